@@ -1,0 +1,176 @@
+"""Hidden states + LM head -> per_token_logps and token_kl, without a [tokens, vocabulary] tensor beyond one chunk.
+
+The backward recomputes the chunk's logits instead of keeping them. With g1 and g2 the upstream gradients of a token's
+log-probability and KL, the gradient of its logits is g1 * (onehot - p) + g2 * (p - p_reference).
+`score_tokens_eager` is the readable definition that tests compare with.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+CHUNK_ELEMENTS = 2**25  # logits per chunk: 128 MiB in float32
+
+
+@dataclass(frozen=True)
+class LMHead:
+    """The map from last hidden states to logits.
+
+    logits = softcap * tanh(scale * (h W^T + b) / softcap), without the parts that are None.
+
+    Attributes:
+        weight: [V, d]. bias: [V] or None. softcap: > 0 or None. scale: multiplies the logits before the soft-cap.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    softcap: float | None = None
+    scale: float = 1.0
+
+    def detached(self) -> "LMHead":
+        return replace(self, weight=self.weight.detach(), bias=None if self.bias is None else self.bias.detach())
+
+    def linear_logits(self, hidden: Tensor) -> Tensor:
+        """[S, d] -> [S, V] after the scale, before the soft-cap; in float32, or float64 for float64 states."""
+        bias = None if self.bias is None else self.bias.to(hidden.dtype)
+        logits = F.linear(hidden, self.weight.to(hidden.dtype), bias)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return logits * self.scale if self.scale != 1.0 else logits
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[S, d] -> [S, V], float32 or float64."""
+        logits = self.linear_logits(hidden)
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+def score_tokens(
+    hidden: Tensor,
+    head: LMHead,
+    labels: Tensor,
+    reference_hidden: Tensor | None = None,
+    reference_head: LMHead | None = None,
+    chunk_tokens: int | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities of the labels and, given a reference, the exact KL(reference || policy) of each token.
+
+    Args:
+        hidden: [S, d], inputs of the policy's head, with gradient.
+        head: the policy's head; gradient flows to its weight and bias.
+        labels: int64 [S].
+        reference_hidden: [S, d_ref] or None; no gradient flows to it or to reference_head.
+        reference_head: required with reference_hidden; same vocabulary.
+        chunk_tokens: tokens per chunk; by default the largest that keeps a chunk's logits at 2**25 elements.
+    Returns: (per_token_logps [S], token_kl [S] or None), float32 (float64 for float64 states), nats.
+    Raises: ValueError if lengths or vocabularies disagree.
+    """
+    if hidden.ndim != 2 or labels.shape != hidden.shape[:1]:
+        raise ValueError(f"hidden {tuple(hidden.shape)} and labels {tuple(labels.shape)} disagree: want [S, d] and [S]")
+    if (reference_hidden is None) != (reference_head is None):
+        raise ValueError("reference_hidden and reference_head must be given together")
+    if reference_hidden is not None and reference_head is not None:
+        if reference_hidden.shape[0] != hidden.shape[0]:
+            raise ValueError(f"reference_hidden has {reference_hidden.shape[0]} tokens, hidden has {hidden.shape[0]}")
+        if reference_head.weight.shape[0] != head.weight.shape[0]:
+            raise ValueError(
+                f"the reference's vocabulary ({reference_head.weight.shape[0]}) and the policy's ({head.weight.shape[0]}) differ"
+            )
+        reference_head = reference_head.detached()
+        reference_hidden = reference_hidden.detach()
+    size = chunk_tokens or max(16, CHUNK_ELEMENTS // head.weight.shape[0])
+    logps, kl = _ScoreTokens.apply(hidden, head.weight, head.bias, labels, head, reference_hidden, reference_head, size)
+    return logps, (kl if reference_hidden is not None else None)
+
+
+def score_tokens_eager(
+    hidden: Tensor,
+    head: LMHead,
+    labels: Tensor,
+    reference_hidden: Tensor | None = None,
+    reference_head: LMHead | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """The definition of `score_tokens` in plain autograd; needs [S, V] memory."""
+    log_probs = head.logits(hidden).log_softmax(-1)
+    logps = log_probs.gather(1, labels[:, None]).squeeze(1)
+    if reference_hidden is None or reference_head is None:
+        return logps, None
+    reference_log_probs = reference_head.logits(reference_hidden).log_softmax(-1).detach()
+    return logps, (reference_log_probs.exp() * (reference_log_probs - log_probs)).sum(-1)
+
+
+class _ScoreTokens(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        head: LMHead,
+        reference_hidden: Tensor | None,
+        reference_head: LMHead | None,
+        size: int,
+    ) -> tuple[Tensor, Tensor]:
+        # The head record only carries soft-cap and scale here: its tensors are the saved ones.
+        ctx.softcap, ctx.scale, ctx.size, ctx.reference_head = head.softcap, head.scale, size, reference_head
+        ctx.save_for_backward(hidden, weight, bias, labels, reference_hidden)
+        head = LMHead(weight.to(hidden.dtype), bias, head.softcap, head.scale)
+        logps, kls = [], []
+        for start in range(0, hidden.shape[0], size):
+            rows = slice(start, start + size)
+            log_probs = head.logits(hidden[rows]).log_softmax(-1)
+            logps.append(log_probs.gather(1, labels[rows, None]).squeeze(1))
+            if reference_hidden is not None and reference_head is not None:
+                reference_log_probs = reference_head.logits(reference_hidden[rows]).log_softmax(-1)
+                kls.append((reference_log_probs.exp() * (reference_log_probs - log_probs)).sum(-1))
+        dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        empty = hidden.new_zeros(0, dtype=dtype)
+        kl = torch.cat(kls) if kls else hidden.new_zeros(hidden.shape[0], dtype=dtype)
+        if reference_hidden is None:
+            ctx.mark_non_differentiable(kl)
+        return (torch.cat(logps) if logps else empty), kl
+
+    @staticmethod
+    def backward(ctx: Any, grad_logps: Tensor, grad_kl: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        hidden, weight, bias, labels, reference_hidden = ctx.saved_tensors
+        matrix = weight.to(hidden.dtype)
+        head = LMHead(matrix, bias, ctx.softcap, ctx.scale)
+        accumulate = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros(weight.shape, dtype=accumulate, device=weight.device)
+        grad_bias = None if bias is None else torch.zeros(bias.shape, dtype=accumulate, device=bias.device)
+        for start in range(0, hidden.shape[0], ctx.size):
+            rows = slice(start, start + ctx.size)
+            linear = head.linear_logits(hidden[rows])
+            capped = linear if ctx.softcap is None else ctx.softcap * torch.tanh(linear / ctx.softcap)
+            probs = capped.softmax(-1)
+            g1 = grad_logps[rows, None]
+            grad = probs * -g1
+            if reference_hidden is not None:
+                g2 = grad_kl[rows, None]
+                grad += g2 * (probs - ctx.reference_head.logits(reference_hidden[rows]).softmax(-1))
+            grad.scatter_add_(1, labels[rows, None], g1)
+            if ctx.softcap is not None:
+                grad *= 1 - (capped / ctx.softcap).square()
+            if ctx.scale != 1.0:
+                grad *= ctx.scale
+            low = grad.to(hidden.dtype)
+            grad_hidden[rows] = low @ matrix
+            if accumulate == hidden.dtype:
+                grad_weight.addmm_(low.t(), hidden[rows])
+            else:
+                grad_weight += low.t() @ hidden[rows]
+            if grad_bias is not None:
+                grad_bias += grad.sum(0)
+        return (
+            grad_hidden,
+            grad_weight.to(weight.dtype),
+            None if bias is None or grad_bias is None else grad_bias.to(bias.dtype),
+            None,
+            None,
+            None,
+            None,
+            None,
+        )

@@ -1,0 +1,154 @@
+"""The two modules that run transformers: the policy, whose forward is the only one trained, and the frozen reference."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsepo.activations import ActivationRecorder, select_hooks
+from sparsepo.kernels.token_scoring import LMHead, score_tokens
+from sparsepo.masks.activation import ActivationMapping, activation_weights, logit_activation
+from sparsepo.masks.base import TokenMasks
+from sparsepo.records import FEATURE_NAMES, ModelInputs, ReferenceFeatures, TokenScores
+
+# Config fields of transformers models that change logits after the head's matrix product.
+_SOFTCAP_FIELD = "final_logit_softcapping"
+_MULTIPLIED_BY = ("logit_scale",)
+_DIVIDED_BY = ("logits_scaling",)
+
+
+def head_of(causal_lm: Any) -> LMHead:
+    """The LM head of a transformers causal model, soft-cap and logit scale included.
+
+    Raises: ValueError if the model has no output embeddings.
+    """
+    layer = causal_lm.get_output_embeddings()
+    if layer is None:
+        raise ValueError(f"{type(causal_lm).__name__} has no LM head (get_output_embeddings() is None)")
+    config = causal_lm.config
+    scale = 1.0
+    for name in _MULTIPLIED_BY:
+        scale *= float(getattr(config, name, None) or 1.0)
+    for name in _DIVIDED_BY:
+        scale /= float(getattr(config, name, None) or 1.0)
+    return LMHead(layer.weight, getattr(layer, "bias", None), getattr(config, _SOFTCAP_FIELD, None), scale)
+
+
+class PolicyModel(nn.Module):
+    """Backbone + head + masks: one forward from a micro-batch to a TokenScores record.
+
+    Args:
+        causal_lm: a transformers causal language model.
+        masks: the token masks; trained together with the policy when they have parameters.
+        reference_head: the frozen reference's head, kept as buffers; required for token_kl.
+    """
+
+    reference_weight: Tensor | None
+    reference_bias: Tensor | None
+
+    def __init__(self, causal_lm: nn.Module, masks: TokenMasks, reference_head: LMHead | None = None) -> None:
+        super().__init__()
+        self.causal_lm: Any = causal_lm
+        self.masks = masks
+        self._reference_head = reference_head
+        # Not persistent: the reference's head is stored once, with the reference.
+        self.register_buffer("reference_weight", None if reference_head is None else reference_head.weight.detach(), persistent=False)
+        bias = None if reference_head is None or reference_head.bias is None else reference_head.bias.detach()
+        self.register_buffer("reference_bias", bias, persistent=False)
+
+    def reference_head(self) -> LMHead | None:
+        if self._reference_head is None:
+            return None
+        assert self.reference_weight is not None
+        return LMHead(self.reference_weight, self.reference_bias, self._reference_head.softcap, self._reference_head.scale)
+
+    def forward(self, inputs: ModelInputs, features: ReferenceFeatures) -> TokenScores:
+        """Score the micro-batch's response tokens.
+
+        Args:
+            inputs: any layout. features: reference features of the same scored tokens, in the same order.
+        Returns: TokenScores; token_kl is present iff features.reference_hidden and a reference head are.
+        """
+        output = self.causal_lm.base_model(
+            input_ids=inputs.input_ids,
+            attention_mask=inputs.attention_mask,
+            position_ids=inputs.position_ids,
+            use_cache=False,
+        )
+        hidden = output.last_hidden_state.flatten(0, 1).index_select(0, inputs.score_rows)
+        reference_head = self.reference_head()
+        uses_kl = reference_head is not None and features.reference_hidden is not None
+        policy_logps, token_kl = score_tokens(
+            hidden,
+            head_of(self.causal_lm),
+            inputs.labels,
+            features.reference_hidden if uses_kl else None,
+            reference_head if uses_kl else None,
+        )
+        reward_mask, kl_mask = self.masks(features, policy_logps)
+        return TokenScores(
+            policy_logps=policy_logps,
+            reference_logps=features.reference_logps,
+            token_kl=token_kl,
+            reward_mask=reward_mask,
+            kl_mask=kl_mask,
+            response_index=inputs.response_index,
+            num_pairs=inputs.num_pairs,
+            l1_shares=self.masks.l1_shares,
+        )
+
+
+class ReferenceModel:
+    """The frozen reference: a micro-batch in, features of its scored tokens out.
+
+    Args:
+        causal_lm: a transformers causal language model; set to eval mode here.
+        hooks: hook points for `activation_mask`: "all", a type, or a list of names. mapping: how they become weights.
+    Raises: ValueError for an unknown hook, or a family without a hook table, when activation_mask is requested.
+    """
+
+    def __init__(self, causal_lm: Any, hooks: str | Iterable[str] = "all", mapping: ActivationMapping = "zn_rescale") -> None:
+        self.causal_lm = causal_lm.eval().requires_grad_(False)
+        self.head = head_of(causal_lm).detached()
+        self._hooks, self._mapping = hooks, mapping
+
+    @torch.no_grad()
+    def features(self, inputs: ModelInputs, wanted: Iterable[str]) -> ReferenceFeatures:
+        """Compute the wanted features (names of ReferenceFeatures' fields) in one forward, in canonical order.
+
+        Raises: ValueError naming an unknown feature.
+        """
+        names = frozenset(wanted)
+        unknown = names - set(FEATURE_NAMES)
+        if unknown:
+            raise ValueError(f"unknown reference feature {sorted(unknown)}: known are {', '.join(FEATURE_NAMES)}")
+        hooks = select_hooks(self.causal_lm.config, self._hooks) if "activation_mask" in names else ()
+        recorder = ActivationRecorder(
+            self.causal_lm.base_model, [h for h in hooks if h != "logits"], "sigmoid_mean" if self._mapping == "sigmoid" else "mean"
+        )
+        with recorder:
+            output = self.causal_lm.base_model(
+                input_ids=inputs.input_ids,
+                attention_mask=inputs.attention_mask,
+                position_ids=inputs.position_ids,
+                use_cache=False,
+                output_hidden_states="reference_layers" in names,
+            )
+
+        def scored(values: Tensor) -> Tensor:
+            return values.flatten(0, 1).index_select(0, inputs.score_rows)
+
+        hidden = scored(output.last_hidden_state)
+        logps = score_tokens(hidden, self.head, inputs.labels)[0] if "reference_logps" in names else None
+        layers = None
+        if "reference_layers" in names:
+            layers = torch.stack([scored(states) for states in output.hidden_states[1:]], dim=1)
+        weights = None
+        if "activation_mask" in names:
+            recorded = {name: [scored(v) for _, v in sorted(layers_of.items())] for name, layers_of in recorder.recorded.items()}
+            if "logits" in hooks:
+                recorded["logits"] = [logit_activation(hidden, self.head, self._mapping)]
+            num_responses = 2 * inputs.num_pairs
+            weights = activation_weights(recorded, inputs.response_index, num_responses, self._mapping, self.head.weight.shape[0])
+        return ReferenceFeatures(logps, hidden if "reference_hidden" in names else None, layers, weights)

@@ -1,0 +1,53 @@
+"""Make the compact golden set committed beside this file from the full one: `python tests/golden/compact.py FULL DEST`.
+
+Keeps what test_golden.py compares for the cases this version supports, one small policy gradient and all mask gradients.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+KEEP = ("_mask", "_policy_token_logps", "_reference_token_logps", "_log_ratio", "_token_neg_kl")
+KEEP_EXACT = ("losses", "u", "d", "u_chosen", "u_rejected", "d_chosen", "d_rejected")
+POLICY_GRADIENTS = ("grad.gpt_neox.layers.2.attention.dense.weight", "grad.transformer.h.2.attn.c_proj.weight")
+
+
+def wanted(key: str) -> bool:
+    if key.startswith("grad."):
+        return key in POLICY_GRADIENTS or key.split(".")[1].endswith("_mask")
+    return key in KEEP_EXACT or (key.endswith(KEEP) and key.split("_")[0] in ("chosen", "rejected"))
+
+
+def main(source: Path, destination: Path) -> None:
+    for arch in ("neox", "gpt2"):
+        manifest = json.loads((source / arch / "manifest.json").read_text())
+        cases = {}
+        for name, case in manifest["cases"].items():
+            settings = case["settings"]
+            learned = settings["kind"] == "sparsepo"
+            if "crash" in case or (
+                learned
+                and (
+                    settings["mask_model"] not in ("simple_last", "simple_all")
+                    or (settings["layer_activation"], settings["mixer_activation"]) != ("relu", "relu")
+                )
+            ):
+                continue
+            cases[name] = {"file": case["file"], "settings": settings}
+            files = [case["file"], *([settings["mask_weights"]] if learned else [])]
+            for file in files:
+                tensors = load_file(source / arch / file)
+                if file == case["file"]:
+                    tensors = {key: value for key, value in tensors.items() if wanted(key)}
+                (destination / arch / file).parent.mkdir(parents=True, exist_ok=True)
+                save_file(tensors, destination / arch / file)
+        for file in ("policy", "reference", "inputs"):
+            save_file(load_file(source / arch / f"{file}.safetensors"), destination / arch / f"{file}.safetensors")
+        compact = {"config": manifest["config"], "cases": cases, "hook_tensors_full": manifest["hook_tensors_full"]}
+        (destination / arch / "manifest.json").write_text(json.dumps(compact, sort_keys=True))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
