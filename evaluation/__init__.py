@@ -1,0 +1,1 @@
+"""Metrics, benchmarks and report pages: pure functions of texts and arrays."""

@@ -1,0 +1,142 @@
+"""Find, fingerprint and load models and tokenizers: the one place that decides files, dtype and device.
+
+Weights are read from safetensors only, and `trust_remote_code` is never set.
+"""
+
+import hashlib
+import json
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.errors import UserError
+
+_HASH_CACHE = Path(os.environ.get("SPARSEPO_CACHE", Path.home() / ".cache" / "sparsepo")) / "hashes.json"
+
+
+def resolve_model(name_or_path: str, tokenizer_only: bool = False) -> Path:
+    """The local directory of a model: a directory, or a hub name already downloaded, or (if online) fetched now.
+
+    Raises: UserError if there is no such model, or the directory holds no config, tokenizer or weights.
+    """
+    path = Path(name_or_path).expanduser()
+    if not path.is_dir():
+        if path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1:
+            raise UserError(f"model {name_or_path!r}: no such directory")
+        path = _from_hub(name_or_path)
+    if not (path / "config.json").is_file():
+        raise UserError(f"model directory {path}: no config.json")
+    if not tokenizer_only and not list(path.glob("*.safetensors")):
+        raise UserError(f"model directory {path}: no weights (*.safetensors); pickled weights are not read")
+    return path.resolve()
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+    try:
+        return Path(snapshot_download(name, local_files_only=True, allow_patterns=patterns))
+    except HFValidationError as error:
+        raise UserError(f"model {name!r}: neither a directory nor a valid model name") from error
+    except LocalEntryNotFoundError:
+        pass
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError, HfHubHTTPError, OSError, RuntimeError) as error:
+        raise UserError(f"model {name!r}: no such directory, not downloaded before, and the model hub cannot be reached") from error
+
+
+@lru_cache(maxsize=4)
+def load_tokenizer(directory: str) -> Any:
+    """The fast tokenizer of a local directory; UserError if it has none or no EOS token."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"model directory {directory}: no usable tokenizer ({str(error).splitlines()[0]})") from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of {directory} has no EOS token: a response could not be ended; set eos_token in its tokenizer_config.json")
+    return tokenizer
+
+
+def load_causal_lm(directory: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> Any:
+    """A causal language model in eval mode, without gradient checkpointing or remote code."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model directory {directory}: {str(error).splitlines()[0]}") from error
+    return model.to(device).eval()
+
+
+def model_config(directory: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((directory / "config.json").read_text())
+    return loaded
+
+
+def max_positions(directory: Path) -> int | None:
+    """Longest sequence the model was built for, or None if its config does not say."""
+    config = model_config(directory)
+    value = config.get("max_position_embeddings") or config.get("n_positions")
+    return int(value) if value else None
+
+
+def weights_fingerprint(directory: Path) -> str:
+    """Hash of the config's architecture and every weight file; file hashes are cached by path, size and time."""
+    digest = hashlib.sha256()
+    config = model_config(directory)
+    for volatile in ("transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache"):
+        config.pop(volatile, None)
+    digest.update(json.dumps(config, sort_keys=True).encode())
+    for file in sorted(directory.glob("*.safetensors")):
+        digest.update(f"{file.name}:{file_hash(file)}".encode())
+    return digest.hexdigest()[:32]
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Hash of what decides token ids: the tokenizer's own serialisation, its template and its end token."""
+    parts = [tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template), str(tokenizer.eos_token_id), str(tokenizer.bos_token_id)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def file_hash(file: Path) -> str:
+    """sha256 of a local file, remembered across runs for an unchanged path, size and modification time."""
+    stat = file.stat()
+    key = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+    try:
+        cache = json.loads(_HASH_CACHE.read_text())
+    except (OSError, ValueError):
+        cache = {}
+    if key not in cache:
+        digest = hashlib.sha256()
+        with file.open("rb") as stream:
+            while block := stream.read(2**22):
+                digest.update(block)
+        cache[key] = digest.hexdigest()
+        try:
+            _HASH_CACHE.parent.mkdir(parents=True, exist_ok=True)
+            temporary = _HASH_CACHE.with_suffix(f".{os.getpid()}")
+            temporary.write_text(json.dumps(cache))
+            temporary.replace(_HASH_CACHE)
+        except OSError:
+            pass  # a read-only home only costs the hash again next time
+    value: str = cache[key]
+    return value
+
+
+def compute_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def reference_dtype(setting: str, device: torch.device) -> torch.dtype:
+    """`auto`: bfloat16 on a GPU, float32 on CPU."""
+    if setting == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[setting]

@@ -1,0 +1,114 @@
+"""The pairs on disk: Parquet shards per split, read by row number."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.errors import UserError
+from pipelines.store import RunStore
+from sparsepo.layouts import TokenizedPair
+
+SPLITS = ("train", "validation", "test")
+_IDS = pa.list_(pa.int32())
+PAIR_SCHEMA = pa.schema(
+    [
+        ("pair_id", pa.string()),
+        ("source", pa.int32()),
+        ("row", pa.int64()),
+        ("prompt_hash", pa.string()),
+        ("prompt", pa.string()),
+        ("chosen", pa.string()),
+        ("rejected", pa.string()),
+        ("prompt_ids", _IDS),
+        ("chosen_ids", _IDS),
+        ("rejected_ids", _IDS),
+        ("chosen_score", pa.float64()),
+        ("rejected_score", pa.float64()),
+        ("truncated", pa.string()),
+    ]
+)
+
+
+def shard_name(split: str, number: int) -> str:
+    return f"{split}-{number:05d}"
+
+
+class PairTable:
+    """Read access to RUN/pairs of a finished prepare stage.
+
+    Rows of a split are numbered 0..n-1 across its shards. Opening reads the manifest only; shards load when touched.
+    """
+
+    def __init__(self, store: RunStore, manifest: dict[str, Any]) -> None:
+        self._store = store
+        self._sizes: dict[str, list[int]] = manifest["counts"]["shards"]
+        self._starts = {split: np.concatenate([[0], np.cumsum(sizes)]).tolist() for split, sizes in self._sizes.items()}
+        self._load = lru_cache(maxsize=64)(self._read)
+
+    def num_rows(self, split: str) -> int:
+        return int(self._starts[split][-1]) if split in self._starts else 0
+
+    def num_shards(self, split: str) -> int:
+        return len(self._sizes.get(split, []))
+
+    def shard(self, split: str, number: int) -> pa.Table:
+        """One shard as a table with PAIR_SCHEMA."""
+        return self._load(split, number)
+
+    def locate(self, split: str, row: int) -> tuple[int, int]:
+        """(shard, row within the shard); IndexError outside the split."""
+        starts = self._starts[split]
+        if not 0 <= row < starts[-1]:
+            raise IndexError(f"row {row} of split {split!r}, which has {starts[-1]}")
+        shard = bisect_right(starts, row) - 1
+        return shard, row - starts[shard]
+
+    def pairs(self, split: str, rows: Sequence[int]) -> list[TokenizedPair]:
+        """Token ids of the given rows, in the given order."""
+        found = []
+        for row in rows:
+            shard, offset = self.locate(split, row)
+            found.append(pair_at(self._load(split, shard), offset))
+        return found
+
+    def column(self, split: str, name: str) -> list[Any]:
+        """All values of a column of a split, in row order."""
+        values: list[Any] = []
+        for number in range(self.num_shards(split)):
+            values += self._store.read_table(f"{shard_name(split, number)}.parquet", [name])[name].to_pylist()
+        return values
+
+    def lengths(self, split: str) -> list[int]:
+        """Model tokens (prompt counted once per response) of every row."""
+        totals: list[int] = []
+        for number in range(self.num_shards(split)):
+            table = self.shard(split, number)
+            prompt, chosen, rejected = (
+                pa.compute.fill_null(pa.compute.list_value_length(table[c]), 0).to_numpy()
+                for c in ("prompt_ids", "chosen_ids", "rejected_ids")
+            )
+            responses = 1 + (rejected > 0)
+            totals += (prompt * responses + chosen + rejected).tolist()
+        return totals
+
+    def _read(self, split: str, number: int) -> pa.Table:
+        path = f"{shard_name(split, number)}.parquet"
+        if not self._store.exists(path):
+            raise UserError(f"{self._store.root}/{path} is missing: the pairs are incomplete")
+        return self._store.read_table(path).combine_chunks()
+
+
+def pair_at(table: pa.Table, offset: int) -> TokenizedPair:
+    """Token ids of one row of a pairs table."""
+
+    def ids(name: str) -> np.ndarray | None:
+        value = table[name][offset]
+        return value.values.to_numpy().copy() if value.is_valid else None
+
+    prompt, chosen = ids("prompt_ids"), ids("chosen_ids")
+    assert prompt is not None and chosen is not None
+    return TokenizedPair(prompt, chosen, ids("rejected_ids"))  # type: ignore[arg-type]

@@ -1,0 +1,156 @@
+"""Recipe files: YAML + `key=value` overrides -> a validated Recipe, or one clear line."""
+
+import difflib
+import types
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+from yaml import YAMLError
+
+from pipelines.config import Recipe
+from pipelines.errors import UserError
+
+# Alternatives of a tagged union: a key that belongs to another alternative must not survive an override of the tag.
+_TAGS = {"objective": "name", "mask": "kind"}
+
+
+def packaged_recipes() -> dict[str, Path]:
+    """Name -> file of the recipes shipped with the package."""
+    folder = Path(str(resources.files("pipelines"))) / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Load a recipe file (or a packaged recipe by name) and apply `key=value` overrides.
+
+    Raises: UserError naming the file or key, the value and what is allowed.
+    """
+    return validate_recipe(read_mapping(recipe), overrides)
+
+
+def read_mapping(recipe: str) -> dict[str, Any]:
+    """Read a YAML mapping from a file or the packaged recipe of that name."""
+    path = Path(recipe)
+    if not path.is_file():
+        packaged = packaged_recipes()
+        if recipe not in packaged:
+            raise UserError(f"recipe {recipe!r}: no such file, nor a packaged recipe ({', '.join(packaged)})")
+        path = packaged[recipe]
+    try:
+        loaded = OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"recipe {recipe!r} is not valid YAML: {_first_line(error)}") from error
+    if not isinstance(loaded, DictConfig):
+        raise UserError(f"recipe {recipe!r} must be a mapping of keys to values")
+    plain = OmegaConf.to_container(loaded)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def validate_recipe(mapping: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """Apply overrides to a mapping and validate it."""
+    for item in overrides:
+        if "=" not in item:
+            raise UserError(f"override {item!r}: write it as key=value, for example train.learning_rate=1e-5")
+    base = OmegaConf.create(mapping)
+    try:
+        changes = OmegaConf.from_dotlist(list(overrides))
+        for section, tag in _TAGS.items():
+            if section in changes and tag in changes[section] and section in base and base[section].get(tag) != changes[section][tag]:
+                base[section] = {}
+        merged = OmegaConf.to_container(OmegaConf.merge(base, changes), resolve=True)
+    except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
+        raise UserError(f"overrides {' '.join(overrides)}: {_first_line(error)}") from error
+    try:
+        return Recipe.model_validate(merged)
+    except ValidationError as error:
+        raise UserError(_explain(error)) from error
+
+
+def write_yaml(recipe: Recipe) -> str:
+    """The fully resolved recipe as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(recipe.model_dump(mode="json")))
+
+
+def set_keys(mapping: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a recipe mapping with dotted keys set to plain values."""
+    config = OmegaConf.create(mapping)
+    for key, value in values.items():
+        OmegaConf.update(config, key, value, force_add=True)
+    plain = OmegaConf.to_container(config)
+    assert isinstance(plain, dict)
+    return {str(key): item for key, item in plain.items()}
+
+
+def unknown_key_message(key: str) -> str | None:
+    """None if `key` is a leaf or section of the recipe schema, else a line that names the nearest valid key."""
+    valid = _all_keys(Recipe, "")
+    if key in valid:
+        return None
+    return f"unknown config key {key!r}{_nearest(key, valid)}"
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem as one line, with the count of further ones."""
+    problems = error.errors()
+    first = problems[0]
+    parts = [str(part) for part in first["loc"]]
+    # The tag of a union appears in the location but is no key of the recipe.
+    if len(parts) > 1 and parts[0] in (*_TAGS, "evaluate", "sample"):
+        parts = [p for i, p in enumerate(parts) if i == 0 or p not in _union_tags(parts[:i])]
+    key = ".".join(parts)
+    value = first.get("input")
+    if first["type"] == "extra_forbidden":
+        scope = _all_keys(Recipe, "")
+        line = f"unknown config key {key!r}{_nearest(key, scope)}"
+    elif first["type"] == "missing":
+        line = f"config key {key!r} is required and missing"
+    elif first["type"] == "value_error" and not key:
+        line = str(first["ctx"]["error"])
+    elif first["type"] == "union_tag_invalid":
+        context = first["ctx"]
+        line = f"{key}.{context['discriminator'].strip(chr(39))} = {context['tag']!r}: allowed are {context['expected_tags']}"
+    else:
+        shown = "" if isinstance(value, dict) else f" = {value!r}"
+        line = f"{key}{shown}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    return line + (f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else "")
+
+
+def _union_tags(prefix: list[str]) -> set[str]:
+    return {"dpo", "tdpo1", "mapo", "sparsepo", "sft", "none", "activation", "learned", "vader", "classifier"}
+
+
+def _all_keys(model: type[BaseModel], prefix: str) -> set[str]:
+    keys: set[str] = set()
+    for name, field in model.model_fields.items():
+        keys.add(prefix + name)
+        for section in _sections_in(field.annotation):
+            keys |= _all_keys(section, f"{prefix}{name}.")
+    return keys
+
+
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Union, types.UnionType, tuple):
+        return [section for item in get_args(annotation) for section in _sections_in(item)]
+    return []
+
+
+def _nearest(key: str, valid: set[str]) -> str:
+    near = difflib.get_close_matches(key, sorted(valid), n=1, cutoff=0.5)
+    if not near:
+        last = key.rsplit(".", 1)[-1]
+        near = [k for k in sorted(valid) if k.rsplit(".", 1)[-1] == last][:1]
+    return f": did you mean {near[0]!r}?" if near else f": valid top-level keys are {', '.join(sorted(k for k in valid if '.' not in k))}"
+
+
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
