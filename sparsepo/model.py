@@ -79,14 +79,19 @@ class PolicyModel(nn.Module):
         hidden = output.last_hidden_state.flatten(0, 1).index_select(0, inputs.score_rows)
         reference_head = self.reference_head()
         uses_kl = reference_head is not None and features.reference_hidden is not None
-        policy_logps, token_kl = score_tokens(
-            hidden,
-            head_of(self.causal_lm),
-            inputs.labels,
-            features.reference_hidden if uses_kl else None,
-            reference_head if uses_kl else None,
-        )
-        reward_mask, kl_mask = self.masks(features, policy_logps)
+        device = hidden.device.type
+        if torch.is_autocast_enabled(device):
+            hidden = hidden.to(torch.get_autocast_dtype(device))
+        # The primitive and the masks choose their own dtypes; autocast would undo that, and in the forward only.
+        with torch.autocast(device, enabled=False):
+            policy_logps, token_kl = score_tokens(
+                hidden,
+                head_of(self.causal_lm),
+                inputs.labels,
+                features.reference_hidden if uses_kl else None,
+                reference_head if uses_kl else None,
+            )
+            reward_mask, kl_mask = self.masks(features, policy_logps)
         return TokenScores(
             policy_logps=policy_logps,
             reference_logps=features.reference_logps,

@@ -1,0 +1,70 @@
+"""Which pairs each optimizer step sees, and how ranks cut them into micro-batches: pure functions.
+
+The global batch of a step depends on the number of rows, the seed and the global batch size alone, so a restart,
+another worker count or another micro-batch budget sees the same pairs.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A deterministic permutation of the rows per epoch, cut into global batches; the last, smaller one is kept."""
+
+    num_rows: int
+    global_batch_size: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.num_rows / self.global_batch_size)
+
+    def num_steps(self, epochs: float, max_steps: int | None) -> int:
+        """Optimizer steps of a run: epochs (fractions rounded up to a step), at most max_steps."""
+        steps = math.ceil(self.steps_per_epoch * epochs - 1e-9)
+        return steps if max_steps is None else min(steps, max_steps)
+
+    def pair_indices(self, step: int) -> list[int]:
+        """Rows of the global batch of optimizer step 0, 1, ..."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        order = _permutation(self.num_rows, self.seed, epoch)
+        start = within * self.global_batch_size
+        return [int(i) for i in order[start : start + self.global_batch_size]]
+
+
+@lru_cache(maxsize=2)
+def _permutation(num_rows: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(num_rows)
+
+
+def rank_share(indices: Sequence[int], lengths: Sequence[int], rank: int, world: int) -> list[int]:
+    """The rows of one rank: dealt by length, back and forth, so that ranks carry about the same number of tokens."""
+    ordered = sorted(indices, key=lambda i: (-lengths[i], i))
+    return [row for place, row in enumerate(ordered) if _dealt_to(place, world) == rank]
+
+
+def _dealt_to(place: int, world: int) -> int:
+    turn, seat = divmod(place, world)
+    return seat if turn % 2 == 0 else world - 1 - seat
+
+
+def token_budget_batches(rows: Sequence[int], widths: Sequence[int], sequences_per_row: int, budget: int) -> list[list[int]]:
+    """Cut rows into batches of similar width whose padded size stays within the budget (one row at least).
+
+    Args:
+        rows: positions into widths. widths: padded length of each row's longest sequence, tokens.
+        sequences_per_row: 2 for pairs, 1 for chosen-only data. budget: tokens, padding included.
+    """
+    batches: list[list[int]] = []
+    for row in sorted(rows, key=lambda i: (-widths[i], i)):
+        # Rows come widest first: the first of a batch is its width.
+        if batches and (len(batches[-1]) + 1) * sequences_per_row * widths[batches[-1][0]] <= budget:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches

@@ -1,0 +1,166 @@
+"""train: fine-tune on the prepared pairs with Ray Train; resumes at the last published checkpoint.
+
+Checkpoints are ours (see train_checkpoint.py), not Ray's: they are durable the moment they are published and hold no
+pickle. Ray Train places the workers, joins them and restarts them after a failure.
+"""
+
+import contextlib
+import threading
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from tqdm import tqdm
+
+from pipelines.config import Recipe
+from pipelines.errors import StageFailed, UserError
+from pipelines.model_card import model_card
+from pipelines.models import resolve_model, weights_fingerprint
+from pipelines.prepare import open_pairs, prepare_record
+from pipelines.reference import reference_record
+from pipelines.sampler import Sampler
+from pipelines.stage_record import StageRecord
+from pipelines.store import RunStore
+from pipelines.train_metrics import FOLDER, read_metrics
+from pipelines.train_worker import train_worker
+
+
+def train_store(recipe: Recipe) -> RunStore:
+    return RunStore(f"{recipe.run_dir}/train")
+
+
+def train_record(recipe: Recipe) -> StageRecord:
+    """The stage record of a recipe's training."""
+    inputs = {"weights": weights_fingerprint(resolve_model(recipe.model.name_or_path))}
+    if recipe.required_features():
+        inputs["reference"] = reference_record(recipe).fingerprint()
+    else:
+        inputs["pairs"] = prepare_record(recipe).fingerprint()
+    record = StageRecord.of(recipe, "train", train_store(recipe), inputs)
+    # The activation mask is made by the reference stage, but which one was trained with is this stage's business.
+    mask = {f"mask.{key}": value for key, value in recipe.mask.model_dump(mode="json").items()}
+    return StageRecord(record.stage, record.store, {**record.settings, **mask}, inputs)
+
+
+def run_train(recipe: Recipe, quiet: bool = False, callbacks: list[Any] | None = None) -> dict[str, Any]:
+    """Train, or resume, and return the stage's manifest. Needs a running Ray.
+
+    Raises: UserError for impossible resources; StageFailed if the loss stops being finite.
+    """
+    record = train_record(recipe)
+    record.begin()
+    store = record.store
+    store.sweep_temporary()
+    for name in store.list():
+        if name.startswith("failure-"):
+            store.delete(name)
+    pairs = open_pairs(recipe)
+    steps = Sampler(pairs.num_rows("train"), recipe.train.global_batch_size, recipe.train.seed).num_steps(
+        recipe.train.epochs, recipe.train.max_steps
+    )
+    with _progress(store, steps, quiet):
+        _fit(recipe, callbacks or [])
+    _raise_failure(store)
+    if not store.exists("model"):
+        raise StageFailed("training ended without publishing a model: see the worker's output above")
+    records = list(read_metrics(store))
+    last = [r for r in records if r.get("kind") != "validation"][-1]
+    counts = {"steps": steps, "pairs": pairs.num_rows("train"), "final": last}
+    validations = [r for r in records if r.get("kind") == "validation"]
+    if validations:
+        counts["validation"] = validations[-1]
+    store.write_bytes("model/README.md", model_card(recipe, counts).encode())
+    outputs = {f"model/{name}": store.checksum(f"model/{name}") for name in store.list("model") if name.endswith(".safetensors")}
+    return record.finish(counts, outputs)
+
+
+def _fit(recipe: Recipe, callbacks: list[Any]) -> None:
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    resources = ray.cluster_resources()
+    workers = recipe.train.num_workers
+    gpus = int(resources.get("GPU", 0))
+    use_gpu = gpus > 0 if recipe.train.use_gpu is None else recipe.train.use_gpu
+    if use_gpu and gpus < workers:
+        raise UserError(f"train.num_workers = {workers} with a GPU each: the cluster has {gpus} GPUs")
+    total_cpus = resources.get("CPU", 1)
+    cpus = recipe.train.cpus_per_worker or max(1, int(total_cpus // workers) if not use_gpu else 1)
+    if cpus * workers > total_cpus:
+        raise UserError(f"train.num_workers = {workers} x {cpus:g} CPUs: the cluster has {total_cpus:g}")
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"recipe": recipe.model_dump(mode="json"), "threads": max(1, int(cpus))},
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus, "GPU": 1} if use_gpu else {"CPU": cpus}),
+        run_config=RunConfig(
+            # A new name each time: Ray's own restore is not used, our checkpoints are.
+            name=f"train-{uuid.uuid4().hex[:12]}",
+            storage_path=RunStore(f"{recipe.run_dir}/.ray").root,
+            failure_config=FailureConfig(max_failures=recipe.train.max_failures),
+            callbacks=callbacks,
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        _raise_failure(train_store(recipe))
+        raise StageFailed(f"training failed: {_root_cause(error)}") from error
+
+
+def _raise_failure(store: RunStore) -> None:
+    for name in store.list():
+        if name.startswith("failure-"):
+            failure = store.read_json(name)
+            raise (UserError if failure["kind"] == "user" else StageFailed)(failure["message"])
+
+
+def _root_cause(error: BaseException) -> str:
+    failures = getattr(error, "worker_failures", None)
+    text = str(next(iter(failures.values()))) if failures else str(error)
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _progress(store: RunStore, steps: int, quiet: bool) -> Iterator[None]:
+    """A bar fed by the published metrics, so that it works for any placement of the workers."""
+    if quiet:
+        yield
+        return
+    stop = threading.Event()
+
+    def follow() -> None:
+        seen: set[str] = set()
+        with tqdm(total=steps, desc="train", unit="step") as bar:
+            while True:
+                finished = stop.is_set()
+                for name in store.list(FOLDER):
+                    if name in seen or not name.endswith("-train.jsonl"):
+                        continue
+                    seen.add(name)
+                    for record in _records(store, name):
+                        bar.n = max(bar.n, record["step"])
+                        shown = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy", "kl/reference_policy": "kl"}
+                        bar.set_postfix({label: f"{record[key]:.3g}" for key, label in shown.items() if key in record}, refresh=False)
+                    bar.refresh()
+                if finished:
+                    return
+                stop.wait(1.0)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=10)
+
+
+def _records(store: RunStore, name: str) -> list[dict[str, Any]]:
+    import json
+
+    try:
+        return [json.loads(line) for line in store.read_bytes(f"{FOLDER}/{name}").splitlines()]
+    except FileNotFoundError:  # a resuming worker discards parts beyond its checkpoint
+        return []
