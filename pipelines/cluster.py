@@ -32,7 +32,9 @@ def ray_session(config: RaySection) -> Iterator[None]:
         ray.init(
             address="local",
             num_cpus=config.num_cpus,
-            include_dashboard=False,
+            # Ray Train's clean-up of placement groups asks the dashboard's state API.
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
             logging_level=logging.WARNING,
             _temp_dir=config.temp_dir,
         )

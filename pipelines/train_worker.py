@@ -1,5 +1,6 @@
 """What every training rank runs: one deterministic loop for all objectives, masks and worker counts."""
 
+import logging
 import math
 import time
 from typing import Any
@@ -27,7 +28,10 @@ def train_worker(config: dict[str, Any]) -> None:
     """Entry point for Ray Train. Errors that are not to be retried are left in failure.json for the driver."""
     import ray.train
     import ray.train.torch
+    import transformers
 
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
     context = ray.train.get_context()
     recipe = Recipe.model_validate(config["recipe"])
     device = ray.train.torch.get_device()

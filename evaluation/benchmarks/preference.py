@@ -1,0 +1,50 @@
+"""preference: does the model prefer the held-out chosen responses, before and after, and by what margin?"""
+
+from typing import Any
+
+from evaluation.bootstrap import mean_interval
+from evaluation.metrics.preference_accuracy import preference_hits
+
+
+def preference_benchmark(records: list[dict[str, Any]], samples: int, seed: int) -> dict[str, Any]:
+    """Accuracies and margins with 95 % intervals over pairs.
+
+    Three accuracies, because they answer different questions: `logps` ranks by sequence log-probability (defined before
+    training too), `logps_per_token` the same per token, `implicit_reward` by the objective's own reward, for which the
+    starting model is a tie (0.5) by construction.
+
+    Args:
+        records: per pair: policy_chosen, policy_rejected, start_chosen, start_rejected (sequence log-probabilities,
+            nats), num_chosen, num_rejected (tokens), reward_chosen, reward_rejected, kl_chosen, kl_rejected
+            (KL(reference || policy), nats per response).
+        samples, seed: of the bootstrap.
+    """
+    if not records:
+        raise ValueError("the preference benchmark needs at least one pair")
+
+    def column(name: str) -> list[float]:
+        return [float(r[name]) for r in records]
+
+    def per_token(side: str, who: str) -> list[float]:
+        return [r[f"{who}_{side}"] / r[f"num_{side}"] for r in records]
+
+    before = preference_hits(column("start_chosen"), column("start_rejected"))
+    after = preference_hits(column("policy_chosen"), column("policy_rejected"))
+    before_token = preference_hits(per_token("chosen", "start"), per_token("rejected", "start"))
+    after_token = preference_hits(per_token("chosen", "policy"), per_token("rejected", "policy"))
+    margins = [r["reward_chosen"] - r["reward_rejected"] for r in records]
+
+    def interval(values: list[float]) -> dict[str, float]:
+        return mean_interval(values, samples, seed).as_dict()
+
+    return {
+        "num_pairs": len(records),
+        "accuracy/logps/before": interval(before),
+        "accuracy/logps/after": interval(after),
+        "accuracy/logps/gain": interval([b - a for a, b in zip(before, after, strict=True)]),
+        "accuracy/logps_per_token/before": interval(before_token),
+        "accuracy/logps_per_token/after": interval(after_token),
+        "accuracy/implicit_reward": interval(preference_hits(column("reward_chosen"), column("reward_rejected"))),
+        "rewards/margins": interval(margins),
+        "kl/reference_policy": interval([(r["kl_chosen"] + r["kl_rejected"]) / 2 for r in records]),
+    }

@@ -1,0 +1,46 @@
+"""sentiment: reward of samples before and after, against how far the policy moved: a point of the reward-KL frontier."""
+
+from collections import defaultdict
+from typing import Any
+
+from evaluation.bootstrap import mean_interval
+from evaluation.metrics.distinct_n import distinct_n
+
+
+def sentiment_benchmark(records: list[dict[str, Any]], temperature: float, samples: int, seed: int) -> dict[str, Any]:
+    """Rewards of both models on the same prompts, their paired gain, and the sequence KL.
+
+    Args:
+        records: per prompt: policy_text, start_text, policy_reward, start_reward, policy_tokens, start_tokens,
+            kl_policy_reference = sum over the sample's tokens of KL(policy || reference), nats, full vocabulary.
+        temperature: that the samples were drawn at; the KL is the frontier's x-axis at 1.0 only.
+    """
+    if not records:
+        raise ValueError("the sentiment benchmark needs at least one prompt")
+
+    def interval(values: list[float]) -> dict[str, float]:
+        return mean_interval(values, samples, seed).as_dict()
+
+    start, policy = [r["start_text"] for r in records], [r["policy_text"] for r in records]
+    return {
+        "num_prompts": len(records),
+        "temperature": temperature,
+        "reward/before": interval([r["start_reward"] for r in records]),
+        "reward/after": interval([r["policy_reward"] for r in records]),
+        "reward/gain": interval([r["policy_reward"] - r["start_reward"] for r in records]),
+        "kl/policy_reference": interval([r["kl_policy_reference"] for r in records]),
+        "distinct_2/before": distinct_n(start, 2),
+        "distinct_2/after": distinct_n(policy, 2),
+        "tokens/before": interval([float(r["start_tokens"]) for r in records]),
+        "tokens/after": interval([float(r["policy_tokens"]) for r in records]),
+        "reward_histogram": _histograms(records),
+    }
+
+
+def _histograms(records: list[dict[str, Any]]) -> dict[str, list[int]]:
+    """Counts of rewards in ten equal bins of [-1, 1]."""
+    counts: dict[str, list[int]] = defaultdict(lambda: [0] * 10)
+    for record in records:
+        for who in ("start", "policy"):
+            counts[who][min(9, max(0, int((record[f"{who}_reward"] + 1) * 5)))] += 1
+    return dict(counts)
