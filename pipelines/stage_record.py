@@ -50,6 +50,12 @@ class StageRecord:
         self._compare(self.store.read_json(MANIFEST))
         return True
 
+    def check(self) -> None:
+        """UserError naming the difference if another configuration started or finished here; nothing is written."""
+        for name in (STARTED, MANIFEST):
+            if self.store.exists(name):
+                self._compare(self.store.read_json(name))
+
     def begin(self) -> None:
         """Record that the stage starts; refuses a place where another configuration started."""
         if self.store.exists(STARTED):

@@ -1,0 +1,140 @@
+"""Collects a run's numbers into views and renders the page."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, select_autoescape
+from markupsafe import Markup
+
+from evaluation.report import figures
+
+_CURVES = (
+    ("loss", "Loss", "nats", None),
+    ("rewards/margins", "Implicit reward margin", "beta x nats", 0.0),
+    ("rewards/accuracies", "Implicit reward accuracy", "share of pairs", 0.5),
+    ("kl/reference_policy", "KL(reference || policy) on training responses", "nats per response", 0.0),
+    ("masks/reward_mean", "Mean reward mask", "weight", None),
+    ("masks/reward_zero_fraction", "Reward mask: share of exact zeros", "share of tokens", None),
+    ("masks/kl_mean", "Mean KL mask", "weight", None),
+    ("nll_per_token", "Negative log-likelihood", "nats per token", None),
+)
+
+
+@dataclass(frozen=True)
+class RunView:
+    """What the page shows of one run.
+
+    Attributes:
+        name: shown label. recipe: resolved configuration. recipe_yaml: the same as text. counts: of the train stage.
+        data_counts: of prepare. metrics: training records in step order. results: benchmark name -> numbers.
+        samples: sentiment samples. responses: tokens with weights for the heatmap.
+    """
+
+    name: str
+    recipe: dict[str, Any]
+    recipe_yaml: str
+    counts: dict[str, Any]
+    data_counts: dict[str, Any]
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    responses: list[dict[str, Any]] = field(default_factory=list)
+
+
+def render_report(runs: Sequence[RunView], title: str) -> str:
+    """One HTML page, scripts and styles inside. ValueError without a run."""
+    if not runs:
+        raise ValueError("a report needs at least one run")
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(["j2"]))
+    environment.filters["num"] = _number
+    environment.filters["interval"] = _interval
+    environment.filters["signed"] = lambda v: f"{v:+.3f}"
+    context = {
+        "title": title,
+        "runs": runs,
+        "frontier": Markup(_frontier(runs)) if any("sentiment" in r.results for r in runs) else "",
+        "curves": [Markup(svg) for svg in _curves(runs)],
+        "auc": Markup(_auc(runs)) if any("auc/chance" in r.results.get("masks", {}) for r in runs) else "",
+        "examples": {r.name: _examples(r) for r in runs},
+        "heatmaps": {r.name: _heatmap(r) for r in runs},
+        "data_json": Markup(json.dumps({r.name: r.results for r in runs}).replace("</", "<\\/")),
+    }
+    return environment.get_template("template.html.j2").render(context)
+
+
+def _frontier(runs: Sequence[RunView]) -> str:
+    measured = [r for r in runs if "sentiment" in r.results]
+    first = measured[0].results["sentiment"]
+    zero = {"mean": 0.0, "low": 0.0, "high": 0.0}
+    points: list[dict[str, Any]] = [
+        {"name": r.name, "kl": r.results["sentiment"]["kl/policy_reference"], "reward": r.results["sentiment"]["reward/after"]} for r in measured
+    ]
+    points.append({"name": "starting model", "kl": zero, "reward": first["reward/before"], "is_start": True})
+    kind = measured[0].recipe["evaluate"]["reward"]["kind"]
+    return figures.frontier_chart(points, f"mean reward of samples ({kind})")
+
+
+def _curves(runs: Sequence[RunView]) -> list[str]:
+    charts = []
+    for key, title, unit, reference in _CURVES:
+        series = []
+        for run in runs:
+            points = [(m["step"], m[key]) for m in run.metrics if m.get("kind") != "validation" and key in m]
+            if points:
+                series.append((run.name, [p[0] for p in points], [p[1] for p in points]))
+        if series:
+            charts.append(figures.line_chart(title, unit, series, reference))
+    return charts
+
+
+def _auc(runs: Sequence[RunView]) -> str:
+    bars: list[tuple[str, dict[str, float]]] = []
+    measured = [r for r in runs if "auc/chance" in r.results.get("masks", {})]
+    for run in measured:
+        masks = run.results["masks"]
+        if run.recipe["mask"]["kind"] != "none":
+            bars.append((f"{run.name}\nreward mask", masks["auc/reward_mask"]))
+            if run.recipe["mask"].get("sharing") == "independent":
+                bars.append((f"{run.name}\nKL mask", masks["auc/kl_mask"]))
+    last = measured[-1].results["masks"]
+    bars += [("token KL", last["auc/token_kl"]), ("random", last["auc/random_mask"])]
+    return figures.bar_chart("Do the weights find the key tokens?", "AUC over held-out tokens", bars, chance=0.5)
+
+
+def _examples(run: RunView, count: int = 4) -> dict[str, list[dict[str, Any]]]:
+    """Largest gains, largest losses and the first prompts as they come."""
+    ranked = sorted(run.samples, key=lambda s: s["policy_reward"] - s["start_reward"])
+    if not ranked:
+        return {}
+    return {"as they come": run.samples[:count], "largest gains": ranked[::-1][:count], "largest losses": ranked[:count]}
+
+
+def _heatmap(run: RunView) -> list[dict[str, Any]]:
+    """Responses with a colour strength per token, scaled to the largest weight shown."""
+    shown = []
+    for response in run.responses:
+        largest = max([*response["reward_mask"], 1e-9])
+        tokens = []
+        for i, token in enumerate(response["tokens"]):
+            weight = response["reward_mask"][i]
+            tokens.append(
+                {
+                    "text": token,
+                    "alpha": round(weight / largest * 0.85, 3),
+                    "is_key": bool(response["is_key"] and response["is_key"][i]),
+                    "hint": f"reward mask {weight:.4g} | KL mask {response['kl_mask'][i]:.4g} | token KL {response['token_kl'][i]:.4g}",
+                }
+            )
+        shown.append({"side": response["side"], "tokens": tokens})
+    return shown
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+
+
+def _interval(value: dict[str, float]) -> str:
+    return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"

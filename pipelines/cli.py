@@ -1,0 +1,156 @@
+"""The command line. Exit codes: 0 ok, 2 the user's input is wrong, 3 a quality gate failed, 130 interrupted, 1 anything else."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from pipelines.errors import StageFailed, UserError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Token-masked preference optimisation on Ray: SparsePO, MaPO, TDPO, DPO.",
+)
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe file, or the name of a packaged recipe.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. train.learning_rate=1e-5")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no summaries.")]
+
+
+@app.command()
+def run(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = False) -> None:
+    """prepare -> reference -> train -> evaluate -> report; finished stages are skipped."""
+    _stages(recipe, overrides, ("prepare", "reference", "train", "evaluate", "report"), quiet)
+
+
+@app.command()
+def prepare(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = False) -> None:
+    """Tokenise, split and count the pairs."""
+    _stages(recipe, overrides, ("prepare",), quiet)
+
+
+@app.command()
+def reference(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = False) -> None:
+    """Score the pairs once with the frozen reference model."""
+    _stages(recipe, overrides, ("reference",), quiet)
+
+
+@app.command()
+def train(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = False) -> None:
+    """Fine-tune; resumes at the last checkpoint."""
+    _stages(recipe, overrides, ("train",), quiet)
+
+
+@app.command()
+def evaluate(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = False) -> None:
+    """Held-out preference, sentiment and mask statistics of the trained model."""
+    _stages(recipe, overrides, ("evaluate",), quiet)
+
+
+@app.command()
+def report(run_dirs: Annotated[list[str], typer.Argument(metavar="RUN...")], output: str | None = None) -> None:
+    """Write the HTML report of one run, or the comparison of several."""
+    from pipelines.report import run_report
+
+    print(run_report(run_dirs, output))
+
+
+@app.command()
+def sft(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = False) -> None:
+    """Make a starting model from the chosen responses."""
+    from pipelines.recipe import load_recipe
+    from pipelines.sft import run_sft
+
+    print(f"model: {run_sft(load_recipe(recipe, overrides or ()), _say(quiet), quiet)}")
+
+
+@app.command()
+def sample(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = False) -> None:
+    """Sample and score candidates for every prompt, in the scored-candidates form."""
+    from pipelines.recipe import load_recipe
+    from pipelines.run import LazyRay
+    from pipelines.sample import CANDIDATES, run_sample, sample_record
+
+    loaded = load_recipe(recipe, overrides or ())
+    record = sample_record(loaded)
+    if not record.is_complete():
+        with LazyRay(loaded) as start:
+            start()
+            run_sample(loaded, quiet)
+    print(f"{record.store.root}/{CANDIDATES}")
+
+
+@app.command()
+def tune(sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="Sweep file.")], overrides: Overrides = None, quiet: Quiet = False) -> None:
+    """Search any config key with Ray Tune; the reference is scored once."""
+    from pipelines.tune import load_sweep, run_tune
+
+    print(run_tune(load_sweep(sweep, overrides or ()), _say(quiet), quiet))
+
+
+@app.command()
+def plan(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Rows, tokens, storage, memory and steps; runs nothing."""
+    from pipelines.plan import run_plan
+    from pipelines.recipe import load_recipe
+
+    print(json.dumps(run_plan(load_recipe(recipe, overrides or ())), indent=2))
+
+
+@app.command()
+def status(run_dir: Annotated[str, typer.Argument(metavar="RUN")]) -> None:
+    """What of a run is done, what failed, where the outputs are."""
+    from pipelines.status import run_status
+
+    for row in run_status(run_dir):
+        print(f"{row['stage']:<10} {row['state']:<12} {row['detail']:<60} {row['path']}")
+
+
+@app.command()
+def quickstart(overrides: Annotated[list[str] | None, typer.Argument(metavar="[seed=N] [dir=PATH]")] = None, quiet: Quiet = False) -> None:
+    """Every stage on a small world made on the spot: no network, no GPU, under three minutes."""
+    from pipelines.quickstart import run_quickstart
+
+    print(f"report: {run_quickstart(overrides or [], _say(quiet), quiet)}")
+
+
+def _say(quiet: bool) -> Callable[[str], None]:
+    return (lambda line: None) if quiet else (lambda line: print(line, flush=True))
+
+
+def _stages(recipe: str, overrides: list[str] | None, stages: tuple[str, ...], quiet: bool) -> None:
+    from pipelines.recipe import load_recipe
+    from pipelines.run import run_stages
+
+    run_stages(load_recipe(recipe, overrides or ()), stages, _say(quiet), quiet)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Console entry point: turns errors into one line and an exit code."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    command: Any = typer.main.get_command(app)
+    try:
+        code = command(args=arguments, prog_name="sparsepo", standalone_mode=False)
+    except UserError as error:
+        _fail(str(error), 2)
+    except StageFailed as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted; run the same command again to resume", 130)
+    except Exception as error:
+        if type(error).__module__.split(".")[0] in ("click", "typer"):
+            shown = getattr(error, "format_message", lambda: "interrupted; run the same command again to resume")()
+            _fail(shown, getattr(error, "exit_code", 2))
+        raise
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(code)

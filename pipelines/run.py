@@ -1,0 +1,133 @@
+"""run: prepare -> reference -> train -> evaluate -> report, skipping every stage whose output already matches."""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from pipelines.cluster import ray_session
+from pipelines.config import Recipe
+from pipelines.errors import UserError
+from pipelines.evaluate import evaluate_record, run_evaluate
+from pipelines.prepare import prepare_record, run_prepare
+from pipelines.recipe import write_yaml
+from pipelines.reference import check_hooks, reference_record, run_reference
+from pipelines.report import CONFIG, run_report
+from pipelines.stage_record import StageRecord
+from pipelines.store import RunStore
+from pipelines.train import run_train, train_record
+
+Say = Callable[[str], None]
+
+
+def run_stages(recipe: Recipe, stages: tuple[str, ...], say: Say, quiet: bool = False) -> dict[str, str]:
+    """Run the named stages in order; returns stage -> "done" or "skipped".
+
+    Everything that can be wrong with the input is checked before Ray starts. A stage alone does not run the ones before.
+    """
+    outcome = {}
+    with LazyRay(recipe) as ray_started:
+        if recipe.ray.address or os.environ.get("RAY_ADDRESS"):
+            ray_started()  # what "auto" means depends on the cluster's devices
+        check_hooks(recipe)
+        _write_config(recipe)
+        for stage in stages:
+            started = time.monotonic()
+            if stage == "report":
+                outcome[stage] = "done"
+                say(f"report: {run_report([recipe.run_dir])}")
+                continue
+            if is_complete(recipe, stage):
+                outcome[stage] = "skipped"
+                say(f"{stage}: already done, skipped")
+                continue
+            ray_started()
+            _require_earlier(recipe, stage)
+            summary = _RUNNERS[stage](recipe, quiet)
+            outcome[stage] = "done"
+            say(f"{stage}: done in {time.monotonic() - started:.1f} s{_summary(stage, summary)}")
+    return outcome
+
+
+class LazyRay:
+    """Starts Ray at the first call, stops it at the end: a run whose stages are all done never starts it."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._session = ray_session(recipe.ray)
+        self._started = False
+
+    def __enter__(self) -> Callable[[], None]:
+        return self._start
+
+    def _start(self) -> None:
+        if not self._started:
+            self._session.__enter__()
+            self._started = True
+
+    def __exit__(self, *error: Any) -> None:
+        if self._started:
+            self._session.__exit__(*error)
+
+
+def is_complete(recipe: Recipe, stage: str) -> bool:
+    """Whether a stage's output is there and matches; UserError if another run's is there."""
+    record = stage_record(recipe, stage)
+    if stage == "reference":
+        if not recipe.required_features() and not recipe.stored_features():
+            return True
+        return record.is_complete() and recipe.stored_features() <= set(record.manifest()["counts"]["features"])
+    return record.is_complete()
+
+
+def stage_record(recipe: Recipe, stage: str) -> StageRecord:
+    return {"prepare": prepare_record, "reference": reference_record, "train": train_record, "evaluate": evaluate_record}[stage](recipe)
+
+
+_RUNNERS: dict[str, Callable[[Recipe, bool], dict[str, Any]]] = {
+    "prepare": run_prepare,
+    "reference": run_reference,
+    "train": run_train,
+    "evaluate": run_evaluate,
+}
+_NEEDS = {"reference": ("prepare",), "train": ("prepare", "reference"), "evaluate": ("prepare", "train"), "prepare": ()}
+
+
+def _require_earlier(recipe: Recipe, stage: str) -> None:
+    for earlier in _NEEDS[stage]:
+        if not is_complete(recipe, earlier):
+            raise UserError(f"{stage} needs the {earlier} stage of {recipe.run_dir}: run `sparsepo {earlier}` (or `sparsepo run`) first")
+
+
+def _write_config(recipe: Recipe) -> None:
+    store = RunStore(recipe.run_dir)
+    text = write_yaml(recipe).encode()
+    # A place that holds another run keeps its own configuration until a stage has agreed that the settings fit.
+    for stage in ("prepare", "reference", "train", "evaluate"):
+        stage_record(recipe, stage).check()
+    store.write_bytes(CONFIG, text)
+
+
+def _summary(stage: str, manifest: dict[str, Any]) -> str:
+    counts = manifest["counts"]
+    if stage == "prepare":
+        pairs = counts["pairs"]
+        dropped = sum(counts["rejected"].values())
+        reasons = "; ".join(f"{reason}: {n}" for reason, n in counts["rejected"].items())
+        return f": {pairs['train']} train, {pairs['validation']} validation, {pairs['test']} test pairs" + (
+            f"; {dropped} rows dropped ({reasons})" if dropped else ""
+        )
+    if stage == "reference":
+        return f": {counts['mode']}, {counts['tokens']:,} tokens, {', '.join(sorted(counts['features'])) or 'nothing stored'}"
+    if stage == "train":
+        final = counts["final"]
+        shown = [f"{label} {final[key]:.4g}" for key, label in (("loss", "loss"), ("rewards/accuracies", "accuracy")) if key in final]
+        return f": {counts['steps']} steps, {', '.join(shown)}"
+    parts = []
+    results = counts["results"]
+    if "preference" in results:
+        before, after = results["preference"]["accuracy/logps/before"], results["preference"]["accuracy/implicit_reward"]
+        parts.append(f"held-out accuracy {before['mean']:.3f} by log-probability before, {after['mean']:.3f} by implicit reward after")
+    if "sentiment" in results:
+        gain, kl = results["sentiment"]["reward/gain"], results["sentiment"]["kl/policy_reference"]
+        parts.append(f"reward gain {gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}] at KL {kl['mean']:.2f}")
+    return ": " + "; ".join(parts) if parts else ""

@@ -1,0 +1,73 @@
+"""status: what of a run is done, what is under way or failed, and where the outputs are."""
+
+from typing import Any
+
+from pipelines.errors import UserError
+from pipelines.report import CONFIG
+from pipelines.stage_record import MANIFEST, STARTED
+from pipelines.store import RunStore
+from pipelines.train_checkpoint import completed_steps
+
+
+def run_status(run_dir: str) -> list[dict[str, str]]:
+    """One row per stage: stage, state ("done", "unfinished", "not started"), detail, path. Reads stage records only.
+
+    Raises: UserError if the directory holds no run.
+    """
+    store = RunStore(run_dir)
+    if not store.exists(CONFIG) and not any(store.exists(f"{name}/{STARTED}") for name in ("pairs", "sample", "train")):
+        raise UserError(f"{store.root}: no run here (no {CONFIG})")
+    places = {name: store.at(folder) for name, folder in (("sample", "sample"), ("train", "train"), ("evaluate", "evaluation"))}
+    shared = _shared_paths(store)
+    places |= {"prepare": RunStore(shared["pairs"]), "reference": RunStore(shared["reference"])}
+    rows = []
+    for stage in ("sample", "prepare", "reference", "train", "evaluate"):
+        place = places[stage]
+        if place.exists(MANIFEST):
+            manifest = place.read_json(MANIFEST)
+            rows.append(_row(stage, "done", f"{_detail(stage, manifest['counts'])}, {manifest['written_at']}", place))
+        elif place.exists(STARTED):
+            rows.append(_row(stage, "unfinished", _progress(stage, place), place))
+        elif stage != "sample":
+            rows.append(_row(stage, "not started", "", place))
+    page = store.at("report")
+    rows.append(_row("report", "done" if page.exists("index.html") else "not started", "index.html" if page.exists("index.html") else "", page))
+    return rows
+
+
+def _row(stage: str, state: str, detail: str, place: RunStore) -> dict[str, str]:
+    return {"stage": stage, "state": state, "detail": detail, "path": place.root}
+
+
+def _shared_paths(store: RunStore) -> dict[str, str]:
+    from omegaconf import OmegaConf
+
+    found: dict[str, Any] = {}
+    if store.exists(CONFIG):
+        found = OmegaConf.to_container(OmegaConf.create(store.read_bytes(CONFIG).decode()))["paths"]  # type: ignore[index,call-overload,assignment]
+    return {name: found.get(name) or f"{store.root}/{name}" for name in ("pairs", "reference")}
+
+
+def _detail(stage: str, counts: dict[str, Any]) -> str:
+    if stage == "prepare":
+        return ", ".join(f"{n} {split}" for split, n in counts["pairs"].items())
+    if stage == "reference":
+        return f"{counts['mode']}, {counts['tokens']:,} tokens"
+    if stage == "train":
+        return f"{counts['steps']} steps"
+    if stage == "sample":
+        return f"{counts['candidates']} candidates"
+    return ", ".join(counts["benchmarks"])
+
+
+def _progress(stage: str, place: RunStore) -> str:
+    failures = [place.read_json(name)["message"] for name in place.list() if name.startswith("failure-")]
+    if failures:
+        return f"failed: {failures[0]}"
+    if stage == "train":
+        steps = completed_steps(place)
+        return f"last checkpoint: step {steps[-1]}" if steps else "no checkpoint yet"
+    if stage == "reference":
+        scored = sum(len(place.list(f"shards/{folder}")) for folder in place.list("shards"))
+        return f"{scored} shards scored"
+    return "run the same command again to finish it"
