@@ -16,12 +16,13 @@ def ray_session(config: RaySection) -> Iterator[None]:
         ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2"),
         ("RAY_AIR_NEW_OUTPUT", "0"),
         ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"),
-        ("RAY_DATA_DISABLE_PROGRESS_BARS", "1"),
+        ("RAY_BACKEND_LOG_LEVEL", "fatal"),
         ("TOKENIZERS_PARALLELISM", "false"),
     ):
         os.environ.setdefault(name, value)
     import ray
 
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     if ray.is_initialized():
         yield
         return
@@ -38,8 +39,6 @@ def ray_session(config: RaySection) -> Iterator[None]:
             logging_level=logging.WARNING,
             _temp_dir=config.temp_dir,
         )
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
     try:
         yield
     finally:

@@ -267,10 +267,14 @@ class PathsSection(Section):
 
 
 class RaySection(Section):
-    """address: of a running cluster; None starts a local one unless RAY_ADDRESS is set."""
+    """address: of a running cluster; None starts a local one unless RAY_ADDRESS is set.
+
+    cpus_per_run: CPUs that this run's actors and workers may take, for several runs side by side.
+    """
 
     address: str | None = None
     num_cpus: int | None = Field(None, ge=1)
+    cpus_per_run: int | None = Field(None, ge=1)
     temp_dir: str | None = None
 
 

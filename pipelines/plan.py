@@ -9,7 +9,12 @@ import torch
 
 from pipelines import sources
 from pipelines.config import LearnedMaskSection, Recipe
-from pipelines.models import load_tokenizer, model_config, reference_dtype, resolve_model
+from pipelines.models import (
+    load_tokenizer,
+    model_config,
+    reference_dtype,
+    resolve_model,
+)
 from pipelines.prepare import pairs_store
 from pipelines.reference import bytes_per_token
 from pipelines.sampler import Sampler

@@ -16,13 +16,27 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from pipelines import sources
+from pipelines.actor_pool import quieten_ray_data
 from pipelines.config import DataSection, Recipe, Source
 from pipelines.errors import UserError
-from pipelines.models import load_tokenizer, max_positions, resolve_model, tokenizer_fingerprint
+from pipelines.models import (
+    load_tokenizer,
+    max_positions,
+    resolve_model,
+    tokenizer_fingerprint,
+)
 from pipelines.pair_table import PAIR_SCHEMA, SPLITS, PairTable, shard_name
 from pipelines.stage_record import MANIFEST, StageRecord
 from pipelines.store import RunStore
-from pipelines.text_forms import Encoded, PairEncoder, RawPair, RowRejected, detect_form, needed_columns, pairs_of_row
+from pipelines.text_forms import (
+    Encoded,
+    PairEncoder,
+    RawPair,
+    RowRejected,
+    detect_form,
+    needed_columns,
+    pairs_of_row,
+)
 
 REJECTED_ROWS = "rejected_rows.jsonl"
 _TASK_SCHEMA = pa.schema([*PAIR_SCHEMA, ("reason", pa.string()), ("fatal", pa.string())])
@@ -122,9 +136,7 @@ def _tasks(recipe: Recipe) -> list[dict[str, Any]]:
 def _tokenised(tasks: list[dict[str, Any]], recipe: Recipe, tokenizer: str) -> Any:
     import ray.data
 
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
+    quieten_ray_data()
     return (
         ray.data.from_items(tasks, override_num_blocks=len(tasks))
         .map_batches(_run_task, batch_size=1, batch_format="pyarrow", fn_kwargs={"data": recipe.data, "tokenizer_dir": tokenizer})

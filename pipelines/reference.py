@@ -8,17 +8,28 @@ import math
 import os
 from typing import Any
 
-import pyarrow as pa
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from pipelines.actor_pool import run_tasks
 from pipelines.config import ActivationMaskSection, Recipe
 from pipelines.errors import UserError
-from pipelines.models import compute_device, load_causal_lm, reference_dtype, resolve_model, weights_fingerprint
+from pipelines.models import (
+    compute_device,
+    load_causal_lm,
+    reference_dtype,
+    resolve_model,
+    weights_fingerprint,
+)
 from pipelines.pair_table import SPLITS, PairTable, pair_at, shard_name
 from pipelines.prepare import open_pairs, pairs_store, prepare_record
-from pipelines.reference_store import WIDE, ReferenceStore, feature_path, write_feature, write_head
+from pipelines.reference_store import (
+    WIDE,
+    ReferenceStore,
+    feature_path,
+    write_feature,
+    write_head,
+)
 from pipelines.sampler import token_budget_batches
 from pipelines.stage_record import MANIFEST, StageRecord
 from pipelines.store import RunStore
@@ -70,7 +81,7 @@ def run_reference(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
     _check_disk(recipe, missing, record.store)
     pairs = open_pairs(recipe)
     tasks = [
-        {"split": split, "shard": number, "features": ",".join(missing)}
+        {"split": split, "shard": number, "features": missing}
         for split in SPLITS
         for number in range(pairs.num_shards(split))
         if missing and not record.store.exists(_marker(missing, split, number))
@@ -161,46 +172,21 @@ def _scoring_device() -> torch.device:
 
 def _score(tasks: list[dict[str, Any]], recipe: Recipe, quiet: bool) -> int:
     """Run the scoring actors over the shards; returns the number of scored tokens."""
-    if not tasks:
-        return 0
-    import ray
-    import ray.data
-
     check_hooks(recipe)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0))
-    actors = min(len(tasks), recipe.reference.num_actors or max(1, gpus))
-    cpus = max(1, int(resources.get("CPU", 1)) // actors) if not gpus else 1
-    dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
-        ShardScorer,
-        fn_constructor_args=(recipe.model_dump(mode="json"), cpus),
-        batch_size=1,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=actors),
-        num_gpus=1 if gpus else 0,
-        num_cpus=cpus,
-    )
     tokens = 0
-    with tqdm(total=len(tasks), desc="reference", unit="shard", disable=quiet) as progress:
-        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for row in batch.to_pylist():
-                if row["error"]:
-                    raise UserError(row["error"])
-                tokens += row["tokens"]
-                progress.update(1)
+    for result in run_tasks(tasks, ShardScorer, recipe, recipe.reference.num_actors, "reference", quiet):
+        if "error" in result:
+            raise UserError(result["error"])
+        tokens += result["tokens"]
     return tokens
 
 
 class ShardScorer:
     """Actor: holds the reference model, scores whole shards and publishes their feature files."""
 
-    def __init__(self, recipe: dict[str, Any], threads: int) -> None:
+    def __init__(self, recipe: dict[str, Any]) -> None:
         self._recipe = Recipe.model_validate(recipe)
         self._device = compute_device()
-        if self._device.type == "cpu":
-            torch.set_num_threads(threads)
         dtype = reference_dtype(self._recipe.reference.dtype, self._device)
         mask = self._recipe.mask
         hooks, mapping = (mask.hooks, mask.mapping) if isinstance(mask, ActivationMaskSection) else ("all", "zn_rescale")
@@ -208,13 +194,11 @@ class ShardScorer:
         self._store = reference_store(self._recipe)
         self._pairs = open_pairs(self._recipe)
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        (task,) = batch.to_pylist()
+    def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
         try:
-            tokens, error = self._score_shard(task["split"], task["shard"], task["features"].split(",")), None
+            return {"tokens": self._score_shard(task["split"], task["shard"], task["features"])}
         except UserError as failure:
-            tokens, error = 0, str(failure)
-        return pa.table({"tokens": pa.array([tokens], pa.int64()), "error": pa.array([error], pa.string())})
+            return {"error": str(failure)}
 
     def _score_shard(self, split: str, number: int, features: list[str]) -> int:
         table = self._pairs.shard(split, number)

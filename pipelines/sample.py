@@ -3,11 +3,8 @@
 import json
 from typing import Any
 
-import pyarrow as pa
-import torch
-from tqdm import tqdm
-
 from pipelines import sources
+from pipelines.actor_pool import run_tasks
 from pipelines.config import Recipe
 from pipelines.errors import UserError
 from pipelines.generation import generate
@@ -44,37 +41,17 @@ def sample_record(recipe: Recipe) -> StageRecord:
 
 def run_sample(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
     """Sample and score candidates for every distinct prompt of data.sources; returns the manifest. Needs a running Ray."""
-    import ray
-    import ray.data
-
     record = sample_record(recipe)
     prompts = _prompts(recipe)
     record.begin()
     size = recipe.sample.batch_prompts
-    tasks = [{"number": i, "prompts": json.dumps(prompts[i : i + size])} for i in range(0, len(prompts), size)]
-    resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0))
-    actors = min(len(tasks), max(1, gpus))
-    cpus = max(1, int(resources.get("CPU", 1)) // actors) if not gpus else 1
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_options.preserve_order = True
-    dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
-        CandidateSampler,
-        fn_constructor_args=(recipe.model_dump(mode="json"), cpus),
-        batch_size=1,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=actors),
-        num_gpus=1 if gpus else 0,
-        num_cpus=cpus,
-    )
+    tasks = [{"number": i, "prompts": prompts[i : i + size]} for i in range(0, len(prompts), size)]
+    reward = build_reward(recipe.sample.reward)
     lines: list[str] = []
-    with tqdm(total=len(prompts), desc="sample", unit="prompt", disable=quiet) as progress:
-        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for row in batch.to_pylist():
-                found = json.loads(row["lines"])
-                lines += found
-                progress.update(len(found))
+    for found in run_tasks(tasks, CandidateSampler, recipe, None, "sample", quiet):
+        for candidates in found:
+            scored = {**candidates, "scores": reward(candidates["responses"])}
+            lines.append(json.dumps(scored))
     record.store.write_bytes(CANDIDATES, "".join(line + "\n" for line in lines).encode())
     counts = {"prompts": len(lines), "candidates": len(lines) * recipe.sample.num_candidates}
     return record.finish(counts, {CANDIDATES: record.store.checksum(CANDIDATES)})
@@ -99,30 +76,21 @@ def _prompts(recipe: Recipe) -> list[str]:
 
 
 class CandidateSampler:
-    """Actor: the sampling model and the reward."""
+    """Actor: the sampling model."""
 
-    def __init__(self, recipe: dict[str, Any], threads: int) -> None:
+    def __init__(self, recipe: dict[str, Any]) -> None:
         self._recipe = Recipe.model_validate(recipe)
         device = compute_device()
-        if device.type == "cpu":
-            torch.set_num_threads(threads)
         directory = str(resolve_model(self._recipe.model.name_or_path))
         self._tokenizer = load_tokenizer(directory)
         self._encoder = PairEncoder(self._tokenizer, self._recipe.data)
         self._model = load_causal_lm(directory, reference_dtype("auto", device), device)
-        self._reward = build_reward(self._recipe.sample.reward)
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        (task,) = batch.to_pylist()
-        settings = self._recipe.sample
-        prompts: list[str] = json.loads(task["prompts"])
+    def __call__(self, task: dict[str, Any]) -> list[dict[str, Any]]:
+        settings, prompts = self._recipe.sample, task["prompts"]
         ids = [self._encoder.encode(RawPair(p, "x", "y")).prompt for p in prompts]
         seed = settings.seed * 1_000_003 + task["number"]
         drawn = generate(self._model, self._tokenizer, ids, settings.generation, seed, settings.num_candidates)
         texts = [self._tokenizer.decode(sample, skip_special_tokens=True) for sample in drawn]
-        rewards = self._reward(texts)
-        lines = []
-        for i, prompt in enumerate(prompts):
-            part = slice(i * settings.num_candidates, (i + 1) * settings.num_candidates)
-            lines.append(json.dumps({"prompt": prompt, "responses": texts[part], "scores": rewards[part]}))
-        return pa.table({"lines": [json.dumps(lines)]})
+        count = settings.num_candidates
+        return [{"prompt": prompt, "responses": texts[i * count : (i + 1) * count]} for i, prompt in enumerate(prompts)]

@@ -85,7 +85,7 @@ def _fit(recipe: Recipe, callbacks: list[Any]) -> None:
     use_gpu = gpus > 0 if recipe.train.use_gpu is None else recipe.train.use_gpu
     if use_gpu and gpus < workers:
         raise UserError(f"train.num_workers = {workers} with a GPU each: the cluster has {gpus} GPUs")
-    total_cpus = resources.get("CPU", 1)
+    total_cpus = recipe.ray.cpus_per_run or resources.get("CPU", 1)
     cpus = recipe.train.cpus_per_worker or max(1, int(total_cpus // workers) if not use_gpu else 1)
     if cpus * workers > total_cpus:
         raise UserError(f"train.num_workers = {workers} x {cpus:g} CPUs: the cluster has {total_cpus:g}")

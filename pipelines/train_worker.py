@@ -16,7 +16,12 @@ from pipelines.prepare import open_pairs
 from pipelines.reference_source import reference_source
 from pipelines.sampler import Sampler, rank_share, token_budget_batches
 from pipelines.store import RunStore
-from pipelines.train_checkpoint import completed_steps, load_checkpoint, read_state, save_checkpoint
+from pipelines.train_checkpoint import (
+    completed_steps,
+    load_checkpoint,
+    read_state,
+    save_checkpoint,
+)
 from pipelines.train_metrics import MetricsWriter
 from sparsepo.layouts import TokenizedPair, padded_layout
 from sparsepo.masks import ActivationMask, LearnedMasks, TokenMasks, UniformMask

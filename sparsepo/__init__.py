@@ -8,7 +8,12 @@ from sparsepo.layouts import TokenizedPair, padded_layout
 from sparsepo.masks import LearnedMasks, UniformMask
 from sparsepo.model import PolicyModel, ReferenceModel, head_of
 from sparsepo.objectives import DPO, OBJECTIVES, SFT, TDPO1, MaPO, SparsePO
-from sparsepo.records import ModelInputs, ObjectiveOutput, ReferenceFeatures, TokenScores
+from sparsepo.records import (
+    ModelInputs,
+    ObjectiveOutput,
+    ReferenceFeatures,
+    TokenScores,
+)
 
 __version__ = "0.1.0"
 

@@ -8,7 +8,11 @@ from torch import Tensor, nn
 
 from sparsepo.activations import ActivationRecorder, select_hooks
 from sparsepo.kernels.token_scoring import LMHead, score_tokens
-from sparsepo.masks.activation import ActivationMapping, activation_weights, logit_activation
+from sparsepo.masks.activation import (
+    ActivationMapping,
+    activation_weights,
+    logit_activation,
+)
 from sparsepo.masks.base import TokenMasks
 from sparsepo.records import FEATURE_NAMES, ModelInputs, ReferenceFeatures, TokenScores
 

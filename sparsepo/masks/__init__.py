@@ -1,6 +1,10 @@
 """Token masks: the weights of each response token's log ratio (reward mask) and KL (kl mask)."""
 
-from sparsepo.masks.activation import ACTIVATION_MAPPINGS, ActivationMask, activation_weights
+from sparsepo.masks.activation import (
+    ACTIVATION_MAPPINGS,
+    ActivationMask,
+    activation_weights,
+)
 from sparsepo.masks.base import TokenMasks
 from sparsepo.masks.learned import LEARNED_MASKS, LearnedMasks, SimpleAll, SimpleLast
 from sparsepo.masks.uniform import UniformMask

@@ -1,6 +1,12 @@
 """Direct preference optimisation. Source: Rafailov et al., arXiv:2305.18290, eq. 7; label smoothing: Mitchell 2023."""
 
-from sparsepo.objectives.base import Objective, logistic_loss, positive, preference_output, require_tokens
+from sparsepo.objectives.base import (
+    Objective,
+    logistic_loss,
+    positive,
+    preference_output,
+    require_tokens,
+)
 from sparsepo.records import ObjectiveOutput, TokenScores
 
 

@@ -1,6 +1,13 @@
 """MaPO: the SparsePO loss with a frozen activation mask and no penalty. Source: arXiv:2410.05102."""
 
-from sparsepo.objectives.base import Objective, logistic_loss, mask_metrics, positive, preference_output, require_tokens
+from sparsepo.objectives.base import (
+    Objective,
+    logistic_loss,
+    mask_metrics,
+    positive,
+    preference_output,
+    require_tokens,
+)
 from sparsepo.objectives.sparsepo import masked_values
 from sparsepo.records import ObjectiveOutput, TokenScores
 

@@ -2,7 +2,14 @@
 
 from torch import Tensor
 
-from sparsepo.objectives.base import Objective, logistic_loss, mask_metrics, positive, preference_output, require_tokens
+from sparsepo.objectives.base import (
+    Objective,
+    logistic_loss,
+    mask_metrics,
+    positive,
+    preference_output,
+    require_tokens,
+)
 from sparsepo.records import ObjectiveOutput, TokenScores
 
 

@@ -1,6 +1,12 @@
 """Token-level DPO, version 1. Source: Zeng et al., arXiv:2404.11999, eq. 15."""
 
-from sparsepo.objectives.base import Objective, logistic_loss, positive, preference_output, require_tokens
+from sparsepo.objectives.base import (
+    Objective,
+    logistic_loss,
+    positive,
+    preference_output,
+    require_tokens,
+)
 from sparsepo.records import ObjectiveOutput, TokenScores
 
 

@@ -15,7 +15,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sparsepo import LearnedMasks, MaPO, PolicyModel, ReferenceModel, SparsePO, UniformMask
+from sparsepo import (
+    LearnedMasks,
+    MaPO,
+    PolicyModel,
+    ReferenceModel,
+    SparsePO,
+    UniformMask,
+)
 from sparsepo.activations import available_hooks
 from sparsepo.masks import ActivationMask, TokenMasks
 from sparsepo.records import ModelInputs, ReferenceFeatures

@@ -1,0 +1,65 @@
+"""Small JSON tasks through a Ray Data actor pool: the shape that reference, sample and evaluate share."""
+
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import torch
+from tqdm import tqdm
+
+from pipelines.config import Recipe
+
+
+def run_tasks(tasks: list[dict[str, Any]], actor: type, recipe: Recipe, num_actors: int | None, label: str, quiet: bool) -> Iterator[Any]:
+    """Yield the result of every task, in task order.
+
+    `actor(recipe as a dictionary, threads)` is built once per actor and called with one task's dictionary; what it
+    returns must be JSON. One actor per GPU by default, or a single one on CPU with all its cores.
+    """
+    import ray
+    import ray.data
+
+    if not tasks:
+        return
+    quieten_ray_data()
+    resources = ray.cluster_resources()
+    gpus = int(resources.get("GPU", 0))
+    actors = min(len(tasks), num_actors or max(1, gpus))
+    cpus = 1 if gpus else max(1, int((recipe.ray.cpus_per_run or resources.get("CPU", 1)) // actors))
+    dataset = ray.data.from_items([{"task": json.dumps(task)} for task in tasks], override_num_blocks=len(tasks)).map_batches(
+        _JsonActor,
+        fn_constructor_args=(actor, recipe.model_dump(mode="json"), cpus),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=actors),
+        num_gpus=1 if gpus else 0,
+        num_cpus=cpus,
+    )
+    with tqdm(total=len(tasks), desc=label, unit="task", disable=quiet) as progress:
+        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for value in batch["result"].to_pylist():
+                progress.update(1)
+                yield json.loads(value)
+
+
+def quieten_ray_data() -> None:
+    """Keep task order, and keep Ray Data's own bars and information lines off the terminal."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = True
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+class _JsonActor:
+    def __init__(self, actor: type, recipe: dict[str, Any], threads: int) -> None:
+        if not torch.cuda.is_available():
+            torch.set_num_threads(threads)
+        self._actor = actor(recipe)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return pa.table({"result": [json.dumps(self._actor(json.loads(task))) for task in batch["task"].to_pylist()]})
