@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -58,7 +59,7 @@ def quieten_ray_data() -> None:
 class _JsonActor:
     def __init__(self, actor: type, recipe: dict[str, Any], threads: int) -> None:
         if not torch.cuda.is_available():
-            torch.set_num_threads(threads)
+            torch.set_num_threads(min(threads, os.cpu_count() or 1))
         self._actor = actor(recipe)
 
     def __call__(self, batch: pa.Table) -> pa.Table:

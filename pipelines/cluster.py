@@ -16,20 +16,25 @@ def ray_session(config: RaySection) -> Iterator[None]:
         ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2"),
         ("RAY_AIR_NEW_OUTPUT", "0"),
         ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"),
-        ("RAY_BACKEND_LOG_LEVEL", "fatal"),
         ("TOKENIZERS_PARALLELISM", "false"),
+        ("RAY_BACKEND_LOG_LEVEL", "fatal"),
+        ("RAY_worker_maximum_startup_concurrency", "16"),
     ):
         os.environ.setdefault(name, value)
     import ray
 
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     if ray.is_initialized():
         yield
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address, logging_level=logging.WARNING)
+        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=config.worker_logs)
     else:
+        # Nothing preempts a private cluster of one machine, and nobody scrapes it.
+        for name in ("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "RAY_TRAIN_METRICS_ENABLED", "RAY_enable_metrics_collection"):
+            os.environ.setdefault(name, "0")
         ray.init(
             address="local",
             num_cpus=config.num_cpus,
@@ -37,6 +42,7 @@ def ray_session(config: RaySection) -> Iterator[None]:
             include_dashboard=True,
             dashboard_host="127.0.0.1",
             logging_level=logging.WARNING,
+            log_to_driver=config.worker_logs,
             _temp_dir=config.temp_dir,
         )
     try:

@@ -269,13 +269,15 @@ class PathsSection(Section):
 class RaySection(Section):
     """address: of a running cluster; None starts a local one unless RAY_ADDRESS is set.
 
-    cpus_per_run: CPUs that this run's actors and workers may take, for several runs side by side.
+    worker_logs: print what workers print; it is in the log files of Ray anyway.
+    cpus_per_run: CPUs that the actors and workers of this run may take, for several runs side by side.
     """
 
     address: str | None = None
     num_cpus: int | None = Field(None, ge=1)
     cpus_per_run: int | None = Field(None, ge=1)
     temp_dir: str | None = None
+    worker_logs: bool = False
 
 
 class Recipe(Section):

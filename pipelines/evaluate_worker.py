@@ -19,7 +19,7 @@ from pipelines.prepare import open_pairs
 from pipelines.reference_source import online_reference
 from pipelines.sampler import token_budget_batches
 from pipelines.store import RunStore
-from pipelines.train_worker import build_masks
+from pipelines.trainer import build_masks
 from sparsepo import LearnedMasks, PolicyModel, head_of, score_tokens
 from sparsepo.layouts import TokenizedPair, padded_layout
 from sparsepo.records import ModelInputs
