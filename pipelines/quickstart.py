@@ -27,8 +27,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "dpo": {"objective": {"name": "dpo", "beta": 0.1}, "mask": {"kind": "none"}},
     "mapo": {"objective": {"name": "mapo", "beta": 0.1}, "mask": {"kind": "activation", "hooks": "all"}},
     "sparsepo": {
-        "objective": {"name": "sparsepo", "beta": 0.1, "l1_reward": 0.001, "l1_kl": 0.0},
-        "mask": {"kind": "learned", "architecture": "simple_last", "sharing": "independent", "learning_rate": 0.01},
+        "objective": {"name": "sparsepo", "beta": 0.1, "l1_reward": 0.0, "l1_kl": 0.0},
+        "mask": {"kind": "learned", "architecture": "simple_last", "sharing": "independent", "learning_rate": 0.005},
     },
 }
 
@@ -126,7 +126,7 @@ def _preference_recipe(root: Path, seed: int, model: str, name: str) -> Recipe:
                 "shard_pairs": 256,
             },
             **OBJECTIVES[name],
-            "train": {"global_batch_size": 32, "epochs": 2, "learning_rate": 8e-4, "seed": seed, "checkpoint_every": 20},
+            "train": {"global_batch_size": 32, "epochs": 2, "learning_rate": 5e-4, "seed": seed, "checkpoint_every": 20},
             "evaluate": {
                 "num_prompts": TEST_PROMPTS,
                 "generation": _GENERATION,
