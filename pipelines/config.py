@@ -60,6 +60,7 @@ class Source(Section):
     weight: float = Field(1.0, gt=0, le=100)
     split: str = "train"
     subset: str | None = None
+    data_dir: str | None = None
 
 
 class DataSection(Section):

@@ -1,6 +1,7 @@
 """Recipe files: YAML + `key=value` overrides -> a validated Recipe, or one clear line."""
 
 import difflib
+import re
 import types
 from collections.abc import Sequence
 from importlib import resources
@@ -10,13 +11,15 @@ from typing import Any, Union, get_args, get_origin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
+import yaml
 from yaml import YAMLError
 
 from pipelines.config import Recipe
 from pipelines.errors import UserError
 
 # Alternatives of a tagged union: a key that belongs to another alternative must not survive an override of the tag.
-_TAGS = {"objective": "name", "mask": "kind"}
+_TAG_KEYS = ("objective.name", "mask.kind")
+_FLOAT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
 def packaged_recipes() -> dict[str, Path]:
@@ -57,19 +60,29 @@ def validate_recipe(mapping: dict[str, Any], overrides: Sequence[str] = ()) -> R
     for item in overrides:
         if "=" not in item:
             raise UserError(f"override {item!r}: write it as key=value, for example train.learning_rate=1e-5")
-    base = OmegaConf.create(mapping)
     try:
-        changes = OmegaConf.from_dotlist(list(overrides))
-        for section, tag in _TAGS.items():
-            if section in changes and tag in changes[section] and section in base and base[section].get(tag) != changes[section][tag]:
-                base[section] = {}
-        merged = OmegaConf.to_container(OmegaConf.merge(base, changes), resolve=True)
-    except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
-        raise UserError(f"overrides {' '.join(overrides)}: {_first_line(error)}") from error
+        base = OmegaConf.create(mapping)
+        # Tags first: switching a tagged union's alternative discards the other alternative's keys, not the given ones.
+        for item in sorted(overrides, key=lambda item: item.partition("=")[0] not in _TAG_KEYS):
+            _override(base, item)
+        merged = OmegaConf.to_container(base, resolve=True)
+    except (OmegaConfBaseException, YAMLError, TypeError, ValueError, IndexError) as error:
+        raise UserError(f"overrides {' '.join(overrides) or '(none)'}: {_first_line(error)}") from error
     try:
         return Recipe.model_validate(merged)
     except ValidationError as error:
         raise UserError(_explain(error)) from error
+
+
+def _override(base: DictConfig, item: str) -> None:
+    """Set one key=value (key may index lists: data.sources[0].path); the value is read as YAML."""
+    key, _, text = item.partition("=")
+    value = yaml.safe_load(text) if text else None
+    if isinstance(value, str) and _FLOAT.fullmatch(value):
+        value = float(value)  # YAML 1.1 takes 1e-5 for a string
+    if key in _TAG_KEYS and OmegaConf.select(base, key) not in (None, value):
+        OmegaConf.update(base, key.split(".")[0], {}, merge=False)
+    OmegaConf.update(base, key, value, merge=False, force_add=True)
 
 
 def write_yaml(recipe: Recipe) -> str:
@@ -101,7 +114,7 @@ def _explain(error: ValidationError) -> str:
     first = problems[0]
     parts = [str(part) for part in first["loc"]]
     # The tag of a union appears in the location but is no key of the recipe.
-    if len(parts) > 1 and parts[0] in (*_TAGS, "evaluate", "sample"):
+    if len(parts) > 1 and parts[0] in ("objective", "mask", "evaluate", "sample"):
         parts = [p for i, p in enumerate(parts) if i == 0 or p not in _union_tags(parts[:i])]
     key = ".".join(parts)
     value = first.get("input")

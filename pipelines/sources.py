@@ -38,6 +38,7 @@ class Chunk:
     stop: int
     split: str = ""
     subset: str | None = None
+    data_dir: str | None = None
 
 
 def list_files(source: Source) -> list[tuple[str, str]]:
@@ -76,9 +77,9 @@ def chunks_of(source: Source, rows_per_chunk: int) -> list[Chunk]:
     files = [] if source.format == "huggingface" else list_files(source)
     if not files:
         if source.format == "huggingface" or (source.format == "auto" and _looks_like_hub_name(source.path)):
-            rows = len(_hub_dataset(source.path, source.subset, source.split))
+            rows = len(_hub_dataset(source.path, source.subset, source.data_dir, source.split))
             return [
-                Chunk("huggingface", source.path, start, start, min(start + rows_per_chunk, rows), source.split, source.subset)
+                Chunk("huggingface", source.path, start, start, min(start + rows_per_chunk, rows), source.split, source.subset, source.data_dir)
                 for start in range(0, rows, rows_per_chunk)
             ]
         raise UserError(f"data source {source.path!r}: no such file, directory or pattern with a match")
@@ -96,7 +97,7 @@ def fingerprint(source: Source) -> str:
     if not files:
         if not _looks_like_hub_name(source.path) and source.format != "huggingface":
             raise UserError(f"data source {source.path!r}: no such file, directory or pattern with a match")
-        return f"hub:{source.path}:{source.subset}:{source.split}:{_hub_dataset(source.path, source.subset, source.split)._fingerprint}"
+        return f"hub:{source.path}:{source.subset}:{source.data_dir}:{source.split}:{_hub_dataset(source.path, source.subset, source.data_dir, source.split)._fingerprint}"
     parts = []
     for uri, _ in files:
         filesystem, path = filesystem_of(uri)
@@ -113,7 +114,7 @@ def fingerprint(source: Source) -> str:
 def read_chunk(chunk: Chunk) -> Iterator[tuple[int, dict[str, Any] | None]]:
     """(row number, row) of each row; None for a line that is no JSON object."""
     if chunk.kind == "huggingface":
-        data = _hub_dataset(chunk.path, chunk.subset, chunk.split)
+        data = _hub_dataset(chunk.path, chunk.subset, chunk.data_dir, chunk.split)
         yield from enumerate((data[i] for i in range(chunk.start, chunk.stop)), chunk.first_row)
         return
     filesystem, path = filesystem_of(chunk.path)
@@ -196,10 +197,10 @@ def _looks_like_hub_name(path: str) -> bool:
 
 
 @lru_cache(maxsize=4)
-def _hub_dataset(name: str, subset: str | None, split: str) -> Any:
+def _hub_dataset(name: str, subset: str | None, data_dir: str | None, split: str) -> Any:
     from datasets import load_dataset
 
     try:
-        return load_dataset(name, subset, split=split)
+        return load_dataset(name, subset, data_dir=data_dir, split=split)
     except Exception as error:  # the library raises many kinds; the user needs one line
         raise UserError(f"data source {name!r} is neither a file nor a data set that can be loaded: {str(error).splitlines()[0]}") from error
