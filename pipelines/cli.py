@@ -86,9 +86,12 @@ def sample(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = F
 
 
 @app.command()
-def tune(sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="Sweep file.")], overrides: Overrides = None, quiet: Quiet = False) -> None:
+def tune(
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="Sweep file.")], overrides: Overrides = None, quiet: Quiet = False
+) -> None:
     """Search any config key with Ray Tune; the reference is scored once."""
-    from pipelines.tune import load_sweep, run_tune
+    from pipelines.sweep import load_sweep
+    from pipelines.tune import run_tune
 
     print(run_tune(load_sweep(sweep, overrides or ()), _say(quiet), quiet))
 

@@ -88,9 +88,7 @@ class DataSection(Section):
     @model_validator(mode="after")
     def _fractions(self) -> "DataSection":
         if self.validation_fraction + self.test_fraction >= 1:
-            raise ValueError(
-                f"validation_fraction + test_fraction = {self.validation_fraction + self.test_fraction}: must be below 1"
-            )
+            raise ValueError(f"validation_fraction + test_fraction = {self.validation_fraction + self.test_fraction}: must be below 1")
         return self
 
 
@@ -141,9 +139,7 @@ class SFTSection(Section):
         return SFT()
 
 
-ObjectiveSection = Annotated[
-    DPOSection | TDPO1Section | MaPOSection | SparsePOSection | SFTSection, Field(discriminator="name")
-]
+ObjectiveSection = Annotated[DPOSection | TDPO1Section | MaPOSection | SparsePOSection | SFTSection, Field(discriminator="name")]
 
 
 class NoMask(Section):

@@ -58,7 +58,9 @@ def run_evaluate(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
     pairs = open_pairs(recipe)
     rows = pairs.num_rows(settings.split)
     if rows == 0:
-        raise UserError(f"evaluate.split = {settings.split!r}: prepare kept no such pair; set data.{settings.split}_fraction or data.{settings.split}")
+        raise UserError(
+            f"evaluate.split = {settings.split!r}: prepare kept no such pair; set data.{settings.split}_fraction or data.{settings.split}"
+        )
     record.begin()
     tasks = _tasks(recipe, pairs)
     records = _run(tasks, recipe, quiet)
@@ -119,4 +121,4 @@ def _append_history(record: StageRecord, results: dict[str, dict[str, Any]]) -> 
             elif isinstance(value, float):
                 values[f"{benchmark}/{key}"] = value
     table = pa.table({key: [value] for key, value in values.items()})
-    record.store.write_table(f"history/part-{len(record.store.list('history')):05d}.parquet", table)
+    record.store.write_table(f"history/part-{len(record.store.names('history')):05d}.parquet", table)

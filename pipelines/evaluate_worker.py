@@ -136,7 +136,9 @@ class Evaluator:
             inputs = padded_layout([pairs[i] for i in batch]).to(self._device)
             policy, reference = self._policy.causal_lm, self._reference.causal_lm
             # KL(policy || reference): the policy plays the part of score_tokens' fixed distribution.
-            kl = score_tokens(_scored_states(reference, inputs), self._reference.head, inputs.labels, _scored_states(policy, inputs), head_of(policy))[1]
+            kl = score_tokens(
+                _scored_states(reference, inputs), self._reference.head, inputs.labels, _scored_states(policy, inputs), head_of(policy)
+            )[1]
             assert kl is not None
             for i, part in zip(batch, kl.split([len(pairs[i].chosen) for i in batch]), strict=True):
                 totals[i] = float(part.sum())

@@ -30,7 +30,9 @@ def generate(
         attention[i, width - len(prompt) :] = 1
     sampled = settings.temperature > 0
     eos = tokenizer.eos_token_id
-    options = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0} if sampled else {"do_sample": False}
+    options = (
+        {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0} if sampled else {"do_sample": False}
+    )
     causal_lm.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=eos)
     config = GenerationConfig(
         max_new_tokens=settings.max_new_tokens, eos_token_id=eos, pad_token_id=eos, num_return_sequences=num_samples, **options

@@ -5,7 +5,15 @@ from typing import Any
 from pipelines.config import Recipe
 from pipelines.recipe import write_yaml
 
-_SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "kl/reference_policy", "masks/reward_mean", "masks/reward_zero_fraction", "nll_per_token")
+_SHOWN = (
+    "loss",
+    "rewards/accuracies",
+    "rewards/margins",
+    "kl/reference_policy",
+    "masks/reward_mean",
+    "masks/reward_zero_fraction",
+    "nll_per_token",
+)
 
 
 def model_card(recipe: Recipe, counts: dict[str, Any]) -> str:
@@ -16,7 +24,7 @@ def model_card(recipe: Recipe, counts: dict[str, Any]) -> str:
     rows += "".join(f"| `{key}` | {value:.4g} |\n" for key, value in held_out.items() if key.removeprefix("validation/") in _SHOWN)
     masks = ""
     if recipe.mask.kind == "learned":
-        masks = "\nThe token masks load with `sparsepo.LearnedMasks.from_pretrained(\"../masks\")`.\n"
+        masks = '\nThe token masks load with `sparsepo.LearnedMasks.from_pretrained("../masks")`.\n'
     return f"""---
 library_name: transformers
 tags: [sparsepo, {recipe.objective.name}]

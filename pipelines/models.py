@@ -66,7 +66,9 @@ def load_tokenizer(directory: str) -> Any:
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"model directory {directory}: no usable tokenizer ({str(error).splitlines()[0]})") from error
     if tokenizer.eos_token_id is None:
-        raise UserError(f"the tokenizer of {directory} has no EOS token: a response could not be ended; set eos_token in its tokenizer_config.json")
+        raise UserError(
+            f"the tokenizer of {directory} has no EOS token: a response could not be ended; set eos_token in its tokenizer_config.json"
+        )
     return tokenizer
 
 

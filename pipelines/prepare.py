@@ -97,7 +97,7 @@ def run_prepare(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
     if counts["pairs"]["train"] == 0:
         reasons = ", ".join(f"{reason}: {n}" for reason, n in plan.reasons.most_common(5)) or "the sources are empty"
         raise UserError(f"no usable training pair in {', '.join(s.path for s in recipe.data.sources)} ({reasons})")
-    return record.finish(counts, {p: record.store.checksum(p) for p in record.store.list() if p.endswith(".parquet")})
+    return record.finish(counts, {p: record.store.checksum(p) for p in record.store.names() if p.endswith(".parquet")})
 
 
 def _check_lengths(recipe: Recipe, directory: Path) -> None:
@@ -126,7 +126,9 @@ def _tasks(recipe: Recipe) -> list[dict[str, Any]]:
         form = detect_form(columns, source.columns, first) if source.form == "auto" else source.form
         for name in needed_columns(form, source.columns):
             if name not in columns:
-                raise UserError(f"data source {source.path!r} (form {form}) has no column {name!r}: its columns are {', '.join(sorted(columns))}")
+                raise UserError(
+                    f"data source {source.path!r} (form {form}) has no column {name!r}: its columns are {', '.join(sorted(columns))}"
+                )
         if recipe.objective.build().uses_rejected and form in ("chosen_only", "text_only"):
             raise UserError(f"data source {source.path!r} has no rejected responses: objective {recipe.objective.name} needs them")
         tasks += [{"source": number, "form": form, "chunk": json.dumps(asdict(chunk))} for chunk in chunks]

@@ -48,7 +48,9 @@ def run_quickstart(overrides: Sequence[str], say: Say, quiet: bool) -> str:
         write_world(world, seed, REVIEWS, TRAIN_PROMPTS, TEST_PROMPTS)
         marker.write_text(json.dumps({"seed": seed}))
     elif json.loads(marker.read_text())["seed"] != seed:
-        raise UserError(f"{root} holds the quickstart of seed {json.loads(marker.read_text())['seed']}, now seed={seed}: give another dir=PATH")
+        raise UserError(
+            f"{root} holds the quickstart of seed {json.loads(marker.read_text())['seed']}, now seed={seed}: give another dir=PATH"
+        )
     say(f"world: {REVIEWS} reviews, {TRAIN_PROMPTS} training and {TEST_PROMPTS} test prompts in {world}")
     # Three one-CPU runs side by side, on any machine: the start-up of one overlaps the steps of another.
     with ray_session(RaySection(num_cpus=len(OBJECTIVES))):

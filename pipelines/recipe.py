@@ -8,10 +8,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
-import yaml
 from yaml import YAMLError
 
 from pipelines.config import Recipe
@@ -69,9 +69,30 @@ def validate_recipe(mapping: dict[str, Any], overrides: Sequence[str] = ()) -> R
     except (OmegaConfBaseException, YAMLError, TypeError, ValueError, IndexError) as error:
         raise UserError(f"overrides {' '.join(overrides) or '(none)'}: {_first_line(error)}") from error
     try:
-        return Recipe.model_validate(merged)
+        return Recipe.model_validate(_with_absolute_paths(merged))
     except ValidationError as error:
         raise UserError(_explain(error)) from error
+
+
+def _with_absolute_paths(mapping: Any) -> Any:
+    """Local paths made absolute: workers may run in another directory. Names that are no path stay as they are."""
+
+    def absolute(section: Any, *keys: str, always: bool = False) -> None:
+        for key in keys:
+            value = section.get(key) if isinstance(section, dict) else None
+            if isinstance(value, str) and value and "://" not in value and (always or Path(value).expanduser().exists()):
+                section[key] = str(Path(value).expanduser().absolute())
+
+    if isinstance(mapping, dict):
+        absolute(mapping, "run_dir", always=True)
+        absolute(mapping.get("paths"), "pairs", "reference", always=True)
+        absolute(mapping.get("model"), "name_or_path", "reference", "tokenizer")
+        absolute(mapping.get("evaluate"), "key_words")
+        data = mapping.get("data")
+        for name in ("sources", "validation", "test"):
+            for source in data.get(name) or () if isinstance(data, dict) else ():
+                absolute(source, "path")
+    return mapping
 
 
 def _override(base: DictConfig, item: str) -> None:
@@ -161,8 +182,6 @@ def _nearest(key: str, valid: set[str]) -> str:
         last = key.rsplit(".", 1)[-1]
         near = [k for k in sorted(valid) if k.rsplit(".", 1)[-1] == last][:1]
     return f": did you mean {near[0]!r}?" if near else f": valid top-level keys are {', '.join(sorted(k for k in valid if '.' not in k))}"
-
-
 
 
 def _first_line(error: BaseException) -> str:

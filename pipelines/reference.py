@@ -69,11 +69,13 @@ def run_reference(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
     """
     record = reference_record(recipe)
     wanted = recipe.stored_features()
-    known = record.manifest()["counts"] if record.is_complete() else {"features": {}, "trailing_shape": {}, "tokens": 0}
+    known: dict[str, Any] = record.manifest()["counts"] if record.is_complete() else {"features": {}, "trailing_shape": {}, "tokens": 0}
     mask = _mask_settings(recipe)
     for feature, how in known["features"].items():
         if feature == "activation_mask" and feature in wanted and how != mask:
-            raise UserError(f"{record.store.root} holds activation masks made with {how}, now {mask} is asked for: choose another run_dir or paths.reference")
+            raise UserError(
+                f"{record.store.root} holds activation masks made with {how}, now {mask} is asked for: choose another run_dir or paths.reference"
+            )
     missing = sorted(wanted - set(known["features"]))
     if known["features"] and not missing:
         return record.manifest()
@@ -223,5 +225,3 @@ class ShardScorer:
             checksums[name] = self._store.checksum(feature_path(name, split, number))
         self._store.write_json(_marker(features, split, number), {"tokens": tokens, "checksums": checksums})
         return tokens
-
-

@@ -5,7 +5,7 @@ another worker count or another micro-batch budget sees the same pairs.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -53,11 +53,13 @@ def _dealt_to(place: int, world: int) -> int:
     return seat if turn % 2 == 0 else world - 1 - seat
 
 
-def token_budget_batches(rows: Sequence[int], widths: Sequence[int], sequences_per_row: int, budget: int) -> list[list[int]]:
+def token_budget_batches(
+    rows: Sequence[int], widths: Sequence[int] | Mapping[int, int], sequences_per_row: int, budget: int
+) -> list[list[int]]:
     """Cut rows into batches of similar width whose padded size stays within the budget (one row at least).
 
     Args:
-        rows: positions into widths. widths: padded length of each row's longest sequence, tokens.
+        rows: positions (keys) of widths. widths: padded length of each row's longest sequence, tokens.
         sequences_per_row: 2 for pairs, 1 for chosen-only data. budget: tokens, padding included.
     """
     batches: list[list[int]] = []

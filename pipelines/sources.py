@@ -79,7 +79,16 @@ def chunks_of(source: Source, rows_per_chunk: int) -> list[Chunk]:
         if source.format == "huggingface" or (source.format == "auto" and _looks_like_hub_name(source.path)):
             rows = len(_hub_dataset(source.path, source.subset, source.data_dir, source.split))
             return [
-                Chunk("huggingface", source.path, start, start, min(start + rows_per_chunk, rows), source.split, source.subset, source.data_dir)
+                Chunk(
+                    "huggingface",
+                    source.path,
+                    start,
+                    start,
+                    min(start + rows_per_chunk, rows),
+                    source.split,
+                    source.subset,
+                    source.data_dir,
+                )
                 for start in range(0, rows, rows_per_chunk)
             ]
         raise UserError(f"data source {source.path!r}: no such file, directory or pattern with a match")
@@ -203,4 +212,6 @@ def _hub_dataset(name: str, subset: str | None, data_dir: str | None, split: str
     try:
         return load_dataset(name, subset, data_dir=data_dir, split=split)
     except Exception as error:  # the library raises many kinds; the user needs one line
-        raise UserError(f"data source {name!r} is neither a file nor a data set that can be loaded: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"data source {name!r} is neither a file nor a data set that can be loaded: {str(error).splitlines()[0]}"
+        ) from error

@@ -31,7 +31,9 @@ def run_status(run_dir: str) -> list[dict[str, str]]:
         elif stage != "sample":
             rows.append(_row(stage, "not started", "", place))
     page = store.at("report")
-    rows.append(_row("report", "done" if page.exists("index.html") else "not started", "index.html" if page.exists("index.html") else "", page))
+    rows.append(
+        _row("report", "done" if page.exists("index.html") else "not started", "index.html" if page.exists("index.html") else "", page)
+    )
     return rows
 
 
@@ -61,13 +63,13 @@ def _detail(stage: str, counts: dict[str, Any]) -> str:
 
 
 def _progress(stage: str, place: RunStore) -> str:
-    failures = [place.read_json(name)["message"] for name in place.list() if name.startswith("failure-")]
+    failures = [place.read_json(name)["message"] for name in place.names() if name.startswith("failure-")]
     if failures:
         return f"failed: {failures[0]}"
     if stage == "train":
         steps = completed_steps(place)
         return f"last checkpoint: step {steps[-1]}" if steps else "no checkpoint yet"
     if stage == "reference":
-        scored = sum(len(place.list(f"shards/{folder}")) for folder in place.list("shards"))
+        scored = sum(len(place.names(f"shards/{folder}")) for folder in place.names("shards"))
         return f"{scored} shards scored"
     return "run the same command again to finish it"

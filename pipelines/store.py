@@ -61,7 +61,7 @@ class RunStore:
         kind: fs.FileType = self._fs.get_file_info(self._full(path)).type
         return kind != fs.FileType.NotFound
 
-    def list(self, path: str = "") -> list[str]:
+    def names(self, path: str = "") -> list[str]:
         """Names directly below `path`, sorted, temporary ones left out; empty if it does not exist."""
         infos = self._fs.get_file_info(fs.FileSelector(self._full(path), allow_not_found=True))
         return sorted(name for info in infos if not (name := info.base_name).startswith(_TEMPORARY))
@@ -80,7 +80,7 @@ class RunStore:
     def open_parquet(self, path: str) -> pq.ParquetFile:
         return pq.ParquetFile(self._fs.open_input_file(self._full(path)))
 
-    def read_table(self, path: str, columns: "list[str] | None" = None) -> pa.Table:
+    def read_table(self, path: str, columns: list[str] | None = None) -> pa.Table:
         with self.open_parquet(path) as file:
             return file.read(columns=columns)
 

@@ -81,11 +81,11 @@ def pairs_of_row(row: dict[str, Any], form: str, data: DataSection, names: Colum
             raise RowRejected("chosen and rejected have different prompts")
         yield _checked(RawPair(chosen_prompt, chosen, rejected))
         return
-    rejected = _text(row, names.rejected) if form == "text" else None
+    other = _text(row, names.rejected) if form == "text" else None
     chosen_score, rejected_score = _score(row, names.chosen_score), _score(row, names.rejected_score)
     if chosen_score is not None and rejected_score is not None and chosen_score - rejected_score < data.min_gap:
         raise RowRejected("score gap below min_gap")
-    yield _checked(RawPair(_text(row, names.prompt), _text(row, names.chosen), rejected, chosen_score, rejected_score))
+    yield _checked(RawPair(_text(row, names.prompt), _text(row, names.chosen), other, chosen_score, rejected_score))
 
 
 def _checked(pair: RawPair) -> RawPair:

@@ -51,7 +51,7 @@ def run_train(recipe: Recipe, quiet: bool = False, callbacks: list[Any] | None =
     record.begin()
     store = record.store
     store.sweep_temporary()
-    for name in store.list():
+    for name in store.names():
         if name.startswith("failure-"):
             store.delete(name)
     pairs = open_pairs(recipe)
@@ -70,7 +70,7 @@ def run_train(recipe: Recipe, quiet: bool = False, callbacks: list[Any] | None =
     if validations:
         counts["validation"] = validations[-1]
     store.write_bytes("model/README.md", model_card(recipe, counts).encode())
-    outputs = {f"model/{name}": store.checksum(f"model/{name}") for name in store.list("model") if name.endswith(".safetensors")}
+    outputs = {f"model/{name}": store.checksum(f"model/{name}") for name in store.names("model") if name.endswith(".safetensors")}
     return record.finish(counts, outputs)
 
 
@@ -92,7 +92,9 @@ def _fit(recipe: Recipe, callbacks: list[Any]) -> None:
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"recipe": recipe.model_dump(mode="json"), "threads": max(1, int(cpus))},
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus, "GPU": 1} if use_gpu else {"CPU": cpus}),
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus, "GPU": 1} if use_gpu else {"CPU": cpus}
+        ),
         run_config=RunConfig(
             # A new name each time: Ray's own restore is not used, our checkpoints are.
             name=f"train-{uuid.uuid4().hex[:12]}",
@@ -109,7 +111,7 @@ def _fit(recipe: Recipe, callbacks: list[Any]) -> None:
 
 
 def _raise_failure(store: RunStore) -> None:
-    for name in store.list():
+    for name in store.names():
         if name.startswith("failure-"):
             failure = store.read_json(name)
             raise (UserError if failure["kind"] == "user" else StageFailed)(failure["message"])
@@ -135,7 +137,7 @@ def _progress(store: RunStore, steps: int, quiet: bool) -> Iterator[None]:
         with tqdm(total=steps, desc="train", unit="step") as bar:
             while True:
                 finished = stop.is_set()
-                for name in store.list(FOLDER):
+                for name in store.names(FOLDER):
                     if name in seen or not name.endswith("-train.jsonl"):
                         continue
                     seen.add(name)

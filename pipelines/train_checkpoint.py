@@ -22,11 +22,13 @@ def step_folder(step: int) -> str:
 
 def completed_steps(store: RunStore) -> list[int]:
     """Steps with a complete checkpoint, ascending."""
-    names = [name for name in store.list(FOLDER) if name.startswith("step-")]
+    names = [name for name in store.names(FOLDER) if name.startswith("step-")]
     return [int(name.removeprefix("step-")) for name in names if store.exists(f"{FOLDER}/{name}/{STATE}")]
 
 
-def save_checkpoint(store: RunStore, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int) -> None:
+def save_checkpoint(
+    store: RunStore, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
+) -> None:
     """Publish the state after `step` optimizer steps and drop all but the newest `keep` checkpoints. Rank 0 only."""
     folder = store.staging_directory()
     names = {id(p): name for name, p in model.named_parameters()}

@@ -22,7 +22,7 @@ class MetricsWriter:
         self._store = store
         self._pending: list[dict[str, Any]] = []
         self._last_flush = time.monotonic()
-        for name in store.list(FOLDER):
+        for name in store.names(FOLDER):
             if _last_step(name) > resume_step:
                 store.delete(f"{FOLDER}/{name}")
         self._board: Any = None
@@ -59,7 +59,7 @@ class MetricsWriter:
 
 def read_metrics(store: RunStore) -> Iterator[dict[str, Any]]:
     """Every record published so far, in step order; validation records carry kind = "validation"."""
-    for name in store.list(FOLDER):
+    for name in store.names(FOLDER):
         for line in store.read_bytes(f"{FOLDER}/{name}").splitlines():
             yield json.loads(line)
 

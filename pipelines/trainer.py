@@ -33,7 +33,9 @@ def build_masks(recipe: Recipe, causal_lm: Any) -> TokenMasks:
     """The recipe's masks for a model; learned ones freshly initialised from train.seed."""
     if isinstance(recipe.mask, LearnedMaskSection):
         config = causal_lm.config
-        norm_eps = next((float(v) for n in ("layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps") if (v := getattr(config, n, None))), 1e-5)
+        norm_eps = next(
+            (float(v) for n in ("layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps") if (v := getattr(config, n, None))), 1e-5
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.train.seed)
             return LearnedMasks(
@@ -208,7 +210,9 @@ class Trainer:
     def _publish_model(self) -> None:
         folder = self.store.staging_directory()
         self.model.causal_lm.save_pretrained(folder, safe_serialization=True)
-        load_tokenizer(str(resolve_model(self.recipe.model.tokenizer or self.recipe.model.name_or_path, tokenizer_only=True))).save_pretrained(folder)
+        load_tokenizer(
+            str(resolve_model(self.recipe.model.tokenizer or self.recipe.model.name_or_path, tokenizer_only=True))
+        ).save_pretrained(folder)
         self.store.publish_directory(folder, "model")
         if isinstance(self.model.masks, LearnedMasks):
             folder = self.store.staging_directory()

@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("svg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 COLOURS = ("#3564a8", "#c8553d", "#3f8f5f", "#8a5fa8", "#b08a2e", "#4d8f9c", "#9c4d6f", "#6b6b6b")
 Series = tuple[str, Sequence[float], Sequence[float]]

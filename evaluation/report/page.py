@@ -70,7 +70,8 @@ def _frontier(runs: Sequence[RunView]) -> str:
     first = measured[0].results["sentiment"]
     zero = {"mean": 0.0, "low": 0.0, "high": 0.0}
     points: list[dict[str, Any]] = [
-        {"name": r.name, "kl": r.results["sentiment"]["kl/policy_reference"], "reward": r.results["sentiment"]["reward/after"]} for r in measured
+        {"name": r.name, "kl": r.results["sentiment"]["kl/policy_reference"], "reward": r.results["sentiment"]["reward/after"]}
+        for r in measured
     ]
     points.append({"name": "starting model", "kl": zero, "reward": first["reward/before"], "is_start": True})
     kind = measured[0].recipe["evaluate"]["reward"]["kind"]

@@ -9,4 +9,4 @@ from sparsepo.objectives.tdpo1 import TDPO1
 
 OBJECTIVES: dict[str, type[Objective]] = {"dpo": DPO, "tdpo1": TDPO1, "mapo": MaPO, "sparsepo": SparsePO, "sft": SFT}
 
-__all__ = ["DPO", "OBJECTIVES", "SFT", "MaPO", "Objective", "SparsePO", "TDPO1"]
+__all__ = ["DPO", "OBJECTIVES", "SFT", "TDPO1", "MaPO", "Objective", "SparsePO"]

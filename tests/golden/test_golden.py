@@ -98,9 +98,7 @@ def hooks_of(settings: dict[str, Any], config: Any) -> list[str]:
 def learned_masks(arch: str, settings: dict[str, Any]) -> LearnedMasks:
     config = manifest(arch)["config"]
     terms = {(True, True): "both", (True, False): "reward", (False, True): "kl"}[settings["mask_on_reward"], settings["mask_on_kl"]]
-    masks = LearnedMasks(
-        settings["mask_model"], settings["sharing"], 32, 3, norm_eps=config.get("layer_norm_eps", 1e-5), terms=terms
-    )
+    masks = LearnedMasks(settings["mask_model"], settings["sharing"], 32, 3, norm_eps=config.get("layer_norm_eps", 1e-5), terms=terms)
     masks.load_state_dict(renamed(load_file(GOLDEN / arch / settings["mask_weights"])))
     return masks
 
