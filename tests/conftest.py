@@ -1,0 +1,78 @@
+"""Shared fixtures: a tiny model and pairs made on the spot, one local Ray for the session."""
+
+import json
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+
+from pipelines.config import RaySection, Recipe
+from pipelines.quickstart_world import TEST_OPENINGS, TRAIN_OPENINGS, continuation, opening, write_untrained_model
+from pipelines.recipe import validate_recipe
+
+
+@pytest.fixture(scope="session")
+def rows() -> list[dict[str, str]]:
+    """120 preference rows of the quickstart's grammar."""
+    rng = random.Random(7)
+    return [
+        {"prompt": opening(rng, TRAIN_OPENINGS + TEST_OPENINGS), "chosen": continuation(rng), "rejected": continuation(rng)}
+        for _ in range(120)
+    ]
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, str]]) -> Path:
+    """An untrained Llama of about a million parameters with its own tokenizer."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    write_untrained_model(folder, [r["prompt"] + r["chosen"] + r["rejected"] for r in rows], seed=3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pairs_file(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, str]]) -> Path:
+    path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One local Ray with two CPUs for all tests of the session."""
+    from pipelines.cluster import ray_session
+
+    with ray_session(RaySection(num_cpus=2)):
+        yield
+
+
+MakeRecipe = Callable[..., Recipe]
+
+
+@pytest.fixture
+def make_recipe(tmp_path: Path, model_dir: Path, pairs_file: Path) -> MakeRecipe:
+    """A recipe on the tiny model: make_recipe("train.seed=1", ..., run_dir=...)."""
+
+    def make(*overrides: str, **top: Any) -> Recipe:
+        mapping = {
+            "run_dir": str(top.pop("run_dir", tmp_path / "run")),
+            "model": {"name_or_path": str(model_dir)},
+            "data": {
+                "sources": [{"path": str(pairs_file)}],
+                "test_fraction": 0.2,
+                "max_prompt_tokens": 24,
+                "max_response_tokens": 24,
+                "shard_pairs": 32,
+            },
+            "train": {"global_batch_size": 16, "learning_rate": 1e-3, "micro_batch_tokens": 512, "checkpoint_every": 2},
+            "evaluate": {"num_prompts": 16, "bootstrap_samples": 200, "generation": {"max_new_tokens": 8}},
+            **top,
+        }
+        return validate_recipe(mapping, overrides)
+
+    return make

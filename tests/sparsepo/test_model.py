@@ -1,0 +1,186 @@
+"""Layouts, activations, masks and the policy's forward on real (tiny) transformers models."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, BertConfig, GPTNeoXConfig, LlamaConfig, LlamaForCausalLM
+
+from sparsepo import LearnedMasks, PolicyModel, ReferenceModel, SparsePO, TokenizedPair, UniformMask, padded_layout
+from sparsepo.activations import ActivationRecorder, available_hooks, family_of, select_hooks
+from sparsepo.masks.activation import activation_weights, rescale_per_response
+from sparsepo.records import ReferenceFeatures
+
+PAIRS = [TokenizedPair([1, 5, 9], [3, 4, 2], [7, 2]), TokenizedPair([6], [8], [9, 3, 1, 5, 2])]
+
+
+def llama(seed: int = 0) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=17,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def test_layout_scores_what_single_sequences_score() -> None:
+    """Against one unpadded forward per response and torch's own log_softmax."""
+    model = llama()
+    inputs = padded_layout(PAIRS, pad_multiple=8)
+    assert inputs.input_ids.shape == (4, 8)
+    scores = PolicyModel(model, UniformMask())(inputs, ReferenceFeatures())
+    expected = []
+    for pair in PAIRS:
+        for response in pair.responses():
+            ids = torch.tensor([[*pair.prompt, *response]])
+            log_probs = model(input_ids=ids).logits[0].log_softmax(-1)
+            expected += [log_probs[len(pair.prompt) - 1 + t, token] for t, token in enumerate(response)]
+    torch.testing.assert_close(scores.policy_logps, torch.stack(expected), atol=1e-5, rtol=0)
+    assert inputs.response_index.tolist() == [0, 0, 0, 1, 1, 2, 3, 3, 3, 3, 3]
+
+
+def test_what_lies_in_the_padding_changes_neither_loss_nor_gradient() -> None:
+    gradients = []
+    for pad_multiple, filler in ((1, 0), (16, 11)):
+        model = llama()
+        reference = ReferenceModel(llama(1))
+        inputs = padded_layout(PAIRS, pad_multiple)
+        inputs.input_ids[inputs.attention_mask == 0] = filler
+        features = reference.features(inputs, {"reference_logps", "reference_hidden"})
+        output = SparsePO(0.5)(PolicyModel(model, UniformMask(), reference.head)(inputs, features))
+        output.losses.sum().backward()
+        gradients.append((output.losses, model.model.layers[0].mlp.up_proj.weight.grad))
+    for first, second in zip(*gradients, strict=True):
+        torch.testing.assert_close(first, second, atol=1e-6, rtol=0)
+
+
+def test_empty_responses_and_batches_are_refused() -> None:
+    with pytest.raises(ValueError, match="pair 0 has 1 prompt and 0 response tokens"):
+        padded_layout([TokenizedPair([1], [], [2])])
+    with pytest.raises(ValueError, match="at least one pair"):
+        padded_layout([])
+
+
+def test_llama_hooks_by_hand() -> None:
+    """post-rotary q from the definition of rotary embedding (rotate pairs (x_i, x_{i+h/2}) by position * theta_i), the rest from modules."""
+    model = llama()
+    ids = torch.tensor([[1, 5, 9, 3]])
+
+    def num_hooks() -> int:
+        return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+    model.model(input_ids=ids, output_hidden_states=True)  # transformers keeps hooks of its own for the hidden states
+    before = num_hooks()
+    with ActivationRecorder(model.model, available_hooks(model.config)) as recorder, torch.no_grad():
+        states = model.model(input_ids=ids, output_hidden_states=True).hidden_states
+    layer = model.model.layers[0]
+    with torch.no_grad():
+        normed = layer.input_layernorm(states[0])
+        q = layer.self_attn.q_proj(normed).view(4, 4, 4)  # time, heads, head_dim
+        theta = 10000.0 ** (-torch.arange(0, 4, 2) / 4)
+        angles = torch.arange(4)[:, None, None] * theta
+        a, b = q[..., :2], q[..., 2:]
+        rotated = torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()], -1)
+    close = torch.testing.assert_close
+    close(recorder.recorded["attn.post_rota_emb_q"][0][0], rotated.flatten(1).mean(-1), atol=1e-6, rtol=0)
+    close(recorder.recorded["attn.q"][0][0], q.flatten(1).mean(-1), atol=1e-6, rtol=0)
+    close(recorder.recorded["resid.post_emb"][0][0], states[0][0].mean(-1), atol=1e-6, rtol=0)
+    close(recorder.recorded["resid.torso.post_mlp"][0][0], states[1][0].mean(-1), atol=1e-6, rtol=0)
+    close(recorder.recorded["resid.post_ln_f"][0][0], states[2][0].mean(-1), atol=1e-6, rtol=0)
+    assert set(recorder.recorded) == set(available_hooks(model.config)) - {"logits"}
+    assert num_hooks() == before, "hooks must not outlive the recorder"
+
+
+def test_hook_selection_and_unknown_families() -> None:
+    config = GPTNeoXConfig(use_parallel_residual=False)
+    assert "resid.torso.post_attn" in select_hooks(config, "resid")
+    assert "resid.torso.post_attn" not in select_hooks(GPTNeoXConfig(), "all")
+    assert select_hooks(config, ["attn.q", "logits"]) == ("attn.q", "logits")
+    with pytest.raises(ValueError, match=r"\['attn.nothing'\].*attn.v_out"):
+        select_hooks(config, ["attn.nothing"])
+    with pytest.raises(ValueError, match="'bert'.*gpt_neox.*activations.py"):
+        family_of(BertConfig().model_type)
+
+
+def test_rescaling_is_per_response_and_constants_become_one() -> None:
+    index = torch.tensor([0, 0, 0, 1, 2, 2])
+    values = torch.tensor([1.0, 3.0, 2.0, 5.0, 4.0, 4.0])
+    assert rescale_per_response(values, index, 4).tolist() == [0.0, 1.0, 0.5, 1.0, 1.0, 1.0]
+
+
+def test_types_weigh_the_same_whatever_their_number_of_hooks() -> None:
+    """attn has two layers (mean 0.5), mlp one (1.0): mean over types 0.75 for the first token, by hand for both tokens."""
+    index = torch.tensor([0, 0])
+    recorded = {"attn.q": [torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])], "mlp.post_act": [torch.tensor([2.0, 1.0])]}
+    assert activation_weights(recorded, index, 1, "zn_rescale", 10).tolist() == [0.75, 0.25]
+    assert activation_weights({"mlp.x": [torch.tensor([2.0, 4.0])], "logits": [torch.tensor([1.0, 1.0])]}, index, 1, "none", 3).tolist() == [
+        pytest.approx((2 + 3 * 1) / 4),
+        pytest.approx((4 + 3 * 1) / 4),
+    ]
+
+
+@pytest.mark.parametrize("architecture", ["simple_last", "simple_all"])
+@pytest.mark.parametrize("sharing", ["common", "independent"])
+def test_learned_masks_survive_saving(tmp_path: Path, architecture: str, sharing: str) -> None:
+    torch.manual_seed(1)
+    masks = LearnedMasks(architecture, sharing, 16, 2, initializer_range=1.0)
+    features = ReferenceFeatures(reference_hidden=torch.randn(6, 16), reference_layers=torch.randn(6, 2, 16))
+    reward, kl = masks(features, torch.zeros(6))
+    masks.save_pretrained(tmp_path)
+    again_reward, again_kl = LearnedMasks.from_pretrained(tmp_path)(features, torch.zeros(6))
+    assert torch.equal(reward, again_reward)
+    assert torch.equal(kl, again_kl)
+    assert bool((reward >= 0).all())
+    assert torch.equal(reward, kl) == (sharing == "common")
+    with pytest.raises(FileNotFoundError, match="mask_config.json"):
+        LearnedMasks.from_pretrained(tmp_path / "nowhere")
+
+
+def test_mask_without_its_feature_names_it() -> None:
+    masks = LearnedMasks("simple_all", "common", 16, 2)
+    with pytest.raises(ValueError, match="'reference_layers'"):
+        masks(ReferenceFeatures(), torch.zeros(3))
+
+
+def test_simple_last_by_hand_and_gradcheck() -> None:
+    """relu(h . w + b) with w = (1, -1), b = 0.5: (2, 1) -> 1.5, (0, 3) -> 0."""
+    masks = LearnedMasks("simple_last", "common", 2, 1).double()
+    module = masks.common
+    assert module is not None
+    with torch.no_grad():
+        module.weight.copy_(torch.tensor([1.0, -1.0]))
+        module.bias.fill_(0.5)
+    assert module(torch.tensor([[2.0, 1.0], [0.0, 3.0]], dtype=torch.float64)).tolist() == [1.5, 0.0]
+    deep = LearnedMasks("simple_all", "common", 3, 2, initializer_range=1.0).double()
+    layers = torch.randn(4, 2, 3, dtype=torch.float64)
+    parameters = [p.detach().clone().requires_grad_() for p in deep.parameters()]
+    names = [n for n, _ in deep.named_parameters()]
+    features = ReferenceFeatures(reference_layers=layers)
+
+    def run(*values: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(deep, dict(zip(names, values, strict=True)), (features, layers[:, 0, 0]))[0]
+
+    assert torch.autograd.gradcheck(run, parameters)
+
+
+def test_head_scaling_is_honoured_not_ignored() -> None:
+    """Gemma 2's final soft-cap: our log-probabilities equal the model's own logits'."""
+    from transformers import Gemma2Config
+
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=17, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=8
+    )
+    config.final_logit_softcapping = 0.05
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    inputs = padded_layout(PAIRS[:1])
+    ours = PolicyModel(model, UniformMask())(inputs, ReferenceFeatures()).policy_logps
+    log_probs = model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).logits.log_softmax(-1).flatten(0, 1)
+    torch.testing.assert_close(ours, log_probs[inputs.score_rows, inputs.labels], atol=1e-5, rtol=0)
+    config.final_logit_softcapping = None
+    assert not torch.allclose(ours, PolicyModel(model, UniformMask())(inputs, ReferenceFeatures()).policy_logps, atol=1e-4)

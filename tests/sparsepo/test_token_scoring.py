@@ -1,0 +1,109 @@
+"""The fused primitive against its readable definition: values and gradients."""
+
+import math
+
+import pytest
+import torch
+
+from sparsepo.kernels.token_scoring import LMHead, score_tokens, score_tokens_eager
+
+VARIANTS = {
+    "plain": {},
+    "bias": {"with_bias": True},
+    "softcap": {"softcap": 5.0},
+    "scale": {"scale": 0.3},
+    "everything": {"with_bias": True, "softcap": 3.0, "scale": 1.7},
+}
+
+
+def build(tokens: int, vocab: int, width: int, with_bias: bool = False, softcap: float | None = None, scale: float = 1.0):
+    generator = torch.Generator().manual_seed(tokens * 1000 + vocab)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    hidden, weight = draw(tokens, width).requires_grad_(), draw(vocab, width).requires_grad_()
+    bias = draw(vocab).requires_grad_() if with_bias else None
+    labels = torch.randint(0, vocab, (tokens,), generator=generator)
+    reference = (draw(tokens, width + 2), LMHead(draw(vocab, width + 2), draw(vocab) if with_bias else None, softcap, scale))
+    return hidden, LMHead(weight, bias, softcap, scale), labels, *reference
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("tokens", "chunk"), [(1, 1), (7, 3), (64, 64), (65, 16)])
+def test_fused_equals_eager_in_values_and_gradients(variant: str, tokens: int, chunk: int) -> None:
+    results = []
+    for fused in (True, False):
+        hidden, head, labels, ref_hidden, ref_head = build(tokens, 11, 5, **VARIANTS[variant])
+        logps, kl = (
+            score_tokens(hidden, head, labels, ref_hidden, ref_head, chunk)
+            if fused
+            else score_tokens_eager(hidden, head, labels, ref_hidden, ref_head)
+        )
+        assert kl is not None
+        upstream = torch.linspace(-1, 2, tokens, dtype=torch.float64)
+        (logps @ upstream + kl @ upstream.flip(0)).backward()
+        grads = [hidden.grad, head.weight.grad] + ([head.bias.grad] if head.bias is not None else [])
+        results.append([logps, kl, *grads])
+    for fused_value, eager_value in zip(*results, strict=True):
+        torch.testing.assert_close(fused_value, eager_value, atol=1e-12, rtol=1e-10)
+
+
+def test_gradcheck_float64() -> None:
+    hidden, head, labels, ref_hidden, ref_head = build(3, 5, 4, with_bias=True, softcap=4.0)
+    assert torch.autograd.gradcheck(
+        lambda h, w, b: score_tokens(h, LMHead(w, b, head.softcap), labels, ref_hidden, ref_head, 2),
+        (hidden, head.weight, head.bias),
+    )
+
+
+def test_tied_head_accumulates_both_uses() -> None:
+    """d/dW of sum(logps) with hidden = E[ids] W-tied: the gradient through the input and through the head add up."""
+    table = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+    ids, labels = torch.tensor([1, 2, 3]), torch.tensor([4, 5, 1])
+    score_tokens(table[ids] * 2, LMHead(table), labels)[0].sum().backward()
+    fused = table.grad.clone()
+    table.grad = None
+    score_tokens_eager(table[ids] * 2, LMHead(table), labels)[0].sum().backward()
+    torch.testing.assert_close(fused, table.grad)
+
+
+def test_kl_by_hand_and_its_direction() -> None:
+    """Two tokens of vocabulary: reference (3/4, 1/4), policy (1/2, 1/2).
+
+    KL(reference || policy) = 3/4 ln(3/2) + 1/4 ln(1/2) = 0.130812; the other direction is 0.143841.
+    """
+    policy, reference = torch.tensor([[0.0, 0.0]]), torch.tensor([[math.log(3.0), 0.0]])
+    head = LMHead(torch.eye(2))
+    _, kl = score_tokens(policy, head, torch.tensor([0]), reference, head)
+    assert kl is not None
+    assert kl.item() == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5), abs=1e-7)
+    _, other = score_tokens(reference, head, torch.tensor([0]), policy, head)
+    assert other is not None
+    assert other.item() == pytest.approx(0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25), abs=1e-7)
+
+
+def test_kl_of_a_model_with_itself_is_zero() -> None:
+    hidden, head, labels, _, _ = build(20, 50, 8)
+    _, kl = score_tokens(hidden, head, labels, hidden.detach(), head.detached())
+    assert kl is not None
+    torch.testing.assert_close(kl, torch.zeros_like(kl), atol=1e-14, rtol=0)
+
+
+def test_bfloat16_states_are_scored_in_float32() -> None:
+    hidden, head, labels, _, _ = build(40, 30, 8)
+    low = LMHead(head.weight.detach().bfloat16())
+    logps, _ = score_tokens(hidden.detach().bfloat16(), low, labels)
+    exact, _ = score_tokens_eager(hidden.detach().bfloat16().double(), LMHead(low.weight.double()), labels)
+    assert logps.dtype == torch.float32
+    torch.testing.assert_close(logps.double(), exact, atol=0.06, rtol=0)
+
+
+def test_disagreeing_shapes_are_named() -> None:
+    hidden, head, labels, ref_hidden, ref_head = build(4, 6, 3)
+    with pytest.raises(ValueError, match=r"hidden \(4, 3\) and labels \(3,\)"):
+        score_tokens(hidden, head, labels[:3])
+    with pytest.raises(ValueError, match="reference_hidden has 3 tokens, hidden has 4"):
+        score_tokens(hidden, head, labels, ref_hidden[:3], ref_head)
+    with pytest.raises(ValueError, match=r"vocabulary \(5\) and the policy's \(6\)"):
+        score_tokens(hidden, head, labels, ref_hidden, LMHead(ref_head.weight[:5]))
