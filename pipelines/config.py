@@ -162,6 +162,9 @@ class LearnedMaskSection(Section):
     terms: Literal["both", "reward", "kl"] = "both"
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
+    # While the policy still is the reference, a mask's gradient is rounding noise of about 1e-7, which Adam's usual
+    # epsilon would turn into full steps.
+    adam_eps: float = Field(1e-6, gt=0)
 
 
 MaskSection = Annotated[NoMask | ActivationMaskSection | LearnedMaskSection, Field(discriminator="kind")]

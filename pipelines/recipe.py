@@ -149,10 +149,23 @@ def _explain(error: ValidationError) -> str:
     elif first["type"] == "union_tag_invalid":
         context = first["ctx"]
         line = f"{key}.{context['discriminator'].strip(chr(39))} = {context['tag']!r}: allowed are {context['expected_tags']}"
+    elif first["type"] == "union_tag_not_found":
+        line = f"{key}: needs the key {first['ctx']['discriminator']}: one of {', '.join(map(repr, _tags_of(key)))}"
     else:
         shown = "" if isinstance(value, dict) else f" = {value!r}"
         line = f"{key}{shown}: {first['msg'][0].lower()}{first['msg'][1:]}"
     return line + (f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else "")
+
+
+def _tags_of(key: str) -> list[str]:
+    """The alternatives of a tagged union, from the schema."""
+    model: Any = Recipe
+    for part in key.split("."):
+        field = model.model_fields[part]
+        sections = _sections_in(field.annotation)
+        model = sections[0]
+    tag = str(field.discriminator)
+    return [section.model_fields[tag].default for section in sections]
 
 
 def _union_tags(prefix: list[str]) -> set[str]:

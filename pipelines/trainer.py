@@ -87,7 +87,9 @@ class Trainer:
         mask_parameters = list(self.model.masks.parameters())
         if mask_parameters:
             assert isinstance(mask, LearnedMaskSection)
-            groups.append({"params": mask_parameters, "base_lr": mask.learning_rate, "weight_decay": mask.weight_decay})
+            groups.append(
+                {"params": mask_parameters, "base_lr": mask.learning_rate, "weight_decay": mask.weight_decay, "eps": mask.adam_eps}
+            )
         return torch.optim.AdamW(groups, lr=train.learning_rate, betas=train.adam_betas, eps=train.adam_eps)
 
     def run(self, report: Any) -> None:

@@ -118,7 +118,9 @@ def test_types_weigh_the_same_whatever_their_number_of_hooks() -> None:
     index = torch.tensor([0, 0])
     recorded = {"attn.q": [torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])], "mlp.post_act": [torch.tensor([2.0, 1.0])]}
     assert activation_weights(recorded, index, 1, "zn_rescale", 10).tolist() == [0.75, 0.25]
-    assert activation_weights({"mlp.x": [torch.tensor([2.0, 4.0])], "logits": [torch.tensor([1.0, 1.0])]}, index, 1, "none", 3).tolist() == [
+    assert activation_weights(
+        {"mlp.x": [torch.tensor([2.0, 4.0])], "logits": [torch.tensor([1.0, 1.0])]}, index, 1, "none", 3
+    ).tolist() == [
         pytest.approx((2 + 3 * 1) / 4),
         pytest.approx((4 + 3 * 1) / 4),
     ]

@@ -29,9 +29,7 @@ def swapped(record: TokenScores) -> TokenScores:
     """Chosen and rejected exchanged, canonical order restored."""
     index = record.response_index ^ 1
     order = torch.argsort(index, stable=True)
-    moved = {
-        name: getattr(record, name)[order] for name in ("policy_logps", "reference_logps", "token_kl", "reward_mask", "kl_mask")
-    }
+    moved = {name: getattr(record, name)[order] for name in ("policy_logps", "reference_logps", "token_kl", "reward_mask", "kl_mask")}
     return replace(record, response_index=index[order], **moved)
 
 

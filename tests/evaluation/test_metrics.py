@@ -1,0 +1,119 @@
+"""Metrics and benchmarks against hand counts and brute force."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evaluation.benchmarks import masks_benchmark, preference_benchmark, sentiment_benchmark
+from evaluation.bootstrap import mean_interval
+from evaluation.key_tokens import key_token_labels
+from evaluation.metrics import DistinctN, PreferenceAccuracy, TokenAUC, VaderSentiment, auc, distinct_n
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=30))
+def test_auc_is_the_share_of_ordered_pairs(items: list[tuple[int, bool]]) -> None:
+    positives, negatives = [s for s, y in items if y], [s for s, y in items if not y]
+    value = auc([s for s, _ in items], [y for _, y in items])
+    if not positives or not negatives:
+        assert math.isnan(value)
+        return
+    brute = sum((p > n) + 0.5 * (p == n) for p in positives for n in negatives) / (len(positives) * len(negatives))
+    assert value == pytest.approx(brute)
+
+
+def test_distinct_by_hand() -> None:
+    """'a b a b' has bigrams ab, ba, ab and 'b a' has ba: 2 distinct of 4."""
+    assert distinct_n(["a b a b", "b a"], 2) == 0.5
+    assert distinct_n(["a"], 2) == 0.0
+    with pytest.raises(ValueError, match="n=0"):
+        distinct_n(["a"], 0)
+
+
+def test_bootstrap_agrees_with_the_normal_interval_and_covers() -> None:
+    """For 400 normal values the percentile interval is the mean +- 1.96 standard errors, to a few per cent; it covers about 95 %."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(2.0, 1.0, 400)
+    interval = mean_interval(values.tolist(), 4000)
+    error = values.std(ddof=1) / 20
+    assert interval.mean == pytest.approx(values.mean())
+    assert interval.low == pytest.approx(values.mean() - 1.96 * error, abs=0.15 * error)
+    assert interval.high == pytest.approx(values.mean() + 1.96 * error, abs=0.15 * error)
+    covered = 0
+    for seed in range(100):
+        drawn = mean_interval(np.random.default_rng(seed).normal(2.0, 1.0, 60).tolist(), 300, seed)
+        covered += drawn.low <= 2.0 <= drawn.high
+    assert 86 <= covered <= 100
+    with pytest.raises(ValueError, match="at least one value"):
+        mean_interval([])
+
+
+def test_metric_classes_compute_without_a_network() -> None:
+    assert TokenAUC().compute(predictions=[0.1, 0.9], references=[0, 1]) == {"auc": 1.0}
+    assert DistinctN().compute(predictions=["a b a b", "b a"]) == {"distinct_n": 0.5}
+    assert PreferenceAccuracy().compute(predictions=[1.0, 2.0, 0.0], references=[0.0, 2.0, 1.0]) == {"accuracy": 0.5}
+    scores = VaderSentiment().compute(predictions=["a wonderful film", "an awful film", "a film"])["scores"]
+    assert scores[0] > 0 > scores[1]
+    assert scores[2] == 0
+
+
+def test_key_tokens_overlap_words() -> None:
+    text = " Not bad , Badly good"
+    offsets = [(0, 4), (4, 8), (8, 10), (10, 13), (13, 16), (16, 21)]
+    assert key_token_labels(text, offsets, frozenset({"bad", "good"})) == [False, True, False, False, False, True]
+
+
+def test_preference_benchmark_by_hand() -> None:
+    def pair(before: float, after: float, reward: float, length: int) -> dict[str, float]:
+        return {
+            "start_chosen": before, "start_rejected": 0.0, "policy_chosen": after, "policy_rejected": -3.0, "num_chosen": length,
+            "num_rejected": 1, "reward_chosen": reward, "reward_rejected": 0.0, "kl_chosen": 1.0, "kl_rejected": 3.0,
+        }  # fmt: skip
+
+    result = preference_benchmark([pair(1, -2, 1, 1), pair(-1, -4, 0, 2), pair(-1, -2, -1, 1), pair(0, -2, 2, 1)], 200, 0)
+    assert result["accuracy/logps/before"]["mean"] == (1 + 0 + 0 + 0.5) / 4
+    assert result["accuracy/logps/after"]["mean"] == 3 / 4
+    assert result["accuracy/logps/gain"]["mean"] == pytest.approx((0 + 0 + 1 + 0.5) / 4)
+    assert result["accuracy/logps_per_token/after"]["mean"] == 1.0
+    assert result["accuracy/implicit_reward"]["mean"] == (1 + 0.5 + 0 + 1) / 4
+    assert result["rewards/margins"]["mean"] == 0.5
+    assert result["kl/reference_policy"]["mean"] == 2.0
+
+
+def test_sentiment_gain_is_paired() -> None:
+    """Rewards that differ wildly between prompts but by exactly 0.1 within them: the gain's interval is a point."""
+    rng = random.Random(0)
+    records = []
+    for _ in range(50):
+        base = rng.uniform(-0.9, 0.8)
+        records.append({
+            "policy_text": "a b", "start_text": "c d", "policy_reward": base + 0.1, "start_reward": base, "policy_tokens": 2,
+            "start_tokens": 3, "kl_policy_reference": 1.5,
+        })  # fmt: skip
+    result = sentiment_benchmark(records, 1.0, 300, 0)
+    assert result["reward/gain"]["low"] == pytest.approx(0.1)
+    assert result["reward/gain"]["high"] == pytest.approx(0.1)
+    assert result["reward/after"]["high"] - result["reward/after"]["low"] > 0.1
+    assert result["kl/policy_reference"]["mean"] == 1.5
+    assert sum(result["reward_histogram"]["start"]) == 50
+
+
+def test_masks_benchmark_finds_a_planted_mask() -> None:
+    rng = random.Random(1)
+    records = []
+    for _ in range(60):
+        labels = [rng.random() < 0.3 for _ in range(10)]
+        records.append({
+            "tokens": ["key" if y else "other" for y in labels], "is_key": labels, "reward_mask": [0.9 if y else 0.0 for y in labels],
+            "kl_mask": [0.0 if y else 0.5 for y in labels], "token_kl": [rng.random() for _ in labels],
+        })  # fmt: skip
+    result = masks_benchmark(records, 200, 0)
+    assert result["auc/reward_mask"]["mean"] == 1.0
+    assert result["auc/kl_mask"]["mean"] == 0.0
+    assert abs(result["auc/random_mask"]["mean"] - 0.5) < 0.08
+    assert result["auc/token_kl"]["low"] < 0.5 < result["auc/token_kl"]["high"]
+    assert result["reward_mask/zero_fraction"] == pytest.approx(1 - result["key_token_fraction"])
+    assert result["reward_mask/top_tokens"][0]["token"] == "key"

@@ -1,0 +1,82 @@
+"""What a user types and sees: exit codes, one-line errors, every command's help."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.cli import main
+
+COMMANDS = ("run", "prepare", "reference", "train", "evaluate", "report", "sft", "sample", "tune", "plan", "status", "quickstart")
+
+
+def sparsepo(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as caught:
+        main(list(arguments))
+    captured = capsys.readouterr()
+    return int(caught.value.code or 0), captured.out, captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "nowhere.yaml"), "recipe 'nowhere.yaml': no such file"),
+        (("run", "hh-dpo", "objective.bet=1"), "unknown config key 'objective.bet': did you mean 'objective.beta'?"),
+        (("train", "hh-dpo", "train.learning_rate=-3"), "train.learning_rate = -3"),
+        (("run", "hh-dpo", "model.name_or_path=/nowhere"), "model '/nowhere': no such directory"),
+        (("plan", "hh-dpo", "model.name_or_path=not/downloaded"), "model 'not/downloaded': no such directory"),
+        (("report", "/nowhere"), "holds no finished training run"),
+        (("status", "/nowhere"), "no run here"),
+        (("tune", "/nowhere.yaml"), "no such file"),
+        (("quickstart", "sed=1"), "quickstart option 'sed=1': allowed are seed=N and dir=PATH"),
+        (("quickstart", "seed=x"), "seed = 'x'"),
+        (("runn",), "No such command"),
+        (("run",), "Missing argument"),
+    ],
+)
+def test_user_errors_are_one_line_and_exit_2(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str) -> None:
+    code, _, err = sparsepo(capsys, *arguments)
+    assert code == 2
+    assert message in err
+    assert err.startswith("error: ")
+    assert err.strip().count("\n") == 0
+
+
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in COMMANDS:
+        code, out, _ = sparsepo(capsys, command, "--help")
+        assert code == 0
+        assert command in out
+
+
+def test_module_and_script_are_the_same_program() -> None:
+    script = Path(sys.executable).with_name("sparsepo")
+    outputs = {
+        subprocess.run(c, capture_output=True, text=True).stdout
+        for c in ([str(script), "--help"], [sys.executable, "-m", "pipelines", "--help"])
+    }
+    assert len(outputs) == 1
+    assert "quickstart" in outputs.pop()
+
+
+def test_plan_is_exact_after_prepare_and_close_before(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, pairs_file: Path, model_dir: Path
+) -> None:
+    import json
+
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        f"run_dir: {tmp_path}/run\nmodel: {{name_or_path: {model_dir}}}\n"
+        f"data: {{sources: [{{path: {pairs_file}}}], test_fraction: 0.2, max_prompt_tokens: 24, max_response_tokens: 24}}\n"
+        "objective: {name: tdpo1}\n"
+    )
+    code, out, _ = sparsepo(capsys, "plan", str(recipe))
+    assert code == 0
+    plan = json.loads(out)
+    assert not (tmp_path / "run").exists(), "plan writes nothing"
+    assert plan["data"]["train_pairs"] + plan["data"]["held_out_pairs"] == 120
+    assert plan["reference"]["bytes_per_scored_token"] == 4 + 4 * 128
+    from safetensors.torch import load_file
+
+    assert plan["train"]["parameters"] == sum(t.numel() for t in load_file(model_dir / "model.safetensors").values())

@@ -1,0 +1,90 @@
+"""kill -9 of the driver, then the same command: the same weights, bit for bit, as an uninterrupted run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from pipelines.config import Recipe
+from pipelines.recipe import write_yaml
+
+MakeRecipe = Callable[..., Recipe]
+OPTIONS = (
+    "objective.name=sparsepo",
+    "mask.kind=learned",
+    "mask.architecture=simple_last",
+    "train.epochs=4",
+    "train.max_steps=24",
+    "train.checkpoint_every=1",
+    "data.shard_pairs=8",
+    "data.test_fraction=0",
+    "ray.num_cpus=2",
+    "train.cpus_per_worker=1",
+)
+
+
+def run_stage(stage: str, recipe_file: Path, run_dir: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "pipelines", stage, str(recipe_file), f"run_dir={run_dir}", "--quiet"]
+    return subprocess.Popen(command, start_new_session=True)
+
+
+def finish(stage: str, recipe_file: Path, run_dir: Path) -> None:
+    assert run_stage(stage, recipe_file, run_dir).wait(timeout=400) == 0
+
+
+def kill_when(process: subprocess.Popen[bytes], reached: Callable[[], bool], signal_number: int = signal.SIGKILL) -> None:
+    deadline = time.monotonic() + 300
+    while not reached():
+        assert process.poll() is None, f"the command ended (exit {process.returncode}) before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal_number)
+    process.wait(timeout=60)
+
+
+def tensors(run_dir: Path) -> dict[str, bytes]:
+    found = {}
+    for file in ("model/model.safetensors", "masks/masks.safetensors"):
+        found |= {f"{file}:{k}": v.numpy().tobytes() for k, v in load_file(run_dir / "train" / file).items()}
+    return found
+
+
+@pytest.mark.slow
+def test_killed_driver_ends_with_the_same_weights(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe_file = tmp_path / "recipe.yaml"
+    recipe_file.write_text(write_yaml(make_recipe(*OPTIONS)))
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for stage in ("prepare", "reference", "train"):
+        finish(stage, recipe_file, whole)
+
+    finish("prepare", recipe_file, killed)
+    process = run_stage("reference", recipe_file, killed)
+    markers = killed / "reference" / "shards"
+    kill_when(process, lambda: markers.exists() and len(list(markers.rglob("*.json"))) >= 3)
+    scored = len(list(markers.rglob("*.json")))
+    assert not (killed / "reference" / "manifest.json").exists()
+    assert scored < 15, "killed before the last shard"
+    finish("reference", recipe_file, killed)
+    for file in sorted((whole / "reference").rglob("*.parquet")):
+        again = killed / "reference" / file.relative_to(whole / "reference")
+        assert again.read_bytes() == file.read_bytes(), file.name
+
+    process = run_stage("train", recipe_file, killed)
+    checkpoints = killed / "train" / "checkpoints"
+    kill_when(process, lambda: (checkpoints / "step-00000003").exists() or (checkpoints / "step-00000004").exists())
+    assert not (killed / "train" / "manifest.json").exists()
+    time.sleep(3)  # the orphaned worker group must notice that its driver is gone
+    process = run_stage("train", recipe_file, killed)
+    seen = len(list(checkpoints.iterdir()))
+    assert seen > 0
+    # Ctrl-C this time: the run stays resumable and the exit code says interrupted.
+    kill_when(process, lambda: any(int(p.name[5:]) >= 9 for p in checkpoints.glob("step-*")), signal.SIGINT)
+    assert process.returncode == 130
+    finish("train", recipe_file, killed)
+    assert tensors(killed) == tensors(whole)

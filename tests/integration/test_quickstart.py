@@ -1,0 +1,64 @@
+"""The quickstart's world, and the whole of it in one go without a network."""
+
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from evaluation.metrics import vader_scores
+from pipelines import quickstart_world as world
+
+
+def test_the_world_is_rich_enough_and_its_labels_are_right() -> None:
+    """At least 300 content words; VADER gives exactly the labelled words a valence of the labelled sign."""
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    lexicon = SentimentIntensityAnalyzer().lexicon
+    assert len(world.content_words()) >= 300
+    assert all(lexicon[w] > 0 for w in (*world.POSITIVE, *world.PRAISE))
+    assert all(lexicon[w] < 0 for w in (*world.NEGATIVE, *world.BLAME))
+    neutral = {w.lower() for w in world.content_words() - world.SENTIMENT_WORDS}
+    for template in (*world.TRAIN_OPENINGS, *world.TEST_OPENINGS, *world.FEELINGS, *world.ASIDES):
+        neutral |= set(re.findall(r"[a-z]+", re.sub(r"\{\w+\}", "", template.lower())))
+    assert not {w for w in neutral if w in lexicon}
+    assert not set(world.TRAIN_OPENINGS) & set(world.TEST_OPENINGS)
+    rng = random.Random(0)
+    scores = vader_scores([world.continuation(rng) for _ in range(300)])
+    assert sum(s > 0.2 for s in scores) > 60
+    assert sum(s < -0.2 for s in scores) > 60
+
+
+def without_network(command: list[str]) -> list[str]:
+    """The command in a network namespace of its own with only loopback up, where the machine lets us make one."""
+    if os.geteuid() == 0 and shutil.which("unshare") and shutil.which("ip"):
+        probe = subprocess.run(["unshare", "-n", "sh", "-c", "ip link set lo up"], capture_output=True)
+        if probe.returncode == 0:
+            return ["unshare", "-n", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", *command]
+    print("no network namespace here: the quickstart runs with hub access switched off only")
+    return command
+
+
+@pytest.mark.slow
+def test_quickstart_ends_in_a_report_and_helps(tmp_path: Path) -> None:
+    command = without_network([sys.executable, "-m", "pipelines", "quickstart", f"dir={tmp_path}/q", "--quiet"])
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    page = tmp_path / "q" / "report" / "index.html"
+    assert f"report: {page}" in done.stdout
+    assert page.stat().st_size > 50_000
+    for name in ("mapo", "sparsepo"):
+        sentiment = json.loads((tmp_path / "q" / name / "evaluation" / "sentiment.json").read_text())
+        assert sentiment["num_prompts"] >= 200
+        assert sentiment["reward/gain"]["low"] > 0
+        assert sentiment["distinct_2/after"] > 0.8 * sentiment["distinct_2/before"]
+        assert sentiment["kl/policy_reference"]["mean"] > 0
+        masks = json.loads((tmp_path / "q" / name / "evaluation" / "masks.json").read_text())
+        assert masks["auc/chance"] == 0.5
+        assert {"auc/reward_mask", "auc/random_mask", "auc/token_kl"} <= set(masks)
+        assert abs(masks["auc/random_mask"]["mean"] - 0.5) < 0.05

@@ -1,0 +1,137 @@
+"""Recipes load, errors are one clear line, and every field belongs to the stage whose result it changes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.config import Recipe, stage_settings
+from pipelines.errors import UserError
+from pipelines.recipe import load_recipe, packaged_recipes, validate_recipe, write_yaml
+from pipelines.sweep import load_sweep
+
+MINIMAL: dict[str, Any] = {
+    "run_dir": "r",
+    "model": {"name_or_path": "m"},
+    "data": {"sources": [{"path": "p"}]},
+    "objective": {"name": "dpo"},
+}
+
+
+@pytest.mark.parametrize("name", packaged_recipes())
+def test_every_packaged_recipe_loads_and_says_what_it_is(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.objective.name == {"dpo": "dpo", "mapo": "mapo"}.get(name.split("-")[1], "sparsepo")
+    header = packaged_recipes()[name].read_text().split("\nrun_dir")[0]
+    for word in ("Starting model", "Hardware", f"Launch: sparsepo run {name}"):
+        assert word in header
+    assert validate_recipe(__import__("yaml").safe_load(write_yaml(recipe))) == recipe
+
+
+def test_the_eight_released_recipes_are_there() -> None:
+    wanted = {f"{d}-{o}" for d in ("imdb", "hh") for o in ("dpo", "mapo", "sparsepo-common", "sparsepo-independent")}
+    assert wanted <= set(packaged_recipes())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.learning_rat=1", "unknown config key 'train.learning_rat': did you mean 'train.learning_rate'?"),
+        ("objective.betta=1", "did you mean 'objective.beta'?"),
+        ("trian.epochs=1", "unknown config key 'trian'"),
+        ("train.learning_rate=-1", "train.learning_rate = -1: input should be greater than 0"),
+        ("objective.beta=zero", "objective.beta = 'zero': input should be a valid number"),
+        ("data.test_fraction=1.5", "data.test_fraction = 1.5: input should be less than 1"),
+        ("objective.name=ppo", "objective.name = 'ppo': allowed are 'dpo', 'tdpo1', 'mapo', 'sparsepo', 'sft'"),
+        ("objective={}", "objective: needs the key 'name': one of 'dpo', 'tdpo1', 'mapo', 'sparsepo', 'sft'"),
+        ("mask.kind=learned", "mask.kind=learned with objective.name=dpo: allowed is none"),
+        ("data.sources=[]", "data.sources = []"),
+        ("train.epochs", "override 'train.epochs': write it as key=value"),
+        ("reference.mode=sometimes", "reference.mode = 'sometimes': input should be 'auto', 'stored' or 'online'"),
+    ],
+)
+def test_errors_name_the_key_the_value_and_what_is_allowed(override: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        validate_recipe(MINIMAL, [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_and_broken_files(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere.yaml.*no such file"):
+        load_recipe("nowhere.yaml")
+    (tmp_path / "broken.yaml").write_text("run_dir: [")
+    with pytest.raises(UserError, match="broken.yaml.* is not valid YAML"):
+        load_recipe(str(tmp_path / "broken.yaml"))
+    with pytest.raises(UserError, match="config key 'model' is required"):
+        validate_recipe({"run_dir": "r", "data": {"sources": [{"path": "p"}]}})
+
+
+def test_overrides_reach_lists_numbers_and_switch_alternatives() -> None:
+    base = {**MINIMAL, "objective": {"name": "sparsepo", "l1_kl": 0.1, "beta": 0.3}, "mask": {"kind": "learned", "sharing": "common"}}
+    recipe = validate_recipe(
+        base, ["data.sources[0].path=q", "train.learning_rate=1e-5", "mask.hooks=mlp", "mask.kind=activation", "objective.name=mapo"]
+    )
+    assert recipe.data.sources[0].path == "q"
+    assert recipe.train.learning_rate == 1e-5
+    assert recipe.mask.model_dump() == {"kind": "activation", "hooks": "mlp", "mapping": "zn_rescale"}
+    assert recipe.objective.model_dump() == {"name": "mapo", "beta": 0.1}
+
+
+def test_requirements_come_from_objective_and_mask() -> None:
+    def needs(*overrides: str) -> tuple[set[str], str]:
+        recipe = validate_recipe(MINIMAL, overrides)
+        return set(recipe.required_features()), recipe.reference_mode()
+
+    assert needs() == ({"reference_logps"}, "stored")
+    assert needs("objective.name=tdpo1") == ({"reference_logps", "reference_hidden"}, "stored")
+    assert needs("objective.name=mapo", "mask.kind=activation") == ({"reference_logps", "reference_hidden", "activation_mask"}, "stored")
+    everything = {"reference_logps", "reference_hidden", "reference_layers"}
+    assert needs("objective.name=sparsepo", "mask.kind=learned") == (everything, "online")
+    assert needs("objective.name=sft")[0] == set()
+
+
+def test_every_field_changes_exactly_the_stage_it_says() -> None:
+    base = validate_recipe(MINIMAL)
+    everything = {stage: stage_settings(base, stage) for stage in ("prepare", "reference", "train", "evaluate", "sample")}
+
+    def changed(*overrides: str) -> set[str]:
+        other = validate_recipe(MINIMAL, overrides)
+        return {stage for stage, settings in everything.items() if stage_settings(other, stage) != settings}
+
+    assert changed("data.max_prompt_tokens=7") == {"prepare"}
+    assert changed("data.sources[0].form=hh") == {"prepare"}
+    assert changed("reference.dtype=bfloat16") == {"reference"}
+    assert changed("objective.beta=0.2") == {"train"}
+    assert changed("train.seed=4") == {"train"}
+    assert changed("evaluate.num_prompts=3") == {"evaluate"}
+    assert changed("sample.num_candidates=3") == {"sample"}
+    for harmless in ("train.num_workers=2", "train.micro_batch_tokens=9", "reference.batch_tokens=9", "run_dir=x", "ray.num_cpus=1"):
+        assert changed(harmless) == set(), harmless
+
+
+def test_sweep_files(tmp_path: Path) -> None:
+    def sweep(space: str) -> str:
+        path = tmp_path / "sweep.yaml"
+        path.write_text(f"run_dir: {tmp_path}\nrecipe: hh-dpo\nspace: {space}\n")
+        return str(path)
+
+    loaded = load_sweep(sweep("{objective.beta: {loguniform: [0.01, 1]}, train.learning_rate: {grid: [1.0e-6, 1.0e-5]}}"))
+    assert [c["train.learning_rate"] for c in loaded.combinations()] == [1e-6, 1e-5]
+    for space, message in (
+        ("{objective.bta: {grid: [1]}}", "did you mean 'objective.beta'"),
+        ("{objective.beta: {uniform: [2, 1]}}", r"range \[2.0, 1.0\] is empty"),
+        ("{objective.beta: {grid: [0.1], choice: [0.1]}}", "exactly one"),
+        ("{objective.beta: {grid: [-1]}}", "objective.beta = -1"),
+        ("{}", "space"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_sweep(sweep(space))
+    with pytest.raises(UserError, match="no such file"):
+        load_sweep(str(tmp_path / "none.yaml"))
+
+
+def test_recipe_is_frozen() -> None:
+    recipe: Recipe = validate_recipe(MINIMAL)
+    with pytest.raises(Exception, match="frozen"):
+        recipe.run_dir = "other"  # type: ignore[misc]

@@ -1,0 +1,147 @@
+"""Publishing, stage records and sampling: pure of Ray."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+
+from pipelines.errors import UserError
+from pipelines.placement import Placement
+from pipelines.sampler import Sampler, rank_share, token_budget_batches
+from pipelines.stage_record import StageRecord
+from pipelines.store import ROW_GROUP_BYTES, RunStore
+from pipelines.train_checkpoint import completed_steps, load_checkpoint, save_checkpoint, step_folder
+
+
+def test_a_killed_writer_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:
+    """A process that dies between writing and renaming leaves a temporary file only, and sweeping removes it."""
+    code = (
+        "import os, sys\nfrom pipelines.store import RunStore\n"
+        f"store = RunStore({str(tmp_path)!r})\n"
+        "with store._publishing('a/file') as stream:\n    stream.write(b'half')\n    stream.flush()\n    os.kill(os.getpid(), 9)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -9
+    store = RunStore(str(tmp_path))
+    assert not store.exists("a/file")
+    assert len(os.listdir(tmp_path / "a")) == 1
+    assert store.names("a") == []
+    store.sweep_temporary("a")
+    assert os.listdir(tmp_path / "a") == []
+    store.write_bytes("a/file", b"whole")
+    assert store.read_bytes("a/file") == b"whole"
+
+
+def test_object_store_semantics(tmp_path: Path) -> None:
+    """The same calls on a file system that is not the local one (pyarrow's sub-tree wrapper stands for a bucket)."""
+    store = RunStore(str(tmp_path))
+    store._fs, store._path, store.is_local = pa.fs.SubTreeFileSystem(str(tmp_path), pa.fs.LocalFileSystem()), "bucket", False
+    (tmp_path / "bucket").mkdir()
+    store.write_bytes("x", b"1")
+    folder = store.staging_directory()
+    (folder / "state.json").write_text("{}")
+    (tmp_path / "bucket" / "ckpt" / "one").mkdir(parents=True)  # a bucket needs no directories, this stand-in does
+    store.delete = lambda path: None if path == "ckpt/one" else RunStore.delete(store, path)  # type: ignore[method-assign]
+    store.publish_directory(folder, "ckpt/one")
+    assert store.read_json("ckpt/one/state.json") == {}
+    with store.as_local_directory("ckpt/one") as local:
+        assert (local / "state.json").read_text() == "{}"
+    store.delete("x")
+    assert store.names() == ["ckpt"]
+
+
+def test_row_groups_stay_small(tmp_path: Path) -> None:
+    store = RunStore(str(tmp_path))
+    values = [os.urandom(300_000) for _ in range(40)] + [os.urandom(ROW_GROUP_BYTES + 100_000)]
+    store.write_table("t.parquet", pa.table({"x": pa.array(values, pa.large_binary())}), compression=None)
+    with store.open_parquet("t.parquet") as file:
+        sizes = [file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)]
+        assert sum(s <= ROW_GROUP_BYTES * 1.01 for s in sizes) == len(sizes) - 1, "only the one oversized row may exceed the limit"
+        assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)][-1] == 1
+    assert store.read_table("t.parquet")["x"].to_pylist() == values
+
+
+def test_unwritable_places_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        RunStore(str(tmp_path / "file")).write_bytes("x/y", b"")
+
+
+def record(root: Path, **settings: float) -> StageRecord:
+    return StageRecord("train", RunStore(str(root)), settings, {"weights": "abc"})
+
+
+def test_stage_record_skips_refuses_and_names_the_difference(tmp_path: Path) -> None:
+    first = record(tmp_path, lr=1.0)
+    assert not first.is_complete()
+    first.begin()
+    with pytest.raises(UserError, match="setting lr was 1.0, now it is 2.0"):
+        record(tmp_path, lr=2.0).begin()
+    first.finish({"steps": 3})
+    assert record(tmp_path, lr=1.0).is_complete()
+    with pytest.raises(UserError, match="setting lr was 1.0, now it is 2.0"):
+        record(tmp_path, lr=2.0).is_complete()
+    with pytest.raises(UserError, match='input weights was "abc", now it is "other"'):
+        StageRecord("train", RunStore(str(tmp_path)), {"lr": 1.0}, {"weights": "other"}).is_complete()
+
+
+def test_sampler_sees_every_pair_once_per_epoch_whatever_the_workers() -> None:
+    sampler = Sampler(103, 16, seed=5)
+    epoch = [sampler.pair_indices(s) for s in range(sampler.steps_per_epoch)]
+    assert sorted(i for batch in epoch for i in batch) == list(range(103))
+    assert [len(b) for b in epoch] == [16] * 6 + [7]
+    assert sampler.pair_indices(0) != sampler.pair_indices(7), "another epoch, another order"
+    lengths = [10 + (i * 37) % 90 for i in range(103)]
+    for world in (1, 2, 3, 5):
+        for batch in epoch:
+            shares = [rank_share(batch, lengths, rank, world) for rank in range(world)]
+            assert sorted(i for share in shares for i in share) == sorted(batch)
+    loads = [sum(lengths[i] for i in rank_share(epoch[0], lengths, rank, 2)) for rank in range(2)]
+    assert abs(loads[0] - loads[1]) <= max(lengths)
+    assert Sampler(103, 16, 5).num_steps(1.5, None) == 11
+    assert Sampler(103, 16, 5).num_steps(3, 4) == 4
+
+
+def test_token_budget_is_kept_and_no_row_lost() -> None:
+    widths = [5, 90, 30, 31, 7, 200, 12]
+    batches = token_budget_batches(range(7), widths, 2, 128)
+    assert sorted(i for b in batches for i in b) == list(range(7))
+    for batch in batches:
+        assert len(batch) == 1 or 2 * len(batch) * max(widths[i] for i in batch) <= 128
+
+
+def test_checkpoint_restores_bits_and_partial_ones_do_not_count(tmp_path: Path) -> None:
+    def build() -> tuple[torch.nn.Module, torch.optim.AdamW]:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 2)
+        return model, torch.optim.AdamW(model.parameters(), lr=0.1)
+
+    store = RunStore(str(tmp_path))
+    model, optimizer = build()
+    for step in range(1, 4):
+        optimizer.zero_grad()
+        model(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+        save_checkpoint(store, step, model, optimizer, {"threads": 1}, keep=2)
+    assert completed_steps(store) == [2, 3]
+    (tmp_path / step_folder(9)).mkdir(parents=True)
+    assert completed_steps(store) == [2, 3], "a folder without its state file is not a checkpoint"
+    other, other_optimizer = build()
+    load_checkpoint(store, 3, other, other_optimizer)
+    for m, o in ((model, optimizer), (other, other_optimizer)):
+        o.zero_grad()
+        m(torch.ones(1, 3)).sum().backward()
+        o.step()
+    assert torch.equal(model.weight, other.weight)
+    assert torch.equal(model.bias, other.bias)
+
+
+def test_precision_is_chosen_in_one_place() -> None:
+    cpu = torch.device("cpu")
+    assert Placement.choose("auto", cpu, 0, 1).weights == torch.float32
+    assert Placement.choose("auto", cpu, 0, 1).autocast is None
+    assert Placement.choose("auto", torch.device("cuda"), 0, 1).autocast == torch.bfloat16
+    assert Placement.choose("bfloat16", cpu, 0, 1).weights == torch.bfloat16
