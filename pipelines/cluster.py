@@ -15,7 +15,7 @@ def ray_session(config: RaySection) -> Iterator[None]:
     for name, value in (
         ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2"),
         ("RAY_AIR_NEW_OUTPUT", "0"),
-        ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"),
+        ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1"),
         ("TOKENIZERS_PARALLELISM", "false"),
         ("RAY_BACKEND_LOG_LEVEL", "fatal"),
         ("RAY_worker_maximum_startup_concurrency", "16"),
@@ -38,6 +38,7 @@ def ray_session(config: RaySection) -> Iterator[None]:
         ray.init(
             address="local",
             num_cpus=config.num_cpus,
+            num_gpus=config.num_gpus,
             # Ray Train's clean-up of placement groups asks the dashboard's state API.
             include_dashboard=True,
             dashboard_host="127.0.0.1",

@@ -275,6 +275,7 @@ class RaySection(Section):
 
     address: str | None = None
     num_cpus: int | None = Field(None, ge=1)
+    num_gpus: int | None = Field(None, ge=0)
     cpus_per_run: int | None = Field(None, ge=1)
     temp_dir: str | None = None
     worker_logs: bool = False

@@ -53,7 +53,7 @@ def run_quickstart(overrides: Sequence[str], say: Say, quiet: bool) -> str:
         )
     say(f"world: {REVIEWS} reviews, {TRAIN_PROMPTS} training and {TEST_PROMPTS} test prompts in {world}")
     # Three one-CPU runs side by side, on any machine: the start-up of one overlaps the steps of another.
-    with ray_session(RaySection(num_cpus=len(OBJECTIVES))):
+    with ray_session(RaySection(num_cpus=len(OBJECTIVES), num_gpus=0)):
         start_model = run_sft(_sft_recipe(root, seed), say, quiet)
         sampling = _sampling_recipe(root, seed, start_model)
         if not sample_record(sampling).is_complete():

@@ -27,10 +27,10 @@ def test_a_killed_writer_leaves_nothing_under_the_final_name(tmp_path: Path) -> 
     assert subprocess.run([sys.executable, "-c", code]).returncode == -9
     store = RunStore(str(tmp_path))
     assert not store.exists("a/file")
-    assert len(os.listdir(tmp_path / "a")) == 1
+    assert len(list((tmp_path / "a").iterdir())) == 1
     assert store.names("a") == []
     store.sweep_temporary("a")
-    assert os.listdir(tmp_path / "a") == []
+    assert list((tmp_path / "a").iterdir()) == []
     store.write_bytes("a/file", b"whole")
     assert store.read_bytes("a/file") == b"whole"
 
