@@ -5,9 +5,10 @@ pickle. Ray Train places the workers, joins them and restarts them after a failu
 """
 
 import contextlib
+import queue
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tqdm import tqdm
@@ -104,10 +105,30 @@ def _fit(recipe: Recipe, callbacks: list[Any]) -> None:
         ),
     )
     try:
-        trainer.fit()
+        _interruptible(trainer.fit)
     except ray.train.TrainingFailedError as error:
         _raise_failure(train_store(recipe))
         raise StageFailed(f"training failed: {_root_cause(error)}") from error
+
+
+def _interruptible(call: Callable[[], Any]) -> None:
+    """Run `call` in a thread of its own: in the main thread Ray Train replaces the SIGINT handler and exits by itself."""
+    outcome: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+    def body() -> None:
+        try:
+            call()
+            outcome.put(None)
+        except BaseException as error:  # handed to the caller below
+            outcome.put(error)
+
+    threading.Thread(target=body, daemon=True).start()
+    while True:
+        with contextlib.suppress(queue.Empty):
+            error = outcome.get(timeout=0.5)
+            if error is not None:
+                raise error
+            return
 
 
 def _raise_failure(store: RunStore) -> None:

@@ -107,8 +107,8 @@ def _trials(sweep: Sweep, stores: dict[str, dict[str, str]], quiet: bool) -> lis
     settings = {"sweep": sweep.model_dump(mode="json", by_alias=True), "stores": stores, "cpus_per_run": per_trial}
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     tuner = tune.Tuner(
-        # Nested trainers hold the resources: the trial function itself takes none, and the number at once is bounded here.
-        tune.with_resources(tune.with_parameters(run_trial, settings=settings), {"CPU": 0}),
+        # Nested trainers hold the resources: the trial function itself takes next to none (0 is refused), and the number at once is bounded here.
+        tune.with_resources(tune.with_parameters(run_trial, settings=settings), {"CPU": 0.001}),
         param_space={key: _domain(values) for key, values in sweep.space.items()},
         tune_config=tune.TuneConfig(
             metric=None,

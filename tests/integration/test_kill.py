@@ -31,7 +31,8 @@ OPTIONS = (
 
 def run_stage(stage: str, recipe_file: Path, run_dir: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "pipelines", stage, str(recipe_file), f"run_dir={run_dir}", "--quiet"]
-    return subprocess.Popen(command, start_new_session=True)
+    # A shell's background jobs inherit an ignored SIGINT, which would make Ctrl-C mean nothing here.
+    return subprocess.Popen(command, start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 
 def finish(stage: str, recipe_file: Path, run_dir: Path) -> None:

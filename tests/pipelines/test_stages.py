@@ -304,7 +304,7 @@ def test_one_and_two_workers_agree_and_a_changed_pair_shows(make_recipe: MakeRec
 
     def losses(name: str, *options: str) -> torch.Tensor:
         recipe = make_recipe(
-            *SPARSE, "mask.architecture=simple_last", "train.max_steps=20", "train.epochs=5", "data.test_fraction=0", *options,
+            "objective.name=mapo", "mask.kind=activation", "train.max_steps=20", "train.epochs=5", "data.test_fraction=0", *options,
             run_dir=str(tmp_path / name),
         )  # fmt: skip
         run_stages(recipe, ("prepare", "reference"), silent)
