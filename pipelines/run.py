@@ -121,7 +121,11 @@ def _summary(stage: str, manifest: dict[str, Any]) -> str:
     if stage == "train":
         final = counts["final"]
         shown = [f"{label} {final[key]:.4g}" for key, label in (("loss", "loss"), ("rewards/accuracies", "accuracy")) if key in final]
-        return f": {counts['steps']} steps, {', '.join(shown)}"
+        dead = [name for name in ("reward", "kl") if final.get(f"masks/{name}_zero_fraction") == 1.0]
+        warning = (
+            f"\nwarning: the {' and '.join(dead)} mask is zero on every token: lower objective.l1_* or mask.learning_rate" if dead else ""
+        )
+        return f": {counts['steps']} steps, {', '.join(shown)}{warning}"
     parts = []
     results = counts["results"]
     if "preference" in results:
