@@ -14,11 +14,15 @@ COLOURS = ("#3564a8", "#c8553d", "#3f8f5f", "#8a5fa8", "#b08a2e", "#4d8f9c", "#9
 Series = tuple[str, Sequence[float], Sequence[float]]
 
 
-def line_chart(title: str, y_label: str, series: Sequence[Series], reference: float | None = None) -> str:
-    """Curves over optimizer steps; a faint line is the raw value, the strong one its running mean."""
+def line_chart(title: str, y_label: str, series: Sequence[Series], names: Sequence[str], reference: float | None = None) -> str:
+    """Curves over optimizer steps; a faint line is the raw value, the strong one its running mean.
+
+    Args:
+        series: (name, steps, values). names: of all runs of the page, so that a run has one colour in every figure.
+    """
     figure, axes = _axes(title, "optimizer step", y_label)
-    for i, (name, x, y) in enumerate(series):
-        colour = COLOURS[i % len(COLOURS)]
+    for name, x, y in series:
+        colour = COLOURS[names.index(name) % len(COLOURS)]
         axes.plot(x, y, color=colour, alpha=0.25, linewidth=1)
         axes.plot(x, _running_mean(y), color=colour, linewidth=1.8, label=name)
     if reference is not None:

@@ -87,7 +87,7 @@ def _curves(runs: Sequence[RunView]) -> list[str]:
             if points:
                 series.append((run.name, [p[0] for p in points], [p[1] for p in points]))
         if series:
-            charts.append(figures.line_chart(title, unit, series, reference))
+            charts.append(figures.line_chart(title, unit, series, [run.name for run in runs], reference))
     return charts
 
 
