@@ -128,7 +128,7 @@ def _preference_recipe(root: Path, seed: int, model: str, name: str) -> Recipe:
                 "shard_pairs": 256,
             },
             **OBJECTIVES[name],
-            "train": {"global_batch_size": 32, "epochs": 2, "learning_rate": 5e-4, "seed": seed, "checkpoint_every": 20},
+            "train": {"global_batch_size": 32, "epochs": 3, "learning_rate": 5e-4, "seed": seed, "checkpoint_every": 20},
             "evaluate": {
                 "num_prompts": TEST_PROMPTS,
                 "generation": _GENERATION,
