@@ -1,4 +1,4 @@
-"""The command line. Exit codes: 0 ok, 2 the user's input is wrong, 3 a quality gate failed, 130 interrupted, 1 anything else."""
+"""The command line. Exit codes: 0 ok, 2 the user's input is wrong, 130 interrupted, 1 anything else."""
 
 import json
 import os

@@ -53,6 +53,8 @@ def run_evaluate(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
     """
     if not train_store(recipe).exists("model"):
         raise UserError(f"{train_store(recipe).root} has no trained model: run `sparsepo train` first")
+    if not recipe.objective.build().uses_rejected:
+        raise UserError(f"objective.name = {recipe.objective.name!r} has no preferences to evaluate: train it with `sparsepo sft`")
     record = evaluate_record(recipe)
     settings = recipe.evaluate
     pairs = open_pairs(recipe)

@@ -63,17 +63,25 @@ def run_quickstart(overrides: Sequence[str], say: Say, quiet: bool) -> str:
         recipes = {name: _preference_recipe(root, seed, start_model, name) for name in OBJECTIVES}
         # One store serves the three runs: it holds what all of them need.
         run_stages(recipes["mapo"], ("prepare", "reference"), say, quiet)
-        with ThreadPoolExecutor(max_workers=len(OBJECTIVES)) as pool:
-            futures = {
-                name: pool.submit(run_stages, recipe, ("reference", "train", "evaluate"), _prefixed(say, name), True)
-                for name, recipe in recipes.items()
-            }
-            for future in futures.values():
-                future.result()
+        _side_by_side(recipes, say)
     page = run_report([recipe.run_dir for recipe in recipes.values()], str(root))
     say(_verdict(recipes))
     say(f"quickstart: seed {seed}, {time.monotonic() - started:.0f} s")
     return page
+
+
+def _side_by_side(recipes: dict[str, Recipe], say: Say) -> None:
+    """Train and evaluate the runs at the same time; the first error, or Ctrl-C, stops waiting for the others."""
+    pool = ThreadPoolExecutor(max_workers=len(recipes))
+    try:
+        futures = [
+            pool.submit(run_stages, recipe, ("reference", "train", "evaluate"), _prefixed(say, name), True)
+            for name, recipe in recipes.items()
+        ]
+        for future in futures:
+            future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _options(overrides: Sequence[str]) -> dict[str, str]:

@@ -25,6 +25,8 @@ def _classifier(section: ClassifierReward) -> Reward:
 
     directory = str(resolve_model(section.model))
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # masked out by the attention mask
     model: Any = AutoModelForSequenceClassification.from_pretrained(directory, local_files_only=True, use_safetensors=True).eval()
     labels = {str(name).upper(): index for index, name in model.config.id2label.items()}
     if section.label.upper() not in labels:

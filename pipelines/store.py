@@ -6,6 +6,7 @@ object store by one upload to the final key. Paths are relative to the store's r
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import re
@@ -167,8 +168,11 @@ class RunStore:
     def _publishing(self, path: str) -> Iterator[Any]:
         full = self._full(path)
         if not self.is_local:
+            # Whole in memory first: closing an upload stream after an error would publish what was written so far.
+            buffer = io.BytesIO()
+            yield buffer
             with self._fs.open_output_stream(full) as stream:
-                yield stream
+                stream.write(buffer.getvalue())
             return
         folder, name = os.path.split(full)
         try:
