@@ -58,10 +58,17 @@ class MetricsWriter:
 
 
 def read_metrics(store: RunStore) -> Iterator[dict[str, Any]]:
-    """Every record published so far, in step order; validation records carry kind = "validation"."""
+    """Every record published so far, in step order; validation records carry kind = "validation".
+
+    A worker group that outlives its killed driver for a moment may log a step that its successor logs too: one is kept.
+    """
+    found: dict[tuple[int, str], dict[str, Any]] = {}
     for name in store.names(FOLDER):
         for line in store.read_bytes(f"{FOLDER}/{name}").splitlines():
-            yield json.loads(line)
+            record = json.loads(line)
+            found[record["step"], record.get("kind", "train")] = record
+    for key in sorted(found):
+        yield found[key]
 
 
 def _last_step(part: str) -> int:
