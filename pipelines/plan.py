@@ -15,6 +15,7 @@ from pipelines.models import (
     reference_dtype,
     resolve_model,
 )
+from pipelines.pair_table import SPLITS
 from pipelines.prepare import pairs_store
 from pipelines.reference import bytes_per_token
 from pipelines.sampler import Sampler
@@ -103,24 +104,26 @@ def _data(recipe: Recipe) -> dict[str, Any]:
         }
     tokenizer = load_tokenizer(str(resolve_model(recipe.model.tokenizer or recipe.model.name_or_path, tokenizer_only=True)))
     encoder = PairEncoder(tokenizer, recipe.data)
-    totals = {"pairs": 0.0, "tokens": 0.0, "scored": 0.0, "held": 0.0, "held_tokens": 0.0}
-    held_fraction = recipe.data.validation_fraction + recipe.data.test_fraction
-    for group, share in ((recipe.data.sources, held_fraction), ((*recipe.data.validation, *recipe.data.test), 1.0)):
-        for source in group:
-            pairs, tokens, scored = _estimate(recipe, source, encoder, tokenizer)
-            weight = source.weight if share < 1 else 1.0
-            totals["pairs"] += pairs * (1 - share) * weight
-            totals["held"] += pairs * share
-            totals["tokens"] += tokens * ((1 - share) * weight + share)
-            totals["scored"] += scored * ((1 - share) * weight + share)
-            totals["held_tokens"] += tokens * share
+    data = recipe.data
+    held = {"validation": data.validation_fraction, "test": data.test_fraction}
+    shares = {"sources": {"train": 1 - sum(held.values()), **held}, "validation": {"validation": 1.0}, "test": {"test": 1.0}}
+    totals = {split: [0.0, 0.0, 0.0] for split in SPLITS}  # pairs, model tokens, scored tokens
+    for group, parts in shares.items():
+        for source in getattr(data, group):
+            estimate = _estimate(recipe, source, encoder, tokenizer)
+            for split, share in parts.items():
+                copies = share * (source.weight if split == "train" else 1.0)
+                totals[split] = [total + copies * value for total, value in zip(totals[split], estimate, strict=True)]
+    for split, limit in (("train", data.max_train_pairs), ("validation", data.max_validation_pairs), ("test", data.max_test_pairs)):
+        kept = 1.0 if limit is None else min(1.0, limit / max(1.0, totals[split][0]))
+        totals[split] = [value * kept for value in totals[split]]
     return {
         "exact": False,
-        "train_pairs": round(totals["pairs"]),
-        "held_out_pairs": round(totals["held"]),
-        "train_tokens": round(totals["tokens"] - totals["held_tokens"]),
-        "tokens": round(totals["tokens"]),
-        "scored_tokens": round(totals["scored"]),
+        "train_pairs": round(totals["train"][0]),
+        "held_out_pairs": round(totals["validation"][0] + totals["test"][0]),
+        "train_tokens": round(totals["train"][1]),
+        "tokens": round(sum(t[1] for t in totals.values())),
+        "scored_tokens": round(sum(t[2] for t in totals.values())),
     }
 
 
