@@ -7,7 +7,6 @@ prompts, limits), then streams the kept rows into shards. Rows are dropped with 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -315,9 +314,3 @@ class _Writer:
             "scored_tokens": self._scored,
             "truncated": dict(sorted(self._truncated.items())),
         }
-
-
-def iter_rejected(store: RunStore) -> Iterator[dict[str, Any]]:
-    """The rows prepare dropped: source, row, reason."""
-    for line in store.read_bytes(REJECTED_ROWS).splitlines():
-        yield json.loads(line)

@@ -136,7 +136,7 @@ def _explain(error: ValidationError) -> str:
     parts = [str(part) for part in first["loc"]]
     # The tag of a union appears in the location but is no key of the recipe.
     if len(parts) > 1 and parts[0] in ("objective", "mask", "evaluate", "sample"):
-        parts = [p for i, p in enumerate(parts) if i == 0 or p not in _union_tags(parts[:i])]
+        parts = [p for i, p in enumerate(parts) if i == 0 or p not in _all_tags()]
     key = ".".join(parts)
     value = first.get("input")
     if first["type"] == "extra_forbidden":
@@ -168,8 +168,9 @@ def _tags_of(key: str) -> list[str]:
     return [section.model_fields[tag].default for section in sections]
 
 
-def _union_tags(prefix: list[str]) -> set[str]:
-    return {"dpo", "tdpo1", "mapo", "sparsepo", "sft", "none", "activation", "learned", "vader", "classifier"}
+def _all_tags() -> set[str]:
+    """Every alternative's name in the schema's tagged unions; they appear in error locations but are no keys."""
+    return {tag for key in ("objective", "mask", "evaluate.reward") for tag in _tags_of(key)}
 
 
 def _all_keys(model: type[BaseModel], prefix: str) -> set[str]:

@@ -5,6 +5,7 @@ pickle. Ray Train places the workers, joins them and restarts them after a failu
 """
 
 import contextlib
+import json
 import queue
 import threading
 import uuid
@@ -181,8 +182,6 @@ def _progress(store: RunStore, steps: int, quiet: bool) -> Iterator[None]:
 
 
 def _records(store: RunStore, name: str) -> list[dict[str, Any]]:
-    import json
-
     try:
         return [json.loads(line) for line in store.read_bytes(f"{FOLDER}/{name}").splitlines()]
     except FileNotFoundError:  # a resuming worker discards parts beyond its checkpoint

@@ -19,13 +19,6 @@ class TokenizedPair:
     def responses(self) -> tuple[Sequence[int], ...]:
         return (self.chosen,) if self.rejected is None else (self.chosen, self.rejected)
 
-    def num_model_tokens(self) -> int:
-        """Tokens the model reads for this pair, padding excluded."""
-        return sum(len(self.prompt) + len(response) for response in self.responses())
-
-    def num_scored_tokens(self) -> int:
-        return sum(len(response) for response in self.responses())
-
 
 def padded_layout(pairs: Sequence[TokenizedPair], pad_multiple: int = 1) -> ModelInputs:
     """Each response is its own right-padded sequence `prompt + response`; rows in canonical order.

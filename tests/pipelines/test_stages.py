@@ -14,7 +14,7 @@ from pipelines.errors import UserError
 from pipelines.evaluate import run_evaluate
 from pipelines.pair_table import PairTable
 from pipelines.placement import Placement
-from pipelines.prepare import iter_rejected, open_pairs, pairs_store, prepare_record, run_prepare
+from pipelines.prepare import open_pairs, pairs_store, prepare_record, run_prepare
 from pipelines.reference import open_reference, reference_record, run_reference
 from pipelines.report import run_report
 from pipelines.run import run_stages
@@ -94,7 +94,7 @@ def test_prepare_counts_drops_and_splits(make_recipe: MakeRecipe, rows: list[dic
     assert counts["exact_duplicates"] == 1
     assert counts["pairs"] == {"train": 40, "validation": 0, "test": 1}
     assert counts["shards"]["train"] == [16, 16, 8]
-    dropped = {(r["row"], r["reason"]) for r in iter_rejected(pairs_store(recipe))}
+    dropped = {(r["row"], r["reason"]) for r in map(json.loads, pairs_store(recipe).read_bytes("rejected_rows.jsonl").splitlines())}
     assert (40, "empty response") in dropped
     assert (0, "prompt is also in held-out data") in dropped
     table = open_pairs(recipe)
