@@ -61,7 +61,7 @@ class Evaluator:
         split = self._settings.split
         pairs = self._pairs.pairs(split, rows)
         texts = {side: self._texts(split, rows, side) for side in ("chosen", "rejected")}
-        widths = [len(p.prompt) + max(len(r) for r in p.responses()) for p in pairs]
+        widths = [p.width() for p in pairs]
         found: dict[int, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
         wanted = self._objective.requires | self._policy.masks.requires | {"reference_logps", "reference_hidden"}
         for batch in token_budget_batches(range(len(pairs)), widths, 2, self._settings.batch_tokens):

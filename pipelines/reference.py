@@ -205,7 +205,7 @@ class ShardScorer:
     def _score_shard(self, split: str, number: int, features: list[str]) -> int:
         table = self._pairs.shard(split, number)
         pairs = [pair_at(table, i) for i in range(table.num_rows)]
-        widths = [len(p.prompt) + max(len(r) for r in p.responses()) for p in pairs]
+        widths = [p.width() for p in pairs]
         found: dict[str, list[tuple[Tensor, Tensor | None] | None]] = {name: [None] * len(pairs) for name in features}
         tokens = 0
         for rows in token_budget_batches(range(len(pairs)), widths, 2, self._recipe.reference.batch_tokens):

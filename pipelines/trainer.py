@@ -155,7 +155,7 @@ class Trainer:
     def _micro_batches(self, split: str, rows: list[int]) -> list[list[int]]:
         mine = rank_share(rows, self.lengths[split], self.placement.rank, self.placement.world)
         found = dict(zip(mine, self._pairs(split, mine), strict=True))
-        widths = {i: len(p.prompt) + max(len(r) for r in p.responses()) for i, p in found.items()}
+        widths = {i: pair.width() for i, pair in found.items()}
         return token_budget_batches(mine, widths, 2 if self.objective.uses_rejected else 1, self.recipe.train.micro_batch_tokens)
 
     def _pairs(self, split: str, rows: list[int]) -> list[TokenizedPair]:

@@ -19,6 +19,10 @@ class TokenizedPair:
     def responses(self) -> tuple[Sequence[int], ...]:
         return (self.chosen,) if self.rejected is None else (self.chosen, self.rejected)
 
+    def width(self) -> int:
+        """Tokens of the pair's longest sequence, prompt included."""
+        return len(self.prompt) + max(len(response) for response in self.responses())
+
 
 def padded_layout(pairs: Sequence[TokenizedPair], pad_multiple: int = 1) -> ModelInputs:
     """Each response is its own right-padded sequence `prompt + response`; rows in canonical order.
