@@ -15,14 +15,14 @@ from pipelines.reference import open_reference, reference_model_dir
 from pipelines.reference_store import ReferenceStore
 from sparsepo import ReferenceModel
 from sparsepo.kernels.token_scoring import LMHead
-from sparsepo.records import ModelInputs, ReferenceFeatures
+from sparsepo.records import ModelInputs, Features
 
 
 class ReferenceSource(Protocol):
     def head(self) -> LMHead | None:
         """The reference's LM head, if the wanted features need one for the KL."""
 
-    def features(self, split: str, rows: Sequence[int], inputs: ModelInputs) -> ReferenceFeatures:
+    def features(self, split: str, rows: Sequence[int], inputs: ModelInputs) -> Features:
         """The wanted features of the rows' scored tokens, in canonical order, on the inputs' device."""
 
 
@@ -35,7 +35,7 @@ class StoredReference:
     def head(self) -> LMHead | None:
         return self._store.head() if "reference_hidden" in self._wanted else None
 
-    def features(self, split: str, rows: Sequence[int], inputs: ModelInputs) -> ReferenceFeatures:
+    def features(self, split: str, rows: Sequence[int], inputs: ModelInputs) -> Features:
         return self._store.features(split, rows, self._wanted).to(inputs.labels.device)
 
 
@@ -48,7 +48,7 @@ class OnlineReference:
     def head(self) -> LMHead | None:
         return self._model.head if "reference_hidden" in self._wanted else None
 
-    def features(self, split: str, rows: Sequence[int], inputs: ModelInputs) -> ReferenceFeatures:
+    def features(self, split: str, rows: Sequence[int], inputs: ModelInputs) -> Features:
         return self._model.features(inputs, self._wanted)
 
 
@@ -76,5 +76,5 @@ class _NoReference:
     def head(self) -> LMHead | None:
         return None
 
-    def features(self, split: str, rows: Sequence[int], inputs: ModelInputs) -> ReferenceFeatures:
-        return ReferenceFeatures()
+    def features(self, split: str, rows: Sequence[int], inputs: ModelInputs) -> Features:
+        return Features()

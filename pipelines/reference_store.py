@@ -21,7 +21,7 @@ from pipelines.errors import UserError
 from pipelines.pair_table import PairTable, shard_name
 from pipelines.store import RunStore
 from sparsepo.kernels.token_scoring import LMHead
-from sparsepo.records import ReferenceFeatures
+from sparsepo.records import Features
 
 WIDE = frozenset({"reference_hidden", "reference_layers"})
 HEAD_FILE, HEAD_SETTINGS = "lm_head.safetensors", "lm_head.json"
@@ -88,7 +88,7 @@ class ReferenceStore:
     def head(self) -> LMHead:
         return read_head(self._store)
 
-    def features(self, split: str, rows: Sequence[int], wanted: Iterable[str]) -> ReferenceFeatures:
+    def features(self, split: str, rows: Sequence[int], wanted: Iterable[str]) -> Features:
         """Features of the given rows' scored tokens in canonical order, on CPU.
 
         Raises: UserError naming a feature the store lacks.
@@ -98,7 +98,7 @@ class ReferenceStore:
             if feature not in self.available:
                 raise UserError(f"{self._store.root} lacks the feature {feature}: it holds {', '.join(sorted(self.available))}")
             found[feature] = torch.cat([part for row in rows for part in self._row(feature, split, row)])
-        return ReferenceFeatures(**found)
+        return Features(**found)
 
     def _row(self, feature: str, split: str, row: int) -> list[Tensor]:
         shard, offset = self._pairs.locate(split, row)

@@ -1,40 +1,71 @@
-"""sparsepo: token-masked preference optimisation (SparsePO, MaPO, TDPO, DPO) for language models.
+"""sparsepo: token-masked preference optimisation (SparsePO, MaPO, TDPO, DPO and their relatives) for language models.
 
 The library needs torch, transformers and safetensors only; the pipeline around it lives in the package `pipelines`.
 """
 
 from sparsepo.kernels import LMHead, score_tokens
 from sparsepo.layouts import TokenizedPair, padded_layout
-from sparsepo.masks import LearnedMasks, UniformMask
-from sparsepo.model import PolicyModel, ReferenceModel, head_of
-from sparsepo.objectives import DPO, OBJECTIVES, SFT, TDPO1, MaPO, SparsePO
-from sparsepo.records import (
-    ModelInputs,
-    ObjectiveOutput,
-    ReferenceFeatures,
-    TokenScores,
+from sparsepo.masks import ActivationMask, CollapseWatch, ExternalMask, LearnedMasks, RandomMask, UniformMask
+from sparsepo.model import PolicyModel, ReferenceModel, head_of, verify_head
+from sparsepo.objectives import (
+    DPO,
+    DPOP,
+    IPO,
+    OBJECTIVES,
+    ODPO,
+    RPO,
+    SFT,
+    TDPO1,
+    TDPO2,
+    TISDPO,
+    CoupledBatch,
+    CoupledObjective,
+    MaPO,
+    Objective,
+    SimPO,
+    SparsePO,
 )
+from sparsepo.records import FEATURES, Features, ModelInputs, ObjectiveOutput, TokenScores
+from sparsepo.scorers import pooled_states, scorer_log_ratios
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "DPO",
+    "DPOP",
+    "FEATURES",
+    "IPO",
     "OBJECTIVES",
+    "ODPO",
+    "RPO",
     "SFT",
     "TDPO1",
+    "TDPO2",
+    "TISDPO",
+    "ActivationMask",
+    "CollapseWatch",
+    "CoupledBatch",
+    "CoupledObjective",
+    "ExternalMask",
+    "Features",
     "LMHead",
     "LearnedMasks",
     "MaPO",
     "ModelInputs",
+    "Objective",
     "ObjectiveOutput",
     "PolicyModel",
-    "ReferenceFeatures",
+    "RandomMask",
     "ReferenceModel",
+    "SimPO",
     "SparsePO",
     "TokenScores",
     "TokenizedPair",
     "UniformMask",
     "head_of",
     "padded_layout",
+    "pooled_states",
     "score_tokens",
+    "scorer_log_ratios",
+    "verify_head",
 ]

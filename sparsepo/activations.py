@@ -8,10 +8,11 @@ Source: hook names and types as in the released SparsePO code (arXiv:2410.05102)
 
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal, Self
 
+import torch
 from torch import Tensor, nn
 
 HookType = Literal["mlp", "attn", "resid", "logits"]
@@ -27,10 +28,11 @@ class HookPoint:
         name: the released code's name, for example "attn.q".
         module: path below the backbone, "{i}" standing for the block index; without it the point exists once.
         side: which end of the module carries the tensor.
-        part: cuts the tensor, by family-specific rule: "heads_0..2" = third of each head's q|k|v triple (GPT-NeoX),
-            "third_0..2" = third of the feature axis (GPT-2), None = all of it.
-        rotary: the part after rotary embedding, recomputed from the output of the backbone's `rotary_emb`.
-        parallel_residual: the point exists only for this value of the config's use_parallel_residual.
+        part: cuts the tensor: "heads_0..2" = q, k or v of each head's q|k|v triple (GPT-NeoX), "qkv_0..2" = q, k or v of
+            one projection with all q heads first (GPT-2, Phi-3), "heads_first" = all of a [batch, heads, time, features]
+            tensor, None = all of it.
+        rotary: the part after rotary embedding, recomputed from what the attention module was given.
+        when: (name, value) of the config field without which the point does not exist.
     """
 
     name: str
@@ -38,7 +40,7 @@ class HookPoint:
     side: Literal["input", "output"] = "output"
     part: str | None = None
     rotary: bool = False
-    parallel_residual: bool | None = None
+    when: tuple[str, bool] | None = None
 
     @property
     def type(self) -> str:
@@ -47,16 +49,24 @@ class HookPoint:
 
 @dataclass(frozen=True)
 class Family:
-    """Hook points of one transformers architecture; `blocks` is the path of the list of blocks below the backbone."""
+    """Hook points of one transformers architecture.
+
+    Attributes:
+        model_types: as in a transformers config. blocks: path of the list of blocks below the backbone.
+        attention: name of a block's attention module, which is given the rotary embedding.
+        points: in the order the forward reaches them.
+    """
 
     model_types: tuple[str, ...]
     blocks: str
+    attention: str
     points: tuple[HookPoint, ...]
 
 
 GPT_NEOX = Family(
     model_types=("gpt_neox",),
     blocks="layers",
+    attention="attention",
     points=(
         HookPoint("resid.post_emb", "emb_dropout"),
         HookPoint("resid.torso.input_ln_attn", "layers.{i}.input_layernorm"),
@@ -67,7 +77,7 @@ GPT_NEOX = Family(
         HookPoint("attn.post_rota_emb_k", "layers.{i}.attention.query_key_value", part="heads_1", rotary=True),
         HookPoint("attn.v_out", "layers.{i}.attention.dense", side="input"),
         HookPoint("resid.torso.delta_attn", "layers.{i}.post_attention_dropout"),
-        HookPoint("resid.torso.post_attn", "layers.{i}.post_attention_layernorm", side="input", parallel_residual=False),
+        HookPoint("resid.torso.post_attn", "layers.{i}.post_attention_layernorm", side="input", when=("use_parallel_residual", False)),
         HookPoint("resid.torso.post_ln_attn", "layers.{i}.post_attention_layernorm"),
         HookPoint("mlp.post_act", "layers.{i}.mlp.dense_4h_to_h", side="input"),
         HookPoint("resid.torso.delta_mlp", "layers.{i}.post_mlp_dropout"),
@@ -79,12 +89,13 @@ GPT_NEOX = Family(
 GPT2 = Family(
     model_types=("gpt2",),
     blocks="h",
+    attention="attn",
     points=(
         HookPoint("resid.post_emb", "drop"),
         HookPoint("resid.torso.input_ln_attn", "h.{i}.ln_1"),
-        HookPoint("attn.q", "h.{i}.attn.c_attn", part="third_0"),
-        HookPoint("attn.k", "h.{i}.attn.c_attn", part="third_1"),
-        HookPoint("attn.v", "h.{i}.attn.c_attn", part="third_2"),
+        HookPoint("attn.q", "h.{i}.attn.c_attn", part="qkv_0"),
+        HookPoint("attn.k", "h.{i}.attn.c_attn", part="qkv_1"),
+        HookPoint("attn.v", "h.{i}.attn.c_attn", part="qkv_2"),
         HookPoint("attn.v_out", "h.{i}.attn.c_proj", side="input"),
         # The release names the residual stream after attention "delta_attn" in this family.
         HookPoint("resid.torso.delta_attn", "h.{i}.ln_2", side="input"),
@@ -96,29 +107,155 @@ GPT2 = Family(
     ),
 )
 
-LLAMA = Family(
-    model_types=("llama", "mistral", "qwen2"),
+
+def _llama_like(model_types: tuple[str, ...], qk_norm: bool = False, fused_qkv: bool = False) -> Family:
+    """The Llama block and its relatives: pre-normalised attention and gated MLP.
+
+    qk_norm: q and k are normalised per head before the rotary embedding. fused_qkv: one projection makes q, k and v.
+    """
+    q, k, v = (
+        (
+            HookPoint("attn.q", "layers.{i}.self_attn.qkv_proj", part="qkv_0"),
+            HookPoint("attn.k", "layers.{i}.self_attn.qkv_proj", part="qkv_1"),
+            HookPoint("attn.v", "layers.{i}.self_attn.qkv_proj", part="qkv_2"),
+        )
+        if fused_qkv
+        else (
+            HookPoint("attn.q", "layers.{i}.self_attn.q_norm" if qk_norm else "layers.{i}.self_attn.q_proj"),
+            HookPoint("attn.k", "layers.{i}.self_attn.k_norm" if qk_norm else "layers.{i}.self_attn.k_proj"),
+            HookPoint("attn.v", "layers.{i}.self_attn.v_proj"),
+        )
+    )
+    return Family(
+        model_types=model_types,
+        blocks="layers",
+        attention="self_attn",
+        points=(
+            HookPoint("resid.post_emb", "embed_tokens"),
+            HookPoint("resid.torso.input_ln_attn", "layers.{i}.input_layernorm"),
+            q,
+            k,
+            v,
+            replace(q, name="attn.post_rota_emb_q", rotary=True),
+            replace(k, name="attn.post_rota_emb_k", rotary=True),
+            HookPoint("attn.v_out", "layers.{i}.self_attn.o_proj", side="input"),
+            HookPoint("resid.torso.delta_attn", "layers.{i}.self_attn"),
+            HookPoint("resid.torso.post_attn", "layers.{i}.post_attention_layernorm", side="input"),
+            HookPoint("resid.torso.post_ln_attn", "layers.{i}.post_attention_layernorm"),
+            HookPoint("mlp.post_act", "layers.{i}.mlp.down_proj", side="input"),
+            HookPoint("resid.torso.delta_mlp", "layers.{i}.mlp"),
+            HookPoint("resid.torso.post_mlp", "layers.{i}"),
+            HookPoint("resid.post_ln_f", "norm"),
+        ),
+    )
+
+
+def _gemma_like(model_types: tuple[str, ...], qk_norm: bool) -> Family:
+    """Gemma 2 and 3: scaled embeddings; attention and MLP outputs are normalised before they join the residual stream."""
+    q = HookPoint("attn.q", "layers.{i}.self_attn.q_proj")
+    k = HookPoint("attn.k", "layers.{i}.self_attn.k_proj")
+    if qk_norm:
+        q = HookPoint("attn.q", "layers.{i}.self_attn.q_norm", part="heads_first")
+        k = HookPoint("attn.k", "layers.{i}.self_attn.k_norm", part="heads_first")
+    return Family(
+        model_types=model_types,
+        blocks="layers",
+        attention="self_attn",
+        points=(
+            HookPoint("resid.post_emb", "layers.0", side="input"),
+            HookPoint("resid.torso.input_ln_attn", "layers.{i}.input_layernorm"),
+            q,
+            k,
+            HookPoint("attn.v", "layers.{i}.self_attn.v_proj"),
+            replace(q, name="attn.post_rota_emb_q", rotary=True),
+            replace(k, name="attn.post_rota_emb_k", rotary=True),
+            HookPoint("attn.v_out", "layers.{i}.self_attn.o_proj", side="input"),
+            HookPoint("resid.torso.delta_attn", "layers.{i}.post_attention_layernorm"),
+            HookPoint("resid.torso.post_attn", "layers.{i}.pre_feedforward_layernorm", side="input"),
+            HookPoint("resid.torso.post_ln_attn", "layers.{i}.pre_feedforward_layernorm"),
+            HookPoint("mlp.post_act", "layers.{i}.mlp.down_proj", side="input"),
+            HookPoint("resid.torso.delta_mlp", "layers.{i}.post_feedforward_layernorm"),
+            HookPoint("resid.torso.post_mlp", "layers.{i}"),
+            HookPoint("resid.post_ln_f", "norm"),
+        ),
+    )
+
+
+LLAMA = _llama_like(("llama", "mistral", "qwen2"))
+QWEN3 = _llama_like(("qwen3",), qk_norm=True)
+PHI3 = _llama_like(("phi3",), fused_qkv=True)
+GEMMA2 = _gemma_like(("gemma2",), qk_norm=False)
+GEMMA3 = _gemma_like(("gemma3_text",), qk_norm=True)
+
+# No normalisation before attention and MLP: only their outputs are normalised, and q and k as a whole.
+OLMO2 = Family(
+    model_types=("olmo2",),
     blocks="layers",
+    attention="self_attn",
     points=(
         HookPoint("resid.post_emb", "embed_tokens"),
-        HookPoint("resid.torso.input_ln_attn", "layers.{i}.input_layernorm"),
-        HookPoint("attn.q", "layers.{i}.self_attn.q_proj"),
-        HookPoint("attn.k", "layers.{i}.self_attn.k_proj"),
+        HookPoint("attn.q", "layers.{i}.self_attn.q_norm"),
+        HookPoint("attn.k", "layers.{i}.self_attn.k_norm"),
         HookPoint("attn.v", "layers.{i}.self_attn.v_proj"),
-        HookPoint("attn.post_rota_emb_q", "layers.{i}.self_attn.q_proj", rotary=True),
-        HookPoint("attn.post_rota_emb_k", "layers.{i}.self_attn.k_proj", rotary=True),
+        HookPoint("attn.post_rota_emb_q", "layers.{i}.self_attn.q_norm", rotary=True),
+        HookPoint("attn.post_rota_emb_k", "layers.{i}.self_attn.k_norm", rotary=True),
         HookPoint("attn.v_out", "layers.{i}.self_attn.o_proj", side="input"),
-        HookPoint("resid.torso.delta_attn", "layers.{i}.self_attn"),
-        HookPoint("resid.torso.post_attn", "layers.{i}.post_attention_layernorm", side="input"),
-        HookPoint("resid.torso.post_ln_attn", "layers.{i}.post_attention_layernorm"),
+        HookPoint("resid.torso.delta_attn", "layers.{i}.post_attention_layernorm"),
+        HookPoint("resid.torso.post_attn", "layers.{i}.mlp", side="input"),
         HookPoint("mlp.post_act", "layers.{i}.mlp.down_proj", side="input"),
-        HookPoint("resid.torso.delta_mlp", "layers.{i}.mlp"),
+        HookPoint("resid.torso.delta_mlp", "layers.{i}.post_feedforward_layernorm"),
         HookPoint("resid.torso.post_mlp", "layers.{i}"),
         HookPoint("resid.post_ln_f", "norm"),
     ),
 )
 
-FAMILIES: tuple[Family, ...] = (GPT_NEOX, GPT2, LLAMA)
+# Attention and MLP side by side behind one normalisation. The release takes v_out after the output projection and
+# post_ln_f before the final normalisation in this family; here both mean what they mean elsewhere.
+GPTJ = Family(
+    model_types=("gptj",),
+    blocks="h",
+    attention="attn",
+    points=(
+        HookPoint("resid.post_emb", "drop"),
+        HookPoint("resid.torso.input_ln_attn", "h.{i}.ln_1"),
+        HookPoint("attn.q", "h.{i}.attn.q_proj"),
+        HookPoint("attn.k", "h.{i}.attn.k_proj"),
+        HookPoint("attn.v", "h.{i}.attn.v_proj"),
+        HookPoint("attn.post_rota_emb_q", "h.{i}.attn.q_proj", rotary=True),
+        HookPoint("attn.post_rota_emb_k", "h.{i}.attn.k_proj", rotary=True),
+        HookPoint("attn.v_out", "h.{i}.attn.out_proj", side="input"),
+        HookPoint("resid.torso.delta_attn", "h.{i}.attn"),
+        HookPoint("mlp.post_act", "h.{i}.mlp.fc_out", side="input"),
+        HookPoint("resid.torso.delta_mlp", "h.{i}.mlp"),
+        HookPoint("resid.torso.post_mlp", "h.{i}"),
+        HookPoint("resid.post_ln_f", "ln_f"),
+    ),
+)
+
+GPT_BIGCODE = Family(
+    model_types=("gpt_bigcode",),
+    blocks="h",
+    attention="attn",
+    points=(
+        HookPoint("resid.post_emb", "drop"),
+        HookPoint("resid.torso.input_ln_attn", "h.{i}.ln_1"),
+        *(
+            HookPoint(f"attn.{name}", "h.{i}.attn.c_attn", part=f"{rule}_{index}", when=("multi_query", multi_query))
+            for rule, multi_query in (("qkv", True), ("heads", False))
+            for index, name in enumerate("qkv")
+        ),
+        HookPoint("attn.v_out", "h.{i}.attn.c_proj", side="input"),
+        # As in GPT-2, the release names the residual stream after attention "delta_attn".
+        HookPoint("resid.torso.delta_attn", "h.{i}.ln_2", side="input"),
+        HookPoint("resid.torso.post_ln_attn", "h.{i}.ln_2"),
+        HookPoint("mlp.post_act", "h.{i}.mlp.c_proj", side="input"),
+        HookPoint("resid.torso.delta_mlp", "h.{i}.mlp"),
+        HookPoint("resid.torso.post_mlp", "h.{i}"),
+        HookPoint("resid.post_ln_f", "ln_f"),
+    ),
+)
+
+FAMILIES: tuple[Family, ...] = (GPT_NEOX, GPT2, LLAMA, QWEN3, PHI3, GEMMA2, GEMMA3, OLMO2, GPTJ, GPT_BIGCODE)
 
 
 def family_of(model_type: str) -> Family:
@@ -128,7 +265,9 @@ def family_of(model_type: str) -> Family:
             return family
     known = ", ".join(name for family in FAMILIES for name in family.model_types)
     raise ValueError(
-        f"no activation hook table for model type {model_type!r} (known: {known}); add a Family entry to sparsepo/activations.py"
+        f"no activation hook table for model type {model_type!r} (known: {known}): looked for a Family with this model type in "
+        "sparsepo/activations.py; add one that names, per hook point, the module below the model's backbone that carries it, like "
+        "HookPoint('attn.v_out', 'layers.{i}.self_attn.o_proj', side='input')"
     )
 
 
@@ -157,8 +296,7 @@ def select_hooks(config: Any, hooks: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def _points(config: Any) -> list[HookPoint]:
-    parallel = getattr(config, "use_parallel_residual", None)
-    return [p for p in family_of(config.model_type).points if p.parallel_residual in (None, parallel)]
+    return [p for p in family_of(config.model_type).points if p.when is None or bool(getattr(config, p.when[0])) == p.when[1]]
 
 
 class ActivationRecorder:
@@ -174,15 +312,19 @@ class ActivationRecorder:
         self._reduction = reduction
         wanted = set(hooks)
         self._points = [p for p in _points(self._config) if p.name in wanted]
-        self._rotary: tuple[Tensor, Tensor] | None = None
+        self._family = family_of(str(self._config.model_type))
+        self._attention_inputs: dict[str, Any] = {}
         self._handles: list[Any] = []
         self.recorded: dict[str, dict[int, Tensor]] = {}
 
     def __enter__(self) -> Self:
+        blocks = _submodule(self._backbone, self._family.blocks, "blocks", self._config.model_type)
+        num_layers = len(blocks)  # type: ignore[arg-type]
         if any(point.rotary for point in self._points):
-            rotary = _submodule(self._backbone, "rotary_emb", "post-rotary q and k", self._config.model_type)
-            self._handles.append(rotary.register_forward_hook(self._keep_rotary))
-        num_layers = len(_submodule(self._backbone, family_of(self._config.model_type).blocks, "blocks", self._config.model_type))  # type: ignore[arg-type]
+            for layer in range(num_layers):
+                path = f"{self._family.blocks}.{layer}.{self._family.attention}"
+                attention = _submodule(self._backbone, path, "post-rotary q and k", self._config.model_type)
+                self._handles.append(attention.register_forward_pre_hook(self._keep_attention_inputs, with_kwargs=True))
         for point in self._points:
             for layer in range(num_layers if "{i}" in point.module else 1):
                 path = point.module.replace("{i}", str(layer))
@@ -198,8 +340,8 @@ class ActivationRecorder:
             handle.remove()
         self._handles.clear()
 
-    def _keep_rotary(self, module: nn.Module, args: Any, output: tuple[Tensor, Tensor]) -> None:
-        self._rotary = output
+    def _keep_attention_inputs(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        self._attention_inputs = {"module": module, **kwargs}
 
     def _on_input(self, point: HookPoint, layer: int) -> Callable[[nn.Module, Any], None]:
         def hook(module: nn.Module, args: Any) -> None:
@@ -214,26 +356,36 @@ class ActivationRecorder:
         return hook
 
     def _record(self, point: HookPoint, layer: int, value: Tensor) -> None:
-        heads: int = self._config.num_attention_heads
-        if point.part is not None:
+        if point.part == "heads_first":
+            value = value.transpose(1, 2)
+        elif point.part is not None:
             rule, index = point.part.rsplit("_", 1)
+            heads, head_dim = self._config.num_attention_heads, self._head_dim()
             if rule == "heads":
                 value = value.unflatten(-1, (heads, -1)).chunk(3, dim=-1)[int(index)]
             else:
-                value = value.chunk(3, dim=-1)[int(index)]
+                rest = (value.shape[-1] - heads * head_dim) // 2
+                value = value.split([heads * head_dim, rest, rest], dim=-1)[int(index)]
         if point.rotary:
             value = self._rotate(value)
         value = value.float().flatten(2)
         reduced = value.mean(-1) if self._reduction == "mean" else value.sigmoid().mean(-1)
         self.recorded.setdefault(point.name, {})[layer] = reduced
 
+    def _head_dim(self) -> int:
+        return int(getattr(self._config, "head_dim", None) or self._config.hidden_size // self._config.num_attention_heads)
+
     def _rotate(self, value: Tensor) -> Tensor:
-        assert self._rotary is not None, "the rotary embedding runs before every block"
-        cos, sin = self._rotary
-        apply: Any = getattr(sys.modules[type(self._backbone).__module__], "apply_rotary_pos_emb")  # noqa: B009
+        """[batch, time, heads or features, ...] -> the same after the attention module's own rotary embedding."""
         if value.ndim == 3:  # a projection's output: heads still folded into the features
-            head_dim = getattr(self._config, "head_dim", None) or self._config.hidden_size // self._config.num_attention_heads
-            value = value.unflatten(-1, (-1, head_dim))
+            value = value.unflatten(-1, (-1, self._head_dim()))
+        module = self._attention_inputs["module"]
+        apply: Any = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb")  # noqa: B009
+        if hasattr(module, "embed_positions"):  # GPT-J: sines and cosines are the attention's own, of the first rotary_dim features
+            sin, cos = module.embed_positions[self._attention_inputs["position_ids"]].to(value.dtype).chunk(2, dim=-1)
+            width = module.rotary_dim or value.shape[-1]
+            return torch.cat([apply(value[..., :width], sin, cos), value[..., width:]], dim=-1)
+        cos, sin = self._attention_inputs["position_embeddings"]
         by_head = value.transpose(1, 2)
         rotated: Tensor = apply(by_head, by_head, cos, sin)[0]
         return rotated.transpose(1, 2)

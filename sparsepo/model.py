@@ -14,7 +14,7 @@ from sparsepo.masks.activation import (
     logit_activation,
 )
 from sparsepo.masks.base import TokenMasks
-from sparsepo.records import FEATURE_NAMES, ModelInputs, ReferenceFeatures, TokenScores
+from sparsepo.records import FEATURES, Features, ModelInputs, TokenScores
 
 # Config fields of transformers models that change logits after the head's matrix product.
 _SOFTCAP_FIELD = "final_logit_softcapping"
@@ -23,14 +23,17 @@ _DIVIDED_BY = ("logits_scaling",)
 
 
 def head_of(causal_lm: Any) -> LMHead:
-    """The LM head of a transformers causal model, soft-cap and logit scale included.
+    """The LM head of a transformers causal model (or of one that peft has wrapped), bias, soft-cap and logit scale included.
 
-    Raises: ValueError if the model has no output embeddings.
+    Raises: ValueError if the model has no output embeddings, or peft has replaced them.
     """
-    layer = causal_lm.get_output_embeddings()
+    transformer = transformer_of(causal_lm)
+    layer = transformer.get_output_embeddings()
     if layer is None:
-        raise ValueError(f"{type(causal_lm).__name__} has no LM head (get_output_embeddings() is None)")
-    config = causal_lm.config
+        raise ValueError(f"{type(transformer).__name__} has no LM head (get_output_embeddings() is None)")
+    if type(layer).__module__.startswith("peft."):
+        raise ValueError(f"the LM head of {type(transformer).__name__} is a {type(layer).__name__}: leave it out of peft's target modules")
+    config = transformer.config
     scale = 1.0
     for name in _MULTIPLIED_BY:
         scale *= float(getattr(config, name, None) or 1.0)
@@ -39,12 +42,55 @@ def head_of(causal_lm: Any) -> LMHead:
     return LMHead(layer.weight, getattr(layer, "bias", None), getattr(config, _SOFTCAP_FIELD, None), scale)
 
 
+def transformer_of(causal_lm: Any) -> Any:
+    """The transformers model itself, with peft's layers inside if peft has wrapped it.
+
+    Raises: ValueError for peft methods that add virtual tokens, which would move every scored row.
+    """
+    if not hasattr(causal_lm, "get_base_model"):
+        return causal_lm
+    for name, settings in causal_lm.peft_config.items():
+        if settings.is_prompt_learning:
+            raise ValueError(
+                f"peft adapter {name!r} is {settings.peft_type.value}: only methods without virtual tokens, such as LoRA, work"
+            )
+    return causal_lm.get_base_model()
+
+
+@torch.no_grad()
+def verify_head(causal_lm: Any) -> None:
+    """Compare `head_of` with the model's own logits on two tokens.
+
+    Raises: ValueError if they differ, because the model changes its logits in a way that this version does not know.
+    """
+    transformer = transformer_of(causal_lm)
+    ids = torch.zeros(1, 2, dtype=torch.long, device=transformer.get_input_embeddings().weight.device)
+    expected = transformer(input_ids=ids, use_cache=False).logits.float()
+    hidden = transformer.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    found = head_of(causal_lm).logits(hidden.flatten(0, 1)).view_as(expected)
+    scale = float(expected.abs().max())
+    if not torch.allclose(found, expected, rtol=0, atol=(1e-4 if hidden.dtype == torch.float32 else 3e-2) * max(scale, 1e-6)):
+        raise ValueError(
+            f"{type(transformer).__name__} changes its logits beyond head bias, soft-cap ({_SOFTCAP_FIELD}) and scale "
+            f"({', '.join((*_MULTIPLIED_BY, *_DIVIDED_BY))}): add its rule to head_of in sparsepo/model.py"
+        )
+
+
+def scored_states(causal_lm: Any, inputs: ModelInputs) -> Tensor:
+    """The hidden states [S, d] that the LM head turns into the scored tokens' logits."""
+    output = transformer_of(causal_lm).base_model(
+        input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, position_ids=inputs.position_ids, use_cache=False
+    )
+    states: Tensor = output.last_hidden_state.flatten(0, 1).index_select(0, inputs.score_rows)
+    return states
+
+
 class PolicyModel(nn.Module):
     """Backbone + head + masks: one forward from a micro-batch to a TokenScores record.
 
     Args:
-        causal_lm: a transformers causal language model.
-        masks: the token masks; trained together with the policy when they have parameters.
+        causal_lm: a transformers causal language model, or one that peft has wrapped (LoRA).
+        masks: the token masks; trained together with the policy when they have parameters, under LoRA too.
         reference_head: the frozen reference's head, kept as buffers; required for token_kl.
     """
 
@@ -67,20 +113,14 @@ class PolicyModel(nn.Module):
         assert self.reference_weight is not None
         return LMHead(self.reference_weight, self.reference_bias, self._reference_head.softcap, self._reference_head.scale)
 
-    def forward(self, inputs: ModelInputs, features: ReferenceFeatures) -> TokenScores:
+    def forward(self, inputs: ModelInputs, features: Features) -> TokenScores:
         """Score the micro-batch's response tokens.
 
         Args:
             inputs: any layout. features: reference features of the same scored tokens, in the same order.
         Returns: TokenScores; token_kl is present iff features.reference_hidden and a reference head are.
         """
-        output = self.causal_lm.base_model(
-            input_ids=inputs.input_ids,
-            attention_mask=inputs.attention_mask,
-            position_ids=inputs.position_ids,
-            use_cache=False,
-        )
-        hidden = output.last_hidden_state.flatten(0, 1).index_select(0, inputs.score_rows)
+        hidden = scored_states(self.causal_lm, inputs)
         reference_head = self.reference_head()
         uses_kl = reference_head is not None and features.reference_hidden is not None
         device = hidden.device.type
@@ -95,16 +135,21 @@ class PolicyModel(nn.Module):
                 features.reference_hidden if uses_kl else None,
                 reference_head if uses_kl else None,
             )
-            reward_mask, kl_mask = self.masks(features, policy_logps)
+            masks = self.masks(features, inputs.response_index, inputs.num_pairs)
         return TokenScores(
             policy_logps=policy_logps,
             reference_logps=features.reference_logps,
             token_kl=token_kl,
-            reward_mask=reward_mask,
-            kl_mask=kl_mask,
+            reward_mask=masks.reward,
+            kl_mask=masks.kl,
             response_index=inputs.response_index,
             num_pairs=inputs.num_pairs,
             l1_shares=self.masks.l1_shares,
+            signed_masks=self.masks.signed,
+            mask_statistics=masks.statistics,
+            scorer_log_ratios=features.scorer_log_ratios,
+            prompt_embedding=features.prompt_embedding,
+            preference_scores=features.preference_scores,
         )
 
 
@@ -123,15 +168,15 @@ class ReferenceModel:
         self._hooks, self._mapping = hooks, mapping
 
     @torch.no_grad()
-    def features(self, inputs: ModelInputs, wanted: Iterable[str]) -> ReferenceFeatures:
-        """Compute the wanted features (names of ReferenceFeatures' fields) in one forward, in canonical order.
+    def features(self, inputs: ModelInputs, wanted: Iterable[str]) -> Features:
+        """Compute the wanted features (those of origin "reference" in FEATURES) in one forward, in canonical order.
 
-        Raises: ValueError naming an unknown feature.
+        Raises: ValueError naming a feature that the reference model does not make.
         """
         names = frozenset(wanted)
-        unknown = names - set(FEATURE_NAMES)
-        if unknown:
-            raise ValueError(f"unknown reference feature {sorted(unknown)}: known are {', '.join(FEATURE_NAMES)}")
+        known = [name for name, kind in FEATURES.items() if kind.origin == "reference"]
+        if names - set(known):
+            raise ValueError(f"the reference model does not make {sorted(names - set(known))}: it makes {', '.join(known)}")
         hooks = select_hooks(self.causal_lm.config, self._hooks) if "activation_mask" in names else ()
         recorder = ActivationRecorder(
             self.causal_lm.base_model, [h for h in hooks if h != "logits"], "sigmoid_mean" if self._mapping == "sigmoid" else "mean"
@@ -160,4 +205,4 @@ class ReferenceModel:
                 recorded["logits"] = [logit_activation(hidden, self.head, self._mapping)]
             num_responses = 2 * inputs.num_pairs
             weights = activation_weights(recorded, inputs.response_index, num_responses, self._mapping, self.head.weight.shape[0])
-        return ReferenceFeatures(logps, hidden if "reference_hidden" in names else None, layers, weights)
+        return Features(logps, hidden if "reference_hidden" in names else None, layers, weights)

@@ -5,7 +5,7 @@ pair, chosen before rejected, position ascending. Padding exists only inside the
 """
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -39,27 +39,62 @@ class ModelInputs:
 
 
 @dataclass(frozen=True)
-class ReferenceFeatures:
-    """What the frozen reference says about each scored token; every tensor is [S, ...] and carries no gradient.
+class Features:
+    """What is known about a micro-batch before the policy runs; no tensor carries gradient.
 
-    Attributes:
+    Per scored token, in canonical order:
         reference_logps: float [S], nats.
         reference_hidden: [S, d], input of the reference's LM head.
         reference_layers: [S, L, d], outputs of layers 1..L; the last has the final normalisation applied.
         activation_mask: float [S], MaPO's weight per token.
+        scorer_log_ratios: float [S], log-probability under the positive minus under the negative scorer, nats (TIS-DPO).
+        external_weights: float [S], weights that came with the data.
+    Per pair:
+        prompt_embedding: float [num_pairs, e], of any norm (RPO).
+        preference_scores: float64 [num_pairs, 2], scores of chosen and rejected (ODPO).
+        pair_keys: int64 [num_pairs], a number that names the pair in every batch and run (random masks).
     """
 
     reference_logps: Tensor | None = None
     reference_hidden: Tensor | None = None
     reference_layers: Tensor | None = None
     activation_mask: Tensor | None = None
+    scorer_log_ratios: Tensor | None = None
+    external_weights: Tensor | None = None
+    prompt_embedding: Tensor | None = None
+    preference_scores: Tensor | None = None
+    pair_keys: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Self:
         moved: Self = _moved(self, device)
         return moved
 
 
-FEATURE_NAMES = tuple(f.name for f in fields(ReferenceFeatures))
+@dataclass(frozen=True)
+class FeatureKind:
+    """Where a feature comes from: the reference model, the two scorers, the embedding model, or the pairs themselves."""
+
+    origin: Literal["reference", "scorers", "embedder", "pairs"]
+    per: Literal["token", "pair"]
+
+    @property
+    def stage(self) -> str:
+        return "prepare" if self.origin == "pairs" else "reference"
+
+
+FEATURES: dict[str, FeatureKind] = {
+    "reference_logps": FeatureKind("reference", "token"),
+    "reference_hidden": FeatureKind("reference", "token"),
+    "reference_layers": FeatureKind("reference", "token"),
+    "activation_mask": FeatureKind("reference", "token"),
+    "scorer_log_ratios": FeatureKind("scorers", "token"),
+    "external_weights": FeatureKind("pairs", "token"),
+    "prompt_embedding": FeatureKind("embedder", "pair"),
+    "preference_scores": FeatureKind("pairs", "pair"),
+    "pair_keys": FeatureKind("pairs", "pair"),
+}
+
+Metrics = dict[str, tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -70,12 +105,16 @@ class TokenScores:
         policy_logps: [S] log pi(y_t | x, y_<t) in nats, with gradient.
         reference_logps: [S] the reference's, no gradient; None when the objective needs no reference.
         token_kl: [S] KL(reference || policy) >= 0 in nats over the full vocabulary, with gradient; None if not required.
-        reward_mask: [S] weight of each log ratio, >= 0.
-        kl_mask: [S] weight of each token_kl, >= 0.
+        reward_mask: [S] weight of each log ratio.
+        kl_mask: [S] weight of each token_kl.
         response_index: int64 [S], even = chosen, odd = rejected, non-decreasing.
         num_pairs: number of pairs.
         l1_shares: factors of the (reward, kl) masks' L1 norms: (0.5, 0.5) when one mask serves both terms, 0 for a term
             that is not masked.
+        signed_masks: weights may be negative (a learned mask without final activation); otherwise they are refused.
+        mask_statistics: metrics of the masks themselves, as (sum, count).
+        scorer_log_ratios, prompt_embedding, preference_scores: as in Features.
+    Raises: ValueError naming both shapes if a per-token field differs from policy_logps, or a per-pair one from num_pairs.
     """
 
     policy_logps: Tensor
@@ -86,33 +125,88 @@ class TokenScores:
     response_index: Tensor
     num_pairs: int
     l1_shares: tuple[float, float] = (1.0, 1.0)
+    signed_masks: bool = False
+    mask_statistics: Metrics = field(default_factory=dict)
+    scorer_log_ratios: Tensor | None = None
+    prompt_embedding: Tensor | None = None
+    preference_scores: Tensor | None = None
 
     def __post_init__(self) -> None:
         expected = tuple(self.policy_logps.shape)
         if len(expected) != 1:
             raise ValueError(f"policy_logps must be one-dimensional, got shape {expected}")
-        for name in ("reference_logps", "token_kl", "reward_mask", "kl_mask", "response_index"):
+        for name in ("reference_logps", "token_kl", "reward_mask", "kl_mask", "response_index", "scorer_log_ratios"):
             value = getattr(self, name)
             if value is not None and tuple(value.shape) != expected:
                 raise ValueError(f"{name} has shape {tuple(value.shape)}, policy_logps has {expected}: they must be equal")
+        for name, columns in (("prompt_embedding", None), ("preference_scores", 2)):
+            value = getattr(self, name)
+            if value is not None and (value.ndim != 2 or len(value) != self.num_pairs or value.shape[1] != (columns or value.shape[1])):
+                wanted = f"({self.num_pairs}, {columns or 'any'})"
+                raise ValueError(f"{name} has shape {tuple(value.shape)}, {self.num_pairs} pairs want {wanted}")
+
+    @classmethod
+    def from_padded(
+        cls,
+        response_mask: Tensor,
+        policy_logps: Tensor,
+        reference_logps: Tensor | None = None,
+        token_kl: Tensor | None = None,
+        reward_mask: Tensor | None = None,
+        kl_mask: Tensor | None = None,
+        scorer_log_ratios: Tensor | None = None,
+        **per_pair: Any,
+    ) -> Self:
+        """The record of padded tensors, as most training loops have them; what lies outside response_mask is never read.
+
+        Args:
+            response_mask: bool [num_pairs, 2, T], True = scored token; index 0 of the second axis is chosen.
+            policy_logps and the other token quantities: [num_pairs, 2, T]; masks left out weigh every token 1.
+            per_pair: further fields of the record (prompt_embedding, preference_scores, l1_shares, ...).
+        Raises: ValueError naming both shapes if they differ.
+        """
+        shape = tuple(response_mask.shape)
+        if response_mask.dtype != torch.bool or len(shape) != 3 or shape[1] != 2:
+            raise ValueError(f"response_mask must be bool [num_pairs, 2, T], got {response_mask.dtype} {shape}")
+
+        def flat(name: str, value: Tensor) -> Tensor:
+            if tuple(value.shape) != shape:
+                raise ValueError(f"{name} has shape {tuple(value.shape)}, response_mask has {shape}: they must be equal")
+            return value[response_mask]
+
+        logps = flat("policy_logps", policy_logps)
+        ones = torch.ones_like(logps, requires_grad=False)
+        return cls(
+            policy_logps=logps,
+            reference_logps=None if reference_logps is None else flat("reference_logps", reference_logps),
+            token_kl=None if token_kl is None else flat("token_kl", token_kl),
+            reward_mask=ones if reward_mask is None else flat("reward_mask", reward_mask),
+            kl_mask=ones if kl_mask is None else flat("kl_mask", kl_mask),
+            response_index=response_mask.flatten(0, 1).nonzero()[:, 0],
+            num_pairs=shape[0],
+            scorer_log_ratios=None if scorer_log_ratios is None else flat("scorer_log_ratios", scorer_log_ratios),
+            **per_pair,
+        )
 
     def log_ratios(self) -> Tensor:
         """[S] policy minus reference, nats. ValueError if the reference's logps are missing."""
-        if self.reference_logps is None:
-            raise ValueError("reference_logps are missing: run the reference stage with this objective's features")
-        return self.policy_logps - self.reference_logps
+        return self.policy_logps - self.require("reference_logps")
 
-    def require_token_kl(self) -> Tensor:
-        if self.token_kl is None:
-            raise ValueError("token_kl is missing: the objective needs the feature 'reference_hidden' of the reference stage")
-        return self.token_kl
+    def require(self, name: str) -> Tensor:
+        """A field by name; ValueError naming the feature and the stage that makes it if it is missing."""
+        value: Tensor | None = getattr(self, name)
+        if value is None:
+            feature = "reference_hidden" if name == "token_kl" else name
+            raise ValueError(f"{name} is missing: it needs the feature {feature!r}, which the {FEATURES[feature].stage} stage makes")
+        return value
 
     def per_response(self, values: Tensor) -> Tensor:
         """Sum [S] values over each response: [num_pairs, 2], column 0 chosen, column 1 rejected."""
         return segment_sum(values, self.response_index, 2 * self.num_pairs).view(self.num_pairs, 2)
 
-
-Metrics = dict[str, tuple[Tensor, Tensor]]
+    def lengths(self) -> Tensor:
+        """Scored tokens of each response, float [num_pairs, 2]."""
+        return self.per_response(torch.ones_like(self.policy_logps, requires_grad=False))
 
 
 @dataclass(frozen=True)

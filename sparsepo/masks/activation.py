@@ -1,6 +1,5 @@
-"""MaPO: a frozen mask from the reference model's activations, the same for both terms.
+"""MaPO: a frozen weight per token from the reference model's activations; runs in the reference stage.
 
-`activation_weights` is what the reference stage runs; `ActivationMask` is what training sees.
 Deviation from the release: all statistics are float32 (the release rounds them to float16), and a response whose
 activations are constant, or that has one token, gets weight 1 instead of NaN.
 Source: arXiv:2410.05102, section on MaPO, and its released code.
@@ -12,21 +11,10 @@ import torch
 from torch import Tensor
 
 from sparsepo.kernels.token_scoring import CHUNK_ELEMENTS, LMHead
-from sparsepo.masks.base import TokenMasks, require_feature
-from sparsepo.records import ReferenceFeatures
+from sparsepo.masks.base import rescale_per_response
 
 ActivationMapping = Literal["zn_rescale", "sigmoid", "none"]
 ACTIVATION_MAPPINGS: tuple[ActivationMapping, ...] = ("zn_rescale", "sigmoid", "none")
-
-
-class ActivationMask(TokenMasks):
-    """The stored activation mask weighs both the log ratios and the KL; no parameters, no gradient."""
-
-    requires = frozenset({"activation_mask"})
-
-    def forward(self, features: ReferenceFeatures, like: Tensor) -> tuple[Tensor, Tensor]:
-        weights = require_feature(features, "activation_mask").to(like.dtype)
-        return weights, weights
 
 
 def activation_weights(
@@ -60,14 +48,6 @@ def activation_weights(
     columns = {kind: float(vocabulary_size) if mapping == "none" and kind == "logits" else 1.0 for kind in means}
     total = sum(columns.values())
     return torch.stack([means[kind] * (columns[kind] / total) for kind in means]).sum(0)
-
-
-def rescale_per_response(values: Tensor, response_index: Tensor, num_responses: int) -> Tensor:
-    """Min-max rescale [S] to [0, 1] within each response; a constant response becomes 1."""
-    low = values.new_full((num_responses,), torch.inf).scatter_reduce(0, response_index, values, "amin")[response_index]
-    high = values.new_full((num_responses,), -torch.inf).scatter_reduce(0, response_index, values, "amax")[response_index]
-    span = high - low
-    return torch.where(span > 0, (values - low) / span.where(span > 0, 1.0), 1.0)
 
 
 def logit_activation(hidden: Tensor, head: LMHead, mapping: ActivationMapping) -> Tensor:

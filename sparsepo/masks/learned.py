@@ -1,12 +1,21 @@
-"""SparsePO: masks learned from the reference's hidden states, kept sparse by ReLU and an L1 penalty.
+"""SparsePO: masks learned from the reference's hidden states, kept sparse by ReLU, an L1 penalty or a target.
 
-simple_last : relu(w . h_L + b)
-simple_all  : relu(mixer . [relu(w_i . LN(h_i) + b_i)] for i = 1..L), one LayerNorm shared by all layers, no mixer bias
-Values are >= 0 without an upper bound. Gradient flows to the mask's parameters only.
+A mask scores one state per token (`*_last`: the last hidden state) or one per layer (`*_all`), with one linear map
+(`simple_*`, `binary_*`) or two in a row (`ml_*`, 200 units, no non-linearity between them):
+
+    *_last : f(score(h_L))
+    *_all  : f(mixer . [g(score_i(LN(h_i)))] for i = 1..L), one LayerNorm shared by all layers, no mixer bias
+
+f and g are relu, none (identity; weights may be negative) or rescale (min-max within the response). binary_* end in
+sign(relu(.)), with the gradient of the identity, because the released code's is zero everywhere. Values have no upper
+bound. Gradient flows to the mask's parameters only.
 Source: arXiv:2410.05102, section on SparsePO, and its released code.
 """
 
 import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,63 +24,131 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsepo.masks.base import TokenMasks, require_feature
-from sparsepo.records import ReferenceFeatures
+from sparsepo.masks.base import MaskedTerms, MaskWeights, TokenMasks, require_feature, rescale_per_response, unit_weights
+from sparsepo.records import Features, Metrics
 
 MaskSharing = Literal["common", "independent"]
-MaskedTerms = Literal["both", "reward", "kl"]
+MaskActivation = Literal["relu", "none", "rescale"]
+MASK_ACTIVATIONS: tuple[MaskActivation, ...] = ("relu", "none", "rescale")
 CONFIG_FILE, WEIGHTS_FILE = "mask_config.json", "masks.safetensors"
+_HIDDEN_UNITS = 200
+# Step of the sparsity controller in standard deviations of the mask's scores per unit of missing zero fraction.
+_CONTROL_GAIN = 0.5
 
 
-class SimpleLast(nn.Module):
-    """relu(w . h + b) of the last hidden state: [..., d] -> [...]."""
+@dataclass(frozen=True)
+class MaskArchitecture:
+    """Which states a learned mask reads and how it scores them."""
 
-    feature = "reference_hidden"
+    reads_all_layers: bool
+    is_two_layer: bool = False
+    is_binary: bool = False
 
-    def __init__(self, hidden_size: int, num_layers: int, initializer_range: float, norm_eps: float) -> None:
+    @property
+    def feature(self) -> str:
+        return "reference_layers" if self.reads_all_layers else "reference_hidden"
+
+
+LEARNED_MASKS: dict[str, MaskArchitecture] = {
+    "simple_last": MaskArchitecture(False),
+    "simple_all": MaskArchitecture(True),
+    "ml_last": MaskArchitecture(False, is_two_layer=True),
+    "ml_all": MaskArchitecture(True, is_two_layer=True),
+    "binary_last": MaskArchitecture(False, is_binary=True),
+    "binary_all": MaskArchitecture(True, is_binary=True),
+}
+
+
+class LinearScores(nn.Module):
+    """w_i . h_i + b_i for each of n states: [S, n, d] -> [S, n]."""
+
+    def __init__(self, num_states: int, hidden_size: int, initializer_range: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(hidden_size))
-        self.bias = nn.Parameter(torch.zeros(()))
-        nn.init.normal_(self.weight, std=initializer_range)
+        self.weight = nn.Parameter(torch.empty(num_states, hidden_size).normal_(std=initializer_range))
+        self.bias = nn.Parameter(torch.zeros(num_states))
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        return F.relu(hidden.to(self.weight.dtype) @ self.weight + self.bias)
+    def forward(self, states: Tensor) -> Tensor:
+        return (states * self.weight).sum(-1) + self.bias
 
 
-class SimpleAll(nn.Module):
-    """A score per layer, then a mixture of layers: [..., L, d] -> [...]."""
+class TwoLayerScores(nn.Module):
+    """ff2_i(ff1_i(h_i)) for each of n states: [S, n, d] -> [S, n].
 
-    feature = "reference_layers"
+    Nothing non-linear stands between the maps, so their product is applied: same values and gradients, no [S, n, 200].
+    """
 
-    def __init__(self, hidden_size: int, num_layers: int, initializer_range: float, norm_eps: float) -> None:
+    def __init__(self, num_states: int, hidden_size: int, initializer_range: float) -> None:
         super().__init__()
-        self.layer_norm = nn.LayerNorm(hidden_size, eps=norm_eps)
-        self.weight = nn.Parameter(torch.empty(num_layers, hidden_size))
-        self.bias = nn.Parameter(torch.zeros(num_layers))
-        self.mixer = nn.Parameter(torch.empty(num_layers))
-        nn.init.normal_(self.weight, std=initializer_range)
-        nn.init.normal_(self.mixer, std=initializer_range)
+        self.ff1_weight = nn.Parameter(torch.empty(num_states, _HIDDEN_UNITS, hidden_size).normal_(std=initializer_range))
+        self.ff1_bias = nn.Parameter(torch.zeros(num_states, _HIDDEN_UNITS))
+        self.ff2_weight = nn.Parameter(torch.empty(num_states, _HIDDEN_UNITS).normal_(std=initializer_range))
+        self.ff2_bias = nn.Parameter(torch.zeros(num_states))
 
-    def forward(self, layers: Tensor) -> Tensor:
-        if layers.shape[-2:] != self.weight.shape:
-            raise ValueError(f"layer states end in {tuple(layers.shape[-2:])}, the mask was built for {tuple(self.weight.shape)}")
-        states = self.layer_norm(layers.to(self.weight.dtype))
-        per_layer = F.relu((states * self.weight).sum(-1) + self.bias)
-        return F.relu(per_layer @ self.mixer)
+    def forward(self, states: Tensor) -> Tensor:
+        weight = torch.einsum("nk,nkd->nd", self.ff2_weight, self.ff1_weight)
+        return (states * weight).sum(-1) + (self.ff2_weight * self.ff1_bias).sum(-1) + self.ff2_bias
 
 
-LEARNED_MASKS: dict[str, type[SimpleLast] | type[SimpleAll]] = {"simple_last": SimpleLast, "simple_all": SimpleAll}
+class LearnedMask(nn.Module):
+    """One mask network.
+
+    Args: as LearnedMasks.
+    """
+
+    def __init__(
+        self,
+        architecture: MaskArchitecture,
+        hidden_size: int,
+        num_layers: int,
+        initializer_range: float,
+        norm_eps: float,
+        layer_activation: MaskActivation,
+        mixer_activation: MaskActivation,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.architecture, self.dropout = architecture, dropout
+        self.layer_activation, self.mixer_activation = layer_activation, mixer_activation
+        num_states = num_layers if architecture.reads_all_layers else 1
+        self.state_shape = (num_layers, hidden_size) if architecture.reads_all_layers else (hidden_size,)
+        self.scores = (TwoLayerScores if architecture.is_two_layer else LinearScores)(num_states, hidden_size, initializer_range)
+        if architecture.reads_all_layers:
+            self.layer_norm = nn.LayerNorm(hidden_size, eps=norm_eps)
+            self.mixer = nn.Parameter(torch.empty(num_layers).normal_(std=initializer_range))
+        # Moved by the sparsity controller, never by the optimizer; a parameter so that every checkpoint carries it.
+        self.shift = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    def forward(self, states: Tensor, response_index: Tensor, num_responses: int) -> tuple[Tensor, Tensor]:
+        """(weights [S], scores [S] before the shift and the final activation) of states [S, d] or [S, L, d]."""
+        if tuple(states.shape[1:]) != self.state_shape:
+            raise ValueError(f"states end in {tuple(states.shape[1:])}, the mask was built for {self.state_shape}")
+        states = states.to(self.shift.dtype)
+        if self.architecture.reads_all_layers:
+            states = F.dropout(self.layer_norm(states), self.dropout, self.training)
+            per_layer = _activated(self.scores(states), self.layer_activation, response_index, num_responses)
+            scores, final = per_layer @ self.mixer, self.mixer_activation
+        else:
+            states = F.dropout(states, self.dropout, self.training)
+            scores, final = self.scores(states[:, None]).squeeze(-1), self.layer_activation
+        shifted = scores + self.shift
+        if self.architecture.is_binary:
+            return shifted + ((shifted > 0).to(shifted.dtype) - shifted).detach(), scores
+        return _activated(shifted, final, response_index, num_responses), scores
 
 
 class LearnedMasks(TokenMasks):
-    """One (common) or two (independent) learned masks over reference features.
+    """One (common) or two (independent) learned masks over the reference's hidden states.
 
     Args:
         architecture: a key of LEARNED_MASKS.
         sharing: "common" = one mask serves both terms; "independent" = one each.
-        terms: which terms are masked; the other keeps weight 1.
         hidden_size, num_layers: of the reference model. initializer_range, norm_eps: its configuration's.
-    Raises: ValueError for an unknown architecture.
+        terms: which terms are masked; the other keeps weight 1.
+        layer_activation: of each layer's score; of the only one for `*_last`. mixer_activation: of the mixture (`*_all`).
+        dropout: of the states the mask reads, in training mode only.
+        target_sparsity: fraction of response tokens to hold at weight exactly 0, in (0, 1); see `control`. None leaves the
+            fraction to training.
+    Raises: ValueError for an unknown architecture, an option out of range, or one that the architecture would ignore.
     """
 
     def __init__(
@@ -83,10 +160,13 @@ class LearnedMasks(TokenMasks):
         initializer_range: float = 0.02,
         norm_eps: float = 1e-5,
         terms: MaskedTerms = "both",
+        layer_activation: MaskActivation = "relu",
+        mixer_activation: MaskActivation = "relu",
+        dropout: float = 0.0,
+        target_sparsity: float | None = None,
     ) -> None:
         super().__init__()
-        if architecture not in LEARNED_MASKS:
-            raise ValueError(f"mask architecture {architecture!r} is not one of {', '.join(LEARNED_MASKS)}")
+        kind = check_mask_options(architecture, layer_activation, mixer_activation, dropout, target_sparsity)
         self.config: dict[str, Any] = {
             "architecture": architecture,
             "sharing": sharing,
@@ -95,30 +175,62 @@ class LearnedMasks(TokenMasks):
             "initializer_range": initializer_range,
             "norm_eps": norm_eps,
             "terms": terms,
+            "layer_activation": layer_activation,
+            "mixer_activation": mixer_activation,
+            "dropout": dropout,
+            "target_sparsity": target_sparsity,
         }
-        kind = LEARNED_MASKS[architecture]
         self._feature = kind.feature
         self.requires = frozenset({kind.feature})
-        self.terms = terms
+        self.terms, self.target_sparsity = terms, target_sparsity
+        self.signed = (mixer_activation if kind.reads_all_layers else layer_activation) == "none"
         if sharing == "common" and terms == "both":
             self.l1_shares = (0.5, 0.5)
         else:
             self.l1_shares = (float(terms != "kl"), float(terms != "reward"))
 
-        def build() -> nn.Module:
-            return kind(hidden_size, num_layers, initializer_range, norm_eps)
+        def build() -> LearnedMask:
+            return LearnedMask(kind, hidden_size, num_layers, initializer_range, norm_eps, layer_activation, mixer_activation, dropout)
 
-        self.common: nn.Module | None = build() if sharing == "common" else None
-        self.reward: nn.Module | None = build() if sharing == "independent" and terms != "kl" else None
-        self.kl: nn.Module | None = build() if sharing == "independent" and terms != "reward" else None
+        self.common: LearnedMask | None = build() if sharing == "common" else None
+        self.reward: LearnedMask | None = build() if sharing == "independent" and terms != "kl" else None
+        self.kl: LearnedMask | None = build() if sharing == "independent" and terms != "reward" else None
 
-    def forward(self, features: ReferenceFeatures, like: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Features, response_index: Tensor, num_pairs: int) -> MaskWeights:
         states = require_feature(features, self._feature)
-        ones = torch.ones_like(like, requires_grad=False)
-        if self.common is not None:
-            weights = self.common(states)
-            return (weights if self.terms != "kl" else ones), (weights if self.terms != "reward" else ones)
-        return (ones if self.reward is None else self.reward(states)), (ones if self.kl is None else self.kl(states))
+        weights = {"reward": unit_weights(response_index), "kl": unit_weights(response_index)}
+        statistics: Metrics = {}
+        for name, network in self._networks().items():
+            values, scores = network(states, response_index, 2 * num_pairs)
+            for term in ("reward", "kl") if network is self.common and self.terms == "both" else (name,):
+                weights[term] = values
+            if self.target_sparsity is not None:
+                statistics |= _score_statistics(name, scores.detach(), network.shift.detach())
+        return MaskWeights(weights["reward"], weights["kl"], statistics)
+
+    def control(self, record: Mapping[str, float]) -> None:
+        """Move each mask's shift towards target_sparsity: call once per optimizer step, on every rank, after the step.
+
+        Integral control: shift -= 0.5 * standard deviation of the mask's scores * (target - zero fraction). Nothing happens
+        without a target.
+
+        Args:
+            record: means over the global batch of the objective's metrics (masks/*_zero_fraction, *_score_mean, ...), the
+                same on every rank.
+        """
+        if self.target_sparsity is None:
+            return
+        for name, network in self._networks().items():
+            mean, square = record[f"masks/{name}_score_mean"], record[f"masks/{name}_score_square"]
+            deviation = math.sqrt(max(square - mean * mean, 0.0))
+            missing = self.target_sparsity - record[f"masks/{name}_zero_fraction"]
+            with torch.no_grad():
+                network.shift.sub_(_CONTROL_GAIN * deviation * missing)
+
+    def _networks(self) -> dict[str, LearnedMask]:
+        """Each network under the term whose metrics speak of it."""
+        common = "kl" if self.terms == "kl" else "reward"
+        return {name: net for name, net in ((common, self.common), ("reward", self.reward), ("kl", self.kl)) if net is not None}
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write mask_config.json and masks.safetensors into a local directory, creating it."""
@@ -129,11 +241,59 @@ class LearnedMasks(TokenMasks):
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> "LearnedMasks":
-        """Read what `save_pretrained` wrote. FileNotFoundError names the file that is missing."""
+        """Read what `save_pretrained` wrote; the masks come in eval mode.
+
+        Raises: FileNotFoundError naming the file that is missing.
+        """
         path = Path(directory)
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (path / name).is_file():
                 raise FileNotFoundError(f"no {name} in {path}: not a directory written by LearnedMasks.save_pretrained")
         masks = cls(**json.loads((path / CONFIG_FILE).read_text()))
         masks.load_state_dict(load_file(path / WEIGHTS_FILE))
-        return masks
+        return masks.eval()
+
+
+def check_mask_options(
+    architecture: str,
+    layer_activation: str,
+    mixer_activation: str,
+    dropout: float,
+    target_sparsity: float | None,
+) -> MaskArchitecture:
+    """The architecture of these options. ValueError naming the option that is wrong or would be ignored."""
+    if architecture not in LEARNED_MASKS:
+        raise ValueError(f"mask architecture {architecture!r} is not one of {', '.join(LEARNED_MASKS)}")
+    kind = LEARNED_MASKS[architecture]
+    for name, value in (("layer_activation", layer_activation), ("mixer_activation", mixer_activation)):
+        if value not in MASK_ACTIVATIONS:
+            raise ValueError(f"{name}={value!r} is not one of {', '.join(MASK_ACTIVATIONS)}")
+    if not kind.reads_all_layers and mixer_activation != "relu":
+        raise ValueError(f"mixer_activation={mixer_activation!r}: {architecture} reads one layer and has no mixer")
+    name, final = ("mixer_activation", mixer_activation) if kind.reads_all_layers else ("layer_activation", layer_activation)
+    if kind.is_binary and final != "relu":
+        raise ValueError(f"{name}={final!r}: {architecture} ends in sign(relu(.)), only 'relu' is allowed")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout={dropout}: must be in [0, 1)")
+    if target_sparsity is not None:
+        if not 0 < target_sparsity < 1:
+            raise ValueError(f"target_sparsity={target_sparsity}: must be in (0, 1)")
+        if final != "relu":
+            raise ValueError(f"target_sparsity={target_sparsity} with {name}={final!r}: only a mask that ends in relu has exact zeros")
+    return kind
+
+
+def _activated(values: Tensor, activation: MaskActivation, response_index: Tensor, num_responses: int) -> Tensor:
+    if activation == "relu":
+        return F.relu(values)
+    return values if activation == "none" else rescale_per_response(values, response_index, num_responses)
+
+
+def _score_statistics(name: str, scores: Tensor, shift: Tensor) -> Metrics:
+    exact = scores.double()
+    tokens = torch.tensor(float(scores.numel()), device=scores.device)
+    return {
+        f"masks/{name}_score_mean": (exact.sum(), tokens),
+        f"masks/{name}_score_square": ((exact * exact).sum(), tokens),
+        f"masks/{name}_shift": (shift * tokens, tokens),
+    }

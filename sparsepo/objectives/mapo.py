@@ -1,32 +1,36 @@
-"""MaPO: the SparsePO loss with a frozen activation mask and no penalty. Source: arXiv:2410.05102."""
+"""MaPO: the SparsePO loss with a frozen mask and no penalty. Source: Christopoulou et al., arXiv:2410.05102."""
 
-from sparsepo.objectives.base import (
-    Objective,
-    logistic_loss,
-    mask_metrics,
-    positive,
-    preference_output,
-    require_tokens,
-)
+from typing import ClassVar
+
+from torch import Tensor
+
+from sparsepo.objectives.base import LogisticObjective, mask_metrics, positive
 from sparsepo.objectives.sparsepo import masked_values
-from sparsepo.records import ObjectiveOutput, TokenScores
+from sparsepo.records import Metrics, TokenScores
 
 
-class MaPO(Objective):
-    """losses = -log sigmoid(beta * [(U + K)_chosen - (U + K)_rejected]), U and K weighted by the reference's activations.
+class MaPO(LogisticObjective):
+    """logits = beta * [(U + K)_chosen - (U + K)_rejected], U and K weighted by the reference's activations.
+
+    The same equation serves any frozen mask: random or external weights are its natural baselines. The implicit reward is
+    beta * (U + K), so the margin is the logit. At the reference the loss is ln 2; exchanging chosen and rejected negates the
+    margin.
 
     Args:
-        beta: inverse temperature, > 0.
+        beta: inverse temperature, > 0. label_smoothing, nll_coef: see LogisticObjective.
     """
 
     name = "mapo"
-    requires = frozenset({"reference_logps", "reference_hidden"})
+    requires: ClassVar[frozenset[str]] = frozenset({"reference_logps", "reference_hidden"})
+    mask_kinds: ClassVar[frozenset[str]] = frozenset({"activation", "random", "external", "none"})
 
-    def __init__(self, beta: float = 0.1) -> None:
+    def __init__(self, beta: float = 0.1, label_smoothing: float = 0.0, nll_coef: float = 0.0) -> None:
+        super().__init__(label_smoothing=label_smoothing, nll_coef=nll_coef)
         self.beta = positive("beta", beta)
 
-    def __call__(self, scores: TokenScores) -> ObjectiveOutput:
-        require_tokens(scores)
-        values = masked_values(scores)
-        losses = logistic_loss(self.beta * (values[:, 0] - values[:, 1]))
-        return preference_output(scores, losses, self.beta * values, mask_metrics(scores))
+    def logits_and_rewards(self, scores: TokenScores) -> tuple[Tensor, Tensor]:
+        rewards = self.beta * masked_values(scores)
+        return rewards[:, 0] - rewards[:, 1], rewards
+
+    def extra_metrics(self, scores: TokenScores) -> Metrics:
+        return mask_metrics(scores, self.beta)

@@ -1,5 +1,7 @@
 """Supervised fine-tuning on chosen responses, through the same trainer."""
 
+from typing import ClassVar
+
 import torch
 
 from sparsepo.objectives.base import Objective
@@ -10,11 +12,11 @@ class SFT(Objective):
     """losses = mean negative log-likelihood per token of the chosen response, nats; every response weighs the same."""
 
     name = "sft"
-    requires = frozenset()
+    requires: ClassVar[frozenset[str]] = frozenset()
     uses_rejected = False
 
     def __call__(self, scores: TokenScores) -> ObjectiveOutput:
-        lengths = scores.per_response(torch.ones_like(scores.policy_logps, requires_grad=False))[:, 0]
+        lengths = scores.lengths()[:, 0]
         if scores.num_pairs == 0 or bool((lengths == 0).any()):
             raise ValueError("every chosen response needs at least one scored token")
         logps = scores.per_response(scores.policy_logps)[:, 0]

@@ -1,34 +1,33 @@
 """Token-level DPO, version 1. Source: Zeng et al., arXiv:2404.11999, eq. 15."""
 
-from sparsepo.objectives.base import (
-    Objective,
-    logistic_loss,
-    positive,
-    preference_output,
-    require_tokens,
-)
-from sparsepo.records import ObjectiveOutput, TokenScores
+from typing import ClassVar
+
+from torch import Tensor
+
+from sparsepo.objectives.base import LogisticObjective, positive
+from sparsepo.records import TokenScores
 
 
-class TDPO1(Objective):
-    """losses = -log sigmoid(beta [(R_chosen - R_rejected) - (K_rejected - K_chosen)]).
+class TDPO1(LogisticObjective):
+    """logits = beta * [(R_chosen - R_rejected) - (K_rejected - K_chosen)].
 
     R sums log ratios, K sums token_kl = KL(reference || policy), both unweighted; gradient flows through both K.
-    The implicit reward is beta * (R + K).
+    The implicit reward is beta * (R + K), so the margin is the logit. At the reference the loss is ln 2; exchanging chosen
+    and rejected negates the margin.
 
     Args:
-        beta: inverse temperature, > 0.
+        beta: inverse temperature, > 0. label_smoothing, nll_coef: see LogisticObjective.
     """
 
     name = "tdpo1"
-    requires = frozenset({"reference_logps", "reference_hidden"})
+    requires: ClassVar[frozenset[str]] = frozenset({"reference_logps", "reference_hidden"})
 
-    def __init__(self, beta: float = 0.1) -> None:
+    def __init__(self, beta: float = 0.1, label_smoothing: float = 0.0, nll_coef: float = 0.0) -> None:
+        super().__init__(label_smoothing=label_smoothing, nll_coef=nll_coef)
         self.beta = positive("beta", beta)
 
-    def __call__(self, scores: TokenScores) -> ObjectiveOutput:
-        require_tokens(scores)
+    def logits_and_rewards(self, scores: TokenScores) -> tuple[Tensor, Tensor]:
         log_ratios = scores.per_response(scores.log_ratios())
-        kl = scores.per_response(scores.require_token_kl())
+        kl = scores.per_response(scores.require("token_kl"))
         logits = (log_ratios[:, 0] - log_ratios[:, 1]) - (kl[:, 1] - kl[:, 0])
-        return preference_output(scores, logistic_loss(self.beta * logits), self.beta * (log_ratios + kl))
+        return self.beta * logits, self.beta * (log_ratios + kl)

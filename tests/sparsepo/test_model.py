@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, BertConfig, GPTNeoXConfig, LlamaC
 from sparsepo import LearnedMasks, PolicyModel, ReferenceModel, SparsePO, TokenizedPair, UniformMask, padded_layout
 from sparsepo.activations import ActivationRecorder, available_hooks, family_of, select_hooks
 from sparsepo.masks.activation import activation_weights, rescale_per_response
-from sparsepo.records import ReferenceFeatures
+from sparsepo.records import Features
 
 PAIRS = [TokenizedPair([1, 5, 9], [3, 4, 2], [7, 2]), TokenizedPair([6], [8], [9, 3, 1, 5, 2])]
 
@@ -33,7 +33,7 @@ def test_layout_scores_what_single_sequences_score() -> None:
     model = llama()
     inputs = padded_layout(PAIRS, pad_multiple=8)
     assert inputs.input_ids.shape == (4, 8)
-    scores = PolicyModel(model, UniformMask())(inputs, ReferenceFeatures())
+    scores = PolicyModel(model, UniformMask())(inputs, Features())
     expected = []
     for pair in PAIRS:
         for response in pair.responses():
@@ -131,7 +131,7 @@ def test_types_weigh_the_same_whatever_their_number_of_hooks() -> None:
 def test_learned_masks_survive_saving(tmp_path: Path, architecture: str, sharing: str) -> None:
     torch.manual_seed(1)
     masks = LearnedMasks(architecture, sharing, 16, 2, initializer_range=1.0)
-    features = ReferenceFeatures(reference_hidden=torch.randn(6, 16), reference_layers=torch.randn(6, 2, 16))
+    features = Features(reference_hidden=torch.randn(6, 16), reference_layers=torch.randn(6, 2, 16))
     reward, kl = masks(features, torch.zeros(6))
     masks.save_pretrained(tmp_path)
     again_reward, again_kl = LearnedMasks.from_pretrained(tmp_path)(features, torch.zeros(6))
@@ -146,7 +146,7 @@ def test_learned_masks_survive_saving(tmp_path: Path, architecture: str, sharing
 def test_mask_without_its_feature_names_it() -> None:
     masks = LearnedMasks("simple_all", "common", 16, 2)
     with pytest.raises(ValueError, match="'reference_layers'"):
-        masks(ReferenceFeatures(), torch.zeros(3))
+        masks(Features(), torch.zeros(3))
 
 
 def test_simple_last_by_hand_and_gradcheck() -> None:
@@ -162,7 +162,7 @@ def test_simple_last_by_hand_and_gradcheck() -> None:
     layers = torch.randn(4, 2, 3, dtype=torch.float64)
     parameters = [p.detach().clone().requires_grad_() for p in deep.parameters()]
     names = [n for n, _ in deep.named_parameters()]
-    features = ReferenceFeatures(reference_layers=layers)
+    features = Features(reference_layers=layers)
 
     def run(*values: torch.Tensor) -> torch.Tensor:
         return torch.func.functional_call(deep, dict(zip(names, values, strict=True)), (features, layers[:, 0, 0]))[0]
@@ -181,8 +181,8 @@ def test_head_scaling_is_honoured_not_ignored() -> None:
     config.final_logit_softcapping = 0.05
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     inputs = padded_layout(PAIRS[:1])
-    ours = PolicyModel(model, UniformMask())(inputs, ReferenceFeatures()).policy_logps
+    ours = PolicyModel(model, UniformMask())(inputs, Features()).policy_logps
     log_probs = model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).logits.log_softmax(-1).flatten(0, 1)
     torch.testing.assert_close(ours, log_probs[inputs.score_rows, inputs.labels], atol=1e-5, rtol=0)
     config.final_logit_softcapping = None
-    assert not torch.allclose(ours, PolicyModel(model, UniformMask())(inputs, ReferenceFeatures()).policy_logps, atol=1e-4)
+    assert not torch.allclose(ours, PolicyModel(model, UniformMask())(inputs, Features()).policy_logps, atol=1e-4)

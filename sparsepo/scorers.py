@@ -1,0 +1,55 @@
+"""What frozen models other than the reference say about pairs: token log ratios for TIS-DPO, prompt embeddings for RPO."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sparsepo.kernels.token_scoring import score_tokens
+from sparsepo.model import head_of, scored_states, transformer_of
+from sparsepo.records import ModelInputs
+
+Pooling = Literal["mean", "first", "last"]
+
+
+@torch.no_grad()
+def scorer_log_ratios(positive: Any, negative: Any, inputs: ModelInputs) -> Tensor:
+    """[S] log-probability of each scored token under the positive scorer minus that under the negative one, nats.
+
+    Args:
+        positive, negative: causal language models over the same tokens, in eval mode. The positive one prefers good responses
+            (for example tuned on chosen ones), the negative one bad responses. Source: Liu et al., arXiv:2410.04350.
+    Raises: ValueError if their vocabularies differ.
+    """
+    heads = head_of(positive), head_of(negative)
+    if heads[0].weight.shape[0] != heads[1].weight.shape[0]:
+        raise ValueError(f"the scorers' vocabularies differ: {heads[0].weight.shape[0]} and {heads[1].weight.shape[0]}")
+    logps = [score_tokens(scored_states(model, inputs), head_of(model), inputs.labels)[0] for model in (positive, negative)]
+    return logps[0] - logps[1]
+
+
+@torch.no_grad()
+def pooled_states(model: Any, token_ids: Sequence[Sequence[int]], pooling: Pooling = "mean") -> Tensor:
+    """One vector per text from a model's last hidden states: float32 [n, d].
+
+    Args:
+        model: an encoder, or a causal language model (its head is not used), in eval mode.
+        token_ids: at least one id per text, special tokens included. pooling: over a text's tokens.
+    Raises: ValueError for a text without tokens.
+    """
+    lengths = torch.tensor([len(ids) for ids in token_ids])
+    if len(lengths) == 0 or bool((lengths == 0).any()):
+        raise ValueError("every text to embed needs at least one token")
+    device = transformer_of(model).get_input_embeddings().weight.device
+    ids = torch.zeros(len(token_ids), int(lengths.max()), dtype=torch.long)
+    for row, text in enumerate(token_ids):
+        ids[row, : len(text)] = torch.as_tensor(text, dtype=torch.long)
+    mask = (torch.arange(ids.shape[1])[None] < lengths[:, None]).to(device)
+    output = transformer_of(model).base_model(input_ids=ids.to(device), attention_mask=mask.long())
+    states: Tensor = output.last_hidden_state.float()
+    if pooling == "first":
+        return states[:, 0]
+    if pooling == "last":
+        return states[torch.arange(len(ids), device=device), lengths.to(device) - 1]
+    return (states * mask[..., None]).sum(1) / lengths.to(device)[:, None]
