@@ -1,35 +1,28 @@
-"""The recipe's schema. Every field says, by its section or itself, whose stage's result it changes.
+"""The recipe's schema; objectives and masks have modules of their own."""
 
-`stage_settings` reads that declaration; fingerprints, skipping and the refusal of a changed field derive from it alone.
-A field of stage None (workers, budgets, logging, locations) never invalidates anything.
-"""
+from typing import Annotated, Literal
 
-from typing import Annotated, Any, ClassVar, Literal
+from pydantic import Field, model_validator
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-from sparsepo.masks import ACTIVATION_MAPPINGS, LEARNED_MASKS
-from sparsepo.objectives import DPO, SFT, TDPO1, MaPO, Objective, SparsePO
-
-Stage = Literal["prepare", "reference", "train", "evaluate", "sample"]
-
-
-def of_stage(stage: Stage | None, default: Any = ..., **constraints: Any) -> Any:
-    """A field that changes the result of `stage` (None: of no stage) instead of its section's."""
-    return Field(default, json_schema_extra={"stage": stage}, **constraints)
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True)
-    STAGE: ClassVar[Stage | None] = None
+from pipelines.mask_config import AnyMask, NoMask
+from pipelines.objective_config import AnyObjective, DPOConfig
+from pipelines.section import Section, of_stage
+from sparsepo.records import FEATURES
 
 
 class ModelSection(Section):
-    """Locations only: the contents they name are fingerprinted as stage inputs."""
+    """Locations only: the contents they name are fingerprinted as stage inputs.
+
+    reference: the starting model unless named. positive_scorer, negative_scorer: the two models that tis_dpo weighs tokens
+    with. embedder: a sentence-embedding model for rpo; without one, the mean of the reference's last hidden states.
+    """
 
     name_or_path: str = Field(min_length=1)
     reference: str | None = None
     tokenizer: str | None = None
+    positive_scorer: str | None = None
+    negative_scorer: str | None = None
+    embedder: str | None = None
 
 
 class ColumnNames(Section):
@@ -42,6 +35,8 @@ class ColumnNames(Section):
     scores: str = "scores"
     chosen_score: str | None = None
     rejected_score: str | None = None
+    chosen_weights: str | None = None
+    rejected_weights: str | None = None
 
 
 class Source(Section):
@@ -92,91 +87,16 @@ class DataSection(Section):
         return self
 
 
-class DPOSection(Section):
-    STAGE = "train"
-    name: Literal["dpo"] = "dpo"
-    beta: float = Field(0.1, gt=0)
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-
-    def build(self) -> Objective:
-        return DPO(self.beta, self.label_smoothing)
-
-
-class TDPO1Section(Section):
-    STAGE = "train"
-    name: Literal["tdpo1"] = "tdpo1"
-    beta: float = Field(0.1, gt=0)
-
-    def build(self) -> Objective:
-        return TDPO1(self.beta)
-
-
-class MaPOSection(Section):
-    STAGE = "train"
-    name: Literal["mapo"] = "mapo"
-    beta: float = Field(0.1, gt=0)
-
-    def build(self) -> Objective:
-        return MaPO(self.beta)
-
-
-class SparsePOSection(Section):
-    STAGE = "train"
-    name: Literal["sparsepo"] = "sparsepo"
-    beta: float = Field(0.1, gt=0)
-    l1_reward: float = Field(0.0, ge=0)
-    l1_kl: float = Field(0.0, ge=0)
-
-    def build(self) -> Objective:
-        return SparsePO(self.beta, self.l1_reward, self.l1_kl)
-
-
-class SFTSection(Section):
-    STAGE = "train"
-    name: Literal["sft"] = "sft"
-
-    def build(self) -> Objective:
-        return SFT()
-
-
-ObjectiveSection = Annotated[DPOSection | TDPO1Section | MaPOSection | SparsePOSection | SFTSection, Field(discriminator="name")]
-
-
-class NoMask(Section):
-    STAGE = "train"
-    kind: Literal["none"] = "none"
-
-
-class ActivationMaskSection(Section):
-    STAGE = "reference"
-    kind: Literal["activation"] = "activation"
-    hooks: str | tuple[str, ...] = "all"
-    mapping: Literal["zn_rescale", "sigmoid", "none"] = ACTIVATION_MAPPINGS[0]
-
-
-class LearnedMaskSection(Section):
-    STAGE = "train"
-    kind: Literal["learned"] = "learned"
-    architecture: Literal["simple_last", "simple_all"] = "simple_all"
-    sharing: Literal["common", "independent"] = "common"
-    terms: Literal["both", "reward", "kl"] = "both"
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    # While the policy still is the reference, a mask's gradient is rounding noise of about 1e-7, which Adam's usual
-    # epsilon would turn into full steps.
-    adam_eps: float = Field(1e-6, gt=0)
-
-
-MaskSection = Annotated[NoMask | ActivationMaskSection | LearnedMaskSection, Field(discriminator="kind")]
-
-
 class ReferenceSection(Section):
     """mode: stored = scored once, read from disk; online = the frozen model runs beside training; auto chooses."""
 
     STAGE = "reference"
     mode: Literal["auto", "stored", "online"] = of_stage(None, "auto")
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    features: tuple[Literal["reference_logps", "reference_hidden", "reference_layers", "activation_mask"], ...] = of_stage(None, ())
+    features: tuple[
+        Literal["reference_logps", "reference_hidden", "reference_layers", "activation_mask", "scorer_log_ratios", "prompt_embedding"],
+        ...,
+    ] = of_stage(None, ())
     batch_tokens: int = of_stage(None, 8192, ge=1)
     num_actors: int | None = of_stage(None, None, ge=1)
 
@@ -285,8 +205,8 @@ class Recipe(Section):
     run_dir: str = Field(min_length=1)
     model: ModelSection
     data: DataSection
-    objective: ObjectiveSection = DPOSection()
-    mask: MaskSection = NoMask()
+    objective: AnyObjective = DPOConfig()
+    mask: AnyMask = NoMask()
     reference: ReferenceSection = ReferenceSection()
     train: TrainSection = TrainSection()
     evaluate: EvaluateSection = EvaluateSection()
@@ -296,19 +216,23 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "Recipe":
-        allowed = {"sparsepo": ("learned",), "mapo": ("activation", "none")}.get(self.objective.name, ("none",))
-        if self.mask.kind not in allowed:
-            raise ValueError(f"mask.kind={self.mask.kind} with objective.name={self.objective.name}: allowed is {' or '.join(allowed)}")
+        name, built = self.objective.name, self.objective.build()
+        if self.mask.kind not in built.mask_kinds:
+            raise ValueError(f"mask.kind={self.mask.kind} with objective.name={name}: allowed is {' or '.join(sorted(built.mask_kinds))}")
+        wanted = self.required_features() | frozenset(self.reference.features)
+        if "scorer_log_ratios" in wanted and not (self.model.positive_scorer and self.model.negative_scorer):
+            raise ValueError(
+                f"objective.name={name} needs the feature scorer_log_ratios of the reference stage: set model.positive_scorer and "
+                "model.negative_scorer (models that prefer good and bad responses)"
+            )
+        conflict = self.objective.conflict(self.data.min_gap)
+        if conflict:
+            raise ValueError(conflict)
         return self
 
     def required_features(self) -> frozenset[str]:
-        """Reference features that objective and mask need together."""
-        needed = self.objective.build().requires
-        if isinstance(self.mask, ActivationMaskSection):
-            needed |= {"activation_mask"}
-        if isinstance(self.mask, LearnedMaskSection):
-            needed |= {LEARNED_MASKS[self.mask.architecture].feature}
-        return needed
+        """Features that objective and mask need together."""
+        return self.objective.build().requires | self.mask.requires()
 
     def reference_mode(self) -> Literal["stored", "online"]:
         """`auto` scores online exactly when the mask reads every layer (L * d values per token to store)."""
@@ -316,28 +240,13 @@ class Recipe(Section):
             return self.reference.mode
         return "online" if "reference_layers" in self.required_features() else "stored"
 
+    def online_features(self) -> frozenset[str]:
+        """What the frozen reference computes beside training (empty when it is stored)."""
+        if self.reference_mode() == "stored":
+            return frozenset()
+        return frozenset(name for name in self.required_features() if FEATURES[name].origin == "reference")
+
     def stored_features(self) -> frozenset[str]:
-        """What the reference stage writes for this recipe (empty when the reference runs online)."""
-        needed = self.required_features() if self.reference_mode() == "stored" else frozenset()
-        return needed | frozenset(self.reference.features)
-
-
-def stage_settings(config: Section, stage: Stage) -> dict[str, Any]:
-    """Dotted key -> JSON value of every field that changes the result of `stage`."""
-    found: dict[str, Any] = {}
-    _collect(config, stage, "", found)
-    return found
-
-
-def _collect(section: Section, stage: Stage, prefix: str, found: dict[str, Any]) -> None:
-    for name, field in type(section).model_fields.items():
-        value = getattr(section, name)
-        extra = field.json_schema_extra
-        owner = extra["stage"] if isinstance(extra, dict) and "stage" in extra else section.STAGE
-        if isinstance(value, Section):
-            _collect(value, stage, f"{prefix}{name}.", found)
-        elif isinstance(value, tuple) and value and isinstance(value[0], Section):
-            for i, item in enumerate(value):
-                _collect(item, stage, f"{prefix}{name}[{i}].", found)
-        elif owner == stage:
-            found[prefix + name] = section.model_dump(mode="json")[name]
+        """What the reference stage writes for this recipe; scorers and embedder never run beside training."""
+        made = frozenset(name for name in self.required_features() if FEATURES[name].stage == "reference")
+        return (made - self.online_features()) | frozenset(self.reference.features)

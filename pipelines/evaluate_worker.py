@@ -7,6 +7,7 @@ import torch
 
 from evaluation.key_tokens import key_token_labels
 from pipelines.config import Recipe
+from pipelines.feature_source import FeatureSource, online_reference
 from pipelines.generation import generate
 from pipelines.models import (
     compute_device,
@@ -16,12 +17,13 @@ from pipelines.models import (
     resolve_model,
 )
 from pipelines.prepare import open_pairs
-from pipelines.reference_source import online_reference
+from pipelines.reference import feature_origins, open_reference
 from pipelines.sampler import token_budget_batches
 from pipelines.store import RunStore
 from pipelines.trainer import build_masks
 from sparsepo import LearnedMasks, PolicyModel, head_of, score_tokens
 from sparsepo.layouts import TokenizedPair, padded_layout
+from sparsepo.model import scored_states
 from sparsepo.records import ModelInputs
 
 
@@ -41,13 +43,17 @@ class Evaluator:
         train = RunStore(f"{self._recipe.run_dir}/train")
         with train.as_local_directory("model") as folder:
             policy = load_causal_lm(str(folder), dtype, self._device)
-        masks = build_masks(self._recipe, policy)
+        masks = build_masks(self._recipe)
         if isinstance(masks, LearnedMasks):
             with train.as_local_directory("masks") as folder:
                 masks = LearnedMasks.from_pretrained(folder)
         self._policy = PolicyModel(policy, masks, self._reference.head).to(self._device).eval()
         self._objective = self._recipe.objective.build()
         self._pairs = open_pairs(self._recipe)
+        wanted = self._objective.requires | masks.requires | {"reference_logps", "reference_hidden"}
+        stored = frozenset(feature_origins(self._recipe))  # of the scorers and the embedder, which do not run here
+        store = open_reference(self._recipe, self._pairs) if stored else None
+        self._source = FeatureSource(self._pairs, wanted, self._reference, store)
         words = Path(self._settings.key_words).read_text().split() if self._settings.key_words else None
         self._key_words = None if words is None else frozenset(w.lower() for w in words)
 
@@ -63,10 +69,9 @@ class Evaluator:
         texts = {side: self._texts(split, rows, side) for side in ("chosen", "rejected")}
         widths = [p.width() for p in pairs]
         found: dict[int, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
-        wanted = self._objective.requires | self._policy.masks.requires | {"reference_logps", "reference_hidden"}
         for batch in token_budget_batches(range(len(pairs)), widths, 2, self._settings.batch_tokens):
             inputs = padded_layout([pairs[i] for i in batch]).to(self._device)
-            features = self._reference.features(inputs, wanted)
+            features = self._source.features(split, [rows[i] for i in batch], inputs)
             scores = self._policy(inputs, features)
             output = self._objective(scores)
             start = features.reference_logps if self._start is self._reference.causal_lm else self._start_logps(inputs)
@@ -95,7 +100,7 @@ class Evaluator:
         return {"pair": [p for p, _ in ordered], "response": [r for _, responses in ordered for r in responses]}
 
     def _start_logps(self, inputs: ModelInputs) -> torch.Tensor:
-        hidden = _scored_states(self._start, inputs)
+        hidden = scored_states(self._start, inputs)
         return score_tokens(hidden, head_of(self._start), inputs.labels)[0]
 
     def _texts(self, split: str, rows: list[int], side: str) -> list[str]:
@@ -137,17 +142,9 @@ class Evaluator:
             policy, reference = self._policy.causal_lm, self._reference.causal_lm
             # KL(policy || reference): the policy plays the part of score_tokens' fixed distribution.
             kl = score_tokens(
-                _scored_states(reference, inputs), self._reference.head, inputs.labels, _scored_states(policy, inputs), head_of(policy)
+                scored_states(reference, inputs), self._reference.head, inputs.labels, scored_states(policy, inputs), head_of(policy)
             )[1]
             assert kl is not None
             for i, part in zip(batch, kl.split([len(pairs[i].chosen) for i in batch]), strict=True):
                 totals[i] = float(part.sum())
         return totals
-
-
-def _scored_states(causal_lm: Any, inputs: ModelInputs) -> torch.Tensor:
-    output = causal_lm.base_model(
-        input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, position_ids=inputs.position_ids, use_cache=False
-    )
-    states: torch.Tensor = output.last_hidden_state.flatten(0, 1).index_select(0, inputs.score_rows)
-    return states

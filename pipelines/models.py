@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from pipelines.errors import UserError
+from sparsepo import verify_head
 
 _HASH_CACHE = Path(os.environ.get("SPARSEPO_CACHE", Path.home() / ".cache" / "sparsepo")) / "hashes.json"
 
@@ -80,7 +81,12 @@ def load_causal_lm(directory: str, dtype: torch.dtype, device: torch.device | st
         model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise UserError(f"model directory {directory}: {str(error).splitlines()[0]}") from error
-    return model.to(device).eval()
+    model = model.to(device).eval()
+    try:
+        verify_head(model)
+    except ValueError as error:
+        raise UserError(f"model directory {directory}: {error}") from error
+    return model
 
 
 def model_config(directory: Path) -> dict[str, Any]:

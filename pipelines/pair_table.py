@@ -28,6 +28,8 @@ PAIR_SCHEMA = pa.schema(
         ("rejected_ids", _IDS),
         ("chosen_score", pa.float64()),
         ("rejected_score", pa.float64()),
+        ("chosen_weights", pa.list_(pa.float32())),
+        ("rejected_weights", pa.list_(pa.float32())),
         ("truncated", pa.string()),
     ]
 )
@@ -73,6 +75,15 @@ class PairTable:
         for row in rows:
             shard, offset = self.locate(split, row)
             found.append(pair_at(self._load(split, shard), offset))
+        return found
+
+    def values(self, split: str, rows: Sequence[int], names: Sequence[str]) -> list[tuple[Any, ...]]:
+        """The named columns of the given rows; a column that the pairs were prepared without counts as missing (None)."""
+        found = []
+        for row in rows:
+            shard, offset = self.locate(split, row)
+            table = self._load(split, shard)
+            found.append(tuple(table[name][offset].as_py() if name in table.column_names else None for name in names))
         return found
 
     def column(self, split: str, name: str) -> list[Any]:

@@ -8,16 +8,15 @@ from typing import Any
 import torch
 
 from pipelines import sources
-from pipelines.config import LearnedMaskSection, Recipe
+from pipelines.config import Recipe
 from pipelines.models import (
     load_tokenizer,
-    model_config,
     reference_dtype,
     resolve_model,
 )
 from pipelines.pair_table import SPLITS
 from pipelines.prepare import pairs_store
-from pipelines.reference import bytes_per_token
+from pipelines.reference import bytes_per_pair, bytes_per_token
 from pipelines.sampler import Sampler
 from pipelines.stage_record import MANIFEST
 from pipelines.text_forms import PairEncoder, RowRejected, detect_form, pairs_of_row
@@ -36,12 +35,12 @@ def run_plan(recipe: Recipe) -> dict[str, Any]:
     width = 2 if reference_dtype(recipe.reference.dtype, device) == torch.bfloat16 else 4
     features = sorted(recipe.stored_features())
     reference_dir = str(resolve_model(recipe.model.reference or recipe.model.name_or_path))
-    per_token = bytes_per_token(reference_dir, features, width)
+    per_token, per_pair = bytes_per_token(reference_dir, features, width), bytes_per_pair(recipe, features)
     steps = Sampler(max(1, data["train_pairs"]), recipe.train.global_batch_size, 0).num_steps(recipe.train.epochs, recipe.train.max_steps)
     parameters = count_parameters(directory)
     precision = recipe.train.precision
     state_bytes = parameters * (8 if precision == "bfloat16" else 16)
-    online = recipe.reference_mode() == "online" and bool(recipe.required_features())
+    online = bool(recipe.online_features())
     epochs = steps / max(1, Sampler(max(1, data["train_pairs"]), recipe.train.global_batch_size, 0).steps_per_epoch)
     train_tokens = int(data["train_tokens"] * epochs)
     return {
@@ -50,14 +49,15 @@ def run_plan(recipe: Recipe) -> dict[str, Any]:
             "mode": recipe.reference_mode() if recipe.required_features() else "not needed",
             "features": features,
             "bytes_per_scored_token": per_token,
-            "storage_gib": data["scored_tokens"] * per_token / 2**30,
+            "bytes_per_pair": per_pair,
+            "storage_gib": (data["scored_tokens"] * per_token + (data["train_pairs"] + data["held_out_pairs"]) * per_pair) / 2**30,
             "forward_flops": 0 if not features else 2 * parameters * data["tokens"],
         },
         "train": {
             "steps": steps,
             "pairs_per_step": recipe.train.global_batch_size,
             "parameters": parameters,
-            "mask_parameters": _mask_parameters(recipe, directory),
+            "mask_parameters": _mask_parameters(recipe, reference_dir),
             "state_gib": (state_bytes + (parameters * width if online else 0)) / 2**30,
             "flops": (6 + (2 if online else 0)) * parameters * train_tokens,
         },
@@ -80,14 +80,12 @@ def count_parameters(directory: Path) -> int:
     return total
 
 
-def _mask_parameters(recipe: Recipe, directory: Path) -> int:
-    if not isinstance(recipe.mask, LearnedMaskSection):
-        return 0
-    config = model_config(directory)
-    width = int(config.get("hidden_size") or config["n_embd"])
-    layers = int(config.get("num_hidden_layers") or config["n_layer"])
-    one = width + 1 if recipe.mask.architecture == "simple_last" else layers * (width + 2) + 2 * width
-    return one * (2 if recipe.mask.sharing == "independent" and recipe.mask.terms == "both" else 1)
+def _mask_parameters(recipe: Recipe, reference_dir: str) -> int:
+    from transformers import AutoConfig
+
+    with torch.device("meta"):
+        masks = recipe.mask.build(AutoConfig.from_pretrained(reference_dir, local_files_only=True), recipe.train.seed)
+    return sum(p.numel() for p in masks.parameters() if p.requires_grad)
 
 
 def _data(recipe: Recipe) -> dict[str, Any]:

@@ -130,8 +130,27 @@ def _tasks(recipe: Recipe) -> list[dict[str, Any]]:
                 )
         if recipe.objective.build().uses_rejected and form in ("chosen_only", "text_only"):
             raise UserError(f"data source {source.path!r} has no rejected responses: objective {recipe.objective.name} needs them")
+        _check_features(recipe, source, form)
         tasks += [{"source": number, "form": form, "chunk": json.dumps(asdict(chunk))} for chunk in chunks]
     return tasks
+
+
+def _check_features(recipe: Recipe, source: Source, form: str) -> None:
+    """UserError if objective or mask read something from the pairs that this source cannot give."""
+    names, wanted = source.columns, recipe.required_features()
+    if "preference_scores" in wanted and form != "scored" and not (names.chosen_score and names.rejected_score and form == "text"):
+        raise UserError(
+            f"data source {source.path!r} (form {form}) has no scores, which objective {recipe.objective.name} needs: use the scored form, "
+            "or the text form with data.sources[].columns.chosen_score and rejected_score"
+        )
+    has_weights = bool(names.chosen_weights and names.rejected_weights)
+    if "external_weights" in wanted and not has_weights:
+        raise UserError(
+            f"data source {source.path!r} has no token weights, which mask.kind=external needs: set data.sources[].columns.chosen_weights "
+            "and rejected_weights"
+        )
+    if has_weights and form == "scored":
+        raise UserError(f"data source {source.path!r}: candidates of the scored form cannot carry token weights")
 
 
 def _tokenised(tasks: list[dict[str, Any]], recipe: Recipe, tokenizer: str) -> Any:
@@ -179,6 +198,8 @@ def _columns(pair: RawPair, encoded: Encoded) -> dict[str, Any]:
         "rejected_ids": encoded.rejected,
         "chosen_score": pair.chosen_score,
         "rejected_score": pair.rejected_score,
+        "chosen_weights": encoded.chosen_weights,
+        "rejected_weights": encoded.rejected_weights,
         "truncated": ",".join(encoded.truncated),
     }
 

@@ -86,7 +86,7 @@ def _with_absolute_paths(mapping: Any) -> Any:
     if isinstance(mapping, dict):
         absolute(mapping, "run_dir", always=True)
         absolute(mapping.get("paths"), "pairs", "reference", always=True)
-        absolute(mapping.get("model"), "name_or_path", "reference", "tokenizer")
+        absolute(mapping.get("model"), "name_or_path", "reference", "tokenizer", "positive_scorer", "negative_scorer", "embedder")
         absolute(mapping.get("evaluate"), "key_words")
         data = mapping.get("data")
         for name in ("sources", "validation", "test"):
@@ -144,8 +144,8 @@ def _explain(error: ValidationError) -> str:
         line = f"unknown config key {key!r}{_nearest(key, scope)}"
     elif first["type"] == "missing":
         line = f"config key {key!r} is required and missing"
-    elif first["type"] == "value_error" and not key:
-        line = str(first["ctx"]["error"])
+    elif first["type"] == "value_error":
+        line = (f"{key}: " if key else "") + str(first["ctx"]["error"])
     elif first["type"] == "union_tag_invalid":
         context = first["ctx"]
         line = f"{key}.{context['discriminator'].strip(chr(39))} = {context['tag']!r}: allowed are {context['expected_tags']}"

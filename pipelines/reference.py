@@ -6,14 +6,16 @@ Each shard's files are published before its marker; a restart scores the shards 
 
 import math
 import os
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipelines.actor_pool import run_tasks
-from pipelines.config import ActivationMaskSection, Recipe
+from pipelines.config import Recipe
 from pipelines.errors import UserError
+from pipelines.mask_config import ActivationMaskConfig
 from pipelines.models import (
     compute_device,
     load_causal_lm,
@@ -29,13 +31,17 @@ from pipelines.reference_store import (
     feature_path,
     write_feature,
     write_head,
+    write_pair_feature,
 )
 from pipelines.sampler import token_budget_batches
+from pipelines.scorer_models import PromptEmbedder, embedder_fingerprint, embedding_size, load_scorers, scorer_fingerprints
 from pipelines.stage_record import MANIFEST, StageRecord
 from pipelines.store import RunStore
 from sparsepo import ReferenceModel
 from sparsepo.activations import select_hooks
-from sparsepo.layouts import padded_layout
+from sparsepo.layouts import TokenizedPair, padded_layout
+from sparsepo.records import FEATURES
+from sparsepo.scorers import scorer_log_ratios
 
 MARKERS = "shards"
 
@@ -70,12 +76,8 @@ def run_reference(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
     record = reference_record(recipe)
     wanted = recipe.stored_features()
     known: dict[str, Any] = record.manifest()["counts"] if record.is_complete() else {"features": {}, "trailing_shape": {}, "tokens": 0}
-    mask = _mask_settings(recipe)
-    for feature, how in known["features"].items():
-        if feature == "activation_mask" and feature in wanted and how != mask:
-            raise UserError(
-                f"{record.store.root} holds activation masks made with {how}, now {mask} is asked for: choose another run_dir or paths.reference"
-            )
+    origins = _origins(recipe, wanted)
+    _check_origins(record, known["features"], origins)
     missing = sorted(wanted - set(known["features"]))
     if known["features"] and not missing:
         return record.manifest()
@@ -90,7 +92,7 @@ def run_reference(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
     ]
     tokens = _score(tasks, recipe, quiet)
     shapes = {**known["trailing_shape"], **_trailing_shapes(reference_model_dir(recipe), missing)}
-    features = {**known["features"], **{name: mask if name == "activation_mask" else "" for name in missing}}
+    features = {**known["features"], **{name: origins[name] for name in missing}}
     outputs = {}
     for split in SPLITS:
         for number in range(pairs.num_shards(split)):
@@ -117,16 +119,51 @@ def open_reference(recipe: Recipe, pairs: PairTable) -> ReferenceStore:
     return ReferenceStore(record.store, record.manifest(), pairs)
 
 
+def has_features(recipe: Recipe) -> bool:
+    """Whether the finished store holds what the recipe needs; UserError if it holds a feature made in another way."""
+    record = reference_record(recipe)
+    wanted = recipe.stored_features()
+    known: dict[str, str] = record.manifest()["counts"]["features"]
+    _check_origins(record, known, _origins(recipe, wanted))
+    return wanted <= set(known)
+
+
+def feature_origins(recipe: Recipe) -> dict[str, str]:
+    """What the recipe's scorers' and embedder's features are made of, by feature: an input of training like the reference."""
+    made_elsewhere = frozenset(name for name in recipe.required_features() if FEATURES[name].origin in ("scorers", "embedder"))
+    return _origins(recipe, made_elsewhere)
+
+
+def stored_origins(recipe: Recipe) -> dict[str, str]:
+    """What distinguishes the features this recipe stores from others of the same name; recipes that agree can share a store."""
+    return {name: how for name, how in _origins(recipe, recipe.stored_features()).items() if how}
+
+
+def _origins(recipe: Recipe, features: frozenset[str]) -> dict[str, str]:
+    """Feature -> how it is made, beyond what the stage's own settings and inputs say."""
+    makers = {"activation_mask": _mask_settings, "scorer_log_ratios": scorer_fingerprints, "prompt_embedding": embedder_fingerprint}
+    return {name: makers[name](recipe) if name in makers else "" for name in sorted(features)}
+
+
+def _check_origins(record: StageRecord, known: dict[str, str], wanted: dict[str, str]) -> None:
+    for name, how in wanted.items():
+        if known.get(name, how) != how:
+            raise UserError(
+                f"{record.store.root} holds {name} made with {known[name]!r}, now {how!r} is asked for: choose another run_dir or "
+                "paths.reference"
+            )
+
+
 def _mask_settings(recipe: Recipe) -> str:
-    if not isinstance(recipe.mask, ActivationMaskSection):
-        return ""
+    if not isinstance(recipe.mask, ActivationMaskConfig):
+        raise UserError("reference.features names activation_mask: say which with mask.kind=activation")
     hooks = recipe.mask.hooks if isinstance(recipe.mask.hooks, str) else "+".join(recipe.mask.hooks)
     return f"{recipe.mask.mapping}:{hooks}"
 
 
 def check_hooks(recipe: Recipe) -> None:
     """UserError if the activation mask's hooks do not exist in the reference model's family."""
-    if isinstance(recipe.mask, ActivationMaskSection):
+    if isinstance(recipe.mask, ActivationMaskConfig):
         from transformers import AutoConfig
 
         try:
@@ -149,16 +186,23 @@ def _trailing_shapes(directory: str, features: list[str]) -> dict[str, list[int]
 
 def bytes_per_token(directory: str, features: frozenset[str] | list[str], dtype_bytes: int) -> int:
     """Stored bytes per scored token, the sum over features."""
-    shapes = _trailing_shapes(directory, list(features))
-    return sum(math.prod(shapes[name]) * dtype_bytes if name in WIDE else 4 for name in features)
+    per_token = [name for name in features if FEATURES[name].per == "token"]
+    shapes = _trailing_shapes(directory, per_token)
+    return sum(math.prod(shapes[name]) * dtype_bytes if name in WIDE else 4 for name in per_token)
+
+
+def bytes_per_pair(recipe: Recipe, features: frozenset[str] | list[str]) -> int:
+    """Stored bytes per pair, the sum over the features that are one vector per pair."""
+    return 4 * embedding_size(recipe, reference_model_dir(recipe)) if "prompt_embedding" in features else 0
 
 
 def _check_disk(recipe: Recipe, features: list[str], store: RunStore) -> None:
     if not store.is_local or not features:
         return
-    scored = sum(pairs_store(recipe).read_json(MANIFEST)["counts"]["scored_tokens"].values())
+    counts = pairs_store(recipe).read_json(MANIFEST)["counts"]
     dtype_bytes = 2 if reference_dtype(recipe.reference.dtype, _scoring_device()) == torch.bfloat16 else 4
-    needed = scored * bytes_per_token(reference_model_dir(recipe), features, dtype_bytes)
+    needed = sum(counts["scored_tokens"].values()) * bytes_per_token(reference_model_dir(recipe), features, dtype_bytes)
+    needed += sum(counts["pairs"].values()) * bytes_per_pair(recipe, features)
     disk = os.statvfs(store.local_path())
     free = disk.f_bavail * disk.f_frsize
     if needed > free:
@@ -184,17 +228,29 @@ def _score(tasks: list[dict[str, Any]], recipe: Recipe, quiet: bool) -> int:
 
 
 class ShardScorer:
-    """Actor: holds the reference model, scores whole shards and publishes their feature files."""
+    """Actor: scores whole shards and publishes their feature files. Models are loaded when a feature first needs them."""
 
     def __init__(self, recipe: dict[str, Any]) -> None:
         self._recipe = Recipe.model_validate(recipe)
         self._device = compute_device()
-        dtype = reference_dtype(self._recipe.reference.dtype, self._device)
-        mask = self._recipe.mask
-        hooks, mapping = (mask.hooks, mask.mapping) if isinstance(mask, ActivationMaskSection) else ("all", "zn_rescale")
-        self._model = ReferenceModel(load_causal_lm(reference_model_dir(self._recipe), dtype, self._device), hooks, mapping)
         self._store = reference_store(self._recipe)
         self._pairs = open_pairs(self._recipe)
+
+    @cached_property
+    def _reference(self) -> ReferenceModel:
+        mask = self._recipe.mask
+        hooks, mapping = (mask.hooks, mask.mapping) if isinstance(mask, ActivationMaskConfig) else ("all", "zn_rescale")
+        dtype = reference_dtype(self._recipe.reference.dtype, self._device)
+        return ReferenceModel(load_causal_lm(reference_model_dir(self._recipe), dtype, self._device), hooks, mapping)
+
+    @cached_property
+    def _scorers(self) -> tuple[Any, Any]:
+        return load_scorers(self._recipe, self._device)
+
+    @cached_property
+    def _embedder(self) -> PromptEmbedder:
+        own = self._recipe.model.embedder is not None
+        return PromptEmbedder(self._recipe, None if own else self._reference.causal_lm, self._device)
 
     def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -205,23 +261,42 @@ class ShardScorer:
     def _score_shard(self, split: str, number: int, features: list[str]) -> int:
         table = self._pairs.shard(split, number)
         pairs = [pair_at(table, i) for i in range(table.num_rows)]
-        widths = [p.width() for p in pairs]
-        found: dict[str, list[tuple[Tensor, Tensor | None] | None]] = {name: [None] * len(pairs) for name in features}
+        per_token = [name for name in features if FEATURES[name].per == "token"]
+        found: dict[str, list[tuple[Tensor, Tensor | None] | None]] = {name: [None] * len(pairs) for name in per_token}
+        embeddings: list[Tensor | None] = [None] * len(pairs)
         tokens = 0
-        for rows in token_budget_batches(range(len(pairs)), widths, 2, self._recipe.reference.batch_tokens):
-            inputs = padded_layout([pairs[i] for i in rows]).to(self._device)
-            scored = self._model.features(inputs, features)
-            lengths = [len(r) for i in rows for r in pairs[i].responses()]
+        for rows in token_budget_batches(range(len(pairs)), [p.width() for p in pairs], 2, self._recipe.reference.batch_tokens):
+            batch = [pairs[i] for i in rows]
+            lengths = [len(r) for pair in batch for r in pair.responses()]
             tokens += sum(lengths)
-            for name in features:
-                parts = iter(getattr(scored, name).cpu().split(lengths))
+            for name, values in self._scored(batch, per_token).items():
+                parts = iter(values.cpu().split(lengths))
                 for i in rows:
                     found[name][i] = (next(parts), next(parts) if pairs[i].rejected is not None else None)
+            if "prompt_embedding" in features:
+                vectors = self._embedder.embed([table["prompt"][i].as_py() for i in rows], batch)
+                for i, vector in zip(rows, vectors, strict=True):
+                    embeddings[i] = vector
         if "reference_hidden" in features:
-            write_head(self._store, self._model.head)
-        checksums = {}
-        for name in features:
+            write_head(self._store, self._reference.head)
+        for name in per_token:
             write_feature(self._store, name, split, number, [sides for sides in found[name] if sides is not None])
-            checksums[name] = self._store.checksum(feature_path(name, split, number))
+        if "prompt_embedding" in features:
+            write_pair_feature(self._store, "prompt_embedding", split, number, torch.stack([v for v in embeddings if v is not None]))
+        checksums = {name: self._store.checksum(feature_path(name, split, number)) for name in features}
         self._store.write_json(_marker(features, split, number), {"tokens": tokens, "checksums": checksums})
         return tokens
+
+    def _scored(self, pairs: list[TokenizedPair], features: list[str]) -> dict[str, Tensor]:
+        """Feature -> [S, ...] of the batch's scored tokens."""
+        if not features:
+            return {}
+        inputs = padded_layout(pairs).to(self._device)
+        found: dict[str, Tensor] = {}
+        of_reference = [name for name in features if FEATURES[name].origin == "reference"]
+        if of_reference:
+            scored = self._reference.features(inputs, of_reference)
+            found = {name: getattr(scored, name) for name in of_reference}
+        if "scorer_log_ratios" in features:
+            found["scorer_log_ratios"] = scorer_log_ratios(*self._scorers, inputs)
+        return found

@@ -21,7 +21,7 @@ from pipelines.errors import UserError
 from pipelines.pair_table import PairTable, shard_name
 from pipelines.store import RunStore
 from sparsepo.kernels.token_scoring import LMHead
-from sparsepo.records import Features
+from sparsepo.records import FEATURES, Features
 
 WIDE = frozenset({"reference_hidden", "reference_layers"})
 HEAD_FILE, HEAD_SETTINGS = "lm_head.safetensors", "lm_head.json"
@@ -30,6 +30,12 @@ _OPEN_FILES, _CACHED_GROUPS = 64, 256
 
 def feature_path(feature: str, split: str, number: int) -> str:
     return f"{feature}/{shard_name(split, number)}.parquet"
+
+
+def write_pair_feature(store: RunStore, feature: str, split: str, number: int, rows: Tensor) -> None:
+    """Publish one feature of one shard that has one vector per pair: [rows, e]."""
+    values = pa.array(list(rows.float().cpu().numpy()), pa.list_(pa.float32()))
+    store.write_table(feature_path(feature, split, number), pa.table([values], names=["pair"]))
 
 
 def write_feature(store: RunStore, feature: str, split: str, number: int, sides: list[tuple[Tensor, Tensor | None]]) -> None:
@@ -97,7 +103,8 @@ class ReferenceStore:
         for feature in wanted:
             if feature not in self.available:
                 raise UserError(f"{self._store.root} lacks the feature {feature}: it holds {', '.join(sorted(self.available))}")
-            found[feature] = torch.cat([part for row in rows for part in self._row(feature, split, row)])
+            parts = [part for row in rows for part in self._row(feature, split, row)]
+            found[feature] = torch.stack(parts) if FEATURES[feature].per == "pair" else torch.cat(parts)
         return Features(**found)
 
     def _row(self, feature: str, split: str, row: int) -> list[Tensor]:
@@ -108,7 +115,7 @@ class ReferenceStore:
         table = self._group(path, file, group)
         at = offset - (ends[group - 1] if group else 0)
         parts = []
-        for side in ("chosen", "rejected"):
+        for side in table.column_names:  # chosen and rejected, or the pair's own
             value = table[side][at]
             if not value.is_valid:
                 continue

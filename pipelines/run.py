@@ -11,7 +11,7 @@ from pipelines.errors import UserError
 from pipelines.evaluate import evaluate_record, run_evaluate
 from pipelines.prepare import prepare_record, run_prepare
 from pipelines.recipe import write_yaml
-from pipelines.reference import check_hooks, reference_record, run_reference
+from pipelines.reference import check_hooks, has_features, reference_record, run_reference
 from pipelines.report import CONFIG, run_report
 from pipelines.stage_record import StageRecord
 from pipelines.store import RunStore
@@ -75,7 +75,7 @@ def is_complete(recipe: Recipe, stage: str) -> bool:
     if stage == "reference":
         if not recipe.required_features() and not recipe.stored_features():
             return True
-        return record.is_complete() and recipe.stored_features() <= set(record.manifest()["counts"]["features"])
+        return record.is_complete() and has_features(recipe)
     return record.is_complete()
 
 
@@ -121,10 +121,7 @@ def _summary(stage: str, manifest: dict[str, Any]) -> str:
     if stage == "train":
         final = counts["final"]
         shown = [f"{label} {final[key]:.4g}" for key, label in (("loss", "loss"), ("rewards/accuracies", "accuracy")) if key in final]
-        dead = [name for name in ("reward", "kl") if final.get(f"masks/{name}_zero_fraction") == 1.0]
-        warning = (
-            f"\nwarning: the {' and '.join(dead)} mask is zero on every token: lower objective.l1_* or mask.learning_rate" if dead else ""
-        )
+        warning = "".join(f"\nwarning: {message}" for message in counts["warnings"])
         return f": {counts['steps']} steps, {', '.join(shown)}{warning}"
     parts = []
     results = counts["results"]

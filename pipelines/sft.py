@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from pipelines.config import NoMask, Recipe, SFTSection
+from pipelines.config import Recipe
+from pipelines.mask_config import NoMask
+from pipelines.objective_config import SFTConfig
 from pipelines.run import Say, run_stages
 
 
@@ -11,7 +13,7 @@ def sft_recipe(recipe: Recipe) -> Recipe:
     if recipe.objective.name == "sft":
         return recipe
     changed: dict[str, Any] = {
-        "objective": SFTSection(),
+        "objective": SFTConfig(),
         "mask": NoMask(),
         "run_dir": f"{recipe.run_dir.rstrip('/')}/sft",
         "paths": recipe.paths.model_copy(update={"pairs": None, "reference": None}),

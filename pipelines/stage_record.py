@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from pipelines.config import Recipe, Stage, stage_settings
+from pipelines.config import Recipe
 from pipelines.errors import UserError
+from pipelines.section import Stage, stage_settings
 from pipelines.store import RunStore
 
 SCHEMA_VERSION = 1

@@ -7,7 +7,7 @@ and including the end-of-turn token is the response; nothing is added.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.config import ColumnNames, DataSection
@@ -26,6 +26,8 @@ class RawPair:
     chosen_score: float | None = None
     rejected_score: float | None = None
     is_chat: bool = False
+    chosen_weights: list[float] | None = None
+    rejected_weights: list[float] | None = None
 
 
 class RowRejected(Exception):
@@ -60,11 +62,19 @@ def needed_columns(form: str, names: ColumnNames) -> list[str]:
         "chosen_only": [names.prompt, names.chosen],
         "text_only": [names.text],
     }[form]
-    return needed + [name for name in (names.chosen_score, names.rejected_score) if name]
+    return needed + [name for name in (names.chosen_score, names.rejected_score, names.chosen_weights, names.rejected_weights) if name]
 
 
 def pairs_of_row(row: dict[str, Any], form: str, data: DataSection, names: ColumnNames, tokenizer: Any) -> Iterator[RawPair]:
     """The pairs a row gives (one, or several for scored candidates). Raises RowRejected with the reason."""
+    weights: dict[str, Any] = {
+        side: _weights(row, name) for side in ("chosen_weights", "rejected_weights") if (name := getattr(names, side))
+    }
+    for pair in _texts_of_row(row, form, data, names, tokenizer):
+        yield replace(pair, **weights) if weights else pair
+
+
+def _texts_of_row(row: dict[str, Any], form: str, data: DataSection, names: ColumnNames, tokenizer: Any) -> Iterator[RawPair]:
     if form == "scored":
         yield from _scored_pairs(row, data, names)
         return
@@ -121,6 +131,15 @@ def _score(row: dict[str, Any], name: str | None) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise RowRejected(f"{name} is not a finite number")
     return float(value)
+
+
+def _weights(row: dict[str, Any], name: str) -> list[float]:
+    value = row.get(name)
+    if not isinstance(value, list) or not all(isinstance(w, (int, float)) and not isinstance(w, bool) for w in value):
+        raise RowRejected(f"{name} is not a list of numbers")
+    if not all(math.isfinite(w) and w >= 0 for w in value):
+        raise RowRejected(f"{name} holds a weight that is negative or not finite")
+    return [float(w) for w in value]
 
 
 def _split_transcript(transcript: str) -> tuple[str, str]:
@@ -208,12 +227,14 @@ def _render(messages: list[dict[str, str]], tokenizer: Any) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one pair; `truncated` names the parts that were cut."""
+    """Token ids of one pair and, if given, a weight per response token; `truncated` names the parts that were cut."""
 
     prompt: list[int]
     chosen: list[int]
     rejected: list[int] | None
     truncated: tuple[str, ...]
+    chosen_weights: list[float] | None = None
+    rejected_weights: list[float] | None = None
 
 
 class PairEncoder:
@@ -226,7 +247,10 @@ class PairEncoder:
         self._special = set(tokenizer.all_special_ids)
 
     def encode(self, pair: RawPair) -> Encoded:
-        """Raises RowRejected if the prompt is too long under `drop`, or nothing of a response is left."""
+        """Raises RowRejected if the prompt is too long under `drop`, nothing of a response is left, or weights do not fit it.
+
+        Weights are one per token of the whole response; the end token's may be left out and is 1 then.
+        """
         prompt = self._ids(pair.prompt) if pair.prompt else []
         if self._adds_bos and not (pair.is_chat and prompt[:1] == [self._tokenizer.bos_token_id]):
             prompt = [self._tokenizer.bos_token_id, *prompt]
@@ -238,6 +262,7 @@ class PairEncoder:
             if pair.rejected is not None:
                 raise RowRejected("empty prompt")
             prompt, responses[0] = responses[0][:1], responses[0][1:]
+        weights = [self._fitted(given, ids) for given, ids in zip((pair.chosen_weights, pair.rejected_weights), responses, strict=False)]
         truncated = []
         if len(prompt) > self._data.max_prompt_tokens:
             if self._data.prompt_overflow == "drop":
@@ -254,11 +279,28 @@ class PairEncoder:
                     raise RowRejected("response longer than max_response_tokens")
                 responses[i] = responses[i][: max(0, limit)]
                 truncated.append(name)
+                if (given := weights[i]) is not None:
+                    weights[i] = given[: max(0, limit)]
             if not responses[i]:
                 raise RowRejected("response truncated to nothing")
         if len(responses) == 2 and responses[0] == responses[1]:
             raise RowRejected("chosen and rejected are identical after truncation")
-        return Encoded(prompt, responses[0], responses[1] if len(responses) == 2 else None, tuple(truncated))
+        has_rejected = len(responses) == 2
+        return Encoded(
+            prompt,
+            responses[0],
+            responses[1] if has_rejected else None,
+            tuple(truncated),
+            weights[0],
+            weights[1] if has_rejected else None,
+        )
+
+    def _fitted(self, weights: list[float] | None, ids: list[int]) -> list[float] | None:
+        if weights is None or len(weights) == len(ids):
+            return weights
+        if len(weights) == len(ids) - 1:
+            return [*weights, 1.0]
+        raise RowRejected(f"{len(weights)} token weights for a response of {len(ids)} tokens (end token included)")
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids

@@ -7,6 +7,7 @@ pickle. Ray Train places the workers, joins them and restarts them after a failu
 import contextlib
 import json
 import queue
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from pipelines.errors import StageFailed, UserError
 from pipelines.model_card import model_card
 from pipelines.models import resolve_model, weights_fingerprint
 from pipelines.prepare import open_pairs, prepare_record
-from pipelines.reference import reference_record
+from pipelines.reference import feature_origins, reference_record
 from pipelines.sampler import Sampler
 from pipelines.stage_record import StageRecord
 from pipelines.store import RunStore
@@ -36,6 +37,7 @@ def train_record(recipe: Recipe) -> StageRecord:
     inputs = {"weights": weights_fingerprint(resolve_model(recipe.model.name_or_path))}
     if recipe.required_features():
         inputs["reference"] = reference_record(recipe).fingerprint()
+        inputs |= feature_origins(recipe)
     else:
         inputs["pairs"] = prepare_record(recipe).fingerprint()
     record = StageRecord.of(recipe, "train", train_store(recipe), inputs)
@@ -66,8 +68,9 @@ def run_train(recipe: Recipe, quiet: bool = False, callbacks: list[Any] | None =
     if not store.exists("model"):
         raise StageFailed("training ended without publishing a model: see the worker's output above")
     records = list(read_metrics(store))
-    last = [r for r in records if r.get("kind") != "validation"][-1]
+    last = [r for r in records if "kind" not in r][-1]
     counts = {"steps": steps, "pairs": pairs.num_rows("train"), "final": last}
+    counts["warnings"] = [f"step {r['step']}: {m}" for r in records if r.get("kind") == "warning" for m in r["messages"]]
     validations = [r for r in records if r.get("kind") == "validation"]
     if validations:
         counts["validation"] = validations[-1]
@@ -160,10 +163,14 @@ def _progress(store: RunStore, steps: int, quiet: bool) -> Iterator[None]:
             while True:
                 finished = stop.is_set()
                 for name in store.names(FOLDER):
-                    if name in seen or not name.endswith("-train.jsonl"):
+                    if name in seen or not name.endswith(("-train.jsonl", "-warning.jsonl")):
                         continue
                     seen.add(name)
                     for record in _records(store, name):
+                        for message in record.get("messages", ()):
+                            bar.write(f"warning: step {record['step']}: {message}", file=sys.stderr)
+                        if "kind" in record:
+                            continue
                         bar.n = max(bar.n, record["step"])
                         shown = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy", "kl/reference_policy": "kl"}
                         bar.set_postfix({label: f"{record[key]:.3g}" for key, label in shown.items() if key in record}, refresh=False)

@@ -36,10 +36,16 @@ class MetricsWriter:
         self._pending.append(record)
         if self._board is not None:
             for key, value in record.items():
-                if key not in ("step", "kind"):
+                if isinstance(value, (int, float)) and key != "step":
                     self._board.add_scalar(key, value, record["step"])
         if time.monotonic() - self._last_flush > _FLUSH_SECONDS:
             self.flush()
+
+    def add_apart(self, record: dict[str, Any]) -> None:
+        """Publish one record of another kind ("validation", "warning") as a part of its own, after what is pending."""
+        self.flush()
+        self.add(record)
+        self.flush()
 
     def flush(self) -> None:
         """Publish what is pending; called before every checkpoint."""
@@ -58,7 +64,7 @@ class MetricsWriter:
 
 
 def read_metrics(store: RunStore) -> Iterator[dict[str, Any]]:
-    """Every record published so far, in step order; validation records carry kind = "validation".
+    """Every record published so far, in step order; records of validation and warnings carry a kind, training's none.
 
     A worker group that outlives its killed driver for a moment may log a step that its successor logs too: one is kept.
     """

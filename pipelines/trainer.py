@@ -3,17 +3,20 @@
 import math
 import os
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pipelines.config import LearnedMaskSection, Recipe
+from pipelines.config import Recipe
 from pipelines.errors import StageFailed
+from pipelines.feature_source import feature_source
+from pipelines.mask_config import LearnedMaskConfig
 from pipelines.models import load_causal_lm, load_tokenizer, resolve_model
 from pipelines.placement import Placement, as_floats
 from pipelines.prepare import open_pairs
-from pipelines.reference_source import reference_source
+from pipelines.reference import reference_model_dir
 from pipelines.sampler import Sampler, rank_share, token_budget_batches
 from pipelines.store import RunStore
 from pipelines.train_checkpoint import (
@@ -24,30 +27,37 @@ from pipelines.train_checkpoint import (
 )
 from pipelines.train_metrics import MetricsWriter
 from sparsepo.layouts import TokenizedPair, padded_layout
-from sparsepo.masks import ActivationMask, LearnedMasks, TokenMasks, UniformMask
+from sparsepo.masks import CollapseWatch, LearnedMasks, TokenMasks
 from sparsepo.model import PolicyModel
-from sparsepo.records import Metrics, add_metrics
+from sparsepo.objectives import CoupledBatch, CoupledObjective
+from sparsepo.records import Metrics, TokenScores, add_metrics
 
 
-def build_masks(recipe: Recipe, causal_lm: Any) -> TokenMasks:
-    """The recipe's masks for a model; learned ones freshly initialised from train.seed."""
-    if isinstance(recipe.mask, LearnedMaskSection):
-        config = causal_lm.config
-        norm_eps = next(
-            (float(v) for n in ("layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps") if (v := getattr(config, n, None))), 1e-5
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.train.seed)
-            return LearnedMasks(
-                recipe.mask.architecture,
-                recipe.mask.sharing,
-                config.hidden_size,
-                config.num_hidden_layers,
-                getattr(config, "initializer_range", 0.02),
-                norm_eps,
-                recipe.mask.terms,
-            )
-    return ActivationMask() if recipe.mask.kind == "activation" else UniformMask()
+def build_masks(recipe: Recipe) -> TokenMasks:
+    """The recipe's masks; learned ones freshly initialised from train.seed for the reference model."""
+    from transformers import AutoConfig
+
+    return recipe.mask.build(AutoConfig.from_pretrained(reference_model_dir(recipe), local_files_only=True), recipe.train.seed)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows of a split and their token ids."""
+
+    rows: list[int]
+    pairs: list[TokenizedPair]
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """The gathered first pass of a coupled objective: values [N, c] of the global batch and each row's place in it."""
+
+    objective: CoupledObjective
+    values: Tensor
+    places: dict[int, int]
+
+    def slice(self, rows: list[int], device: torch.device) -> CoupledBatch:
+        return CoupledBatch(self.values.to(device), torch.tensor([self.places[row] for row in rows], device=device))
 
 
 class Trainer:
@@ -66,27 +76,27 @@ class Trainer:
         self.lengths = {split: self.pairs.lengths(split) for split in ("train", "validation")}
         self.sampler = Sampler(self.pairs.num_rows("train"), recipe.train.global_batch_size, recipe.train.seed)
         self.num_steps = self.sampler.num_steps(recipe.train.epochs, recipe.train.max_steps)
-        self.reference = reference_source(recipe, self.pairs, placement.device)
+        self.source = feature_source(recipe, self.pairs, placement.device)
         self.model = self._build_model()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = self._build_optimizer()
         if steps:
             load_checkpoint(self.store, self.step, self.model, self.optimizer)
+        streaks = read_state(self.store, self.step)["collapse_streaks"] if steps else None
+        self.watch = CollapseWatch(recipe.mask.masked_terms(), streaks)
         self.metrics = MetricsWriter(self.store, self.step) if placement.rank == 0 else None
 
     def _build_model(self) -> PolicyModel:
         directory = resolve_model(self.recipe.model.name_or_path)
         causal_lm = load_causal_lm(str(directory), self.placement.weights, self.placement.device)
-        model = PolicyModel(causal_lm, build_masks(self.recipe, causal_lm), self.reference.head()).to(self.placement.device)
-        # eval mode is what switches dropout off in every architecture; nothing else in these models depends on it.
-        return model.train(self.recipe.train.dropout == "keep")
+        return PolicyModel(causal_lm, build_masks(self.recipe), self.source.head()).to(self.placement.device)
 
     def _build_optimizer(self) -> torch.optim.AdamW:
         train, mask = self.recipe.train, self.recipe.mask
         groups = [{"params": list(self.model.causal_lm.parameters()), "base_lr": train.learning_rate, "weight_decay": train.weight_decay}]
-        mask_parameters = list(self.model.masks.parameters())
+        mask_parameters = [p for p in self.model.masks.parameters() if p.requires_grad]
         if mask_parameters:
-            assert isinstance(mask, LearnedMaskSection)
+            assert isinstance(mask, LearnedMaskConfig)
             groups.append(
                 {"params": mask_parameters, "base_lr": mask.learning_rate, "weight_decay": mask.weight_decay, "eps": mask.adam_eps}
             )
@@ -99,8 +109,11 @@ class Trainer:
             self._validate()
         while self.step < self.num_steps:
             record = self._optimizer_step()
+            warnings = self.watch.observe(record)
             if self.metrics is not None:
                 self.metrics.add(record)
+                if warnings:
+                    self.metrics.add_apart({"step": self.step, "kind": "warning", "messages": warnings})
             last = self.step == self.num_steps
             latest: dict[str, Any] = dict(record)
             if self.lengths["validation"] and (last or (train.validate_every and self.step % train.validate_every == 0)):
@@ -119,26 +132,27 @@ class Trainer:
         scale = self._learning_rate_factor(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * scale
-        if self.recipe.train.dropout == "keep":
-            torch.manual_seed(hash((self.recipe.train.seed, self.step, self.placement.rank)))
         totals: Metrics = {}
         self.optimizer.zero_grad(set_to_none=True)
-        for batch in self._micro_batches("train", rows):
-            losses, metrics = self._score("train", batch)
+        batches = self._micro_batches("train", rows)
+        self._enter_training()
+        coupling = self._coupling("train", rows, batches)
+        self._enter_training()  # again: both passes draw the same dropout
+        for batch in batches:
+            losses, metrics = self._score("train", batch, coupling)
             (losses.sum() / len(rows)).backward()
             totals = add_metrics(totals, metrics)
         self.placement.reduce_gradients(self.parameters)
         grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.train.max_grad_norm)
         record = self._means(totals)
         if not (math.isfinite(float(grad_norm)) and math.isfinite(record["loss"])):
-            ids = self.pairs.column("train", "pair_id")
-            kept = completed_steps(self.store)
             raise StageFailed(
                 f"loss {record['loss']} or gradient norm {float(grad_norm)} is not finite at step {self.step + 1}; pairs "
-                f"{', '.join(ids[i] for i in rows[:8])}{', ...' if len(rows) > 8 else ''}; last good checkpoint: "
-                f"{f'step {kept[-1]}' if kept else 'none'}; try a smaller train.learning_rate or objective.beta"
+                f"{self._pair_ids('train', rows)}; {self._last_checkpoint()}; try a smaller train.learning_rate or objective.beta"
             )
         self.optimizer.step()
+        if isinstance(self.model.masks, LearnedMasks):
+            self.model.masks.control(record)
         self.step += 1
         seconds = time.monotonic() - started
         tokens = sum(self.lengths["train"][i] for i in rows)
@@ -152,36 +166,82 @@ class Trainer:
             "tokens_per_second": tokens / seconds,
         }
 
-    def _micro_batches(self, split: str, rows: list[int]) -> list[list[int]]:
+    def _enter_training(self) -> None:
+        """Training mode where dropout is asked for; eval mode is what switches it off in every architecture."""
+        keep, mask = self.recipe.train.dropout == "keep", self.recipe.mask
+        self.model.train(keep)
+        self.model.masks.train()
+        if keep or (isinstance(mask, LearnedMaskConfig) and mask.dropout > 0):
+            torch.manual_seed(hash((self.recipe.train.seed, self.step, self.placement.rank)))
+
+    def _micro_batches(self, split: str, rows: list[int]) -> list[MicroBatch]:
         mine = rank_share(rows, self.lengths[split], self.placement.rank, self.placement.world)
-        found = dict(zip(mine, self._pairs(split, mine), strict=True))
-        widths = {i: pair.width() for i, pair in found.items()}
-        return token_budget_batches(mine, widths, 2 if self.objective.uses_rejected else 1, self.recipe.train.micro_batch_tokens)
+        pairs = dict(zip(mine, self.pairs.pairs(split, mine), strict=True))
+        if not self.objective.uses_rejected:
+            pairs = {row: TokenizedPair(pair.prompt, pair.chosen, None) for row, pair in pairs.items()}
+        widths = {row: pair.width() for row, pair in pairs.items()}
+        sequences = 2 if self.objective.uses_rejected else 1
+        return [
+            MicroBatch(cut, [pairs[row] for row in cut])
+            for cut in token_budget_batches(mine, widths, sequences, self.recipe.train.micro_batch_tokens)
+        ]
 
-    def _pairs(self, split: str, rows: list[int]) -> list[TokenizedPair]:
-        pairs = self.pairs.pairs(split, rows)
-        return pairs if self.objective.uses_rejected else [TokenizedPair(p.prompt, p.chosen, None) for p in pairs]
-
-    def _score(self, split: str, rows: list[int]) -> tuple[Tensor, Metrics]:
-        inputs = padded_layout(self._pairs(split, rows)).to(self.placement.device)
-        features = self.reference.features(split, rows, inputs)
+    def _forward(self, split: str, batch: MicroBatch) -> TokenScores:
+        inputs = padded_layout(batch.pairs).to(self.placement.device)
+        features = self.source.features(split, batch.rows, inputs)
         with self.placement.compute():
-            scores = self.model(inputs, features)
-        output = self.objective(scores)
+            scores: TokenScores = self.model(inputs, features)
+        return scores
+
+    def _score(self, split: str, batch: MicroBatch, coupling: Coupling | None) -> tuple[Tensor, Metrics]:
+        scores = self._forward(split, batch)
+        try:
+            if coupling is None:
+                output = self.objective(scores)
+            else:
+                output = coupling.objective(scores, coupling.slice(batch.rows, self.placement.device))
+        except ValueError as error:
+            raise StageFailed(
+                f"step {self.step + 1}: {error}; pairs {self._pair_ids(split, batch.rows)}; {self._last_checkpoint()}"
+            ) from error
         return output.losses, output.metrics
 
     @torch.no_grad()
+    def _coupling(self, split: str, rows: list[int], batches: list[MicroBatch]) -> Coupling | None:
+        """First pass of an objective that couples pairs: what all pairs of the batch need to know of each other."""
+        if not isinstance(self.objective, CoupledObjective):
+            return None
+        mine: dict[int, Tensor] = {}
+        for batch in batches:
+            values = self.objective.shared_values(self._forward(split, batch)).cpu()
+            mine |= dict(zip(batch.rows, values, strict=True))
+        everyone = {row: value for part in self.placement.gather(mine) for row, value in part.items()}
+        return Coupling(self.objective, torch.stack([everyone[row] for row in rows]), {row: at for at, row in enumerate(rows)})
+
+    @torch.no_grad()
     def _validate(self) -> dict[str, float]:
+        self.model.eval()
         totals: Metrics = {}
         rows = list(range(len(self.lengths["validation"])))
-        for batch in self._micro_batches("validation", rows):
-            totals = add_metrics(totals, self._score("validation", batch)[1])
+        # A coupled loss depends on the size of its batch: the training's, so that both can be compared.
+        size = self.recipe.train.global_batch_size if self.objective.couples_pairs else len(rows)
+        for group in (rows[at : at + size] for at in range(0, len(rows), size)):
+            batches = self._micro_batches("validation", group)
+            coupling = self._coupling("validation", group, batches)
+            for batch in batches:
+                totals = add_metrics(totals, self._score("validation", batch, coupling)[1])
         record = {f"validation/{key}": value for key, value in self._means(totals).items()}
         if self.metrics is not None:
-            self.metrics.flush()
-            self.metrics.add({"step": self.step, "kind": "validation", **record})
-            self.metrics.flush()
+            self.metrics.add_apart({"step": self.step, "kind": "validation", **record})
         return record
+
+    def _pair_ids(self, split: str, rows: list[int]) -> str:
+        ids = [i for (i,) in self.pairs.values(split, rows[:8], ("pair_id",))]
+        return ", ".join(ids) + (", ..." if len(rows) > 8 else "")
+
+    def _last_checkpoint(self) -> str:
+        kept = completed_steps(self.store)
+        return f"last good checkpoint: {f'step {kept[-1]}' if kept else 'none'}"
 
     def _means(self, totals: Metrics) -> dict[str, float]:
         """Mean of every metric over all ranks' pairs (or tokens, or responses: whatever its count counts)."""
@@ -190,7 +250,7 @@ class Trainer:
             for key, (total, count) in metrics.items():
                 before = summed.get(key, (0.0, 0.0))
                 summed[key] = (before[0] + total, before[1] + count)
-        return {key: total / count for key, (total, count) in summed.items()}
+        return {key: total / count for key, (total, count) in summed.items() if count}
 
     def _learning_rate_factor(self, step: int) -> float:
         train = self.recipe.train
@@ -205,7 +265,8 @@ class Trainer:
     def _checkpoint(self) -> None:
         if self.metrics is not None:
             self.metrics.flush()
-            state = {"threads": self.threads, "num_steps": self.num_steps, "world": self.placement.world}
+            state: dict[str, Any] = {"threads": self.threads, "num_steps": self.num_steps, "world": self.placement.world}
+            state["collapse_streaks"] = self.watch.streaks
             save_checkpoint(self.store, self.step, self.model, self.optimizer, state, self.recipe.train.keep_checkpoints)
         self.placement.barrier()
 

@@ -17,7 +17,7 @@ from pipelines.errors import StageFailed, UserError
 from pipelines.evaluate import run_evaluate
 from pipelines.prepare import prepare_record, run_prepare
 from pipelines.recipe import write_yaml
-from pipelines.reference import reference_record, run_reference
+from pipelines.reference import reference_record, run_reference, stored_origins
 from pipelines.report import CONFIG
 from pipelines.run import Say
 from pipelines.stage_record import digest
@@ -81,8 +81,7 @@ def _shared_stores(sweep: Sweep, say: Say, quiet: bool) -> dict[str, dict[str, s
 
 def _store_key(recipe: Recipe) -> str:
     """Distinct for every setting that changes the pairs or what the reference says about them."""
-    mask = recipe.mask.model_dump(mode="json") if recipe.mask.kind == "activation" else None
-    return digest([reference_record(recipe).fingerprint(), mask])[:12]
+    return digest([reference_record(recipe).fingerprint(), stored_origins(recipe)])[:12]
 
 
 def _with_stores(recipe: Recipe, stores: dict[str, dict[str, str]]) -> Recipe:

@@ -308,11 +308,12 @@ class ActivationRecorder:
 
     def __init__(self, backbone: nn.Module, hooks: Iterable[str], reduction: Reduction = "mean") -> None:
         self._backbone = backbone
-        self._config: Any = backbone.config
+        config: Any = backbone.config
+        self._config = config
         self._reduction = reduction
         wanted = set(hooks)
-        self._points = [p for p in _points(self._config) if p.name in wanted]
-        self._family = family_of(str(self._config.model_type))
+        self._points = [p for p in _points(config) if p.name in wanted]
+        self._family = family_of(config.model_type)
         self._attention_inputs: dict[str, Any] = {}
         self._handles: list[Any] = []
         self.recorded: dict[str, dict[int, Tensor]] = {}

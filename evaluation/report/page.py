@@ -83,7 +83,7 @@ def _curves(runs: Sequence[RunView]) -> list[str]:
     for key, title, unit, reference in _CURVES:
         series = []
         for run in runs:
-            points = [(m["step"], m[key]) for m in run.metrics if m.get("kind") != "validation" and key in m]
+            points = [(m["step"], m[key]) for m in run.metrics if "kind" not in m and key in m]
             if points:
                 series.append((run.name, [p[0] for p in points], [p[1] for p in points]))
         if series:

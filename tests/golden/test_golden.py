@@ -25,7 +25,7 @@ from sparsepo import (
 )
 from sparsepo.activations import available_hooks
 from sparsepo.masks import ActivationMask, TokenMasks
-from sparsepo.records import ModelInputs, Features
+from sparsepo.records import Features, ModelInputs
 
 GOLDEN = Path(os.environ.get("SPARSEPO_GOLDEN_DIR", Path(__file__).parent / "data"))
 ARCHITECTURES = ("neox", "gpt2")

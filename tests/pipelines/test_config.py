@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from pipelines.config import Recipe, stage_settings
+from pipelines.config import Recipe
 from pipelines.errors import UserError
 from pipelines.recipe import load_recipe, packaged_recipes, validate_recipe, write_yaml
+from pipelines.section import stage_settings
 from pipelines.sweep import load_sweep
 
 MINIMAL: dict[str, Any] = {
@@ -42,8 +43,14 @@ def test_the_eight_released_recipes_are_there() -> None:
         ("train.learning_rate=-1", "train.learning_rate = -1: input should be greater than 0"),
         ("objective.beta=zero", "objective.beta = 'zero': input should be a valid number"),
         ("data.test_fraction=1.5", "data.test_fraction = 1.5: input should be less than 1"),
-        ("objective.name=ppo", "objective.name = 'ppo': allowed are 'dpo', 'tdpo1', 'mapo', 'sparsepo', 'sft'"),
-        ("objective={}", "objective: needs the key 'name': one of 'dpo', 'tdpo1', 'mapo', 'sparsepo', 'sft'"),
+        (
+            "objective.name=ppo",
+            "objective.name = 'ppo': allowed are 'dpo', 'ipo', 'simpo', 'dpop', 'odpo', 'tdpo1', 'tdpo2', 'mapo', 'sparsepo', 'tis_dpo', 'rpo', 'sft'",
+        ),
+        (
+            "objective={}",
+            "objective: needs the key 'name': one of 'dpo', 'ipo', 'simpo', 'dpop', 'odpo', 'tdpo1', 'tdpo2', 'mapo', 'sparsepo', 'tis_dpo', 'rpo', 'sft'",
+        ),
         ("mask.kind=learned", "mask.kind=learned with objective.name=dpo: allowed is none"),
         ("data.sources=[]", "data.sources = []"),
         ("train.epochs", "override 'train.epochs': write it as key=value"),
@@ -74,8 +81,9 @@ def test_overrides_reach_lists_numbers_and_switch_alternatives() -> None:
     )
     assert recipe.data.sources[0].path == "q"
     assert recipe.train.learning_rate == 1e-5
-    assert recipe.mask.model_dump() == {"kind": "activation", "hooks": "mlp", "mapping": "zn_rescale"}
-    assert recipe.objective.model_dump() == {"name": "mapo", "beta": 0.1}
+    mask = {"kind": "activation", "hooks": "mlp", "mapping": "zn_rescale", "terms": "both", "keep_fraction": None}
+    assert recipe.mask.model_dump() == mask
+    assert recipe.objective.model_dump() == {"name": "mapo", "beta": 0.1, "label_smoothing": 0.0, "nll_coef": 0.0}
 
 
 def test_requirements_come_from_objective_and_mask() -> None:

@@ -189,7 +189,7 @@ def test_store_equals_a_live_reference_and_grows_by_feature(make_recipe: MakeRec
         torch.testing.assert_close(getattr(stored, name), getattr(live, name), atol=1e-5, rtol=0)
     torch.testing.assert_close(store.head().weight, live_model.head.weight)
     other = make_recipe("objective.name=mapo", "mask.kind=activation", "mask.hooks=mlp")
-    with pytest.raises(UserError, match="activation masks made with zn_rescale:all, now zn_rescale:mlp"):
+    with pytest.raises(UserError, match="holds activation_mask made with 'zn_rescale:all', now 'zn_rescale:mlp'"):
         run_reference(other, quiet=True)
 
 

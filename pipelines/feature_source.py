@@ -1,0 +1,118 @@
+"""Where a micro-batch's features come from: the pairs, the reference stage's store, or a frozen model beside the policy.
+
+The training loop asks for features and cannot tell which.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from pipelines.config import Recipe
+from pipelines.errors import UserError
+from pipelines.mask_config import ActivationMaskConfig
+from pipelines.models import load_causal_lm, reference_dtype
+from pipelines.pair_table import PairTable
+from pipelines.reference import open_reference, reference_model_dir
+from pipelines.reference_store import ReferenceStore
+from sparsepo import ReferenceModel
+from sparsepo.kernels.token_scoring import LMHead
+from sparsepo.records import FEATURES, Features, ModelInputs
+
+
+class FeatureSource:
+    """Answers for the features that objective and mask want.
+
+    Args:
+        pairs: the prepared pairs. wanted: names of Features' fields.
+        online: the frozen reference, if it runs here; otherwise its features are read from the store.
+        store: the finished reference stage; needed for every wanted feature that neither the pairs nor `online` give.
+    """
+
+    def __init__(
+        self,
+        pairs: PairTable,
+        wanted: Iterable[str],
+        online: ReferenceModel | None = None,
+        store: ReferenceStore | None = None,
+    ) -> None:
+        wanted = frozenset(wanted)
+        self._pairs, self._model, self._store = pairs, online, store
+        self._from_pairs = sorted(name for name in wanted if FEATURES[name].origin == "pairs")
+        self._online = frozenset(n for n in wanted if online is not None and FEATURES[n].origin == "reference")
+        self._stored = sorted(wanted - self._online - set(self._from_pairs))
+        self._needs_head = "reference_hidden" in wanted
+        assert not self._stored or store is not None
+
+    def head(self) -> LMHead | None:
+        """The reference's LM head, if the wanted features need one for the KL."""
+        if not self._needs_head:
+            return None
+        if self._model is not None:
+            return self._model.head
+        assert self._store is not None
+        return self._store.head()
+
+    def features(self, split: str, rows: Sequence[int], inputs: ModelInputs) -> Features:
+        """The wanted features of the rows' scored tokens and pairs, in canonical order, on the inputs' device.
+
+        Raises: UserError if the pairs or the store lack one.
+        """
+        found: dict[str, Tensor] = {}
+        if self._model is not None and self._online:
+            found |= _present(self._model.features(inputs, self._online))
+        if self._stored:
+            assert self._store is not None
+            found |= _present(self._store.features(split, rows, self._stored))
+        for name in self._from_pairs:
+            found[name] = _READERS[name](self._pairs, split, rows)
+        return Features(**found).to(inputs.labels.device)
+
+
+def feature_source(recipe: Recipe, pairs: PairTable, device: torch.device) -> FeatureSource:
+    """The source that recipe.reference.mode asks for. UserError if a stored one is missing or does not match."""
+    wanted = recipe.required_features()
+    online = online_reference(recipe, device) if recipe.online_features() else None
+    return FeatureSource(pairs, wanted, online, open_reference(recipe, pairs) if recipe.stored_features() & wanted else None)
+
+
+def online_reference(recipe: Recipe, device: torch.device) -> ReferenceModel:
+    """The frozen reference model of a recipe on a device."""
+    mask = recipe.mask
+    hooks, mapping = (mask.hooks, mask.mapping) if isinstance(mask, ActivationMaskConfig) else ("all", "zn_rescale")
+    dtype = reference_dtype(recipe.reference.dtype, device)
+    return ReferenceModel(load_causal_lm(reference_model_dir(recipe), dtype, device), hooks, mapping)
+
+
+def _present(features: Features) -> dict[str, Tensor]:
+    return {name: value for name in FEATURES if (value := getattr(features, name)) is not None}
+
+
+def _scores(pairs: PairTable, split: str, rows: Sequence[int]) -> Tensor:
+    values = pairs.values(split, rows, ("chosen_score", "rejected_score"))
+    for row, scores in zip(rows, values, strict=True):
+        if None in scores:
+            raise UserError(
+                f"row {row} of the {split} pairs has no scores: set data.sources[].columns.chosen_score and rejected_score, or use "
+                "the scored form (prompt, responses, scores)"
+            )
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def _weights(pairs: PairTable, split: str, rows: Sequence[int]) -> Tensor:
+    values = pairs.values(split, rows, ("chosen_weights", "rejected_weights"))
+    for row, weights in zip(rows, values, strict=True):
+        if None in weights:
+            raise UserError(
+                f"row {row} of the {split} pairs has no token weights: set data.sources[].columns.chosen_weights and rejected_weights"
+            )
+    return torch.tensor([weight for weights in values for side in weights for weight in side])
+
+
+def _keys(pairs: PairTable, split: str, rows: Sequence[int]) -> Tensor:
+    ids = pairs.values(split, rows, ("pair_id",))
+    return torch.tensor([int.from_bytes(hashlib.sha256(i.encode()).digest()[:8], "big", signed=True) for (i,) in ids])
+
+
+_READERS = {"preference_scores": _scores, "external_weights": _weights, "pair_keys": _keys}

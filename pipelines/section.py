@@ -1,0 +1,42 @@
+"""Base of every section of a recipe. Every field says, by its section or itself, whose stage's result it changes.
+
+`stage_settings` reads that declaration; fingerprints, skipping and the refusal of a changed field derive from it alone.
+A field of stage None (workers, budgets, logging, locations) never invalidates anything.
+"""
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Stage = Literal["prepare", "reference", "train", "evaluate", "sample"]
+
+
+def of_stage(stage: Stage | None, default: Any = ..., **constraints: Any) -> Any:
+    """A field that changes the result of `stage` (None: of no stage) instead of its section's."""
+    return Field(default, json_schema_extra={"stage": stage}, **constraints)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True)
+    STAGE: ClassVar[Stage | None] = None
+
+
+def stage_settings(config: Section, stage: Stage) -> dict[str, Any]:
+    """Dotted key -> JSON value of every field that changes the result of `stage`."""
+    found: dict[str, Any] = {}
+    _collect(config, stage, "", found)
+    return found
+
+
+def _collect(section: Section, stage: Stage, prefix: str, found: dict[str, Any]) -> None:
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        extra = field.json_schema_extra
+        owner = extra["stage"] if isinstance(extra, dict) and "stage" in extra else section.STAGE
+        if isinstance(value, Section):
+            _collect(value, stage, f"{prefix}{name}.", found)
+        elif isinstance(value, tuple) and value and isinstance(value[0], Section):
+            for i, item in enumerate(value):
+                _collect(item, stage, f"{prefix}{name}[{i}].", found)
+        elif owner == stage:
+            found[prefix + name] = section.model_dump(mode="json")[name]
