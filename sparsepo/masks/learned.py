@@ -32,8 +32,9 @@ MaskActivation = Literal["relu", "none", "rescale"]
 MASK_ACTIVATIONS: tuple[MaskActivation, ...] = ("relu", "none", "rescale")
 CONFIG_FILE, WEIGHTS_FILE = "mask_config.json", "masks.safetensors"
 _HIDDEN_UNITS = 200
-# Step of the sparsity controller in standard deviations of the mask's scores per unit of missing zero fraction.
-_CONTROL_GAIN = 0.5
+# The sparsity controller: gains of the error and of its sum; half the window that the density is measured in and the
+# smallest density believed, in units of the scores' standard deviation.
+_GAIN, _DRIFT_GAIN, _WINDOW, _LEAST_DENSITY = 0.7, 0.25, 0.25, 0.3
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,10 @@ class LearnedMask(nn.Module):
         if architecture.reads_all_layers:
             self.layer_norm = nn.LayerNorm(hidden_size, eps=norm_eps)
             self.mixer = nn.Parameter(torch.empty(num_layers).normal_(std=initializer_range))
-        # Moved by the sparsity controller, never by the optimizer; a parameter so that every checkpoint carries it.
+        # Moved by the sparsity controller, never by the optimizer; parameters so that every checkpoint carries them.
         self.shift = nn.Parameter(torch.zeros(()), requires_grad=False)
+        self.drift = nn.Parameter(torch.zeros(()), requires_grad=False)
+        self.window = nn.Parameter(torch.zeros(()), requires_grad=False)
 
     def forward(self, states: Tensor, response_index: Tensor, num_responses: int) -> tuple[Tensor, Tensor]:
         """(weights [S], scores [S] before the shift and the final activation) of states [S, d] or [S, L, d]."""
@@ -205,14 +208,22 @@ class LearnedMasks(TokenMasks):
             for term in ("reward", "kl") if network is self.common and self.terms == "both" else (name,):
                 weights[term] = values
             if self.target_sparsity is not None:
-                statistics |= _score_statistics(name, scores.detach(), network.shift.detach())
+                statistics |= _score_statistics(name, scores.detach(), network)
         return MaskWeights(weights["reward"], weights["kl"], statistics)
 
     def control(self, record: Mapping[str, float]) -> None:
         """Move each mask's shift towards target_sparsity: call once per optimizer step, on every rank, after the step.
 
-        Integral control: shift -= 0.5 * standard deviation of the mask's scores * (target - zero fraction). Nothing happens
-        without a target.
+        The shift moves by what the fraction lacks, divided by the density of scores around the threshold (their share in a
+        window around it, from the same step). Integral control alone would lag: a learning mask's scores move by up to a
+        standard deviation per step, in one direction for a long time (an L1 penalty pushes all of them down). So the shift's
+        own drift is integrated too:
+
+            step  = (target - zero fraction) / density
+            drift = drift + 0.25 * step
+            shift = shift - (0.7 * step + drift)
+
+        Nothing happens without a target.
 
         Args:
             record: means over the global batch of the objective's metrics (masks/*_zero_fraction, *_score_mean, ...), the
@@ -223,9 +234,13 @@ class LearnedMasks(TokenMasks):
         for name, network in self._networks().items():
             mean, square = record[f"masks/{name}_score_mean"], record[f"masks/{name}_score_square"]
             deviation = math.sqrt(max(square - mean * mean, 0.0))
-            missing = self.target_sparsity - record[f"masks/{name}_zero_fraction"]
+            window, least = float(network.window), _LEAST_DENSITY / max(deviation, 1e-12)
+            density = record[f"masks/{name}_near_threshold"] / (2 * window) if window > 0 else least
+            step = (self.target_sparsity - record[f"masks/{name}_zero_fraction"]) / max(density, least)
             with torch.no_grad():
-                network.shift.sub_(_CONTROL_GAIN * deviation * missing)
+                network.drift.add_(_DRIFT_GAIN * step).clamp_(-deviation, deviation)
+                network.shift.sub_(_GAIN * step + float(network.drift))
+                network.window.fill_(_WINDOW * deviation)
 
     def _networks(self) -> dict[str, LearnedMask]:
         """Each network under the term whose metrics speak of it."""
@@ -289,11 +304,13 @@ def _activated(values: Tensor, activation: MaskActivation, response_index: Tenso
     return values if activation == "none" else rescale_per_response(values, response_index, num_responses)
 
 
-def _score_statistics(name: str, scores: Tensor, shift: Tensor) -> Metrics:
+def _score_statistics(name: str, scores: Tensor, network: LearnedMask) -> Metrics:
     exact = scores.double()
     tokens = torch.tensor(float(scores.numel()), device=scores.device)
+    near = ((scores + network.shift.detach()).abs() <= network.window).float()
     return {
         f"masks/{name}_score_mean": (exact.sum(), tokens),
         f"masks/{name}_score_square": ((exact * exact).sum(), tokens),
-        f"masks/{name}_shift": (shift * tokens, tokens),
+        f"masks/{name}_near_threshold": (near.sum(), tokens),
+        f"masks/{name}_shift": (network.shift.detach() * tokens, tokens),
     }

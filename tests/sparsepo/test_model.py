@@ -1,14 +1,11 @@
 """Layouts, activations, masks and the policy's forward on real (tiny) transformers models."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BertConfig, GPTNeoXConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from sparsepo import LearnedMasks, PolicyModel, ReferenceModel, SparsePO, TokenizedPair, UniformMask, padded_layout
-from sparsepo.activations import ActivationRecorder, available_hooks, family_of, select_hooks
-from sparsepo.masks.activation import activation_weights, rescale_per_response
+from sparsepo import PolicyModel, ReferenceModel, SparsePO, TokenizedPair, UniformMask, padded_layout
+from sparsepo.activations import ActivationRecorder, available_hooks
 from sparsepo.records import Features
 
 PAIRS = [TokenizedPair([1, 5, 9], [3, 4, 2], [7, 2]), TokenizedPair([6], [8], [9, 3, 1, 5, 2])]
@@ -94,80 +91,6 @@ def test_llama_hooks_by_hand() -> None:
     close(recorder.recorded["resid.post_ln_f"][0][0], states[2][0].mean(-1), atol=1e-6, rtol=0)
     assert set(recorder.recorded) == set(available_hooks(model.config)) - {"logits"}
     assert num_hooks() == before, "hooks must not outlive the recorder"
-
-
-def test_hook_selection_and_unknown_families() -> None:
-    config = GPTNeoXConfig(use_parallel_residual=False)
-    assert "resid.torso.post_attn" in select_hooks(config, "resid")
-    assert "resid.torso.post_attn" not in select_hooks(GPTNeoXConfig(), "all")
-    assert select_hooks(config, ["attn.q", "logits"]) == ("attn.q", "logits")
-    with pytest.raises(ValueError, match=r"\['attn.nothing'\].*attn.v_out"):
-        select_hooks(config, ["attn.nothing"])
-    with pytest.raises(ValueError, match="'bert'.*gpt_neox.*activations.py"):
-        family_of(BertConfig().model_type)
-
-
-def test_rescaling_is_per_response_and_constants_become_one() -> None:
-    index = torch.tensor([0, 0, 0, 1, 2, 2])
-    values = torch.tensor([1.0, 3.0, 2.0, 5.0, 4.0, 4.0])
-    assert rescale_per_response(values, index, 4).tolist() == [0.0, 1.0, 0.5, 1.0, 1.0, 1.0]
-
-
-def test_types_weigh_the_same_whatever_their_number_of_hooks() -> None:
-    """attn has two layers (mean 0.5), mlp one (1.0): mean over types 0.75 for the first token, by hand for both tokens."""
-    index = torch.tensor([0, 0])
-    recorded = {"attn.q": [torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])], "mlp.post_act": [torch.tensor([2.0, 1.0])]}
-    assert activation_weights(recorded, index, 1, "zn_rescale", 10).tolist() == [0.75, 0.25]
-    assert activation_weights(
-        {"mlp.x": [torch.tensor([2.0, 4.0])], "logits": [torch.tensor([1.0, 1.0])]}, index, 1, "none", 3
-    ).tolist() == [
-        pytest.approx((2 + 3 * 1) / 4),
-        pytest.approx((4 + 3 * 1) / 4),
-    ]
-
-
-@pytest.mark.parametrize("architecture", ["simple_last", "simple_all"])
-@pytest.mark.parametrize("sharing", ["common", "independent"])
-def test_learned_masks_survive_saving(tmp_path: Path, architecture: str, sharing: str) -> None:
-    torch.manual_seed(1)
-    masks = LearnedMasks(architecture, sharing, 16, 2, initializer_range=1.0)
-    features = Features(reference_hidden=torch.randn(6, 16), reference_layers=torch.randn(6, 2, 16))
-    reward, kl = masks(features, torch.zeros(6))
-    masks.save_pretrained(tmp_path)
-    again_reward, again_kl = LearnedMasks.from_pretrained(tmp_path)(features, torch.zeros(6))
-    assert torch.equal(reward, again_reward)
-    assert torch.equal(kl, again_kl)
-    assert bool((reward >= 0).all())
-    assert torch.equal(reward, kl) == (sharing == "common")
-    with pytest.raises(FileNotFoundError, match="mask_config.json"):
-        LearnedMasks.from_pretrained(tmp_path / "nowhere")
-
-
-def test_mask_without_its_feature_names_it() -> None:
-    masks = LearnedMasks("simple_all", "common", 16, 2)
-    with pytest.raises(ValueError, match="'reference_layers'"):
-        masks(Features(), torch.zeros(3))
-
-
-def test_simple_last_by_hand_and_gradcheck() -> None:
-    """relu(h . w + b) with w = (1, -1), b = 0.5: (2, 1) -> 1.5, (0, 3) -> 0."""
-    masks = LearnedMasks("simple_last", "common", 2, 1).double()
-    module = masks.common
-    assert module is not None
-    with torch.no_grad():
-        module.weight.copy_(torch.tensor([1.0, -1.0]))
-        module.bias.fill_(0.5)
-    assert module(torch.tensor([[2.0, 1.0], [0.0, 3.0]], dtype=torch.float64)).tolist() == [1.5, 0.0]
-    deep = LearnedMasks("simple_all", "common", 3, 2, initializer_range=1.0).double()
-    layers = torch.randn(4, 2, 3, dtype=torch.float64)
-    parameters = [p.detach().clone().requires_grad_() for p in deep.parameters()]
-    names = [n for n, _ in deep.named_parameters()]
-    features = Features(reference_layers=layers)
-
-    def run(*values: torch.Tensor) -> torch.Tensor:
-        return torch.func.functional_call(deep, dict(zip(names, values, strict=True)), (features, layers[:, 0, 0]))[0]
-
-    assert torch.autograd.gradcheck(run, parameters)
 
 
 def test_head_scaling_is_honoured_not_ignored() -> None:

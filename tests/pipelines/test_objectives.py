@@ -1,0 +1,377 @@
+"""Every objective and mask through prepare, reference and train: features arrive, cuts of the batch do not show."""
+
+import json
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
+
+from pipelines.config import Recipe
+from pipelines.errors import StageFailed, UserError
+from pipelines.feature_source import feature_source
+from pipelines.placement import Placement
+from pipelines.plan import run_plan
+from pipelines.prepare import open_pairs
+from pipelines.quickstart_world import write_untrained_model
+from pipelines.run import run_stages
+from pipelines.train import run_train, train_store
+from pipelines.train_metrics import read_metrics
+from pipelines.trainer import Trainer
+from sparsepo import OBJECTIVES, LearnedMasks
+from sparsepo.layouts import padded_layout
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+MakeRecipe = Callable[..., Recipe]
+CPU = torch.device("cpu")
+
+
+def silent(line: str) -> None:
+    pass
+
+
+def prepared(recipe: Recipe) -> Recipe:
+    run_stages(recipe, ("prepare", "reference"), silent)
+    return recipe
+
+
+def trained(recipe: Recipe) -> Trainer:
+    torch.set_num_threads(1)
+    trainer = Trainer(prepared(recipe), Placement.choose("auto", CPU, 0, 1), 1)
+    trainer.run(lambda metrics: None)
+    return trainer
+
+
+def steps(recipe: Recipe) -> list[dict[str, Any]]:
+    return [r for r in read_metrics(train_store(recipe)) if "kind" not in r]
+
+
+@pytest.fixture
+def scored_file(rows: list[dict[str, str]], model_dir: Path, tmp_path: Path) -> Path:
+    """The pairs with scores and with one weight per response token; every other row leaves the end token's weight out."""
+    tokenizer, rng = AutoTokenizer.from_pretrained(model_dir), random.Random(1)
+    path = tmp_path / "scored.jsonl"
+    with path.open("w") as file:
+        for number, row in enumerate(rows):
+            extra: dict[str, Any] = {"good": 1 + rng.random(), "bad": rng.random() * 0.5}
+            for side in ("chosen", "rejected"):
+                count = len(tokenizer(row[side], add_special_tokens=False).input_ids) + number % 2
+                extra[f"{side}_w"] = [round(rng.random(), 3) for _ in range(count)]
+            file.write(json.dumps({**row, **extra}) + "\n")
+    return path
+
+
+def with_columns(path: Path) -> tuple[str, ...]:
+    names = {"chosen_score": "good", "rejected_score": "bad", "chosen_weights": "chosen_w", "rejected_weights": "rejected_w"}
+    return (f"data.sources[0].path={path}", *(f"data.sources[0].columns.{key}={value}" for key, value in names.items()))
+
+
+def scorers(tmp_path: Path, model_dir: Path) -> tuple[str, ...]:
+    """Two perturbed copies of the tiny model."""
+    chosen = []
+    for seed, key in enumerate(("positive_scorer", "negative_scorer")):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_pretrained(model_dir)
+        for parameter in model.parameters():
+            parameter.data.add_(0.05 * torch.randn_like(parameter))
+        model.save_pretrained(tmp_path / key)
+        AutoTokenizer.from_pretrained(model_dir).save_pretrained(tmp_path / key)
+        chosen.append(f"model.{key}={tmp_path / key}")
+    return tuple(chosen)
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in ("sft", "rpo")])
+def test_every_objective_trains_and_micro_batches_do_not_show(
+    name: str, make_recipe: MakeRecipe, scored_file: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    options = [f"objective.name={name}", "train.max_steps=3", *with_columns(scored_file)]
+    options += {"mapo": ["mask.kind=activation"], "sparsepo": ["mask.kind=learned", "mask.architecture=ml_last"]}.get(name, [])
+    options += ["data.min_gap=0.01"] if name == "odpo" else []
+    options += scorers(tmp_path, model_dir) if name == "tis_dpo" else []
+    shared = {"paths": {"pairs": str(tmp_path / "pairs"), "reference": str(tmp_path / "reference")}}
+    losses = []
+    for label, budget in (("many", 1), ("one", 100_000)):
+        recipe = make_recipe(*options, f"train.micro_batch_tokens={budget}", run_dir=str(tmp_path / label), **shared)
+        trained(recipe)
+        losses.append(torch.tensor([record["loss"] for record in steps(recipe)]))
+    assert torch.isfinite(losses[0]).all() and len(losses[0]) == 3
+    assert float(((losses[0] - losses[1]) / losses[0]).abs().max()) < 3e-5
+    first = {"ipo": 25.0, "simpo": None, "odpo": None}.get(name, math.log(2))  # the loss while the policy is the reference
+    if first is not None:
+        assert float(losses[0][0]) == pytest.approx(first, abs=1e-5)
+
+
+def test_scores_and_weights_reach_training(make_recipe: MakeRecipe, scored_file: Path) -> None:
+    """Values of the source file, truncated and completed with 1 for a missing end token; ODPO's first loss by hand."""
+    recipe = make_recipe("objective.name=odpo", "data.min_gap=0.01", "train.max_steps=1", *with_columns(scored_file))
+    trained(recipe)
+    pairs = open_pairs(recipe)
+    source = {row["chosen"]: row for row in map(json.loads, scored_file.read_text().splitlines())}
+    gaps = []
+    for row in range(pairs.num_rows("train")):
+        chosen, good, bad, weights, ids = pairs.values(
+            "train", [row], ("chosen", "chosen_score", "rejected_score", "chosen_weights", "chosen_ids")
+        )[0]
+        original = source[chosen]
+        assert (good, bad) == (original["good"], original["bad"])
+        expected = [*original["chosen_w"], 1.0][: len(ids)]
+        assert weights == pytest.approx(expected)
+        gaps.append(good - bad)
+    batch = Trainer(recipe, Placement.choose("auto", CPU, 0, 1), 1).sampler.pair_indices(0)
+    by_hand = sum(math.log(1 + math.exp(math.log(gaps[i]))) for i in batch) / len(batch)
+    assert steps(recipe)[0]["loss"] == pytest.approx(by_hand, abs=1e-5)
+
+
+def test_rows_with_weights_that_do_not_fit_are_dropped_with_the_reason(
+    make_recipe: MakeRecipe, rows: list[dict[str, str]], tmp_path: Path
+) -> None:
+    path = tmp_path / "weights.jsonl"
+    bad: list[Any] = [[1.0], [-1.0] * 3, "x", [float("nan")]]
+    path.write_text("".join(json.dumps({**row, "c": bad[i % 4], "r": bad[i % 4]}) + "\n" for i, row in enumerate(rows)))
+    columns = ("data.sources[0].columns.chosen_weights=c", "data.sources[0].columns.rejected_weights=r")
+    recipe = make_recipe("objective.name=mapo", "mask.kind=external", f"data.sources[0].path={path}", *columns)
+    with pytest.raises(UserError, match="no usable training pair") as caught:
+        run_stages(recipe, ("prepare",), silent)
+    for reason in ("1 token weights for a response of", "negative or not finite", "c is not a list of numbers"):
+        assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["objective.name=odpo"], r"data.min_gap=0.0 with objective.name=odpo: must be at least objective.min_gap=0.001"),
+        (["objective.name=odpo", "data.min_gap=0.1"], "has no scores, which objective odpo needs"),
+        (["objective.name=tis_dpo"], "set model.positive_scorer and model.negative_scorer"),
+        (["objective.name=mapo", "mask.kind=external"], "no token weights, which mask.kind=external needs"),
+        (["mask.kind=random"], "mask.kind=random with objective.name=dpo: allowed is none"),
+        (["objective.name=sparsepo", "mask.kind=learned", "mask.mixer_activation=none", "mask.architecture=ml_last"], "has no mixer"),
+        (["objective.name=tis_dpo", "objective.low=3", "model.positive_scorer=a", "model.negative_scorer=b"], "low=3.0, high=1.5"),
+        (["objective.name=ipo", "objective.label_smoothing=0.1"], "unknown config key 'objective.label_smoothing'"),
+    ],
+)
+def test_what_an_objective_lacks_is_one_clear_line(make_recipe: MakeRecipe, options: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        run_stages(make_recipe(*options), ("prepare",), silent)
+
+
+def test_scorers_of_another_vocabulary_are_refused(make_recipe: MakeRecipe, model_dir: Path, tmp_path: Path) -> None:
+    write_untrained_model(tmp_path / "other", ["quite different words"], seed=1)
+    recipe = make_recipe("objective.name=tis_dpo", f"model.positive_scorer={model_dir}", f"model.negative_scorer={tmp_path / 'other'}")
+    with pytest.raises(UserError, match="model.negative_scorer = .*other: its tokenizer has another vocabulary"):
+        prepared(recipe)
+
+
+def test_stored_scorer_ratios_are_the_models_own(make_recipe: MakeRecipe, model_dir: Path, tmp_path: Path) -> None:
+    """Against plain transformers, one unpadded response at a time; other scorers in the same place are refused."""
+    recipe = prepared(make_recipe("objective.name=tis_dpo", *scorers(tmp_path, model_dir)))
+    pairs = open_pairs(recipe)
+    rows = [7, 2]
+    tokenised = pairs.pairs("train", rows)
+    found = feature_source(recipe, pairs, CPU).features("train", rows, padded_layout(tokenised)).scorer_log_ratios
+    models = [AutoModelForCausalLM.from_pretrained(tmp_path / key) for key in ("positive_scorer", "negative_scorer")]
+    expected = []
+    for pair in tokenised:
+        for response in pair.responses():
+            ids = torch.tensor([[*pair.prompt, *response]])
+            with torch.no_grad():
+                logps = [model(ids).logits[0].log_softmax(-1)[len(pair.prompt) - 1 : -1] for model in models]
+            expected.append((logps[0] - logps[1])[torch.arange(len(response)), torch.as_tensor(response, dtype=torch.long)])
+    torch.testing.assert_close(found, torch.cat(expected), atol=1e-5, rtol=0)
+    swapped = make_recipe(
+        "objective.name=tis_dpo",
+        f"model.positive_scorer={tmp_path / 'negative_scorer'}",
+        f"model.negative_scorer={tmp_path / 'positive_scorer'}",
+    )
+    with pytest.raises(UserError, match="holds scorer_log_ratios made with"):
+        run_stages(swapped, ("reference",), silent)
+
+
+def rpo_losses(recipe: Recipe) -> torch.Tensor:
+    return torch.tensor([[record["loss"], record["grad_norm"]] for record in steps(recipe)])
+
+
+def test_rpo_does_not_depend_on_micro_batches(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """A batch of 7 pairs in one piece, or in 7: loss and gradient norm agree; validation is cut like training."""
+    shared = {"paths": {"pairs": str(tmp_path / "pairs"), "reference": str(tmp_path / "reference")}}
+    base = ("objective.name=rpo", "objective.beta=2", "train.max_steps=4", "data.validation_fraction=0.1", "train.validate_every=2")
+    found = {}
+    for label, budget in (("seven", 1), ("one", 100_000)):
+        recipe = make_recipe(
+            *base, "train.global_batch_size=7", f"train.micro_batch_tokens={budget}", run_dir=str(tmp_path / label), **shared
+        )
+        trainer = trained(recipe)
+        assert len(trainer._micro_batches("train", trainer.sampler.pair_indices(0))) == (7 if label == "seven" else 1)
+        validation = [r["validation/loss"] for r in read_metrics(train_store(recipe)) if r.get("kind") == "validation"]
+        found[label] = rpo_losses(recipe), torch.tensor(validation)
+    for one, seven in zip(found["one"], found["seven"], strict=True):
+        assert float(((one - seven) / one).abs().max()) < 1e-4
+
+
+@pytest.mark.slow
+def test_rpo_does_not_depend_on_ranks(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """One worker and two under Ray Train see the same global batch of 7; a different batch size shows (negative control)."""
+    shared = {"paths": {"pairs": str(tmp_path / "pairs"), "reference": str(tmp_path / "reference")}}
+    base = ("objective.name=rpo", "objective.beta=2", "train.max_steps=4", "train.cpus_per_worker=1")
+    found = []
+    for label, workers, size in (("one", 1, 7), ("two", 2, 7), ("other", 1, 8)):
+        recipe = make_recipe(
+            *base, f"train.num_workers={workers}", f"train.global_batch_size={size}", run_dir=str(tmp_path / label), **shared
+        )
+        run_train(prepared(recipe), quiet=True)
+        found.append(rpo_losses(recipe))
+    assert float(((found[0] - found[1]) / found[0]).abs().max()) < 1e-4
+    assert float(((found[0] - found[2]) / found[0]).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_prompt_embeddings_are_means_of_last_hidden_states(
+    own: bool, make_recipe: MakeRecipe, model_dir: Path, tmp_path: Path, rows: list[dict[str, str]]
+) -> None:
+    """Of the reference over the prompt's tokens, or of a sentence encoder over its own; against unpadded forwards."""
+    options = ["objective.name=rpo"]
+    if own:
+        words = sorted({word for row in rows for word in row["prompt"].lower().replace(".", " ").replace(",", " ").split()})
+        (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
+        encoder_dir = tmp_path / "encoder"
+        torch.manual_seed(0)
+        config = BertConfig(
+            vocab_size=len(words) + 5,
+            hidden_size=12,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            max_position_embeddings=64,
+        )
+        BertModel(config).save_pretrained(encoder_dir)
+        BertTokenizerFast(vocab=str(tmp_path / "vocab.txt")).save_pretrained(encoder_dir)
+        (encoder_dir / "1_Pooling").mkdir()
+        (encoder_dir / "1_Pooling" / "config.json").write_text(
+            json.dumps({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True})
+        )
+        options.append(f"model.embedder={encoder_dir}")
+    recipe = prepared(make_recipe(*options))
+    assert run_plan(recipe)["reference"]["bytes_per_pair"] == 4 * (
+        12 if own else AutoModelForCausalLM.from_pretrained(model_dir).config.hidden_size
+    )
+    pairs = open_pairs(recipe)
+    wanted = [5, 3, 11]
+    tokenised = pairs.pairs("train", wanted)
+    found = feature_source(recipe, pairs, CPU).features("train", wanted, padded_layout(tokenised)).prompt_embedding
+    assert found is not None
+    for row, pair, vector in zip(wanted, tokenised, found, strict=True):
+        if own:
+            tokenizer = AutoTokenizer.from_pretrained(encoder_dir)
+            ids = tokenizer(pairs.values("train", [row], ("prompt",))[0][0], return_tensors="pt").input_ids
+            model: Any = BertModel.from_pretrained(encoder_dir)
+        else:
+            ids, model = torch.tensor([list(pair.prompt)]), AutoModelForCausalLM.from_pretrained(model_dir).base_model
+        with torch.no_grad():
+            expected = model(input_ids=ids).last_hidden_state[0].mean(0)
+        torch.testing.assert_close(vector, expected, atol=1e-5, rtol=0)
+    if own:
+        (encoder_dir / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_max_tokens": True}))
+        with pytest.raises(UserError, match="pooling max_tokens is not supported, only mean, cls or lasttoken"):
+            prepared(make_recipe(*options, run_dir=str(tmp_path / "max")))
+
+
+@pytest.mark.parametrize("mask", ["random", "external", "activation"])
+def test_frozen_masks_keep_the_heaviest_tokens(mask: str, make_recipe: MakeRecipe, scored_file: Path) -> None:
+    """Half of the tokens of every response, rounded up, so slightly under half are zero."""
+    recipe = make_recipe(
+        "objective.name=mapo",
+        f"mask.kind={mask}",
+        "mask.keep_fraction=0.5",
+        "mask.terms=reward",
+        "train.max_steps=1",
+        *with_columns(scored_file),
+    )
+    trained(recipe)
+    (record,) = steps(recipe)
+    assert 0.4 < record["masks/reward_zero_fraction"] <= 0.51
+    assert record["masks/kl_zero_fraction"] == 0
+    assert record["masks/kl_mean"] == 1
+
+
+def test_target_sparsity_is_held_saved_and_resumed(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """Under an L1 penalty that kills the mask without it; a run stopped at step 8 continues with the same shift."""
+    shared = {"paths": {"pairs": str(tmp_path / "pairs"), "reference": str(tmp_path / "reference")}}
+    base = (
+        "objective.name=sparsepo", "objective.l1_reward=0.01", "objective.l1_kl=0.01", "mask.kind=learned", "mask.architecture=simple_last",
+        "mask.sharing=independent", "train.epochs=12", "train.max_steps=60", "train.global_batch_size=32", "train.checkpoint_every=8",
+    )  # fmt: skip
+    held = make_recipe(*base, "mask.target_sparsity=0.4", run_dir=str(tmp_path / "held"), **shared)
+    trained(held)
+    for term in ("reward", "kl"):
+        last = [record[f"masks/{term}_zero_fraction"] for record in steps(held)[-20:]]
+        assert max(abs(sum(last[i : i + 4]) / 4 - 0.4) for i in range(17)) < 0.05
+    free = make_recipe(*base, run_dir=str(tmp_path / "free"), **shared)
+    trained(free)
+    assert steps(free)[-1]["masks/reward_zero_fraction"] > 0.9, "the penalty alone must be strong, or this test shows nothing"
+
+    stopped = make_recipe(*base, "mask.target_sparsity=0.4", "train.max_steps=16", run_dir=str(tmp_path / "stopped"), **shared)
+    trainer = Trainer(prepared(stopped), Placement.choose("auto", CPU, 0, 1), 1)
+
+    def stop(metrics: dict[str, Any]) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        trainer.run(stop)
+    resumed = Trainer(stopped, Placement.choose("auto", CPU, 0, 1), 1)
+    assert resumed.step == 8
+    assert float(resumed.model.masks.reward.shift) == float(trainer.model.masks.reward.shift) != 0
+    resumed.run(lambda metrics: None)
+    published = LearnedMasks.from_pretrained(f"{stopped.run_dir}/train/masks")
+    assert float(published.reward.shift) == float(resumed.model.masks.reward.shift)  # type: ignore[union-attr]
+    assert published.target_sparsity == 0.4
+
+
+@pytest.mark.slow
+def test_a_collapsed_mask_is_reported_with_its_cure(make_recipe: MakeRecipe, capsys: pytest.CaptureFixture[str]) -> None:
+    """While training, on the screen, and in the stage's summary."""
+    recipe = make_recipe(
+        "objective.name=sparsepo", "objective.l1_reward=1", "mask.kind=learned", "mask.architecture=simple_last", "mask.sharing=independent",
+        "mask.terms=reward", "mask.learning_rate=0.05", "train.epochs=9", "train.max_steps=45",
+    )  # fmt: skip
+    lines: list[str] = []
+    run_stages(recipe, ("prepare", "reference", "train"), lines.append)
+    cure = (
+        "the reward mask has been zero on every token for 20 steps and gets no gradient any more: hold its zeros with mask.target_sparsity"
+    )
+    assert cure in "\n".join(lines)
+    assert cure in capsys.readouterr().err
+    assert sum("kind" in record for record in read_metrics(train_store(recipe))) == 1
+
+
+def test_weights_that_stop_being_finite_stop_with_step_and_pairs(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(
+        "objective.name=sparsepo", "mask.kind=learned", "mask.architecture=simple_last", "mask.learning_rate=1e38", "mask.adam_eps=1e-30",
+        "train.max_steps=6", "train.warmup_fraction=0",
+    )  # fmt: skip
+    with pytest.raises(StageFailed, match=r"not finite at step \d; pairs|step \d: reward_mask\[\d+\]=.*; pairs [0-9a-f]{24}-0.*checkpoint"):
+        trained(recipe)
+
+
+def test_mask_dropout_resumes_and_is_off_in_validation(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """Dropout changes training's masks, the same way in every run, and never validation's."""
+    shared = {"paths": {"pairs": str(tmp_path / "pairs"), "reference": str(tmp_path / "reference")}}
+    base = (
+        "objective.name=sparsepo",
+        "mask.kind=learned",
+        "mask.architecture=simple_last",
+        "train.max_steps=2",
+        "data.validation_fraction=0.1",
+    )
+
+    def run(name: str, *options: str) -> list[dict[str, Any]]:
+        recipe = make_recipe(*base, *options, run_dir=str(tmp_path / name), **shared)
+        trained(recipe)
+        return list(read_metrics(train_store(recipe)))
+
+    plain, one, two = run("plain"), run("one", "mask.dropout=0.5"), run("two", "mask.dropout=0.5")
+    assert [r.get("masks/reward_mean") for r in one] == [r.get("masks/reward_mean") for r in two]
+    assert one[1]["masks/reward_mean"] != plain[1]["masks/reward_mean"]
+    assert one[0]["validation/masks/reward_mean"] == plain[0]["validation/masks/reward_mean"]
