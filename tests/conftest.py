@@ -54,13 +54,13 @@ def ray_cluster() -> Iterator[None]:
 MakeRecipe = Callable[..., Recipe]
 
 
-@pytest.fixture
-def make_recipe(tmp_path: Path, model_dir: Path, pairs_file: Path) -> MakeRecipe:
-    """A recipe on the tiny model: make_recipe("train.seed=1", ..., run_dir=...)."""
+@pytest.fixture(scope="session")
+def recipe_in(model_dir: Path, pairs_file: Path) -> MakeRecipe:
+    """A recipe on the tiny model: recipe_in(run_dir, "train.seed=1", ..., paths=...)."""
 
-    def make(*overrides: str, **top: Any) -> Recipe:
+    def make(run_dir: Path | str, *overrides: str, **top: Any) -> Recipe:
         mapping = {
-            "run_dir": str(top.pop("run_dir", tmp_path / "run")),
+            "run_dir": str(run_dir),
             "model": {"name_or_path": str(model_dir)},
             "data": {
                 "sources": [{"path": str(pairs_file)}],
@@ -74,5 +74,15 @@ def make_recipe(tmp_path: Path, model_dir: Path, pairs_file: Path) -> MakeRecipe
             **top,
         }
         return validate_recipe(mapping, overrides)
+
+    return make
+
+
+@pytest.fixture
+def make_recipe(tmp_path: Path, recipe_in: MakeRecipe) -> MakeRecipe:
+    """The same in a run directory of the test's own: make_recipe("train.seed=1", ..., run_dir=...)."""
+
+    def make(*overrides: str, **top: Any) -> Recipe:
+        return recipe_in(top.pop("run_dir", tmp_path / "run"), *overrides, **top)
 
     return make

@@ -34,7 +34,7 @@ CONFIG_FILE, WEIGHTS_FILE = "mask_config.json", "masks.safetensors"
 _HIDDEN_UNITS = 200
 # The sparsity controller: gains of the error and of its sum; half the window that the density is measured in and the
 # smallest density believed, in units of the scores' standard deviation.
-_GAIN, _DRIFT_GAIN, _WINDOW, _LEAST_DENSITY = 0.7, 0.25, 0.25, 0.3
+_GAIN, _DRIFT_GAIN, _WINDOW, _LEAST_DENSITY = 0.5, 0.5, 0.25, 0.3
 
 
 @dataclass(frozen=True)
@@ -220,8 +220,8 @@ class LearnedMasks(TokenMasks):
         own drift is integrated too:
 
             step  = (target - zero fraction) / density
-            drift = drift + 0.25 * step
-            shift = shift - (0.7 * step + drift)
+            drift = drift + 0.5 * step
+            shift = shift - (0.5 * step + drift)
 
         Nothing happens without a target.
 

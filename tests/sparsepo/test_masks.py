@@ -263,7 +263,9 @@ def test_without_a_target_nothing_is_controlled() -> None:
 
 def test_the_shift_is_no_business_of_the_optimizer() -> None:
     masks = learned("simple_all", "independent", target_sparsity=0.5)
-    assert {n for n, p in masks.named_parameters() if not p.requires_grad} == {f"{term}.{name}" for term in ("reward", "kl") for name in ("shift", "drift", "window")}
+    assert {n for n, p in masks.named_parameters() if not p.requires_grad} == {
+        f"{term}.{name}" for term in ("reward", "kl") for name in ("shift", "drift", "window")
+    }
     assert {"reward.shift", "kl.shift"} <= set(masks.state_dict())
 
 
