@@ -18,7 +18,7 @@ from sparsepo.records import FEATURES, Features, ModelInputs, TokenScores
 
 # Config fields of transformers models that change logits after the head's matrix product.
 _SOFTCAP_FIELD = "final_logit_softcapping"
-_MULTIPLIED_BY = ("logit_scale",)
+_MULTIPLIED_BY = ("logit_scale", "lm_head_multiplier")
 _DIVIDED_BY = ("logits_scaling",)
 
 

@@ -1,10 +1,12 @@
 """Layouts, activations, masks and the policy's forward on real (tiny) transformers models."""
 
+from typing import Any
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GPTJConfig, GraniteConfig, LlamaConfig, LlamaForCausalLM
 
-from sparsepo import PolicyModel, ReferenceModel, SparsePO, TokenizedPair, UniformMask, padded_layout
+from sparsepo import PolicyModel, ReferenceModel, SparsePO, TokenizedPair, UniformMask, padded_layout, verify_head
 from sparsepo.activations import ActivationRecorder, available_hooks
 from sparsepo.records import Features
 
@@ -93,19 +95,53 @@ def test_llama_hooks_by_hand() -> None:
     assert num_hooks() == before, "hooks must not outlive the recorder"
 
 
-def test_head_scaling_is_honoured_not_ignored() -> None:
-    """Gemma 2's final soft-cap: our log-probabilities equal the model's own logits'."""
-    from transformers import Gemma2Config
+SMALL: dict[str, Any] = {
+    "vocab_size": 17,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
 
+
+@pytest.mark.parametrize(
+    ("config", "field", "neutral"),
+    [
+        (Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=0.05), "final_logit_softcapping", None),
+        (CohereConfig(**SMALL, logit_scale=0.25), "logit_scale", 1.0),
+        (GraniteConfig(**SMALL, logits_scaling=3.0), "logits_scaling", 1.0),
+    ],
+)
+def test_head_scaling_is_honoured_not_ignored(config: Any, field: str, neutral: float | None) -> None:
+    """Our log-probabilities equal those of the model's own logits; without the field they do not."""
     torch.manual_seed(0)
-    config = Gemma2Config(
-        vocab_size=17, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=8
-    )
-    config.final_logit_softcapping = 0.05
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    verify_head(model)
     inputs = padded_layout(PAIRS[:1])
     ours = PolicyModel(model, UniformMask())(inputs, Features()).policy_logps
     log_probs = model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).logits.log_softmax(-1).flatten(0, 1)
     torch.testing.assert_close(ours, log_probs[inputs.score_rows, inputs.labels], atol=1e-5, rtol=0)
-    config.final_logit_softcapping = None
+    setattr(config, field, neutral)
     assert not torch.allclose(ours, PolicyModel(model, UniformMask())(inputs, Features()).policy_logps, atol=1e-4)
+
+
+def test_a_head_with_a_bias_keeps_it() -> None:
+    """GPT-J's head has one."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(GPTJConfig(vocab_size=17, n_embd=16, n_layer=1, n_head=2, rotary_dim=4, n_positions=32)).eval()
+    model.lm_head.bias.data.normal_()
+    verify_head(model)
+    inputs = padded_layout(PAIRS[:1])
+    ours = PolicyModel(model, UniformMask())(inputs, Features()).policy_logps
+    log_probs = model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).logits.log_softmax(-1).flatten(0, 1)
+    torch.testing.assert_close(ours, log_probs[inputs.score_rows, inputs.labels], atol=1e-5, rtol=0)
+
+
+def test_logits_changed_in_an_unknown_way_are_refused() -> None:
+    model = llama()
+    model.lm_head.register_forward_hook(lambda module, args, output: output * 1.5)
+    with pytest.raises(
+        ValueError, match="LlamaForCausalLM changes its logits beyond head bias, soft-cap .* and scale .*: add its rule to head_of"
+    ):
+        verify_head(model)
