@@ -1,5 +1,6 @@
 """What the documents show works: python blocks run, commands and recipes exist, linked files are there."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -18,8 +19,9 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def test_readme_library_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    """With all-one masks this is TDPO v1: logit (0.4 - 0.3) - (0.6 - 0.6) = 0.1, beta 0.1, loss log(1 + exp(-0.01)) = 0.6882."""
+    """Log ratios 0.5 - 0.1 chosen, 0.3 rejected: DPO's logit is 0.1 * 0.1, the loss log(1 + exp(-0.01)) = 0.6882. Five statements."""
     (example,) = [b for b in blocks((ROOT / "README.md").read_text(), "python") if "TokenScores" in b]
+    assert len(ast.parse(example).body) <= 6  # five and the import
     exec(compile(example, "README.md", "exec"), {})
     assert "0.6882" in capsys.readouterr().out
 
@@ -35,7 +37,7 @@ def test_commands_and_links_exist(document: Path) -> None:
     commands = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     named = set(re.findall(r"\bsparsepo ([a-z]+)\b(?= [A-Za-z./-]+\.yaml| RECIPE| SWEEP| runs/| seed=|`)", text))
     assert named <= commands
-    for recipe in re.findall(r"sparsepo run ((?:imdb|hh)-[a-z-]+)", text):
+    for recipe in re.findall(r"sparsepo run ((?:imdb|hh)-[a-z0-9-]+)", text):
         assert recipe in packaged_recipes()
     for link in re.findall(r"\]\(([^)#]+)\)", text):
         assert (document.parent / link).exists(), link
