@@ -19,6 +19,8 @@ _CURVES = (
     ("masks/reward_mean", "Mean reward mask", "weight", None),
     ("masks/reward_zero_fraction", "Reward mask: share of exact zeros", "share of tokens", None),
     ("masks/kl_mean", "Mean KL mask", "weight", None),
+    ("masks/kl_zero_fraction", "KL mask: share of exact zeros", "share of tokens", None),
+    ("masks/reward_kl_correlation", "Correlation of reward mask and token KL", "within responses", 0.0),
     ("nll_per_token", "Negative log-likelihood", "nats per token", None),
 )
 
@@ -96,10 +98,11 @@ def _auc(runs: Sequence[RunView]) -> str:
     measured = [r for r in runs if "auc/chance" in r.results.get("masks", {})]
     for run in measured:
         masks = run.results["masks"]
-        if run.recipe["mask"]["kind"] != "none":
-            bars.append((f"{run.name}\nreward mask", masks["auc/reward_mask"]))
-            if run.recipe["mask"].get("sharing") == "independent":
-                bars.append((f"{run.name}\nKL mask", masks["auc/kl_mask"]))
+        terms = _masked_terms(run)
+        both_shown = terms == ["reward", "kl"] and run.recipe["mask"].get("sharing") != "independent"
+        for term in terms[:1] if both_shown else terms:
+            label = {"reward": "reward mask", "kl": "KL mask"}[term]
+            bars.append((f"{run.name}\n{label}", masks[f"auc/{term}_mask"]))
     last = measured[-1].results["masks"]
     bars += [("token KL", last["auc/token_kl"]), ("random", last["auc/random_mask"])]
     return figures.bar_chart("Do the weights find the key tokens?", "AUC over held-out tokens", bars, chance=0.5)
@@ -114,23 +117,33 @@ def _examples(run: RunView, count: int = 4) -> dict[str, list[dict[str, Any]]]:
 
 
 def _heatmap(run: RunView) -> list[dict[str, Any]]:
-    """Responses with a colour strength per token, scaled to the largest weight shown."""
+    """Responses with a colour strength per token, scaled to the largest weight shown; of the KL mask where only that is one."""
     shown = []
+    mask = "kl_mask" if _masked_terms(run) == ["kl"] else "reward_mask"
     for response in run.responses:
-        largest = max([*response["reward_mask"], 1e-9])
+        largest = max([*response[mask], 1e-9])
         tokens = []
         for i, token in enumerate(response["tokens"]):
-            weight = response["reward_mask"][i]
+            weights = {name: response[name][i] for name in ("reward_mask", "kl_mask", "token_kl")}
             tokens.append(
                 {
                     "text": token,
-                    "alpha": round(weight / largest * 0.85, 3),
+                    "alpha": round(max(weights[mask], 0.0) / largest * 0.85, 3),
                     "is_key": bool(response["is_key"] and response["is_key"][i]),
-                    "hint": f"reward mask {weight:.4g} | KL mask {response['kl_mask'][i]:.4g} | token KL {response['token_kl'][i]:.4g}",
+                    "hint": "reward mask {reward_mask:.4g} | KL mask {kl_mask:.4g} | token KL {token_kl:.4g}".format(**weights),
                 }
             )
         shown.append({"side": response["side"], "tokens": tokens})
     return shown
+
+
+def _masked_terms(run: RunView) -> list[str]:
+    """The terms that this run's mask weighs, "reward" before "kl"; none without a mask."""
+    mask = run.recipe["mask"]
+    if mask["kind"] == "none":
+        return []
+    terms = mask.get("terms", "both")
+    return ["reward", "kl"] if terms == "both" else [terms]
 
 
 def _number(value: Any) -> str:

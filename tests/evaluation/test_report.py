@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -61,3 +62,16 @@ def test_page() -> None:
     assert page.count("<svg") == 4, "frontier, AUC, loss, margins"
     with pytest.raises(ValueError, match="at least one run"):
         render_report([], "x")
+
+
+def test_warnings_and_the_mask_that_is_one_are_shown() -> None:
+    """A KL-only mask colours the tokens and has the AUC bar; the reward mask, ones, does not; signed weights do not break the page."""
+    shown = view("one")
+    mask = {**shown.recipe["mask"], "terms": "kl"}
+    response = {**shown.responses[0], "kl_mask": [-1.0, 2.0], "reward_mask": [1.0, 1.0]}
+    warned = {"steps": 3, "warnings": ["step 21: the kl mask has <collapsed>"]}
+    run = replace(shown, recipe={**shown.recipe, "mask": mask}, counts=warned, responses=[response])
+    page = render_report([run], "Title")
+    assert "warning:</strong> step 21: the kl mask has &lt;collapsed&gt;" in page
+    assert re.findall(r"rgba\([^)]*,\s*([\d.]+)\)", page)[-2:] == ["0.0", "0.85"]
+    assert "KL mask" in page[: page.index("random")] and "reward mask" not in page[page.index("Do the weights") : page.index("random")]

@@ -114,7 +114,25 @@ def test_every_field_changes_exactly_the_stage_it_says() -> None:
     assert changed("train.seed=4") == {"train"}
     assert changed("evaluate.num_prompts=3") == {"evaluate"}
     assert changed("sample.num_candidates=3") == {"sample"}
-    for harmless in ("train.num_workers=2", "train.micro_batch_tokens=9", "reference.batch_tokens=9", "run_dir=x", "ray.num_cpus=1"):
+    assert changed("data.sources[0].columns.chosen_weights=w") == {"prepare"}
+    assert changed("objective.nll_coef=0.1") == {"train"}
+    for mask, options, stage in (
+        ("activation", "mask.keep_fraction=0.5", "train"),
+        ("activation", "mask.terms=kl", "train"),
+        ("activation", "mask.mapping=sigmoid", "reference"),
+        ("random", "mask.seed=4", "train"),
+    ):
+        chosen = ("objective.name=mapo", f"mask.kind={mask}")
+        one, two = validate_recipe(MINIMAL, chosen), validate_recipe(MINIMAL, (*chosen, options))
+        assert {s for s in everything if stage_settings(one, s) != stage_settings(two, s)} == {stage}, options  # type: ignore[arg-type]
+    for harmless in (
+        "model.embedder=x",
+        "train.num_workers=2",
+        "train.micro_batch_tokens=9",
+        "reference.batch_tokens=9",
+        "run_dir=x",
+        "ray.num_cpus=1",
+    ):
         assert changed(harmless) == set(), harmless
 
 
