@@ -133,15 +133,23 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * scale
         totals: Metrics = {}
+        failure = ""
         self.optimizer.zero_grad(set_to_none=True)
         batches = self._micro_batches("train", rows)
         self._enter_training()
         coupling = self._coupling("train", rows, batches)
         self._enter_training()  # again: both passes draw the same dropout
         for batch in batches:
-            losses, metrics = self._score("train", batch, coupling)
+            try:
+                losses, metrics = self._score("train", batch, coupling)
+            except ValueError as error:
+                failure = f"step {self.step + 1}: {error}; pairs {self._pair_ids('train', batch.rows)}; {self._last_checkpoint()}"
+                break
             (losses.sum() / len(rows)).backward()
             totals = add_metrics(totals, metrics)
+        # Before any other collective: a rank that failed alone must not leave the others waiting for it.
+        for message in filter(None, self.placement.gather(failure)):
+            raise StageFailed(message)
         self.placement.reduce_gradients(self.parameters)
         grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.train.max_grad_norm)
         record = self._means(totals)
@@ -194,16 +202,12 @@ class Trainer:
         return scores
 
     def _score(self, split: str, batch: MicroBatch, coupling: Coupling | None) -> tuple[Tensor, Metrics]:
+        """Losses and metrics of a micro-batch; ValueError if its scores or weights are none that the objective accepts."""
         scores = self._forward(split, batch)
-        try:
-            if coupling is None:
-                output = self.objective(scores)
-            else:
-                output = coupling.objective(scores, coupling.slice(batch.rows, self.placement.device))
-        except ValueError as error:
-            raise StageFailed(
-                f"step {self.step + 1}: {error}; pairs {self._pair_ids(split, batch.rows)}; {self._last_checkpoint()}"
-            ) from error
+        if coupling is None:
+            output = self.objective(scores)
+        else:
+            output = coupling.objective(scores, coupling.slice(batch.rows, self.placement.device))
         return output.losses, output.metrics
 
     @torch.no_grad()

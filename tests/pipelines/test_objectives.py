@@ -333,6 +333,25 @@ def test_target_sparsity_is_held_saved_and_resumed(recipe_in: MakeRecipe, world:
 
 
 @pytest.mark.slow
+def test_one_rank_that_fails_stops_both(recipe_in: MakeRecipe, world: World, tmp_path: Path) -> None:
+    """One pair whose scores were turned around behind the pipeline's back: the rank that has it says so, the other does not wait."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    recipe = recipe_in(
+        tmp_path, "objective.name=odpo", "train.num_workers=2", "train.cpus_per_worker=1", "train.max_steps=3", "train.global_batch_size=200",
+        *world.options,
+    )  # fmt: skip
+    shard = Path(prepared(recipe).run_dir) / "pairs" / "train-00000.parquet"
+    table = pq.read_table(shard)
+    scores = table["chosen_score"].to_pylist()
+    table = table.set_column(table.schema.get_field_index("chosen_score"), "chosen_score", pa.array([-5.0, *scores[1:]], pa.float64()))
+    pq.write_table(table, shard)
+    with pytest.raises(StageFailed, match=rf"step 1: preference_scores of pair \d+: chosen -5.0, .*; pairs .*{table['pair_id'][0]}"):
+        run_train(recipe, quiet=True)
+
+
+@pytest.mark.slow
 def test_a_collapsed_mask_is_reported_with_its_cure(
     recipe_in: MakeRecipe, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
