@@ -7,7 +7,7 @@ import torch
 
 from evaluation.key_tokens import key_token_labels
 from pipelines.config import Recipe
-from pipelines.feature_source import FeatureSource, online_reference
+from pipelines.feature_source import FeatureSource
 from pipelines.generation import generate
 from pipelines.models import (
     compute_device,
@@ -17,7 +17,7 @@ from pipelines.models import (
     resolve_model,
 )
 from pipelines.prepare import open_pairs
-from pipelines.reference import feature_origins, open_reference
+from pipelines.reference import feature_origins, load_reference, open_reference
 from pipelines.sampler import token_budget_batches
 from pipelines.store import RunStore
 from pipelines.trainer import build_masks
@@ -37,7 +37,7 @@ class Evaluator:
         dtype = reference_dtype("auto", self._device)
         start_dir = str(resolve_model(self._recipe.model.name_or_path))
         self._tokenizer = load_tokenizer(str(resolve_model(self._recipe.model.tokenizer or start_dir, tokenizer_only=True)))
-        self._reference = online_reference(self._recipe, self._device)
+        self._reference = load_reference(self._recipe, self._device)
         same = self._recipe.model.reference in (None, self._recipe.model.name_or_path)
         self._start = self._reference.causal_lm if same else load_causal_lm(start_dir, dtype, self._device)
         train = RunStore(f"{self._recipe.run_dir}/train")

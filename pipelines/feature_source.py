@@ -5,16 +5,15 @@ The training loop asks for features and cannot tell which.
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipelines.config import Recipe
 from pipelines.errors import UserError
-from pipelines.mask_config import ActivationMaskConfig
-from pipelines.models import load_causal_lm, reference_dtype
 from pipelines.pair_table import PairTable
-from pipelines.reference import open_reference, reference_model_dir
+from pipelines.reference import load_reference, open_reference
 from pipelines.reference_store import ReferenceStore
 from sparsepo import ReferenceModel
 from sparsepo.kernels.token_scoring import LMHead
@@ -73,16 +72,8 @@ class FeatureSource:
 def feature_source(recipe: Recipe, pairs: PairTable, device: torch.device) -> FeatureSource:
     """The source that recipe.reference.mode asks for. UserError if a stored one is missing or does not match."""
     wanted = recipe.required_features()
-    online = online_reference(recipe, device) if recipe.online_features() else None
+    online = load_reference(recipe, device) if recipe.online_features() else None
     return FeatureSource(pairs, wanted, online, open_reference(recipe, pairs) if recipe.stored_features() & wanted else None)
-
-
-def online_reference(recipe: Recipe, device: torch.device) -> ReferenceModel:
-    """The frozen reference model of a recipe on a device."""
-    mask = recipe.mask
-    hooks, mapping = (mask.hooks, mask.mapping) if isinstance(mask, ActivationMaskConfig) else ("all", "zn_rescale")
-    dtype = reference_dtype(recipe.reference.dtype, device)
-    return ReferenceModel(load_causal_lm(reference_model_dir(recipe), dtype, device), hooks, mapping)
 
 
 def _present(features: Features) -> dict[str, Tensor]:
@@ -90,24 +81,23 @@ def _present(features: Features) -> dict[str, Tensor]:
 
 
 def _scores(pairs: PairTable, split: str, rows: Sequence[int]) -> Tensor:
-    values = pairs.values(split, rows, ("chosen_score", "rejected_score"))
-    for row, scores in zip(rows, values, strict=True):
-        if None in scores:
-            raise UserError(
-                f"row {row} of the {split} pairs has no scores: set data.sources[].columns.chosen_score and rejected_score, or use "
-                "the scored form (prompt, responses, scores)"
-            )
-    return torch.tensor(values, dtype=torch.float64)
+    cure = "set data.sources[].columns.chosen_score and rejected_score, or use the scored form (prompt, responses, scores)"
+    return torch.tensor(_both_sides(pairs, split, rows, ("chosen_score", "rejected_score"), f"no scores: {cure}"), dtype=torch.float64)
 
 
 def _weights(pairs: PairTable, split: str, rows: Sequence[int]) -> Tensor:
-    values = pairs.values(split, rows, ("chosen_weights", "rejected_weights"))
-    for row, weights in zip(rows, values, strict=True):
-        if None in weights:
-            raise UserError(
-                f"row {row} of the {split} pairs has no token weights: set data.sources[].columns.chosen_weights and rejected_weights"
-            )
+    cure = "set data.sources[].columns.chosen_weights and rejected_weights"
+    values = _both_sides(pairs, split, rows, ("chosen_weights", "rejected_weights"), f"no token weights: {cure}")
     return torch.tensor([weight for weights in values for side in weights for weight in side])
+
+
+def _both_sides(pairs: PairTable, split: str, rows: Sequence[int], names: tuple[str, str], lacking: str) -> list[tuple[Any, ...]]:
+    """Two columns of the rows; UserError for the first row that has not both."""
+    values = pairs.values(split, rows, names)
+    for row, sides in zip(rows, values, strict=True):
+        if None in sides:
+            raise UserError(f"row {row} of the {split} pairs has {lacking}")
+    return values
 
 
 def _keys(pairs: PairTable, split: str, rows: Sequence[int]) -> Tensor:

@@ -55,6 +55,14 @@ def reference_model_dir(recipe: Recipe) -> str:
     return str(resolve_model(recipe.model.reference or recipe.model.name_or_path))
 
 
+def load_reference(recipe: Recipe, device: torch.device) -> ReferenceModel:
+    """The frozen reference model of a recipe on a device, with the recipe's hooks."""
+    mask = recipe.mask
+    hooks, mapping = (mask.hooks, mask.mapping) if isinstance(mask, ActivationMaskConfig) else ("all", "zn_rescale")
+    dtype = reference_dtype(recipe.reference.dtype, device)
+    return ReferenceModel(load_causal_lm(reference_model_dir(recipe), dtype, device), hooks, mapping)
+
+
 def reference_record(recipe: Recipe) -> StageRecord:
     """The stage record of a recipe's reference. UserError if the model does not exist or has no such hooks."""
     directory = resolve_model(recipe.model.reference or recipe.model.name_or_path)
@@ -238,10 +246,7 @@ class ShardScorer:
 
     @cached_property
     def _reference(self) -> ReferenceModel:
-        mask = self._recipe.mask
-        hooks, mapping = (mask.hooks, mask.mapping) if isinstance(mask, ActivationMaskConfig) else ("all", "zn_rescale")
-        dtype = reference_dtype(self._recipe.reference.dtype, self._device)
-        return ReferenceModel(load_causal_lm(reference_model_dir(self._recipe), dtype, self._device), hooks, mapping)
+        return load_reference(self._recipe, self._device)
 
     @cached_property
     def _scorers(self) -> tuple[Any, Any]:

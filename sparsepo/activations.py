@@ -108,106 +108,77 @@ GPT2 = Family(
 )
 
 
-def _llama_like(model_types: tuple[str, ...], qk_norm: bool = False, fused_qkv: bool = False) -> Family:
-    """The Llama block and its relatives: pre-normalised attention and gated MLP.
+_Projections = tuple[HookPoint, HookPoint, HookPoint]
 
-    qk_norm: q and k are normalised per head before the rotary embedding. fused_qkv: one projection makes q, k and v.
-    """
-    q, k, v = (
-        (
-            HookPoint("attn.q", "layers.{i}.self_attn.qkv_proj", part="qkv_0"),
-            HookPoint("attn.k", "layers.{i}.self_attn.qkv_proj", part="qkv_1"),
-            HookPoint("attn.v", "layers.{i}.self_attn.qkv_proj", part="qkv_2"),
-        )
-        if fused_qkv
-        else (
-            HookPoint("attn.q", "layers.{i}.self_attn.q_norm" if qk_norm else "layers.{i}.self_attn.q_proj"),
-            HookPoint("attn.k", "layers.{i}.self_attn.k_norm" if qk_norm else "layers.{i}.self_attn.k_proj"),
-            HookPoint("attn.v", "layers.{i}.self_attn.v_proj"),
-        )
+
+def _projections(q: str = "q_proj", k: str = "k_proj", part: str | None = None) -> _Projections:
+    """q, k and v of a block with a projection each; q and k at the named modules, where they are last normalised."""
+    return (
+        HookPoint("attn.q", f"layers.{{i}}.self_attn.{q}", part=part),
+        HookPoint("attn.k", f"layers.{{i}}.self_attn.{k}", part=part),
+        HookPoint("attn.v", "layers.{i}.self_attn.v_proj"),
     )
+
+
+def _decoder(
+    model_types: tuple[str, ...],
+    projections: _Projections,
+    embedding: HookPoint,
+    delta_attn: str,
+    delta_mlp: str,
+    input_norm: str | None = "input_layernorm",
+    mlp_norm: str | None = "post_attention_layernorm",
+) -> Family:
+    """The Llama block and its relatives: rotary attention and gated MLP, one after the other.
+
+    delta_attn, delta_mlp: modules of a block whose output joins the residual stream. input_norm, mlp_norm: modules that
+    normalise before attention and MLP, if any does.
+    """
+    q, k, v = projections
+    block = "layers.{i}"
     return Family(
         model_types=model_types,
         blocks="layers",
         attention="self_attn",
         points=(
-            HookPoint("resid.post_emb", "embed_tokens"),
-            HookPoint("resid.torso.input_ln_attn", "layers.{i}.input_layernorm"),
+            embedding,
+            *([HookPoint("resid.torso.input_ln_attn", f"{block}.{input_norm}")] if input_norm else []),
             q,
             k,
             v,
             replace(q, name="attn.post_rota_emb_q", rotary=True),
             replace(k, name="attn.post_rota_emb_k", rotary=True),
-            HookPoint("attn.v_out", "layers.{i}.self_attn.o_proj", side="input"),
-            HookPoint("resid.torso.delta_attn", "layers.{i}.self_attn"),
-            HookPoint("resid.torso.post_attn", "layers.{i}.post_attention_layernorm", side="input"),
-            HookPoint("resid.torso.post_ln_attn", "layers.{i}.post_attention_layernorm"),
-            HookPoint("mlp.post_act", "layers.{i}.mlp.down_proj", side="input"),
-            HookPoint("resid.torso.delta_mlp", "layers.{i}.mlp"),
-            HookPoint("resid.torso.post_mlp", "layers.{i}"),
+            HookPoint("attn.v_out", f"{block}.self_attn.o_proj", side="input"),
+            HookPoint("resid.torso.delta_attn", f"{block}.{delta_attn}"),
+            HookPoint("resid.torso.post_attn", f"{block}.{mlp_norm or 'mlp'}", side="input"),
+            *([HookPoint("resid.torso.post_ln_attn", f"{block}.{mlp_norm}")] if mlp_norm else []),
+            HookPoint("mlp.post_act", f"{block}.mlp.down_proj", side="input"),
+            HookPoint("resid.torso.delta_mlp", f"{block}.{delta_mlp}"),
+            HookPoint("resid.torso.post_mlp", block),
             HookPoint("resid.post_ln_f", "norm"),
         ),
     )
 
 
-def _gemma_like(model_types: tuple[str, ...], qk_norm: bool) -> Family:
-    """Gemma 2 and 3: scaled embeddings; attention and MLP outputs are normalised before they join the residual stream."""
-    q = HookPoint("attn.q", "layers.{i}.self_attn.q_proj")
-    k = HookPoint("attn.k", "layers.{i}.self_attn.k_proj")
-    if qk_norm:
-        q = HookPoint("attn.q", "layers.{i}.self_attn.q_norm", part="heads_first")
-        k = HookPoint("attn.k", "layers.{i}.self_attn.k_norm", part="heads_first")
-    return Family(
-        model_types=model_types,
-        blocks="layers",
-        attention="self_attn",
-        points=(
-            HookPoint("resid.post_emb", "layers.0", side="input"),
-            HookPoint("resid.torso.input_ln_attn", "layers.{i}.input_layernorm"),
-            q,
-            k,
-            HookPoint("attn.v", "layers.{i}.self_attn.v_proj"),
-            replace(q, name="attn.post_rota_emb_q", rotary=True),
-            replace(k, name="attn.post_rota_emb_k", rotary=True),
-            HookPoint("attn.v_out", "layers.{i}.self_attn.o_proj", side="input"),
-            HookPoint("resid.torso.delta_attn", "layers.{i}.post_attention_layernorm"),
-            HookPoint("resid.torso.post_attn", "layers.{i}.pre_feedforward_layernorm", side="input"),
-            HookPoint("resid.torso.post_ln_attn", "layers.{i}.pre_feedforward_layernorm"),
-            HookPoint("mlp.post_act", "layers.{i}.mlp.down_proj", side="input"),
-            HookPoint("resid.torso.delta_mlp", "layers.{i}.post_feedforward_layernorm"),
-            HookPoint("resid.torso.post_mlp", "layers.{i}"),
-            HookPoint("resid.post_ln_f", "norm"),
-        ),
-    )
-
-
-LLAMA = _llama_like(("llama", "mistral", "qwen2"))
-QWEN3 = _llama_like(("qwen3",), qk_norm=True)
-PHI3 = _llama_like(("phi3",), fused_qkv=True)
-GEMMA2 = _gemma_like(("gemma2",), qk_norm=False)
-GEMMA3 = _gemma_like(("gemma3_text",), qk_norm=True)
-
-# No normalisation before attention and MLP: only their outputs are normalised, and q and k as a whole.
-OLMO2 = Family(
-    model_types=("olmo2",),
-    blocks="layers",
-    attention="self_attn",
-    points=(
-        HookPoint("resid.post_emb", "embed_tokens"),
-        HookPoint("attn.q", "layers.{i}.self_attn.q_norm"),
-        HookPoint("attn.k", "layers.{i}.self_attn.k_norm"),
-        HookPoint("attn.v", "layers.{i}.self_attn.v_proj"),
-        HookPoint("attn.post_rota_emb_q", "layers.{i}.self_attn.q_norm", rotary=True),
-        HookPoint("attn.post_rota_emb_k", "layers.{i}.self_attn.k_norm", rotary=True),
-        HookPoint("attn.v_out", "layers.{i}.self_attn.o_proj", side="input"),
-        HookPoint("resid.torso.delta_attn", "layers.{i}.post_attention_layernorm"),
-        HookPoint("resid.torso.post_attn", "layers.{i}.mlp", side="input"),
-        HookPoint("mlp.post_act", "layers.{i}.mlp.down_proj", side="input"),
-        HookPoint("resid.torso.delta_mlp", "layers.{i}.post_feedforward_layernorm"),
-        HookPoint("resid.torso.post_mlp", "layers.{i}"),
-        HookPoint("resid.post_ln_f", "norm"),
-    ),
+_EMBEDDING = HookPoint("resid.post_emb", "embed_tokens")
+_SCALED_EMBEDDING = HookPoint("resid.post_emb", "layers.0", side="input")
+# Outputs of attention and MLP that are normalised before they join the stream.
+_NORMALISED = ("post_attention_layernorm", "post_feedforward_layernorm")
+_FUSED = (
+    HookPoint("attn.q", "layers.{i}.self_attn.qkv_proj", part="qkv_0"),
+    HookPoint("attn.k", "layers.{i}.self_attn.qkv_proj", part="qkv_1"),
+    HookPoint("attn.v", "layers.{i}.self_attn.qkv_proj", part="qkv_2"),
 )
+
+LLAMA = _decoder(("llama", "mistral", "qwen2"), _projections(), _EMBEDDING, "self_attn", "mlp")
+QWEN3 = _decoder(("qwen3",), _projections("q_norm", "k_norm"), _EMBEDDING, "self_attn", "mlp")
+PHI3 = _decoder(("phi3",), _FUSED, _EMBEDDING, "self_attn", "mlp")
+GEMMA2 = _decoder(("gemma2",), _projections(), _SCALED_EMBEDDING, *_NORMALISED, mlp_norm="pre_feedforward_layernorm")
+GEMMA3 = _decoder(
+    ("gemma3_text",), _projections("q_norm", "k_norm", "heads_first"), _SCALED_EMBEDDING, *_NORMALISED, mlp_norm="pre_feedforward_layernorm"
+)
+# No normalisation before attention and MLP: only their outputs are normalised, and q and k as a whole.
+OLMO2 = _decoder(("olmo2",), _projections("q_norm", "k_norm"), _EMBEDDING, *_NORMALISED, input_norm=None, mlp_norm=None)
 
 # Attention and MLP side by side behind one normalisation. The release takes v_out after the output projection and
 # post_ln_f before the final normalisation in this family; here both mean what they mean elsewhere.

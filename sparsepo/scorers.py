@@ -25,8 +25,10 @@ def scorer_log_ratios(positive: Any, negative: Any, inputs: ModelInputs) -> Tens
     heads = head_of(positive), head_of(negative)
     if heads[0].weight.shape[0] != heads[1].weight.shape[0]:
         raise ValueError(f"the scorers' vocabularies differ: {heads[0].weight.shape[0]} and {heads[1].weight.shape[0]}")
-    logps = [score_tokens(scored_states(model, inputs), head_of(model), inputs.labels)[0] for model in (positive, negative)]
-    return logps[0] - logps[1]
+    return (
+        score_tokens(scored_states(positive, inputs), heads[0], inputs.labels)[0]
+        - score_tokens(scored_states(negative, inputs), heads[1], inputs.labels)[0]
+    )
 
 
 @torch.no_grad()

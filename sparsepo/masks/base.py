@@ -1,5 +1,6 @@
 """The interface of every token mask."""
 
+from abc import ABC, abstractmethod
 from typing import Literal, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ class MaskWeights(NamedTuple):
     statistics: Metrics
 
 
-class TokenMasks(nn.Module):
+class TokenMasks(nn.Module, ABC):
     """Maps features to the two token masks.
 
     Attributes:
@@ -31,6 +32,7 @@ class TokenMasks(nn.Module):
     l1_shares: tuple[float, float] = (1.0, 1.0)
     signed: bool = False
 
+    @abstractmethod
     def forward(self, features: Features, response_index: Tensor, num_pairs: int) -> MaskWeights:
         """Weights of the scored tokens, finite and >= 0 unless `signed`.
 
@@ -38,7 +40,6 @@ class TokenMasks(nn.Module):
             features: of the same tokens. response_index: int64 [S], non-decreasing, as in TokenScores.
         Raises: ValueError naming the feature that is missing.
         """
-        raise NotImplementedError
 
 
 class UniformMask(TokenMasks):

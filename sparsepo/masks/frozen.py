@@ -1,6 +1,7 @@
 """Masks without parameters: the reference's activations, seeded random numbers, weights that came with the data."""
 
 import math
+from abc import abstractmethod
 
 import torch
 from torch import Tensor
@@ -25,9 +26,9 @@ class FrozenMask(TokenMasks):
         self.terms, self.keep_fraction = terms, keep_fraction
         self.l1_shares = (0.5, 0.5) if terms == "both" else (float(terms == "reward"), float(terms == "kl"))
 
+    @abstractmethod
     def weights(self, features: Features, response_index: Tensor, num_responses: int) -> Tensor:
         """float [S] >= 0."""
-        raise NotImplementedError
 
     def forward(self, features: Features, response_index: Tensor, num_pairs: int) -> MaskWeights:
         weights = self.weights(features, response_index, 2 * num_pairs)
