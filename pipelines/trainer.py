@@ -40,6 +40,9 @@ def build_masks(recipe: Recipe) -> TokenMasks:
     return recipe.mask.build(AutoConfig.from_pretrained(reference_model_dir(recipe), local_files_only=True), recipe.train.seed)
 
 
+Sums = dict[str, tuple[float, float]]  # metric -> (sum, count)
+
+
 @dataclass(frozen=True)
 class MicroBatch:
     """Rows of a split and their token ids."""
@@ -132,27 +135,10 @@ class Trainer:
         scale = self._learning_rate_factor(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * scale
-        totals: Metrics = {}
-        failure = ""
         self.optimizer.zero_grad(set_to_none=True)
-        batches = self._micro_batches("train", rows)
-        self._enter_training()
-        coupling = self._coupling("train", rows, batches)
-        self._enter_training()  # again: both passes draw the same dropout
-        for batch in batches:
-            try:
-                losses, metrics = self._score("train", batch, coupling)
-            except ValueError as error:
-                failure = f"step {self.step + 1}: {error}; pairs {self._pair_ids('train', batch.rows)}; {self._last_checkpoint()}"
-                break
-            (losses.sum() / len(rows)).backward()
-            totals = add_metrics(totals, metrics)
-        # Before any other collective: a rank that failed alone must not leave the others waiting for it.
-        for message in filter(None, self.placement.gather(failure)):
-            raise StageFailed(message)
+        record = _means(self._score_batch("train", rows, backward=True))
         self.placement.reduce_gradients(self.parameters)
         grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.train.max_grad_norm)
-        record = self._means(totals)
         if not (math.isfinite(float(grad_norm)) and math.isfinite(record["loss"])):
             raise StageFailed(
                 f"loss {record['loss']} or gradient norm {float(grad_norm)} is not finite at step {self.step + 1}; pairs "
@@ -174,12 +160,40 @@ class Trainer:
             "tokens_per_second": tokens / seconds,
         }
 
-    def _enter_training(self) -> None:
+    def _score_batch(self, split: str, rows: list[int], backward: bool) -> Sums:
+        """Sums of every metric over a global batch, of all ranks; this rank's micro-batches back-propagate if asked to.
+
+        Every rank must call it. Raises: StageFailed on every rank if one meets scores or weights that the objective refuses:
+        a rank that failed alone would leave the others waiting in the next collective.
+        """
+        batches = self._micro_batches(split, rows)
+        self._enter_mode(training=backward)
+        coupling = self._coupling(split, rows, batches)
+        self._enter_mode(training=backward)  # again: both passes draw the same dropout
+        totals: Metrics = {}
+        failure = ""
+        for batch in batches:
+            try:
+                losses, metrics = self._score(split, batch, coupling)
+            except ValueError as error:
+                failure = f"step {self.step + 1}: {error}; pairs {self._pair_ids(split, batch.rows)}; {self._last_checkpoint()}"
+                break
+            if backward:
+                (losses.sum() / len(rows)).backward()
+            totals = add_metrics(totals, metrics)
+        summed: Sums = {}
+        for message, part in self.placement.gather((failure, as_floats(totals))):
+            if message:
+                raise StageFailed(message)
+            summed = add_metrics(summed, part)
+        return summed
+
+    def _enter_mode(self, training: bool) -> None:
         """Training mode where dropout is asked for; eval mode is what switches it off in every architecture."""
         keep, mask = self.recipe.train.dropout == "keep", self.recipe.mask
-        self.model.train(keep)
-        self.model.masks.train()
-        if keep or (isinstance(mask, LearnedMaskConfig) and mask.dropout > 0):
+        self.model.train(training and keep)
+        self.model.masks.train(training)
+        if training and (keep or (isinstance(mask, LearnedMaskConfig) and mask.dropout > 0)):
             torch.manual_seed(hash((self.recipe.train.seed, self.step, self.placement.rank)))
 
     def _micro_batches(self, split: str, rows: list[int]) -> list[MicroBatch]:
@@ -224,17 +238,13 @@ class Trainer:
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        self.model.eval()
-        totals: Metrics = {}
         rows = list(range(len(self.lengths["validation"])))
         # A coupled loss depends on the size of its batch: the training's, so that both can be compared.
         size = self.recipe.train.global_batch_size if self.objective.couples_pairs else len(rows)
-        for group in (rows[at : at + size] for at in range(0, len(rows), size)):
-            batches = self._micro_batches("validation", group)
-            coupling = self._coupling("validation", group, batches)
-            for batch in batches:
-                totals = add_metrics(totals, self._score("validation", batch, coupling)[1])
-        record = {f"validation/{key}": value for key, value in self._means(totals).items()}
+        summed: Sums = {}
+        for at in range(0, len(rows), size):
+            summed = add_metrics(summed, self._score_batch("validation", rows[at : at + size], backward=False))
+        record = {f"validation/{key}": value for key, value in _means(summed).items()}
         if self.metrics is not None:
             self.metrics.add_apart({"step": self.step, "kind": "validation", **record})
         return record
@@ -246,15 +256,6 @@ class Trainer:
     def _last_checkpoint(self) -> str:
         kept = completed_steps(self.store)
         return f"last good checkpoint: {f'step {kept[-1]}' if kept else 'none'}"
-
-    def _means(self, totals: Metrics) -> dict[str, float]:
-        """Mean of every metric over all ranks' pairs (or tokens, or responses: whatever its count counts)."""
-        summed: dict[str, tuple[float, float]] = {}
-        for metrics in self.placement.gather(as_floats(totals)):
-            for key, (total, count) in metrics.items():
-                before = summed.get(key, (0.0, 0.0))
-                summed[key] = (before[0] + total, before[1] + count)
-        return {key: total / count for key, (total, count) in summed.items() if count}
 
     def _learning_rate_factor(self, step: int) -> float:
         train = self.recipe.train
@@ -285,3 +286,8 @@ class Trainer:
             folder = self.store.staging_directory()
             self.model.masks.save_pretrained(folder)
             self.store.publish_directory(folder, "masks")
+
+
+def _means(summed: Sums) -> dict[str, float]:
+    """Mean of every metric over pairs (or tokens, or responses: whatever its count counts)."""
+    return {key: total / count for key, (total, count) in summed.items() if count}

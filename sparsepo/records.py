@@ -5,7 +5,7 @@ pair, chosen before rejected, position ascending. Padding exists only inside the
 """
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -95,6 +95,7 @@ FEATURES: dict[str, FeatureKind] = {
 }
 
 Metrics = dict[str, tuple[Tensor, Tensor]]
+Summand = TypeVar("Summand", Tensor, float)
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,7 @@ def segment_sum(values: Tensor, index: Tensor, num_segments: int) -> Tensor:
     return values.new_zeros(num_segments).index_add(0, index, values)
 
 
-def add_metrics(total: Metrics, new: Metrics) -> Metrics:
+def add_metrics(total: dict[str, tuple[Summand, Summand]], new: dict[str, tuple[Summand, Summand]]) -> dict[str, tuple[Summand, Summand]]:
     """Add (sum, count) metrics key by key; a key missing on one side counts as (0, 0)."""
     merged = dict(total)
     for key, (value, count) in new.items():
