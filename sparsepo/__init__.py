@@ -3,8 +3,9 @@
 The library needs torch, transformers and safetensors only; the pipeline around it lives in the package `pipelines`.
 """
 
-from sparsepo.kernels import LMHead, score_tokens
-from sparsepo.layouts import TokenizedPair, padded_layout
+from sparsepo.backbone import enable_packing
+from sparsepo.kernels import LMHead, TopK, score_tokens
+from sparsepo.layouts import TokenizedPair, packed_layout, padded_layout
 from sparsepo.masks import ActivationMask, CollapseWatch, ExternalMask, LearnedMasks, RandomMask, UniformMask
 from sparsepo.model import PolicyModel, ReferenceModel, head_of, verify_head
 from sparsepo.objectives import (
@@ -61,8 +62,11 @@ __all__ = [
     "SparsePO",
     "TokenScores",
     "TokenizedPair",
+    "TopK",
     "UniformMask",
+    "enable_packing",
     "head_of",
+    "packed_layout",
     "padded_layout",
     "pooled_states",
     "score_tokens",

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsepo.activations import ActivationRecorder, select_hooks
+from sparsepo.backbone import run_backbone, scored_rows, transformer_of
+from sparsepo.compression import pack_topk, topk_of, unpack_topk
 from sparsepo.kernels.token_scoring import LMHead, score_tokens
 from sparsepo.masks.activation import (
     ActivationMapping,
@@ -42,21 +44,6 @@ def head_of(causal_lm: Any) -> LMHead:
     return LMHead(layer.weight, getattr(layer, "bias", None), getattr(config, _SOFTCAP_FIELD, None), scale)
 
 
-def transformer_of(causal_lm: Any) -> Any:
-    """The transformers model itself, with peft's layers inside if peft has wrapped it.
-
-    Raises: ValueError for peft methods that add virtual tokens, which would move every scored row.
-    """
-    if not hasattr(causal_lm, "get_base_model"):
-        return causal_lm
-    for name, settings in causal_lm.peft_config.items():
-        if settings.is_prompt_learning:
-            raise ValueError(
-                f"peft adapter {name!r} is {settings.peft_type.value}: only methods without virtual tokens, such as LoRA, work"
-            )
-    return causal_lm.get_base_model()
-
-
 @torch.no_grad()
 def verify_head(causal_lm: Any) -> None:
     """Compare `head_of` with the model's own logits on two tokens.
@@ -78,11 +65,8 @@ def verify_head(causal_lm: Any) -> None:
 
 def scored_states(causal_lm: Any, inputs: ModelInputs) -> Tensor:
     """The hidden states [S, d] that the LM head turns into the scored tokens' logits."""
-    output = transformer_of(causal_lm).base_model(
-        input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, position_ids=inputs.position_ids, use_cache=False
-    )
-    states: Tensor = output.last_hidden_state.flatten(0, 1).index_select(0, inputs.score_rows)
-    return states
+    output = run_backbone(causal_lm, inputs)
+    return scored_rows(output.last_hidden_state, inputs)
 
 
 class PolicyModel(nn.Module):
@@ -118,7 +102,8 @@ class PolicyModel(nn.Module):
 
         Args:
             inputs: any layout. features: reference features of the same scored tokens, in the same order.
-        Returns: TokenScores; token_kl is present iff features.reference_hidden and a reference head are.
+        Returns: TokenScores; token_kl is present iff features.reference_hidden and a reference head are (exact), or
+            features.reference_topk is (a lower bound).
         """
         hidden = scored_states(self.causal_lm, inputs)
         reference_head = self.reference_head()
@@ -134,6 +119,7 @@ class PolicyModel(nn.Module):
                 inputs.labels,
                 features.reference_hidden if uses_kl else None,
                 reference_head if uses_kl else None,
+                reference_topk=None if uses_kl or features.reference_topk is None else unpack_topk(features.reference_topk),
             )
             masks = self.masks(features, inputs.response_index, inputs.num_pairs)
         return TokenScores(
@@ -158,14 +144,17 @@ class ReferenceModel:
 
     Args:
         causal_lm: a transformers causal language model; set to eval mode here.
+        topk: the k of reference_topk.
         hooks: hook points for `activation_mask`: "all", a type, or a list of names. mapping: how they become weights.
     Raises: ValueError for an unknown hook, or a family without a hook table, when activation_mask is requested.
     """
 
-    def __init__(self, causal_lm: Any, hooks: str | Iterable[str] = "all", mapping: ActivationMapping = "zn_rescale") -> None:
+    def __init__(
+        self, causal_lm: Any, hooks: str | Iterable[str] = "all", mapping: ActivationMapping = "zn_rescale", topk: int = 64
+    ) -> None:
         self.causal_lm = causal_lm.eval().requires_grad_(False)
         self.head = head_of(causal_lm).detached()
-        self._hooks, self._mapping = hooks, mapping
+        self._hooks, self._mapping, self._topk = hooks, mapping, topk
 
     @torch.no_grad()
     def features(self, inputs: ModelInputs, wanted: Iterable[str]) -> Features:
@@ -182,19 +171,16 @@ class ReferenceModel:
             self.causal_lm.base_model, [h for h in hooks if h != "logits"], "sigmoid_mean" if self._mapping == "sigmoid" else "mean"
         )
         with recorder:
-            output = self.causal_lm.base_model(
-                input_ids=inputs.input_ids,
-                attention_mask=inputs.attention_mask,
-                position_ids=inputs.position_ids,
-                use_cache=False,
-                output_hidden_states="reference_layers" in names,
-            )
+            output = run_backbone(self.causal_lm, inputs, output_hidden_states="reference_layers" in names)
+        # A model spread over several GPUs ends on another one than it began on.
+        device = self.head.weight.device
 
         def scored(values: Tensor) -> Tensor:
-            return values.flatten(0, 1).index_select(0, inputs.score_rows)
+            return scored_rows(values, inputs).to(device)
 
         hidden = scored(output.last_hidden_state)
-        logps = score_tokens(hidden, self.head, inputs.labels)[0] if "reference_logps" in names else None
+        labels, response_index = inputs.labels.to(device), inputs.response_index.to(device)
+        logps = score_tokens(hidden, self.head, labels)[0] if "reference_logps" in names else None
         layers = None
         if "reference_layers" in names:
             layers = torch.stack([scored(states) for states in output.hidden_states[1:]], dim=1)
@@ -204,5 +190,11 @@ class ReferenceModel:
             if "logits" in hooks:
                 recorded["logits"] = [logit_activation(hidden, self.head, self._mapping)]
             num_responses = 2 * inputs.num_pairs
-            weights = activation_weights(recorded, inputs.response_index, num_responses, self._mapping, self.head.weight.shape[0])
-        return Features(logps, hidden if "reference_hidden" in names else None, layers, weights)
+            weights = activation_weights(recorded, response_index, num_responses, self._mapping, self.head.weight.shape[0])
+        return Features(
+            reference_logps=logps,
+            reference_hidden=hidden if "reference_hidden" in names else None,
+            reference_topk=pack_topk(topk_of(hidden, self.head, self._topk)) if "reference_topk" in names else None,
+            reference_layers=layers,
+            activation_mask=weights,
+        )

@@ -23,6 +23,8 @@ class ModelInputs:
         labels: int64 [S], the scored tokens.
         response_index: int64 [S], 2*i for the chosen and 2*i+1 for the rejected response of pair i.
         num_pairs: pairs in the micro-batch.
+        segments: int32 [R, T] of rows that hold whole pairs: 4 * pair + part (0 prompt, 1 chosen, 2 rejected), -1 = padding;
+            None where every row is one sequence.
     """
 
     input_ids: Tensor
@@ -32,6 +34,7 @@ class ModelInputs:
     labels: Tensor
     response_index: Tensor
     num_pairs: int
+    segments: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Self:
         moved: Self = _moved(self, device)
@@ -45,6 +48,7 @@ class Features:
     Per scored token, in canonical order:
         reference_logps: float [S], nats.
         reference_hidden: [S, d], input of the reference's LM head.
+        reference_topk: uint8 [S, 6k + 4], the reference's k most likely tokens (compression.py).
         reference_layers: [S, L, d], outputs of layers 1..L; the last has the final normalisation applied.
         activation_mask: float [S], MaPO's weight per token.
         scorer_log_ratios: float [S], log-probability under the positive minus under the negative scorer, nats (TIS-DPO).
@@ -57,6 +61,7 @@ class Features:
 
     reference_logps: Tensor | None = None
     reference_hidden: Tensor | None = None
+    reference_topk: Tensor | None = None
     reference_layers: Tensor | None = None
     activation_mask: Tensor | None = None
     scorer_log_ratios: Tensor | None = None
@@ -85,6 +90,7 @@ class FeatureKind:
 FEATURES: dict[str, FeatureKind] = {
     "reference_logps": FeatureKind("reference", "token"),
     "reference_hidden": FeatureKind("reference", "token"),
+    "reference_topk": FeatureKind("reference", "token"),
     "reference_layers": FeatureKind("reference", "token"),
     "activation_mask": FeatureKind("reference", "token"),
     "scorer_log_ratios": FeatureKind("scorers", "token"),

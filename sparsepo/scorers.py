@@ -6,8 +6,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sparsepo.backbone import transformer_of
 from sparsepo.kernels.token_scoring import score_tokens
-from sparsepo.model import head_of, scored_states, transformer_of
+from sparsepo.model import head_of, scored_states
 from sparsepo.records import ModelInputs
 
 Pooling = Literal["mean", "first", "last"]

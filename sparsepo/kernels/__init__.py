@@ -1,5 +1,5 @@
 """Numerical primitives of the method."""
 
-from sparsepo.kernels.token_scoring import LMHead, score_tokens
+from sparsepo.kernels.token_scoring import LMHead, TopK, score_tokens
 
-__all__ = ["LMHead", "score_tokens"]
+__all__ = ["LMHead", "TopK", "score_tokens"]

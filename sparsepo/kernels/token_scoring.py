@@ -6,7 +6,7 @@ log-probability and KL, the gradient of its logits is g1 * (onehot - p) + g2 * (
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -46,6 +46,61 @@ class LMHead:
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
+class ReferenceDistribution(Protocol):
+    """The reference's next-token distribution of every scored token; carries no gradient."""
+
+    def divergence(self, rows: slice, log_probs: Tensor) -> Tensor:
+        """KL(reference || policy) [n] of some tokens from the policy's log-probabilities [n, V]."""
+
+    def target(self, rows: slice, log_probs: Tensor) -> Tensor:
+        """[n, V]: the gradient of the divergence with respect to the policy's logits is policy - target."""
+
+
+@dataclass(frozen=True)
+class ReferenceStates:
+    """The exact distribution, from the reference's last hidden states [S, d] and its head."""
+
+    hidden: Tensor
+    head: LMHead
+
+    def divergence(self, rows: slice, log_probs: Tensor) -> Tensor:
+        reference = self._log_probs(rows)
+        return (reference.exp() * (reference - log_probs)).sum(-1)
+
+    def target(self, rows: slice, log_probs: Tensor) -> Tensor:
+        return self._log_probs(rows).exp_()
+
+    def _log_probs(self, rows: slice) -> Tensor:
+        return self.head.logits(self.hidden[rows]).log_softmax(-1)
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The reference's k most likely tokens and everything else as one outcome.
+
+    The divergence over these k + 1 outcomes is a lower bound of the exact one (data-processing inequality).
+
+    Attributes:
+        ids: int64 [S, k]. logps: float32 [S, k]. tail_logps: float32 [S], log of the other tokens' mass.
+    """
+
+    ids: Tensor
+    logps: Tensor
+    tail_logps: Tensor
+
+    def divergence(self, rows: slice, log_probs: Tensor) -> Tensor:
+        logps, tail = self.logps[rows], self.tail_logps[rows]
+        kept = (logps.exp() * (logps - log_probs.gather(1, self.ids[rows]))).sum(-1)
+        return kept + tail.exp() * (tail - self._policy_tail(rows, log_probs))
+
+    def target(self, rows: slice, log_probs: Tensor) -> Tensor:
+        rest = (self.tail_logps[rows] - self._policy_tail(rows, log_probs))[:, None]
+        return (log_probs + rest).exp_().scatter_(1, self.ids[rows], self.logps[rows].exp().to(log_probs.dtype))
+
+    def _policy_tail(self, rows: slice, log_probs: Tensor) -> Tensor:
+        return log_probs.scatter(1, self.ids[rows], -torch.inf).logsumexp(-1)
+
+
 def score_tokens(
     hidden: Tensor,
     head: LMHead,
@@ -53,8 +108,11 @@ def score_tokens(
     reference_hidden: Tensor | None = None,
     reference_head: LMHead | None = None,
     chunk_tokens: int | None = None,
+    reference_topk: TopK | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities of the labels and, given a reference, the exact KL(reference || policy) of each token.
+    """Log-probabilities of the labels and, given a reference, the KL(reference || policy) of each token.
+
+    The KL is exact from the reference's hidden states, a lower bound from its top-k.
 
     Args:
         hidden: [S, d], inputs of the policy's head, with gradient.
@@ -63,6 +121,7 @@ def score_tokens(
         reference_hidden: [S, d_ref] or None; no gradient flows to it or to reference_head.
         reference_head: required with reference_hidden; same vocabulary.
         chunk_tokens: tokens per chunk; by default the largest that keeps a chunk's logits at 2**25 elements.
+        reference_topk: instead of reference_hidden and reference_head.
     Returns: (per_token_logps [S], token_kl [S] or None), float32 (float64 for float64 states), nats.
     Raises: ValueError if lengths or vocabularies disagree.
     """
@@ -77,11 +136,12 @@ def score_tokens(
             raise ValueError(
                 f"the reference's vocabulary ({reference_head.weight.shape[0]}) and the policy's ({head.weight.shape[0]}) differ"
             )
-        reference_head = reference_head.detached()
-        reference_hidden = reference_hidden.detach()
+    reference: ReferenceDistribution | None = reference_topk
+    if reference_hidden is not None and reference_head is not None:
+        reference = ReferenceStates(reference_hidden.detach(), reference_head.detached())
     size = chunk_tokens or max(16, CHUNK_ELEMENTS // head.weight.shape[0])
-    logps, kl = _ScoreTokens.apply(hidden, head.weight, head.bias, labels, head, reference_hidden, reference_head, size)
-    return logps, (kl if reference_hidden is not None else None)
+    logps, kl = _ScoreTokens.apply(hidden, head.weight, head.bias, labels, head, reference, size)
+    return logps, (None if reference is None else kl)
 
 
 def score_tokens_eager(
@@ -109,32 +169,30 @@ class _ScoreTokens(torch.autograd.Function):
         bias: Tensor | None,
         labels: Tensor,
         head: LMHead,
-        reference_hidden: Tensor | None,
-        reference_head: LMHead | None,
+        reference: ReferenceDistribution | None,
         size: int,
     ) -> tuple[Tensor, Tensor]:
         # The head record only carries soft-cap and scale here: its tensors are the saved ones.
-        ctx.softcap, ctx.scale, ctx.size, ctx.reference_head = head.softcap, head.scale, size, reference_head
-        ctx.save_for_backward(hidden, weight, bias, labels, reference_hidden)
+        ctx.softcap, ctx.scale, ctx.size, ctx.reference = head.softcap, head.scale, size, reference
+        ctx.save_for_backward(hidden, weight, bias, labels)
         head = LMHead(weight.to(hidden.dtype), bias, head.softcap, head.scale)
         logps, kls = [], []
         for start in range(0, hidden.shape[0], size):
             rows = slice(start, start + size)
             log_probs = head.logits(hidden[rows]).log_softmax(-1)
             logps.append(log_probs.gather(1, labels[rows, None]).squeeze(1))
-            if reference_hidden is not None and reference_head is not None:
-                reference_log_probs = reference_head.logits(reference_hidden[rows]).log_softmax(-1)
-                kls.append((reference_log_probs.exp() * (reference_log_probs - log_probs)).sum(-1))
+            if reference is not None:
+                kls.append(reference.divergence(rows, log_probs))
         dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         empty = hidden.new_zeros(0, dtype=dtype)
         kl = torch.cat(kls) if kls else hidden.new_zeros(hidden.shape[0], dtype=dtype)
-        if reference_hidden is None:
+        if reference is None:
             ctx.mark_non_differentiable(kl)
         return (torch.cat(logps) if logps else empty), kl
 
     @staticmethod
     def backward(ctx: Any, grad_logps: Tensor, grad_kl: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        hidden, weight, bias, labels, reference_hidden = ctx.saved_tensors
+        hidden, weight, bias, labels = ctx.saved_tensors
         matrix = weight.to(hidden.dtype)
         head = LMHead(matrix, bias, ctx.softcap, ctx.scale)
         accumulate = torch.float64 if hidden.dtype == torch.float64 else torch.float32
@@ -145,12 +203,12 @@ class _ScoreTokens(torch.autograd.Function):
             rows = slice(start, start + ctx.size)
             linear = head.linear_logits(hidden[rows])
             capped = linear if ctx.softcap is None else ctx.softcap * torch.tanh(linear / ctx.softcap)
-            probs = capped.softmax(-1)
+            log_probs = capped.log_softmax(-1)
+            probs = log_probs.exp()
             g1 = grad_logps[rows, None]
             grad = probs * -g1
-            if reference_hidden is not None:
-                g2 = grad_kl[rows, None]
-                grad += g2 * (probs - ctx.reference_head.logits(reference_hidden[rows]).softmax(-1))
+            if ctx.reference is not None:
+                grad += grad_kl[rows, None] * (probs - ctx.reference.target(rows, log_probs))
             grad.scatter_add_(1, labels[rows, None], g1)
             if ctx.softcap is not None:
                 grad *= 1 - (capped / ctx.softcap).square()
@@ -168,7 +226,6 @@ class _ScoreTokens(torch.autograd.Function):
             grad_hidden,
             grad_weight.to(weight.dtype),
             None if bias is None or grad_bias is None else grad_bias.to(bias.dtype),
-            None,
             None,
             None,
             None,
