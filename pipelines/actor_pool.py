@@ -11,13 +11,27 @@ import torch
 from tqdm import tqdm
 
 from pipelines.config import Recipe
+from pipelines.errors import UserError
 
 
-def run_tasks(tasks: list[dict[str, Any]], actor: type, recipe: Recipe, num_actors: int | None, label: str, quiet: bool) -> Iterator[Any]:
+def run_tasks(
+    tasks: list[dict[str, Any]],
+    actor: type,
+    recipe: Recipe,
+    num_actors: int | None,
+    label: str,
+    quiet: bool,
+    gpus_per_actor: int = 1,
+    calls_at_once: int = 1,
+) -> Iterator[Any]:
     """Yield the result of every task, in task order.
 
-    `actor(recipe as a dictionary, threads)` is built once per actor and called with one task's dictionary; what it
-    returns must be JSON. One actor per GPU by default, or a single one on CPU with all its cores.
+    `actor(recipe as a dictionary)` is built once per actor and called with one task's dictionary; what it returns must be
+    JSON. One actor per GPU (or group of GPUs) by default, or a single one on CPU with all its cores.
+
+    Args:
+        calls_at_once: calls of one actor that may overlap, from several threads.
+    Raises: UserError if the cluster has not the GPUs of one actor.
     """
     import ray
     import ray.data
@@ -27,15 +41,22 @@ def run_tasks(tasks: list[dict[str, Any]], actor: type, recipe: Recipe, num_acto
     quieten_ray_data()
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
-    actors = min(len(tasks), num_actors or max(1, gpus))
+    if gpus_per_actor > max(1, gpus):
+        raise UserError(f"{label}: {gpus_per_actor} GPUs for one model, but the cluster has {gpus}")
+    actors = min(len(tasks), num_actors or max(1, gpus // gpus_per_actor))
     cpus = 1 if gpus else max(1, int((recipe.ray.cpus_per_run or resources.get("CPU", 1)) // actors))
     dataset = ray.data.from_items([{"task": json.dumps(task)} for task in tasks], override_num_blocks=len(tasks)).map_batches(
         _JsonActor,
         fn_constructor_args=(actor, recipe.model_dump(mode="json"), cpus),
         batch_size=1,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=actors),
-        num_gpus=1 if gpus else 0,
+        compute=ray.data.ActorPoolStrategy(
+            size=actors,
+            max_tasks_in_flight_per_actor=2 * calls_at_once,
+            max_concurrent_calls_per_actor=calls_at_once,
+            enable_true_multi_threading=calls_at_once > 1,
+        ),
+        num_gpus=gpus_per_actor if gpus else 0,
         num_cpus=cpus,
     )
     with tqdm(total=len(tasks), desc=label, unit="task", disable=quiet) as progress:

@@ -35,9 +35,20 @@ def prepare(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = 
 
 
 @app.command()
-def reference(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = False) -> None:
+def reference(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Verify every file of the finished store instead; exit code 1 if one is bad.")
+    ] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Verify, and score again what is damaged.")] = False,
+) -> None:
     """Score the pairs once with the frozen reference model."""
-    _stages(recipe, overrides, ("reference",), quiet)
+    if check or repair:
+        _check_reference(recipe, overrides, quiet, repair)
+    else:
+        _stages(recipe, overrides, ("reference",), quiet)
 
 
 @app.command()
@@ -97,12 +108,18 @@ def tune(
 
 
 @app.command()
-def plan(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Rows, tokens, storage, memory and steps; runs nothing."""
+def plan(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    tflops: Annotated[
+        float | None, typer.Option(min=1e-6, help="TFLOP/s that one device sustains; assumed from its name by default.")
+    ] = None,
+) -> None:
+    """Rows, tokens, storage, memory, hours and steps; runs nothing."""
     from pipelines.plan import run_plan
     from pipelines.recipe import load_recipe
 
-    print(json.dumps(run_plan(load_recipe(recipe, overrides or ())), indent=2))
+    print(json.dumps(run_plan(load_recipe(recipe, overrides or ()), tflops), indent=2))
 
 
 @app.command()
@@ -131,6 +148,27 @@ def _stages(recipe: str, overrides: list[str] | None, stages: tuple[str, ...], q
     from pipelines.run import run_stages
 
     run_stages(load_recipe(recipe, overrides or ()), stages, _say(quiet), quiet)
+
+
+def _check_reference(recipe: str, overrides: list[str] | None, quiet: bool, repair: bool) -> None:
+    from pipelines.recipe import load_recipe
+    from pipelines.reference_check import check_reference, discard_damaged
+    from pipelines.run import LazyRay, run_stages, settled
+
+    say = _say(quiet)
+    with LazyRay(load_recipe(recipe, overrides or ())) as start:
+        loaded = settled(load_recipe(recipe, overrides or ()), start)
+        manifest, damage = check_reference(loaded, quiet)
+        for item in damage:
+            print(item.message, file=sys.stderr, flush=True)
+        if damage and not repair:
+            raise StageFailed(f"{len(damage)} of {len(manifest['outputs'])} files are bad")
+        if damage:
+            run_stages(discard_damaged(loaded, damage), ("reference",), say, quiet)
+            manifest, damage = check_reference(loaded, quiet)
+            if damage:
+                raise StageFailed(f"still bad after scoring again: {damage[0].message}")
+    say(f"reference: {len(manifest['outputs'])} files, {manifest['counts']['bytes'] / 2**20:.1f} MiB, all good")
 
 
 def main(arguments: list[str] | None = None) -> None:

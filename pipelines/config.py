@@ -88,17 +88,36 @@ class DataSection(Section):
 
 
 class ReferenceSection(Section):
-    """mode: stored = scored once, read from disk; online = the frozen model runs beside training; auto chooses."""
+    """mode: stored = scored once, read from disk; online = the frozen model runs beside training; auto takes the cheaper.
+
+    features: stored beyond what objective and mask need. topk: keep only the k likeliest tokens for the KL, which is then a
+    lower bound. layers_dtype: how states of all layers are stored, compute = in the reference's dtype. layout: packed
+    shares the prompt between both responses and packs pairs where the model allows it. batch_tokens: tokens per forward,
+    padding included. gpus_per_model: GPUs over which one copy is spread. max_failed_fraction: rows that may fail alone.
+    """
 
     STAGE = "reference"
     mode: Literal["auto", "stored", "online"] = of_stage(None, "auto")
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     features: tuple[
-        Literal["reference_logps", "reference_hidden", "reference_layers", "activation_mask", "scorer_log_ratios", "prompt_embedding"],
+        Literal[
+            "reference_logps",
+            "reference_hidden",
+            "reference_topk",
+            "reference_layers",
+            "activation_mask",
+            "scorer_log_ratios",
+            "prompt_embedding",
+        ],
         ...,
     ] = of_stage(None, ())
-    batch_tokens: int = of_stage(None, 8192, ge=1)
+    topk: int | None = of_stage("train", None, ge=1, le=4096)
+    layers_dtype: Literal["compute", "int8"] = of_stage("train", "compute")
+    layout: Literal["auto", "packed", "padded"] = of_stage(None, "auto")
+    batch_tokens: int | None = of_stage(None, None, ge=1)
     num_actors: int | None = of_stage(None, None, ge=1)
+    gpus_per_model: int = of_stage(None, 1, ge=1)
+    max_failed_fraction: float = of_stage(None, 0.01, ge=0, le=1)
 
 
 class TrainSection(Section):
@@ -225,6 +244,16 @@ class Recipe(Section):
                 f"objective.name={name} needs the feature scorer_log_ratios of the reference stage: set model.positive_scorer and "
                 "model.negative_scorer (models that prefer good and bad responses)"
             )
+        if "reference_topk" in wanted and self.reference.topk is None:
+            raise ValueError("reference.features names reference_topk: say how many tokens with reference.topk")
+        if self.reference.topk is not None and "reference_topk" not in wanted:
+            raise ValueError(f"reference.topk={self.reference.topk}: objective.name={name} has no KL to approximate; leave it out")
+        if self.reference.layers_dtype == "int8" and ("reference_layers" not in wanted or self.reference.mode == "online"):
+            raise ValueError("reference.layers_dtype=int8: no states of all layers are stored; leave it out")
+        if self.reference.topk is not None and "reference_hidden" in self.mask.requires():
+            raise ValueError(
+                f"reference.topk={self.reference.topk} with this mask: its hidden states already give the exact KL; leave reference.topk out"
+            )
         conflict = self.objective.conflict(self.data.min_gap)
         if conflict:
             raise ValueError(conflict)
@@ -232,10 +261,13 @@ class Recipe(Section):
 
     def required_features(self) -> frozenset[str]:
         """Features that objective and mask need together."""
-        return self.objective.build().requires | self.mask.requires()
+        wanted = self.objective.build().requires | self.mask.requires()
+        if self.reference.topk is not None and "reference_hidden" in wanted:
+            return wanted - {"reference_hidden"} | {"reference_topk"}
+        return wanted
 
     def reference_mode(self) -> Literal["stored", "online"]:
-        """`auto` scores online exactly when the mask reads every layer (L * d values per token to store)."""
+        """An `auto` that reference_cost.py has not settled is online exactly when the mask reads every layer."""
         if self.reference.mode != "auto":
             return self.reference.mode
         return "online" if "reference_layers" in self.required_features() else "stored"

@@ -17,7 +17,9 @@ from pipelines.models import (
     resolve_model,
 )
 from pipelines.prepare import open_pairs
-from pipelines.reference import feature_origins, load_reference, open_reference
+from pipelines.reference import open_reference
+from pipelines.reference_features import feature_origins
+from pipelines.reference_worker import load_reference
 from pipelines.sampler import token_budget_batches
 from pipelines.store import RunStore
 from pipelines.trainer import build_masks

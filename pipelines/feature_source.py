@@ -13,8 +13,9 @@ from torch import Tensor
 from pipelines.config import Recipe
 from pipelines.errors import UserError
 from pipelines.pair_table import PairTable
-from pipelines.reference import load_reference, open_reference
+from pipelines.reference import open_reference
 from pipelines.reference_store import ReferenceStore
+from pipelines.reference_worker import load_reference
 from sparsepo import ReferenceModel
 from sparsepo.kernels.token_scoring import LMHead
 from sparsepo.records import FEATURES, Features, ModelInputs
@@ -66,7 +67,13 @@ class FeatureSource:
             found |= _present(self._store.features(split, rows, self._stored))
         for name in self._from_pairs:
             found[name] = _READERS[name](self._pairs, split, rows)
-        return Features(**found).to(inputs.labels.device)
+        features = Features(**found).to(inputs.labels.device)
+        return features if self._store is None else self._store.expanded(features)
+
+    def usable_rows(self, split: str) -> list[int]:
+        """The split's rows, without those that the reference stage could not score."""
+        failed = self._store.failed_rows(split) if self._store is not None else frozenset()
+        return [row for row in range(self._pairs.num_rows(split)) if row not in failed]
 
 
 def feature_source(recipe: Recipe, pairs: PairTable, device: torch.device) -> FeatureSource:

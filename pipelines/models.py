@@ -1,6 +1,7 @@
 """Find, fingerprint and load models and tokenizers: the one place that decides files, dtype and device.
 
-Weights are read from safetensors only, and `trust_remote_code` is never set.
+A model is a directory of weights, or of a peft adapter that names its base: then it is always the base with the adapter
+merged. Weights are read from safetensors only, and `trust_remote_code` is never set.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ import torch
 from pipelines.errors import UserError
 from sparsepo import verify_head
 
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _HASH_CACHE = Path(os.environ.get("SPARSEPO_CACHE", Path.home() / ".cache" / "sparsepo")) / "hashes.json"
 
 
@@ -28,11 +30,41 @@ def resolve_model(name_or_path: str, tokenizer_only: bool = False) -> Path:
         if path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1:
             raise UserError(f"model {name_or_path!r}: no such directory")
         path = _from_hub(name_or_path)
+    if (path / ADAPTER_CONFIG).is_file():
+        _check_adapter(path)
+        return path.resolve()
     if not (path / "config.json").is_file():
         raise UserError(f"model directory {path}: no config.json")
     if not tokenizer_only and not list(path.glob("*.safetensors")):
         raise UserError(f"model directory {path}: no weights (*.safetensors); pickled weights are not read")
     return path.resolve()
+
+
+def base_dir(directory: Path) -> Path:
+    """The directory of a model's own weights: of the base model for an adapter, else the model's own.
+
+    Raises: UserError if an adapter's base is not there.
+    """
+    if not (directory / ADAPTER_CONFIG).is_file():
+        return directory
+    name = json.loads((directory / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
+    if not name:
+        raise UserError(f"adapter {directory}: its {ADAPTER_CONFIG} names no base_model_name_or_path")
+    beside = directory / name
+    try:
+        base = resolve_model(str(beside) if not Path(name).is_dir() and beside.is_dir() else name)
+    except UserError as error:
+        raise UserError(f"adapter {directory}: its base {error}") from error
+    if (base / ADAPTER_CONFIG).is_file():
+        raise UserError(f"adapter {directory}: its base {base} is an adapter too; merge that one first")
+    return base
+
+
+def _check_adapter(path: Path) -> None:
+    if list(path.glob("model*.safetensors")):
+        raise UserError(f"model directory {path}: it holds both an adapter and whole weights; keep one of them")
+    if not (path / ADAPTER_WEIGHTS).is_file():
+        raise UserError(f"adapter {path}: no weights ({ADAPTER_WEIGHTS}); pickled weights are not read")
 
 
 def _from_hub(name: str) -> Path:
@@ -62,8 +94,9 @@ def load_tokenizer(directory: str) -> Any:
     """The fast tokenizer of a local directory; UserError if it has none or no EOS token."""
     from transformers import AutoTokenizer
 
+    own = (Path(directory) / "tokenizer_config.json").is_file() or (Path(directory) / "tokenizer.json").is_file()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(directory if own else base_dir(Path(directory)), local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"model directory {directory}: no usable tokenizer ({str(error).splitlines()[0]})") from error
     if tokenizer.eos_token_id is None:
@@ -73,15 +106,29 @@ def load_tokenizer(directory: str) -> Any:
     return tokenizer
 
 
-def load_causal_lm(directory: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> Any:
-    """A causal language model in eval mode, without gradient checkpointing or remote code."""
+def load_causal_lm(directory: str, dtype: torch.dtype, device: torch.device | str = "cpu", num_gpus: int = 1) -> Any:
+    """A causal language model in eval mode, without gradient checkpointing or remote code; an adapter is merged.
+
+    Args:
+        num_gpus: more than one spreads the layers over the first GPUs that this process sees.
+    """
     from transformers import AutoModelForCausalLM
 
+    base = base_dir(Path(directory))
+    is_adapter = base != Path(directory)
+    spread = {"device_map": "balanced"} if num_gpus > 1 else {}
     try:
-        model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError) as error:
+        # An adapter is added in float32, or its update would be rounded to the base's precision.
+        model = AutoModelForCausalLM.from_pretrained(
+            base, dtype=torch.float32 if is_adapter else dtype, local_files_only=True, use_safetensors=True, **spread
+        )
+        if is_adapter:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, directory).merge_and_unload(safe_merge=True).to(dtype)
+    except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"model directory {directory}: {str(error).splitlines()[0]}") from error
-    model = model.to(device).eval()
+    model = model.eval() if spread else model.to(device).eval()
     try:
         verify_head(model)
     except ValueError as error:
@@ -89,8 +136,15 @@ def load_causal_lm(directory: str, dtype: torch.dtype, device: torch.device | st
     return model
 
 
+def hf_config(directory: str | Path) -> Any:
+    """The transformers configuration of a model directory (of the base for an adapter)."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(base_dir(Path(directory)), local_files_only=True)
+
+
 def model_config(directory: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((directory / "config.json").read_text())
+    loaded: dict[str, Any] = json.loads((base_dir(directory) / "config.json").read_text())
     return loaded
 
 
@@ -102,15 +156,25 @@ def max_positions(directory: Path) -> int | None:
 
 
 def weights_fingerprint(directory: Path) -> str:
-    """Hash of the config's architecture and every weight file; file hashes are cached by path, size and time."""
+    """Hash of the config's architecture and every weight file, an adapter's included; file hashes are cached by path, size and time."""
     digest = hashlib.sha256()
     config = model_config(directory)
     for volatile in ("transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache"):
         config.pop(volatile, None)
     digest.update(json.dumps(config, sort_keys=True).encode())
-    for file in sorted(directory.glob("*.safetensors")):
+    for file in weight_files(directory):
         digest.update(f"{file.name}:{file_hash(file)}".encode())
+    if (directory / ADAPTER_CONFIG).is_file():
+        adapter = json.loads((directory / ADAPTER_CONFIG).read_text())
+        digest.update(json.dumps({k: v for k, v in adapter.items() if k != "base_model_name_or_path"}, sort_keys=True).encode())
     return digest.hexdigest()[:32]
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files that make up a model: the base's, then an adapter's."""
+    base = base_dir(directory)
+    adapter = [] if base == directory else [directory / ADAPTER_WEIGHTS]
+    return sorted(base.glob("*.safetensors")) + adapter
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

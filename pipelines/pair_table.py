@@ -57,6 +57,9 @@ class PairTable:
     def num_shards(self, split: str) -> int:
         return len(self._sizes.get(split, []))
 
+    def shard_rows(self, split: str, number: int) -> int:
+        return self._sizes[split][number]
+
     def shard(self, split: str, number: int) -> pa.Table:
         """One shard as a table with PAIR_SCHEMA."""
         return self._load(split, number)

@@ -1,7 +1,6 @@
 """plan: what a recipe would read, store and compute; runs nothing and writes nothing."""
 
-import json
-import struct
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,82 +8,96 @@ import torch
 
 from pipelines import sources
 from pipelines.config import Recipe
-from pipelines.models import (
-    load_tokenizer,
-    reference_dtype,
-    resolve_model,
-)
+from pipelines.hardware import sustained_tflops
+from pipelines.models import hf_config, load_tokenizer, reference_dtype, resolve_model
 from pipelines.pair_table import SPLITS
 from pipelines.prepare import pairs_store
-from pipelines.reference import bytes_per_pair, bytes_per_token
+from pipelines.reference_cost import count_parameters, settle_mode
+from pipelines.reference_features import formats_of, head_bytes, reference_model_dir, stored_bytes
+from pipelines.reference_worker import batch_tokens
 from pipelines.sampler import Sampler
 from pipelines.stage_record import MANIFEST
 from pipelines.text_forms import PairEncoder, RowRejected, detect_form, pairs_of_row
+from sparsepo.kernels.token_scoring import CHUNK_ELEMENTS
+from sparsepo.records import FEATURES
 
 _SAMPLED_ROWS = 300
+_ESTIMATED = ("pairs", "model_tokens", "shared_tokens", "scored_tokens")
 
 
-def run_plan(recipe: Recipe) -> dict[str, Any]:
+def run_plan(recipe: Recipe, tflops: float | None = None) -> dict[str, Any]:
     """Rows, tokens, storage, memory and step counts, exact after prepare and estimated from sampled rows before.
 
-    Memory is per training process: weights, gradients, Adam state and a frozen reference; activations come on top.
+    Memory is per process: of the reference stage whole, of training weights, gradients, Adam state and a frozen reference,
+    without activations. Hours are those of one device; parts that run side by side divide them.
+
+    Args:
+        tflops: what one device sustains; by default an assumption by its name (hardware.py).
     """
     directory = resolve_model(recipe.model.name_or_path)
     data = _data(recipe)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    width = 2 if reference_dtype(recipe.reference.dtype, device) == torch.bfloat16 else 4
-    features = sorted(recipe.stored_features())
-    reference_dir = str(resolve_model(recipe.model.reference or recipe.model.name_or_path))
-    per_token, per_pair = bytes_per_token(reference_dir, features, width), bytes_per_pair(recipe, features)
-    steps = Sampler(max(1, data["train_pairs"]), recipe.train.global_batch_size, 0).num_steps(recipe.train.epochs, recipe.train.max_steps)
+    recipe = settle_mode(recipe, device)
+    sampler = Sampler(max(1, data["pairs"]["train"]), recipe.train.global_batch_size, 0)
+    steps = sampler.num_steps(recipe.train.epochs, recipe.train.max_steps)
+    epochs = steps / sampler.steps_per_epoch
     parameters = count_parameters(directory)
-    precision = recipe.train.precision
-    state_bytes = parameters * (8 if precision == "bfloat16" else 16)
+    state_bytes = parameters * (8 if recipe.train.precision == "bfloat16" else 16)
     online = bool(recipe.online_features())
-    epochs = steps / max(1, Sampler(max(1, data["train_pairs"]), recipe.train.global_batch_size, 0).steps_per_epoch)
-    train_tokens = int(data["train_tokens"] * epochs)
+    width = reference_dtype(recipe.reference.dtype, device).itemsize
     return {
         "data": data,
-        "reference": {
-            "mode": recipe.reference_mode() if recipe.required_features() else "not needed",
-            "features": features,
-            "bytes_per_scored_token": per_token,
-            "bytes_per_pair": per_pair,
-            "storage_gib": (data["scored_tokens"] * per_token + (data["train_pairs"] + data["held_out_pairs"]) * per_pair) / 2**30,
-            "forward_flops": 0 if not features else 2 * parameters * data["tokens"],
-        },
+        "reference": _reference(recipe, data, device, epochs, tflops or sustained_tflops(device)),
         "train": {
             "steps": steps,
             "pairs_per_step": recipe.train.global_batch_size,
             "parameters": parameters,
-            "mask_parameters": _mask_parameters(recipe, reference_dir),
+            "mask_parameters": _mask_parameters(recipe),
             "state_gib": (state_bytes + (parameters * width if online else 0)) / 2**30,
-            "flops": (6 + (2 if online else 0)) * parameters * train_tokens,
+            "flops": (6 + (2 if online else 0)) * parameters * int(data["model_tokens"]["train"] * epochs),
         },
         "evaluate": {"benchmarks": list(recipe.evaluate.benchmarks), "prompts": recipe.evaluate.num_prompts},
     }
 
 
-def count_parameters(directory: Path) -> int:
-    """Parameters of a model directory, read from the safetensors headers."""
-    total = 0
-    for file in sorted(directory.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(struct.unpack("<Q", stream.read(8))[0]))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                size = 1
-                for extent in entry["shape"]:
-                    size *= extent
-                total += size
-    return total
+def _reference(recipe: Recipe, data: dict[str, Any], device: torch.device, epochs: float, tflops: float) -> dict[str, Any]:
+    """Storage, memory and hours of the reference, stored and online; one forward computes 2 FLOP per parameter and token."""
+    directory = reference_model_dir(recipe)
+    dtype = reference_dtype(recipe.reference.dtype, device)
+    features = sorted(recipe.stored_features())
+    formats = formats_of(recipe, features, dtype)
+    parameters = count_parameters(Path(directory))
+    shared = recipe.reference.layout != "padded"
+    tokens = data["shared_tokens" if shared else "model_tokens"]
+    pass_hours = 2 * parameters * sum(tokens.values()) / (tflops * 1e12) / 3600
+    per_token = {name: form.token_bytes() for name, form in formats.items() if FEATURES[name].per == "token"}
+    per_pair = {name: form.token_bytes() for name, form in formats.items() if FEATURES[name].per == "pair"}
+    total = stored_bytes(formats, data) + (head_bytes(recipe, dtype) if "reference_hidden" in features else 0)
+    config = hf_config(directory).get_text_config()
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    budget = batch_tokens(recipe, device)
+    # One layer's working set, the states that are kept, and the head's chunk in float32 with its softmax.
+    working = budget * dtype.itemsize * (8 * config.hidden_size + 3 * inner) + 3 * 4 * CHUNK_ELEMENTS
+    kept = budget * dtype.itemsize * config.hidden_size * config.num_hidden_layers if "reference_layers" in features else 0
+    training = 2 * parameters * tokens["train"] * epochs / (tflops * 1e12) / 3600
+    return {
+        "mode": recipe.reference_mode() if recipe.required_features() else "not needed",
+        "features": features,
+        "bytes_per_scored_token": sum(per_token.values()),
+        "bytes_per_token_by_feature": per_token,
+        "bytes_per_pair": sum(per_pair.values()),
+        "storage_bytes": total if features else 0,
+        "storage_gib": total / 2**30 if features else 0.0,
+        "memory_gib": (parameters * dtype.itemsize + working + kept) / 2**30,
+        "hours_stored": pass_hours,
+        "hours_online": training,
+        "assumed_tflops": tflops,
+    }
 
 
-def _mask_parameters(recipe: Recipe, reference_dir: str) -> int:
-    from transformers import AutoConfig
-
+def _mask_parameters(recipe: Recipe) -> int:
     with torch.device("meta"):
-        masks = recipe.mask.build(AutoConfig.from_pretrained(reference_dir, local_files_only=True), recipe.train.seed)
+        masks = recipe.mask.build(hf_config(reference_model_dir(recipe)), recipe.train.seed)
     return sum(p.numel() for p in masks.parameters() if p.requires_grad)
 
 
@@ -94,18 +107,14 @@ def _data(recipe: Recipe) -> dict[str, Any]:
         counts = store.read_json(MANIFEST)["counts"]
         return {
             "exact": True,
-            "train_pairs": counts["pairs"]["train"],
-            "held_out_pairs": counts["pairs"]["validation"] + counts["pairs"]["test"],
-            "train_tokens": counts["model_tokens"]["train"],
-            "tokens": sum(counts["model_tokens"].values()),
-            "scored_tokens": sum(counts["scored_tokens"].values()),
+            **{key: counts[key] for key in ("pairs", "shards", "model_tokens", "shared_tokens", "scored_tokens")},
         }
     tokenizer = load_tokenizer(str(resolve_model(recipe.model.tokenizer or recipe.model.name_or_path, tokenizer_only=True)))
     encoder = PairEncoder(tokenizer, recipe.data)
     data = recipe.data
     held = {"validation": data.validation_fraction, "test": data.test_fraction}
     shares = {"sources": {"train": 1 - sum(held.values()), **held}, "validation": {"validation": 1.0}, "test": {"test": 1.0}}
-    totals = {split: [0.0, 0.0, 0.0] for split in SPLITS}  # pairs, model tokens, scored tokens
+    totals = {split: [0.0] * len(_ESTIMATED) for split in SPLITS}
     for group, parts in shares.items():
         for source in getattr(data, group):
             estimate = _estimate(recipe, source, encoder, tokenizer)
@@ -115,22 +124,17 @@ def _data(recipe: Recipe) -> dict[str, Any]:
     for split, limit in (("train", data.max_train_pairs), ("validation", data.max_validation_pairs), ("test", data.max_test_pairs)):
         kept = 1.0 if limit is None else min(1.0, limit / max(1.0, totals[split][0]))
         totals[split] = [value * kept for value in totals[split]]
-    return {
-        "exact": False,
-        "train_pairs": round(totals["train"][0]),
-        "held_out_pairs": round(totals["validation"][0] + totals["test"][0]),
-        "train_tokens": round(totals["train"][1]),
-        "tokens": round(sum(t[1] for t in totals.values())),
-        "scored_tokens": round(sum(t[2] for t in totals.values())),
-    }
+    found: dict[str, Any] = {name: {split: round(totals[split][i]) for split in SPLITS} for i, name in enumerate(_ESTIMATED)}
+    sizes = {split: [data.shard_pairs] * math.ceil(found["pairs"][split] / data.shard_pairs) for split in SPLITS}
+    return {"exact": False, **found, "shards": sizes}
 
 
-def _estimate(recipe: Recipe, source: Any, encoder: PairEncoder, tokenizer: Any) -> tuple[float, float, float]:
-    """Pairs, model tokens and scored tokens of a source, from rows taken evenly over its chunks."""
+def _estimate(recipe: Recipe, source: Any, encoder: PairEncoder, tokenizer: Any) -> tuple[float, ...]:
+    """The quantities of _ESTIMATED of a source, from rows taken evenly over its chunks."""
     chunks = sources.chunks_of(source, recipe.data.rows_per_task)
     columns, first = sources.column_names(chunks[0])
     form = detect_form(columns, source.columns, first) if source.form == "auto" else source.form
-    rows = seen = pairs = tokens = scored = 0
+    rows = seen = pairs = tokens = shared = scored = 0
     per_chunk = max(1, _SAMPLED_ROWS // len(chunks))
     for chunk in chunks:
         for number, (_, row) in enumerate(sources.read_chunk(chunk)):
@@ -144,7 +148,8 @@ def _estimate(recipe: Recipe, source: Any, encoder: PairEncoder, tokenizer: Any)
                     responses = len(encoded.chosen) + len(encoded.rejected or ())
                     pairs, scored = pairs + 1, scored + responses
                     tokens += responses + len(encoded.prompt) * (1 if encoded.rejected is None else 2)
+                    shared += responses + len(encoded.prompt)
             except RowRejected:
                 continue
     scale = rows / max(1, seen)
-    return pairs * scale, tokens * scale, scored * scale
+    return pairs * scale, tokens * scale, shared * scale, scored * scale

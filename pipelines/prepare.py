@@ -286,6 +286,7 @@ class _Writer:
         self._pending: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
         self._shards: dict[str, list[int]] = {split: [] for split in SPLITS}
         self._tokens = dict.fromkeys(SPLITS, 0)
+        self._shared = dict.fromkeys(SPLITS, 0)
         self._scored = dict.fromkeys(SPLITS, 0)
         self._truncated: Counter[str] = Counter()
         self._occurrences: Counter[str] = Counter()
@@ -311,6 +312,7 @@ class _Writer:
         rejected = row["rejected_ids"]
         responses = len(row["chosen_ids"]) + len(rejected or ())
         self._scored[split] += responses
+        self._shared[split] += responses + len(row["prompt_ids"])
         self._tokens[split] += responses + len(row["prompt_ids"]) * (1 if rejected is None else 2)
         self._pending[split].append(row)
         if len(self._pending[split]) == self._shard_pairs:
@@ -332,6 +334,7 @@ class _Writer:
             "pairs": {split: sum(self._shards[split]) for split in SPLITS},
             "shards": self._shards,
             "model_tokens": self._tokens,
+            "shared_tokens": self._shared,
             "scored_tokens": self._scored,
             "truncated": dict(sorted(self._truncated.items())),
         }

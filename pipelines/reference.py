@@ -1,76 +1,43 @@
 """reference: score every pair once with the frozen reference (Ray Data actor pool), resumably, shard by shard.
 
-A shard's batches are a function of the shard alone, so the store does not depend on the number of actors or on kills.
-Each shard's files are published before its marker; a restart scores the shards without one.
+A shard's files are published before its markers (one per feature); a restart scores what has no marker. The store does not
+depend on the number of actors or on kills.
 """
 
-import math
+import json
 import os
-from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pipelines.actor_pool import run_tasks
 from pipelines.config import Recipe
-from pipelines.errors import UserError
+from pipelines.errors import StageFailed, UserError
 from pipelines.mask_config import ActivationMaskConfig
-from pipelines.models import (
-    compute_device,
-    load_causal_lm,
-    reference_dtype,
-    resolve_model,
-    weights_fingerprint,
-)
-from pipelines.pair_table import SPLITS, PairTable, pair_at, shard_name
+from pipelines.models import hf_config, reference_dtype, weights_fingerprint
+from pipelines.pair_table import SPLITS, PairTable
 from pipelines.prepare import open_pairs, pairs_store, prepare_record
-from pipelines.reference_store import (
-    WIDE,
-    ReferenceStore,
-    feature_path,
-    write_feature,
-    write_head,
-    write_pair_feature,
-)
-from pipelines.sampler import token_budget_batches
-from pipelines.scorer_models import PromptEmbedder, embedder_fingerprint, embedding_size, load_scorers, scorer_fingerprints
+from pipelines.reference_features import formats_of, head_bytes, origins_of, reference_model_dir, stored_bytes
+from pipelines.reference_store import HEAD_FILE, ReferenceStore, feature_path
+from pipelines.reference_worker import ShardScorer, marker_path, reference_store
 from pipelines.stage_record import MANIFEST, StageRecord
 from pipelines.store import RunStore
-from sparsepo import ReferenceModel
 from sparsepo.activations import select_hooks
-from sparsepo.layouts import TokenizedPair, padded_layout
-from sparsepo.records import FEATURES
-from sparsepo.scorers import scorer_log_ratios
 
-MARKERS = "shards"
-
-
-def reference_store(recipe: Recipe) -> RunStore:
-    return RunStore(recipe.paths.reference or f"{recipe.run_dir}/reference")
-
-
-def reference_model_dir(recipe: Recipe) -> str:
-    """The starting policy unless another reference is named."""
-    return str(resolve_model(recipe.model.reference or recipe.model.name_or_path))
-
-
-def load_reference(recipe: Recipe, device: torch.device) -> ReferenceModel:
-    """The frozen reference model of a recipe on a device, with the recipe's hooks."""
-    mask = recipe.mask
-    hooks, mapping = (mask.hooks, mask.mapping) if isinstance(mask, ActivationMaskConfig) else ("all", "zn_rescale")
-    dtype = reference_dtype(recipe.reference.dtype, device)
-    return ReferenceModel(load_causal_lm(reference_model_dir(recipe), dtype, device), hooks, mapping)
+FAILED_ROWS = "failed_rows.jsonl"
 
 
 def reference_record(recipe: Recipe) -> StageRecord:
     """The stage record of a recipe's reference. UserError if the model does not exist or has no such hooks."""
-    directory = resolve_model(recipe.model.reference or recipe.model.name_or_path)
-    inputs = {"pairs": prepare_record(recipe).fingerprint(), "weights": weights_fingerprint(directory)}
+    prepared = prepare_record(recipe)
+    inputs = {"weights": weights_fingerprint(Path(reference_model_dir(recipe)))}
+    # Each by name, so that a refusal can say what of the pairs differs: the template, a truncation, a file.
+    inputs |= {f"pairs.{key}": value for key, value in {**prepared.settings, **prepared.inputs}.items()}
     record = StageRecord.of(recipe, "reference", reference_store(recipe), inputs)
     # The dtype that `auto` means depends on the device: record what it resolved to. Hooks matter only to their feature,
     # so that a run without an activation mask can share the store of one that has it.
-    dtype = str(reference_dtype(recipe.reference.dtype, _scoring_device())).removeprefix("torch.")
+    dtype = str(reference_dtype(recipe.reference.dtype, scoring_device())).removeprefix("torch.")
     settings = {**{k: v for k, v in record.settings.items() if not k.startswith("mask.")}, "reference.dtype": dtype}
     return StageRecord(record.stage, record.store, settings, inputs)
 
@@ -80,43 +47,127 @@ def run_reference(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
 
     With the reference online nothing is scored and the manifest says so. Features that an existing store lacks are added
     without scoring the others again.
+
+    Raises: UserError for a store of another recipe or a full disk; StageFailed if more rows fail than
+        reference.max_failed_fraction allows.
     """
     record = reference_record(recipe)
     wanted = recipe.stored_features()
-    known: dict[str, Any] = record.manifest()["counts"] if record.is_complete() else {"features": {}, "trailing_shape": {}, "tokens": 0}
-    origins = _origins(recipe, wanted)
-    _check_origins(record, known["features"], origins)
+    known = _known(record)
+    origins = origins_of(recipe, wanted)
+    check_origins(record, known["features"], origins)
     missing = sorted(wanted - set(known["features"]))
     if known["features"] and not missing:
         return record.manifest()
-    record.begin()
-    _check_disk(recipe, missing, record.store)
+    check_hooks(recipe)
     pairs = open_pairs(recipe)
-    tasks = [
-        {"split": split, "shard": number, "features": missing}
-        for split in SPLITS
-        for number in range(pairs.num_shards(split))
-        if missing and not record.store.exists(_marker(missing, split, number))
-    ]
-    tokens = _score(tasks, recipe, quiet)
-    shapes = {**known["trailing_shape"], **_trailing_shapes(reference_model_dir(recipe), missing)}
-    features = {**known["features"], **{name: origins[name] for name in missing}}
-    outputs = {}
+    warnings = record.version_changes()
+    record.begin()
+    tasks = _tasks(record, pairs, missing)
+    _check_disk(recipe, missing, tasks, pairs, record.store)
+    _score(tasks, recipe, pairs, quiet)
+    return _finish(record, recipe, pairs, known, {name: origins[name] for name in missing}, len(tasks), warnings)
+
+
+def _known(record: StageRecord) -> dict[str, Any]:
+    """What a finished store already holds."""
+    if record.is_complete():
+        counts: dict[str, Any] = record.manifest()["counts"]
+        return counts
+    return {"features": {}, "formats": {}, "failed": {}, "devices": [], "tokens": 0}
+
+
+def _tasks(record: StageRecord, pairs: PairTable, missing: list[str]) -> list[dict[str, Any]]:
+    """The shards without a marker, or whose file is not the one the marker saw, with the features that they lack."""
+    tasks = []
+    fingerprint = record.fingerprint()
     for split in SPLITS:
         for number in range(pairs.num_shards(split)):
-            for name in missing:
-                marker = record.store.read_json(_marker(missing, split, number))
-                outputs[feature_path(name, split, number)] = marker["checksums"][name]
+            lacking = [name for name in missing if not _is_scored(record.store, name, split, number)]
+            if lacking:
+                tasks.append({"split": split, "shard": number, "features": lacking, "fingerprint": fingerprint})
+    return tasks
+
+
+def _is_scored(store: RunStore, feature: str, split: str, number: int) -> bool:
+    marker = marker_path(feature, split, number)
+    return store.exists(marker) and store.size(feature_path(feature, split, number)) == store.read_json(marker)["bytes"]
+
+
+def _score(tasks: list[dict[str, Any]], recipe: Recipe, pairs: PairTable, quiet: bool) -> None:
+    """Run the scoring actors over the shards."""
+    settings = recipe.reference
+    allowed = settings.max_failed_fraction * sum(pairs.num_rows(split) for split in SPLITS)
+    failed: dict[str, str] = {}
+    for task, result in zip(
+        tasks,
+        run_tasks(tasks, ShardScorer, recipe, settings.num_actors, "reference", quiet, settings.gpus_per_model, calls_at_once=2),
+        strict=True,
+    ):
+        if "error" in result:
+            raise UserError(result["error"]) if result["is_users"] else StageFailed(result["error"])
+        failed |= {f"{task['split']} shard {task['shard']} row {row}": reason for row, reason in result["failed"].items()}
+        if len(failed) > allowed:
+            row, reason = next(iter(failed.items()))
+            raise StageFailed(
+                f"{len(failed)} rows could not be scored, reference.max_failed_fraction = {settings.max_failed_fraction} allows "
+                f"{int(allowed)}; the first: {row}: {reason}"
+            )
+
+
+def _finish(
+    record: StageRecord, recipe: Recipe, pairs: PairTable, known: dict[str, Any], added: dict[str, str], scored: int, warnings: list[str]
+) -> dict[str, Any]:
+    """Publish the manifest from the shards' markers."""
+    store = record.store
+    outputs: dict[str, Any] = record.manifest()["outputs"] if store.exists(MANIFEST) else {}
+    failed = {split: dict(rows) for split, rows in known["failed"].items()}
+    devices = set(known["devices"])
+    tokens = dict.fromkeys(added, 0)
+    topk_error = known.get("topk_error")
+    for name in added:
+        for split in SPLITS:
+            start = 0
+            for number in range(pairs.num_shards(split)):
+                marker = store.read_json(marker_path(name, split, number))
+                outputs[feature_path(name, split, number)] = {"sha256": marker["sha256"], "bytes": marker["bytes"]}
+                for row, reason in marker["failed"].items():
+                    failed.setdefault(split, {}).setdefault(str(start + int(row)), reason)
+                devices.add(marker["device"])
+                tokens[name] += marker["tokens"]
+                topk_error = marker.get("topk_error", topk_error)
+                start += pairs.shard_rows(split, number)
+    if "reference_hidden" in added:
+        outputs[HEAD_FILE] = {"sha256": store.checksum(HEAD_FILE), "bytes": store.size(HEAD_FILE)}
+    if len(devices) > 1:
+        warnings = [*warnings, f"{store.root} was scored on different devices: {', '.join(sorted(devices))}; their rounding differs"]
+    dtype = getattr(torch, record.settings["reference.dtype"])
+    features = {**known["features"], **added}
     counts = {
         "mode": "stored" if features else "online",
         "features": features,
-        "trailing_shape": shapes,
+        "formats": {**known["formats"], **{name: form.to_json() for name, form in formats_of(recipe, added, dtype).items()}},
         "dtype": record.settings["reference.dtype"],
-        "tokens": known["tokens"] or tokens,
-        "shards_scored": len(tasks),
+        "tokens": max([known["tokens"], *tokens.values()]),
+        "bytes": sum(output["bytes"] for output in outputs.values()),
+        "failed": failed,
+        "devices": sorted(devices),
+        "shards_scored": scored,
+        "warnings": warnings,
+        **({"topk_error": topk_error} if topk_error else {}),
     }
-    earlier = record.manifest()["outputs"] if record.store.exists(MANIFEST) else {}
-    return record.finish(counts, {**earlier, **outputs})
+    _write_failed_rows(store, pairs, failed)
+    return record.finish(counts, outputs)
+
+
+def _write_failed_rows(store: RunStore, pairs: PairTable, failed: dict[str, dict[str, str]]) -> None:
+    lines = []
+    for split, reasons in failed.items():
+        rows = sorted(map(int, reasons))
+        for row, (pair_id,) in zip(rows, pairs.values(split, rows, ("pair_id",)), strict=True):
+            lines.append(json.dumps({"split": split, "row": row, "pair_id": pair_id, "reason": reasons[str(row)]}) + "\n")
+    if lines:
+        store.write_bytes(FAILED_ROWS, "".join(lines).encode())
 
 
 def open_reference(recipe: Recipe, pairs: PairTable) -> ReferenceStore:
@@ -132,28 +183,18 @@ def has_features(recipe: Recipe) -> bool:
     record = reference_record(recipe)
     wanted = recipe.stored_features()
     known: dict[str, str] = record.manifest()["counts"]["features"]
-    _check_origins(record, known, _origins(recipe, wanted))
+    check_origins(record, known, origins_of(recipe, wanted))
     return wanted <= set(known)
 
 
-def feature_origins(recipe: Recipe) -> dict[str, str]:
-    """What the recipe's scorers' and embedder's features are made of, by feature: an input of training like the reference."""
-    made_elsewhere = frozenset(name for name in recipe.required_features() if FEATURES[name].origin in ("scorers", "embedder"))
-    return _origins(recipe, made_elsewhere)
+def num_usable_rows(recipe: Recipe, pairs: PairTable, split: str) -> int:
+    """Rows of a split without those that the reference stage could not score."""
+    stored = recipe.stored_features() & recipe.required_features()
+    return pairs.num_rows(split) - (len(open_reference(recipe, pairs).failed_rows(split)) if stored else 0)
 
 
-def stored_origins(recipe: Recipe) -> dict[str, str]:
-    """What distinguishes the features this recipe stores from others of the same name; recipes that agree can share a store."""
-    return {name: how for name, how in _origins(recipe, recipe.stored_features()).items() if how}
-
-
-def _origins(recipe: Recipe, features: frozenset[str]) -> dict[str, str]:
-    """Feature -> how it is made, beyond what the stage's own settings and inputs say."""
-    makers = {"activation_mask": _mask_settings, "scorer_log_ratios": scorer_fingerprints, "prompt_embedding": embedder_fingerprint}
-    return {name: makers[name](recipe) if name in makers else "" for name in sorted(features)}
-
-
-def _check_origins(record: StageRecord, known: dict[str, str], wanted: dict[str, str]) -> None:
+def check_origins(record: StageRecord, known: dict[str, str], wanted: dict[str, str]) -> None:
+    """UserError if the store holds one of the wanted features made in another way."""
     for name, how in wanted.items():
         if known.get(name, how) != how:
             raise UserError(
@@ -162,146 +203,36 @@ def _check_origins(record: StageRecord, known: dict[str, str], wanted: dict[str,
             )
 
 
-def _mask_settings(recipe: Recipe) -> str:
-    if not isinstance(recipe.mask, ActivationMaskConfig):
-        raise UserError("reference.features names activation_mask: say which with mask.kind=activation")
-    hooks = recipe.mask.hooks if isinstance(recipe.mask.hooks, str) else "+".join(recipe.mask.hooks)
-    return f"{recipe.mask.mapping}:{hooks}"
-
-
 def check_hooks(recipe: Recipe) -> None:
     """UserError if the activation mask's hooks do not exist in the reference model's family."""
     if isinstance(recipe.mask, ActivationMaskConfig):
-        from transformers import AutoConfig
-
         try:
-            select_hooks(AutoConfig.from_pretrained(reference_model_dir(recipe), local_files_only=True), recipe.mask.hooks)
+            select_hooks(hf_config(reference_model_dir(recipe)), recipe.mask.hooks)
         except ValueError as error:
             raise UserError(f"mask.hooks: {error}") from error
 
 
-def _marker(features: list[str], split: str, number: int) -> str:
-    return f"{MARKERS}/{'+'.join(features)}/{shard_name(split, number)}.json"
-
-
-def _trailing_shapes(directory: str, features: list[str]) -> dict[str, list[int]]:
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(directory, local_files_only=True)
-    shapes = {"reference_hidden": [config.hidden_size], "reference_layers": [config.num_hidden_layers, config.hidden_size]}
-    return {name: shapes[name] for name in features if name in WIDE}
-
-
-def bytes_per_token(directory: str, features: frozenset[str] | list[str], dtype_bytes: int) -> int:
-    """Stored bytes per scored token, the sum over features."""
-    per_token = [name for name in features if FEATURES[name].per == "token"]
-    shapes = _trailing_shapes(directory, per_token)
-    return sum(math.prod(shapes[name]) * dtype_bytes if name in WIDE else 4 for name in per_token)
-
-
-def bytes_per_pair(recipe: Recipe, features: frozenset[str] | list[str]) -> int:
-    """Stored bytes per pair, the sum over the features that are one vector per pair."""
-    return 4 * embedding_size(recipe, reference_model_dir(recipe)) if "prompt_embedding" in features else 0
-
-
-def _check_disk(recipe: Recipe, features: list[str], store: RunStore) -> None:
-    if not store.is_local or not features:
+def _check_disk(recipe: Recipe, features: list[str], tasks: list[dict[str, Any]], pairs: PairTable, store: RunStore) -> None:
+    """UserError if the local disk has not the room that the shards still to be scored will take."""
+    if not store.is_local or not tasks:
         return
     counts = pairs_store(recipe).read_json(MANIFEST)["counts"]
-    dtype_bytes = 2 if reference_dtype(recipe.reference.dtype, _scoring_device()) == torch.bfloat16 else 4
-    needed = sum(counts["scored_tokens"].values()) * bytes_per_token(reference_model_dir(recipe), features, dtype_bytes)
-    needed += sum(counts["pairs"].values()) * bytes_per_pair(recipe, features)
+    dtype = reference_dtype(recipe.reference.dtype, scoring_device())
+    share = len(tasks) / sum(pairs.num_shards(split) for split in SPLITS)
+    needed = stored_bytes(formats_of(recipe, features, dtype), counts) * share
+    needed += head_bytes(recipe, dtype) if "reference_hidden" in features else 0
     disk = os.statvfs(store.local_path())
     free = disk.f_bavail * disk.f_frsize
     if needed > free:
-        raise UserError(f"the reference store needs {needed / 2**30:.2f} GiB and {store.root} has {free / 2**30:.2f} GiB free")
+        raise UserError(
+            f"the reference store needs {needed / 2**30:.2f} GiB more and {store.root} has {free / 2**30:.2f} GiB free: free some, set "
+            "paths.reference, or reference.mode=online"
+        )
 
 
-def _scoring_device() -> torch.device:
+def scoring_device() -> torch.device:
+    """The kind of device that the actors will score on."""
     import ray
 
     gpus = ray.cluster_resources().get("GPU", 0) if ray.is_initialized() else float(torch.cuda.is_available())
     return torch.device("cuda" if gpus else "cpu")
-
-
-def _score(tasks: list[dict[str, Any]], recipe: Recipe, quiet: bool) -> int:
-    """Run the scoring actors over the shards; returns the number of scored tokens."""
-    check_hooks(recipe)
-    tokens = 0
-    for result in run_tasks(tasks, ShardScorer, recipe, recipe.reference.num_actors, "reference", quiet):
-        if "error" in result:
-            raise UserError(result["error"])
-        tokens += result["tokens"]
-    return tokens
-
-
-class ShardScorer:
-    """Actor: scores whole shards and publishes their feature files. Models are loaded when a feature first needs them."""
-
-    def __init__(self, recipe: dict[str, Any]) -> None:
-        self._recipe = Recipe.model_validate(recipe)
-        self._device = compute_device()
-        self._store = reference_store(self._recipe)
-        self._pairs = open_pairs(self._recipe)
-
-    @cached_property
-    def _reference(self) -> ReferenceModel:
-        return load_reference(self._recipe, self._device)
-
-    @cached_property
-    def _scorers(self) -> tuple[Any, Any]:
-        return load_scorers(self._recipe, self._device)
-
-    @cached_property
-    def _embedder(self) -> PromptEmbedder:
-        own = self._recipe.model.embedder is not None
-        return PromptEmbedder(self._recipe, None if own else self._reference.causal_lm, self._device)
-
-    def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
-        try:
-            return {"tokens": self._score_shard(task["split"], task["shard"], task["features"])}
-        except UserError as failure:
-            return {"error": str(failure)}
-
-    def _score_shard(self, split: str, number: int, features: list[str]) -> int:
-        table = self._pairs.shard(split, number)
-        pairs = [pair_at(table, i) for i in range(table.num_rows)]
-        per_token = [name for name in features if FEATURES[name].per == "token"]
-        found: dict[str, list[tuple[Tensor, Tensor | None] | None]] = {name: [None] * len(pairs) for name in per_token}
-        embeddings: list[Tensor | None] = [None] * len(pairs)
-        tokens = 0
-        for rows in token_budget_batches(range(len(pairs)), [p.width() for p in pairs], 2, self._recipe.reference.batch_tokens):
-            batch = [pairs[i] for i in rows]
-            lengths = [len(r) for pair in batch for r in pair.responses()]
-            tokens += sum(lengths)
-            for name, values in self._scored(batch, per_token).items():
-                parts = iter(values.cpu().split(lengths))
-                for i in rows:
-                    found[name][i] = (next(parts), next(parts) if pairs[i].rejected is not None else None)
-            if "prompt_embedding" in features:
-                vectors = self._embedder.embed([table["prompt"][i].as_py() for i in rows], batch)
-                for i, vector in zip(rows, vectors, strict=True):
-                    embeddings[i] = vector
-        if "reference_hidden" in features:
-            write_head(self._store, self._reference.head)
-        for name in per_token:
-            write_feature(self._store, name, split, number, [sides for sides in found[name] if sides is not None])
-        if "prompt_embedding" in features:
-            write_pair_feature(self._store, "prompt_embedding", split, number, torch.stack([v for v in embeddings if v is not None]))
-        checksums = {name: self._store.checksum(feature_path(name, split, number)) for name in features}
-        self._store.write_json(_marker(features, split, number), {"tokens": tokens, "checksums": checksums})
-        return tokens
-
-    def _scored(self, pairs: list[TokenizedPair], features: list[str]) -> dict[str, Tensor]:
-        """Feature -> [S, ...] of the batch's scored tokens."""
-        if not features:
-            return {}
-        inputs = padded_layout(pairs).to(self._device)
-        found: dict[str, Tensor] = {}
-        of_reference = [name for name in features if FEATURES[name].origin == "reference"]
-        if of_reference:
-            scored = self._reference.features(inputs, of_reference)
-            found = {name: getattr(scored, name) for name in of_reference}
-        if "scorer_log_ratios" in features:
-            found["scorer_log_ratios"] = scorer_log_ratios(*self._scorers, inputs)
-        return found

@@ -1,12 +1,15 @@
 """The reference's features on disk: one Parquet file per feature and shard, rows aligned with the pairs' shards.
 
-Narrow features are lists of floats; wide ones raw little-endian bytes, uncompressed, in row groups of at most 4 MiB, so
-that one row is read without its neighbours. bfloat16 is stored as its bit pattern.
+Plain features are lists of floats; wide ones raw little-endian bytes in row groups of at most 4 MiB, so that one row is
+read without its neighbours. Nothing is compressed: the size is known before. Every file names, in its metadata, the
+store, feature and shard it belongs to. A row that could not be scored is null.
 """
 
+import json
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -19,12 +22,15 @@ from torch import Tensor
 
 from pipelines.errors import UserError
 from pipelines.pair_table import PairTable, shard_name
+from pipelines.reference_features import FeatureFormat
 from pipelines.store import RunStore
+from sparsepo.compression import unpack_states
 from sparsepo.kernels.token_scoring import LMHead
 from sparsepo.records import FEATURES, Features
 
-WIDE = frozenset({"reference_hidden", "reference_layers"})
 HEAD_FILE, HEAD_SETTINGS = "lm_head.safetensors", "lm_head.json"
+SIDES = ("chosen", "rejected")
+_METADATA = b"sparsepo"
 _OPEN_FILES, _CACHED_GROUPS = 64, 256
 
 
@@ -32,23 +38,57 @@ def feature_path(feature: str, split: str, number: int) -> str:
     return f"{feature}/{shard_name(split, number)}.parquet"
 
 
-def write_pair_feature(store: RunStore, feature: str, split: str, number: int, rows: Tensor) -> None:
-    """Publish one feature of one shard that has one vector per pair: [rows, e]."""
-    values = pa.array(list(rows.float().cpu().numpy()), pa.list_(pa.float32()))
-    store.write_table(feature_path(feature, split, number), pa.table([values], names=["pair"]))
+def feature_schema(feature: str, form: FeatureFormat, split: str, number: int, fingerprint: str) -> pa.Schema:
+    """Columns chosen and rejected of a feature per token, the column pair of one per pair, and what the file belongs to."""
+    kind = pa.list_(pa.float32()) if form.encoding == "list" else pa.large_binary()
+    names = SIDES if FEATURES[feature].per == "token" else ("pair",)
+    label = json.dumps({"store": fingerprint, "feature": feature, "shard": shard_name(split, number)}, sort_keys=True)
+    return pa.schema([(name, kind) for name in names], metadata={_METADATA: label.encode()})
 
 
-def write_feature(store: RunStore, feature: str, split: str, number: int, sides: list[tuple[Tensor, Tensor | None]]) -> None:
-    """Publish one feature of one shard; `sides` holds (chosen, rejected) per row, each [tokens, ...]."""
-    names = ("chosen", "rejected")
-    if feature in WIDE:
-        columns = [[None if pair[i] is None else to_bytes(pair[i]) for pair in sides] for i in range(2)]  # type: ignore[arg-type]
-        table = pa.table([pa.array(c, pa.large_binary()) for c in columns], names=names)
-        store.write_table(feature_path(feature, split, number), table, compression=None)
-        return
-    lists = [[None if pair[i] is None else pair[i].float().cpu().numpy() for pair in sides] for i in range(2)]  # type: ignore[union-attr]
-    table = pa.table([pa.array(c, pa.list_(pa.float32())) for c in lists], names=names)
-    store.write_table(feature_path(feature, split, number), table)
+def label_of(schema: pa.Schema) -> dict[str, str]:
+    """What a feature file says that it belongs to; empty for a file that is none of ours."""
+    found: dict[str, str] = json.loads((schema.metadata or {}).get(_METADATA, b"{}"))
+    return found
+
+
+class ColumnBuilder:
+    """The column of one side of some rows, filled in any order into one buffer: no value passes through Python objects.
+
+    Args:
+        lengths: values (tokens, or 1 for a pair) of every row; 0 for a row without this side. item_bytes: per value.
+    """
+
+    def __init__(self, lengths: Sequence[int], item_bytes: int) -> None:
+        self._ends = np.cumsum(lengths, dtype=np.int64) * item_bytes
+        self._starts = self._ends - np.asarray(lengths, dtype=np.int64) * item_bytes
+        self._data = np.zeros(int(self._ends[-1]) if len(lengths) else 0, dtype=np.uint8)
+        self._valid = np.asarray(lengths) > 0
+
+    def put(self, row: int, raw: np.ndarray) -> None:
+        """Set a row's bytes."""
+        self._data[self._starts[row] : self._ends[row]] = raw
+
+    def drop(self, row: int) -> None:
+        """Make a row null; its bytes stay zero."""
+        self._valid[row] = False
+
+    def array(self, form: FeatureFormat) -> pa.Array:
+        bits = None if self._valid.all() else pa.py_buffer(np.packbits(self._valid, bitorder="little").tobytes())
+        offsets = np.concatenate([[0], self._ends])
+        rows = len(self._ends)
+        if form.encoding == "list":
+            values = pa.Array.from_buffers(pa.float32(), len(self._data) // 4, [None, pa.py_buffer(self._data)])
+            places = pa.py_buffer((offsets // 4).astype(np.int32))
+            return pa.Array.from_buffers(pa.list_(pa.float32()), rows, [bits, places], children=[values])
+        return pa.Array.from_buffers(pa.large_binary(), rows, [bits, pa.py_buffer(offsets), pa.py_buffer(self._data)])
+
+
+def as_bytes(values: Tensor) -> np.ndarray:
+    """uint8 [n, bytes] view of a CPU tensor [n, ...] of any dtype."""
+    flat = values.contiguous().view(torch.uint8) if values.ndim > 1 else values.contiguous()[:, None].view(torch.uint8)
+    array: np.ndarray = flat.flatten(1).numpy()
+    return array
 
 
 def write_head(store: RunStore, head: LMHead) -> None:
@@ -69,12 +109,6 @@ def read_head(store: RunStore) -> LMHead:
     return LMHead(tensors["weight"], tensors.get("bias"), settings["softcap"], settings["scale"])
 
 
-def to_bytes(values: Tensor) -> bytes:
-    """Contiguous bytes of a float32 or bfloat16 tensor."""
-    flat = values.detach().cpu().contiguous()
-    return bytes((flat.view(torch.uint16) if flat.dtype == torch.bfloat16 else flat).numpy().tobytes())
-
-
 class ReferenceStore:
     """Read access to RUN/reference of a finished stage; answers the same call as the online reference.
 
@@ -85,8 +119,10 @@ class ReferenceStore:
     def __init__(self, store: RunStore, manifest: dict[str, Any], pairs: PairTable) -> None:
         self._store, self._pairs = store, pairs
         counts = manifest["counts"]
-        self._trailing: dict[str, list[int]] = counts["trailing_shape"]
-        self._dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[counts["dtype"]]
+        self._fingerprint: str = manifest["fingerprint"]
+        self._outputs: dict[str, dict[str, Any]] = manifest["outputs"]
+        self._formats = {name: FeatureFormat.from_json(found) for name, found in counts["formats"].items()}
+        self._failed = {split: frozenset(map(int, rows)) for split, rows in counts["failed"].items()}
         self.available = frozenset(counts["features"])
         self._files: OrderedDict[str, tuple[pq.ParquetFile, list[int]]] = OrderedDict()
         self._groups: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
@@ -94,10 +130,14 @@ class ReferenceStore:
     def head(self) -> LMHead:
         return read_head(self._store)
 
-    def features(self, split: str, rows: Sequence[int], wanted: Iterable[str]) -> Features:
-        """Features of the given rows' scored tokens in canonical order, on CPU.
+    def failed_rows(self, split: str) -> frozenset[int]:
+        """Rows that could not be scored."""
+        return self._failed.get(split, frozenset())
 
-        Raises: UserError naming a feature the store lacks.
+    def features(self, split: str, rows: Sequence[int], wanted: Iterable[str]) -> Features:
+        """Features of the given rows' scored tokens in canonical order, on CPU, compact ones still packed.
+
+        Raises: UserError naming a feature the store lacks, or a file that is missing, damaged or of another store.
         """
         found: dict[str, Tensor] = {}
         for feature in wanted:
@@ -107,32 +147,44 @@ class ReferenceStore:
             found[feature] = torch.stack(parts) if FEATURES[feature].per == "pair" else torch.cat(parts)
         return Features(**found)
 
+    def expanded(self, features: Features) -> Features:
+        """The same with int8 states as floats, on whatever device they are."""
+        form = self._formats.get("reference_layers")
+        if form is None or form.encoding != "int8" or features.reference_layers is None:
+            return features
+        layers, width = form.shape
+        return replace(features, reference_layers=unpack_states(features.reference_layers, layers, width, getattr(torch, form.dtype)))
+
     def _row(self, feature: str, split: str, row: int) -> list[Tensor]:
         shard, offset = self._pairs.locate(split, row)
-        path = feature_path(feature, split, shard)
-        file, ends = self._open(path)
+        path, form = feature_path(feature, split, shard), self._formats[feature]
+        file, ends = self._open(path, feature, shard_name(split, shard))
         group = bisect_right(ends, offset)
         table = self._group(path, file, group)
         at = offset - (ends[group - 1] if group else 0)
         parts = []
-        for side in table.column_names:  # chosen and rejected, or the pair's own
+        for side in table.column_names:
             value = table[side][at]
             if not value.is_valid:
                 continue
-            if feature in WIDE:
-                raw = np.frombuffer(value.as_buffer(), dtype=np.uint16 if self._dtype == torch.bfloat16 else np.float32).copy()
-                flat = torch.from_numpy(raw)
-                flat = flat.view(torch.bfloat16) if self._dtype == torch.bfloat16 else flat
-                parts.append(flat.view(-1, *self._trailing[feature]))
-            else:
+            if form.encoding == "list":
                 parts.append(torch.from_numpy(value.values.to_numpy().copy()))
+                continue
+            raw = torch.from_numpy(np.frombuffer(value.as_buffer(), dtype=np.uint8).copy())
+            if form.encoding == "raw":
+                parts.append(raw.view(getattr(torch, form.dtype)).view(-1, *form.shape))
+            else:
+                parts.append(raw.view(-1, form.token_bytes()))
         return parts
 
-    def _open(self, path: str) -> tuple[pq.ParquetFile, list[int]]:
+    def _open(self, path: str, feature: str, shard: str) -> tuple[pq.ParquetFile, list[int]]:
         if path not in self._files:
-            if not self._store.exists(path):
-                raise UserError(f"{self._store.root}/{path} is missing: the reference store is incomplete")
-            file = self._store.open_parquet(path)
+            check_size(self._store, path, self._outputs[path]["bytes"])
+            try:
+                file = self._store.open_parquet(path)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise damaged(self._store, path, str(error)) from error
+            check_label(self._store, path, file.schema_arrow, self._fingerprint, feature, shard)
             ends = list(accumulate(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)))
             self._files[path] = (file, ends)
             if len(self._files) > _OPEN_FILES:
@@ -143,8 +195,32 @@ class ReferenceStore:
     def _group(self, path: str, file: pq.ParquetFile, group: int) -> pa.Table:
         key = (path, group)
         if key not in self._groups:
-            self._groups[key] = file.read_row_group(group).combine_chunks()
+            try:
+                self._groups[key] = self._store.trying(lambda: file.read_row_group(group).combine_chunks(), path)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise damaged(self._store, path, str(error)) from error
             if len(self._groups) > _CACHED_GROUPS:
                 self._groups.popitem(last=False)
         self._groups.move_to_end(key)
         return self._groups[key]
+
+
+def check_size(store: RunStore, path: str, expected: int) -> None:
+    """UserError if a file is missing or has another size than the manifest says."""
+    size = store.size(path)
+    if size < 0:
+        raise UserError(f"{store.root}/{path} is missing: run `sparsepo reference RECIPE --repair`")
+    if size != expected:
+        raise damaged(store, path, f"it has {size} bytes, the manifest says {expected}")
+
+
+def check_label(store: RunStore, path: str, schema: pa.Schema, fingerprint: str, feature: str, shard: str) -> None:
+    """UserError if a file belongs to another store, feature or shard."""
+    label, wanted = label_of(schema), {"store": fingerprint, "feature": feature, "shard": shard}
+    if label != wanted:
+        found = ", ".join(f"{key} {label.get(key, 'none')}, not {value}" for key, value in wanted.items() if label.get(key) != value)
+        raise damaged(store, path, f"it is of {found}")
+
+
+def damaged(store: RunStore, path: str, reason: str) -> UserError:
+    return UserError(f"{store.root}/{path} is damaged or foreign: {reason.splitlines()[0]}; run `sparsepo reference RECIPE --repair`")

@@ -11,7 +11,8 @@ from pipelines.errors import UserError
 from pipelines.evaluate import evaluate_record, run_evaluate
 from pipelines.prepare import prepare_record, run_prepare
 from pipelines.recipe import write_yaml
-from pipelines.reference import check_hooks, has_features, reference_record, run_reference
+from pipelines.reference import check_hooks, has_features, reference_record, run_reference, scoring_device
+from pipelines.reference_cost import settle_mode
 from pipelines.report import CONFIG, run_report
 from pipelines.stage_record import StageRecord
 from pipelines.store import RunStore
@@ -27,8 +28,7 @@ def run_stages(recipe: Recipe, stages: tuple[str, ...], say: Say, quiet: bool = 
     """
     outcome = {}
     with LazyRay(recipe) as ray_started:
-        if recipe.ray.address or os.environ.get("RAY_ADDRESS"):
-            ray_started()  # what "auto" means depends on the cluster's devices
+        recipe = settled(recipe, ray_started)
         check_hooks(recipe)
         _write_config(recipe)
         for stage in stages:
@@ -47,6 +47,13 @@ def run_stages(recipe: Recipe, stages: tuple[str, ...], say: Say, quiet: bool = 
             outcome[stage] = "done"
             say(f"{stage}: done in {time.monotonic() - started:.1f} s{_summary(stage, summary)}")
     return outcome
+
+
+def settled(recipe: Recipe, start_ray: Callable[[], None]) -> Recipe:
+    """The recipe with what `auto` leaves to the devices decided; on a cluster that takes its devices."""
+    if recipe.ray.address or os.environ.get("RAY_ADDRESS"):
+        start_ray()
+    return settle_mode(recipe, scoring_device())
 
 
 class LazyRay:
@@ -117,7 +124,11 @@ def _summary(stage: str, manifest: dict[str, Any]) -> str:
             f"; {dropped} rows dropped ({reasons})" if dropped else ""
         )
     if stage == "reference":
-        return f": {counts['mode']}, {counts['tokens']:,} tokens, {', '.join(sorted(counts['features'])) or 'nothing stored'}"
+        failed = sum(len(rows) for rows in counts["failed"].values())
+        lost = f"; {failed} rows could not be scored: failed_rows.jsonl" if failed else ""
+        warning = "".join(f"\nwarning: {message}" for message in counts["warnings"])
+        stored = ", ".join(sorted(counts["features"])) or "nothing stored"
+        return f": {counts['mode']}, {counts['tokens']:,} tokens, {stored}, {counts['bytes'] / 2**20:.1f} MiB{lost}{warning}"
     if stage == "train":
         final = counts["final"]
         shown = [f"{label} {final[key]:.4g}" for key, label in (("loss", "loss"), ("rewards/accuracies", "accuracy")) if key in final]

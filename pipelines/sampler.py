@@ -70,3 +70,17 @@ def token_budget_batches(
         else:
             batches.append([row])
     return batches
+
+
+def consecutive_batches(rows: Sequence[int], widths: Sequence[int] | Mapping[int, int], budget: int) -> list[list[int]]:
+    """Cut rows into batches whose widths add up to at most the budget (one row at least), widest first."""
+    batches: list[list[int]] = []
+    used = 0
+    for row in sorted(rows, key=lambda i: (-widths[i], i)):
+        if batches and used + widths[row] <= budget:
+            batches[-1].append(row)
+            used += widths[row]
+        else:
+            batches.append([row])
+            used = widths[row]
+    return batches

@@ -17,7 +17,7 @@ from pipelines.errors import UserError
 from pipelines.section import Stage, stage_settings
 from pipelines.store import RunStore
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STARTED, MANIFEST = "started.json", "manifest.json"
 _LIBRARIES = ("torch", "transformers", "ray", "pyarrow", "tokenizers", "sparsepo")
 
@@ -64,7 +64,7 @@ class StageRecord:
         else:
             self.store.write_json(STARTED, self._body())
 
-    def finish(self, counts: dict[str, Any], outputs: dict[str, str] | None = None) -> dict[str, Any]:
+    def finish(self, counts: dict[str, Any], outputs: dict[str, Any] | None = None) -> dict[str, Any]:
         """Publish the manifest: the stage is complete from here on. Returns it."""
         manifest = {**self._body(), "counts": counts, "outputs": outputs or {}}
         self.store.write_json(MANIFEST, manifest)
@@ -73,6 +73,17 @@ class StageRecord:
     def manifest(self) -> dict[str, Any]:
         loaded: dict[str, Any] = self.store.read_json(MANIFEST)
         return loaded
+
+    def version_changes(self) -> list[str]:
+        """What has another version now than when this stage began, one line each; empty if it has not begun."""
+        if not self.store.exists(STARTED):
+            return []
+        then, now = self.store.read_json(STARTED)["versions"], library_versions()
+        return [
+            f"{self.store.root} was begun with {name} {then.get(name, 'unknown')}, this is {version}; their rounding may differ"
+            for name, version in now.items()
+            if then.get(name) != version
+        ]
 
     def _body(self) -> dict[str, Any]:
         return {

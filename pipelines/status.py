@@ -70,6 +70,6 @@ def _progress(stage: str, place: RunStore) -> str:
         steps = completed_steps(place)
         return f"last checkpoint: step {steps[-1]}" if steps else "no checkpoint yet"
     if stage == "reference":
-        scored = sum(len(place.names(f"shards/{folder}")) for folder in place.names("shards"))
-        return f"{scored} shards scored"
+        scored = [f"{feature} {len(place.names(f'shards/{feature}'))}" for feature in place.names("shards")]
+        return f"shards scored: {', '.join(scored) or 0}"
     return "run the same command again to finish it"

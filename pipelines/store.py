@@ -1,10 +1,12 @@
 """The run store: every write of the pipeline goes through it, to a local disk or an object store.
 
 A file appears under its final name complete or not at all: on a local disk by temporary name, fsync and rename, on an
-object store by one upload to the final key. Paths are relative to the store's root and use '/'.
+object store by one upload to the final key. Paths are relative to the store's root and use '/'. Calls to an object store
+that fail for a passing reason are repeated, beyond what pyarrow repeats itself.
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -12,19 +14,31 @@ import os
 import re
 import shutil
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from pipelines.errors import UserError
+from pipelines.errors import StageFailed, UserError
 
 ROW_GROUP_BYTES = 4 * 2**20
 _TEMPORARY = ".tmp-"
+_SPOOLED_BYTES = 2**26  # of an upload that is kept in memory; the rest waits on the local disk
+_WAITS_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
+# What an object store says that no repetition will change.
+_LASTING = re.compile(
+    r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY|SIGNATURE|INVALID_CLIENT|MISSING_AUTH|HTTP (code|status) 4(?!08|29)"
+)
+# Errors of a local write that the user can mend.
+_WRITE_ERRORS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EFBIG, errno.ENAMETOOLONG}
+)
+Result = TypeVar("Result")
 
 
 def filesystem_of(uri: str) -> tuple[fs.FileSystem, str]:
@@ -39,9 +53,17 @@ def filesystem_of(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 class RunStore:
-    """Reads and atomic writes below one root directory or prefix; cheap to build, so workers build their own."""
+    """Reads and atomic writes below one root directory or prefix; cheap to build, so workers build their own.
+
+    Raises: UserError for a root that cannot be opened, a lasting refusal (permissions, full disk, no such bucket);
+        StageFailed if an object store stays unreachable.
+    """
 
     def __init__(self, root: str) -> None:
+        if "://" in root and "?" in root:
+            raise UserError(
+                f"{root!r}: options in a location are not read; set them in the environment (AWS_ENDPOINT_URL, AWS_REGION, ...)"
+            )
         self.root = root if "://" in root else os.path.abspath(os.path.expanduser(root))
         self._fs, self._path = filesystem_of(root)
         self.is_local = isinstance(self._fs, fs.LocalFileSystem)
@@ -58,32 +80,63 @@ class RunStore:
     def _full(self, path: str) -> str:
         return f"{self._path.rstrip('/')}/{path}" if path else self._path
 
+    def trying(self, action: Callable[[], Result], path: str) -> Result:
+        """Call `action`, which reads or writes `path` whole; on an object store again after errors that may pass."""
+        if self.is_local:
+            return action()
+        for wait in (*_WAITS_SECONDS, None):
+            try:
+                return action()
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                message = str(error).splitlines()[0]
+                if isinstance(error, PermissionError) or _LASTING.search(message):
+                    raise UserError(f"{self.root}/{path}: {message}") from error
+                if wait is None:
+                    raise StageFailed(f"{self.root}/{path}: still failing after {len(_WAITS_SECONDS) + 1} tries: {message}") from error
+                time.sleep(wait)
+        raise AssertionError("the last try returns or raises")
+
+    def _info(self, path: str) -> fs.FileInfo:
+        return self.trying(lambda: self._fs.get_file_info(self._full(path)), path)
+
+    def _list(self, path: str) -> list[fs.FileInfo]:
+        return self.trying(lambda: self._fs.get_file_info(fs.FileSelector(self._full(path), allow_not_found=True)), path)
+
     def exists(self, path: str = "") -> bool:
-        kind: fs.FileType = self._fs.get_file_info(self._full(path)).type
-        return kind != fs.FileType.NotFound
+        return bool(self._info(path).type != fs.FileType.NotFound)
 
     def names(self, path: str = "") -> list[str]:
         """Names directly below `path`, sorted, temporary ones left out; empty if it does not exist."""
-        infos = self._fs.get_file_info(fs.FileSelector(self._full(path), allow_not_found=True))
-        return sorted(name for info in infos if not (name := info.base_name).startswith(_TEMPORARY))
+        return sorted(name for info in self._list(path) if not (name := info.base_name).startswith(_TEMPORARY))
 
     def size(self, path: str) -> int:
-        return int(self._fs.get_file_info(self._full(path)).size)
+        """Bytes of a file; -1 if it does not exist."""
+        info = self._info(path)
+        return int(info.size) if info.type == fs.FileType.File else -1
 
     def read_bytes(self, path: str) -> bytes:
-        with self._fs.open_input_stream(self._full(path)) as stream:
-            data: bytes = stream.read()
-        return data
+        def read() -> bytes:
+            with self._fs.open_input_stream(self._full(path)) as stream:
+                data: bytes = stream.read()
+            return data
+
+        return self.trying(read, path)
 
     def read_json(self, path: str) -> Any:
         return json.loads(self.read_bytes(path))
 
     def open_parquet(self, path: str) -> pq.ParquetFile:
-        return pq.ParquetFile(self._fs.open_input_file(self._full(path)))
+        """Every page's checksum is verified when it is read."""
+        return self.trying(lambda: pq.ParquetFile(self._fs.open_input_file(self._full(path)), page_checksum_verification=True), path)
 
     def read_table(self, path: str, columns: list[str] | None = None) -> pa.Table:
-        with self.open_parquet(path) as file:
-            return file.read(columns=columns)
+        def read() -> pa.Table:
+            with self.open_parquet(path) as file:
+                return file.read(columns=columns)
+
+        return self.trying(read, path)
 
     def write_bytes(self, path: str, data: bytes) -> None:
         with self._publishing(path) as target:
@@ -93,13 +146,21 @@ class RunStore:
         self.write_bytes(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
 
     def write_table(self, path: str, table: pa.Table, compression: str | None = "zstd") -> None:
-        """Publish a Parquet file whose row groups hold at most ROW_GROUP_BYTES (or one row)."""
-        with (
-            self._publishing(path) as target,
-            pq.ParquetWriter(target, table.schema, compression=compression or "none", use_dictionary=compression is not None) as writer,
-        ):
-            for group in row_groups(table):
-                writer.write_table(group)
+        """Publish a table as one Parquet file."""
+        with self.table_writer(path, table.schema, compression) as writer:
+            writer.write(table)
+
+    @contextlib.contextmanager
+    def table_writer(self, path: str, schema: pa.Schema, compression: str | None = "zstd") -> Iterator["TableWriter"]:
+        """Publish a Parquet file table by table; it appears when the block ends without an error."""
+        with self._publishing(path) as target:
+            writer = TableWriter(target, schema, compression)
+            try:
+                yield writer
+            except BaseException:
+                writer.abandon()
+                raise
+            writer.close()
 
     def publish_directory(self, source: Path, path: str) -> None:
         """Move a complete local directory to `path`, replacing what was there; consumes `source`.
@@ -139,45 +200,55 @@ class RunStore:
             yield self.local_path(path)
             return
         with tempfile.TemporaryDirectory(prefix="sparsepo-") as folder:
-            fs.copy_files(self._full(path), folder, source_filesystem=self._fs, destination_filesystem=fs.LocalFileSystem())
+            target = fs.LocalFileSystem()
+            self.trying(lambda: fs.copy_files(self._full(path), folder, source_filesystem=self._fs, destination_filesystem=target), path)
             yield Path(folder)
 
     def delete(self, path: str) -> None:
         """Remove a file or a directory tree; nothing happens if it does not exist."""
-        kind = self._fs.get_file_info(self._full(path)).type
-        if kind == fs.FileType.Directory:
-            self._fs.delete_dir(self._full(path))
-        elif kind == fs.FileType.File:
-            self._fs.delete_file(self._full(path))
+        kind = self._info(path).type
+        remove = {fs.FileType.Directory: self._fs.delete_dir, fs.FileType.File: self._fs.delete_file}.get(kind)
+        if remove is not None:
+            with contextlib.suppress(FileNotFoundError):
+                self.trying(lambda: remove(self._full(path)), path)
 
     def sweep_temporary(self, path: str = "") -> None:
         """Remove what an interrupted writer left directly below `path`."""
-        for info in self._fs.get_file_info(fs.FileSelector(self._full(path), allow_not_found=True)):
+        for info in self._list(path):
             if info.base_name.startswith(_TEMPORARY):
                 self.delete(f"{path}/{info.base_name}" if path else info.base_name)
 
     def checksum(self, path: str) -> str:
         """sha256 of a file's bytes, hexadecimal."""
-        digest = hashlib.sha256()
-        with self._fs.open_input_stream(self._full(path)) as stream:
-            while block := stream.read(2**20):
-                digest.update(block)
-        return digest.hexdigest()
+
+        def read() -> str:
+            digest = hashlib.sha256()
+            with self._fs.open_input_stream(self._full(path)) as stream:
+                while block := stream.read(2**22):
+                    digest.update(block)
+            return digest.hexdigest()
+
+        return self.trying(read, path)
 
     @contextlib.contextmanager
     def _publishing(self, path: str) -> Iterator[Any]:
         full = self._full(path)
         if not self.is_local:
-            # Whole in memory first: closing an upload stream after an error would publish what was written so far.
-            buffer = io.BytesIO()
-            yield buffer
-            with self._fs.open_output_stream(full) as stream:
-                stream.write(buffer.getvalue())
+            # Whole first: closing an upload stream after an error would publish what was written so far.
+            with tempfile.SpooledTemporaryFile(max_size=_SPOOLED_BYTES) as spool:
+                yield spool
+
+                def upload() -> None:
+                    spool.seek(0)
+                    with self._fs.open_output_stream(full) as stream:
+                        shutil.copyfileobj(spool, stream, 2**22)
+
+                self.trying(upload, path)
             return
         folder, name = os.path.split(full)
+        temporary = os.path.join(folder, f"{_TEMPORARY}{uuid.uuid4().hex}-{name}")
         try:
             os.makedirs(folder, exist_ok=True)
-            temporary = os.path.join(folder, f"{_TEMPORARY}{uuid.uuid4().hex}-{name}")
             try:
                 with open(temporary, "wb") as stream:
                     yield stream
@@ -185,11 +256,69 @@ class RunStore:
                     os.fsync(stream.fileno())
                 os.rename(temporary, full)
             finally:
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                     os.unlink(temporary)
             _fsync(Path(folder))
-        except (PermissionError, FileExistsError, NotADirectoryError) as error:
-            raise UserError(f"cannot write {full}: {error.strerror}") from error
+        except OSError as error:
+            if error.errno not in _WRITE_ERRORS:
+                raise
+            kept = "; what was published before is kept" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+            raise UserError(f"cannot write {full}: {os.strerror(error.errno)}{kept}") from error
+
+
+class TableWriter:
+    """Writes tables into one Parquet file with row groups of at most ROW_GROUP_BYTES (or one row).
+
+    Attributes:
+        sha256, num_bytes: of the file, once it is closed.
+    """
+
+    def __init__(self, target: Any, schema: pa.Schema, compression: str | None) -> None:
+        self._stream = _HashingStream(target)
+        self._writer = pq.ParquetWriter(
+            self._stream,
+            schema,
+            compression=compression or "none",
+            use_dictionary=compression is not None,
+            write_statistics=compression is not None,
+            write_page_checksum=True,
+        )
+
+    def write(self, table: pa.Table) -> None:
+        for group in row_groups(table):
+            self._writer.write_table(group)
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def abandon(self) -> None:
+        """Forget the file: pyarrow would otherwise write its footer when the writer is collected."""
+        self._writer.is_open = False
+
+    @property
+    def sha256(self) -> str:
+        return self._stream.digest.hexdigest()
+
+    @property
+    def num_bytes(self) -> int:
+        return self._stream.written
+
+
+class _HashingStream(io.RawIOBase):
+    """Passes bytes on and hashes them, so that a checksum costs no second reading."""
+
+    def __init__(self, target: Any) -> None:
+        self._target, self.digest, self.written = target, hashlib.sha256(), 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._target.write(data)
+        self.digest.update(data)
+        size = memoryview(data).nbytes
+        self.written += size
+        return size
 
 
 def row_groups(table: pa.Table) -> Iterator[pa.Table]:

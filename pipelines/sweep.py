@@ -1,6 +1,7 @@
 """Sweep files: a base recipe, a search space over its keys, and what to optimise."""
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -70,6 +71,10 @@ class Sweep(BaseModel):
         """The recipe of one point of the space."""
         overrides = [f"{key}={yaml.safe_dump(value, default_flow_style=True).split(chr(10))[0]}" for key, value in values.items()]
         return validate_recipe(set_keys(self.base(), {"run_dir": run_dir}), overrides)
+
+    def num_trials(self) -> int:
+        """Points that are tried: the grids' product, num_samples times."""
+        return self.num_samples * math.prod(len(r.grid) for r in self.space.values() if r.grid)
 
     def combinations(self) -> Iterator[dict[str, Any]]:
         """Every combination of listed values, with the low end standing for a range; at most 256."""

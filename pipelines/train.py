@@ -20,7 +20,8 @@ from pipelines.errors import StageFailed, UserError
 from pipelines.model_card import model_card
 from pipelines.models import resolve_model, weights_fingerprint
 from pipelines.prepare import open_pairs, prepare_record
-from pipelines.reference import feature_origins, reference_record
+from pipelines.reference import num_usable_rows, reference_record
+from pipelines.reference_features import feature_origins
 from pipelines.sampler import Sampler
 from pipelines.stage_record import StageRecord
 from pipelines.store import RunStore
@@ -59,9 +60,8 @@ def run_train(recipe: Recipe, quiet: bool = False, callbacks: list[Any] | None =
         if name.startswith("failure-"):
             store.delete(name)
     pairs = open_pairs(recipe)
-    steps = Sampler(pairs.num_rows("train"), recipe.train.global_batch_size, recipe.train.seed).num_steps(
-        recipe.train.epochs, recipe.train.max_steps
-    )
+    num_pairs = num_usable_rows(recipe, pairs, "train")
+    steps = Sampler(num_pairs, recipe.train.global_batch_size, recipe.train.seed).num_steps(recipe.train.epochs, recipe.train.max_steps)
     with _progress(store, steps, quiet):
         _fit(recipe, callbacks or [])
     _raise_failure(store)
@@ -69,7 +69,7 @@ def run_train(recipe: Recipe, quiet: bool = False, callbacks: list[Any] | None =
         raise StageFailed("training ended without publishing a model: see the worker's output above")
     records = list(read_metrics(store))
     last = [r for r in records if "kind" not in r][-1]
-    counts = {"steps": steps, "pairs": pairs.num_rows("train"), "final": last}
+    counts = {"steps": steps, "pairs": num_pairs, "final": last}
     counts["warnings"] = [f"step {r['step']}: {m}" for r in records if r.get("kind") == "warning" for m in r["messages"]]
     validations = [r for r in records if r.get("kind") == "validation"]
     if validations:

@@ -13,10 +13,10 @@ from pipelines.config import Recipe
 from pipelines.errors import StageFailed
 from pipelines.feature_source import feature_source
 from pipelines.mask_config import LearnedMaskConfig
-from pipelines.models import load_causal_lm, load_tokenizer, resolve_model
+from pipelines.models import hf_config, load_causal_lm, load_tokenizer, resolve_model
 from pipelines.placement import Placement, as_floats
 from pipelines.prepare import open_pairs
-from pipelines.reference import reference_model_dir
+from pipelines.reference_features import reference_model_dir
 from pipelines.sampler import Sampler, rank_share, token_budget_batches
 from pipelines.store import RunStore
 from pipelines.train_checkpoint import (
@@ -35,9 +35,7 @@ from sparsepo.records import Metrics, TokenScores, add_metrics
 
 def build_masks(recipe: Recipe) -> TokenMasks:
     """The recipe's masks; learned ones freshly initialised from train.seed for the reference model."""
-    from transformers import AutoConfig
-
-    return recipe.mask.build(AutoConfig.from_pretrained(reference_model_dir(recipe), local_files_only=True), recipe.train.seed)
+    return recipe.mask.build(hf_config(reference_model_dir(recipe)), recipe.train.seed)
 
 
 Sums = dict[str, tuple[float, float]]  # metric -> (sum, count)
@@ -77,9 +75,12 @@ class Trainer:
         self.pairs = open_pairs(recipe)
         self.objective = recipe.objective.build()
         self.lengths = {split: self.pairs.lengths(split) for split in ("train", "validation")}
-        self.sampler = Sampler(self.pairs.num_rows("train"), recipe.train.global_batch_size, recipe.train.seed)
-        self.num_steps = self.sampler.num_steps(recipe.train.epochs, recipe.train.max_steps)
         self.source = feature_source(recipe, self.pairs, placement.device)
+        self.rows = {split: self.source.usable_rows(split) for split in ("train", "validation")}
+        if not self.rows["train"]:
+            raise StageFailed("the reference stage could score no training pair: see failed_rows.jsonl in its directory")
+        self.sampler = Sampler(len(self.rows["train"]), recipe.train.global_batch_size, recipe.train.seed)
+        self.num_steps = self.sampler.num_steps(recipe.train.epochs, recipe.train.max_steps)
         self.model = self._build_model()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = self._build_optimizer()
@@ -108,7 +109,7 @@ class Trainer:
     def run(self, report: Any) -> None:
         """Train to the last step; `report(metrics)` is called at every checkpoint by every rank."""
         train = self.recipe.train
-        if self.step == 0 and self.lengths["validation"]:
+        if self.step == 0 and self.rows["validation"]:
             self._validate()
         while self.step < self.num_steps:
             record = self._optimizer_step()
@@ -119,7 +120,7 @@ class Trainer:
                     self.metrics.add_apart({"step": self.step, "kind": "warning", "messages": warnings})
             last = self.step == self.num_steps
             latest: dict[str, Any] = dict(record)
-            if self.lengths["validation"] and (last or (train.validate_every and self.step % train.validate_every == 0)):
+            if self.rows["validation"] and (last or (train.validate_every and self.step % train.validate_every == 0)):
                 latest |= self._validate()
             if last or self.step % train.checkpoint_every == 0:
                 self._checkpoint()
@@ -131,7 +132,7 @@ class Trainer:
 
     def _optimizer_step(self) -> dict[str, Any]:
         started = time.monotonic()
-        rows = self.sampler.pair_indices(self.step)
+        rows = [self.rows["train"][place] for place in self.sampler.pair_indices(self.step)]
         scale = self._learning_rate_factor(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * scale
@@ -238,7 +239,7 @@ class Trainer:
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        rows = list(range(len(self.lengths["validation"])))
+        rows = self.rows["validation"]
         # A coupled loss depends on the size of its batch: the training's, so that both can be compared.
         size = self.recipe.train.global_batch_size if self.objective.couples_pairs else len(rows)
         summed: Sums = {}

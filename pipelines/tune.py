@@ -17,7 +17,9 @@ from pipelines.errors import StageFailed, UserError
 from pipelines.evaluate import run_evaluate
 from pipelines.prepare import prepare_record, run_prepare
 from pipelines.recipe import write_yaml
-from pipelines.reference import reference_record, run_reference, stored_origins
+from pipelines.reference import reference_record, run_reference, scoring_device
+from pipelines.reference_cost import settle_mode
+from pipelines.reference_features import stored_origins
 from pipelines.report import CONFIG
 from pipelines.run import Say
 from pipelines.stage_record import digest
@@ -34,7 +36,7 @@ def run_tune(sweep: Sweep, say: Say, quiet: bool = False) -> str:
     Raises: UserError for resources the cluster lacks or a metric no trial reports; StageFailed if every trial failed.
     """
     store = RunStore(sweep.run_dir)
-    first = sweep.trial_recipe(next(sweep.combinations()), sweep.run_dir)
+    first = trial_recipe(sweep, next(sweep.combinations()), sweep.run_dir)
     with ray_session(first.ray):
         stores = _shared_stores(sweep, say, quiet)
         rows = _trials(sweep, stores, quiet)
@@ -46,11 +48,16 @@ def run_tune(sweep: Sweep, say: Say, quiet: bool = False) -> str:
         raise UserError(f"metric {sweep.metric!r} is reported by no trial: reported are {shown}")
     _write_table(store, rows)
     best = (max if sweep.mode == "max" else min)(finished, key=lambda row: row[sweep.metric])
-    recipe = sweep.trial_recipe({key: best[key] for key in sweep.space}, best["run_dir"])
+    recipe = trial_recipe(sweep, {key: best[key] for key in sweep.space}, best["run_dir"])
     recipe = _with_stores(recipe, stores)
     store.write_bytes(BEST, f"# best of {len(rows)} trials: {sweep.metric} = {best[sweep.metric]:.6g}\n{write_yaml(recipe)}".encode())
     say(f"tune: {len(finished)} of {len(rows)} trials finished; best {sweep.metric} = {best[sweep.metric]:.6g} with " + _point(best, sweep))
     return f"{store.root}/{BEST}"
+
+
+def trial_recipe(sweep: Sweep, values: dict[str, Any], run_dir: str) -> Recipe:
+    """The recipe of one point of the space; all trials share what it takes to score the reference."""
+    return settle_mode(sweep.trial_recipe(values, run_dir), scoring_device(), sweep.num_trials())
 
 
 def _shared_stores(sweep: Sweep, say: Say, quiet: bool) -> dict[str, dict[str, str]]:
@@ -58,10 +65,10 @@ def _shared_stores(sweep: Sweep, say: Say, quiet: bool) -> dict[str, dict[str, s
     stores: dict[str, dict[str, str]] = {}
     features: dict[str, set[str]] = {}
     for values in sweep.combinations():
-        recipe = sweep.trial_recipe(values, sweep.run_dir)
+        recipe = trial_recipe(sweep, values, sweep.run_dir)
         features.setdefault(_store_key(recipe), set()).update(recipe.stored_features())
     for values in sweep.combinations():
-        recipe = sweep.trial_recipe(values, sweep.run_dir)
+        recipe = trial_recipe(sweep, values, sweep.run_dir)
         key = _store_key(recipe)
         if key in stores:
             continue
@@ -97,7 +104,7 @@ def _trials(sweep: Sweep, stores: dict[str, dict[str, str]], quiet: bool) -> lis
     import ray
     from ray import tune
 
-    recipe = sweep.trial_recipe(next(sweep.combinations()), sweep.run_dir)
+    recipe = trial_recipe(sweep, next(sweep.combinations()), sweep.run_dir)
     cpus = int(ray.cluster_resources().get("CPU", 1))
     concurrent = sweep.max_concurrent_trials or max(1, cpus // max(1, recipe.train.num_workers * int(recipe.train.cpus_per_worker or 1)))
     per_trial = max(1, cpus // concurrent)
@@ -142,7 +149,7 @@ def run_trial(config: dict[str, Any], settings: dict[str, Any]) -> None:
     from ray.tune.integration.ray_train import TuneReportCallback
 
     sweep = Sweep.model_validate(settings["sweep"])
-    recipe = sweep.trial_recipe(config, f"{sweep.run_dir}/trials/{digest(config)[:12]}")
+    recipe = trial_recipe(sweep, config, f"{sweep.run_dir}/trials/{digest(config)[:12]}")
     recipe = _with_stores(recipe, settings["stores"])
     recipe = recipe.model_copy(update={"ray": recipe.ray.model_copy(update={"cpus_per_run": settings["cpus_per_run"]})})
     RunStore(recipe.run_dir).write_bytes(CONFIG, write_yaml(recipe).encode())

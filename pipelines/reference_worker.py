@@ -1,0 +1,299 @@
+"""The scoring actor: whole shards in, feature files and their markers out.
+
+Rows are scored in windows of consecutive rows, and in batches of similar length within a window: both depend on the shard,
+the layout and the token budget alone. Two shards are in work at once, so that one is read and written while the other is
+scored. A row that fails is scored alone, and reported if it fails again; its shard goes on without it.
+"""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from pipelines.batch_layout import BatchLayout
+from pipelines.config import Recipe
+from pipelines.errors import StageFailed, UserError
+from pipelines.mask_config import ActivationMaskConfig
+from pipelines.models import compute_device, load_causal_lm, reference_dtype
+from pipelines.pair_table import pair_at, shard_name
+from pipelines.prepare import open_pairs
+from pipelines.reference_features import FeatureFormat, formats_of, reference_model_dir
+from pipelines.reference_store import ColumnBuilder, as_bytes, feature_path, feature_schema, write_head
+from pipelines.scorer_models import PromptEmbedder, load_scorers
+from pipelines.store import RunStore
+from sparsepo import ReferenceModel
+from sparsepo.compression import topk_of
+from sparsepo.kernels.token_scoring import score_tokens
+from sparsepo.layouts import TokenizedPair
+from sparsepo.records import FEATURES
+from sparsepo.scorers import scorer_log_ratios
+
+_WINDOW_BATCHES = 4  # full batches per window
+_TOPK_SAMPLE = 1024  # tokens on which the top-k error is measured
+
+
+def reference_store(recipe: Recipe) -> RunStore:
+    return RunStore(recipe.paths.reference or f"{recipe.run_dir}/reference")
+
+
+def load_reference(recipe: Recipe, device: torch.device, num_gpus: int = 1) -> ReferenceModel:
+    """The frozen reference model of a recipe on a device (or spread over several GPUs), with the recipe's hooks."""
+    mask = recipe.mask
+    hooks, mapping = (mask.hooks, mask.mapping) if isinstance(mask, ActivationMaskConfig) else ("all", "zn_rescale")
+    model = load_causal_lm(reference_model_dir(recipe), reference_dtype(recipe.reference.dtype, device), device, num_gpus)
+    return ReferenceModel(model, hooks, mapping, recipe.reference.topk or 64)
+
+
+def batch_tokens(recipe: Recipe, device: torch.device) -> int:
+    """The token budget of a batch; larger on a GPU by default."""
+    return recipe.reference.batch_tokens or (32768 if device.type == "cuda" else 4096)
+
+
+def marker_path(feature: str, split: str, number: int) -> str:
+    return f"shards/{feature}/{shard_name(split, number)}.json"
+
+
+@dataclass
+class _Scored:
+    """One batch's features, on their way to the CPU: rows, feature -> [S, ...] or [rows, e], and which tokens are finite."""
+
+    rows: list[int]
+    values: dict[str, Tensor]
+    is_finite: Tensor | None
+
+
+@dataclass
+class _Window:
+    """Consecutive rows of a shard: their pairs, and why some of them failed."""
+
+    first: int
+    pairs: list[TokenizedPair]
+    prompts: list[str]
+    failures: dict[int, str] = field(default_factory=dict)
+
+
+class ShardScorer:
+    """Actor: scores whole shards and publishes their feature files. Models are loaded when a feature first needs them."""
+
+    def __init__(self, recipe: dict[str, Any]) -> None:
+        self._recipe = Recipe.model_validate(recipe)
+        self._device = compute_device()
+        self._dtype = reference_dtype(self._recipe.reference.dtype, self._device)
+        self._store = reference_store(self._recipe)
+        self._pairs = open_pairs(self._recipe)
+        self._budget = batch_tokens(self._recipe, self._device)
+        self._models = threading.Lock()
+
+    @cached_property
+    def _reference(self) -> ReferenceModel:
+        return load_reference(self._recipe, self._device, self._recipe.reference.gpus_per_model if self._device.type == "cuda" else 1)
+
+    @cached_property
+    def _scorers(self) -> tuple[Any, Any]:
+        return load_scorers(self._recipe, self._device)
+
+    @cached_property
+    def _embedder(self) -> PromptEmbedder:
+        own = self._recipe.model.embedder is not None
+        return PromptEmbedder(self._recipe, None if own else self._reference.causal_lm, self._device)
+
+    @cached_property
+    def _vocabulary(self) -> int:
+        return int(self._reference.causal_lm.get_input_embeddings().weight.shape[0])
+
+    @cached_property
+    def _reference_layout(self) -> BatchLayout:
+        return self._layout_for([self._reference.causal_lm])
+
+    @cached_property
+    def _scorer_layout(self) -> BatchLayout:
+        return self._layout_for(list(self._scorers))
+
+    def _layout_for(self, models: list[Any]) -> BatchLayout:
+        return BatchLayout.choose(self._recipe.reference.layout, models, self._budget, "reference.layout")
+
+    def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return self._score_shard(task["split"], task["shard"], task["features"], task["fingerprint"])
+        except (UserError, StageFailed) as failure:
+            return {"error": str(failure), "is_users": isinstance(failure, UserError)}
+
+    def _score_shard(self, split: str, number: int, features: list[str], fingerprint: str) -> dict[str, Any]:
+        table = self._pairs.shard(split, number)
+        formats = formats_of(self._recipe, features, self._dtype)
+        failures: dict[int, str] = {}
+        tokens = 0
+        topk_error: dict[str, float] | None = None
+        with contextlib.ExitStack() as files:
+            writers = {
+                name: files.enter_context(
+                    self._store.table_writer(
+                        feature_path(name, split, number), feature_schema(name, form, split, number, fingerprint), compression=None
+                    )
+                )
+                for name, form in formats.items()
+            }
+            for window in self._windows(table):
+                with self._models:
+                    scored = self._score_window(window, features)
+                    if "reference_topk" in features and split == "train" and number == 0 and window.first == 0:
+                        topk_error = self._topk_error(window)
+                for name, columns in self._columns(window, scored, formats).items():
+                    writers[name].write(pa.table(columns, schema=feature_schema(name, formats[name], split, number, fingerprint)))
+                failures |= {window.first + row: reason for row, reason in window.failures.items()}
+                tokens += sum(len(response) for pair in window.pairs for response in pair.responses())
+        if "reference_hidden" in features and number == 0:
+            write_head(self._store, self._reference.head)
+        failed = {str(row): reason for row, reason in sorted(failures.items())}
+        marker: dict[str, Any] = {"tokens": tokens, "failed": failed, "device": self._device_name()}
+        for name, writer in writers.items():
+            extra = {"topk_error": topk_error} if name == "reference_topk" and topk_error is not None else {}
+            self._store.write_json(
+                marker_path(name, split, number), {**marker, **extra, "sha256": writer.sha256, "bytes": writer.num_bytes}
+            )
+        return {"tokens": tokens, "failed": failed, "rows": table.num_rows}
+
+    def _windows(self, table: pa.Table) -> Iterator[_Window]:
+        """Consecutive rows of at most a few full batches' tokens."""
+        limit, used = _WINDOW_BATCHES * self._budget, 0
+        window = _Window(0, [], [])
+        prompts = table["prompt"]
+        for row in range(table.num_rows):
+            pair = pair_at(table, row)
+            if window.pairs and used + pair.shared_width() > limit:
+                yield window
+                window, used = _Window(row, [], []), 0
+            window.pairs.append(pair)
+            window.prompts.append(prompts[row].as_py())
+            used += pair.shared_width()
+        if window.pairs:
+            yield window
+
+    def _score_window(self, window: _Window, features: list[str]) -> list[_Scored]:
+        """Score a window's rows; the copies to the CPU are complete on return."""
+        kinds = {name: FEATURES[name].origin for name in features}
+        scored = []
+        for origin in sorted(set(kinds.values())):
+            names = [name for name, kind in kinds.items() if kind == origin]
+            layout = self._scorer_layout if origin == "scorers" else self._reference_layout if origin == "reference" else None
+            usable = [row for row in range(len(window.pairs)) if not self._obstacle(window, row, origin)]
+            if layout is None:
+                layout = BatchLayout("padded", self._budget)
+            for places in layout.batches([window.pairs[row] for row in usable]):
+                scored += self._score_rows([usable[place] for place in places], window, origin, names, layout)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+        for batch in scored:
+            self._find_infinite(batch, window)
+        return scored
+
+    def _obstacle(self, window: _Window, row: int, origin: str) -> bool:
+        """Whether a row cannot be scored at all; a GPU would be lost to a token beyond its embeddings."""
+        if origin == "reference":
+            largest = max(int(np.max(ids)) for ids in (window.pairs[row].prompt, *window.pairs[row].responses()))
+            if largest >= self._vocabulary:
+                window.failures[row] = f"token {largest} is beyond the reference's vocabulary of {self._vocabulary}"
+        return row in window.failures
+
+    def _score_rows(self, rows: list[int], window: _Window, origin: str, names: list[str], layout: BatchLayout) -> list[_Scored]:
+        """Score a batch; if that fails, its rows one by one."""
+        try:
+            return [self._score_batch(rows, window, origin, names, layout)]
+        except torch.OutOfMemoryError as error:
+            if len(rows) > 1:
+                raise StageFailed(
+                    f"out of memory on {self._device_name()} with {self._budget} tokens per batch: lower reference.batch_tokens"
+                ) from error
+            failure: Exception = error
+        except (ValueError, RuntimeError, IndexError) as error:
+            failure = error
+        if len(rows) > 1:
+            return [scored for row in rows for scored in self._score_rows([row], window, origin, names, layout)]
+        window.failures[rows[0]] = str(failure).splitlines()[0] or type(failure).__name__
+        return []
+
+    def _score_batch(self, rows: list[int], window: _Window, origin: str, names: list[str], layout: BatchLayout) -> _Scored:
+        pairs = [window.pairs[row] for row in rows]
+        if origin == "embedder":
+            return _Scored(rows, {"prompt_embedding": self._embedder.embed([window.prompts[row] for row in rows], pairs)}, None)
+        inputs = layout.inputs(pairs).to(self._device)
+        if origin == "scorers":
+            found = {"scorer_log_ratios": scorer_log_ratios(*self._scorers, inputs)}
+        else:
+            features = self._reference.features(inputs, names)
+            found = {name: getattr(features, name) for name in names}
+        is_finite = torch.stack(
+            [values.flatten(1).isfinite().all(1) if values.ndim > 1 else values.isfinite() for values in found.values()]
+        )
+        return _Scored(rows, {k: v.to("cpu", non_blocking=True) for k, v in found.items()}, is_finite.all(0).to("cpu", non_blocking=True))
+
+    def _find_infinite(self, batch: _Scored, window: _Window) -> None:
+        """Note the rows with a value that is not finite."""
+        if batch.is_finite is None or bool(batch.is_finite.all()):
+            return
+        lengths = [sum(len(response) for response in window.pairs[row].responses()) for row in batch.rows]
+        for row, tokens in zip(batch.rows, batch.is_finite.split(lengths), strict=True):
+            if not bool(tokens.all()):
+                window.failures[row] = f"{' or '.join(sorted(batch.values))} is not finite"
+
+    def _columns(self, window: _Window, scored: list[_Scored], formats: dict[str, FeatureFormat]) -> dict[str, list[pa.Array]]:
+        """Feature -> its columns of the window's rows; takes the scored batches apart to free them as it goes."""
+        builders: dict[str, list[ColumnBuilder]] = {}
+        for name, form in formats.items():
+            if FEATURES[name].per == "pair":
+                builders[name] = [ColumnBuilder([1] * len(window.pairs), form.token_bytes())]
+                continue
+            chosen = [len(pair.chosen) for pair in window.pairs]
+            rejected = [0 if pair.rejected is None else len(pair.rejected) for pair in window.pairs]
+            builders[name] = [ColumnBuilder(lengths, form.token_bytes()) for lengths in (chosen, rejected)]
+        while scored:
+            batch = scored.pop()
+            for name, values in batch.values.items():
+                raw, at = as_bytes(values.float() if formats[name].encoding == "list" else values), 0
+                for place, row in enumerate(batch.rows):
+                    if FEATURES[name].per == "pair":
+                        builders[name][0].put(row, raw[place])
+                        continue
+                    for side, response in enumerate(window.pairs[row].responses()):
+                        builders[name][side].put(row, raw[at : at + len(response)].reshape(-1))
+                        at += len(response)
+        for row in window.failures:
+            for sides in builders.values():
+                for builder in sides:
+                    builder.drop(row)
+        return {name: [builder.array(formats[name]) for builder in sides] for name, sides in builders.items()}
+
+    @torch.no_grad()
+    def _topk_error(self, window: _Window) -> dict[str, float]:
+        """What top-k loses of the KL, on the first tokens, with hidden states moved by noise in the policy's place.
+
+        At this point the policy still is the reference, whose KL is zero either way.
+        """
+        rows = [row for row in range(len(window.pairs)) if row not in window.failures][:64]
+        inputs = self._reference_layout.inputs([window.pairs[row] for row in rows]).to(self._device)
+        hidden = self._reference.features(inputs, ["reference_hidden"]).reference_hidden
+        assert hidden is not None
+        hidden, labels, head = hidden[:_TOPK_SAMPLE], inputs.labels[:_TOPK_SAMPLE].to(hidden.device), self._reference.head
+        topk = topk_of(hidden, head, self._recipe.reference.topk or 64)
+        noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0)).to(hidden)
+        moved = hidden + 0.1 * hidden.float().std().to(hidden.dtype) * noise
+        exact = score_tokens(moved, head, labels, hidden, head)[1]
+        kept = score_tokens(moved, head, labels, reference_topk=topk)[1]
+        assert exact is not None and kept is not None
+        return {
+            "tokens": float(len(labels)),
+            "tail_mass_mean": float(topk.tail_logps.exp().mean()),
+            "kl_exact": float(exact.mean()),
+            "kl_topk": float(kept.mean()),
+            "relative_error": float((exact - kept).mean() / exact.mean().clamp_min(1e-12)),
+        }
+
+    def _device_name(self) -> str:
+        return torch.cuda.get_device_name() if self._device.type == "cuda" else "cpu"
