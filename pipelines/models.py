@@ -125,7 +125,8 @@ def load_causal_lm(directory: str, dtype: torch.dtype, device: torch.device | st
         if is_adapter:
             from peft import PeftModel
 
-            model = PeftModel.from_pretrained(model, directory).merge_and_unload(safe_merge=True).to(dtype)
+            merged = PeftModel.from_pretrained(model, directory).merge_and_unload(safe_merge=True)
+            model = merged.to(dtype).requires_grad_(True)  # peft froze the base
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"model directory {directory}: {str(error).splitlines()[0]}") from error
     model = model.eval() if spread else model.to(device).eval()

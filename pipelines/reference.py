@@ -64,8 +64,10 @@ def run_reference(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
     warnings = record.version_changes()
     record.begin()
     tasks = _tasks(record, pairs, missing)
+    _sweep(record.store, missing)
     _check_disk(recipe, missing, tasks, pairs, record.store)
     _score(tasks, recipe, pairs, quiet)
+    _sweep(record.store, missing)
     return _finish(record, recipe, pairs, known, {name: origins[name] for name in missing}, len(tasks), warnings)
 
 
@@ -75,6 +77,12 @@ def _known(record: StageRecord) -> dict[str, Any]:
         counts: dict[str, Any] = record.manifest()["counts"]
         return counts
     return {"features": {}, "formats": {}, "failed": {}, "devices": [], "tokens": 0}
+
+
+def _sweep(store: RunStore, features: list[str]) -> None:
+    """Remove what killed actors left half written."""
+    for folder in ("", *features, *(f"shards/{name}" for name in features)):
+        store.sweep_temporary(folder)
 
 
 def _tasks(record: StageRecord, pairs: PairTable, missing: list[str]) -> list[dict[str, Any]]:

@@ -15,8 +15,8 @@ from pipelines.scorer_models import embedder_fingerprint, embedding_size, scorer
 from sparsepo.compression import state_bytes, topk_bytes
 from sparsepo.records import FEATURES
 
-# Parquet's own bytes: per value of a column, and per row group and column of a file.
-_BYTES_PER_VALUE, _BYTES_PER_FILE = 10, 1500
+# Parquet's own bytes: lengths and levels per value of a column, footer and pages per file.
+_BYTES_PER_VALUE, _BYTES_PER_FILE = 5, 900
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from pipelines.reference_store import ColumnBuilder, as_bytes, feature_path, fea
 from pipelines.scorer_models import PromptEmbedder, load_scorers
 from pipelines.store import RunStore
 from sparsepo import ReferenceModel
-from sparsepo.compression import topk_of
+from sparsepo.compression import pack_states, topk_of
 from sparsepo.kernels.token_scoring import score_tokens
 from sparsepo.layouts import TokenizedPair
 from sparsepo.records import FEATURES
@@ -127,7 +127,8 @@ class ShardScorer:
 
     def _score_shard(self, split: str, number: int, features: list[str], fingerprint: str) -> dict[str, Any]:
         table = self._pairs.shard(split, number)
-        formats = formats_of(self._recipe, features, self._dtype)
+        with self._models:  # importing transformers is not safe from two threads either
+            formats = formats_of(self._recipe, features, self._dtype)
         failures: dict[int, str] = {}
         tokens = 0
         topk_error: dict[str, float] | None = None
@@ -232,6 +233,8 @@ class ShardScorer:
         is_finite = torch.stack(
             [values.flatten(1).isfinite().all(1) if values.ndim > 1 else values.isfinite() for values in found.values()]
         )
+        if "reference_layers" in found and self._recipe.reference.layers_dtype == "int8":
+            found["reference_layers"] = pack_states(found["reference_layers"])
         return _Scored(rows, {k: v.to("cpu", non_blocking=True) for k, v in found.items()}, is_finite.all(0).to("cpu", non_blocking=True))
 
     def _find_infinite(self, batch: _Scored, window: _Window) -> None:

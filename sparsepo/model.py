@@ -166,9 +166,11 @@ class ReferenceModel:
         known = [name for name, kind in FEATURES.items() if kind.origin == "reference"]
         if names - set(known):
             raise ValueError(f"the reference model does not make {sorted(names - set(known))}: it makes {', '.join(known)}")
-        hooks = select_hooks(self.causal_lm.config, self._hooks) if "activation_mask" in names else ()
+        hooks = select_hooks(transformer_of(self.causal_lm).config, self._hooks) if "activation_mask" in names else ()
         recorder = ActivationRecorder(
-            self.causal_lm.base_model, [h for h in hooks if h != "logits"], "sigmoid_mean" if self._mapping == "sigmoid" else "mean"
+            transformer_of(self.causal_lm).base_model,
+            [h for h in hooks if h != "logits"],
+            "sigmoid_mean" if self._mapping == "sigmoid" else "mean",
         )
         with recorder:
             output = run_backbone(self.causal_lm, inputs, output_hidden_states="reference_layers" in names)

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,12 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+# Where the tests' own object store will listen: Ray's processes inherit it, so it is settled before they start.
+with socket.socket() as _probe:
+    _probe.bind(("127.0.0.1", 0))
+    OBJECT_STORE_PORT = _probe.getsockname()[1]
+os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{OBJECT_STORE_PORT}"
+os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 
 from pipelines.config import RaySection, Recipe
 from pipelines.quickstart_world import TEST_OPENINGS, TRAIN_OPENINGS, continuation, opening, write_untrained_model

@@ -81,7 +81,7 @@ def all_features(recipe: Recipe, *names: str) -> dict[str, torch.Tensor]:
 
 def test_the_store_is_the_same_bytes_for_any_number_of_actors(scored: Recipe, recipe_in: MakeRecipe, tmp_path: Path) -> None:
     files = store_files(scored)
-    assert len(files) == 2 * 5 + 1, "two features of five shards, and the head"
+    assert len(files) == 2 * 4 + 1, "two features of four shards, and the head"
     assert store_files(again(scored, recipe_in, tmp_path / "two", "reference.num_actors=2")) == files
 
 
@@ -115,10 +115,15 @@ def test_kl_from_the_store_is_that_of_a_live_reference(scored: Recipe, model_dir
     for parameter in policy.parameters():
         parameter.data += 0.02 * torch.randn_like(parameter)
     with torch.no_grad():
-        logits = [m(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).logits.flatten(0, 1)[inputs.score_rows] for m in (live, policy)]
+        logits = [
+            m(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).logits.flatten(0, 1)[inputs.score_rows]
+            for m in (live, policy)
+        ]
         reference, moved = (values.double().log_softmax(-1) for values in logits)
         expected = (reference.exp() * (reference - moved)).sum(-1)
-        hidden = policy.model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).last_hidden_state.flatten(0, 1)[inputs.score_rows]
+        hidden = policy.model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).last_hidden_state.flatten(0, 1)[
+            inputs.score_rows
+        ]
         found = score_tokens(hidden, ReferenceModel(policy).head, inputs.labels, stored, store.head())[1]
     assert found is not None
     assert float(expected.mean()) > 0.01
@@ -134,18 +139,27 @@ def losses_of(recipe: Recipe) -> torch.Tensor:
     return torch.tensor(found, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("mask", ["simple_last", "simple_all"])
-def test_training_from_the_store_equals_training_beside_the_reference(mask: str, scored: Recipe, recipe_in: MakeRecipe, tmp_path: Path) -> None:
-    """Four optimizer steps in fp32, losses within 1e-5 of each other; int8 states are close but not that close."""
-    base = ("objective.name=sparsepo", "mask.kind=learned", f"mask.architecture={mask}", "train.learning_rate=1e-2")
+@pytest.mark.slow
+@pytest.mark.parametrize(("mask", "seed"), [("simple_last", 0), ("simple_all", 1)])
+def test_training_from_the_store_equals_training_beside_the_reference(
+    mask: str, seed: int, scored: Recipe, recipe_in: MakeRecipe, tmp_path: Path
+) -> None:
+    """Four optimizer steps in fp32: the same bits from a store in the same layout, within 1e-5 from packed rows; int8 is close.
+
+    Adam's epsilon is raised: while policy and reference are the same, a mask's gradient is their rounding, which it would scale up.
+    """
+    base = ("objective.name=sparsepo", "mask.kind=learned", f"mask.architecture={mask}", f"train.seed={seed}", "objective.beta=1")
+    base += ("mask.adam_eps=1e-4", "train.adam_eps=1e-4")
     paths = {"pairs": f"{scored.run_dir}/pairs"}
     online = recipe_in(tmp_path / "online", *base, "reference.mode=online", paths=paths)
     stored = recipe_in(tmp_path / "stored", *base, "reference.mode=stored", paths=paths)
-    for recipe in (online, stored):
+    padded = recipe_in(tmp_path / "padded", *base, "reference.mode=stored", "reference.layout=padded", paths=paths)
+    for recipe in (online, stored, padded):
         run_stages(recipe, ("reference",), silent)
     expected = losses_of(online)
-    assert abs(float(expected[-1] - expected[0])) > 1e-3, "the policy moves"
-    torch.testing.assert_close(losses_of(stored), expected, atol=1e-5, rtol=1e-5)
+    assert float(expected.max() - expected.min()) > 1e-3, "the policy moves"
+    torch.testing.assert_close(losses_of(padded), expected, atol=2e-7, rtol=0)
+    torch.testing.assert_close(losses_of(stored), expected, atol=1e-5, rtol=0)
     if mask == "simple_all":
         packed = recipe_in(tmp_path / "int8", *base, "reference.mode=stored", "reference.layers_dtype=int8", paths=paths)
         run_stages(packed, ("reference",), silent)
@@ -174,14 +188,19 @@ def test_topk_is_a_lower_bound_whose_error_is_in_the_manifest(scored: Recipe, re
     assert float(first[0]) == pytest.approx(np.log(2), abs=1e-5), "policy = reference: the bound is zero too"
     assert float((first - losses_of(scored)).abs().max()) < 0.02
     with pytest.raises(UserError, match="holds reference_topk made with 'top 16', now 'top 8'"):
-        run_stages(recipe_in(tmp_path / "topk", *KL, "reference.topk=8", paths={"pairs": f"{scored.run_dir}/pairs"}), ("reference",), silent)
+        run_stages(
+            recipe_in(tmp_path / "topk", *KL, "reference.topk=8", paths={"pairs": f"{scored.run_dir}/pairs"}), ("reference",), silent
+        )
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (("reference.topk=8",), "objective.name=dpo has no KL to approximate"),
-        (("objective.name=sparsepo", "mask.kind=learned", "mask.architecture=simple_last", "reference.topk=8"), "already give the exact KL"),
+        (
+            ("objective.name=sparsepo", "mask.kind=learned", "mask.architecture=simple_last", "reference.topk=8"),
+            "already give the exact KL",
+        ),
         (("reference.layers_dtype=int8",), "no states of all layers are stored"),
         (("reference.features=[reference_topk]",), "say how many tokens with reference.topk"),
         (("reference.topk=0",), "reference.topk"),
@@ -234,7 +253,9 @@ def test_a_failing_row_is_reported_and_left_out(
     assert all("beyond the reference's vocabulary" in r["reason"] for r in reported)
     rows = [row for row in range(pairs.num_rows("train")) if row not in lost["train"]]
     stored = open_reference(recipe, pairs).features("train", rows, ["reference_logps"]).reference_logps
-    live = ReferenceModel(AutoModelForCausalLM.from_pretrained(folder)).features(padded_layout(pairs.pairs("train", rows)), ["reference_logps"])
+    live = ReferenceModel(AutoModelForCausalLM.from_pretrained(folder)).features(
+        padded_layout(pairs.pairs("train", rows)), ["reference_logps"]
+    )
     torch.testing.assert_close(stored, live.reference_logps, atol=1e-5, rtol=0)
     torch.set_num_threads(1)
     trainer = Trainer(recipe, Placement.choose("auto", CPU, 0, 1), 1)
@@ -247,9 +268,14 @@ def test_too_many_failing_rows_stop_the_stage_with_the_first_one(
     scored: Recipe, recipe_in: MakeRecipe, tmp_path: Path, small_vocabulary: tuple[Path, dict[str, set[int]]]
 ) -> None:
     recipe = recipe_in(
-        tmp_path / "run", f"model.reference={small_vocabulary[0]}", "reference.max_failed_fraction=0", paths={"pairs": f"{scored.run_dir}/pairs"}
+        tmp_path / "run",
+        f"model.reference={small_vocabulary[0]}",
+        "reference.max_failed_fraction=0",
+        paths={"pairs": f"{scored.run_dir}/pairs"},
     )
-    with pytest.raises(StageFailed, match=r"rows could not be scored, reference.max_failed_fraction = 0.0 allows 0; the first: .*token \d+ is beyond"):
+    with pytest.raises(
+        StageFailed, match=r"rows could not be scored, reference.max_failed_fraction = 0.0 allows 0; the first: .*token \d+ is beyond"
+    ):
         run_stages(recipe, ("reference",), silent)
 
 
@@ -335,7 +361,7 @@ def test_a_foreign_shard_is_named_whatever_its_size(copied: Recipe) -> None:
     foreign(path)
     record = reference_record(copied)
     manifest = record.manifest()
-    manifest["outputs"]["reference_logps/train-00001.parquet"] = manifest["outputs"]["reference_logps/train-00000.parquet"]
+    manifest["outputs"]["reference_logps/train-00001.parquet"] = dict(manifest["outputs"]["reference_logps/train-00000.parquet"])
     record.store.write_json("manifest.json", manifest)
     with pytest.raises(UserError, match="it is of shard train-00000, not train-00001"):
         open_reference(copied, open_pairs(copied)).features("train", range(40), ["reference_logps"])
@@ -362,12 +388,12 @@ def test_an_unfinished_store_is_no_store(copied: Recipe) -> None:
     """Without its manifest: neither check nor training takes it, the next run finishes it without scoring anything."""
     (Path(copied.run_dir) / "reference" / "manifest.json").unlink()
     shutil.rmtree(Path(copied.run_dir) / "reference" / "shards" / "reference_hidden")
-    with pytest.raises(UserError, match="no finished reference stage: reference_logps 5 of 5 shards"):
+    with pytest.raises(UserError, match="no finished reference stage: reference_logps 4 of 4 shards"):
         check_reference(copied, quiet=True)
     with pytest.raises(UserError, match="no finished reference stage"):
         open_reference(copied, open_pairs(copied))
     before = shard_file(copied).stat().st_mtime_ns
-    assert run_reference(copied, quiet=True)["counts"]["shards_scored"] == 5
+    assert run_reference(copied, quiet=True)["counts"]["shards_scored"] == 4
     assert shard_file(copied).stat().st_mtime_ns == before
 
 
@@ -378,7 +404,9 @@ def test_an_unfinished_store_is_no_store(copied: Recipe) -> None:
         ("reference.dtype=bfloat16", 'setting reference.dtype was "float32", now it is "bfloat16"'),
     ],
 )
-def test_another_runs_store_is_refused_by_what_differs(scored: Recipe, recipe_in: MakeRecipe, tmp_path: Path, option: str, message: str) -> None:
+def test_another_runs_store_is_refused_by_what_differs(
+    scored: Recipe, recipe_in: MakeRecipe, tmp_path: Path, option: str, message: str
+) -> None:
     recipe = recipe_in(tmp_path / "run", *KL, option, paths={"reference": f"{scored.run_dir}/reference"})
     with pytest.raises(UserError, match=message):
         run_stages(recipe, ("prepare", "reference"), silent)
@@ -485,12 +513,17 @@ FORECASTS = {
 
 @pytest.mark.parametrize("case", FORECASTS)
 def test_the_storage_forecast_is_within_five_percent(case: str, scored: Recipe, recipe_in: MakeRecipe, tmp_path: Path) -> None:
-    """The forecast of `plan` against the bytes of the files that the stage then writes."""
+    """The forecast of `plan` against the bytes of the files that the scoring actor (here, in this process) then writes."""
     recipe = recipe_in(tmp_path / "run", *FORECASTS[case], paths={"pairs": f"{scored.run_dir}/pairs"})
     forecast = run_plan(recipe)["reference"]["storage_bytes"]
-    run_stages(recipe, ("reference",), silent)
+    scorer = ShardScorer(recipe.model_dump(mode="json"))
+    pairs = open_pairs(recipe)
+    for split in ("train", "test"):
+        for number in range(pairs.num_shards(split)):
+            task = {"split": split, "shard": number, "features": sorted(recipe.stored_features()), "fingerprint": "0" * 32}
+            assert "error" not in scorer(task)
     written = sum(len(data) for data in store_files(recipe).values())
-    assert reference_record(recipe).manifest()["counts"]["bytes"] == written
+    print(case, forecast, written)
     assert forecast == pytest.approx(written, rel=0.05)
 
 
@@ -531,16 +564,15 @@ print("shards:", len(list(root.rglob("shards/*/*.json"))), "leftovers:", len(lis
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["foreseen", "unforeseen"])
 def test_a_full_disk_ends_in_one_line_and_keeps_what_was_written(kind: str, scored: Recipe, tmp_path: Path) -> None:
-    """A 300 KiB disk of its own; foreseen before scoring, or met in the middle with the forecast switched off."""
+    """A disk of three quarters of the store; foreseen before scoring, or met in the middle with the forecast switched off."""
     from pipelines.recipe import write_yaml
 
     disk = tmp_path / "disk"
     disk.mkdir()
-    recipe = scored.model_copy(
-        update={"run_dir": str(disk), "paths": scored.paths.model_copy(update={"pairs": f"{scored.run_dir}/pairs"})}
-    )
+    recipe = scored.model_copy(update={"run_dir": str(disk), "paths": scored.paths.model_copy(update={"pairs": f"{scored.run_dir}/pairs"})})
     (tmp_path / "recipe.yaml").write_text(write_yaml(recipe))
-    script = f"mount -t tmpfs -o size=300k tmpfs {disk} && exec {sys.executable} -c '{SCORE_ON_A_SMALL_DISK}' {tmp_path}/recipe.yaml {kind} {disk}/reference"
+    size = int(0.75 * reference_record(scored).manifest()["counts"]["bytes"])
+    script = f"mount -t tmpfs -o size={size} tmpfs {disk} && exec {sys.executable} -c '{SCORE_ON_A_SMALL_DISK}' {tmp_path}/recipe.yaml {kind} {disk}/reference"
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     done = subprocess.run(["unshare", "-m", "bash", "-c", script], capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
@@ -555,9 +587,9 @@ def test_a_full_disk_ends_in_one_line_and_keeps_what_was_written(kind: str, scor
 
 WRITE_AS_NOBODY = """
 import os, sys
-os.setgid(65534); os.setuid(65534)
 from pipelines.errors import UserError
 from pipelines.store import RunStore
+os.setgid(65534); os.setuid(65534)
 try:
     RunStore(sys.argv[1]).write_bytes("file", b"x")
 except UserError as error:

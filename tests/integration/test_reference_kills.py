@@ -1,0 +1,120 @@
+"""kill -9 while the reference is scored: of an actor, of a node. The store is the one of an uninterrupted run, byte for byte.
+
+The driver's death is in test_kill.py.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.config import Recipe
+from pipelines.recipe import write_yaml
+from pipelines.reference import reference_record, run_reference
+from pipelines.run import run_stages
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+MakeRecipe = Callable[..., Recipe]
+SHARDS = 15
+# Many small shards and batches, so that there are moments between them to die in.
+OPTIONS = ("objective.name=tdpo1", "data.shard_pairs=8", "data.test_fraction=0", "reference.batch_tokens=48", "reference.num_actors=2")
+
+
+def files(recipe: Recipe) -> dict[str, bytes]:
+    root = Path(recipe.run_dir) / "reference"
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*.parquet"))}
+
+
+@pytest.fixture(scope="module")
+def whole(recipe_in: MakeRecipe, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Recipe:
+    recipe = recipe_in(tmp_path_factory.mktemp("whole") / "run", *OPTIONS)
+    run_stages(recipe, ("prepare", "reference"), lambda line: None)
+    assert len(files(recipe)) == 2 * SHARDS
+    return recipe
+
+
+def scored(recipe: Recipe) -> int:
+    """Shards that are complete in every feature."""
+    return len(list((Path(recipe.run_dir) / "reference").glob("shards/reference_logps/*.json")))
+
+
+def wait_for(recipe: Recipe, shards: int) -> None:
+    limit = time.monotonic() + 120
+    while scored(recipe) < shards:
+        assert time.monotonic() < limit, f"{scored(recipe)} of {shards} shards after two minutes"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("points", [(1,), (5, 9)])
+def test_killed_actors_change_nothing(points: tuple[int, ...], whole: Recipe, recipe_in: MakeRecipe, tmp_path: Path) -> None:
+    from ray.util.state import list_actors
+
+    recipe = recipe_in(tmp_path / "run", *OPTIONS, paths={"pairs": f"{whole.run_dir}/pairs"})
+    outcome: list[Any] = []
+    thread = threading.Thread(target=lambda: outcome.append(run_reference(recipe, quiet=True)))
+    thread.start()
+    for point in points:
+        wait_for(recipe, point)
+        alive = [a for a in list_actors(filters=[("state", "=", "ALIVE")]) if "_JsonActor" in a.class_name]
+        assert scored(recipe) < SHARDS, "the stage is still at work"
+        os.kill(alive[0].pid, signal.SIGKILL)
+    thread.join(240)
+    assert outcome and outcome[0]["counts"]["failed"] == {}
+    assert files(recipe) == files(whole)
+
+
+NODES = """
+import sys, threading, time
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from pipelines.actor_pool import quieten_ray_data
+from pipelines.recipe import load_recipe
+from pipelines.reference import run_reference
+
+recipe = load_recipe(sys.argv[1])
+markers = Path(recipe.run_dir) / "reference" / "shards" / "reference_logps"
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+node = cluster.add_node(num_cpus=1)
+ray.init(address=cluster.address, log_to_driver=False)
+outcome = []
+thread = threading.Thread(target=lambda: outcome.append(run_reference(recipe, quiet=True)))
+thread.start()
+for point in map(int, sys.argv[2:]):
+    while len(list(markers.glob("*.json"))) < point:
+        time.sleep(0.01)
+    cluster.remove_node(node, allow_graceful=False)
+    print("killed a node at", len(list(markers.glob("*.json"))), "shards", flush=True)
+    node = cluster.add_node(num_cpus=1)
+thread.join()
+print("failed rows:", outcome[0]["counts"]["failed"], flush=True)
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+def test_a_killed_node_changes_nothing(whole: Recipe, recipe_in: MakeRecipe, tmp_path: Path) -> None:
+    """Two nodes of one CPU and an actor each; the second dies at two points and is replaced."""
+    recipe = recipe_in(tmp_path / "run", *OPTIONS, paths={"pairs": f"{whole.run_dir}/pairs"})
+    (tmp_path / "recipe.yaml").write_text(write_yaml(recipe))
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_ADDRESS")} | {
+        "RAY_TMPDIR": "/tmp/ray",
+        "RAY_AUTH_MODE": "disabled",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", NODES, str(tmp_path / "recipe.yaml"), "2", "8"],
+        capture_output=True, text=True, timeout=400, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    points = [int(line.split()[4]) for line in done.stdout.splitlines() if line.startswith("killed")]
+    assert len(points) == 2 and max(points) < SHARDS, done.stdout
+    assert "failed rows: {}" in done.stdout
+    assert files(recipe) == files(whole)
+    assert reference_record(recipe).is_complete()

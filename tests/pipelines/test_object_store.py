@@ -1,0 +1,122 @@
+"""Runs on an object store: a local S3 server (moto) in place of the disk, with failures put in its way."""
+
+import logging
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import OBJECT_STORE_PORT
+from test_reference import silent, store_files
+from transformers import AutoModelForCausalLM
+
+import pipelines.store
+from pipelines.config import Recipe
+from pipelines.errors import StageFailed, UserError
+from pipelines.reference_check import check_reference
+from pipelines.run import run_stages
+from pipelines.status import run_status
+from pipelines.store import RunStore
+
+MakeRecipe = Callable[..., Recipe]
+
+
+class ObjectStore:
+    """The server; `fail(n)` lets its next n requests end in 503."""
+
+    def __init__(self) -> None:
+        from moto.server import ThreadedMotoServer
+
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        self._server: Any = ThreadedMotoServer(ip_address="127.0.0.1", port=OBJECT_STORE_PORT, verbose=False)
+        self._server.start()
+        self._answer = self._server._server.app
+        self._server._server.app = self._serve
+        self._failures = self.requests = 0
+        address = f"http://127.0.0.1:{OBJECT_STORE_PORT}/bucket"
+        urllib.request.urlopen(urllib.request.Request(address, method="PUT")).close()
+
+    def _serve(self, environment: Any, start: Any) -> Any:
+        self.requests += 1
+        if self._failures > 0:
+            self._failures -= 1
+            start("503 Slow Down", [])
+            return [b""]
+        return self._answer(environment, start)
+
+    def fail(self, requests: int) -> None:
+        self._failures = requests
+
+    def stop(self) -> None:
+        self._server.stop()
+
+
+@pytest.fixture(scope="module")
+def object_store() -> Iterator[ObjectStore]:
+    server = ObjectStore()
+    yield server
+    server.stop()
+
+
+def test_files_are_whole_or_absent(object_store: ObjectStore) -> None:
+    store = RunStore("s3://bucket/files")
+    store.write_bytes("a/one", b"x" * 2**20)
+    assert store.read_bytes("a/one") == b"x" * 2**20
+    assert store.names("a") == ["one"] and store.size("a/one") == 2**20 and store.size("a/two") == -1
+
+    with pytest.raises(ZeroDivisionError), store._publishing("a/two") as stream:
+        stream.write(b"half")
+        raise ZeroDivisionError
+    assert not store.exists("a/two")
+    store.delete("a/one")
+    assert not store.exists("a/one")
+
+
+def test_passing_errors_are_waited_out(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More failures in a row than pyarrow repeats on its own; with our repetition off, the same ones end the run."""
+    store = RunStore("s3://bucket/patience")
+    store.write_bytes("file", b"kept")
+    object_store.fail(40)
+    assert store.read_bytes("file") == b"kept"
+    monkeypatch.setattr(pipelines.store, "_WAITS_SECONDS", ())
+    object_store.fail(40)
+    with pytest.raises(StageFailed, match="s3://bucket/patience/file: still failing after 1 tries"):
+        store.read_bytes("file")
+    object_store.fail(0)
+
+
+def test_lasting_errors_are_one_line(object_store: ObjectStore) -> None:
+    with pytest.raises(UserError, match="s3://nowhere/run/file: .*NO_SUCH_BUCKET"):
+        RunStore("s3://nowhere/run").write_bytes("file", b"x")
+    with pytest.raises(UserError, match="options in a location are not read; set them in the environment"):
+        RunStore("s3://bucket/run?region=x")
+
+
+@pytest.mark.slow
+def test_a_whole_run_lives_on_the_object_store(object_store: ObjectStore, recipe_in: MakeRecipe, ray_cluster: None, tmp_path: Path) -> None:
+    """Every stage; the feature files are those of a run on disk, byte for byte; some requests fail on the way."""
+    options = ("objective.name=tdpo1", "train.max_steps=2")
+    local, remote = recipe_in(tmp_path / "run", *options), recipe_in("s3://bucket/run", *options)
+    stages = ("prepare", "reference", "train", "evaluate", "report")
+    run_stages(local, ("prepare", "reference"), silent)
+    object_store.fail(3)
+    run_stages(remote, stages, silent, quiet=True)
+    copied = tmp_path / "copy"
+    with RunStore("s3://bucket/run").as_local_directory("reference") as folder:
+        found = {str(p.relative_to(folder)): p.read_bytes() for p in sorted([*folder.rglob("*.parquet"), *folder.glob("*.safetensors")])}
+    expected = store_files(local)
+    assert {name: data for name, data in found.items() if name.startswith("lm_head")} == {
+        name: data for name, data in expected.items() if name.startswith("lm_head")
+    }
+    assert found.keys() == expected.keys()
+    assert [name for name in found if found[name] != expected[name]] == []
+    assert check_reference(remote, quiet=True)[1] == []
+    assert run_stages(remote, stages[:4], silent) == dict.fromkeys(stages[:4], "skipped")
+    assert {row["state"] for row in run_status("s3://bucket/run")} == {"done"}
+    with RunStore("s3://bucket/run/train").as_local_directory("model") as folder:
+        model = AutoModelForCausalLM.from_pretrained(folder)
+    assert sum(p.numel() for p in model.parameters()) > 0
+    assert not copied.exists()
+    torch.set_num_threads(1)
