@@ -13,6 +13,7 @@ from pipelines.store import RunStore
 from sparsepo.layouts import TokenizedPair
 
 SPLITS = ("train", "validation", "test")
+_LOADED_SHARDS = 64
 _IDS = pa.list_(pa.int32())
 PAIR_SCHEMA = pa.schema(
     [
@@ -49,7 +50,8 @@ class PairTable:
         self._store = store
         self._sizes: dict[str, list[int]] = manifest["counts"]["shards"]
         self._starts = {split: np.concatenate([[0], np.cumsum(sizes)]).tolist() for split, sizes in self._sizes.items()}
-        self._load = lru_cache(maxsize=64)(self._read)
+        self._load = lru_cache(maxsize=_LOADED_SHARDS)(self._read)
+        self._pairs = lru_cache(maxsize=_LOADED_SHARDS)(lambda split, number: pairs_of(self._load(split, number)))
 
     def num_rows(self, split: str) -> int:
         return int(self._starts[split][-1]) if split in self._starts else 0
@@ -77,7 +79,7 @@ class PairTable:
         found = []
         for row in rows:
             shard, offset = self.locate(split, row)
-            found.append(pair_at(self._load(split, shard), offset))
+            found.append(self._pairs(split, shard)[offset])
         return found
 
     def values(self, split: str, rows: Sequence[int], names: Sequence[str]) -> list[tuple[Any, ...]]:
@@ -116,13 +118,13 @@ class PairTable:
         return self._store.read_table(path).combine_chunks()
 
 
-def pair_at(table: pa.Table, offset: int) -> TokenizedPair:
-    """Token ids of one row of a pairs table."""
+def pairs_of(table: pa.Table) -> list[TokenizedPair]:
+    """Token ids of every row of a pairs table, as views of its buffers."""
 
-    def ids(name: str) -> np.ndarray | None:
-        value = table[name][offset]
-        return value.values.to_numpy().copy() if value.is_valid else None
+    def cut(name: str) -> list[np.ndarray | None]:
+        column = table[name].combine_chunks()
+        values, ends, valid = column.values.to_numpy(), column.offsets.to_numpy(), column.is_valid().to_numpy(zero_copy_only=False)
+        return [values[ends[i] : ends[i + 1]] if valid[i] else None for i in range(len(column))]
 
-    prompt, chosen = ids("prompt_ids"), ids("chosen_ids")
-    assert prompt is not None and chosen is not None
-    return TokenizedPair(prompt, chosen, ids("rejected_ids"))  # type: ignore[arg-type]
+    sides = zip(cut("prompt_ids"), cut("chosen_ids"), cut("rejected_ids"), strict=True)
+    return [TokenizedPair(prompt, chosen, rejected) for prompt, chosen, rejected in sides]  # type: ignore[arg-type]

@@ -26,6 +26,7 @@ from pipelines.store import RunStore
 from sparsepo.activations import select_hooks
 
 FAILED_ROWS = "failed_rows.jsonl"
+CALLS_AT_ONCE = 3  # shards in work in one actor: one is scored, others are read or written
 
 
 def reference_record(recipe: Recipe) -> StageRecord:
@@ -109,7 +110,9 @@ def _score(tasks: list[dict[str, Any]], recipe: Recipe, pairs: PairTable, quiet:
     failed: dict[str, str] = {}
     for task, result in zip(
         tasks,
-        run_tasks(tasks, ShardScorer, recipe, settings.num_actors, "reference", quiet, settings.gpus_per_model, calls_at_once=2),
+        run_tasks(
+            tasks, ShardScorer, recipe, settings.num_actors, "reference", quiet, settings.gpus_per_model, calls_at_once=CALLS_AT_ONCE
+        ),
         strict=True,
     ):
         if "error" in result:

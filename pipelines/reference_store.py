@@ -53,42 +53,59 @@ def label_of(schema: pa.Schema) -> dict[str, str]:
 
 
 class ColumnBuilder:
-    """The column of one side of some rows, filled in any order into one buffer: no value passes through Python objects.
+    """The column of one side of some rows, gathered on the device that scores them: no value passes through Python objects.
 
     Args:
-        lengths: values (tokens, or 1 for a pair) of every row; 0 for a row without this side. item_bytes: per value.
+        lengths: values (tokens, or 1 for a pair) of every row; 0 for a row without this side.
+        form: of the feature. device: where the values come from.
     """
 
-    def __init__(self, lengths: Sequence[int], item_bytes: int) -> None:
-        self._ends = np.cumsum(lengths, dtype=np.int64) * item_bytes
-        self._starts = self._ends - np.asarray(lengths, dtype=np.int64) * item_bytes
-        self._data = np.zeros(int(self._ends[-1]) if len(lengths) else 0, dtype=np.uint8)
-        self._valid = np.asarray(lengths) > 0
+    def __init__(self, lengths: Sequence[int], form: FeatureFormat, device: torch.device) -> None:
+        self._form = form
+        self._lengths = np.asarray(lengths, dtype=np.int64)
+        self._ends = np.cumsum(self._lengths)
+        dtype, width = (torch.float32, form.token_bytes() // 4) if form.encoding == "list" else (torch.uint8, form.token_bytes())
+        self._values = torch.zeros(int(self._lengths.sum()), width, dtype=dtype, device=device)
+        self._is_finite = torch.ones(len(self._values), dtype=torch.bool, device=device)
 
-    def put(self, row: int, raw: np.ndarray) -> None:
-        """Set a row's bytes."""
-        self._data[self._starts[row] : self._ends[row]] = raw
+    def put(self, rows: Sequence[int], values: Tensor) -> None:
+        """Set the values [n, ...] of some rows, one after the other in the given order."""
+        chosen = np.asarray(rows)
+        lengths = self._lengths[chosen]
+        ends = np.cumsum(lengths)
+        places = np.repeat(self._ends[chosen] - ends, lengths) + np.arange(int(ends[-1]) if len(ends) else 0)
+        index = torch.from_numpy(places).to(values.device, non_blocking=True)
+        flat = values.float().flatten(1) if values.ndim > 1 and self._form.encoding == "list" else values
+        flat = flat.float()[:, None] if flat.ndim == 1 else flat.flatten(1)
+        if flat.dtype != torch.uint8:
+            self._is_finite.index_copy_(0, index, flat.isfinite().all(1))
+        self._values.index_copy_(0, index, flat.contiguous().view(self._values.dtype))
 
-    def drop(self, row: int) -> None:
-        """Make a row null; its bytes stay zero."""
-        self._valid[row] = False
+    def fetch(self) -> None:
+        """Start the copy to the CPU; the caller waits for it."""
+        self._values = self._values.to("cpu", non_blocking=True)
+        self._is_finite = self._is_finite.to("cpu", non_blocking=True)
 
-    def array(self, form: FeatureFormat) -> pa.Array:
-        bits = None if self._valid.all() else pa.py_buffer(np.packbits(self._valid, bitorder="little").tobytes())
+    def infinite_rows(self) -> list[int]:
+        """Rows with a value that is not finite, once fetched."""
+        if bool(self._is_finite.all()):
+            return []
+        places = np.flatnonzero(~self._is_finite.numpy())
+        return sorted(set(np.searchsorted(self._ends, places, side="right").tolist()))
+
+    def array(self, dropped: Iterable[int]) -> pa.Array:
+        """The column, once fetched; rows without this side and dropped ones are null."""
+        valid = self._lengths > 0
+        valid[list(dropped)] = False
+        bits = None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little").tobytes())
+        data = self._values.flatten().numpy()
+        rows = len(self._lengths)
         offsets = np.concatenate([[0], self._ends])
-        rows = len(self._ends)
-        if form.encoding == "list":
-            values = pa.Array.from_buffers(pa.float32(), len(self._data) // 4, [None, pa.py_buffer(self._data)])
-            places = pa.py_buffer((offsets // 4).astype(np.int32))
-            return pa.Array.from_buffers(pa.list_(pa.float32()), rows, [bits, places], children=[values])
-        return pa.Array.from_buffers(pa.large_binary(), rows, [bits, pa.py_buffer(offsets), pa.py_buffer(self._data)])
-
-
-def as_bytes(values: Tensor) -> np.ndarray:
-    """uint8 [n, bytes] view of a CPU tensor [n, ...] of any dtype."""
-    flat = values.contiguous().view(torch.uint8) if values.ndim > 1 else values.contiguous()[:, None].view(torch.uint8)
-    array: np.ndarray = flat.flatten(1).numpy()
-    return array
+        if self._form.encoding == "list":
+            values = pa.Array.from_buffers(pa.float32(), len(data), [None, pa.py_buffer(data)])
+            places = (offsets * self._values.shape[1]).astype(np.int32)
+            return pa.Array.from_buffers(pa.list_(pa.float32()), rows, [bits, pa.py_buffer(places)], children=[values])
+        return pa.Array.from_buffers(pa.large_binary(), rows, [bits, pa.py_buffer(offsets * self._form.token_bytes()), pa.py_buffer(data)])
 
 
 def write_head(store: RunStore, head: LMHead) -> None:

@@ -7,7 +7,7 @@ scored. A row that fails is scored alone, and reported if it fails again; its sh
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -22,10 +22,10 @@ from pipelines.config import Recipe
 from pipelines.errors import StageFailed, UserError
 from pipelines.mask_config import ActivationMaskConfig
 from pipelines.models import compute_device, load_causal_lm, reference_dtype
-from pipelines.pair_table import pair_at, shard_name
+from pipelines.pair_table import pairs_of, shard_name
 from pipelines.prepare import open_pairs
 from pipelines.reference_features import FeatureFormat, formats_of, reference_model_dir
-from pipelines.reference_store import ColumnBuilder, as_bytes, feature_path, feature_schema, write_head
+from pipelines.reference_store import ColumnBuilder, feature_path, feature_schema, write_head
 from pipelines.scorer_models import PromptEmbedder, load_scorers
 from pipelines.store import RunStore
 from sparsepo import ReferenceModel
@@ -61,15 +61,6 @@ def marker_path(feature: str, split: str, number: int) -> str:
 
 
 @dataclass
-class _Scored:
-    """One batch's features, on their way to the CPU: rows, feature -> [S, ...] or [rows, e], and which tokens are finite."""
-
-    rows: list[int]
-    values: dict[str, Tensor]
-    is_finite: Tensor | None
-
-
-@dataclass
 class _Window:
     """Consecutive rows of a shard: their pairs, and why some of them failed."""
 
@@ -77,6 +68,19 @@ class _Window:
     pairs: list[TokenizedPair]
     prompts: list[str]
     failures: dict[int, str] = field(default_factory=dict)
+
+    def lengths(self, feature: str) -> list[list[int]]:
+        """Values of every row in the feature's columns: tokens of both sides, or one per pair."""
+        if FEATURES[feature].per == "pair":
+            return [[1] * len(self.pairs)]
+        return [[len(p.chosen) for p in self.pairs], [0 if p.rejected is None else len(p.rejected) for p in self.pairs]]
+
+    def sides_of(self, rows: Sequence[int]) -> list[Tensor]:
+        """Places of the chosen and of the rejected responses' tokens in the canonical order of some rows."""
+        lengths = [len(response) for row in rows for response in self.pairs[row].responses()]
+        side = np.concatenate([np.arange(len(self.pairs[row].responses())) for row in rows])
+        of_token = np.repeat(side, lengths)
+        return [torch.from_numpy(np.flatnonzero(of_token == wanted)) for wanted in (0, 1)]
 
 
 class ShardScorer:
@@ -143,11 +147,12 @@ class ShardScorer:
             }
             for window in self._windows(table):
                 with self._models:
-                    scored = self._score_window(window, features)
+                    columns = self._score_window(window, formats)
                     if "reference_topk" in features and split == "train" and number == 0 and window.first == 0:
                         topk_error = self._topk_error(window)
-                for name, columns in self._columns(window, scored, formats).items():
-                    writers[name].write(pa.table(columns, schema=feature_schema(name, formats[name], split, number, fingerprint)))
+                for name, sides in columns.items():
+                    arrays = [side.array(window.failures) for side in sides]
+                    writers[name].write(pa.table(arrays, schema=feature_schema(name, formats[name], split, number, fingerprint)))
                 failures |= {window.first + row: reason for row, reason in window.failures.items()}
                 tokens += sum(len(response) for pair in window.pairs for response in pair.responses())
         if "reference_hidden" in features and number == 0:
@@ -164,36 +169,56 @@ class ShardScorer:
     def _windows(self, table: pa.Table) -> Iterator[_Window]:
         """Consecutive rows of at most a few full batches' tokens."""
         limit, used = _WINDOW_BATCHES * self._budget, 0
-        window = _Window(0, [], [])
-        prompts = table["prompt"]
-        for row in range(table.num_rows):
-            pair = pair_at(table, row)
-            if window.pairs and used + pair.shared_width() > limit:
-                yield window
-                window, used = _Window(row, [], []), 0
-            window.pairs.append(pair)
-            window.prompts.append(prompts[row].as_py())
-            used += pair.shared_width()
-        if window.pairs:
-            yield window
+        pairs, prompts = pairs_of(table), table["prompt"]
+        first = 0
+        for row, pair in enumerate(pairs):
+            width = pair.shared_width()
+            if row > first and used + width > limit:
+                yield _Window(first, pairs[first:row], prompts[first:row].to_pylist())
+                first, used = row, 0
+            used += width
+        if pairs:
+            yield _Window(first, pairs[first:], prompts[first:].to_pylist())
 
-    def _score_window(self, window: _Window, features: list[str]) -> list[_Scored]:
-        """Score a window's rows; the copies to the CPU are complete on return."""
-        kinds = {name: FEATURES[name].origin for name in features}
-        scored = []
-        for origin in sorted(set(kinds.values())):
-            names = [name for name, kind in kinds.items() if kind == origin]
-            layout = self._scorer_layout if origin == "scorers" else self._reference_layout if origin == "reference" else None
+    def _score_window(self, window: _Window, formats: dict[str, FeatureFormat]) -> dict[str, list[ColumnBuilder]]:
+        """Feature -> its columns of the window's rows, on the CPU; rows that failed are noted in the window."""
+        columns = {name: [ColumnBuilder(n, form, self._place(name)) for n in window.lengths(name)] for name, form in formats.items()}
+        for origin in sorted({FEATURES[name].origin for name in formats}):
+            names = [name for name in formats if FEATURES[name].origin == origin]
+            layout = self._layout(origin)
             usable = [row for row in range(len(window.pairs)) if not self._obstacle(window, row, origin)]
-            if layout is None:
-                layout = BatchLayout("padded", self._budget)
             for places in layout.batches([window.pairs[row] for row in usable]):
-                scored += self._score_rows([usable[place] for place in places], window, origin, names, layout)
+                for rows, found in self._score_rows([usable[place] for place in places], window, origin, names, layout):
+                    self._put(columns, rows, found, window)
+        for sides in columns.values():
+            for side in sides:
+                side.fetch()
         if self._device.type == "cuda":
             torch.cuda.synchronize()
-        for batch in scored:
-            self._find_infinite(batch, window)
-        return scored
+        for name, sides in columns.items():
+            for row in (row for side in sides for row in side.infinite_rows()):
+                window.failures.setdefault(row, f"{name} is not finite")
+        return columns
+
+    def _place(self, feature: str) -> torch.device:
+        """Where a feature's values come to be."""
+        if FEATURES[feature].origin == "reference":
+            return self._reference.head.weight.device
+        return torch.device("cpu") if feature == "prompt_embedding" else self._device
+
+    def _put(self, columns: dict[str, list[ColumnBuilder]], rows: list[int], found: dict[str, Tensor], window: _Window) -> None:
+        sides = window.sides_of(rows)
+        for name, values in found.items():
+            if FEATURES[name].per == "pair":
+                columns[name][0].put(rows, values)
+                continue
+            for column, places in zip(columns[name], sides, strict=True):
+                column.put(rows, values.index_select(0, places.to(values.device, non_blocking=True)))
+
+    def _layout(self, origin: str) -> BatchLayout:
+        if origin == "embedder":
+            return BatchLayout("padded", self._budget)
+        return self._reference_layout if origin == "reference" else self._scorer_layout
 
     def _obstacle(self, window: _Window, row: int, origin: str) -> bool:
         """Whether a row cannot be scored at all; a GPU would be lost to a token beyond its embeddings."""
@@ -203,75 +228,40 @@ class ShardScorer:
                 window.failures[row] = f"token {largest} is beyond the reference's vocabulary of {self._vocabulary}"
         return row in window.failures
 
-    def _score_rows(self, rows: list[int], window: _Window, origin: str, names: list[str], layout: BatchLayout) -> list[_Scored]:
+    def _score_rows(
+        self, rows: list[int], window: _Window, origin: str, names: list[str], layout: BatchLayout
+    ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
         """Score a batch; if that fails, its rows one by one."""
         try:
-            return [self._score_batch(rows, window, origin, names, layout)]
+            found = self._score_batch(rows, window, origin, names, layout)
         except torch.OutOfMemoryError as error:
             if len(rows) > 1:
                 raise StageFailed(
                     f"out of memory on {self._device_name()} with {self._budget} tokens per batch: lower reference.batch_tokens"
                 ) from error
-            failure: Exception = error
+            window.failures[rows[0]] = str(error).splitlines()[0]
         except (ValueError, RuntimeError, IndexError) as error:
-            failure = error
-        if len(rows) > 1:
-            return [scored for row in rows for scored in self._score_rows([row], window, origin, names, layout)]
-        window.failures[rows[0]] = str(failure).splitlines()[0] or type(failure).__name__
-        return []
+            if len(rows) == 1:
+                window.failures[rows[0]] = str(error).splitlines()[0] or type(error).__name__
+            else:
+                for row in rows:
+                    yield from self._score_rows([row], window, origin, names, layout)
+        else:
+            yield rows, found
 
-    def _score_batch(self, rows: list[int], window: _Window, origin: str, names: list[str], layout: BatchLayout) -> _Scored:
+    def _score_batch(self, rows: list[int], window: _Window, origin: str, names: list[str], layout: BatchLayout) -> dict[str, Tensor]:
+        """Feature -> [S, ...] in canonical order, or [rows, e]."""
         pairs = [window.pairs[row] for row in rows]
         if origin == "embedder":
-            return _Scored(rows, {"prompt_embedding": self._embedder.embed([window.prompts[row] for row in rows], pairs)}, None)
+            return {"prompt_embedding": self._embedder.embed([window.prompts[row] for row in rows], pairs)}
         inputs = layout.inputs(pairs).to(self._device)
         if origin == "scorers":
-            found = {"scorer_log_ratios": scorer_log_ratios(*self._scorers, inputs)}
-        else:
-            features = self._reference.features(inputs, names)
-            found = {name: getattr(features, name) for name in names}
-        is_finite = torch.stack(
-            [values.flatten(1).isfinite().all(1) if values.ndim > 1 else values.isfinite() for values in found.values()]
-        )
+            return {"scorer_log_ratios": scorer_log_ratios(*self._scorers, inputs)}
+        features = self._reference.features(inputs, names)
+        found: dict[str, Tensor] = {name: getattr(features, name) for name in names}
         if "reference_layers" in found and self._recipe.reference.layers_dtype == "int8":
             found["reference_layers"] = pack_states(found["reference_layers"])
-        return _Scored(rows, {k: v.to("cpu", non_blocking=True) for k, v in found.items()}, is_finite.all(0).to("cpu", non_blocking=True))
-
-    def _find_infinite(self, batch: _Scored, window: _Window) -> None:
-        """Note the rows with a value that is not finite."""
-        if batch.is_finite is None or bool(batch.is_finite.all()):
-            return
-        lengths = [sum(len(response) for response in window.pairs[row].responses()) for row in batch.rows]
-        for row, tokens in zip(batch.rows, batch.is_finite.split(lengths), strict=True):
-            if not bool(tokens.all()):
-                window.failures[row] = f"{' or '.join(sorted(batch.values))} is not finite"
-
-    def _columns(self, window: _Window, scored: list[_Scored], formats: dict[str, FeatureFormat]) -> dict[str, list[pa.Array]]:
-        """Feature -> its columns of the window's rows; takes the scored batches apart to free them as it goes."""
-        builders: dict[str, list[ColumnBuilder]] = {}
-        for name, form in formats.items():
-            if FEATURES[name].per == "pair":
-                builders[name] = [ColumnBuilder([1] * len(window.pairs), form.token_bytes())]
-                continue
-            chosen = [len(pair.chosen) for pair in window.pairs]
-            rejected = [0 if pair.rejected is None else len(pair.rejected) for pair in window.pairs]
-            builders[name] = [ColumnBuilder(lengths, form.token_bytes()) for lengths in (chosen, rejected)]
-        while scored:
-            batch = scored.pop()
-            for name, values in batch.values.items():
-                raw, at = as_bytes(values.float() if formats[name].encoding == "list" else values), 0
-                for place, row in enumerate(batch.rows):
-                    if FEATURES[name].per == "pair":
-                        builders[name][0].put(row, raw[place])
-                        continue
-                    for side, response in enumerate(window.pairs[row].responses()):
-                        builders[name][side].put(row, raw[at : at + len(response)].reshape(-1))
-                        at += len(response)
-        for row in window.failures:
-            for sides in builders.values():
-                for builder in sides:
-                    builder.drop(row)
-        return {name: [builder.array(formats[name]) for builder in sides] for name, sides in builders.items()}
+        return found
 
     @torch.no_grad()
     def _topk_error(self, window: _Window) -> dict[str, float]:

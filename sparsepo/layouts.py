@@ -43,26 +43,25 @@ def padded_layout(pairs: Sequence[TokenizedPair], pad_multiple: int = 1) -> Mode
     sequences = [(2 * i + side, pair.prompt, response) for i, pair in enumerate(pairs) for side, response in enumerate(pair.responses())]
     longest = max(len(prompt) + len(response) for _, prompt, response in sequences)
     width = -(-longest // pad_multiple) * pad_multiple
-    input_ids = torch.zeros(len(sequences), width, dtype=torch.long)
-    attention_mask = torch.zeros(len(sequences), width, dtype=torch.long)
+    input_ids = np.zeros((len(sequences), width), dtype=np.int64)
+    attention_mask = np.zeros((len(sequences), width), dtype=np.int64)
     score_rows, labels, response_index = [], [], []
     for row, (index, prompt, response) in enumerate(sequences):
-        response_ids = torch.as_tensor(response, dtype=torch.long)
         end = len(prompt) + len(response)
-        input_ids[row, : len(prompt)] = torch.as_tensor(prompt, dtype=torch.long)
-        input_ids[row, len(prompt) : end] = response_ids
+        input_ids[row, : len(prompt)] = prompt
+        input_ids[row, len(prompt) : end] = response
         attention_mask[row, :end] = 1
         first = row * width + len(prompt) - 1
-        score_rows.append(torch.arange(first, first + len(response)))
-        labels.append(response_ids)
-        response_index.append(torch.full((len(response),), index, dtype=torch.long))
+        score_rows.append(np.arange(first, first + len(response)))
+        labels.append(np.asarray(response, dtype=np.int64))
+        response_index.append(np.full(len(response), index))
     return ModelInputs(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
+        input_ids=torch.from_numpy(input_ids),
+        attention_mask=torch.from_numpy(attention_mask),
         position_ids=torch.arange(width).expand(len(sequences), width),
-        score_rows=torch.cat(score_rows),
-        labels=torch.cat(labels),
-        response_index=torch.cat(response_index),
+        score_rows=torch.from_numpy(np.concatenate(score_rows)),
+        labels=torch.from_numpy(np.concatenate(labels)),
+        response_index=torch.from_numpy(np.concatenate(response_index)),
         num_pairs=len(pairs),
     )
 
@@ -93,34 +92,38 @@ def packed_layout(pairs: Sequence[TokenizedPair], row_tokens: int | None = None,
             used = size
     widest = max(sum(pairs[i].shared_width() for i in row) for row in rows)
     width = -(-widest // pad_multiple) * pad_multiple
-    input_ids = np.zeros((len(rows), width), dtype=np.int64)
-    positions = np.zeros((len(rows), width), dtype=np.int64)
-    segments = np.full((len(rows), width), -1, dtype=np.int32)
-    score_rows, labels, response_index = [], [], []
-    for row, members in enumerate(rows):
-        at = 0
-        for i in members:
-            pair, length = pairs[i], len(pairs[i].prompt)
-            predictor = row * width + at + length - 1
-            for part, tokens in enumerate((pair.prompt, *pair.responses())):
-                end, begins = at + len(tokens), length if part else 0
-                input_ids[row, at:end] = tokens
-                positions[row, at:end] = np.arange(begins, begins + len(tokens))
-                segments[row, at:end] = 4 * i + part
-                if part:
-                    score_rows.append(np.concatenate([[predictor], np.arange(row * width + at, row * width + end - 1)]))
-                    labels.append(np.asarray(tokens, dtype=np.int64))
-                    response_index.append(np.full(len(tokens), 2 * i + part - 1))
-                at = end
+    # One entry per part (prompt, chosen, rejected) of every pair, in the order of their tokens.
+    parts = [np.asarray(tokens, dtype=np.int64) for pair in pairs for tokens in (pair.prompt, *pair.responses())]
+    part = np.concatenate([np.arange(1 + len(pair.responses())) for pair in pairs])
+    of_pair = np.repeat(np.arange(len(pairs)), [1 + len(pair.responses()) for pair in pairs])
+    lengths = np.array([len(tokens) for tokens in parts])
+    row_of_pair = np.repeat(np.arange(len(rows)), [len(members) for members in rows])
+    row_of = row_of_pair[of_pair]
+    ends = np.cumsum(lengths)
+    row_starts = np.concatenate([[0], np.cumsum(np.bincount(row_of, weights=lengths, minlength=len(rows)))[:-1]]).astype(np.int64)
+    starts = row_of * width + (ends - lengths) - row_starts[row_of]
+    prompt = np.flatnonzero(part == 0)[of_pair]  # index of the part's prompt
+    within = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
+    places = np.repeat(starts, lengths) + within
+    input_ids, positions = np.zeros(len(rows) * width, dtype=np.int64), np.zeros(len(rows) * width, dtype=np.int64)
+    segments = np.full(len(rows) * width, -1, dtype=np.int32)
+    tokens = np.concatenate(parts)
+    input_ids[places] = tokens
+    positions[places] = within + np.repeat(np.where(part > 0, lengths[prompt], 0), lengths)
+    segments[places] = np.repeat(4 * of_pair + part, lengths)
+    is_scored = np.repeat(part > 0, lengths)
+    # A response's first token is predicted by its prompt's last row, every other by the row before it.
+    predictors = np.where(within == 0, np.repeat((starts + lengths)[prompt] - 1, lengths), places - 1)
+    shape = (len(rows), width)
     return ModelInputs(
-        input_ids=torch.from_numpy(input_ids),
-        attention_mask=torch.from_numpy((segments >= 0).astype(np.int64)),
-        position_ids=torch.from_numpy(positions),
-        score_rows=torch.from_numpy(np.concatenate(score_rows)),
-        labels=torch.from_numpy(np.concatenate(labels)),
-        response_index=torch.from_numpy(np.concatenate(response_index)),
+        input_ids=torch.from_numpy(input_ids).view(shape),
+        attention_mask=torch.from_numpy((segments >= 0).astype(np.int64)).view(shape),
+        position_ids=torch.from_numpy(positions).view(shape),
+        score_rows=torch.from_numpy(predictors[is_scored]),
+        labels=torch.from_numpy(tokens[is_scored]),
+        response_index=torch.from_numpy(np.repeat(2 * of_pair + part - 1, lengths)[is_scored]),
         num_pairs=len(pairs),
-        segments=torch.from_numpy(segments),
+        segments=torch.from_numpy(segments).view(shape),
     )
 
 

@@ -66,9 +66,13 @@ def test_files_are_whole_or_absent(object_store: ObjectStore) -> None:
     assert store.read_bytes("a/one") == b"x" * 2**20
     assert store.names("a") == ["one"] and store.size("a/one") == 2**20 and store.size("a/two") == -1
 
-    with pytest.raises(ZeroDivisionError), store._publishing("a/two") as stream:
-        stream.write(b"half")
-        raise ZeroDivisionError
+    def stop_halfway() -> None:
+        with store._publishing("a/two") as stream:
+            stream.write(b"half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        stop_halfway()
     assert not store.exists("a/two")
     store.delete("a/one")
     assert not store.exists("a/one")

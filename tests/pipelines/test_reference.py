@@ -6,7 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -442,7 +442,7 @@ def test_scoring_leaves_the_random_state_alone(scored: Recipe) -> None:
 
 
 @pytest.fixture(scope="module")
-def adapter(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def adapter(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LoRA folder of the tiny model whose update is not zero."""
     from peft import LoraConfig, get_peft_model
 
@@ -453,7 +453,7 @@ def adapter(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             parameter.data = 0.1 * torch.randn_like(parameter)
     folder = tmp_path_factory.mktemp("adapter") / "sft"
     model.save_pretrained(folder)
-    yield folder
+    return folder
 
 
 def test_an_adapter_folder_is_the_base_with_the_adapter(adapter: Path, model_dir: Path, recipe_in: MakeRecipe, tmp_path: Path) -> None:
