@@ -204,7 +204,9 @@ def main() -> None:
         found["stage"].append(timed(stage))
     best = {name: min(times) for name, times in found.items()}
     written = sum(path.stat().st_size for path in (options.work / "stage" / "reference").rglob("*.parquet"))
-    scored = sum(json.loads(p.read_text())["tokens"] for p in (options.work / "stage" / "reference" / "shards" / features[0]).glob("*.json"))
+    scored = sum(
+        json.loads(p.read_text())["tokens"] for p in (options.work / "stage" / "reference" / "shards" / features[0]).glob("*.json")
+    )
     result: dict[str, Any] = {
         "benchmark": "reference_stage",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads",

@@ -67,6 +67,7 @@ class ColumnBuilder:
         dtype, width = (torch.float32, form.token_bytes() // 4) if form.encoding == "list" else (torch.uint8, form.token_bytes())
         self._values = torch.zeros(int(self._lengths.sum()), width, dtype=dtype, device=device)
         self._is_finite = torch.ones(len(self._values), dtype=torch.bool, device=device)
+        self._copied: torch.cuda.Event | None = None
 
     def put(self, rows: Sequence[int], values: Tensor) -> None:
         """Set the values [n, ...] of some rows, one after the other in the given order."""
@@ -82,12 +83,20 @@ class ColumnBuilder:
         self._values.index_copy_(0, index, flat.contiguous().view(self._values.dtype))
 
     def fetch(self) -> None:
-        """Start the copy to the CPU; the caller waits for it."""
+        """Start the copy to the CPU; what reads the values waits for it."""
+        device = self._values.device
         self._values = self._values.to("cpu", non_blocking=True)
         self._is_finite = self._is_finite.to("cpu", non_blocking=True)
+        if device.type == "cuda":
+            self._copied = torch.cuda.current_stream(device).record_event()
+
+    def _wait(self) -> None:
+        if self._copied is not None:
+            self._copied.synchronize()
 
     def infinite_rows(self) -> list[int]:
         """Rows with a value that is not finite, once fetched."""
+        self._wait()
         if bool(self._is_finite.all()):
             return []
         places = np.flatnonzero(~self._is_finite.numpy())
@@ -95,6 +104,7 @@ class ColumnBuilder:
 
     def array(self, dropped: Iterable[int]) -> pa.Array:
         """The column, once fetched; rows without this side and dropped ones are null."""
+        self._wait()
         valid = self._lengths > 0
         valid[list(dropped)] = False
         bits = None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little").tobytes())

@@ -150,6 +150,7 @@ class ShardScorer:
                     columns = self._score_window(window, formats)
                     if "reference_topk" in features and split == "train" and number == 0 and window.first == 0:
                         topk_error = self._topk_error(window)
+                self._note_infinite(columns, window)
                 for name, sides in columns.items():
                     arrays = [side.array(window.failures) for side in sides]
                     writers[name].write(pa.table(arrays, schema=feature_schema(name, formats[name], split, number, fingerprint)))
@@ -181,7 +182,10 @@ class ShardScorer:
             yield _Window(first, pairs[first:], prompts[first:].to_pylist())
 
     def _score_window(self, window: _Window, formats: dict[str, FeatureFormat]) -> dict[str, list[ColumnBuilder]]:
-        """Feature -> its columns of the window's rows, on the CPU; rows that failed are noted in the window."""
+        """Feature -> its columns of the window's rows, on their way to the CPU.
+
+        The GPU is not waited for, so that another thread's window follows without a gap.
+        """
         columns = {name: [ColumnBuilder(n, form, self._place(name)) for n in window.lengths(name)] for name, form in formats.items()}
         for origin in sorted({FEATURES[name].origin for name in formats}):
             names = [name for name in formats if FEATURES[name].origin == origin]
@@ -193,12 +197,12 @@ class ShardScorer:
         for sides in columns.values():
             for side in sides:
                 side.fetch()
-        if self._device.type == "cuda":
-            torch.cuda.synchronize()
+        return columns
+
+    def _note_infinite(self, columns: dict[str, list[ColumnBuilder]], window: _Window) -> None:
         for name, sides in columns.items():
             for row in (row for side in sides for row in side.infinite_rows()):
                 window.failures.setdefault(row, f"{name} is not finite")
-        return columns
 
     def _place(self, feature: str) -> torch.device:
         """Where a feature's values come to be."""
