@@ -12,6 +12,7 @@ ray:   the whole stage through Ray, its start and the loading of the model inclu
 """
 
 import argparse
+import gc
 import json
 import platform
 import shutil
@@ -173,7 +174,7 @@ def main() -> None:
     pairs = open_pairs(recipe)
     shards, total = pairs.num_shards("train"), pairs.num_rows("train")
     tokens = sum(pairs.lengths("train"))
-    scorer = ShardScorer(recipe.model_dump(mode="json"))
+    scorer: Any = ShardScorer(recipe.model_dump(mode="json"))
     features = sorted(recipe.stored_features())
     tasks = [{"split": "train", "shard": number, "features": features, "fingerprint": "0" * 32} for number in range(shards)]
 
@@ -189,6 +190,8 @@ def main() -> None:
     for number in range(shards):
         for window in scorer._windows(pairs.shard("train", number)):
             batches += [layout.inputs([window.pairs[i] for i in places]) for places in layout.batches(window.pairs)]
+    model: Any
+    head: Any
     model, head, device = scorer._reference.causal_lm, scorer._reference.head, scorer._device
 
     @torch.no_grad()
@@ -228,8 +231,10 @@ def main() -> None:
     }
     if through_ray is not None:
         result["ray"] = rates(through_ray["seconds"], 0.0, total, tokens)
-    del scorer, model, head, bare, stage
+    # The peer gets the whole GPU: what `bare` and `stage` hold goes first.
+    scorer = model = head = None
     batches.clear()
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     sizes = [int(size) for size in options.trl_batches.split(",") if size]

@@ -77,7 +77,7 @@ def _reference(recipe: Recipe, data: dict[str, Any], device: torch.device, epoch
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     budget = batch_tokens(recipe, device)
     # One layer's working set, the states that are kept, and the head's chunk in float32 with its softmax.
-    working = budget * dtype.itemsize * (8 * config.hidden_size + 3 * inner) + 3 * 4 * CHUNK_ELEMENTS
+    working = budget * dtype.itemsize * (5 * config.hidden_size + 2 * inner) + 3 * 4 * CHUNK_ELEMENTS
     kept = budget * dtype.itemsize * config.hidden_size * config.num_hidden_layers if "reference_layers" in features else 0
     training = 2 * parameters * tokens["train"] * epochs / (tflops * 1e12) / 3600
     return {

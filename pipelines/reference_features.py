@@ -42,7 +42,7 @@ class FeatureFormat:
         return math.prod(self.shape) * (2 if self.dtype == "bfloat16" else 4)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "shape": list(self.shape)}
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> "FeatureFormat":

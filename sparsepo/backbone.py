@@ -92,6 +92,8 @@ def enable_packing(transformer: Any) -> str | None:
         return f"its states in packed rows differ by {difference:.1%} from the sequences apart (it ignores positions or masks)"
     on_one_gpu = device.type == "cuda" and len(set(getattr(transformer, "hf_device_map", {"": 0}).values())) == 1
     if on_one_gpu and getattr(transformer, "_supports_flex_attn", False):
+        # Beyond its limit of recompilations torch silently computes attention densely: room for every row width and model.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
         transformer.set_attn_implementation("flex_attention")
     return None
 

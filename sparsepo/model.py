@@ -54,7 +54,8 @@ def verify_head(causal_lm: Any) -> None:
     ids = torch.zeros(1, 2, dtype=torch.long, device=transformer.get_input_embeddings().weight.device)
     expected = transformer(input_ids=ids, use_cache=False).logits.float()
     hidden = transformer.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    found = head_of(causal_lm).logits(hidden.flatten(0, 1)).view_as(expected)
+    head = head_of(causal_lm)  # on another GPU than the inputs if the model is spread over several
+    found = head.logits(hidden.flatten(0, 1).to(head.weight.device)).view_as(expected).to(expected.device)
     scale = float(expected.abs().max())
     if not torch.allclose(found, expected, rtol=0, atol=(1e-4 if hidden.dtype == torch.float32 else 3e-2) * max(scale, 1e-6)):
         raise ValueError(

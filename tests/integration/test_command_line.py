@@ -75,10 +75,10 @@ def test_plan_is_exact_after_prepare_and_close_before(
     assert code == 0
     plan = json.loads(out)
     assert not (tmp_path / "run").exists(), "plan writes nothing"
-    assert plan["data"]["train_pairs"] + plan["data"]["held_out_pairs"] == 120
+    assert sum(plan["data"]["pairs"].values()) == 120
     assert plan["reference"]["bytes_per_scored_token"] == 4 + 4 * 128
     capped = json.loads(sparsepo(capsys, "plan", str(recipe), "data.max_train_pairs=10", "data.max_test_pairs=5")[1])
-    assert (capped["data"]["train_pairs"], capped["data"]["held_out_pairs"]) == (10, 5)
+    assert capped["data"]["pairs"] == {"train": 10, "validation": 0, "test": 5}
     from safetensors.torch import load_file
 
     assert plan["train"]["parameters"] == sum(t.numel() for t in load_file(model_dir / "model.safetensors").values())

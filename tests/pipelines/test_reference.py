@@ -384,6 +384,31 @@ def test_a_damaged_head_is_found_and_made_again(copied: Recipe) -> None:
     assert store_files(copied) == before
 
 
+def test_the_command_line_checks_and_repairs(copied: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 0 for a good store, 1 with a line per bad file, 0 again once repaired."""
+    from pipelines.cli import main
+    from pipelines.recipe import write_yaml
+
+    (tmp_path / "recipe.yaml").write_text(write_yaml(copied))
+
+    def command(*options: str) -> tuple[Any, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(["reference", str(tmp_path / "recipe.yaml"), *options])
+        output = capsys.readouterr()
+        return ended.value.code, output.out, output.err
+
+    code, out, _ = command("--check")
+    assert (code, out.splitlines()[-1][:22]) == (0, "reference: 9 files, 3.")
+    flip(shard_file(copied))
+    code, _, err = command("--check")
+    assert code == 1
+    assert "reference_logps/train-00001.parquet is damaged" in err
+    assert "error: 1 of 9 files are bad" in err
+    code, out, _ = command("--repair", "--quiet")
+    assert code == 0
+    assert command("--check")[0] == 0
+
+
 def test_an_unfinished_store_is_no_store(copied: Recipe) -> None:
     """Without its manifest: neither check nor training takes it, the next run finishes it without scoring anything."""
     (Path(copied.run_dir) / "reference" / "manifest.json").unlink()
