@@ -19,6 +19,7 @@ from pipelines.evaluate_worker import Evaluator
 from pipelines.models import file_hash
 from pipelines.pair_table import PairTable
 from pipelines.prepare import open_pairs
+from pipelines.reference import usable_rows
 from pipelines.rewards import build_reward
 from pipelines.stage_record import StageRecord
 from pipelines.store import RunStore
@@ -84,14 +85,16 @@ def run_evaluate(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
 
 def _tasks(recipe: Recipe, pairs: PairTable) -> list[dict[str, Any]]:
     settings = recipe.evaluate
+    usable = usable_rows(recipe, pairs, settings.split)
     tasks = []
     if {"preference", "masks"} & set(settings.benchmarks):
-        rows = list(range(min(pairs.num_rows(settings.split), settings.max_pairs or 10**12)))
+        rows = usable[: settings.max_pairs]
         tasks += [{"kind": "pairs", "rows": rows[i : i + _PAIRS_PER_TASK], "number": i} for i in range(0, len(rows), _PAIRS_PER_TASK)]
     if "sentiment" in settings.benchmarks:
         first: dict[str, int] = {}
-        for row, prompt in enumerate(pairs.column(settings.split, "prompt_hash")):
-            first.setdefault(prompt, row)
+        prompts = pairs.column(settings.split, "prompt_hash")
+        for row in usable:
+            first.setdefault(prompts[row], row)
         rows = list(first.values())[: settings.num_prompts]
         tasks += [{"kind": "samples", "rows": rows[i : i + _PROMPTS_PER_TASK], "number": i} for i in range(0, len(rows), _PROMPTS_PER_TASK)]
     return tasks

@@ -70,11 +70,6 @@ class FeatureSource:
         features = Features(**found).to(inputs.labels.device)
         return features if self._store is None else self._store.expanded(features)
 
-    def usable_rows(self, split: str) -> list[int]:
-        """The split's rows, without those that the reference stage could not score."""
-        failed = self._store.failed_rows(split) if self._store is not None else frozenset()
-        return [row for row in range(self._pairs.num_rows(split)) if row not in failed]
-
 
 def feature_source(recipe: Recipe, pairs: PairTable, device: torch.device) -> FeatureSource:
     """The source that recipe.reference.mode asks for. UserError if a stored one is missing or does not match."""

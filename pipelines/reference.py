@@ -198,10 +198,11 @@ def has_features(recipe: Recipe) -> bool:
     return wanted <= set(known)
 
 
-def num_usable_rows(recipe: Recipe, pairs: PairTable, split: str) -> int:
+def usable_rows(recipe: Recipe, pairs: PairTable, split: str) -> list[int]:
     """Rows of a split without those that the reference stage could not score."""
     stored = recipe.stored_features() & recipe.required_features()
-    return pairs.num_rows(split) - (len(open_reference(recipe, pairs).failed_rows(split)) if stored else 0)
+    failed = open_reference(recipe, pairs).failed_rows(split) if stored and reference_record(recipe).is_complete() else frozenset()
+    return [row for row in range(pairs.num_rows(split)) if row not in failed]
 
 
 def check_origins(record: StageRecord, known: dict[str, str], wanted: dict[str, str]) -> None:

@@ -1,7 +1,7 @@
 """The scoring actor: whole shards in, feature files and their markers out.
 
 Rows are scored in windows of consecutive rows, and in batches of similar length within a window: both depend on the shard,
-the layout and the token budget alone. Two shards are in work at once, so that one is read and written while the other is
+the layout and the token budget alone. Several shards are in work at once, so that others are read and written while one is
 scored. A row that fails is scored alone, and reported if it fails again; its shard goes on without it.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipelines.batch_layout import BatchLayout
 from pipelines.config import Recipe
-from pipelines.errors import StageFailed, UserError
+from pipelines.errors import UserError
 from pipelines.mask_config import ActivationMaskConfig
 from pipelines.models import compute_device, load_causal_lm, reference_dtype
 from pipelines.pair_table import pairs_of, shard_name
@@ -126,8 +126,11 @@ class ShardScorer:
     def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
         try:
             return self._score_shard(task["split"], task["shard"], task["features"], task["fingerprint"])
-        except (UserError, StageFailed) as failure:
-            return {"error": str(failure), "is_users": isinstance(failure, UserError)}
+        except UserError as failure:
+            return {"error": str(failure), "is_users": True}
+        except torch.OutOfMemoryError:
+            name, budget = self._device_name(), self._budget
+            return {"error": f"out of memory on {name} with {budget} tokens per batch: lower reference.batch_tokens", "is_users": False}
 
     def _score_shard(self, split: str, number: int, features: list[str], fingerprint: str) -> dict[str, Any]:
         table = self._pairs.shard(split, number)
@@ -240,9 +243,7 @@ class ShardScorer:
             found = self._score_batch(rows, window, origin, names, layout)
         except torch.OutOfMemoryError as error:
             if len(rows) > 1:
-                raise StageFailed(
-                    f"out of memory on {self._device_name()} with {self._budget} tokens per batch: lower reference.batch_tokens"
-                ) from error
+                raise
             window.failures[rows[0]] = str(error).splitlines()[0]
         except (ValueError, RuntimeError, IndexError) as error:
             if len(rows) == 1:
@@ -264,17 +265,22 @@ class ShardScorer:
         features = self._reference.features(inputs, names)
         found: dict[str, Tensor] = {name: getattr(features, name) for name in names}
         if "reference_layers" in found and self._recipe.reference.layers_dtype == "int8":
+            if not bool(found["reference_layers"].isfinite().all()):
+                raise ValueError("reference_layers is not finite")  # int8 could not say so
             found["reference_layers"] = pack_states(found["reference_layers"])
         return found
 
     @torch.no_grad()
-    def _topk_error(self, window: _Window) -> dict[str, float]:
+    def _topk_error(self, window: _Window) -> dict[str, float] | None:
         """What top-k loses of the KL, on the first tokens, with hidden states moved by noise in the policy's place.
 
         At this point the policy still is the reference, whose KL is zero either way.
         """
-        rows = [row for row in range(len(window.pairs)) if row not in window.failures][:64]
-        inputs = self._reference_layout.inputs([window.pairs[row] for row in rows]).to(self._device)
+        pairs = [pair for row, pair in enumerate(window.pairs) if row not in window.failures]
+        if not pairs:
+            return None
+        layout = self._reference_layout
+        inputs = layout.inputs([pairs[place] for place in layout.batches(pairs)[0]]).to(self._device)
         hidden = self._reference.features(inputs, ["reference_hidden"]).reference_hidden
         assert hidden is not None
         hidden, labels, head = hidden[:_TOPK_SAMPLE], inputs.labels[:_TOPK_SAMPLE].to(hidden.device), self._reference.head

@@ -20,7 +20,7 @@ from pipelines.errors import StageFailed, UserError
 from pipelines.model_card import model_card
 from pipelines.models import resolve_model, weights_fingerprint
 from pipelines.prepare import open_pairs, prepare_record
-from pipelines.reference import num_usable_rows, reference_record
+from pipelines.reference import reference_record, usable_rows
 from pipelines.reference_features import feature_origins
 from pipelines.sampler import Sampler
 from pipelines.stage_record import StageRecord
@@ -60,7 +60,7 @@ def run_train(recipe: Recipe, quiet: bool = False, callbacks: list[Any] | None =
         if name.startswith("failure-"):
             store.delete(name)
     pairs = open_pairs(recipe)
-    num_pairs = num_usable_rows(recipe, pairs, "train")
+    num_pairs = len(usable_rows(recipe, pairs, "train"))
     steps = Sampler(num_pairs, recipe.train.global_batch_size, recipe.train.seed).num_steps(recipe.train.epochs, recipe.train.max_steps)
     with _progress(store, steps, quiet):
         _fit(recipe, callbacks or [])

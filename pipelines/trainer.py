@@ -16,6 +16,7 @@ from pipelines.mask_config import LearnedMaskConfig
 from pipelines.models import hf_config, load_causal_lm, load_tokenizer, resolve_model
 from pipelines.placement import Placement, as_floats
 from pipelines.prepare import open_pairs
+from pipelines.reference import usable_rows
 from pipelines.reference_features import reference_model_dir
 from pipelines.sampler import Sampler, rank_share, token_budget_batches
 from pipelines.store import RunStore
@@ -76,7 +77,7 @@ class Trainer:
         self.objective = recipe.objective.build()
         self.lengths = {split: self.pairs.lengths(split) for split in ("train", "validation")}
         self.source = feature_source(recipe, self.pairs, placement.device)
-        self.rows = {split: self.source.usable_rows(split) for split in ("train", "validation")}
+        self.rows = {split: usable_rows(recipe, self.pairs, split) for split in ("train", "validation")}
         if not self.rows["train"]:
             raise StageFailed("the reference stage could score no training pair: see failed_rows.jsonl in its directory")
         self.sampler = Sampler(len(self.rows["train"]), recipe.train.global_batch_size, recipe.train.seed)

@@ -4,6 +4,8 @@ In a packed row a token attends to its own pair's earlier prompt tokens and its 
 becomes a FlexAttention BlockMask, elsewhere (and for models without FlexAttention) a dense mask.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -61,7 +63,20 @@ def attention_argument(transformer: Any, inputs: ModelInputs) -> Any:
 
 
 def uses_flex_attention(transformer: Any) -> bool:
-    return bool(transformer.config._attn_implementation == "flex_attention")
+    return bool(getattr(transformer.config, "_attn_implementation", None) == "flex_attention")
+
+
+@contextlib.contextmanager
+def without_flex_attention(transformer: Any) -> Iterator[None]:
+    """For rows of single sequences in a model that was prepared for packed ones: their mask would be built whole, per shape."""
+    if not uses_flex_attention(transformer):
+        yield
+        return
+    transformer.set_attn_implementation("sdpa" if getattr(transformer, "_supports_sdpa", False) else "eager")
+    try:
+        yield
+    finally:
+        transformer.set_attn_implementation("flex_attention")
 
 
 @torch.no_grad()

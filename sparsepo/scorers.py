@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sparsepo.backbone import transformer_of
+from sparsepo.backbone import transformer_of, without_flex_attention
 from sparsepo.kernels.token_scoring import score_tokens
 from sparsepo.model import head_of, scored_states
 from sparsepo.records import ModelInputs
@@ -49,7 +49,9 @@ def pooled_states(model: Any, token_ids: Sequence[Sequence[int]], pooling: Pooli
     for row, text in enumerate(token_ids):
         ids[row, : len(text)] = torch.as_tensor(text, dtype=torch.long)
     mask = (torch.arange(ids.shape[1])[None] < lengths[:, None]).to(device)
-    output = transformer_of(model).base_model(input_ids=ids.to(device), attention_mask=mask.long())
+    transformer = transformer_of(model)
+    with without_flex_attention(transformer):
+        output = transformer.base_model(input_ids=ids.to(device), attention_mask=mask.long())
     states: Tensor = output.last_hidden_state.float()
     if pooling == "first":
         return states[:, 0]

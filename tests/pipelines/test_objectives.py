@@ -205,7 +205,7 @@ def test_stored_scorer_ratios_are_the_models_own(recipe_in: MakeRecipe, world: W
             ids = torch.tensor([[*pair.prompt, *response]])
             with torch.no_grad():
                 logps = [model(ids).logits[0].log_softmax(-1)[len(pair.prompt) - 1 : -1] for model in models]
-            expected.append((logps[0] - logps[1])[torch.arange(len(response)), torch.as_tensor(response, dtype=torch.long)])
+            expected.append((logps[0] - logps[1])[torch.arange(len(response)), torch.tensor(list(map(int, response)))])
     torch.testing.assert_close(found, torch.cat(expected), atol=1e-5, rtol=0)
     exchanged = (f"model.positive_scorer={folders[1]}", f"model.negative_scorer={folders[0]}")
     swapped = recipe_in(tmp_path, "objective.name=tis_dpo", *world.options, *exchanged, paths=world.paths)

@@ -422,6 +422,12 @@ def test_an_unfinished_store_is_no_store(copied: Recipe) -> None:
     assert shard_file(copied).stat().st_mtime_ns == before
 
 
+def test_more_gpus_per_model_than_there_are_is_refused(scored: Recipe, recipe_in: MakeRecipe, tmp_path: Path) -> None:
+    recipe = recipe_in(tmp_path / "run", *KL, "reference.gpus_per_model=2", paths={"pairs": f"{scored.run_dir}/pairs"})
+    with pytest.raises(UserError, match="reference: 2 GPUs for one model, but the cluster has 0"):
+        run_stages(recipe, ("reference",), silent)
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
