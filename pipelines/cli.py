@@ -156,8 +156,9 @@ def _check_reference(recipe: str, overrides: list[str] | None, quiet: bool, repa
     from pipelines.run import LazyRay, run_stages, settled
 
     say = _say(quiet)
-    with LazyRay(load_recipe(recipe, overrides or ())) as start:
-        loaded = settled(load_recipe(recipe, overrides or ()), start)
+    loaded = load_recipe(recipe, overrides or ())
+    with LazyRay(loaded) as start:
+        loaded = settled(loaded, start)
         manifest, damage = check_reference(loaded, quiet)
         for item in damage:
             print(item.message, file=sys.stderr, flush=True)

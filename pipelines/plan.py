@@ -9,7 +9,7 @@ import torch
 from pipelines import sources
 from pipelines.config import Recipe
 from pipelines.hardware import sustained_tflops
-from pipelines.models import hf_config, load_tokenizer, reference_dtype, resolve_model
+from pipelines.models import compute_device, hf_config, load_tokenizer, reference_dtype, resolve_model
 from pipelines.pair_table import SPLITS
 from pipelines.prepare import pairs_store
 from pipelines.reference_cost import count_parameters, settle_mode
@@ -36,7 +36,7 @@ def run_plan(recipe: Recipe, tflops: float | None = None) -> dict[str, Any]:
     """
     directory = resolve_model(recipe.model.name_or_path)
     data = _data(recipe)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = compute_device()
     recipe = settle_mode(recipe, device)
     sampler = Sampler(max(1, data["pairs"]["train"]), recipe.train.global_batch_size, 0)
     steps = sampler.num_steps(recipe.train.epochs, recipe.train.max_steps)
@@ -72,7 +72,7 @@ def _reference(recipe: Recipe, data: dict[str, Any], device: torch.device, epoch
     pass_hours = 2 * parameters * sum(tokens.values()) / (tflops * 1e12) / 3600
     per_token = {name: form.token_bytes() for name, form in formats.items() if FEATURES[name].per == "token"}
     per_pair = {name: form.token_bytes() for name, form in formats.items() if FEATURES[name].per == "pair"}
-    total = stored_bytes(formats, data) + (head_bytes(recipe, dtype) if "reference_hidden" in features else 0)
+    total = stored_bytes(formats, data) + head_bytes(recipe, features, dtype)
     config = hf_config(directory).get_text_config()
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     budget = batch_tokens(recipe, device)
@@ -86,8 +86,8 @@ def _reference(recipe: Recipe, data: dict[str, Any], device: torch.device, epoch
         "bytes_per_scored_token": sum(per_token.values()),
         "bytes_per_token_by_feature": per_token,
         "bytes_per_pair": sum(per_pair.values()),
-        "storage_bytes": total if features else 0,
-        "storage_gib": total / 2**30 if features else 0.0,
+        "storage_bytes": total,
+        "storage_gib": total / 2**30,
         "memory_gib": (parameters * dtype.itemsize + working + kept) / 2**30,
         "hours_stored": pass_hours,
         "hours_online": training,

@@ -200,9 +200,10 @@ def has_features(recipe: Recipe) -> bool:
 
 def usable_rows(recipe: Recipe, pairs: PairTable, split: str) -> list[int]:
     """Rows of a split without those that the reference stage could not score."""
-    stored = recipe.stored_features() & recipe.required_features()
-    failed = open_reference(recipe, pairs).failed_rows(split) if stored and reference_record(recipe).is_complete() else frozenset()
-    return [row for row in range(pairs.num_rows(split)) if row not in failed]
+    record = reference_record(recipe)
+    uses_store = recipe.stored_features() & recipe.required_features() and record.is_complete()
+    failed = record.manifest()["counts"]["failed"].get(split, {}) if uses_store else {}
+    return [row for row in range(pairs.num_rows(split)) if str(row) not in failed]
 
 
 def check_origins(record: StageRecord, known: dict[str, str], wanted: dict[str, str]) -> None:
@@ -232,7 +233,7 @@ def _check_disk(recipe: Recipe, features: list[str], tasks: list[dict[str, Any]]
     dtype = reference_dtype(recipe.reference.dtype, scoring_device())
     share = len(tasks) / sum(pairs.num_shards(split) for split in SPLITS)
     needed = stored_bytes(formats_of(recipe, features, dtype), counts) * share
-    needed += head_bytes(recipe, dtype) if "reference_hidden" in features else 0
+    needed += head_bytes(recipe, features, dtype)
     disk = os.statvfs(store.local_path())
     free = disk.f_bavail * disk.f_frsize
     if needed > free:

@@ -67,8 +67,9 @@ def discard_damaged(recipe: Recipe, damage: list[Damage]) -> Recipe:
     # The head comes from the same forward as the hidden states' first shard.
     lost = {"reference_hidden" if item.feature == HEAD_FILE else item.feature for item in damage}
     counts["features"] = {name: how for name, how in counts["features"].items() if name not in lost}
-    record.finish(counts, {path: value for path, value in outputs.items() if path.split("/")[0] not in lost})
-    if not counts["features"]:
+    if counts["features"]:
+        record.finish(counts, {path: value for path, value in outputs.items() if path.split("/")[0] not in lost})
+    else:
         record.store.delete(MANIFEST)
     for item in damage:
         feature, split, number = ("reference_hidden", "train", 0) if item.feature == HEAD_FILE else (item.feature, item.split, item.number)

@@ -88,7 +88,10 @@ def stored_bytes(formats: dict[str, FeatureFormat], counts: dict[str, Any]) -> i
     return total
 
 
-def head_bytes(recipe: Recipe, dtype: torch.dtype) -> int:
+def head_bytes(recipe: Recipe, features: Iterable[str], dtype: torch.dtype) -> int:
+    """Size of the stored LM head, which goes with the hidden states."""
+    if "reference_hidden" not in features:
+        return 0
     config = hf_config(reference_model_dir(recipe)).get_text_config()
     return int(config.vocab_size * config.hidden_size * dtype.itemsize)
 

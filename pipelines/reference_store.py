@@ -76,8 +76,8 @@ class ColumnBuilder:
         ends = np.cumsum(lengths)
         places = np.repeat(self._ends[chosen] - ends, lengths) + np.arange(int(ends[-1]) if len(ends) else 0)
         index = torch.from_numpy(places).to(values.device, non_blocking=True)
-        flat = values.float().flatten(1) if values.ndim > 1 and self._form.encoding == "list" else values
-        flat = flat.float()[:, None] if flat.ndim == 1 else flat.flatten(1)
+        values = values.float() if self._form.encoding == "list" else values
+        flat = values[:, None] if values.ndim == 1 else values.flatten(1)  # a side may be empty, which reshape refuses
         if flat.dtype != torch.uint8:
             self._is_finite.index_copy_(0, index, flat.isfinite().all(1))
         self._values.index_copy_(0, index, flat.contiguous().view(self._values.dtype))
@@ -149,17 +149,12 @@ class ReferenceStore:
         self._fingerprint: str = manifest["fingerprint"]
         self._outputs: dict[str, dict[str, Any]] = manifest["outputs"]
         self._formats = {name: FeatureFormat.from_json(found) for name, found in counts["formats"].items()}
-        self._failed = {split: frozenset(map(int, rows)) for split, rows in counts["failed"].items()}
         self.available = frozenset(counts["features"])
         self._files: OrderedDict[str, tuple[pq.ParquetFile, list[int]]] = OrderedDict()
         self._groups: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
 
     def head(self) -> LMHead:
         return read_head(self._store)
-
-    def failed_rows(self, split: str) -> frozenset[int]:
-        """Rows that could not be scored."""
-        return self._failed.get(split, frozenset())
 
     def features(self, split: str, rows: Sequence[int], wanted: Iterable[str]) -> Features:
         """Features of the given rows' scored tokens in canonical order, on CPU, compact ones still packed.

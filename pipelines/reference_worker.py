@@ -136,17 +136,14 @@ class ShardScorer:
         table = self._pairs.shard(split, number)
         with self._models:  # importing transformers is not safe from two threads either
             formats = formats_of(self._recipe, features, self._dtype)
+        schemas = {name: feature_schema(name, form, split, number, fingerprint) for name, form in formats.items()}
         failures: dict[int, str] = {}
         tokens = 0
         topk_error: dict[str, float] | None = None
         with contextlib.ExitStack() as files:
             writers = {
-                name: files.enter_context(
-                    self._store.table_writer(
-                        feature_path(name, split, number), feature_schema(name, form, split, number, fingerprint), compression=None
-                    )
-                )
-                for name, form in formats.items()
+                name: files.enter_context(self._store.table_writer(feature_path(name, split, number), schema, compression=None))
+                for name, schema in schemas.items()
             }
             for window in self._windows(table):
                 with self._models:
@@ -156,7 +153,7 @@ class ShardScorer:
                 self._note_infinite(columns, window)
                 for name, sides in columns.items():
                     arrays = [side.array(window.failures) for side in sides]
-                    writers[name].write(pa.table(arrays, schema=feature_schema(name, formats[name], split, number, fingerprint)))
+                    writers[name].write(pa.table(arrays, schema=schemas[name]))
                 failures |= {window.first + row: reason for row, reason in window.failures.items()}
                 tokens += sum(len(response) for pair in window.pairs for response in pair.responses())
         if "reference_hidden" in features and number == 0:
