@@ -2,7 +2,8 @@
 
 The backward recomputes the chunk's logits instead of keeping them. With g1 and g2 the upstream gradients of a token's
 log-probability and KL, the gradient of its logits is g1 * (onehot - p) + g2 * (p - p_reference).
-`score_tokens_eager` is the readable definition that tests compare with.
+`score_tokens_eager` is the readable definition that tests compare with. On CUDA the element-wise part is one Triton kernel each
+way (vocabulary.py); elsewhere, in float64 and for a top-k reference it is torch.
 """
 
 from dataclasses import dataclass, replace
@@ -12,7 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparsepo.kernels import vocabulary
+
 CHUNK_ELEMENTS = 2**25  # logits per chunk: 128 MiB in float32
+FUSED_CHUNK_ELEMENTS = 2**27  # of the kernels, which keep one copy in the states' dtype: 256 MiB in bfloat16
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,17 @@ class LMHead:
     def detached(self) -> "LMHead":
         return replace(self, weight=self.weight.detach(), bias=None if self.bias is None else self.bias.detach())
 
+    @property
+    def shape(self) -> vocabulary.Shape:
+        return vocabulary.Shape(self.softcap, self.scale)
+
+    def product(self, hidden: Tensor) -> Tensor:
+        """[S, d] -> [S, V] in the states' dtype, before scale and soft-cap."""
+        return F.linear(hidden, self.weight.to(hidden.dtype), None if self.bias is None else self.bias.to(hidden.dtype))
+
     def linear_logits(self, hidden: Tensor) -> Tensor:
         """[S, d] -> [S, V] after the scale, before the soft-cap; in float32, or float64 for float64 states."""
-        bias = None if self.bias is None else self.bias.to(hidden.dtype)
-        logits = F.linear(hidden, self.weight.to(hidden.dtype), bias)
+        logits = self.product(hidden)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return logits * self.scale if self.scale != 1.0 else logits
 
@@ -139,8 +150,10 @@ def score_tokens(
     reference: ReferenceDistribution | None = reference_topk
     if reference_hidden is not None and reference_head is not None:
         reference = ReferenceStates(reference_hidden.detach(), reference_head.detached())
-    size = chunk_tokens or max(16, CHUNK_ELEMENTS // head.weight.shape[0])
-    logps, kl = _ScoreTokens.apply(hidden, head.weight, head.bias, labels, head, reference, size)
+    fused = vocabulary.is_available(hidden) and not isinstance(reference, TopK)
+    size = chunk_tokens or max(16, (FUSED_CHUNK_ELEMENTS if fused else CHUNK_ELEMENTS) // head.weight.shape[0])
+    function = _FusedScoreTokens if fused else _ScoreTokens
+    logps, kl = function.apply(hidden, head.weight, head.bias, labels, head, reference, size)
     return logps, (None if reference is None else kl)
 
 
@@ -161,6 +174,8 @@ def score_tokens_eager(
 
 
 class _ScoreTokens(torch.autograd.Function):
+    """In torch, chunk by chunk."""
+
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any,
@@ -177,8 +192,7 @@ class _ScoreTokens(torch.autograd.Function):
         ctx.save_for_backward(hidden, weight, bias, labels)
         head = LMHead(weight.to(hidden.dtype), bias, head.softcap, head.scale)
         logps, kls = [], []
-        for start in range(0, hidden.shape[0], size):
-            rows = slice(start, start + size)
+        for rows in _chunks(hidden, size):
             log_probs = head.logits(hidden[rows]).log_softmax(-1)
             logps.append(log_probs.gather(1, labels[rows, None]).squeeze(1))
             if reference is not None:
@@ -193,14 +207,9 @@ class _ScoreTokens(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_logps: Tensor, grad_kl: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         hidden, weight, bias, labels = ctx.saved_tensors
-        matrix = weight.to(hidden.dtype)
-        head = LMHead(matrix, bias, ctx.softcap, ctx.scale)
-        accumulate = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros(weight.shape, dtype=accumulate, device=weight.device)
-        grad_bias = None if bias is None else torch.zeros(bias.shape, dtype=accumulate, device=bias.device)
-        for start in range(0, hidden.shape[0], ctx.size):
-            rows = slice(start, start + ctx.size)
+        gradients = _HeadGradients(ctx, hidden, weight, bias)
+        head = LMHead(gradients.matrix, bias, ctx.softcap, ctx.scale)
+        for rows in _chunks(hidden, ctx.size):
             linear = head.linear_logits(hidden[rows])
             capped = linear if ctx.softcap is None else ctx.softcap * torch.tanh(linear / ctx.softcap)
             log_probs = capped.log_softmax(-1)
@@ -214,20 +223,105 @@ class _ScoreTokens(torch.autograd.Function):
                 grad *= 1 - (capped / ctx.softcap).square()
             if ctx.scale != 1.0:
                 grad *= ctx.scale
-            low = grad.to(hidden.dtype)
-            grad_hidden[rows] = low @ matrix
-            if accumulate == hidden.dtype:
-                grad_weight.addmm_(low.t(), hidden[rows])
+            gradients.add(rows, grad.to(hidden.dtype), grad)
+        return gradients.result()
+
+
+class _FusedScoreTokens(torch.autograd.Function):
+    """With the kernels of vocabulary.py; the reference is ReferenceStates or None."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        head: LMHead,
+        reference: ReferenceStates | None,
+        size: int,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.softcap, ctx.scale, ctx.size, ctx.reference = head.softcap, head.scale, size, reference
+        head = LMHead(weight.to(hidden.dtype), bias, head.softcap, head.scale)
+        parts = []
+        for rows in _chunks(hidden, size):
+            other, shape = _reference_product(reference, rows)
+            parts.append(vocabulary.row_statistics(head.product(hidden[rows]), head.shape, labels[rows], other, shape))
+        columns = [torch.cat(part) for part in zip(*parts, strict=True)] if parts else [hidden.new_zeros(0, dtype=torch.float32)] * 4
+        logps, kl, normalizer, reference_normalizer = columns
+        ctx.save_for_backward(hidden, weight, bias, labels, normalizer, reference_normalizer)
+        if reference is None:
+            ctx.mark_non_differentiable(kl)
+        return logps, kl
+
+    @staticmethod
+    def backward(ctx: Any, grad_logps: Tensor, grad_kl: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        hidden, weight, bias, labels, normalizer, reference_normalizer = ctx.saved_tensors
+        gradients = _HeadGradients(ctx, hidden, weight, bias)
+        head = LMHead(gradients.matrix, bias, ctx.softcap, ctx.scale)
+        for rows in _chunks(hidden, ctx.size):
+            other, shape = _reference_product(ctx.reference, rows)
+            grad = vocabulary.logits_gradient_(
+                head.product(hidden[rows]),
+                head.shape,
+                labels[rows],
+                other,
+                shape,
+                normalizer[rows],
+                reference_normalizer[rows],
+                grad_logps[rows],
+                grad_kl[rows],
+            )
+            gradients.add(rows, grad, grad)
+        return gradients.result()
+
+
+def _chunks(hidden: Tensor, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, hidden.shape[0], size)]
+
+
+def _reference_product(reference: ReferenceStates | None, rows: slice) -> tuple[Tensor | None, vocabulary.Shape]:
+    if reference is None:
+        return None, vocabulary.Shape(None, 1.0)
+    return reference.head.product(reference.hidden[rows]), reference.head.shape
+
+
+class _HeadGradients:
+    """Gathers the gradients of states, weight and bias from those of the chunks' logits; what nobody wants is not computed."""
+
+    def __init__(self, ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        self.matrix = weight.to(hidden.dtype)
+        self._hidden, self._weight, self._bias = hidden, weight, bias
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        # A head in float64 sums in float64; several chunks are summed in float32 before they are rounded to the weight's dtype.
+        self._sums = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        self._is_one_chunk = hidden.shape[0] <= ctx.size
+        self.hidden = torch.empty_like(hidden) if wants_hidden else None
+        self.weight: Tensor | None = None
+        if wants_weight and not self._is_one_chunk:
+            self.weight = torch.zeros(weight.shape, dtype=self._sums, device=weight.device)
+        self._wants_weight = wants_weight
+        self.bias = torch.zeros(bias.shape, dtype=self._sums, device=bias.device) if bias is not None and wants_bias else None
+
+    def add(self, rows: slice, low: Tensor, grad: Tensor) -> None:
+        """low: the gradient of the logits in the states' dtype; grad: the same, as precise as it is known."""
+        if self.hidden is not None:
+            torch.mm(low, self.matrix, out=self.hidden[rows])
+        if self._wants_weight:
+            if self.weight is None:
+                self.weight = low.t() @ self._hidden[rows]
+            elif self._sums == low.dtype:
+                self.weight.addmm_(low.t(), self._hidden[rows])
+            elif low.is_cuda:
+                torch.ops.aten.addmm.dtype_out(self.weight, low.t(), self._hidden[rows], self._sums, out=self.weight)
             else:
-                grad_weight += low.t() @ hidden[rows]
-            if grad_bias is not None:
-                grad_bias += grad.sum(0)
-        return (
-            grad_hidden,
-            grad_weight.to(weight.dtype),
-            None if bias is None or grad_bias is None else grad_bias.to(bias.dtype),
-            None,
-            None,
-            None,
-            None,
-        )
+                self.weight += low.t() @ self._hidden[rows]
+        if self.bias is not None:
+            self.bias += grad.sum(0, dtype=self._sums)
+
+    def result(self) -> tuple[Tensor | None, ...]:
+        if self._wants_weight and self.weight is None:  # no token at all
+            self.weight = torch.zeros_like(self._weight)
+        weight = None if self.weight is None else self.weight.to(self._weight.dtype)
+        bias = None if self.bias is None or self._bias is None else self.bias.to(self._bias.dtype)
+        return self.hidden, weight, bias, None, None, None, None
