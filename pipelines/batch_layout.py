@@ -8,24 +8,36 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipelines.errors import UserError
-from pipelines.sampler import consecutive_batches, token_budget_batches
+from pipelines.sampler import balanced_batches, consecutive_batches, token_budget_batches
 from sparsepo.backbone import enable_packing, transformer_of, uses_flex_attention
 from sparsepo.layouts import TokenizedPair, packed_layout, padded_layout
 from sparsepo.records import ModelInputs
 
 _ROW_MULTIPLE = 128  # FlexAttention's block size
-_SMALLEST_SHARE = 16  # of the budget: rows come in a few widths only, because every width is compiled once
+_SMALLEST_SHARE = 16  # of the budget
 
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """padded: every response its own sequence; shared: one row per pair, the prompt once; packed: one row of many pairs."""
+    """padded: every response its own sequence; shared: one row per pair, the prompt once; packed: one row of many pairs.
+
+    is_balanced: packed rows of about equal width, rounded up to a sixteenth of the budget; otherwise full rows and a rest,
+    rounded up to the budget or a half, quarter, ... of it.
+    """
 
     kind: Literal["padded", "shared", "packed"]
     budget: int
+    is_balanced: bool = False
 
     @classmethod
-    def choose(cls, wanted: Literal["auto", "packed", "padded"], models: Sequence[Any], budget: int, setting: str) -> "BatchLayout":
+    def choose(
+        cls,
+        wanted: Literal["auto", "packed", "padded"],
+        models: Sequence[Any],
+        budget: int,
+        setting: str,
+        is_balanced: bool = False,
+    ) -> "BatchLayout":
         """The layout that all the models take; prepares them for it.
 
         Args:
@@ -33,24 +45,30 @@ class BatchLayout:
         Raises: UserError naming what stands against `packed` where it is asked for.
         """
         if wanted == "padded":
-            return cls("padded", budget)
+            return cls("padded", budget, is_balanced)
         for model in models:
             obstacle = enable_packing(transformer_of(model))
             if obstacle is not None:
                 if wanted == "packed":
                     raise UserError(f"{setting}=packed: {type(transformer_of(model)).__name__} cannot: {obstacle}; use auto or padded")
-                return cls("padded", budget)
+                return cls("padded", budget, is_balanced)
         uses_flex = {uses_flex_attention(transformer_of(model)) for model in models}
-        return cls("packed" if uses_flex == {True} else "shared", budget)
+        return cls("packed" if uses_flex == {True} else "shared", budget, is_balanced)
+
+    @property
+    def shares_prompts(self) -> bool:
+        return self.kind != "padded"
 
     def batches(self, pairs: Sequence[TokenizedPair]) -> list[list[int]]:
         """Positions of the pairs of every batch, widest first; a pair beyond the budget is a batch of its own."""
         places = range(len(pairs))
         if self.kind == "packed":
-            return consecutive_batches(places, [pair.shared_width() for pair in pairs], self.budget)
+            cut = balanced_batches if self.is_balanced else consecutive_batches
+            return cut(places, [pair.shared_width() for pair in pairs], self.budget)
         if self.kind == "shared":
             return token_budget_batches(places, [pair.shared_width() for pair in pairs], 1, self.budget)
-        return token_budget_batches(places, [pair.width() for pair in pairs], 2, self.budget)
+        sequences = max((len(pair.responses()) for pair in pairs), default=2)
+        return token_budget_batches(places, [pair.width() for pair in pairs], sequences, self.budget)
 
     def inputs(self, pairs: Sequence[TokenizedPair]) -> ModelInputs:
         if self.kind == "padded":
@@ -61,7 +79,10 @@ class BatchLayout:
         return packed_layout(pairs, row_tokens=tokens, pad_multiple=self._row_width(tokens))
 
     def _row_width(self, tokens: int) -> int:
-        """The budget or a half, quarter, ... of it that holds the tokens."""
+        """Few widths, because every width is compiled once."""
+        if self.is_balanced:
+            step = -(-self.budget // _SMALLEST_SHARE // _ROW_MULTIPLE) * _ROW_MULTIPLE
+            return -(-tokens // step) * step
         width = max(_ROW_MULTIPLE, -(-self.budget // _ROW_MULTIPLE) * _ROW_MULTIPLE)
         while width > max(_ROW_MULTIPLE, self.budget // _SMALLEST_SHARE) and tokens <= width // 2 and width // 2 % _ROW_MULTIPLE == 0:
             width //= 2

@@ -120,7 +120,46 @@ class ReferenceSection(Section):
     max_failed_fraction: float = of_stage(None, 0.01, ge=0, le=1)
 
 
+class LoraSection(Section):
+    """Low-rank adapters on the policy through peft; masks stay trainable. target_modules: peft's own choice for the model by default.
+
+    save: adapter = the adapter alone, naming its base; merged = whole weights.
+    """
+
+    STAGE = "train"
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: tuple[str, ...] | None = None
+    save: Literal["adapter", "merged"] = "adapter"
+
+
+class SelectionSection(Section):
+    """Which checkpoints are worth keeping, by a metric of the validations.
+
+    keep_best: that many best checkpoints are kept beside the newest ones. patience: validations without improvement after
+    which training stops. publish: which weights become RUN/train/model.
+    """
+
+    STAGE = "train"
+    metric: str = Field("validation/loss", pattern="^validation/")
+    mode: Literal["min", "max"] = "min"
+    keep_best: int = of_stage(None, 0, ge=0)
+    patience: int | None = Field(None, ge=1)
+    publish: Literal["last", "best"] = "last"
+
+    def is_active(self) -> bool:
+        return self.keep_best > 0 or self.patience is not None or self.publish == "best"
+
+
 class TrainSection(Section):
+    """precision: mixed = float32 master weights and bfloat16 compute. strategy: ddp = every worker holds the model; fsdp = sharded (FSDP2).
+
+    layout: packed shares the prompt between both responses and packs pairs where the model allows it. micro_batch_tokens: tokens
+    per forward and backward, padding included. auto_microbatch: halve it when memory runs out, and go on from the last
+    checkpoint. compile: torch.compile the decoder layers (by default on GPUs). min_workers: go on with so many when workers are lost.
+    """
+
     STAGE = "train"
     global_batch_size: int = Field(64, ge=1)
     epochs: float = Field(1.0, gt=0)
@@ -134,15 +173,31 @@ class TrainSection(Section):
     max_grad_norm: float = Field(1.0, gt=0)
     dropout: Literal["off", "keep"] = "off"
     precision: Literal["auto", "float32", "mixed", "bfloat16"] = "auto"
+    lora: LoraSection | None = None
     seed: int = 0
     validate_every: int | None = Field(None, ge=1)
+    selection: SelectionSection = SelectionSection()
+    strategy: Literal["ddp", "fsdp"] = of_stage(None, "ddp")
+    layout: Literal["auto", "packed", "padded"] = of_stage(None, "auto")
+    micro_batch_tokens: int | None = of_stage(None, None, ge=1)
+    auto_microbatch: bool = of_stage(None, False)
+    gradient_checkpointing: bool = of_stage(None, False)
+    compile: bool | None = of_stage(None, None)
     num_workers: int = of_stage(None, 1, ge=1)
+    min_workers: int | None = of_stage(None, None, ge=1)
     use_gpu: bool | None = of_stage(None, None)
     cpus_per_worker: float | None = of_stage(None, None, gt=0)
-    micro_batch_tokens: int = of_stage(None, 8192, ge=1)
     checkpoint_every: int = of_stage(None, 100, ge=1)
     keep_checkpoints: int = of_stage(None, 2, ge=1)
     max_failures: int = of_stage(None, 2, ge=0)
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = of_stage(None, ("tensorboard",))
+    tracker_project: str = of_stage(None, "sparsepo", min_length=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "TrainSection":
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers = {self.min_workers}: must be at most num_workers = {self.num_workers}")
+        return self
 
 
 class VaderReward(Section):
@@ -254,6 +309,8 @@ class Recipe(Section):
             raise ValueError(
                 f"reference.topk={self.reference.topk} with this mask: its hidden states already give the exact KL; leave reference.topk out"
             )
+        if self.train.selection.is_active() and not (self.data.validation or self.data.validation_fraction):
+            raise ValueError("train.selection chooses by a validation metric: set data.validation_fraction or data.validation")
         conflict = self.objective.conflict(self.data.min_gap)
         if conflict:
             raise ValueError(conflict)

@@ -16,13 +16,13 @@ from pipelines.models import (
     reference_dtype,
     resolve_model,
 )
+from pipelines.policy import build_masks
 from pipelines.prepare import open_pairs
 from pipelines.reference import open_reference
 from pipelines.reference_features import feature_origins
 from pipelines.reference_worker import load_reference
 from pipelines.sampler import token_budget_batches
 from pipelines.store import RunStore
-from pipelines.trainer import build_masks
 from sparsepo import LearnedMasks, PolicyModel, head_of, score_tokens
 from sparsepo.layouts import TokenizedPair, padded_layout
 from sparsepo.model import scored_states

@@ -5,6 +5,7 @@ The training loop asks for features and cannot tell which.
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -59,22 +60,37 @@ class FeatureSource:
 
         Raises: UserError if the pairs or the store lack one.
         """
+        return self.complete(self.read(split, rows), inputs)
+
+    def read(self, split: str, rows: Sequence[int]) -> Features:
+        """Those that are read rather than computed, on the CPU; no model is touched."""
         found: dict[str, Tensor] = {}
-        if self._model is not None and self._online:
-            found |= _present(self._model.features(inputs, self._online))
         if self._stored:
             assert self._store is not None
             found |= _present(self._store.features(split, rows, self._stored))
         for name in self._from_pairs:
             found[name] = _READERS[name](self._pairs, split, rows)
-        features = Features(**found).to(inputs.labels.device)
-        return features if self._store is None else self._store.expanded(features)
+        return Features(**found)
+
+    def complete(self, read: Features, inputs: ModelInputs) -> Features:
+        """What was read, moved to the inputs' device, with what the frozen reference computes there."""
+        features = read.to(inputs.labels.device)
+        if self._store is not None:
+            features = self._store.expanded(features)
+        if self._model is None or not self._online:
+            return features
+        return replace(features, **_present(self._model.features(inputs, self._online)))
 
 
-def feature_source(recipe: Recipe, pairs: PairTable, device: torch.device) -> FeatureSource:
-    """The source that recipe.reference.mode asks for. UserError if a stored one is missing or does not match."""
+def feature_source(recipe: Recipe, pairs: PairTable, device: torch.device, online: ReferenceModel | None = None) -> FeatureSource:
+    """The source that recipe.reference.mode asks for. UserError if a stored one is missing or does not match.
+
+    Args:
+        online: the frozen reference if it is loaded already; loaded here if one is needed.
+    """
     wanted = recipe.required_features()
-    online = load_reference(recipe, device) if recipe.online_features() else None
+    if online is None and recipe.online_features():
+        online = load_reference(recipe, device)
     return FeatureSource(pairs, wanted, online, open_reference(recipe, pairs) if recipe.stored_features() & wanted else None)
 
 

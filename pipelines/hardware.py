@@ -1,8 +1,12 @@
-"""What a device computes per second, as an assumption to plan with; nothing is measured."""
+"""What a device computes per second and what fits on it, as assumptions to plan with; nothing is measured."""
 
 import os
+from typing import Any
 
 import torch
+
+from pipelines.config import Recipe
+from pipelines.models import hf_config, resolve_model
 
 # Dense bfloat16 peak in TFLOP/s by a part of the device's name, the longest match wins (vendors' data sheets).
 _PEAK_TFLOPS = {
@@ -28,6 +32,8 @@ _PEAK_TFLOPS = {
 _UNKNOWN_GPU_TFLOPS = 100.0
 _GPU_UTILISATION = 0.4  # of the peak, in a forward pass over text
 _CPU_CORE_TFLOPS = 0.025  # sustained, float32
+_LARGEST_MICRO_BATCH, _SMALLEST_MICRO_BATCH, _CPU_MICRO_BATCH = 16384, 2048, 2048  # tokens
+_ACTIVATION_SHARE = 0.35  # of a GPU's memory
 
 
 def sustained_tflops(device: torch.device, name: str | None = None) -> float:
@@ -39,5 +45,35 @@ def sustained_tflops(device: torch.device, name: str | None = None) -> float:
     if device.type != "cuda":
         return _CPU_CORE_TFLOPS * (os.cpu_count() or 1)
     name = name or (torch.cuda.get_device_name() if torch.cuda.is_available() else "")
+    return _GPU_UTILISATION * (peak_tflops(name) or _UNKNOWN_GPU_TFLOPS)
+
+
+def peak_tflops(name: str) -> float | None:
+    """Dense bfloat16 peak of a GPU by its name, TFLOP/s; None if it is not in the table."""
     matches = [part for part in _PEAK_TFLOPS if part in name]
-    return _GPU_UTILISATION * (_PEAK_TFLOPS[max(matches, key=len)] if matches else _UNKNOWN_GPU_TFLOPS)
+    return _PEAK_TFLOPS[max(matches, key=len)] if matches else None
+
+
+def activation_bytes_per_token(config: Any, itemsize: int, checkpointing: bool) -> int:
+    """What a forward keeps for the backward, per token: about 8 d + 3 ffn values per layer, or each layer's input and one layer.
+
+    Measured: 36 d bytes per layer in bfloat16 for GPT-NeoX (ffn = 4 d).
+    """
+    width, layers = config.hidden_size, config.num_hidden_layers
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * width
+    layer = itemsize * (8 * width + 3 * inner)
+    return int(layers * itemsize * width + layer if checkpointing else layers * layer)
+
+
+def micro_batch_tokens(recipe: Recipe, device: torch.device) -> int:
+    """train.micro_batch_tokens, or what is likely to fit: a pure function of the recipe, the model and the device's size."""
+    if recipe.train.micro_batch_tokens is not None:
+        return recipe.train.micro_batch_tokens
+    if device.type != "cuda":
+        return _CPU_MICRO_BATCH
+    config = hf_config(resolve_model(recipe.model.name_or_path)).get_text_config()
+    itemsize = 4 if recipe.train.precision == "float32" else 2
+    per_token = activation_bytes_per_token(config, itemsize, recipe.train.gradient_checkpointing)
+    room = _ACTIVATION_SHARE * torch.cuda.get_device_properties(device).total_memory
+    fitting = int(room / per_token) // 1024 * 1024
+    return max(_SMALLEST_MICRO_BATCH, min(_LARGEST_MICRO_BATCH, fitting))

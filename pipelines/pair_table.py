@@ -98,8 +98,8 @@ class PairTable:
             values += self._store.read_table(f"{shard_name(split, number)}.parquet", [name])[name].to_pylist()
         return values
 
-    def lengths(self, split: str) -> list[int]:
-        """Model tokens (prompt counted once per response) of every row."""
+    def lengths(self, split: str, shared: bool = False) -> list[int]:
+        """Model tokens of every row, the prompt counted once per response, or once per pair if it is shared."""
         totals: list[int] = []
         for number in range(self.num_shards(split)):
             table = self.shard(split, number)
@@ -107,8 +107,8 @@ class PairTable:
                 pa.compute.fill_null(pa.compute.list_value_length(table[c]), 0).to_numpy()
                 for c in ("prompt_ids", "chosen_ids", "rejected_ids")
             )
-            responses = 1 + (rejected > 0)
-            totals += (prompt * responses + chosen + rejected).tolist()
+            prompts = 1 if shared else 1 + (rejected > 0)
+            totals += (prompt * prompts + chosen + rejected).tolist()
         return totals
 
     def _read(self, split: str, number: int) -> pa.Table:

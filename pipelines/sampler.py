@@ -4,6 +4,7 @@ The global batch of a step depends on the number of rows, the seed and the globa
 another worker count or another micro-batch budget sees the same pairs.
 """
 
+import heapq
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -84,3 +85,26 @@ def consecutive_batches(rows: Sequence[int], widths: Sequence[int] | Mapping[int
             batches.append([row])
             used = widths[row]
     return batches
+
+
+def balanced_batches(rows: Sequence[int], widths: Sequence[int] | Mapping[int, int], budget: int) -> list[list[int]]:
+    """Cut rows into as few batches of about equal total width as fit the budget (a row beyond it is a batch of its own).
+
+    The widest row goes first, each into the emptiest batch.
+    """
+    ordered = sorted(rows, key=lambda i: (-widths[i], i))
+    alone = [[row] for row in ordered if widths[row] > budget]
+    ordered = ordered[len(alone) :]
+    if not ordered:
+        return alone
+    count = max(1, math.ceil(sum(widths[row] for row in ordered) / budget))
+    while True:
+        batches: list[list[int]] = [[] for _ in range(count)]
+        filled = [(0, at) for at in range(count)]
+        for row in ordered:
+            used, at = heapq.heappop(filled)
+            batches[at].append(row)
+            heapq.heappush(filled, (used + widths[row], at))
+        if max(filled)[0] <= budget:
+            return alone + batches
+        count += 1

@@ -7,6 +7,7 @@ from pipelines.report import CONFIG
 from pipelines.stage_record import MANIFEST, STARTED
 from pipelines.store import RunStore
 from pipelines.train_checkpoint import completed_steps
+from pipelines.train_worker import MEMORY
 
 
 def run_status(run_dir: str) -> list[dict[str, str]]:
@@ -68,7 +69,11 @@ def _progress(stage: str, place: RunStore) -> str:
         return f"failed: {failures[0]}"
     if stage == "train":
         steps = completed_steps(place)
-        return f"last checkpoint: step {steps[-1]}" if steps else "no checkpoint yet"
+        memory = ""
+        if place.exists(MEMORY):
+            found = place.read_json(MEMORY)
+            memory = f"; out of memory at step {found['step']}: micro-batches of {found['micro_batch_tokens']} tokens since, {found['was']} before"
+        return (f"last checkpoint: step {steps[-1]}" if steps else "no checkpoint yet") + memory
     if stage == "reference":
         scored = [f"{feature} {len(place.names(f'shards/{feature}'))}" for feature in place.names("shards")]
         return f"shards scored: {', '.join(scored) or 0}"

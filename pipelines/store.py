@@ -162,6 +162,19 @@ class RunStore:
                 raise
             writer.close()
 
+    def publish_file(self, source: Path, path: str) -> None:
+        """Move a complete local file to `path`, replacing what was there; consumes `source`, which should be a staged one."""
+        if self.is_local:
+            target = self.local_path(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _fsync(source)
+            os.rename(source, target)
+            _fsync(target.parent)
+            return
+        with self._publishing(path) as spool, source.open("rb") as stream:
+            shutil.copyfileobj(stream, spool, 2**22)
+        source.unlink()
+
     def publish_directory(self, source: Path, path: str) -> None:
         """Move a complete local directory to `path`, replacing what was there; consumes `source`.
 

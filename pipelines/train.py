@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipelines.config import Recipe
+from pipelines.config import Recipe, TrainSection
 from pipelines.errors import StageFailed, UserError
 from pipelines.model_card import model_card
 from pipelines.models import resolve_model, weights_fingerprint
@@ -26,7 +26,20 @@ from pipelines.sampler import Sampler
 from pipelines.stage_record import StageRecord
 from pipelines.store import RunStore
 from pipelines.train_metrics import FOLDER, read_metrics
-from pipelines.train_worker import train_worker
+from pipelines.train_worker import remembered_budget, train_worker
+
+# What the progress bar shows of a step.
+_SHOWN = {
+    "loss": ("loss", "{:.3g}"),
+    "rewards/margins": ("margin", "{:.3g}"),
+    "rewards/accuracies": ("accuracy", "{:.3g}"),
+    "kl/reference_policy": ("kl", "{:.3g}"),
+    "masks/reward_zero_fraction": ("zeros", "{:.0%}"),
+    "tokens_per_second": ("tok/s", "{:,.0f}"),
+    "mfu": ("mfu", "{:.0%}"),
+    "memory_gib": ("GiB", "{:.1f}"),
+}
+_RESIZE_SECONDS = 30.0  # between looks for room for more workers
 
 
 def train_store(recipe: Recipe) -> RunStore:
@@ -63,13 +76,15 @@ def run_train(recipe: Recipe, quiet: bool = False, callbacks: list[Any] | None =
     num_pairs = len(usable_rows(recipe, pairs, "train"))
     steps = Sampler(num_pairs, recipe.train.global_batch_size, recipe.train.seed).num_steps(recipe.train.epochs, recipe.train.max_steps)
     with _progress(store, steps, quiet):
-        _fit(recipe, callbacks or [])
+        _fit_within_memory(recipe, callbacks or [], store)
     _raise_failure(store)
     if not store.exists("model"):
-        raise StageFailed("training ended without publishing a model: see the worker's output above")
+        raise StageFailed("training ended without a model: another command has taken over this run, or see the workers' output above")
     records = list(read_metrics(store))
     last = [r for r in records if "kind" not in r][-1]
-    counts = {"steps": steps, "pairs": num_pairs, "final": last}
+    counts: dict[str, Any] = {"steps": last["step"], "pairs": num_pairs, "final": last}
+    if last["step"] < steps:
+        counts["stopped_early"] = f"{recipe.train.selection.metric} did not improve: step {last['step']} of {steps}"
     counts["warnings"] = [f"step {r['step']}: {m}" for r in records if r.get("kind") == "warning" for m in r["messages"]]
     validations = [r for r in records if r.get("kind") == "validation"]
     if validations:
@@ -79,32 +94,49 @@ def run_train(recipe: Recipe, quiet: bool = False, callbacks: list[Any] | None =
     return record.finish(counts, outputs)
 
 
+def _fit_within_memory(recipe: Recipe, callbacks: list[Any], store: RunStore) -> None:
+    """Train; with train.auto_microbatch again with half the budget, as long as halving it is what ended a worker group."""
+    while True:
+        before = remembered_budget(store)
+        try:
+            _fit(recipe, callbacks)
+            return
+        except StageFailed:
+            if remembered_budget(store) == before:
+                raise
+
+
 def _fit(recipe: Recipe, callbacks: list[Any]) -> None:
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     resources = ray.cluster_resources()
-    workers = recipe.train.num_workers
+    train = recipe.train
+    fewest = train.min_workers or train.num_workers
     gpus = int(resources.get("GPU", 0))
-    use_gpu = gpus > 0 if recipe.train.use_gpu is None else recipe.train.use_gpu
-    if use_gpu and gpus < workers:
-        raise UserError(f"train.num_workers = {workers} with a GPU each: the cluster has {gpus} GPUs")
+    use_gpu = gpus > 0 if train.use_gpu is None else train.use_gpu
+    if use_gpu and gpus < fewest:
+        raise UserError(f"{_workers(train)} with a GPU each: the cluster has {gpus} GPUs")
     total_cpus = recipe.ray.cpus_per_run or resources.get("CPU", 1)
-    cpus = recipe.train.cpus_per_worker or max(1, int(total_cpus // workers) if not use_gpu else 1)
-    if cpus * workers > total_cpus:
-        raise UserError(f"train.num_workers = {workers} x {cpus:g} CPUs: the cluster has {total_cpus:g}")
+    cpus = train.cpus_per_worker or max(1, int(total_cpus // train.num_workers) if not use_gpu else 1)
+    if cpus * fewest > total_cpus:
+        raise UserError(f"{_workers(train)} x {cpus:g} CPUs: the cluster has {total_cpus:g}")
+    elastic = {} if train.min_workers is None else {"elastic_resize_monitor_interval_s": _RESIZE_SECONDS}
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"recipe": recipe.model_dump(mode="json"), "threads": max(1, int(cpus))},
         scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus, "GPU": 1} if use_gpu else {"CPU": cpus}
+            num_workers=train.num_workers if train.min_workers is None else (train.min_workers, train.num_workers),
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": cpus, "GPU": 1} if use_gpu else {"CPU": cpus},
+            **elastic,
         ),
         run_config=RunConfig(
             # A new name each time: Ray's own restore is not used, our checkpoints are.
             name=f"train-{uuid.uuid4().hex[:12]}",
             storage_path=RunStore(f"{recipe.run_dir}/.ray").root,
-            failure_config=FailureConfig(max_failures=recipe.train.max_failures),
+            failure_config=FailureConfig(max_failures=train.max_failures),
             callbacks=callbacks,
         ),
     )
@@ -113,6 +145,10 @@ def _fit(recipe: Recipe, callbacks: list[Any]) -> None:
     except ray.train.TrainingFailedError as error:
         _raise_failure(train_store(recipe))
         raise StageFailed(f"training failed: {_root_cause(error)}") from error
+
+
+def _workers(train: TrainSection) -> str:
+    return f"train.num_workers = {train.num_workers}" if train.min_workers is None else f"train.min_workers = {train.min_workers}"
 
 
 def _interruptible(call: Callable[[], Any]) -> None:
@@ -172,8 +208,9 @@ def _progress(store: RunStore, steps: int, quiet: bool) -> Iterator[None]:
                         if "kind" in record:
                             continue
                         bar.n = max(bar.n, record["step"])
-                        shown = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy", "kl/reference_policy": "kl"}
-                        bar.set_postfix({label: f"{record[key]:.3g}" for key, label in shown.items() if key in record}, refresh=False)
+                        bar.set_postfix(
+                            {label: form.format(record[key]) for key, (label, form) in _SHOWN.items() if key in record}, refresh=False
+                        )
                     bar.refresh()
                 if finished:
                     return

@@ -1,19 +1,31 @@
-"""Training checkpoints: safetensors and JSON, published whole under a step-numbered name.
+"""Training checkpoints: one safetensors file per rank and a state.json, written while training goes on.
 
-A folder counts only with its state.json, which is written last; a partial one is never resumed from.
+checkpoints/step-NNNNNNNN/shard-<attempt>-<rank>-of-<world>.safetensors holds rows of parameters and of their optimizer state; its
+metadata says which. Any number of ranks can read what any other number wrote. A folder counts only with its state.json, which
+rank 0 writes last, once every file it names is there; a partial one is never resumed from. Ranks do not talk to each other
+while they write: a rank that dies leaves nobody waiting.
 """
 
 import json
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
+from pipelines.errors import StageFailed, UserError
 from pipelines.store import RunStore
+from pipelines.strategy import Strategy
 
-FOLDER, STATE = "checkpoints", "state.json"
-_POLICY, _OPTIMIZER = "policy.safetensors", "optimizer.safetensors"
+FOLDER, STATE, ATTEMPT = "checkpoints", "state.json", "attempt.json"
+_STARTS, _ROWS = "starts", "rows"
+_POLL_SECONDS, _PATIENCE_SECONDS = 0.05, 3600.0
 
 
 def step_folder(step: int) -> str:
@@ -26,41 +38,225 @@ def completed_steps(store: RunStore) -> list[int]:
     return [int(name.removeprefix("step-")) for name in names if store.exists(f"{FOLDER}/{name}/{STATE}")]
 
 
-def save_checkpoint(
-    store: RunStore, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
-) -> None:
-    """Publish the state after `step` optimizer steps and drop all but the newest `keep` checkpoints. Rank 0 only."""
-    folder = store.staging_directory()
-    names = {id(p): name for name, p in model.named_parameters()}
-    save_file({name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}, folder / _POLICY)
-    tensors = {}
-    for parameter, values in optimizer.state.items():
-        for key, value in values.items():
-            tensors[f"{key}/{names[id(parameter)]}"] = torch.as_tensor(value).detach().cpu().contiguous()
-    save_file(tensors, folder / _OPTIMIZER)
-    (folder / STATE).write_text(json.dumps({"step": step, **state}, sort_keys=True))
-    store.publish_directory(folder, step_folder(step))
-    for old in completed_steps(store)[:-keep]:
-        store.delete(step_folder(old))
-
-
-def load_checkpoint(store: RunStore, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Copy a checkpoint's weights and optimizer state into live objects, bit for bit."""
-    with store.as_local_directory(step_folder(step)) as folder:
-        weights = load_file(folder / _POLICY)
-        moments = load_file(folder / _OPTIMIZER)
-    parameters = dict(model.named_parameters())
-    assert parameters.keys() == weights.keys(), "the checkpoint is of another model: the stage record should have refused it"
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
-    for key, value in moments.items():
-        kind, name = key.split("/", 1)
-        parameter = parameters[name]
-        moved = value if kind == "step" else value.to(parameter.device)
-        optimizer.state[parameter][kind] = moved
-
-
 def read_state(store: RunStore, step: int) -> dict[str, Any]:
     loaded: dict[str, Any] = store.read_json(f"{step_folder(step)}/{STATE}")
     return loaded
+
+
+class Superseded(StageFailed):
+    """Another worker group has taken over the run."""
+
+    def __init__(self, message: str = "another command has taken over this run") -> None:
+        super().__init__(message)
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay: the newest, and the best by a value in their state (lower is better), as many of each."""
+
+    newest: int
+    best: int = 0
+
+    def kept(self, values: dict[int, float | None]) -> set[int]:
+        """Steps to keep of step -> value (None: was not validated)."""
+        steps = sorted(values)
+        ranked = sorted((value, step) for step, value in values.items() if value is not None)
+        return set(steps[-self.newest :]) | {step for _, step in ranked[: self.best]}
+
+
+class Checkpointer:
+    """One rank's writer. `save` returns as soon as the state is copied; errors of the writing thread come with `failure`.
+
+    Args:
+        attempt: names this worker group; the same on every rank.
+    """
+
+    def __init__(
+        self,
+        store: RunStore,
+        attempt: str,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        strategy: Strategy,
+        retention: Retention,
+    ) -> None:
+        self._store, self._attempt, self._strategy, self._retention = store, attempt, strategy, retention
+        self._optimizer = optimizer
+        self._names = {id(p): name for name, p in model.named_parameters()}
+        self._parameters = dict(model.named_parameters())
+        self._owners = _owners(self._parameters, strategy)
+        self._host: dict[str, Tensor] = {}
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        self._stopping = threading.Event()
+        if strategy.placement.rank == 0:
+            store.write_json(ATTEMPT, {"attempt": attempt})
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Start writing the state after `step` optimizer steps; waits for the save before, and writes nothing if that failed."""
+        if self.failure(wait=True):
+            return
+        place = self._strategy.placement
+        self._pending = self._pool.submit(self._write, step, self._copied(), {"step": step, "world": place.world, **state})
+
+    def failure(self, wait: bool = False) -> str:
+        """Why the last save failed on this rank, in one line; empty if it did not, or (without wait) is not finished."""
+        if self._pending is None or not (wait or self._pending.done()):
+            return ""
+        error = self._pending.exception()
+        return "" if error is None else str(error).splitlines()[0] if isinstance(error, UserError | StageFailed) else repr(error)
+
+    def is_current(self) -> bool:
+        """False once another worker group has started on this run: this one's driver is gone, or was started twice."""
+        return bool(self._store.read_json(ATTEMPT)["attempt"] == self._attempt)
+
+    def close(self) -> None:
+        """Stop waiting for other ranks' files: the group ends."""
+        self._stopping.set()
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor, int, int]]:
+        """(name, rows that this rank writes, first row, rows of the whole) of weights and optimizer state."""
+        rank = self._strategy.placement.rank
+        for name, parameter in self._parameters.items():
+            span = self._strategy.rows_of(parameter)
+            if span is None and self._owners[name] != rank:
+                continue
+            total = parameter.shape[0] if parameter.ndim else 1
+            start = 0 if span is None else span[0]
+            kinds = {"weights": parameter.detach(), **self._optimizer.state.get(parameter, {})}
+            for kind, value in kinds.items():
+                local: Any = torch.as_tensor(value)
+                local = local.to_local() if hasattr(local, "to_local") else local
+                if local.shape == () and span is not None and rank > 0:
+                    continue  # a step counter is the same everywhere
+                yield f"{kind}/{name}", local, start if local.ndim else 0, total if local.ndim else 1
+
+    def _copied(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        starts, rows = {}, {}
+        found: dict[str, Tensor] = {}
+        for name, tensor, start, total in self._tensors():
+            if tensor.is_cuda:
+                if name not in self._host:
+                    self._host[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+                self._host[name].copy_(tensor, non_blocking=True)
+                found[name] = self._host[name]
+            else:
+                found[name] = tensor.clone(memory_format=torch.contiguous_format)
+            starts[name], rows[name] = start, total
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return found, {_STARTS: json.dumps(starts), _ROWS: json.dumps(rows)}
+
+    def _write(self, step: int, copied: tuple[dict[str, Tensor], dict[str, str]], state: dict[str, Any]) -> None:
+        place = self._strategy.placement
+        folder = step_folder(step)
+        tensors, metadata = copied
+        staged = self._store.staging_directory()
+        try:
+            save_file(tensors, staged / "shard", metadata)
+            self._store.publish_file(staged / "shard", f"{folder}/{self._file(place.rank)}")
+        finally:
+            for left in staged.iterdir():
+                left.unlink()
+            staged.rmdir()
+        if place.rank > 0:
+            return
+        files = [self._file(rank) for rank in range(place.world)]
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while not all(self._store.exists(f"{folder}/{file}") for file in files):
+            if self._stopping.is_set() or time.monotonic() > deadline:
+                raise StageFailed(f"checkpoint of step {step}: another worker did not write its part")
+            time.sleep(_POLL_SECONDS)
+        if not self.is_current():
+            raise Superseded
+        sizes = {file: self._store.size(f"{folder}/{file}") for file in files}
+        self._store.write_json(f"{folder}/{STATE}", {**state, "files": sizes})
+        self._tidy(step, folder, set(files))
+
+    def _file(self, rank: int) -> str:
+        return f"shard-{self._attempt}-{rank:05d}-of-{self._strategy.placement.world:05d}.safetensors"
+
+    def _tidy(self, step: int, folder: str, files: set[str]) -> None:
+        """Drop what this save replaces: other attempts' files of the step, partial folders before it, checkpoints not worth keeping."""
+        for name in self._store.names(folder):
+            if name not in files | {STATE}:
+                self._store.delete(f"{folder}/{name}")
+        values = {other: read_state(self._store, other).get("selection_value") for other in completed_steps(self._store)}
+        kept = self._retention.kept(values) | {step}
+        for name in self._store.names(FOLDER):
+            other = int(name.removeprefix("step-"))
+            if other not in kept and (other in values or other < step):
+                self._store.delete(f"{FOLDER}/{name}")
+
+
+def load_checkpoint(store: RunStore, step: int, model: nn.Module, optimizer: torch.optim.Optimizer | None, strategy: Strategy) -> None:
+    """Copy a checkpoint's weights, and optimizer state if one is given, into live objects, bit for bit.
+
+    Raises: UserError if a file is missing or damaged.
+    """
+    files = read_state(store, step)["files"]
+    for file, size in files.items():
+        if store.size(f"{step_folder(step)}/{file}") != size:
+            raise UserError(
+                f"{store.root}/{step_folder(step)}/{file} is missing or damaged: remove {step_folder(step)} to resume before it"
+            )
+    with store.as_local_directory(step_folder(step)) as folder:
+        opened = [safe_open(folder / file, framework="pt") for file in sorted(files)]
+        pieces: dict[str, list[tuple[int, int, Any]]] = {}
+        for source in opened:
+            metadata = source.metadata()
+            starts, rows = json.loads(metadata[_STARTS]), json.loads(metadata[_ROWS])
+            for name in source.keys():  # noqa: SIM118 - not a dictionary
+                pieces.setdefault(name, []).append((starts[name], rows[name], source))
+        parameters = dict(model.named_parameters())
+        assert {name.split("/", 1)[1] for name in pieces} == parameters.keys(), "another model's checkpoint: the stage record refuses it"
+        with torch.no_grad():
+            for full, parts in sorted(pieces.items()):
+                kind, name = full.split("/", 1)
+                parameter: Any = parameters[name]
+                if kind != "weights" and optimizer is None:
+                    continue
+                value = _read(full, parts, strategy.rows_of(parameter))
+                if kind == "weights":
+                    (parameter.to_local() if hasattr(parameter, "to_local") else parameter).copy_(value)
+                else:
+                    assert optimizer is not None
+                    optimizer.state[parameter][kind] = _like(parameter, value, kind)
+
+
+def _read(name: str, parts: Sequence[tuple[int, int, Any]], span: tuple[int, int] | None) -> Tensor:
+    """The rows [start, stop) of a tensor, put together from the files that hold some of them."""
+    first = parts[0][2].get_slice(name)
+    if not first.get_shape():
+        scalar: Tensor = parts[0][2].get_tensor(name)
+        return scalar
+    start, stop = span or (0, parts[0][1])
+    found = []
+    for begin, _, source in sorted(parts, key=lambda part: part[0]):
+        piece = source.get_slice(name)
+        end = begin + piece.get_shape()[0]
+        if begin < stop and end > start:
+            found.append(piece[max(start, begin) - begin : min(stop, end) - begin])
+    return torch.cat(found) if found else first[0:0]
+
+
+def _like(parameter: Any, value: Tensor, kind: str) -> Tensor:
+    """An optimizer tensor placed like its parameter; step counters stay where the optimizer makes them."""
+    if value.ndim == 0 and kind == "step":
+        return value.to(parameter.device) if parameter.is_cuda else value
+    if hasattr(parameter, "to_local"):
+        from torch.distributed.tensor import DTensor
+
+        local = value.to(parameter.to_local().device)
+        return DTensor.from_local(local, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride())
+    return value.to(parameter.device)
+
+
+def _owners(parameters: Mapping[str, Tensor], strategy: Strategy) -> dict[str, int]:
+    """Which rank writes a parameter that all hold: dealt by size, so that files are about equally large."""
+    loads = [0] * strategy.placement.world
+    owners = {}
+    for name, parameter in sorted(parameters.items(), key=lambda item: (-item[1].numel(), item[0])):
+        owners[name] = loads.index(min(loads))
+        loads[owners[name]] += parameter.numel()
+    return owners

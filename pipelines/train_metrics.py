@@ -1,4 +1,4 @@
-"""Training metrics: JSON lines in numbered parts, mirrored to TensorBoard.
+"""Training metrics: JSON lines in numbered parts, mirrored to the trackers.
 
 A part is published whole and covers consecutive steps; none crosses a checkpoint, so that resuming discards exactly the
 steps beyond it.
@@ -6,38 +6,37 @@ steps beyond it.
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pipelines.store import RunStore
+from pipelines.trackers import Tracker
 
 FOLDER = "metrics"
 _FLUSH_SECONDS = 1.0
 
 
 class MetricsWriter:
-    """Collects records of rank 0 and publishes them as parts."""
+    """Collects records of rank 0 and publishes them as parts.
 
-    def __init__(self, store: RunStore, resume_step: int) -> None:
-        self._store = store
+    Args:
+        resume_step: parts beyond it are discarded. may_write: whether this worker group still is the run's.
+    """
+
+    def __init__(self, store: RunStore, resume_step: int, trackers: Sequence[Tracker], may_write: Callable[[], bool]) -> None:
+        self._store, self._trackers, self._may_write = store, trackers, may_write
         self._pending: list[dict[str, Any]] = []
         self._last_flush = time.monotonic()
         for name in store.names(FOLDER):
             if _last_step(name) > resume_step:
                 store.delete(f"{FOLDER}/{name}")
-        self._board: Any = None
-        if store.is_local:
-            from tensorboardX import SummaryWriter
-
-            self._board = SummaryWriter(str(store.local_path("tensorboard")), purge_step=resume_step + 1)
 
     def add(self, record: dict[str, Any]) -> None:
         """Queue one record (it has a "step"); publishes at most once a second."""
         self._pending.append(record)
-        if self._board is not None:
-            for key, value in record.items():
-                if isinstance(value, (int, float)) and key != "step":
-                    self._board.add_scalar(key, value, record["step"])
+        numbers = {key: float(value) for key, value in record.items() if isinstance(value, (int, float)) and key != "step"}
+        for tracker in self._trackers:
+            tracker.log(record["step"], numbers)
         if time.monotonic() - self._last_flush > _FLUSH_SECONDS:
             self.flush()
 
@@ -50,17 +49,17 @@ class MetricsWriter:
     def flush(self) -> None:
         """Publish what is pending; called before every checkpoint."""
         self._last_flush = time.monotonic()
-        if self._pending:
+        if self._pending and self._may_write():
             first, last = self._pending[0]["step"], self._pending[-1]["step"]
             lines = "".join(json.dumps(record) + "\n" for record in self._pending)
             kind = self._pending[0].get("kind", "train")
             self._store.write_bytes(f"{FOLDER}/part-{first:08d}-{last:08d}-{kind}.jsonl", lines.encode())
-            self._pending = []
+        self._pending = []
 
     def close(self) -> None:
         self.flush()
-        if self._board is not None:
-            self._board.close()
+        for tracker in self._trackers:
+            tracker.close()
 
 
 def read_metrics(store: RunStore) -> Iterator[dict[str, Any]]:

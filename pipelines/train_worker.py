@@ -5,9 +5,16 @@ Ray unpickles it in the controller too, which needs none of the heavy imports: t
 
 from typing import Any
 
+MEMORY = "memory.json"
+
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Run one rank under Ray Train. Errors that are not to be retried are left in failure-RANK.json for the driver."""
+    """Run one rank under Ray Train.
+
+    An error that is not to be retried is left in failure-RANK.json for the driver. With several workers it is raised too: others
+    may be waiting for this one, and Ray ends them with it; the group that Ray starts next finds the file and returns. Memory
+    that ran out is noted in memory.json, with the budget for the next group if the recipe lets it be halved.
+    """
     import logging
 
     import ray.train
@@ -16,18 +23,74 @@ def train_worker(config: dict[str, Any]) -> None:
 
     from pipelines.config import Recipe
     from pipelines.errors import StageFailed, UserError
-    from pipelines.placement import Placement
+    from pipelines.placement import Placement, is_out_of_memory
     from pipelines.store import RunStore
+    from pipelines.train_checkpoint import Superseded
     from pipelines.trainer import Trainer
 
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
     context = ray.train.get_context()
-    rank = context.get_world_rank()
+    rank, world = context.get_world_rank(), context.get_world_size()
     recipe = Recipe.model_validate(config["recipe"])
+    store = RunStore(f"{recipe.run_dir}/train")
+    if any(name.startswith("failure-") for name in store.names()):
+        return
+
+    def is_preempted() -> bool:
+        return ray.train.get_preemption_info() is not None
+
+    def fail(error: Exception, kind: str) -> None:
+        store.write_json(f"failure-{rank}.json", {"kind": kind, "message": str(error)})
+
+    trainer: Trainer | None = None
     try:
-        placement = Placement.choose(recipe.train.precision, ray.train.torch.get_device(), rank, context.get_world_size())
-        Trainer(recipe, placement, config["threads"]).run(report=ray.train.report)
+        train = recipe.train
+        placement = Placement.choose(train.precision, ray.train.torch.get_device(), rank, world, train.strategy)
+        trainer = Trainer(recipe, placement, config["threads"], remembered_budget(store))
+        trainer.run(ray.train.report, is_preempted)
+    except Superseded:
+        return
     except (UserError, StageFailed) as error:
-        kind = "user" if isinstance(error, UserError) else "stage"
-        RunStore(f"{recipe.run_dir}/train").write_json(f"failure-{rank}.json", {"kind": kind, "message": str(error)})
+        fail(error, "user" if isinstance(error, UserError) else "stage")
+        if world > 1:
+            raise
+    except Exception as error:
+        if trainer is None or not is_out_of_memory(error):
+            raise
+        note_memory(trainer, fail)
+        raise
+    finally:
+        if trainer is not None:
+            trainer.close()
+
+
+def remembered_budget(store: Any) -> int | None:
+    """Tokens per micro-batch after memory ran out in this run, None if it never did."""
+    return store.read_json(MEMORY)["micro_batch_tokens"] if store.exists(MEMORY) else None
+
+
+def note_memory(trainer: Any, fail: Any) -> None:
+    """Halve the budget for the next worker group, or say what the user can change."""
+    from pipelines.errors import StageFailed
+
+    train, budget, step = trainer.recipe.train, trainer.layout.budget, trainer.step + 1
+    cure = "train.gradient_checkpointing=true, train.strategy=fsdp with more workers, train.lora"
+    if not train.auto_microbatch:
+        fail(
+            StageFailed(
+                f"out of memory at step {step} with micro-batches of {budget} tokens: set train.micro_batch_tokens={max(1, budget // 2)} "
+                f"(or train.auto_microbatch=true), {cure}"
+            ),
+            "stage",
+        )
+    elif trainer.loader.is_one_pair_each:
+        fail(
+            StageFailed(
+                f"out of memory at step {step} with one pair per micro-batch: lower data.max_prompt_tokens or max_response_tokens, {cure}"
+            ),
+            "stage",
+        )
+    else:
+        # From the budget of this group, whatever other ranks write: all of them halve the same number.
+        trainer.store.write_json(MEMORY, {"micro_batch_tokens": max(1, budget // 2), "step": step, "was": budget})

@@ -1,53 +1,40 @@
-"""One training rank: a deterministic loop for all objectives, masks and worker counts."""
+"""One training rank: a deterministic loop for all objectives, masks, layouts, strategies and worker counts."""
 
 import math
 import os
 import time
+import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipelines.config import Recipe
 from pipelines.errors import StageFailed
 from pipelines.feature_source import feature_source
 from pipelines.mask_config import LearnedMaskConfig
-from pipelines.models import hf_config, load_causal_lm, load_tokenizer, resolve_model
+from pipelines.micro_batches import MicroBatch, MicroBatchLoader
 from pipelines.placement import Placement, as_floats
+from pipelines.policy import build_policy, lay_out, load_policy_model, write_model
 from pipelines.prepare import open_pairs
 from pipelines.reference import usable_rows
-from pipelines.reference_features import reference_model_dir
-from pipelines.sampler import Sampler, rank_share, token_budget_batches
+from pipelines.reference_worker import load_reference
+from pipelines.sampler import Sampler
+from pipelines.selection import Selection
 from pipelines.store import RunStore
-from pipelines.train_checkpoint import (
-    completed_steps,
-    load_checkpoint,
-    read_state,
-    save_checkpoint,
-)
+from pipelines.strategy import strategy_of
+from pipelines.throughput import Throughput
+from pipelines.trackers import build_trackers
+from pipelines.train_checkpoint import Checkpointer, Retention, Superseded, completed_steps, load_checkpoint, read_state
 from pipelines.train_metrics import MetricsWriter
-from sparsepo.layouts import TokenizedPair, padded_layout
-from sparsepo.masks import CollapseWatch, LearnedMasks, TokenMasks
-from sparsepo.model import PolicyModel
+from sparsepo.backbone import transformer_of
+from sparsepo.masks import CollapseWatch, LearnedMasks
 from sparsepo.objectives import CoupledBatch, CoupledObjective
 from sparsepo.records import Metrics, TokenScores, add_metrics
 
-
-def build_masks(recipe: Recipe) -> TokenMasks:
-    """The recipe's masks; learned ones freshly initialised from train.seed for the reference model."""
-    return recipe.mask.build(hf_config(reference_model_dir(recipe)), recipe.train.seed)
-
-
 Sums = dict[str, tuple[float, float]]  # metric -> (sum, count)
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Rows of a split and their token ids."""
-
-    rows: list[int]
-    pairs: list[TokenizedPair]
 
 
 @dataclass(frozen=True)
@@ -63,163 +50,214 @@ class Coupling:
 
 
 class Trainer:
-    """One rank's training run: state, step, validation, checkpoint."""
+    """One rank's training run: state, step, validation, checkpoint.
 
-    def __init__(self, recipe: Recipe, placement: Placement, threads: int) -> None:
+    Args:
+        threads: of a CPU rank; a resumed run keeps those it began with.
+        micro_batch_tokens: the budget to use instead of the recipe's, after memory ran out with that one.
+    """
+
+    def __init__(self, recipe: Recipe, placement: Placement, threads: int, micro_batch_tokens: int | None = None) -> None:
         self.recipe, self.placement = recipe, placement
         self.store = RunStore(f"{recipe.run_dir}/train")
         steps = completed_steps(self.store)
         self.step = steps[-1] if steps else 0
-        self.threads = read_state(self.store, self.step)["threads"] if steps else threads
+        state = read_state(self.store, self.step) if steps else {}
+        self.threads = state.get("threads", threads)
         if placement.device.type == "cpu":
             torch.set_num_threads(min(self.threads, os.cpu_count() or 1))
         self.pairs = open_pairs(recipe)
         self.objective = recipe.objective.build()
-        self.lengths = {split: self.pairs.lengths(split) for split in ("train", "validation")}
-        self.source = feature_source(recipe, self.pairs, placement.device)
         self.rows = {split: usable_rows(recipe, self.pairs, split) for split in ("train", "validation")}
         if not self.rows["train"]:
             raise StageFailed("the reference stage could score no training pair: see failed_rows.jsonl in its directory")
         self.sampler = Sampler(len(self.rows["train"]), recipe.train.global_batch_size, recipe.train.seed)
         self.num_steps = self.sampler.num_steps(recipe.train.epochs, recipe.train.max_steps)
-        self.model = self._build_model()
+        self.strategy = strategy_of(placement)
+        self._build(micro_batch_tokens)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = self._build_optimizer()
         if steps:
-            load_checkpoint(self.store, self.step, self.model, self.optimizer)
-        streaks = read_state(self.store, self.step)["collapse_streaks"] if steps else None
-        self.watch = CollapseWatch(recipe.mask.masked_terms(), streaks)
-        self.metrics = MetricsWriter(self.store, self.step) if placement.rank == 0 else None
+            load_checkpoint(self.store, self.step, self.model, self.optimizer, self.strategy)
+        self.watch = CollapseWatch(recipe.mask.masked_terms(), state.get("collapse_streaks"))
+        self.selection = Selection(recipe.train.selection, state.get("selection"))
+        keep_best = max(recipe.train.selection.keep_best, int(recipe.train.selection.publish == "best"))
+        self.checkpoints = Checkpointer(
+            self.store,
+            placement.gather(uuid.uuid4().hex[:8])[0],
+            self.model,
+            self.optimizer,
+            self.strategy,
+            Retention(recipe.train.keep_checkpoints, keep_best),
+        )
+        self.metrics: MetricsWriter | None = None
+        if placement.rank == 0:
+            trackers = build_trackers(recipe, self.store, self.step)
+            self.metrics = MetricsWriter(self.store, self.step, trackers, self.checkpoints.is_current)
 
-    def _build_model(self) -> PolicyModel:
-        directory = resolve_model(self.recipe.model.name_or_path)
-        causal_lm = load_causal_lm(str(directory), self.placement.weights, self.placement.device)
-        return PolicyModel(causal_lm, build_masks(self.recipe), self.source.head()).to(self.placement.device)
+    def _build(self, micro_batch_tokens: int | None) -> None:
+        recipe, place = self.recipe, self.placement
+        causal_lm = load_policy_model(recipe, place)
+        online = load_reference(recipe, place.device) if recipe.online_features() else None
+        self.layout = lay_out(recipe, causal_lm, online, place, micro_batch_tokens)
+        self.source = feature_source(recipe, self.pairs, place.device, online)
+        counted = [sum(p.numel() for p in model.parameters()) for model in (causal_lm, *([online.causal_lm] if online else []))]
+        self.throughput = Throughput(
+            transformer_of(causal_lm).config, counted[0], recipe.train.lora is not None, sum(counted[1:]), place.device, place.world
+        )
+        if online is not None:
+            self.strategy.spread_frozen(online.causal_lm)
+        self.model = build_policy(recipe, causal_lm, self.source.head(), self.strategy)
+        self.loader = MicroBatchLoader(
+            self.pairs, self.source, self.layout, place, self.strategy.aligns_micro_batches, self.objective.uses_rejected
+        )
+        self.lengths = self.pairs.lengths("train")
+        self.shared_lengths = self.pairs.lengths("train", shared=True)
 
     def _build_optimizer(self) -> torch.optim.AdamW:
         train, mask = self.recipe.train, self.recipe.mask
-        groups = [{"params": list(self.model.causal_lm.parameters()), "base_lr": train.learning_rate, "weight_decay": train.weight_decay}]
+        policy = [p for p in self.model.causal_lm.parameters() if p.requires_grad]
+        groups = [{"params": policy, "base_lr": train.learning_rate, "weight_decay": train.weight_decay}]
         mask_parameters = [p for p in self.model.masks.parameters() if p.requires_grad]
         if mask_parameters:
             assert isinstance(mask, LearnedMaskConfig)
             groups.append(
                 {"params": mask_parameters, "base_lr": mask.learning_rate, "weight_decay": mask.weight_decay, "eps": mask.adam_eps}
             )
-        return torch.optim.AdamW(groups, lr=train.learning_rate, betas=train.adam_betas, eps=train.adam_eps)
+        fused = self.placement.device.type == "cuda"
+        return torch.optim.AdamW(groups, lr=train.learning_rate, betas=train.adam_betas, eps=train.adam_eps, fused=fused or None)
 
-    def run(self, report: Any) -> None:
-        """Train to the last step; `report(metrics)` is called at every checkpoint by every rank."""
+    def run(self, report: Callable[[dict[str, Any]], None], is_preempted: Callable[[], bool] = lambda: False) -> None:
+        """Train to the last step.
+
+        Args:
+            report: called with metrics at every checkpoint by every rank. is_preempted: whether this rank's machine is about
+                to be taken away; then a checkpoint is written at once.
+        """
         train = self.recipe.train
         if self.step == 0 and self.rows["validation"]:
             self._validate()
-        while self.step < self.num_steps:
-            record = self._optimizer_step()
+        while self.step < self.num_steps and not self.selection.has_ended:
+            record, preempted = self._optimizer_step(is_preempted)
             warnings = self.watch.observe(record)
             if self.metrics is not None:
                 self.metrics.add(record)
                 if warnings:
                     self.metrics.add_apart({"step": self.step, "kind": "warning", "messages": warnings})
-            last = self.step == self.num_steps
+            last, improved = self.step == self.num_steps, False
             latest: dict[str, Any] = dict(record)
             if self.rows["validation"] and (last or (train.validate_every and self.step % train.validate_every == 0)):
-                latest |= self._validate()
-            if last or self.step % train.checkpoint_every == 0:
-                self._checkpoint()
+                validated = self._validate()
+                improved = self.selection.observe(self.step, validated)
+                latest |= validated
+            if last or preempted or improved or self.selection.has_ended or self.step % train.checkpoint_every == 0:
+                self._checkpoint(latest)
+                if preempted:
+                    self._raise_together(self.checkpoints.failure(wait=True))
                 report({**latest, "checkpoint_path": f"{self.store.root}/checkpoints"})
+        self._raise_together(self.checkpoints.failure(wait=True))
+        self._publish()
         if self.metrics is not None:
             self.metrics.close()
-            self._publish_model()
         self.placement.barrier()
 
-    def _optimizer_step(self) -> dict[str, Any]:
+    def _optimizer_step(self, is_preempted: Callable[[], bool]) -> tuple[dict[str, Any], bool]:
         started = time.monotonic()
-        rows = [self.rows["train"][place] for place in self.sampler.pair_indices(self.step)]
+        rows = self._rows_of_step(self.step)
         scale = self._learning_rate_factor(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * scale
         self.optimizer.zero_grad(set_to_none=True)
-        record = _means(self._score_batch("train", rows, backward=True))
-        self.placement.reduce_gradients(self.parameters)
-        grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.train.max_grad_norm)
-        if not (math.isfinite(float(grad_norm)) and math.isfinite(record["loss"])):
+        batches = self.loader.load("train", rows)
+        if self.step + 1 < self.num_steps:
+            self.loader.read_ahead("train", self._rows_of_step(self.step + 1))
+        summed, preempted = self._score_batch("train", rows, batches, backward=True, flag=is_preempted())
+        record = _means(summed)
+        grad_norm = float(self.strategy.clip(self.recipe.train.max_grad_norm))
+        if not (math.isfinite(grad_norm) and math.isfinite(record["loss"])):
             raise StageFailed(
-                f"loss {record['loss']} or gradient norm {float(grad_norm)} is not finite at step {self.step + 1}; pairs "
+                f"loss {record['loss']} or gradient norm {grad_norm} is not finite at step {self.step + 1}; pairs "
                 f"{self._pair_ids('train', rows)}; {self._last_checkpoint()}; try a smaller train.learning_rate or objective.beta"
             )
         self.optimizer.step()
         if isinstance(self.model.masks, LearnedMasks):
             self.model.masks.control(record)
         self.step += 1
-        seconds = time.monotonic() - started
-        tokens = sum(self.lengths["train"][i] for i in rows)
+        rates = self.throughput.record([self.lengths[i] for i in rows], [self.shared_lengths[i] for i in rows], time.monotonic() - started)
         return {
             "step": self.step,
             "epoch": self.step / self.sampler.steps_per_epoch,
             **record,
             "learning_rate": self.recipe.train.learning_rate * scale,
-            "grad_norm": float(grad_norm),
-            "step_seconds": seconds,
-            "tokens_per_second": tokens / seconds,
-        }
+            "grad_norm": grad_norm,
+            **rates,
+        }, preempted
 
-    def _score_batch(self, split: str, rows: list[int], backward: bool) -> Sums:
+    def _rows_of_step(self, step: int) -> list[int]:
+        return [self.rows["train"][place] for place in self.sampler.pair_indices(step)]
+
+    def _score_batch(self, split: str, rows: list[int], batches: list[MicroBatch], backward: bool, flag: bool = False) -> tuple[Sums, bool]:
         """Sums of every metric over a global batch, of all ranks; this rank's micro-batches back-propagate if asked to.
 
-        Every rank must call it. Raises: StageFailed on every rank if one meets scores or weights that the objective refuses:
-        a rank that failed alone would leave the others waiting in the next collective.
+        Every rank must call it. Returns: the sums, and whether any rank's flag was set.
+        Raises: StageFailed on every rank if one meets scores or weights that the objective refuses, or could not write its
+        checkpoint: a rank that failed alone would leave the others waiting in the next collective.
         """
-        batches = self._micro_batches(split, rows)
         self._enter_mode(training=backward)
         coupling = self._coupling(split, rows, batches)
         self._enter_mode(training=backward)  # again: both passes draw the same dropout
         totals: Metrics = {}
-        failure = ""
-        for batch in batches:
-            try:
-                losses, metrics = self._score(split, batch, coupling)
-            except ValueError as error:
-                failure = f"step {self.step + 1}: {error}; pairs {self._pair_ids(split, batch.rows)}; {self._last_checkpoint()}"
-                break
+        failure = self.checkpoints.failure()
+        for number, batch in enumerate(batches):
+            if backward and number == len(batches) - 1:
+                self.strategy.expect_last_backward()
+            scores = self._forward(batch)
+            loss: Tensor | None = None
+            if not (batch.is_filler or failure):
+                try:
+                    losses, metrics = self._losses(scores, batch, coupling)
+                    loss, totals = losses.sum() / len(rows), add_metrics(totals, metrics)
+                except ValueError as error:
+                    failure = f"step {self.step + 1}: {error}; pairs {self._pair_ids(split, batch.rows)}; {self._last_checkpoint()}"
             if backward:
-                (losses.sum() / len(rows)).backward()
-            totals = add_metrics(totals, metrics)
+                # Without a loss: the collectives of a backward, and no gradient.
+                (scores.policy_logps.sum() * 0.0 if loss is None else loss).backward()
+        if backward:
+            self.strategy.finish_gradients()
+        gathered = self.placement.gather((failure, as_floats(totals), flag))
         summed: Sums = {}
-        for message, part in self.placement.gather((failure, as_floats(totals))):
-            if message:
-                raise StageFailed(message)
+        for message, part, _ in gathered:
+            _raise(message)
             summed = add_metrics(summed, part)
-        return summed
+        return summed, any(one for _, _, one in gathered)
+
+    def _raise_together(self, failure: str) -> None:
+        for message in self.placement.gather(failure):
+            _raise(message)
 
     def _enter_mode(self, training: bool) -> None:
         """Training mode where dropout is asked for; eval mode is what switches it off in every architecture."""
-        keep, mask = self.recipe.train.dropout == "keep", self.recipe.mask
+        train, mask = self.recipe.train, self.recipe.mask
+        keep = train.dropout == "keep"
         self.model.train(training and keep)
         self.model.masks.train(training)
-        if training and (keep or (isinstance(mask, LearnedMaskConfig) and mask.dropout > 0)):
-            torch.manual_seed(hash((self.recipe.train.seed, self.step, self.placement.rank)))
+        adapts = train.lora is not None and train.lora.dropout > 0
+        if adapts:
+            for name, module in self.model.causal_lm.named_modules():
+                if "lora_dropout" in name:
+                    module.train(training)
+        if training and (keep or adapts or (isinstance(mask, LearnedMaskConfig) and mask.dropout > 0)):
+            torch.manual_seed(hash((train.seed, self.step, self.placement.rank)))
 
-    def _micro_batches(self, split: str, rows: list[int]) -> list[MicroBatch]:
-        mine = rank_share(rows, self.lengths[split], self.placement.rank, self.placement.world)
-        pairs = dict(zip(mine, self.pairs.pairs(split, mine), strict=True))
-        if not self.objective.uses_rejected:
-            pairs = {row: TokenizedPair(pair.prompt, pair.chosen, None) for row, pair in pairs.items()}
-        widths = {row: pair.width() for row, pair in pairs.items()}
-        sequences = 2 if self.objective.uses_rejected else 1
-        return [
-            MicroBatch(cut, [pairs[row] for row in cut])
-            for cut in token_budget_batches(mine, widths, sequences, self.recipe.train.micro_batch_tokens)
-        ]
-
-    def _forward(self, split: str, batch: MicroBatch) -> TokenScores:
-        inputs = padded_layout(batch.pairs).to(self.placement.device)
-        features = self.source.features(split, batch.rows, inputs)
-        with self.placement.compute():
+    def _forward(self, batch: MicroBatch) -> TokenScores:
+        inputs = batch.inputs.to(self.placement.device)
+        features = self.source.complete(batch.features, inputs)
+        with self.placement.computing():
             scores: TokenScores = self.model(inputs, features)
         return scores
 
-    def _score(self, split: str, batch: MicroBatch, coupling: Coupling | None) -> tuple[Tensor, Metrics]:
+    def _losses(self, scores: TokenScores, batch: MicroBatch, coupling: Coupling | None) -> tuple[Tensor, Metrics]:
         """Losses and metrics of a micro-batch; ValueError if its scores or weights are none that the objective accepts."""
-        scores = self._forward(split, batch)
         if coupling is None:
             output = self.objective(scores)
         else:
@@ -233,8 +271,9 @@ class Trainer:
             return None
         mine: dict[int, Tensor] = {}
         for batch in batches:
-            values = self.objective.shared_values(self._forward(split, batch)).cpu()
-            mine |= dict(zip(batch.rows, values, strict=True))
+            scores = self._forward(batch)
+            if not batch.is_filler:
+                mine |= dict(zip(batch.rows, self.objective.shared_values(scores).cpu(), strict=True))
         everyone = {row: value for part in self.placement.gather(mine) for row, value in part.items()}
         return Coupling(self.objective, torch.stack([everyone[row] for row in rows]), {row: at for at, row in enumerate(rows)})
 
@@ -245,7 +284,8 @@ class Trainer:
         size = self.recipe.train.global_batch_size if self.objective.couples_pairs else len(rows)
         summed: Sums = {}
         for at in range(0, len(rows), size):
-            summed = add_metrics(summed, self._score_batch("validation", rows[at : at + size], backward=False))
+            part = rows[at : at + size]
+            summed = add_metrics(summed, self._score_batch("validation", part, self.loader.load("validation", part), backward=False)[0])
         record = {f"validation/{key}": value for key, value in _means(summed).items()}
         if self.metrics is not None:
             self.metrics.add_apart({"step": self.step, "kind": "validation", **record})
@@ -269,27 +309,46 @@ class Trainer:
             return 0.5 * (1 + math.cos(math.pi * progress))
         return 1 - progress if train.schedule == "linear" else 1.0
 
-    def _checkpoint(self) -> None:
+    def _checkpoint(self, latest: dict[str, Any]) -> None:
         if self.metrics is not None:
             self.metrics.flush()
-            state: dict[str, Any] = {"threads": self.threads, "num_steps": self.num_steps, "world": self.placement.world}
-            state["collapse_streaks"] = self.watch.streaks
-            save_checkpoint(self.store, self.step, self.model, self.optimizer, state, self.recipe.train.keep_checkpoints)
-        self.placement.barrier()
+        state = {
+            "threads": self.threads,
+            "num_steps": self.num_steps,
+            "collapse_streaks": self.watch.streaks,
+            "selection": self.selection.state(),
+            "selection_value": self.selection.value_of(latest),
+        }
+        self.checkpoints.save(self.step, state)
 
-    def _publish_model(self) -> None:
-        folder = self.store.staging_directory()
-        self.model.causal_lm.save_pretrained(folder, safe_serialization=True)
-        load_tokenizer(
-            str(resolve_model(self.recipe.model.tokenizer or self.recipe.model.name_or_path, tokenizer_only=True))
-        ).save_pretrained(folder)
+    def _publish(self) -> None:
+        """Write the model and its masks: of the last step, or of the best validation."""
+        best = self.selection.best_step
+        if self.recipe.train.selection.publish == "best" and best is not None and best != self.step:
+            load_checkpoint(self.store, best, self.model, None, self.strategy)
+        is_first = self.placement.rank == 0
+        folder = self.store.staging_directory() if is_first else None
+        write_model(self.recipe, self.model.causal_lm, self.strategy, folder)
+        if folder is None:
+            return
         self.store.publish_directory(folder, "model")
         if isinstance(self.model.masks, LearnedMasks):
             folder = self.store.staging_directory()
             self.model.masks.save_pretrained(folder)
             self.store.publish_directory(folder, "masks")
 
+    def close(self) -> None:
+        """Stop the threads of a run that has ended or failed."""
+        self.checkpoints.close()
+
 
 def _means(summed: Sums) -> dict[str, float]:
     """Mean of every metric over pairs (or tokens, or responses: whatever its count counts)."""
     return {key: total / count for key, (total, count) in summed.items() if count}
+
+
+def _raise(message: str) -> None:
+    if message == str(Superseded()):
+        raise Superseded
+    if message:
+        raise StageFailed(message)

@@ -6,10 +6,12 @@ becomes a FlexAttention BlockMask, elsewhere (and for models without FlexAttenti
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sparsepo.layouts import TokenizedPair, packed_layout, padded_layout
 from sparsepo.records import ModelInputs
@@ -31,6 +33,24 @@ def transformer_of(causal_lm: Any) -> Any:
                 f"peft adapter {name!r} is {settings.peft_type.value}: only methods without virtual tokens, such as LoRA, work"
             )
     return causal_lm.get_base_model()
+
+
+def decoder_layers(transformer: Any) -> list[nn.Module]:
+    """The decoder layers of a transformers model, in order. ValueError if they are not found."""
+    count = transformer.config.get_text_config().num_hidden_layers
+    for module in transformer.base_model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return list(module)
+    raise ValueError(f"{type(transformer).__name__}: no list of {count} decoder layers found")
+
+
+def checkpoint_activations(transformer: Any) -> None:
+    """Keep only the inputs of every decoder layer and run it again in the backward pass.
+
+    transformers' own gradient checkpointing works in training mode alone; a policy without dropout trains in eval mode.
+    """
+    for layer in decoder_layers(transformer):
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
 def run_backbone(causal_lm: Any, inputs: ModelInputs, **options: Any) -> Any:

@@ -4,6 +4,7 @@ Per-token quantities are one-dimensional over the *scored* response tokens of a 
 pair, chosen before rejected, position ascending. Padding exists only inside the model's input.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self, TypeVar
 
@@ -37,8 +38,13 @@ class ModelInputs:
     segments: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Self:
-        moved: Self = _moved(self, device)
+        moved: Self = _mapped(self, lambda value: value.to(device, non_blocking=True))
         return moved
+
+    def pinned(self) -> Self:
+        """In page-locked memory, from which a copy to a GPU runs beside its work."""
+        held: Self = _mapped(self, torch.Tensor.pin_memory)
+        return held
 
 
 @dataclass(frozen=True)
@@ -71,8 +77,13 @@ class Features:
     pair_keys: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Self:
-        moved: Self = _moved(self, device)
+        moved: Self = _mapped(self, lambda value: value.to(device, non_blocking=True))
         return moved
+
+    def pinned(self) -> Self:
+        """In page-locked memory, from which a copy to a GPU runs beside its work."""
+        held: Self = _mapped(self, torch.Tensor.pin_memory)
+        return held
 
 
 @dataclass(frozen=True)
@@ -242,9 +253,7 @@ def add_metrics(total: dict[str, tuple[Summand, Summand]], new: dict[str, tuple[
     return merged
 
 
-def _moved(record: Any, device: torch.device | str) -> Any:
-    moved = {}
-    for item in fields(record):
-        value = getattr(record, item.name)
-        moved[item.name] = value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-    return type(record)(**moved)
+def _mapped(record: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    return type(record)(
+        **{item.name: change(value) if isinstance(value := getattr(record, item.name), Tensor) else value for item in fields(record)}
+    )

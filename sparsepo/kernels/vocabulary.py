@@ -4,7 +4,7 @@ Logits stay in the dtype of the matrix product; every sum is float32. Used on CU
 with torch. Tests compare both with `score_tokens_eager`.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -104,7 +104,7 @@ def logits_gradient_(
 if triton is not None:
 
     @triton.jit
-    def _shaped(x: Any, scale: Any, cap: Any, HAS_CAP: Any) -> Any:
+    def _shaped(x, scale, cap, HAS_CAP: tl.constexpr):
         x = x.to(tl.float32) * scale
         if HAS_CAP:
             # tanh(z) = 1 - 2 / (exp(2z) + 1): exact at both ends.
@@ -116,7 +116,7 @@ if triton is not None:
         logits, reference, labels, logps, kl, normalizer, reference_normalizer, vocabulary, stride, reference_stride,
         scale, cap, reference_scale, reference_cap,
         HAS_REFERENCE: tl.constexpr, HAS_CAP: tl.constexpr, HAS_REFERENCE_CAP: tl.constexpr, BLOCK: tl.constexpr,
-    ):  # type: ignore[no-untyped-def]  # fmt: skip
+    ):  # fmt: skip
         row = tl.program_id(0).to(tl.int64)
         largest, total = -float("inf"), 0.0
         reference_largest, reference_total, weighted = -float("inf"), 0.0, 0.0
@@ -155,7 +155,7 @@ if triton is not None:
         logits, reference, labels, normalizer, reference_normalizer, grad_logps, grad_kl, vocabulary, stride, reference_stride,
         scale, cap, reference_scale, reference_cap,
         HAS_REFERENCE: tl.constexpr, HAS_CAP: tl.constexpr, HAS_REFERENCE_CAP: tl.constexpr, BLOCK: tl.constexpr,
-    ):  # type: ignore[no-untyped-def]  # fmt: skip
+    ):  # fmt: skip
         row = tl.program_id(0).to(tl.int64)
         label = tl.load(labels + row)
         log_total = tl.load(normalizer + row)
