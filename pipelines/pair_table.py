@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.errors import UserError
 from pipelines.store import RunStore
@@ -104,7 +105,7 @@ class PairTable:
         for number in range(self.num_shards(split)):
             table = self.shard(split, number)
             prompt, chosen, rejected = (
-                pa.compute.fill_null(pa.compute.list_value_length(table[c]), 0).to_numpy()
+                pc.fill_null(pc.list_value_length(table[c]), 0).to_numpy()
                 for c in ("prompt_ids", "chosen_ids", "rejected_ids")
             )
             prompts = 1 if shared else 1 + (rejected > 0)

@@ -54,6 +54,10 @@ class Strategy(ABC):
         """Scale the gradients down to a joint norm of max_norm; returns the norm before."""
 
     @abstractmethod
+    def put_back(self) -> None:
+        """After a forward without a backward: let go of what was gathered for it."""
+
+    @abstractmethod
     def rows_of(self, parameter: Tensor) -> tuple[int, int] | None:
         """The rows [start, stop) of a parameter that this rank holds; None if it holds all, as every other rank does."""
 
@@ -90,6 +94,9 @@ class Replicated(Strategy):
     def clip(self, max_norm: float) -> Tensor:
         return nn.utils.clip_grad_norm_(self._parameters, max_norm)
 
+    def put_back(self) -> None:
+        pass
+
     def rows_of(self, parameter: Tensor) -> tuple[int, int] | None:
         return None
 
@@ -114,10 +121,10 @@ class Sharded(Strategy):
         place = self.placement
         mixed = MixedPrecisionPolicy(param_dtype=place.compute, reduce_dtype=place.weights) if place.weights != place.compute else None
         self._shard([*decoder_layers(transformer_of(policy.causal_lm)), policy], mixed or MixedPrecisionPolicy(), whole)
-        for module in policy.modules():
-            if isinstance(module, FSDPModule):
-                module.set_gradient_divide_factor(1.0)  # a sum: the loss is divided by the global count already
-                module.set_force_sum_reduction_for_comms(True)
+        self._modules = [module for module in policy.modules() if isinstance(module, FSDPModule)]
+        for module in self._modules:
+            module.set_gradient_divide_factor(1.0)  # a sum: the loss is divided by the global count already
+            module.set_force_sum_reduction_for_comms(True)
         self._whole = [p for p in whole if p.requires_grad]
         order = {id(p): i for i, p in enumerate(policy.parameters())}
         self._whole.sort(key=lambda p: order[id(p)])
@@ -140,8 +147,7 @@ class Sharded(Strategy):
             fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=whole)
 
     def expect_last_backward(self) -> None:
-        if self._sum is not None:
-            self._sum.arm()
+        """Nothing: sums of whole gradients among FSDP2's own collectives would come in another order on every rank."""
 
     def finish_gradients(self) -> None:
         _fill_missing(self._split)
@@ -160,6 +166,10 @@ class Sharded(Strategy):
             if parameters:
                 nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
         return norm
+
+    def put_back(self) -> None:
+        for module in self._modules:
+            module.reshard()
 
     def rows_of(self, parameter: Tensor) -> tuple[int, int] | None:
         if not hasattr(parameter, "full_tensor"):

@@ -286,6 +286,7 @@ class Trainer:
         for at in range(0, len(rows), size):
             part = rows[at : at + size]
             summed = add_metrics(summed, self._score_batch("validation", part, self.loader.load("validation", part), backward=False)[0])
+        self.strategy.put_back()
         record = {f"validation/{key}": value for key, value in _means(summed).items()}
         if self.metrics is not None:
             self.metrics.add_apart({"step": self.step, "kind": "validation", **record})

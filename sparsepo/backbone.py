@@ -53,7 +53,7 @@ def checkpoint_activations(transformer: Any) -> None:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
-def run_backbone(causal_lm: Any, inputs: ModelInputs, **options: Any) -> Any:
+def run_backbone(causal_lm: Any, inputs: ModelInputs) -> Any:
     """The backbone's output for inputs of either layout, without a cache."""
     transformer = transformer_of(causal_lm)
     return transformer.base_model(
@@ -61,7 +61,6 @@ def run_backbone(causal_lm: Any, inputs: ModelInputs, **options: Any) -> Any:
         attention_mask=attention_argument(transformer, inputs),
         position_ids=inputs.position_ids,
         use_cache=False,
-        **options,
     )
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsepo.activations import ActivationRecorder, select_hooks
-from sparsepo.backbone import run_backbone, scored_rows, transformer_of
+from sparsepo.backbone import decoder_layers, run_backbone, scored_rows, transformer_of
 from sparsepo.compression import pack_topk, topk_of, unpack_topk
 from sparsepo.kernels.token_scoring import LMHead, score_tokens
 from sparsepo.masks.activation import (
@@ -173,8 +173,18 @@ class ReferenceModel:
             [h for h in hooks if h != "logits"],
             "sigmoid_mean" if self._mapping == "sigmoid" else "mean",
         )
-        with recorder:
-            output = run_backbone(self.causal_lm, inputs, output_hidden_states="reference_layers" in names)
+        inner: list[Tensor] = []  # outputs of all layers but the last, at the scored rows alone
+        layers_wanted = decoder_layers(transformer_of(self.causal_lm))[:-1] if "reference_layers" in names else []
+        hooked = [
+            layer.register_forward_hook(lambda _, __, out: inner.append(scored_rows(out[0] if isinstance(out, tuple) else out, inputs)))
+            for layer in layers_wanted
+        ]
+        try:
+            with recorder:
+                output = run_backbone(self.causal_lm, inputs)
+        finally:
+            for hook in hooked:
+                hook.remove()
         # A model spread over several GPUs ends on another one than it began on.
         device = self.head.weight.device
 
@@ -186,7 +196,7 @@ class ReferenceModel:
         logps = score_tokens(hidden, self.head, labels)[0] if "reference_logps" in names else None
         layers = None
         if "reference_layers" in names:
-            layers = torch.stack([scored(states) for states in output.hidden_states[1:]], dim=1)
+            layers = torch.stack([*(states.to(device) for states in inner), hidden], dim=1)
         weights = None
         if "activation_mask" in names:
             recorded = {name: [scored(v) for _, v in sorted(layers_of.items())] for name, layers_of in recorder.recorded.items()}
