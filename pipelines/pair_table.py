@@ -105,8 +105,7 @@ class PairTable:
         for number in range(self.num_shards(split)):
             table = self.shard(split, number)
             prompt, chosen, rejected = (
-                pc.fill_null(pc.list_value_length(table[c]), 0).to_numpy()
-                for c in ("prompt_ids", "chosen_ids", "rejected_ids")
+                pc.fill_null(pc.list_value_length(table[c]), 0).to_numpy() for c in ("prompt_ids", "chosen_ids", "rejected_ids")
             )
             prompts = 1 if shared else 1 + (rejected > 0)
             totals += (prompt * prompts + chosen + rejected).tolist()

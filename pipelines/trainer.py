@@ -135,6 +135,7 @@ class Trainer:
                 to be taken away; then a checkpoint is written at once.
         """
         train = self.recipe.train
+        self._began = time.monotonic()
         if self.step == 0 and self.rows["validation"]:
             self._validate()
         while self.step < self.num_steps and not self.selection.has_ended:
@@ -191,6 +192,7 @@ class Trainer:
             "learning_rate": self.recipe.train.learning_rate * scale,
             "grad_norm": grad_norm,
             **rates,
+            "elapsed_seconds": time.monotonic() - self._began,
         }, preempted
 
     def _rows_of_step(self, step: int) -> list[int]:

@@ -107,3 +107,57 @@ def test_disagreeing_shapes_are_named() -> None:
         score_tokens(hidden, head, labels, ref_hidden[:3], ref_head)
     with pytest.raises(ValueError, match=r"vocabulary \(5\) and the policy's \(6\)"):
         score_tokens(hidden, head, labels, ref_hidden, LMHead(ref_head.weight[:5]))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernels run on GPUs")
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 8e-3)])
+@pytest.mark.parametrize("with_reference", [True, False])
+@pytest.mark.parametrize(("tokens", "vocab", "chunk"), [(1, 50304, None), (130, 4097, None), (131, 5000, 50), (0, 11, None)])
+def test_kernels_equal_eager_in_float64(
+    variant: str, dtype: torch.dtype, tolerance: float, with_reference: bool, tokens: int, vocab: int, chunk: int | None
+) -> None:
+    """Values and gradients of the Triton path, relative to the largest of each; the inputs are rounded to the dtype first."""
+    results = []
+    for fused in (True, False):
+        hidden, head, labels, ref_hidden, ref_head = build(tokens, vocab, 64, **VARIANTS[variant])
+        kind = dtype if fused else torch.float64
+
+        def moved(value: torch.Tensor | None, kind: torch.dtype = kind) -> torch.Tensor | None:
+            return None if value is None else (value.detach() * 0.2).to("cuda", dtype).to(kind).requires_grad_()
+
+        states, weight, bias = moved(hidden), moved(head.weight), moved(head.bias)
+        policy = LMHead(weight, bias, head.softcap, head.scale)
+        reference = LMHead(
+            moved(ref_head.weight).detach(),
+            None if ref_head.bias is None else moved(ref_head.bias).detach(),
+            ref_head.softcap,
+            ref_head.scale,
+        )
+        other = (moved(ref_hidden).detach(), reference) if with_reference else ()
+        call = score_tokens if fused else score_tokens_eager
+        logps, kl = call(states, policy, labels.cuda(), *other, **({"chunk_tokens": chunk} if fused else {}))
+        upstream = torch.linspace(-1, 2, tokens, device="cuda", dtype=logps.dtype)
+        (logps @ upstream + (kl @ upstream.flip(0) if kl is not None else 0)).backward()
+        results.append([logps, kl, states.grad, weight.grad, None if bias is None else bias.grad])
+    for found, expected in zip(*results, strict=True):
+        assert (found is None) == (expected is None)
+        if expected is not None and expected.numel():
+            assert float((found.double() - expected).abs().max()) <= tolerance * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "weight", "both"])
+def test_gradients_nobody_wants_are_left_out(frozen: str) -> None:
+    hidden, head, labels, ref_hidden, ref_head = build(9, 7, 4)
+    expected_hidden, expected_weight, *_ = build(9, 7, 4)
+    score_tokens_eager(expected_hidden, expected_weight, labels, ref_hidden, ref_head)[0].sum().backward()
+    states = hidden.detach() if frozen in ("hidden", "both") else hidden
+    weight = head.weight.detach() if frozen in ("weight", "both") else head.weight
+    logps, _ = score_tokens(states, LMHead(weight), labels, ref_hidden, ref_head, 4)
+    if frozen == "both":
+        assert not logps.requires_grad
+        return
+    logps.sum().backward()
+    found, wanted = (head.weight.grad, expected_weight.weight.grad) if frozen == "hidden" else (hidden.grad, expected_hidden.grad)
+    torch.testing.assert_close(found, wanted)
+    assert (hidden if frozen == "hidden" else head.weight).grad is None
