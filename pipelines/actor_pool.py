@@ -10,6 +10,7 @@ import pyarrow as pa
 import torch
 from tqdm import tqdm
 
+from pipelines.cluster import even_cpus, node_cpus
 from pipelines.config import Recipe
 from pipelines.errors import UserError
 
@@ -27,7 +28,7 @@ def run_tasks(
     """Yield the result of every task, in task order.
 
     `actor(recipe as a dictionary)` is built once per actor and called with one task's dictionary; what it returns must be
-    JSON. One actor per GPU (or group of GPUs) by default, or a single one on CPU with all its cores.
+    JSON. One actor per GPU (or group of GPUs) by default, or per node with all its cores.
 
     Args:
         calls_at_once: calls of one actor that may overlap, from several threads.
@@ -39,12 +40,12 @@ def run_tasks(
     if not tasks:
         return
     quieten_ray_data()
-    resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0))
+    gpus = int(ray.cluster_resources().get("GPU", 0))
     if gpus_per_actor > max(1, gpus):
         raise UserError(f"{label}: {gpus_per_actor} GPUs for one model, but the cluster has {gpus}")
-    actors = min(len(tasks), num_actors or max(1, gpus // gpus_per_actor))
-    cpus = 1 if gpus else max(1, int((recipe.ray.cpus_per_run or resources.get("CPU", 1)) // actors))
+    nodes = node_cpus()
+    actors = min(len(tasks), num_actors or (max(1, gpus // gpus_per_actor) if gpus else len(nodes)))
+    cpus = 1 if gpus else even_cpus(nodes, actors, recipe.ray.cpus_per_run)
     dataset = ray.data.from_items([{"task": json.dumps(task)} for task in tasks], override_num_blocks=len(tasks)).map_batches(
         _JsonActor,
         fn_constructor_args=(actor, recipe.model_dump(mode="json"), cpus),

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pipelines.config import RaySection
 
@@ -50,3 +50,20 @@ def ray_session(config: RaySection) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def node_cpus() -> list[int]:
+    """CPUs of every living node that has any."""
+    import ray
+
+    return [cpus for node in ray.nodes() if node["Alive"] and (cpus := int(node["Resources"].get("CPU", 0)))]
+
+
+def even_cpus(nodes: Sequence[int], parts: int, limit: int | None = None) -> int:
+    """CPUs that each of some equal parts can take, none across nodes: the most that fit, 1 at least.
+
+    Args:
+        nodes: CPUs of every node. limit: CPUs that the parts may take together.
+    """
+    most = max((cpus for cpus in range(1, max(nodes, default=1) + 1) if sum(node // cpus for node in nodes) >= parts), default=1)
+    return most if limit is None else max(1, min(most, limit // parts))

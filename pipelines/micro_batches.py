@@ -46,7 +46,8 @@ class MicroBatchLoader:
         aligned: bool,
         uses_rejected: bool,
     ) -> None:
-        self._pairs, self._source, self._layout, self._placement = pairs, source, layout, placement
+        self._pairs, self._source, self._placement = pairs, source, placement
+        self.layout = layout
         self._aligned, self._uses_rejected = aligned, uses_rejected
         self._lengths: dict[str, list[int]] = {}
         self.is_one_pair_each = False  # in the global batch loaded last: no smaller budget would help
@@ -86,11 +87,11 @@ class MicroBatchLoader:
         for one in ranks:
             share = rank_share(rows, self._all_lengths(split), one, world)
             tokens = self._tokens(split, share)
-            found.append([[share[place] for place in places] for places in self._layout.batches(tokens)])
+            found.append([[share[place] for place in places] for places in self.layout.batches(tokens)])
         return found
 
     def _batch(self, split: str, rows: list[int], is_filler: bool = False) -> MicroBatch:
-        inputs, features = self._layout.inputs(self._tokens(split, rows)), self._source.read(split, rows)
+        inputs, features = self.layout.inputs(self._tokens(split, rows)), self._source.read(split, rows)
         if self._placement.device.type == "cuda":
             inputs, features = inputs.pinned(), features.pinned()
         return MicroBatch(rows, inputs, features, is_filler)
@@ -101,7 +102,7 @@ class MicroBatchLoader:
 
     def _all_lengths(self, split: str) -> list[int]:
         if split not in self._lengths:
-            self._lengths[split] = self._pairs.lengths(split, self._layout.shares_prompts)
+            self._lengths[split] = self._pairs.lengths(split, self.layout.shares_prompts)
         return self._lengths[split]
 
     def _length(self, split: str, row: int) -> int:

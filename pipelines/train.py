@@ -15,6 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pipelines.cluster import even_cpus, node_cpus
 from pipelines.config import Recipe, TrainSection
 from pipelines.errors import StageFailed, UserError
 from pipelines.model_card import model_card
@@ -119,7 +120,7 @@ def _fit(recipe: Recipe, callbacks: list[Any]) -> None:
     if use_gpu and gpus < fewest:
         raise UserError(f"{_workers(train)} with a GPU each: the cluster has {gpus} GPUs")
     total_cpus = recipe.ray.cpus_per_run or resources.get("CPU", 1)
-    cpus = train.cpus_per_worker or max(1, int(total_cpus // train.num_workers) if not use_gpu else 1)
+    cpus = train.cpus_per_worker or (1 if use_gpu else even_cpus(node_cpus(), train.num_workers, recipe.ray.cpus_per_run))
     if cpus * fewest > total_cpus:
         raise UserError(f"{_workers(train)} x {cpus:g} CPUs: the cluster has {total_cpus:g}")
     elastic = {} if train.min_workers is None else {"elastic_resize_monitor_interval_s": _RESIZE_SECONDS}

@@ -43,7 +43,7 @@ class ModelInputs:
 
     def pinned(self) -> Self:
         """In page-locked memory, from which a copy to a GPU runs beside its work."""
-        held: Self = _mapped(self, torch.Tensor.pin_memory)
+        held: Self = _mapped(self, lambda value: value.contiguous().pin_memory())
         return held
 
 
@@ -82,7 +82,7 @@ class Features:
 
     def pinned(self) -> Self:
         """In page-locked memory, from which a copy to a GPU runs beside its work."""
-        held: Self = _mapped(self, torch.Tensor.pin_memory)
+        held: Self = _mapped(self, lambda value: value.contiguous().pin_memory())
         return held
 
 

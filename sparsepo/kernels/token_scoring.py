@@ -247,8 +247,10 @@ class _FusedScoreTokens(torch.autograd.Function):
         for rows in _chunks(hidden, size):
             other, shape = _reference_product(reference, rows)
             parts.append(vocabulary.row_statistics(head.product(hidden[rows]), head.shape, labels[rows], other, shape))
-        columns = [torch.cat(part) for part in zip(*parts, strict=True)] if parts else [hidden.new_zeros(0, dtype=torch.float32)] * 4
-        logps, kl, normalizer, reference_normalizer = columns
+        nothing = hidden.new_zeros(0, dtype=torch.float32)
+        logps, kl, normalizer, reference_normalizer = (
+            torch.cat([nothing, *(part[column] for part in parts)]) for column in range(len(vocabulary.RowStatistics._fields))
+        )
         ctx.save_for_backward(hidden, weight, bias, labels, normalizer, reference_normalizer)
         if reference is None:
             ctx.mark_non_differentiable(kl)

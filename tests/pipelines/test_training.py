@@ -1,0 +1,328 @@
+"""The training loop: layouts, accumulation, adapters, checkpoints, early stop; one rank in this process."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from pipelines.batch_layout import BatchLayout
+from pipelines.config import Recipe
+from pipelines.errors import UserError
+from pipelines.micro_batches import MicroBatchLoader
+from pipelines.placement import Placement
+from pipelines.plan import run_plan
+from pipelines.recipe import load_recipe
+from pipelines.run import run_stages
+from pipelines.sampler import balanced_batches
+from pipelines.store import RunStore
+from pipelines.throughput import Throughput
+from pipelines.train_checkpoint import completed_steps, read_state
+from pipelines.train_metrics import read_metrics
+from pipelines.trainer import Trainer
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+MakeRecipe = Callable[..., Recipe]
+CPU = torch.device("cpu")
+# The reference runs beside training: at step 1 both are the same model in the same layout.
+SPARSE = (
+    "objective.name=sparsepo", "mask.kind=learned", "mask.architecture=simple_last", "mask.sharing=independent", "mask.adam_eps=1e-4",
+    "train.adam_eps=1e-4", "reference.mode=online", "train.epochs=9", "data.test_fraction=0",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def paths(recipe_in: MakeRecipe, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> dict[str, str]:
+    """Pairs that the module's runs share: a tenth of them for validation."""
+    root = tmp_path_factory.mktemp("pairs")
+    found = {"pairs": f"{root}/pairs", "reference": f"{root}/reference"}
+    run_stages(
+        recipe_in(root / "run", "data.test_fraction=0", "data.validation_fraction=0.1", paths=found), ("prepare",), lambda line: None
+    )
+    return found
+
+
+@pytest.fixture
+def make(recipe_in: MakeRecipe, paths: dict[str, str], tmp_path: Path) -> MakeRecipe:
+    def build(name: str, *overrides: str) -> Recipe:
+        return recipe_in(tmp_path / name, *SPARSE, "data.validation_fraction=0.1", *overrides, paths=paths)
+
+    return build
+
+
+def trainer_of(recipe: Recipe) -> Trainer:
+    torch.set_num_threads(1)
+    return Trainer(recipe, Placement.choose(recipe.train.precision, CPU, 0, 1), 1)
+
+
+def trained(recipe: Recipe, stop_at: int | None = None) -> Trainer:
+    """The whole run, or one that dies once the checkpoint of step `stop_at` is committed."""
+    trainer = trainer_of(recipe)
+
+    def report(metrics: dict[str, Any]) -> None:
+        if metrics["step"] == stop_at:
+            assert trainer.checkpoints.failure(wait=True) == ""
+            raise InterruptedError
+
+    if stop_at is None:
+        trainer.run(report)
+    else:
+        with pytest.raises(InterruptedError):
+            trainer.run(report)
+    trainer.close()
+    return trainer
+
+
+def log(recipe: Recipe, kind: str | None = None) -> list[dict[str, Any]]:
+    return [r for r in read_metrics(RunStore(f"{recipe.run_dir}/train")) if r.get("kind") == kind]
+
+
+def curve(recipe: Recipe) -> torch.Tensor:
+    """Loss, gradient norm and KL of every step."""
+    return torch.tensor([[r["loss"], r["grad_norm"], r["kl/reference_policy"]] for r in log(recipe)], dtype=torch.float64)
+
+
+def distance(one: torch.Tensor, two: torch.Tensor) -> float:
+    """The largest difference, relative to the largest value of its column."""
+    return float(((one - two).abs().amax(0) / one.abs().amax(0)).max())
+
+
+def model_of(recipe: Recipe) -> dict[str, torch.Tensor]:
+    return load_file(f"{recipe.run_dir}/train/model/model.safetensors")
+
+
+PATHS = {
+    "shared": (),
+    "padded": ("train.layout=padded",),
+    "one pair each": ("train.micro_batch_tokens=1",),
+    "all at once": ("train.micro_batch_tokens=100000",),
+    "checkpointed": ("train.gradient_checkpointing=true",),
+}
+
+
+def test_layouts_accumulation_and_recomputation_change_nothing_but_rounding(make: MakeRecipe) -> None:
+    """Five ways through the same 4 steps, and packed rows under a dense mask; another seed is the negative control."""
+    curves = {}
+    for name, options in PATHS.items():
+        recipe = make(name.replace(" ", "-"), "train.max_steps=4", *options)
+        trained(recipe)
+        curves[name] = curve(recipe)
+    packed = make("packed", "train.max_steps=4")
+    trainer = trainer_of(packed)
+    assert trainer.layout.kind == "shared"
+    trainer.loader.layout = BatchLayout("packed", 700, is_balanced=True)
+    widths = [batch.inputs.input_ids.shape for batch in trainer.loader.load("train", list(range(16)))]
+    assert all(rows == 1 and width % 128 == 0 for rows, width in widths)
+    trainer.run(lambda metrics: None)
+    curves["packed"] = curve(packed)
+    for name, found in curves.items():
+        assert distance(curves["shared"], found) < 1e-5, name
+        assert float(found[0, 0]) == pytest.approx(math.log(2), abs=1e-5), name
+    assert distance(curves["shared"], curves["checkpointed"]) < 1e-6
+    other = make("seed", "train.max_steps=4", "train.seed=1")
+    trained(other)
+    assert distance(curves["shared"], curve(other)) > 1e-3
+
+
+@pytest.mark.slow
+def test_compiled_layers_change_nothing_but_rounding(make: MakeRecipe) -> None:
+    plain, compiled = make("plain", "train.max_steps=3"), make("compiled", "train.max_steps=3", "train.compile=true")
+    for recipe in (plain, compiled):
+        trained(recipe)
+    assert distance(curve(plain), curve(compiled)) < 1e-5
+
+
+def test_low_precision_starts_at_ln_2(make: MakeRecipe) -> None:
+    for precision in ("mixed", "bfloat16"):
+        recipe = make(precision, "train.max_steps=2", f"train.precision={precision}", "reference.dtype=bfloat16")
+        trained(recipe)
+        assert log(recipe)[0]["loss"] == pytest.approx(math.log(2), abs=1e-3)
+        dtypes = {tensor.dtype for tensor in model_of(recipe).values()}
+        assert dtypes == {torch.bfloat16 if precision == "bfloat16" else torch.float32}
+
+
+def test_adapters_are_trained_saved_and_resumed_with_their_masks(make: MakeRecipe, model_dir: Path) -> None:
+    """The base stays, adapters and masks move; adapter on its base = merged model; a stopped run ends with the same bits."""
+    options = ("train.lora.rank=4", "train.max_steps=4", "train.learning_rate=1e-2")
+    whole, stopped = make("whole", *options), make("stopped", *options)
+    trainer = trained(whole)
+    trained(stopped, stop_at=2)
+    assert trained(stopped).step == 4
+    folder = Path(whole.run_dir) / "train" / "model"
+    adapters = load_file(folder / "adapter_model.safetensors")
+    assert adapters and all("lora_" in name for name in adapters)
+    again = load_file(Path(stopped.run_dir) / "train" / "model" / "adapter_model.safetensors")
+    assert all(torch.equal(adapters[name], again[name]) for name in adapters)
+    assert float(log(whole)[0]["loss"]) == pytest.approx(math.log(2), abs=1e-5)
+    assert log(whole)[-1]["kl/reference_policy"] > 1e-3 > log(whole)[0]["kl/reference_policy"]
+    fresh = {name: p.clone() for name, p in trainer_of(make("fresh", *options)).model.masks.named_parameters()}
+    assert any(not torch.equal(p, fresh[name]) for name, p in trainer.model.masks.named_parameters() if p.requires_grad)
+    base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    for name, p in trainer.model.causal_lm.get_base_model().named_parameters():
+        if "lora_" not in name:
+            assert torch.equal(p, dict(base.named_parameters())[name.replace("base_layer.", "")]), name
+    ids = AutoTokenizer.from_pretrained(folder)("The plot was", return_tensors="pt").input_ids
+    merged_run = make("merged", *options, "train.lora.save=merged")
+    trained(merged_run)
+    merged = AutoModelForCausalLM.from_pretrained(f"{merged_run.run_dir}/train/model", dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(base, folder)
+    torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_adapters_that_cannot_be_are_one_line(make: MakeRecipe, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train.lora.target_modules = \{'nowhere'\}.*linear layers are down_proj, gate_proj"):
+        trainer_of(make("wrong", "train.lora.rank=4", "train.lora.target_modules=[nowhere]"))
+    first = make("first", "train.lora.rank=4", "train.max_steps=1")
+    trained(first)
+    with pytest.raises(UserError, match="is an adapter itself; use train.lora.save=merged"):
+        trainer_of(make("second", "train.lora.rank=4", f"model.name_or_path={first.run_dir}/train/model"))
+
+
+def test_training_stops_early_and_publishes_the_best(make: MakeRecipe) -> None:
+    """A learning rate that ruins the model: validation worsens, patience ends the run, and the best checkpoint is the model."""
+    options = (
+        "train.learning_rate=0.02", "train.schedule=constant", "train.warmup_fraction=0", "train.max_steps=30", "train.validate_every=2",
+        "train.checkpoint_every=1000", "train.selection.patience=3", "train.selection.publish=best", "train.selection.keep_best=1",
+    )  # fmt: skip
+    recipe, stopped = make("best", *options), make("stopped", *options)
+    trained(recipe)
+    values = {r["step"]: r["validation/loss"] for r in log(recipe, "validation") if r["step"] > 0}
+    best = min(values, key=lambda step: values[step])
+    last = max(values)
+    assert best == last - 6 and last < 30, values
+    store = RunStore(f"{recipe.run_dir}/train")
+    assert best in completed_steps(store) and read_state(store, last)["selection"] == {"best": values[best], "best_step": best, "stale": 3}
+    folder = Path(recipe.run_dir) / "train" / "checkpoints" / f"step-{best:08d}"
+    (file,) = folder.glob("shard-*")
+    saved = {name.removeprefix("weights/causal_lm."): t for name, t in load_file(file).items() if name.startswith("weights/causal_lm.")}
+    published = model_of(recipe)
+    assert all(torch.equal(published[name], saved[name]) for name in published)
+    trained(stopped, stop_at=best)
+    assert trained(stopped).step == last, "patience is counted on from where the checkpoint was"
+
+
+def test_a_metric_that_validations_lack_is_named(make: MakeRecipe) -> None:
+    with pytest.raises(UserError, match=r"train.selection.metric = 'validation/reward': validations report validation/.*loss"):
+        trained(make("none", "train.selection.keep_best=1", "train.selection.metric=validation/reward", "train.max_steps=1"))
+    with pytest.raises(UserError, match="set data.validation_fraction"):
+        make("no-data", "train.selection.keep_best=1", "data.validation_fraction=0")
+
+
+def test_a_machine_that_will_be_taken_away_leaves_a_checkpoint(make: MakeRecipe) -> None:
+    recipe = make("run", "train.max_steps=5", "train.checkpoint_every=1000")
+    trainer = trainer_of(recipe)
+    seen: list[int] = []
+    trainer.run(lambda metrics: seen.append(metrics["step"]), is_preempted=lambda: trainer.step == 2)
+    assert seen == [3, 5]
+    assert completed_steps(RunStore(f"{recipe.run_dir}/train")) == [3, 5]
+
+
+def test_balanced_batches_hold_every_row_once_within_the_budget() -> None:
+    widths = [70, 300, 20, 20, 90, 41, 41, 41, 200, 8]
+    batches = balanced_batches(range(10), widths, 256)
+    assert sorted(row for batch in batches for row in batch) == list(range(10))
+    used = [sum(widths[row] for row in batch) for batch in batches]
+    assert used[0] == 300 and max(used[1:]) <= 256
+    assert len(batches) == 1 + 3, "531 tokens fit into three batches of 256"
+    assert max(used[1:]) - min(used[1:]) < 64
+    assert balanced_batches([], [], 10) == []
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_share_a_batch_and_are_kept_in_step(make: MakeRecipe, world: int) -> None:
+    """Every pair is in one rank's micro-batches; fillers make their numbers equal, even where a rank has no pair at all."""
+    trainer = trainer_of(make("run", "train.max_steps=1", "train.micro_batch_tokens=60"))
+    for rows in ([0, 1, 2, 3, 4, 5, 6], [3]):
+        loaders = [
+            MicroBatchLoader(
+                trainer.pairs, trainer.source, trainer.layout, Placement(CPU, torch.float32, torch.float32, rank, world), True, True
+            )
+            for rank in range(world)
+        ]
+        found = [loader.load("train", rows) for loader in loaders]
+        assert len({len(batches) for batches in found}) == 1
+        real = sorted(row for batches in found for batch in batches if not batch.is_filler for row in batch.rows)
+        assert real == sorted(rows)
+        assert any(batch.is_filler for batches in found for batch in batches) or len(rows) > 1
+
+
+def test_reading_ahead_gives_what_reading_gives(make: MakeRecipe) -> None:
+    loader = trainer_of(make("run", "train.max_steps=1")).loader
+    plain = loader.load("train", [5, 9, 1])
+    loader.read_ahead("train", [5, 9, 1])
+    ahead = loader.load("train", [5, 9, 1])
+    loader.read_ahead("train", [0])
+    other = loader.load("train", [5, 9, 1])
+    for found in (ahead, other):
+        assert [b.rows for b in found] == [b.rows for b in plain]
+        assert all(torch.equal(a.inputs.input_ids, b.inputs.input_ids) for a, b in zip(found, plain, strict=True))
+
+
+def test_throughput_by_hand() -> None:
+    """Two pairs of 10 and 20 tokens with the prompt once, 14 and 28 counted twice, in 2 seconds: 21 tokens/s.
+
+    A model of 1000 parameters, 2 layers of 8: 6 * 1000 * 30 FLOP of weights and 6 * 2 layers * 8 * (100 + 400) of attention.
+    """
+    config = AutoConfig.for_model("llama", num_hidden_layers=2, hidden_size=8, num_attention_heads=2)
+    rates = Throughput(config, 1000, is_adapted=False, frozen_parameters=0, device=CPU, world=1)
+    record = rates.record([14, 28], [10, 20], 2.0)
+    assert record["tokens_per_second"] == 21
+    assert record["pairs_per_second"] == 1
+    assert "mfu" not in record, "no peak is known for a CPU"
+    rates._peak = 1e6
+    assert rates.record([14, 28], [10, 20], 2.0)["mfu"] == pytest.approx((6 * 1000 * 30 + 6 * 2 * 8 * 500) / 2 / 1e6)
+    adapted = Throughput(config, 1000, is_adapted=True, frozen_parameters=1000, device=CPU, world=1)
+    adapted._peak = 1e6
+    assert adapted.record([14, 28], [10, 20], 2.0)["mfu"] == pytest.approx((6 * 1000 * 30 + 4 * 2 * 8 * 500) / 2 / 1e6)
+
+
+FAMILIES = {
+    "tldr": ("gptj", {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 256}),
+    "code": ("gpt_bigcode", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}),
+}
+
+
+@pytest.mark.parametrize("setting", FAMILIES)
+@pytest.mark.parametrize("method", ["sparsepo-common", "mapo"])
+def test_recipes_of_the_paper_run_on_tiny_models_of_their_families(
+    setting: str, method: str, model_dir: Path, pairs_file: Path, tmp_path: Path
+) -> None:
+    """GPT-J with adapters, StarCoder's GPTBigCode: plan, prepare, reference and four steps of training."""
+    kind, shape = FAMILIES[setting]
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        kind, vocab_size=len(tokenizer), bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id, **shape
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    recipe = load_recipe(
+        f"{setting}-{method}",
+        [
+            f"run_dir={tmp_path}/run", f"model.name_or_path={tmp_path}/model", f"data.sources=[{{path: {pairs_file}}}]", "data.test=[]",
+            "data.validation_fraction=0.1", "data.max_prompt_tokens=24", "data.max_response_tokens=24", "train.max_steps=4",
+            "train.global_batch_size=8", "train.learning_rate=1e-2", "train.warmup_fraction=0",
+        ],
+    )  # fmt: skip
+    assert run_plan(recipe)["train"]["parameters"] > 0
+    run_stages(recipe, ("prepare", "reference"), lambda line: None)
+    trained(recipe)
+    records = log(recipe)
+    assert records[0]["rewards/margins"] == pytest.approx(0, abs=1e-5), "step 1: the policy is the reference"
+    assert records[-1]["kl/reference_policy"] > 1e-4 > records[0]["kl/reference_policy"]
+    assert (Path(recipe.run_dir) / "train" / "model" / "adapter_config.json").exists() == (setting == "tldr")
+
+
+def test_the_published_folder_is_whole(make: MakeRecipe) -> None:
+    recipe = make("run", "train.max_steps=1")
+    trained(recipe)
+    names = {p.name for p in (Path(recipe.run_dir) / "train" / "model").iterdir()}
+    assert {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"} <= names
+    (state,) = (Path(recipe.run_dir) / "train" / "checkpoints").glob("step-*/state.json")
+    assert json.loads(state.read_text())["world"] == 1
