@@ -39,6 +39,7 @@ from pipelines.train_metrics import read_metrics
 from pipelines.trainer import Trainer
 
 METHODS: dict[str, dict[str, Any]] = {
+    "simpo": {"objective": {"name": "simpo"}},
     "dpo": {"objective": {"name": "dpo"}},
     "mapo": {"objective": {"name": "mapo"}, "mask": {"kind": "activation"}},
     "sparsepo-last": {"objective": {"name": "sparsepo"}, "mask": {"kind": "learned", "architecture": "simple_last"}},
@@ -276,11 +277,12 @@ def main() -> None:
         "checkpointing": options.checkpointing,
     }
     methods = options.methods.split(",")
+    stages = ("prepare", "reference") if {"ray", "bare"} & set(sides) else ("prepare",)
     with ray_session(recipe_of(methods[0], "first").ray):
         for method in methods:
             for workers in (int(number) for number in options.workers.split(",")):
                 recipe = recipe_of(method, f"{method}-{workers}", workers)
-                run_stages(recipe, ("prepare", "reference"), lambda line: None, quiet=True)
+                run_stages(recipe, stages, lambda line: None, quiet=True)
                 if "ray" in sides:
                     rate = measured_ray(recipe, options.warmup)
                     results.append(say(side="ray", method=method, workers=workers, strategy=options.strategy, **common, **rate))
