@@ -4,7 +4,8 @@
 
 Every trial trains SparsePO (learned masks, stored reference) on a local cluster of one-CPU nodes through the command line, and kills
 by its seed: one of the workers, one of the nodes (a new one joins), or the driver (the same command is given again), at a random
-step. Trials with `resize` go on with another number of workers after a driver's death. Prints one JSON line per trial, then all.
+step. Trials with `resize` go on with another number of workers after a driver's death; `shrink` takes a node away for good from a
+run that may go on with one worker less. Prints one JSON line per trial, then all.
 identical: every tensor of model and masks equals the uninterrupted run's bit for bit. difference: the largest of any tensor, relative
 to the tensor's largest value.
 """
@@ -104,7 +105,8 @@ def trial(work: Path, cluster: Any, nodes: list[Any], seed: int, target: str, wo
     rng = random.Random(seed)
     point, every = rng.randint(2, STEPS - 8), rng.choice((1, 2, 3))
     name = f"{target}-{workers}-{strategy}-{seed}"
-    recipe, run_dir, log = write_recipe(work, name, workers, strategy, every), work / name, work / f"{name}.log"
+    fewest = workers - 1 if target == "shrink" else None
+    recipe, run_dir, log = write_recipe(work, name, workers, strategy, every, fewest), work / name, work / f"{name}.log"
     process = command("train", recipe, log)
     limit = time.monotonic() + 240
     while reached(run_dir) < point:
@@ -118,6 +120,8 @@ def trial(work: Path, cluster: Any, nodes: list[Any], seed: int, target: str, wo
         place = rng.randrange(len(nodes))
         cluster.remove_node(nodes[place], allow_graceful=False)
         nodes[place] = cluster.add_node(num_cpus=1)
+    elif target == "shrink":
+        cluster.remove_node(nodes.pop(), allow_graceful=False)
     else:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
@@ -125,6 +129,8 @@ def trial(work: Path, cluster: Any, nodes: list[Any], seed: int, target: str, wo
             recipe = write_recipe(work, name, workers - 1 or 2, strategy, every)
         process = command("train", recipe, log)
     finish(process, log)
+    if target == "shrink":
+        nodes.append(cluster.add_node(num_cpus=1))
     found, expected = tensors(run_dir), tensors(work / f"whole-{workers}-{strategy}")
     difference = max(float((found[k] - expected[k]).abs().max() / expected[k].abs().max().clamp(min=1e-12)) for k in expected)
     from pipelines.store import RunStore
@@ -148,7 +154,7 @@ def trial(work: Path, cluster: Any, nodes: list[Any], seed: int, target: str, wo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0,1,2", help="comma separated; a trial each")
-    parser.add_argument("--targets", default=",".join(TARGETS), help="what trials kill, in turn")
+    parser.add_argument("--targets", default=",".join(TARGETS), help="what trials kill, in turn: worker, node, driver, shrink")
     parser.add_argument("--workers", default="2", help="worker counts of the trials, in turn")
     parser.add_argument("--strategies", default="ddp", help="of the trials, in turn: ddp, fsdp")
     parser.add_argument("--resize", action="store_true", help="go on with another number of workers after a driver's death")
@@ -156,6 +162,7 @@ def main() -> None:
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": "/tmp/ray", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "15"  # how long a group waits for the node that is gone
     import ray
     from ray.cluster_utils import Cluster
 

@@ -76,7 +76,7 @@ def build_policy(recipe: Recipe, causal_lm: Any, head: LMHead | None, strategy: 
             transformer.enable_input_require_grads()
     if recipe.train.compile if recipe.train.compile is not None else device.type == "cuda":
         for layer in decoder_layers(transformer):
-            layer.compile()
+            layer.compile(dynamic=False)  # rows come in few widths, and kernels for one width are faster
     policy = PolicyModel(causal_lm, build_masks(recipe), head).to(device)
     strategy.spread(policy)
     return policy

@@ -1,4 +1,7 @@
-"""kill -9 of the driver, then the same command: the same weights, bit for bit, as an uninterrupted run."""
+"""The driver killed while it scores, and interrupted while it trains, then the same command: the same bytes, the same weights.
+
+kill -9 while training is in test_training_failures.py.
+"""
 
 import os
 import signal
@@ -50,7 +53,7 @@ def kill_when(process: subprocess.Popen[bytes], reached: Callable[[], bool], sig
 
 
 def newest(checkpoints: Path) -> int:
-    return max((int(p.name[5:]) for p in checkpoints.glob("step-*")), default=0)
+    return max((int(p.parent.name[5:]) for p in checkpoints.glob("step-*/state.json")), default=0)
 
 
 def tensors(run_dir: Path) -> dict[str, bytes]:
@@ -61,7 +64,7 @@ def tensors(run_dir: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_killed_driver_ends_with_the_same_weights(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+def test_a_driver_that_dies_or_is_interrupted_ends_with_the_same_weights(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe_file = tmp_path / "recipe.yaml"
     recipe_file.write_text(write_yaml(make_recipe(*OPTIONS)))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -82,14 +85,9 @@ def test_killed_driver_ends_with_the_same_weights(make_recipe: MakeRecipe, tmp_p
 
     process = run_stage("train", recipe_file, killed)
     checkpoints = killed / "train" / "checkpoints"
-    kill_when(process, lambda: newest(checkpoints) >= 3)
-    assert not (killed / "train" / "manifest.json").exists()
-    time.sleep(8)  # the orphaned worker group must notice that its driver is gone
-    process = run_stage("train", recipe_file, killed)
-    reached = newest(checkpoints)
-    assert 0 < reached < 30
-    # Ctrl-C this time, once the resumed run has got further: it stays resumable and the exit code says interrupted.
-    kill_when(process, lambda: newest(checkpoints) > reached + 1, signal.SIGINT)
+    # Ctrl-C this time: the run stays resumable and the exit code says interrupted.
+    kill_when(process, lambda: newest(checkpoints) >= 3, signal.SIGINT)
     assert process.returncode == 130
+    assert not (killed / "train" / "manifest.json").exists()
     finish("train", recipe_file, killed)
     assert tensors(killed) == tensors(whole)

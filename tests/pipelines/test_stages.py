@@ -44,6 +44,7 @@ def train_here(recipe: Recipe, steps: int | None = None) -> Trainer:
         def stop(metrics: dict[str, Any]) -> None:
             reports.append(metrics)
             if metrics["step"] >= steps:
+                assert trainer.checkpoints.failure(wait=True) == ""
                 raise InterruptedError
 
         with pytest.raises(InterruptedError):

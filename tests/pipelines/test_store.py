@@ -14,7 +14,6 @@ from pipelines.placement import Placement
 from pipelines.sampler import Sampler, rank_share, token_budget_batches
 from pipelines.stage_record import StageRecord
 from pipelines.store import ROW_GROUP_BYTES, RunStore
-from pipelines.train_checkpoint import completed_steps, load_checkpoint, save_checkpoint, step_folder
 
 
 def test_a_killed_writer_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:
@@ -113,35 +112,11 @@ def test_token_budget_is_kept_and_no_row_lost() -> None:
         assert len(batch) == 1 or 2 * len(batch) * max(widths[i] for i in batch) <= 128
 
 
-def test_checkpoint_restores_bits_and_partial_ones_do_not_count(tmp_path: Path) -> None:
-    def build() -> tuple[torch.nn.Module, torch.optim.AdamW]:
-        torch.manual_seed(0)
-        model = torch.nn.Linear(3, 2)
-        return model, torch.optim.AdamW(model.parameters(), lr=0.1)
-
-    store = RunStore(str(tmp_path))
-    model, optimizer = build()
-    for step in range(1, 4):
-        optimizer.zero_grad()
-        model(torch.ones(1, 3)).sum().backward()
-        optimizer.step()
-        save_checkpoint(store, step, model, optimizer, {"threads": 1}, keep=2)
-    assert completed_steps(store) == [2, 3]
-    (tmp_path / step_folder(9)).mkdir(parents=True)
-    assert completed_steps(store) == [2, 3], "a folder without its state file is not a checkpoint"
-    other, other_optimizer = build()
-    load_checkpoint(store, 3, other, other_optimizer)
-    for m, o in ((model, optimizer), (other, other_optimizer)):
-        o.zero_grad()
-        m(torch.ones(1, 3)).sum().backward()
-        o.step()
-    assert torch.equal(model.weight, other.weight)
-    assert torch.equal(model.bias, other.bias)
-
-
 def test_precision_is_chosen_in_one_place() -> None:
-    cpu = torch.device("cpu")
-    assert Placement.choose("auto", cpu, 0, 1).weights == torch.float32
-    assert Placement.choose("auto", cpu, 0, 1).autocast is None
-    assert Placement.choose("auto", torch.device("cuda"), 0, 1).autocast == torch.bfloat16
-    assert Placement.choose("bfloat16", cpu, 0, 1).weights == torch.bfloat16
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert Placement.choose("auto", cpu, 0, 1).weights == Placement.choose("auto", cpu, 0, 1).compute == torch.float32
+    mixed = Placement.choose("auto", gpu, 0, 1)
+    assert (mixed.weights, mixed.compute, mixed.uses_autocast) == (torch.float32, torch.bfloat16, True)
+    assert not Placement.choose("auto", gpu, 0, 1, "fsdp").uses_autocast, "FSDP2 casts what it gathers"
+    low = Placement.choose("bfloat16", cpu, 0, 1)
+    assert (low.weights, low.compute, low.uses_autocast) == (torch.bfloat16, torch.bfloat16, False)

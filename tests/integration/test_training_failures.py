@@ -1,0 +1,132 @@
+"""Training under kill -9 and without memory: real processes, a real local cluster of several nodes."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from pipelines.config import Recipe
+from pipelines.errors import StageFailed
+from pipelines.placement import Placement
+from pipelines.run import run_stages
+from pipelines.status import run_status
+from pipelines.store import RunStore
+from pipelines.train import run_train
+from pipelines.train_metrics import read_metrics
+from pipelines.trainer import Trainer
+
+pytestmark = pytest.mark.slow
+MakeRecipe = Callable[..., Recipe]
+ROOT = Path(__file__).parents[2]
+
+
+def test_killed_workers_nodes_and_drivers_change_no_bit(tmp_path: Path) -> None:
+    """Three fixed seeds of benchmarks/kill_trials.py, and a node that never comes back: one worker goes on, to rounding."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_ADDRESS")} | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "benchmarks/kill_trials.py", "--seeds", "0,1,2,3", "--targets", "worker,node,driver,shrink", "--work", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, timeout=560, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    trials = {t["target"]: t for t in json.loads(done.stdout.splitlines()[-1])["trials"]}
+    for target in ("worker", "node", "driver"):
+        assert trials[target]["identical"] and trials[target]["difference"] == 0, trials[target]
+    assert trials["shrink"]["difference"] < 1e-4 and not trials["shrink"]["identical"], trials["shrink"]
+    assert all(t["log_is_whole"] and 0 < t["killed_after_step"] < 30 for t in trials.values())
+
+
+@pytest.fixture
+def wide(recipe_in: MakeRecipe, model_dir: Path, tmp_path: Path, ray_cluster: None) -> MakeRecipe:
+    """A model whose vocabulary of 50,000 makes the size of a micro-batch felt: 0.2 MB of logits per token, several times."""
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    config = AutoConfig.for_model(
+        "llama", vocab_size=50000, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=128
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "wide")
+    tokenizer.save_pretrained(tmp_path / "wide")
+
+    def make(name: str, *overrides: str) -> Recipe:
+        options = (
+            "train.max_steps=8",
+            "train.epochs=9",
+            "train.global_batch_size=64",
+            "train.micro_batch_tokens=2048",
+            "data.test_fraction=0",
+        )
+        paths = {"pairs": str(tmp_path / "pairs"), "reference": str(tmp_path / "reference")}
+        recipe = recipe_in(
+            tmp_path / name, f"model.name_or_path={tmp_path / 'wide'}", *options, "train.cpus_per_worker=1", "train.checkpoint_every=1", *overrides,
+            paths=paths,
+        )  # fmt: skip
+        run_stages(recipe, ("prepare", "reference"), lambda line: None)
+        return recipe
+
+    return make
+
+
+def train_without_memory(recipe: Recipe) -> None:
+    """Train with two workers, and take the memory of one of them away once the first checkpoint is there."""
+    from ray.util.state import list_actors
+
+    outcome: list[BaseException | None] = []
+
+    def body() -> None:
+        try:
+            run_train(recipe, quiet=True)
+            outcome.append(None)
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    limit = time.monotonic() + 120
+    while not list((Path(recipe.run_dir) / "train" / "checkpoints").glob("step-*/state.json")):
+        assert time.monotonic() < limit and thread.is_alive(), outcome
+        time.sleep(0.05)
+    workers = [a for a in list_actors(filters=[("state", "=", "ALIVE")], detail=True) if "RayTrainWorker" in a.class_name and a.pid]
+    assert len(workers) == 2
+    process = psutil.Process(max(a.pid for a in workers))
+    lowest = min(process.memory_info().vms for _ in range(200) if not time.sleep(0.01))
+    # Room for everything but a chunk of logits.
+    resource.prlimit(process.pid, resource.RLIMIT_AS, (lowest + 60 * 2**20, resource.RLIM_INFINITY))
+    thread.join(240)
+    assert outcome, "training hangs"
+    if outcome[0] is not None:
+        raise outcome[0]
+
+
+def test_memory_that_ends_on_one_rank_halves_the_micro_batches(wide: MakeRecipe) -> None:
+    """The other rank does not wait for ever; status says what happened; the losses are those of a run that had the memory."""
+    recipe = wide("halved", "train.num_workers=2", "train.auto_microbatch=true")
+    train_without_memory(recipe)
+    store = RunStore(f"{recipe.run_dir}/train")
+    noted = store.read_json("memory.json")
+    assert (noted["was"], noted["micro_batch_tokens"]) == (2048, 1024)
+    store.delete("manifest.json")
+    (row,) = [row for row in run_status(recipe.run_dir) if row["stage"] == "train"]
+    assert f"out of memory at step {noted['step']}: micro-batches of 1024 tokens since, 2048 before" in row["detail"]
+    whole = wide("whole")
+    Trainer(whole, Placement.choose("auto", torch.device("cpu"), 0, 1), 1).run(lambda metrics: None)
+    losses = [
+        torch.tensor([r["loss"] for r in read_metrics(RunStore(f"{run.run_dir}/train")) if "kind" not in r]) for run in (recipe, whole)
+    ]
+    assert len(losses[0]) == 8
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=0)
+
+
+def test_memory_that_ends_names_the_setting(wide: MakeRecipe) -> None:
+    with pytest.raises(
+        StageFailed, match=r"out of memory at step \d+ with micro-batches of 2048 tokens: set train.micro_batch_tokens=1024"
+    ):
+        train_without_memory(wide("named", "train.num_workers=2"))
