@@ -344,13 +344,14 @@ def test_target_sparsity_is_held_saved_and_resumed(recipe_in: MakeRecipe, world:
 
 
 @pytest.mark.slow
-def test_one_rank_that_fails_stops_both(recipe_in: MakeRecipe, world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_one_rank_that_fails_stops_both(strategy: str, recipe_in: MakeRecipe, world: World, tmp_path: Path) -> None:
     """One pair whose scores were turned around behind the pipeline's back: the rank that has it says so, the other does not wait."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     recipe = recipe_in(
-        tmp_path, "objective.name=odpo", "train.num_workers=2", "train.cpus_per_worker=1", "train.max_steps=3", "train.global_batch_size=200",
+        tmp_path, "objective.name=odpo", f"train.strategy={strategy}", "train.num_workers=2", "train.cpus_per_worker=1", "train.max_steps=3", "train.global_batch_size=200",
         *world.options,
     )  # fmt: skip
     shard = Path(prepared(recipe).run_dir) / "pairs" / "train-00000.parquet"
