@@ -8,9 +8,11 @@ import torch
 
 from pipelines import sources
 from pipelines.config import Recipe
-from pipelines.hardware import sustained_tflops
+from pipelines.hardware import activation_bytes_per_token, micro_batch_tokens, sustained_tflops
 from pipelines.models import compute_device, hf_config, load_tokenizer, reference_dtype, resolve_model
 from pipelines.pair_table import SPLITS
+from pipelines.placement import Placement
+from pipelines.policy import count_adapter_parameters
 from pipelines.prepare import pairs_store
 from pipelines.reference_cost import count_parameters, settle_mode
 from pipelines.reference_features import formats_of, head_bytes, reference_model_dir, stored_bytes
@@ -18,7 +20,7 @@ from pipelines.reference_worker import batch_tokens
 from pipelines.sampler import Sampler
 from pipelines.stage_record import MANIFEST
 from pipelines.text_forms import PairEncoder, RowRejected, detect_form, pairs_of_row
-from sparsepo.kernels.token_scoring import CHUNK_ELEMENTS
+from sparsepo.kernels.token_scoring import CHUNK_ELEMENTS, FUSED_CHUNK_ELEMENTS
 from sparsepo.records import FEATURES
 
 _SAMPLED_ROWS = 300
@@ -28,33 +30,26 @@ _ESTIMATED = ("pairs", "model_tokens", "shared_tokens", "scored_tokens")
 def run_plan(recipe: Recipe, tflops: float | None = None) -> dict[str, Any]:
     """Rows, tokens, storage, memory and step counts, exact after prepare and estimated from sampled rows before.
 
-    Memory is per process: of the reference stage whole, of training weights, gradients, Adam state and a frozen reference,
-    without activations. Hours are those of one device; parts that run side by side divide them.
+    Memory is per process: state_gib of training are weights, gradients and Adam's moments, memory_gib that and a frozen reference,
+    activations of a micro-batch and the head's chunks. The reference's hours are those of one device; parts that run side by side
+    divide them. Training's are those of all its workers.
 
     Args:
         tflops: what one device sustains; by default an assumption by its name (hardware.py).
     """
-    directory = resolve_model(recipe.model.name_or_path)
     data = _data(recipe)
     device = compute_device()
     recipe = settle_mode(recipe, device)
     sampler = Sampler(max(1, data["pairs"]["train"]), recipe.train.global_batch_size, 0)
     steps = sampler.num_steps(recipe.train.epochs, recipe.train.max_steps)
     epochs = steps / sampler.steps_per_epoch
-    parameters = count_parameters(directory)
-    state_bytes = parameters * (8 if recipe.train.precision == "bfloat16" else 16)
-    online = bool(recipe.online_features())
-    width = reference_dtype(recipe.reference.dtype, device).itemsize
     return {
         "data": data,
         "reference": _reference(recipe, data, device, epochs, tflops or sustained_tflops(device)),
         "train": {
             "steps": steps,
             "pairs_per_step": recipe.train.global_batch_size,
-            "parameters": parameters,
-            "mask_parameters": _mask_parameters(recipe),
-            "state_gib": (state_bytes + (parameters * width if online else 0)) / 2**30,
-            "flops": (6 + (2 if online else 0)) * parameters * int(data["model_tokens"]["train"] * epochs),
+            **_train(recipe, data, device, epochs, tflops or sustained_tflops(device)),
         },
         "evaluate": {"benchmarks": list(recipe.evaluate.benchmarks), "prompts": recipe.evaluate.num_prompts},
     }
@@ -91,6 +86,40 @@ def _reference(recipe: Recipe, data: dict[str, Any], device: torch.device, epoch
         "memory_gib": (parameters * dtype.itemsize + working + kept) / 2**30,
         "hours_stored": pass_hours,
         "hours_online": training,
+        "assumed_tflops": tflops,
+    }
+
+
+def _train(recipe: Recipe, data: dict[str, Any], device: torch.device, epochs: float, tflops: float) -> dict[str, Any]:
+    """What one worker holds, and how long all of them take. FLOP per parameter and token: 2 forward, 2 to the states, 2 to the weights."""
+    train, directory = recipe.train, resolve_model(recipe.model.name_or_path)
+    config = hf_config(directory).get_text_config()
+    parameters, adapters, masks = count_parameters(directory), count_adapter_parameters(recipe), _mask_parameters(recipe)
+    placement = Placement.choose(train.precision, device, 0, train.num_workers, train.strategy)
+    # Weights, their gradients, and Adam's two moments.
+    per_trained = 4 * placement.weights.itemsize
+    sharers = train.num_workers if train.strategy == "fsdp" else 1
+    base = parameters * (per_trained if train.lora is None else placement.compute.itemsize) / sharers
+    online = bool(recipe.online_features())
+    reference_bytes = reference_dtype(recipe.reference.dtype, device).itemsize
+    frozen = parameters * reference_bytes / sharers if online else 0
+    head = config.vocab_size * config.hidden_size * reference_bytes if "reference_hidden" in recipe.required_features() else 0
+    budget = micro_batch_tokens(recipe, device)
+    activations = budget * activation_bytes_per_token(config, placement.compute.itemsize, train.gradient_checkpointing)
+    chunk = 2 * 2 * FUSED_CHUNK_ELEMENTS if device.type == "cuda" else 4 * 4 * CHUNK_ELEMENTS
+    state = base + adapters * per_trained + masks * 16
+    tokens = data["model_tokens" if train.layout == "padded" else "shared_tokens"]["train"] * epochs
+    flops = ((6 if train.lora is None else 4) + (2 if train.gradient_checkpointing else 0) + (2 if online else 0)) * parameters * tokens
+    return {
+        "parameters": parameters,
+        "adapter_parameters": adapters,
+        "mask_parameters": masks,
+        "workers": train.num_workers,
+        "micro_batch_tokens": budget,
+        "state_gib": state / 2**30,
+        "memory_gib": (state + frozen + head + activations + chunk) / 2**30,
+        "flops": int(flops),
+        "hours": flops / (tflops * 1e12 * train.num_workers) / 3600,
         "assumed_tflops": tflops,
     }
 

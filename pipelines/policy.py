@@ -31,10 +31,26 @@ def load_policy_model(recipe: Recipe, placement: Placement) -> Any:
     directory = resolve_model(recipe.model.name_or_path)
     # A frozen base needs no master weights.
     causal_lm = load_causal_lm(str(directory), placement.compute if lora else placement.weights, placement.device)
-    return causal_lm if lora is None else _adapted(causal_lm, lora, directory, placement, recipe.train.seed)
+    if lora is None:
+        return causal_lm
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.train.seed)
+        return _adapted(causal_lm, lora, directory, placement.weights)
 
 
-def _adapted(causal_lm: Any, lora: LoraSection, directory: Path, placement: Placement, seed: int) -> Any:
+def count_adapter_parameters(recipe: Recipe) -> int:
+    """Parameters of the recipe's adapters, without memory for any; 0 without LoRA."""
+    if recipe.train.lora is None:
+        return 0
+    from transformers import AutoModelForCausalLM
+
+    directory = resolve_model(recipe.model.name_or_path)
+    with torch.device("meta"):
+        found = _adapted(AutoModelForCausalLM.from_config(hf_config(directory)), recipe.train.lora, directory, torch.float32)
+    return sum(p.numel() for p in found.parameters() if p.requires_grad)
+
+
+def _adapted(causal_lm: Any, lora: LoraSection, directory: Path, weights: torch.dtype) -> Any:
     from peft import LoraConfig, get_peft_model
 
     if lora.save == "adapter" and (directory / ADAPTER_CONFIG).is_file():
@@ -45,17 +61,14 @@ def _adapted(causal_lm: Any, lora: LoraSection, directory: Path, placement: Plac
         lora_dropout=lora.dropout,
         target_modules=None if lora.target_modules is None else list(lora.target_modules),
         task_type="CAUSAL_LM",
-        base_model_name_or_path=str(directory),
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        try:
-            found = get_peft_model(causal_lm, settings, autocast_adapter_dtype=placement.weights == torch.float32)
-        except ValueError as error:
-            names = sorted({name.rsplit(".", 1)[-1] for name, m in causal_lm.named_modules() if isinstance(m, torch.nn.Linear)})
-            raise UserError(
-                f"train.lora.target_modules = {settings.target_modules}: {str(error).splitlines()[0]}; linear layers are {', '.join(names)}"
-            ) from error
+    try:
+        found = get_peft_model(causal_lm, settings, autocast_adapter_dtype=weights == torch.float32)
+    except ValueError as error:
+        names = sorted({name.rsplit(".", 1)[-1] for name, m in causal_lm.named_modules() if isinstance(m, torch.nn.Linear)})
+        raise UserError(
+            f"train.lora.target_modules = {settings.target_modules}: {str(error).splitlines()[0]}; linear layers are {', '.join(names)}"
+        ) from error
     found.peft_config["default"].base_model_name_or_path = str(directory)
     return found.eval()
 

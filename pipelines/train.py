@@ -90,7 +90,7 @@ def run_train(recipe: Recipe, quiet: bool = False, callbacks: list[Any] | None =
     validations = [r for r in records if r.get("kind") == "validation"]
     if validations:
         counts["validation"] = validations[-1]
-    store.write_bytes("model/README.md", model_card(recipe, counts).encode())
+    store.write_bytes("model/README.md", model_card(recipe, counts, prepare_record(recipe).manifest()["counts"]).encode())
     outputs = {f"model/{name}": store.checksum(f"model/{name}") for name in store.names("model") if name.endswith(".safetensors")}
     return record.finish(counts, outputs)
 
