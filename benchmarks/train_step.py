@@ -116,7 +116,7 @@ def measured_bare(recipe: Recipe, steps: int, warmup: int) -> dict[str, float]:
     trainer = Trainer(recipe, Placement.choose(recipe.train.precision, device, 0, 1), torch.get_num_threads())
     work = []
     for step in range(steps):
-        rows = trainer._rows_of_step(step)
+        rows = trainer.rows_of_step(step)
         batches = [(b.inputs.to(device), b.features.to(device)) for b in trainer.loader.load("train", rows)]
         work.append((rows, batches))
     started, pairs, tokens = 0.0, 0, 0

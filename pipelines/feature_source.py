@@ -72,6 +72,12 @@ class FeatureSource:
             found[name] = _READERS[name](self._pairs, split, rows)
         return Features(**found)
 
+    def fetch(self, split: str, rows: Sequence[int]) -> None:
+        """Start to bring what `read` will want of these rows near, if it lies on an object store."""
+        if self._stored:
+            assert self._store is not None
+            self._store.fetch(split, rows, self._stored)
+
     def complete(self, read: Features, inputs: ModelInputs) -> Features:
         """What was read, moved to the inputs' device, with what the frozen reference computes there."""
         features = read.to(inputs.labels.device)

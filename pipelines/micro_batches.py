@@ -55,10 +55,16 @@ class MicroBatchLoader:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="micro-batches")
         self._ahead: tuple[tuple[str, tuple[int, ...]], Future[list[MicroBatch]]] | None = None
 
-    def read_ahead(self, split: str, rows: Sequence[int]) -> None:
-        """Start on the micro-batches of a global batch that will be asked for next."""
+    def read_ahead(self, split: str, rows: Sequence[int], later: Sequence[Sequence[int]] = ()) -> None:
+        """Start on the micro-batches of a global batch that will be asked for next; `later` ones are only brought near."""
         key = (split, tuple(rows))
         self._ahead = (key, self._pool.submit(self._load, split, list(rows)))
+        for further in later:
+            self._pool.submit(self._fetch, split, list(further))
+
+    def _fetch(self, split: str, rows: list[int]) -> None:
+        place = self._placement
+        self._source.fetch(split, rank_share(rows, self._all_lengths(split), place.rank, place.world))
 
     def load(self, split: str, rows: Sequence[int]) -> list[MicroBatch]:
         """This rank's micro-batches of a global batch; may be none. UserError if the pairs or the store lack something."""
@@ -71,6 +77,7 @@ class MicroBatchLoader:
         return found
 
     def _load(self, split: str, rows: list[int]) -> list[MicroBatch]:
+        self._fetch(split, rows)
         mine, *others = self._cuts(split, rows)
         missing = max((len(cut) for cut in others), default=0) - len(mine)
         batches = [self._batch(split, cut) for cut in mine]

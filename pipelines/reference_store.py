@@ -21,6 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from pipelines.errors import UserError
+from pipelines.group_spool import GroupSpool
 from pipelines.pair_table import PairTable, shard_name
 from pipelines.reference_features import FeatureFormat
 from pipelines.store import RunStore
@@ -150,7 +151,9 @@ class ReferenceStore:
         self._outputs: dict[str, dict[str, Any]] = manifest["outputs"]
         self._formats = {name: FeatureFormat.from_json(found) for name, found in counts["formats"].items()}
         self.available = frozenset(counts["features"])
-        self._files: OrderedDict[str, tuple[pq.ParquetFile, list[int]]] = OrderedDict()
+        self._spool = None if store.is_local else GroupSpool(store)
+        self._footers: dict[str, tuple[pq.FileMetaData, list[int]]] = {}
+        self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
         self._groups: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
 
     def head(self) -> LMHead:
@@ -169,6 +172,15 @@ class ReferenceStore:
             found[feature] = torch.stack(parts) if FEATURES[feature].per == "pair" else torch.cat(parts)
         return Features(**found)
 
+    def fetch(self, split: str, rows: Sequence[int], wanted: Iterable[str]) -> None:
+        """Start to bring what these rows need to the local disk; nothing happens if it is there already."""
+        if self._spool is None:
+            return
+        for feature in wanted:
+            for row in rows:
+                path, group, _ = self._place(feature, split, row)
+                self._spool.fetch(path, self._footers[path][0], group)
+
     def expanded(self, features: Features) -> Features:
         """The same with int8 states as floats, on whatever device they are."""
         form = self._formats.get("reference_layers")
@@ -178,12 +190,8 @@ class ReferenceStore:
         return replace(features, reference_layers=unpack_states(features.reference_layers, layers, width, getattr(torch, form.dtype)))
 
     def _row(self, feature: str, split: str, row: int) -> list[Tensor]:
-        shard, offset = self._pairs.locate(split, row)
-        path, form = feature_path(feature, split, shard), self._formats[feature]
-        file, ends = self._open(path, feature, shard_name(split, shard))
-        group = bisect_right(ends, offset)
-        table = self._group(path, file, group)
-        at = offset - (ends[group - 1] if group else 0)
+        path, group, at = self._place(feature, split, row)
+        form, table = self._formats[feature], self._group(path, group)
         parts = []
         for side in table.column_names:
             value = table[side][at]
@@ -199,26 +207,40 @@ class ReferenceStore:
                 parts.append(raw.view(-1, form.token_bytes()))
         return parts
 
-    def _open(self, path: str, feature: str, shard: str) -> tuple[pq.ParquetFile, list[int]]:
-        if path not in self._files:
+    def _place(self, feature: str, split: str, row: int) -> tuple[str, int, int]:
+        """(file, row group, row within it) of a row's feature; the file is checked when it is met first."""
+        shard, offset = self._pairs.locate(split, row)
+        path = feature_path(feature, split, shard)
+        if path not in self._footers:
             check_size(self._store, path, self._outputs[path]["bytes"])
+            file = self._open(path)
+            check_label(self._store, path, file.schema_arrow, self._fingerprint, feature, shard_name(split, shard))
+            ends = list(accumulate(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)))
+            self._footers[path] = (file.metadata, ends)
+        ends = self._footers[path][1]
+        group = bisect_right(ends, offset)
+        return path, group, offset - (ends[group - 1] if group else 0)
+
+    def _open(self, path: str) -> pq.ParquetFile:
+        if path not in self._files:
+            known = self._footers.get(path)
             try:
-                file = self._store.open_parquet(path)
+                self._files[path] = self._store.open_parquet(path, None if known is None else known[0])
             except (pa.ArrowInvalid, OSError) as error:
                 raise damaged(self._store, path, str(error)) from error
-            check_label(self._store, path, file.schema_arrow, self._fingerprint, feature, shard)
-            ends = list(accumulate(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)))
-            self._files[path] = (file, ends)
             if len(self._files) > _OPEN_FILES:
-                self._files.popitem(last=False)[1][0].close()
+                self._files.popitem(last=False)[1].close()
         self._files.move_to_end(path)
         return self._files[path]
 
-    def _group(self, path: str, file: pq.ParquetFile, group: int) -> pa.Table:
+    def _group(self, path: str, group: int) -> pa.Table:
         key = (path, group)
         if key not in self._groups:
             try:
-                self._groups[key] = self._store.trying(lambda: file.read_row_group(group).combine_chunks(), path)
+                if self._spool is not None:
+                    self._groups[key] = self._spool.read(path, self._footers[path][0], group)
+                else:
+                    self._groups[key] = self._open(path).read_row_group(group).combine_chunks()
             except (pa.ArrowInvalid, OSError) as error:
                 raise damaged(self._store, path, str(error)) from error
             if len(self._groups) > _CACHED_GROUPS:

@@ -127,9 +127,11 @@ class RunStore:
     def read_json(self, path: str) -> Any:
         return json.loads(self.read_bytes(path))
 
-    def open_parquet(self, path: str) -> pq.ParquetFile:
-        """Every page's checksum is verified when it is read."""
-        return self.trying(lambda: pq.ParquetFile(self._fs.open_input_file(self._full(path)), page_checksum_verification=True), path)
+    def open_parquet(self, path: str, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
+        """Every page's checksum is verified when it is read. metadata: the footer, if it has been read before."""
+        return self.trying(
+            lambda: pq.ParquetFile(self._fs.open_input_file(self._full(path)), metadata=metadata, page_checksum_verification=True), path
+        )
 
     def read_table(self, path: str, columns: list[str] | None = None) -> pa.Table:
         def read() -> pa.Table:

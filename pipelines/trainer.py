@@ -34,6 +34,7 @@ from sparsepo.masks import CollapseWatch, LearnedMasks
 from sparsepo.objectives import CoupledBatch, CoupledObjective
 from sparsepo.records import Metrics, TokenScores, add_metrics
 
+_STEPS_AHEAD = 8  # whose features are fetched from an object store
 Sums = dict[str, tuple[float, float]]  # metric -> (sum, count)
 
 
@@ -59,6 +60,7 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, placement: Placement, threads: int, micro_batch_tokens: int | None = None) -> None:
         self.recipe, self.placement = recipe, placement
+        self._began = time.monotonic()
         self.store = RunStore(f"{recipe.run_dir}/train")
         steps = completed_steps(self.store)
         self.step = steps[-1] if steps else 0
@@ -135,11 +137,10 @@ class Trainer:
                 to be taken away; then a checkpoint is written at once.
         """
         train = self.recipe.train
-        self._began = time.monotonic()
         if self.step == 0 and self.rows["validation"]:
             self._validate()
         while self.step < self.num_steps and not self.selection.has_ended:
-            record, preempted = self._optimizer_step(is_preempted)
+            record, preempted = self.optimizer_step(is_preempted)
             warnings = self.watch.observe(record)
             if self.metrics is not None:
                 self.metrics.add(record)
@@ -162,16 +163,18 @@ class Trainer:
             self.metrics.close()
         self.placement.barrier()
 
-    def _optimizer_step(self, is_preempted: Callable[[], bool]) -> tuple[dict[str, Any], bool]:
+    def optimizer_step(self, is_preempted: Callable[[], bool] = lambda: False) -> tuple[dict[str, Any], bool]:
+        """One step: its record, and whether any rank's machine is about to be taken away. Every rank must call it."""
         started = time.monotonic()
-        rows = self._rows_of_step(self.step)
+        rows = self.rows_of_step(self.step)
         scale = self._learning_rate_factor(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * scale
         self.optimizer.zero_grad(set_to_none=True)
         batches = self.loader.load("train", rows)
         if self.step + 1 < self.num_steps:
-            self.loader.read_ahead("train", self._rows_of_step(self.step + 1))
+            ahead = range(self.step + 1, min(self.step + _STEPS_AHEAD, self.num_steps))
+            self.loader.read_ahead("train", self.rows_of_step(ahead[0]), [self.rows_of_step(step) for step in ahead[1:]])
         summed, preempted = self._score_batch("train", rows, batches, backward=True, flag=is_preempted())
         record = _means(summed)
         grad_norm = float(self.strategy.clip(self.recipe.train.max_grad_norm))
@@ -195,7 +198,8 @@ class Trainer:
             "elapsed_seconds": time.monotonic() - self._began,
         }, preempted
 
-    def _rows_of_step(self, step: int) -> list[int]:
+    def rows_of_step(self, step: int) -> list[int]:
+        """Rows of the training split in the global batch of step 0, 1, ..."""
         return [self.rows["train"][place] for place in self.sampler.pair_indices(step)]
 
     def _score_batch(self, split: str, rows: list[int], batches: list[MicroBatch], backward: bool, flag: bool = False) -> tuple[Sums, bool]:

@@ -15,8 +15,7 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 # Where the tests' own object store will listen: Ray's processes inherit it, so it is settled before they start.
 with socket.socket() as _probe:
     _probe.bind(("127.0.0.1", 0))
-    OBJECT_STORE_PORT = _probe.getsockname()[1]
-os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{OBJECT_STORE_PORT}"
+    os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{_probe.getsockname()[1]}"
 os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 
 from pipelines.config import RaySection, Recipe

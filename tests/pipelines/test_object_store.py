@@ -1,6 +1,9 @@
 """Runs on an object store: a local S3 server (moto) in place of the disk, with failures put in its way."""
 
+import gc
 import logging
+import os
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,19 +11,20 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import OBJECT_STORE_PORT
 from test_reference import silent, store_files
 from transformers import AutoModelForCausalLM
 
 import pipelines.store
 from pipelines.config import Recipe
 from pipelines.errors import StageFailed, UserError
+from pipelines.group_spool import GroupSpool
 from pipelines.reference_check import check_reference
 from pipelines.run import run_stages
 from pipelines.status import run_status
 from pipelines.store import RunStore
 
 MakeRecipe = Callable[..., Recipe]
+ADDRESS = os.environ["AWS_ENDPOINT_URL"]  # as conftest.py has chosen it
 
 
 class ObjectStore:
@@ -30,12 +34,12 @@ class ObjectStore:
         from moto.server import ThreadedMotoServer
 
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
-        self._server: Any = ThreadedMotoServer(ip_address="127.0.0.1", port=OBJECT_STORE_PORT, verbose=False)
+        self._server: Any = ThreadedMotoServer(ip_address="127.0.0.1", port=urllib.parse.urlsplit(ADDRESS).port, verbose=False)
         self._server.start()
         self._answer = self._server._server.app
         self._server._server.app = self._serve
         self._failures = self.requests = 0
-        address = f"http://127.0.0.1:{OBJECT_STORE_PORT}/bucket"
+        address = f"{ADDRESS}/bucket"
         urllib.request.urlopen(urllib.request.Request(address, method="PUT")).close()
 
     def _serve(self, environment: Any, start: Any) -> Any:
@@ -124,3 +128,35 @@ def test_a_whole_run_lives_on_the_object_store(object_store: ObjectStore, recipe
     assert sum(p.numel() for p in model.parameters()) > 0
     assert not copied.exists()
     torch.set_num_threads(1)
+
+
+def test_row_groups_are_fetched_once_and_kept_within_the_limit(object_store: ObjectStore, scored: Recipe) -> None:
+    """The second reading asks the store for nothing; a spool with room for one group holds one."""
+    store = RunStore("s3://bucket/spool")
+    files = sorted((Path(scored.run_dir) / "reference").glob("reference_hidden/train-*.parquet"))
+    for file in files:
+        store.write_bytes(file.name, file.read_bytes())
+    footers = {file.name: store.open_parquet(file.name).metadata for file in files}
+    spool = GroupSpool(store)
+    local = RunStore(str(files[0].parent))
+    for name, footer in footers.items():
+        for group in range(footer.num_row_groups):
+            spool.fetch(name, footer, group)
+    for _ in range(2):
+        for name, footer in footers.items():
+            for group in range(footer.num_row_groups):
+                with local.open_parquet(name) as file:
+                    assert spool.read(name, footer, group).equals(file.read_row_group(group))
+        before = object_store.requests
+    assert object_store.requests == before, "the second reading came from the disk"
+    folder = spool._folder
+    assert len(list(folder.iterdir())) == sum(footer.num_row_groups for footer in footers.values()) > 1
+    small = GroupSpool(store, limit_bytes=1)
+    for name, footer in footers.items():
+        small.read(name, footer, 0)
+    assert len(list(small._folder.iterdir())) == 1
+    object_store.fail(2)
+    assert small.read(files[0].name, footers[files[0].name], 0).num_rows > 0, "an error that passes is repeated"
+    del spool
+    gc.collect()
+    assert not folder.exists()

@@ -51,20 +51,6 @@ def store_files(recipe: Recipe) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in sorted([*root.rglob("*.parquet"), *root.glob("*.safetensors")])}
 
 
-@pytest.fixture(scope="module")
-def scored(recipe_in: MakeRecipe, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Recipe:
-    """A finished store with exact KL; tests that change files work on a copy."""
-    recipe = recipe_in(tmp_path_factory.mktemp("scored") / "run", *KL)
-    run_stages(recipe, ("prepare", "reference"), silent)
-    return recipe
-
-
-@pytest.fixture
-def copied(scored: Recipe, recipe_in: MakeRecipe, tmp_path: Path) -> Recipe:
-    shutil.copytree(scored.run_dir, tmp_path / "run")
-    return recipe_in(tmp_path / "run", *KL)
-
-
 def again(scored: Recipe, recipe_in: MakeRecipe, folder: Path, *options: str) -> Recipe:
     """The same pairs scored into another place."""
     recipe = recipe_in(folder, *KL, *options, paths={"pairs": f"{scored.run_dir}/pairs"})
@@ -135,7 +121,7 @@ def losses_of(recipe: Recipe) -> torch.Tensor:
     trainer = Trainer(recipe, Placement.choose("auto", CPU, 0, 1), 1)
     found = []
     while trainer.step < min(4, trainer.num_steps):
-        found.append(trainer._optimizer_step()["loss"])
+        found.append(trainer.optimizer_step()[0]["loss"])
     return torch.tensor(found, dtype=torch.float64)
 
 
@@ -144,7 +130,7 @@ def losses_of(recipe: Recipe) -> torch.Tensor:
 def test_training_from_the_store_equals_training_beside_the_reference(
     mask: str, seed: int, scored: Recipe, recipe_in: MakeRecipe, tmp_path: Path
 ) -> None:
-    """Four optimizer steps in fp32: the same bits from a store in the same layout, within 1e-5 from packed rows; int8 is close.
+    """Four optimizer steps in fp32: within 2e-7 from a store in the same layout, within 1e-5 from padded rows; int8 is close.
 
     Adam's epsilon is raised: while policy and reference are the same, a mask's gradient is their rounding, which it would scale up.
     """
@@ -158,8 +144,8 @@ def test_training_from_the_store_equals_training_beside_the_reference(
         run_stages(recipe, ("reference",), silent)
     expected = losses_of(online)
     assert float(expected.max() - expected.min()) > 1e-3, "the policy moves"
-    torch.testing.assert_close(losses_of(padded), expected, atol=2e-7, rtol=0)
-    torch.testing.assert_close(losses_of(stored), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(losses_of(stored), expected, atol=2e-7, rtol=0)
+    torch.testing.assert_close(losses_of(padded), expected, atol=1e-5, rtol=0)
     if mask == "simple_all":
         packed = recipe_in(tmp_path / "int8", *base, "reference.mode=stored", "reference.layers_dtype=int8", paths=paths)
         run_stages(packed, ("reference",), silent)

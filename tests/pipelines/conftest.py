@@ -1,0 +1,27 @@
+"""A finished reference store that the tests of it share."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipelines.config import Recipe
+from pipelines.run import run_stages
+
+MakeRecipe = Callable[..., Recipe]
+KL = ("objective.name=tdpo1",)
+
+
+@pytest.fixture(scope="session")
+def scored(recipe_in: MakeRecipe, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Recipe:
+    """A finished store with exact KL; tests that change files work on a copy."""
+    recipe = recipe_in(tmp_path_factory.mktemp("scored") / "run", *KL)
+    run_stages(recipe, ("prepare", "reference"), lambda line: None)
+    return recipe
+
+
+@pytest.fixture
+def copied(scored: Recipe, recipe_in: MakeRecipe, tmp_path: Path) -> Recipe:
+    shutil.copytree(scored.run_dir, tmp_path / "run")
+    return recipe_in(tmp_path / "run", *KL)
