@@ -130,7 +130,7 @@ def losses_of(recipe: Recipe) -> torch.Tensor:
 def test_training_from_the_store_equals_training_beside_the_reference(
     mask: str, seed: int, scored: Recipe, recipe_in: MakeRecipe, tmp_path: Path
 ) -> None:
-    """Four optimizer steps in fp32: within 2e-7 from a store in the same layout, within 1e-5 from padded rows; int8 is close.
+    """Four optimizer steps in fp32: within 2e-6 from a store in the same layout, within 1e-5 from padded rows; int8 is close.
 
     Adam's epsilon is raised: while policy and reference are the same, a mask's gradient is their rounding, which it would scale up.
     """
@@ -144,7 +144,7 @@ def test_training_from_the_store_equals_training_beside_the_reference(
         run_stages(recipe, ("reference",), silent)
     expected = losses_of(online)
     assert float(expected.max() - expected.min()) > 1e-3, "the policy moves"
-    torch.testing.assert_close(losses_of(stored), expected, atol=2e-7, rtol=0)
+    torch.testing.assert_close(losses_of(stored), expected, atol=2e-6, rtol=0)
     torch.testing.assert_close(losses_of(padded), expected, atol=1e-5, rtol=0)
     if mask == "simple_all":
         packed = recipe_in(tmp_path / "int8", *base, "reference.mode=stored", "reference.layers_dtype=int8", paths=paths)
