@@ -1,4 +1,7 @@
-"""The two errors a user sees as one line."""
+"""The two errors a user sees as one line, and how a rank of training tells the others of one."""
+
+from dataclasses import dataclass
+from typing import Literal
 
 
 class UserError(Exception):
@@ -7,3 +10,30 @@ class UserError(Exception):
 
 class StageFailed(Exception):
     """A stage could not finish for a reason that is not the input's form (say, a diverged loss). Exit code 1."""
+
+
+class Superseded(StageFailed):
+    """Another worker group has taken over the run."""
+
+    def __init__(self, message: str = "another command has taken over this run") -> None:
+        super().__init__(message)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error as it goes from rank to rank, or to the driver."""
+
+    kind: Literal["user", "stage", "superseded"]
+    message: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> "Failure":
+        """Of any error; what is none of ours keeps its type's name."""
+        if isinstance(error, UserError):
+            return cls("user", str(error))
+        if isinstance(error, StageFailed):
+            return cls("superseded" if isinstance(error, Superseded) else "stage", str(error))
+        return cls("stage", repr(error).splitlines()[0])
+
+    def error(self) -> UserError | StageFailed:
+        return {"user": UserError, "stage": StageFailed, "superseded": Superseded}[self.kind](self.message)

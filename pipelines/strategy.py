@@ -87,8 +87,9 @@ class Replicated(Strategy):
             self._sum.arm()
 
     def finish_gradients(self) -> None:
-        _fill_missing(self._parameters)
-        if self._sum is not None:
+        if self._sum is None:
+            _fill_missing(self._parameters)
+        else:
             self._sum.finish()
 
     def clip(self, max_norm: float) -> Tensor:
@@ -151,8 +152,9 @@ class Sharded(Strategy):
 
     def finish_gradients(self) -> None:
         _fill_missing(self._split)
-        _fill_missing(self._whole)
-        if self._sum is not None:
+        if self._sum is None:
+            _fill_missing(self._whole)
+        else:
             self._sum.finish()
 
     def clip(self, max_norm: float) -> Tensor:
@@ -218,18 +220,20 @@ class _BucketSum:
 
     def _start(self) -> None:
         bucket = self._buckets[len(self._started)]
+        _fill_missing(bucket)
         flat = torch.cat([p.grad.reshape(-1) for p in bucket if p.grad is not None])
+        for parameter in bucket:
+            parameter.grad = None  # it lives in the bucket now
         self._started.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
 
     def finish(self) -> None:
-        """Start what is left, and put the sums into the gradients. Every parameter has one by now."""
+        """Start what is left, and make the sums the gradients."""
         while len(self._started) < len(self._buckets):
             self._start()
         for bucket, flat, work in self._started:
             work.wait()
             for parameter, summed in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
-                assert parameter.grad is not None
-                parameter.grad.copy_(summed.view_as(parameter))
+                parameter.grad = summed.view_as(parameter)
         self._is_armed = False
         self._reset()
 

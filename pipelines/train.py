@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from pipelines.cluster import even_cpus, node_cpus
 from pipelines.config import Recipe, TrainSection
-from pipelines.errors import StageFailed, UserError
+from pipelines.errors import Failure, StageFailed, UserError
 from pipelines.model_card import model_card
 from pipelines.models import resolve_model, weights_fingerprint
 from pipelines.prepare import open_pairs, prepare_record
@@ -175,8 +175,7 @@ def _interruptible(call: Callable[[], Any]) -> None:
 def _raise_failure(store: RunStore) -> None:
     for name in store.names():
         if name.startswith("failure-"):
-            failure = store.read_json(name)
-            raise (UserError if failure["kind"] == "user" else StageFailed)(failure["message"])
+            raise Failure(**store.read_json(name)).error()
 
 
 def _root_cause(error: BaseException) -> str:

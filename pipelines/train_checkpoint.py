@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipelines.errors import StageFailed, UserError
+from pipelines.errors import Failure, StageFailed, Superseded, UserError
 from pipelines.store import RunStore
 from pipelines.strategy import Strategy
 
@@ -41,13 +41,6 @@ def completed_steps(store: RunStore) -> list[int]:
 def read_state(store: RunStore, step: int) -> dict[str, Any]:
     loaded: dict[str, Any] = store.read_json(f"{step_folder(step)}/{STATE}")
     return loaded
-
-
-class Superseded(StageFailed):
-    """Another worker group has taken over the run."""
-
-    def __init__(self, message: str = "another command has taken over this run") -> None:
-        super().__init__(message)
 
 
 @dataclass(frozen=True)
@@ -99,12 +92,12 @@ class Checkpointer:
         place = self._strategy.placement
         self._pending = self._pool.submit(self._write, step, self._copied(), {"step": step, "world": place.world, **state})
 
-    def failure(self, wait: bool = False) -> str:
-        """Why the last save failed on this rank, in one line; empty if it did not, or (without wait) is not finished."""
+    def failure(self, wait: bool = False) -> Failure | None:
+        """Why the last save failed on this rank; None if it did not, or (without wait) is not finished."""
         if self._pending is None or not (wait or self._pending.done()):
-            return ""
+            return None
         error = self._pending.exception()
-        return "" if error is None else str(error).splitlines()[0] if isinstance(error, UserError | StageFailed) else repr(error)
+        return None if error is None else Failure.of(error)
 
     def is_current(self) -> bool:
         """False once another worker group has started on this run: this one's driver is gone, or was started twice."""

@@ -16,16 +16,16 @@ def train_worker(config: dict[str, Any]) -> None:
     that ran out is noted in memory.json, with the budget for the next group if the recipe lets it be halved.
     """
     import logging
+    from dataclasses import asdict
 
     import ray.train
     import ray.train.torch
     import transformers
 
     from pipelines.config import Recipe
-    from pipelines.errors import StageFailed, UserError
+    from pipelines.errors import Failure, StageFailed, Superseded, UserError
     from pipelines.placement import Placement, is_out_of_memory
     from pipelines.store import RunStore
-    from pipelines.train_checkpoint import Superseded
     from pipelines.trainer import Trainer
 
     logging.getLogger("ray.train").setLevel(logging.WARNING)
@@ -40,8 +40,8 @@ def train_worker(config: dict[str, Any]) -> None:
     def is_preempted() -> bool:
         return ray.train.get_preemption_info() is not None
 
-    def fail(error: Exception, kind: str) -> None:
-        store.write_json(f"failure-{rank}.json", {"kind": kind, "message": str(error)})
+    def fail(error: Exception) -> None:
+        store.write_json(f"failure-{rank}.json", asdict(Failure.of(error)))
 
     trainer: Trainer | None = None
     try:
@@ -52,13 +52,15 @@ def train_worker(config: dict[str, Any]) -> None:
     except Superseded:
         return
     except (UserError, StageFailed) as error:
-        fail(error, "user" if isinstance(error, UserError) else "stage")
+        fail(error)
         if world > 1:
             raise
     except Exception as error:
         if trainer is None or not is_out_of_memory(error):
             raise
-        note_memory(trainer, fail)
+        failure = note_memory(trainer)
+        if failure is not None:
+            fail(failure)
         raise
     finally:
         if trainer is not None:
@@ -70,27 +72,22 @@ def remembered_budget(store: Any) -> int | None:
     return store.read_json(MEMORY)["micro_batch_tokens"] if store.exists(MEMORY) else None
 
 
-def note_memory(trainer: Any, fail: Any) -> None:
-    """Halve the budget for the next worker group, or say what the user can change."""
+def note_memory(trainer: Any) -> Exception | None:
+    """Halve the budget for the next worker group; or, if there is none to be, what the user can change."""
     from pipelines.errors import StageFailed
 
     train, budget, step = trainer.recipe.train, trainer.layout.budget, trainer.step + 1
     cure = "train.gradient_checkpointing=true, train.strategy=fsdp with more workers, train.lora"
+    half = max(1, budget // 2)
     if not train.auto_microbatch:
-        fail(
-            StageFailed(
-                f"out of memory at step {step} with micro-batches of {budget} tokens: set train.micro_batch_tokens={max(1, budget // 2)} "
-                f"(or train.auto_microbatch=true), {cure}"
-            ),
-            "stage",
+        return StageFailed(
+            f"out of memory at step {step} with micro-batches of {budget} tokens: set train.micro_batch_tokens={half} "
+            f"(or train.auto_microbatch=true), {cure}"
         )
-    elif trainer.loader.is_one_pair_each:
-        fail(
-            StageFailed(
-                f"out of memory at step {step} with one pair per micro-batch: lower data.max_prompt_tokens or max_response_tokens, {cure}"
-            ),
-            "stage",
+    if trainer.loader.is_one_pair_each:
+        return StageFailed(
+            f"out of memory at step {step} with one pair per micro-batch: lower data.max_prompt_tokens or data.max_response_tokens, {cure}"
         )
-    else:
-        # From the budget of this group, whatever other ranks write: all of them halve the same number.
-        trainer.store.write_json(MEMORY, {"micro_batch_tokens": max(1, budget // 2), "step": step, "was": budget})
+    # From the budget of this group, whatever other ranks write: all of them halve the same number.
+    trainer.store.write_json(MEMORY, {"micro_batch_tokens": half, "step": step, "was": budget})
+    return None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipelines.config import Recipe
-from pipelines.errors import StageFailed
+from pipelines.errors import Failure, StageFailed
 from pipelines.feature_source import feature_source
 from pipelines.mask_config import LearnedMaskConfig
 from pipelines.micro_batches import MicroBatch, MicroBatchLoader
@@ -27,7 +27,7 @@ from pipelines.store import RunStore
 from pipelines.strategy import strategy_of
 from pipelines.throughput import Throughput
 from pipelines.trackers import build_trackers
-from pipelines.train_checkpoint import Checkpointer, Retention, Superseded, completed_steps, load_checkpoint, read_state
+from pipelines.train_checkpoint import Checkpointer, Retention, completed_steps, load_checkpoint, read_state
 from pipelines.train_metrics import MetricsWriter
 from sparsepo.backbone import transformer_of
 from sparsepo.masks import CollapseWatch, LearnedMasks
@@ -206,8 +206,8 @@ class Trainer:
         """Sums of every metric over a global batch, of all ranks; this rank's micro-batches back-propagate if asked to.
 
         Every rank must call it. Returns: the sums, and whether any rank's flag was set.
-        Raises: StageFailed on every rank if one meets scores or weights that the objective refuses, or could not write its
-        checkpoint: a rank that failed alone would leave the others waiting in the next collective.
+        Raises: the error of one rank on every rank, if it meets scores or weights that the objective refuses, or could not write
+        its checkpoint: a rank that failed alone would leave the others waiting in the next collective.
         """
         self._enter_mode(training=backward)
         coupling = self._coupling(split, rows, batches)
@@ -224,7 +224,8 @@ class Trainer:
                     losses, metrics = self._losses(scores, batch, coupling)
                     loss, totals = losses.sum() / len(rows), add_metrics(totals, metrics)
                 except ValueError as error:
-                    failure = f"step {self.step + 1}: {error}; pairs {self._pair_ids(split, batch.rows)}; {self._last_checkpoint()}"
+                    pairs = self._pair_ids(split, batch.rows)
+                    failure = Failure("stage", f"step {self.step + 1}: {error}; pairs {pairs}; {self._last_checkpoint()}")
             if backward:
                 # Without a loss: the collectives of a backward, and no gradient.
                 (scores.policy_logps.sum() * 0.0 if loss is None else loss).backward()
@@ -232,14 +233,16 @@ class Trainer:
             self.strategy.finish_gradients()
         gathered = self.placement.gather((failure, as_floats(totals), flag))
         summed: Sums = {}
-        for message, part, _ in gathered:
-            _raise(message)
+        for failed, part, _ in gathered:
+            if failed is not None:
+                raise failed.error()
             summed = add_metrics(summed, part)
         return summed, any(one for _, _, one in gathered)
 
-    def _raise_together(self, failure: str) -> None:
-        for message in self.placement.gather(failure):
-            _raise(message)
+    def _raise_together(self, failure: Failure | None) -> None:
+        for failed in self.placement.gather(failure):
+            if failed is not None:
+                raise failed.error()
 
     def _enter_mode(self, training: bool) -> None:
         """Training mode where dropout is asked for; eval mode is what switches it off in every architecture."""
@@ -352,10 +355,3 @@ class Trainer:
 def _means(summed: Sums) -> dict[str, float]:
     """Mean of every metric over pairs (or tokens, or responses: whatever its count counts)."""
     return {key: total / count for key, (total, count) in summed.items() if count}
-
-
-def _raise(message: str) -> None:
-    if message == str(Superseded()):
-        raise Superseded
-    if message:
-        raise StageFailed(message)

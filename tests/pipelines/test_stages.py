@@ -44,7 +44,7 @@ def train_here(recipe: Recipe, steps: int | None = None) -> Trainer:
         def stop(metrics: dict[str, Any]) -> None:
             reports.append(metrics)
             if metrics["step"] >= steps:
-                assert trainer.checkpoints.failure(wait=True) == ""
+                assert trainer.checkpoints.failure(wait=True) is None
                 raise InterruptedError
 
         with pytest.raises(InterruptedError):
@@ -279,6 +279,7 @@ def test_run_writes_everything_and_skips_it_the_second_time(make_recipe: MakeRec
     card = (Path(recipe.run_dir) / "train" / "model" / "README.md").read_text()
     assert "sparsepo from" in card
     assert "`validation/loss`" in card
+    assert recipe.data.sources[0].path in card and "Pairs after preparation: 8" in card
     results = {p.stem: json.loads(p.read_text()) for p in (Path(recipe.run_dir) / "evaluation").glob("*.json")}
     assert {"preference", "sentiment", "masks"} <= set(results)
     assert results["preference"]["accuracy/implicit_reward"]["n"] == results["preference"]["num_pairs"]

@@ -1,5 +1,8 @@
 """The mirrors of the training log: what the libraries themselves read back equals our JSON lines."""
 
+import os
+import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -54,3 +57,49 @@ def test_a_tracker_that_is_not_installed_is_named(
 def test_a_tracker_that_is_none_is_refused(make_recipe: MakeRecipe) -> None:
     with pytest.raises(UserError, match=r"train.trackers.* = 'comet': input should be 'tensorboard', 'wandb' or 'mlflow'"):
         make_recipe("train.trackers=[comet]")
+
+
+SCRAPE = """
+import sys, time, urllib.request
+import ray
+from pipelines.recipe import validate_recipe
+from pipelines.trackers import RayGauges
+port = int(sys.argv[1])
+ray.init(num_cpus=1, _metrics_export_port=port, log_to_driver=False)
+recipe = validate_recipe({"run_dir": "runs/one", "model": {"name_or_path": "m"}, "data": {"sources": [{"path": "p"}]}})
+gauges = RayGauges(recipe)
+limit = time.monotonic() + 60
+while time.monotonic() < limit:
+    gauges.log(7, {"loss": 0.25, "rewards/margins": -1.5, "grad_norm": 3.0})
+    time.sleep(1)
+    page = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+    lines = [line for line in page.splitlines() if "sparsepo_train" in line and not line.startswith("#")]
+    if len(lines) >= 3:
+        print("\\n".join(lines))
+        break
+"""
+
+
+@pytest.mark.slow
+def test_prometheus_finds_the_gauges() -> None:
+    """A Ray of its own with metrics collection on, scraped over HTTP: step, loss and margin of the run; nothing that is no gauge."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"RAY_enable_metrics_collection": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRAPE, str(port)],
+        capture_output=True,
+        text=True,
+        timeout=150,
+        env=environment,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = {line.split("{")[0].removeprefix("ray_"): (line, float(line.split()[-1])) for line in done.stdout.splitlines()}
+    assert {name: value for name, (_, value) in found.items()} == {
+        "sparsepo_train_step": 7.0,
+        "sparsepo_train_loss": 0.25,
+        "sparsepo_train_rewards_margins": -1.5,
+    }
+    assert all('runs/one"' in line for line, _ in found.values())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipelines.errors import StageFailed, UserError
+from pipelines.errors import Failure, UserError
 from pipelines.placement import Placement
 from pipelines.store import RunStore
 from pipelines.strategy import Replicated
@@ -63,7 +63,7 @@ def test_newest_and_best_are_kept_and_partial_ones_do_not_count(build: Build, tm
     for number, value in enumerate((0.9, 0.2, None, 0.4, None, 0.8), start=1):
         step(model, optimizer)
         checkpoints.save(number, {"selection_value": value})
-    assert checkpoints.failure(wait=True) == ""
+    assert checkpoints.failure(wait=True) is None
     assert completed_steps(store) == [2, 5, 6]
     (tmp_path / step_folder(9)).mkdir()
     (tmp_path / step_folder(9) / "shard-x-00000-of-00001.safetensors").write_bytes(b"half")
@@ -82,7 +82,7 @@ def test_a_save_replaces_what_a_dead_attempt_left_of_its_step(build: Build, tmp_
     (tmp_path / step_folder(1)).mkdir()
     _, _, checkpoints = build()
     checkpoints.save(3, {})
-    assert checkpoints.failure(wait=True) == ""
+    assert checkpoints.failure(wait=True) is None
     assert sorted(p.name for p in left.iterdir()) == ["shard-a-00000-of-00001.safetensors", "state.json"]
     assert not (tmp_path / step_folder(1)).exists()
 
@@ -92,7 +92,7 @@ def test_a_group_that_was_replaced_commits_nothing(build: Build, tmp_path: Path)
     _, _, new = build("new")
     assert new.is_current() and not old.is_current()
     old.save(4, {})
-    assert old.failure(wait=True) == "another command has taken over this run"
+    assert old.failure(wait=True) == Failure("superseded", "another command has taken over this run")
     assert completed_steps(RunStore(str(tmp_path))) == []
     assert RunStore(str(tmp_path)).read_json(ATTEMPT) == {"attempt": "new"}
 
@@ -101,7 +101,7 @@ def test_damaged_and_missing_files_are_named(build: Build, tmp_path: Path) -> No
     model, optimizer, checkpoints = build()
     step(model, optimizer)
     checkpoints.save(1, {})
-    assert checkpoints.failure(wait=True) == ""
+    assert checkpoints.failure(wait=True) is None
     (file,) = (tmp_path / step_folder(1)).glob("shard-*")
     file.write_bytes(file.read_bytes()[:-5])
     with pytest.raises(UserError, match=rf"{file.name} is missing or damaged: remove .*step-00000001 to resume before it"):
@@ -131,7 +131,7 @@ def test_any_number_of_ranks_reads_what_any_number_wrote(writers: int, readers: 
         ranks.append(Checkpointer(store, "a", model, optimizer, strategy, Retention(1)))
     for checkpoints in reversed(ranks):
         checkpoints.save(1, {})
-    assert [checkpoints.failure(wait=True) for checkpoints in ranks] == [""] * writers
+    assert [checkpoints.failure(wait=True) for checkpoints in ranks] == [None] * writers
     for rank in range(readers):
         strategy = Rows(placement(rank, readers))
         model = torch.nn.Linear(3, ROWS)
@@ -152,7 +152,7 @@ def test_a_rank_that_never_writes_ends_in_one_line(tmp_path: Path) -> None:
     optimizer = torch.optim.AdamW(model.parameters())
     checkpoints = Checkpointer(RunStore(str(tmp_path)), "a", model, optimizer, Replicated(placement(0, 2)), Retention(1))
     checkpoints.save(1, {})
-    assert checkpoints.failure() == "", "still waiting"
+    assert checkpoints.failure() is None, "still waiting"
     checkpoints.close()
-    assert checkpoints.failure(wait=True) == str(StageFailed("checkpoint of step 1: another worker did not write its part"))
+    assert checkpoints.failure(wait=True) == Failure("stage", "checkpoint of step 1: another worker did not write its part")
     assert completed_steps(RunStore(str(tmp_path))) == []

@@ -67,7 +67,7 @@ def trained(recipe: Recipe, stop_at: int | None = None) -> Trainer:
 
     def report(metrics: dict[str, Any]) -> None:
         if metrics["step"] == stop_at:
-            assert trainer.checkpoints.failure(wait=True) == ""
+            assert trainer.checkpoints.failure(wait=True) is None
             raise InterruptedError
 
     if stop_at is None:
@@ -280,6 +280,27 @@ def test_throughput_by_hand() -> None:
     adapted = Throughput(config, 1000, is_adapted=True, frozen_parameters=1000, device=CPU, world=1)
     adapted._peak = 1e6
     assert adapted.record([14, 28], [10, 20], 2.0)["mfu"] == pytest.approx((6 * 1000 * 30 + 4 * 2 * 8 * 500) / 2 / 1e6)
+
+
+def test_plan_counts_what_a_worker_holds(make: MakeRecipe) -> None:
+    """16 bytes per trained float32 parameter (weight, gradient, two moments), 8 in bfloat16; a frozen base 4; FSDP divides the base."""
+    plain = trainer_of(make("plain", "train.max_steps=1"))
+    policy = sum(p.numel() for p in plain.model.causal_lm.parameters())
+    masks = sum(p.numel() for p in plain.model.masks.parameters() if p.requires_grad)
+    adapted = trainer_of(make("adapted", "train.lora.rank=4"))
+    adapters = sum(p.numel() for p in adapted.model.causal_lm.parameters() if p.requires_grad)
+
+    def state_bytes(name: str, *options: str) -> float:
+        found = run_plan(make(name, *options))["train"]
+        assert (found["mask_parameters"], found["adapter_parameters"]) == (masks, adapters if "train.lora.rank=4" in options else 0)
+        assert found["memory_gib"] > found["state_gib"]
+        return float(found["state_gib"] * 2**30)
+
+    assert state_bytes("a") == pytest.approx(16 * policy + 16 * masks)
+    assert state_bytes("b", "train.precision=bfloat16") == pytest.approx(8 * policy + 16 * masks)
+    assert state_bytes("c", "train.strategy=fsdp", "train.num_workers=4") == pytest.approx(4 * policy + 16 * masks)
+    assert state_bytes("d", "train.lora.rank=4") == pytest.approx(4 * policy + 16 * adapters + 16 * masks)
+    assert state_bytes("e", "train.lora.rank=4", "train.precision=mixed") == pytest.approx(2 * policy + 16 * adapters + 16 * masks)
 
 
 FAMILIES = {
