@@ -4,7 +4,7 @@ Logits stay in the dtype of the matrix product; every sum is float32. Used on CU
 with torch. Tests compare both with `score_tokens_eager`.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,26 +41,8 @@ def is_available(tensor: Tensor) -> bool:
 
 def row_statistics(logits: Tensor, shape: Shape, labels: Tensor, reference: Tensor | None, reference_shape: Shape) -> RowStatistics:
     """One pass over linear logits [n, V] of the policy and, if given, of the reference; kl is 0 without one."""
-    num_rows, vocabulary = logits.shape
-    out = [torch.zeros(num_rows, dtype=torch.float32, device=logits.device) for _ in range(4)]
-    _statistics[(num_rows,)](
-        logits,
-        logits if reference is None else reference,
-        labels,
-        *out,
-        vocabulary,
-        logits.stride(0),
-        0 if reference is None else reference.stride(0),
-        shape.scale,
-        shape.softcap or 1.0,
-        reference_shape.scale,
-        reference_shape.softcap or 1.0,
-        HAS_REFERENCE=reference is not None,
-        HAS_CAP=shape.softcap is not None,
-        HAS_REFERENCE_CAP=reference_shape.softcap is not None,
-        BLOCK=_BLOCK,
-        num_warps=_WARPS,
-    )
+    out = [torch.zeros(len(logits), dtype=torch.float32, device=logits.device) for _ in range(4)]
+    _launch(_statistics, logits, shape, reference, reference_shape, labels, *out)
     return RowStatistics(*out)
 
 
@@ -76,15 +58,18 @@ def logits_gradient_(
     grad_kl: Tensor,
 ) -> Tensor:
     """Replace linear logits [n, V] by their gradient, in place: g1 * (onehot - p) + g2 * (p - p_reference), through cap and scale."""
+    upstream = (grad_logps.contiguous(), grad_kl.contiguous())
+    _launch(_gradient, logits, shape, reference, reference_shape, labels, normalizer, reference_normalizer, *upstream)
+    return logits
+
+
+def _launch(kernel: Any, logits: Tensor, shape: Shape, reference: Tensor | None, reference_shape: Shape, *rows: Tensor) -> None:
+    """One program per row; `rows` are the kernel's tensors of one value per row."""
     num_rows, vocabulary = logits.shape
-    _gradient[(num_rows,)](
+    kernel[(num_rows,)](
         logits,
         logits if reference is None else reference,
-        labels,
-        normalizer,
-        reference_normalizer,
-        grad_logps.contiguous(),
-        grad_kl.contiguous(),
+        *rows,
         vocabulary,
         logits.stride(0),
         0 if reference is None else reference.stride(0),
@@ -98,7 +83,6 @@ def logits_gradient_(
         BLOCK=_BLOCK,
         num_warps=_WARPS,
     )
-    return logits
 
 
 if triton is not None:

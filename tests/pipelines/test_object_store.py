@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_reference import silent, store_files
+from stores import silent, store_files
 from transformers import AutoModelForCausalLM
 
 import pipelines.store

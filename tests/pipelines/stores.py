@@ -1,0 +1,50 @@
+"""What the tests of reference stores share."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from pipelines.config import Recipe
+from pipelines.placement import Placement
+from pipelines.prepare import open_pairs
+from pipelines.reference import open_reference
+from pipelines.run import run_stages
+from pipelines.trainer import Trainer
+
+MakeRecipe = Callable[..., Recipe]
+KL = ("objective.name=tdpo1",)
+CPU = torch.device("cpu")
+
+
+def silent(line: str) -> None:
+    pass
+
+
+def store_files(recipe: Recipe) -> dict[str, bytes]:
+    """Every feature file of a store, and the head."""
+    root = Path(recipe.paths.reference or f"{recipe.run_dir}/reference")
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted([*root.rglob("*.parquet"), *root.glob("*.safetensors")])}
+
+
+def again(scored: Recipe, recipe_in: MakeRecipe, folder: Path, *options: str) -> Recipe:
+    """The same pairs scored into another place."""
+    recipe = recipe_in(folder, *KL, *options, paths={"pairs": f"{scored.run_dir}/pairs"})
+    run_stages(recipe, ("reference",), silent)
+    return recipe
+
+
+def all_features(recipe: Recipe, *names: str) -> dict[str, torch.Tensor]:
+    pairs = open_pairs(recipe)
+    store = open_reference(recipe, pairs)
+    parts = [store.features(split, range(pairs.num_rows(split)), names) for split in ("train", "test")]
+    return {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+
+
+def losses_of(recipe: Recipe) -> torch.Tensor:
+    torch.set_num_threads(1)
+    trainer = Trainer(recipe, Placement.choose("auto", CPU, 0, 1), 1)
+    found = []
+    while trainer.step < min(4, trainer.num_steps):
+        found.append(trainer.optimizer_step()[0]["loss"])
+    return torch.tensor(found, dtype=torch.float64)

@@ -1,0 +1,188 @@
+"""Damaged, foreign and unfinished stores are named, repaired or refused; nothing is read wrongly."""
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from stores import silent, store_files
+
+from pipelines.config import Recipe
+from pipelines.errors import UserError
+from pipelines.feature_source import feature_source
+from pipelines.prepare import open_pairs
+from pipelines.recipe import validate_recipe
+from pipelines.reference import open_reference, reference_record, run_reference
+from pipelines.reference_check import check_reference, discard_damaged
+from pipelines.reference_worker import ShardScorer
+from pipelines.run import run_stages
+from sparsepo import padded_layout
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+MakeRecipe = Callable[..., Recipe]
+KL = ("objective.name=tdpo1",)
+CPU = torch.device("cpu")
+
+
+def shard_file(recipe: Recipe, feature: str = "reference_logps", name: str = "train-00001") -> Path:
+    return Path(recipe.run_dir) / "reference" / feature / f"{name}.parquet"
+
+
+def flip(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 3] ^= 1
+    path.write_bytes(raw)
+
+
+def foreign(path: Path) -> None:
+    """Another shard's values in this one's place, its length kept, so that only what it says of itself is wrong."""
+    other = path.with_name("train-00000.parquet")
+    data = other.read_bytes()
+    path.write_bytes(data)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "corrupted": (flip, r"train-00001.parquet is damaged or foreign: .*(integrity|sha256|Couldn't|metadata|Thrift|size|magic)"),
+    "truncated": (lambda path: os.truncate(path, 500), "it has 500 bytes, the manifest says"),
+    "missing": (Path.unlink, "train-00001.parquet is missing"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_damage_is_named_by_check_and_by_training_and_repaired(copied: Recipe, kind: str) -> None:
+    before = store_files(copied)
+    assert check_reference(copied, quiet=True)[1] == []
+    damage, message = DAMAGES[kind]
+    damage(shard_file(copied))
+    pairs = open_pairs(copied)
+    with pytest.raises(UserError, match=message):
+        open_reference(copied, pairs).features("train", range(pairs.num_rows("train")), ["reference_logps", "reference_hidden"])
+    _, found = check_reference(copied, quiet=True)
+    assert [(d.feature, d.split, d.number) for d in found] == [("reference_logps", "train", 1)]
+    assert "train-00001.parquet" in found[0].message
+    untouched = shard_file(copied, "reference_hidden").stat().st_mtime_ns
+    run_stages(discard_damaged(copied, found), ("reference",), silent)
+    assert check_reference(copied, quiet=True)[1] == []
+    assert store_files(copied) == before
+    assert shard_file(copied, "reference_hidden").stat().st_mtime_ns == untouched, "only what was damaged is scored again"
+
+
+def test_a_foreign_shard_is_named_whatever_its_size(copied: Recipe) -> None:
+    """A shard of the same store under another name, with its size written into the manifest by hand."""
+    path = shard_file(copied)
+    foreign(path)
+    record = reference_record(copied)
+    manifest = record.manifest()
+    manifest["outputs"]["reference_logps/train-00001.parquet"] = dict(manifest["outputs"]["reference_logps/train-00000.parquet"])
+    record.store.write_json("manifest.json", manifest)
+    with pytest.raises(UserError, match="it is of shard train-00000, not train-00001"):
+        open_reference(copied, open_pairs(copied)).features("train", range(40), ["reference_logps"])
+    assert "it is of shard train-00000, not train-00001" in check_reference(copied, quiet=True)[1][0].message
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata(None), path)
+    manifest["outputs"]["reference_logps/train-00001.parquet"]["bytes"] = path.stat().st_size
+    record.store.write_json("manifest.json", manifest)
+    with pytest.raises(UserError, match="it is of store none"):
+        open_reference(copied, open_pairs(copied)).features("train", range(40), ["reference_logps"])
+
+
+def test_a_damaged_head_is_found_and_made_again(copied: Recipe) -> None:
+    before = store_files(copied)
+    flip(Path(copied.run_dir) / "reference" / "lm_head.safetensors")
+    _, found = check_reference(copied, quiet=True)
+    assert "lm_head.safetensors is damaged" in found[0].message
+    run_stages(discard_damaged(copied, found), ("reference",), silent)
+    assert check_reference(copied, quiet=True)[1] == []
+    assert store_files(copied) == before
+
+
+def test_the_command_line_checks_and_repairs(copied: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 0 for a good store, 1 with a line per bad file, 0 again once repaired."""
+    from pipelines.cli import main
+    from pipelines.recipe import write_yaml
+
+    (tmp_path / "recipe.yaml").write_text(write_yaml(copied))
+
+    def command(*options: str) -> tuple[Any, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(["reference", str(tmp_path / "recipe.yaml"), *options])
+        output = capsys.readouterr()
+        return ended.value.code, output.out, output.err
+
+    code, out, _ = command("--check")
+    assert (code, out.splitlines()[-1][:22]) == (0, "reference: 9 files, 3.")
+    flip(shard_file(copied))
+    code, _, err = command("--check")
+    assert code == 1
+    assert "reference_logps/train-00001.parquet is damaged" in err
+    assert "error: 1 of 9 files are bad" in err
+    code, out, _ = command("--repair", "--quiet")
+    assert code == 0
+    assert command("--check")[0] == 0
+
+
+def test_an_unfinished_store_is_no_store(copied: Recipe) -> None:
+    """Without its manifest: neither check nor training takes it, the next run finishes it without scoring anything."""
+    (Path(copied.run_dir) / "reference" / "manifest.json").unlink()
+    shutil.rmtree(Path(copied.run_dir) / "reference" / "shards" / "reference_hidden")
+    with pytest.raises(UserError, match="no finished reference stage: reference_logps 4 of 4 shards"):
+        check_reference(copied, quiet=True)
+    with pytest.raises(UserError, match="no finished reference stage"):
+        open_reference(copied, open_pairs(copied))
+    before = shard_file(copied).stat().st_mtime_ns
+    assert run_reference(copied, quiet=True)["counts"]["shards_scored"] == 4
+    assert shard_file(copied).stat().st_mtime_ns == before
+
+
+def test_more_gpus_per_model_than_there_are_is_refused(scored: Recipe, recipe_in: MakeRecipe, tmp_path: Path) -> None:
+    recipe = recipe_in(tmp_path / "run", *KL, "reference.gpus_per_model=2", paths={"pairs": f"{scored.run_dir}/pairs"})
+    with pytest.raises(UserError, match="reference: 2 GPUs for one model, but the cluster has 0"):
+        run_stages(recipe, ("reference",), silent)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("data.max_prompt_tokens=20", "input pairs.data.max_prompt_tokens was 24, now it is 20"),
+        ("reference.dtype=bfloat16", 'setting reference.dtype was "float32", now it is "bfloat16"'),
+    ],
+)
+def test_another_runs_store_is_refused_by_what_differs(
+    scored: Recipe, recipe_in: MakeRecipe, tmp_path: Path, option: str, message: str
+) -> None:
+    recipe = recipe_in(tmp_path / "run", *KL, option, paths={"reference": f"{scored.run_dir}/reference"})
+    with pytest.raises(UserError, match=message):
+        run_stages(recipe, ("prepare", "reference"), silent)
+
+
+def test_other_library_versions_are_warned_of_when_a_store_is_extended(copied: Recipe, recipe_in: MakeRecipe) -> None:
+    started = Path(copied.run_dir) / "reference" / "started.json"
+    record = json.loads(started.read_text())
+    record["versions"]["torch"] = "2.0.1"
+    started.write_text(json.dumps(record))
+    lines: list[str] = []
+    more = recipe_in(copied.run_dir, "objective.name=mapo", "mask.kind=activation")
+    run_stages(more, ("reference",), lines.append, quiet=True)
+    assert f"was begun with torch 2.0.1, this is {torch.__version__}" in lines[-1]
+
+
+def test_scoring_leaves_the_random_state_alone(scored: Recipe) -> None:
+    """Beside training: a live reference is loaded and asked; the generators of torch, numpy and Python stay where they were."""
+    recipe = validate_recipe({**scored.model_dump(mode="json"), "reference": {"mode": "online"}})
+    pairs = open_pairs(recipe)
+    torch.manual_seed(5)
+    random.seed(5)
+    np.random.seed(5)
+    before = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())
+    source = feature_source(recipe, pairs, CPU)
+    source.features("train", [0, 1], padded_layout(pairs.pairs("train", [0, 1])))
+    ShardScorer(recipe.model_dump(mode="json"))._reference_layout.inputs(pairs.pairs("train", [0]))
+    after = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())
+    assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
