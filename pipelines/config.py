@@ -197,6 +197,8 @@ class TrainSection(Section):
     def _fits(self) -> "TrainSection":
         if self.min_workers is not None and self.min_workers > self.num_workers:
             raise ValueError(f"min_workers = {self.min_workers}: must be at most num_workers = {self.num_workers}")
+        if self.selection.is_active() and self.validate_every is None:
+            raise ValueError("selection chooses between validations: set train.validate_every")
         return self
 
 

@@ -4,8 +4,10 @@ Our own JSON lines (train_metrics.py) are the record; these are views of it.
 """
 
 import os
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pipelines.config import Recipe
@@ -13,6 +15,7 @@ from pipelines.errors import UserError
 from pipelines.stage_record import digest
 from pipelines.store import RunStore
 
+_BOARD = "tensorboard"
 _GAUGES = {
     "loss": "Training loss of the last step",
     "rewards/margins": "Implicit reward margin of the last step",
@@ -36,19 +39,33 @@ class Tracker(ABC):
     def close(self) -> None:
         """Flush what is pending."""
 
+    def save(self) -> None:  # noqa: B027 - most keep everything as it comes
+        """Make what was logged so far outlive this process; called with every checkpoint."""
+
 
 class TensorBoard(Tracker):
+    """Event files in RUN/train/tensorboard; an object store gets them with every checkpoint, since they grow."""
+
     def __init__(self, store: RunStore, resume_step: int) -> None:
         from tensorboardX import SummaryWriter
 
-        self._board = SummaryWriter(str(store.local_path("tensorboard")), purge_step=resume_step + 1)
+        self._store = store
+        self._folder = store.local_path(_BOARD) if store.is_local else Path(tempfile.mkdtemp(prefix="sparsepo-board-"))
+        self._board = SummaryWriter(str(self._folder), purge_step=resume_step + 1)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for key, value in values.items():
             self._board.add_scalar(key, value, step)
 
+    def save(self) -> None:
+        if not self._store.is_local:
+            self._board.flush()
+            for file in self._folder.iterdir():
+                self._store.write_bytes(f"{_BOARD}/{file.name}", file.read_bytes())
+
     def close(self) -> None:
         self._board.close()
+        self.save()
 
 
 class WeightsAndBiases(Tracker):
@@ -146,7 +163,7 @@ def build_trackers(recipe: Recipe, store: RunStore, resume_step: int) -> list[Tr
 
     found: list[Tracker] = []
     for name in dict.fromkeys(recipe.train.trackers):
-        if name == "tensorboard" and store.is_local:
+        if name == "tensorboard":
             found.append(TensorBoard(store, resume_step))
         elif name == "wandb":
             found.append(WeightsAndBiases(recipe, store))

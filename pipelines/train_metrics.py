@@ -46,8 +46,14 @@ class MetricsWriter:
         self.add(record)
         self.flush()
 
+    def checkpoint(self) -> None:
+        """Publish what is pending, the trackers' too; called before every checkpoint."""
+        self.flush()
+        for tracker in self._trackers:
+            tracker.save()
+
     def flush(self) -> None:
-        """Publish what is pending; called before every checkpoint."""
+        """Publish what is pending."""
         self._last_flush = time.monotonic()
         if self._pending and self._may_write():
             first, last = self._pending[0]["step"], self._pending[-1]["step"]

@@ -321,7 +321,7 @@ class Trainer:
 
     def _checkpoint(self, latest: dict[str, Any]) -> None:
         if self.metrics is not None:
-            self.metrics.flush()
+            self.metrics.checkpoint()
         state = {
             "threads": self.threads,
             "num_steps": self.num_steps,

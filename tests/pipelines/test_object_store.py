@@ -126,6 +126,7 @@ def test_a_whole_run_lives_on_the_object_store(object_store: ObjectStore, recipe
     with RunStore("s3://bucket/run/train").as_local_directory("model") as folder:
         model = AutoModelForCausalLM.from_pretrained(folder)
     assert sum(p.numel() for p in model.parameters()) > 0
+    assert RunStore("s3://bucket/run/train").names("tensorboard"), "growing files arrive with the checkpoints"
     assert not copied.exists()
     torch.set_num_threads(1)
 

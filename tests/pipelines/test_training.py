@@ -209,9 +209,21 @@ def test_training_stops_early_and_publishes_the_best(make: MakeRecipe) -> None:
 
 def test_a_metric_that_validations_lack_is_named(make: MakeRecipe) -> None:
     with pytest.raises(UserError, match=r"train.selection.metric = 'validation/reward': validations report validation/.*loss"):
-        trained(make("none", "train.selection.keep_best=1", "train.selection.metric=validation/reward", "train.max_steps=1"))
+        trained(
+            make(
+                "none",
+                "train.selection.keep_best=1",
+                "train.selection.metric=validation/reward",
+                "train.max_steps=1",
+                "train.validate_every=1",
+            )
+        )
     with pytest.raises(UserError, match="set data.validation_fraction"):
-        make("no-data", "train.selection.keep_best=1", "data.validation_fraction=0")
+        make("no-data", "train.selection.keep_best=1", "train.validate_every=1", "data.validation_fraction=0")
+    with pytest.raises(UserError, match=r"train: selection chooses between validations: set train.validate_every"):
+        make("never", "train.selection.patience=2")
+    with pytest.raises(UserError, match=r"train: min_workers = 3: must be at most num_workers = 2"):
+        make("many", "train.min_workers=3", "train.num_workers=2")
 
 
 def test_a_machine_that_will_be_taken_away_leaves_a_checkpoint(make: MakeRecipe) -> None:
