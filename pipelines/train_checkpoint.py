@@ -43,6 +43,15 @@ def read_state(store: RunStore, step: int) -> dict[str, Any]:
     return loaded
 
 
+def claim(store: RunStore, attempt: str) -> int:
+    """Make a run this worker group's, and find the step to resume from (0: none). Rank 0 alone; the others are told.
+
+    An older group that still lives commits nothing from here on, so that what all ranks resume from stays the newest.
+    """
+    store.write_json(ATTEMPT, {"attempt": attempt})
+    return max(completed_steps(store), default=0)
+
+
 @dataclass(frozen=True)
 class Retention:
     """Which checkpoints stay: the newest, and the best by a value in their state (lower is better), as many of each."""
@@ -61,7 +70,7 @@ class Checkpointer:
     """One rank's writer. `save` returns as soon as the state is copied; errors of the writing thread come with `failure`.
 
     Args:
-        attempt: names this worker group; the same on every rank.
+        attempt: names this worker group, which has claimed the run; the same on every rank.
     """
 
     def __init__(
@@ -82,8 +91,6 @@ class Checkpointer:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._stopping = threading.Event()
-        if strategy.placement.rank == 0:
-            store.write_json(ATTEMPT, {"attempt": attempt})
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Start writing the state after `step` optimizer steps; waits for the save before, and writes nothing if that failed."""

@@ -27,7 +27,7 @@ from pipelines.store import RunStore
 from pipelines.strategy import strategy_of
 from pipelines.throughput import Throughput
 from pipelines.trackers import build_trackers
-from pipelines.train_checkpoint import Checkpointer, Retention, completed_steps, load_checkpoint, read_state
+from pipelines.train_checkpoint import Checkpointer, Retention, claim, completed_steps, load_checkpoint, read_state
 from pipelines.train_metrics import MetricsWriter
 from sparsepo.backbone import transformer_of
 from sparsepo.masks import CollapseWatch, LearnedMasks
@@ -62,9 +62,10 @@ class Trainer:
         self.recipe, self.placement = recipe, placement
         self._began = time.monotonic()
         self.store = RunStore(f"{recipe.run_dir}/train")
-        steps = completed_steps(self.store)
-        self.step = steps[-1] if steps else 0
-        state = read_state(self.store, self.step) if steps else {}
+        attempt = uuid.uuid4().hex[:8]
+        resumed = (attempt, claim(self.store, attempt)) if placement.rank == 0 else None
+        attempt, self.step = placement.gather(resumed)[0]
+        state = read_state(self.store, self.step) if self.step else {}
         self.threads = state.get("threads", threads)
         if placement.device.type == "cpu":
             torch.set_num_threads(min(self.threads, os.cpu_count() or 1))
@@ -79,14 +80,14 @@ class Trainer:
         self._build(micro_batch_tokens)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = self._build_optimizer()
-        if steps:
+        if self.step:
             load_checkpoint(self.store, self.step, self.model, self.optimizer, self.strategy)
         self.watch = CollapseWatch(recipe.mask.masked_terms(), state.get("collapse_streaks"))
         self.selection = Selection(recipe.train.selection, state.get("selection"))
         keep_best = max(recipe.train.selection.keep_best, int(recipe.train.selection.publish == "best"))
         self.checkpoints = Checkpointer(
             self.store,
-            placement.gather(uuid.uuid4().hex[:8])[0],
+            attempt,
             self.model,
             self.optimizer,
             self.strategy,

@@ -11,7 +11,7 @@ from pipelines.errors import Failure, UserError
 from pipelines.placement import Placement
 from pipelines.store import RunStore
 from pipelines.strategy import Replicated
-from pipelines.train_checkpoint import ATTEMPT, Checkpointer, Retention, completed_steps, load_checkpoint, step_folder
+from pipelines.train_checkpoint import ATTEMPT, Checkpointer, Retention, claim, completed_steps, load_checkpoint, step_folder
 
 Build = Callable[..., tuple[torch.nn.Module, torch.optim.AdamW, Checkpointer]]
 
@@ -40,6 +40,7 @@ def build(tmp_path: Path) -> Build:
         attempt: str = "a", retention: Retention | None = None, seed: int = 0
     ) -> tuple[torch.nn.Module, torch.optim.AdamW, Checkpointer]:
         torch.manual_seed(seed)
+        claim(RunStore(str(tmp_path)), attempt)
         model = torch.nn.Linear(3, ROWS)
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
         return (
@@ -120,6 +121,7 @@ def test_any_number_of_ranks_reads_what_any_number_wrote(writers: int, readers: 
     torch.manual_seed(0)
     whole = {"weight": torch.randn(ROWS, 3), "bias": torch.randn(ROWS)}
     ranks = []
+    assert claim(store, "a") == 0
     for rank in range(writers):
         strategy = Rows(placement(rank, writers))
         model = torch.nn.Linear(3, ROWS)
@@ -132,6 +134,7 @@ def test_any_number_of_ranks_reads_what_any_number_wrote(writers: int, readers: 
     for checkpoints in reversed(ranks):
         checkpoints.save(1, {})
     assert [checkpoints.failure(wait=True) for checkpoints in ranks] == [None] * writers
+    assert claim(store, "b") == 1
     for rank in range(readers):
         strategy = Rows(placement(rank, readers))
         model = torch.nn.Linear(3, ROWS)
