@@ -117,7 +117,8 @@ def measured_bare(recipe: Recipe, steps: int, warmup: int) -> dict[str, float]:
     work = []
     for step in range(steps):
         rows = trainer.rows_of_step(step)
-        batches = [(b.inputs.to(device), b.features.to(device)) for b in trainer.loader.load("train", rows)]
+        loader = trainer.loader
+        batches = [(b.inputs.to(device), b.features.to(device)) for b in loader.stream(loader.cuts("train", rows))]
         work.append((rows, batches))
     started, pairs, tokens = 0.0, 0, 0
     for number, (rows, batches) in enumerate(work):

@@ -84,7 +84,7 @@ def note_memory(trainer: Any) -> Exception | None:
             f"out of memory at step {step} with micro-batches of {budget} tokens: set train.micro_batch_tokens={half} "
             f"(or train.auto_microbatch=true), {cure}"
         )
-    if trainer.loader.is_one_pair_each:
+    if trainer.is_one_pair_each:
         return StageFailed(
             f"out of memory at step {step} with one pair per micro-batch: lower data.max_prompt_tokens or data.max_response_tokens, {cure}"
         )

@@ -4,7 +4,7 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from pipelines.config import Recipe
 from pipelines.errors import Failure, StageFailed
 from pipelines.feature_source import feature_source
 from pipelines.mask_config import LearnedMaskConfig
-from pipelines.micro_batches import MicroBatch, MicroBatchLoader
+from pipelines.micro_batches import Cut, MicroBatch, MicroBatchLoader
 from pipelines.placement import Placement, as_floats
 from pipelines.policy import build_policy, lay_out, load_policy_model, write_model
 from pipelines.prepare import open_pairs
@@ -35,6 +35,7 @@ from sparsepo.objectives import CoupledBatch, CoupledObjective
 from sparsepo.records import Metrics, TokenScores, add_metrics
 
 _STEPS_AHEAD = 8  # whose features are fetched from an object store
+_VALIDATION_PAIRS = 512  # between two exchanges of the ranks
 Sums = dict[str, tuple[float, float]]  # metric -> (sum, count)
 
 
@@ -46,7 +47,7 @@ class Coupling:
     values: Tensor
     places: dict[int, int]
 
-    def slice(self, rows: list[int], device: torch.device) -> CoupledBatch:
+    def slice(self, rows: Sequence[int], device: torch.device) -> CoupledBatch:
         return CoupledBatch(self.values.to(device), torch.tensor([self.places[row] for row in rows], device=device))
 
 
@@ -61,6 +62,7 @@ class Trainer:
     def __init__(self, recipe: Recipe, placement: Placement, threads: int, micro_batch_tokens: int | None = None) -> None:
         self.recipe, self.placement = recipe, placement
         self._began = time.monotonic()
+        self.is_one_pair_each = False  # in this step: no smaller budget would help
         self.store = RunStore(f"{recipe.run_dir}/train")
         attempt = uuid.uuid4().hex[:8]
         resumed = (attempt, claim(self.store, attempt)) if placement.rank == 0 else None
@@ -172,11 +174,12 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * scale
         self.optimizer.zero_grad(set_to_none=True)
-        batches = self.loader.load("train", rows)
-        if self.step + 1 < self.num_steps:
-            ahead = range(self.step + 1, min(self.step + _STEPS_AHEAD, self.num_steps))
-            self.loader.read_ahead("train", self.rows_of_step(ahead[0]), [self.rows_of_step(step) for step in ahead[1:]])
-        summed, preempted = self._score_batch("train", rows, batches, backward=True, flag=is_preempted())
+        cuts = self.loader.cuts("train", rows)
+        self.is_one_pair_each = all(len(cut.rows) == 1 for cut in cuts)
+        then = self.loader.cuts("train", self.rows_of_step(self.step + 1)) if self.step + 1 < self.num_steps else []
+        if self.step + _STEPS_AHEAD < self.num_steps:
+            self.loader.bring_near("train", self.rows_of_step(self.step + _STEPS_AHEAD))
+        summed, preempted = self._score_batch(rows, cuts, then, backward=True, flag=is_preempted())
         record = _means(summed)
         grad_norm = float(self.strategy.clip(self.recipe.train.max_grad_norm))
         if not (math.isfinite(grad_norm) and math.isfinite(record["loss"])):
@@ -203,29 +206,29 @@ class Trainer:
         """Rows of the training split in the global batch of step 0, 1, ..."""
         return [self.rows["train"][place] for place in self.sampler.pair_indices(step)]
 
-    def _score_batch(self, split: str, rows: list[int], batches: list[MicroBatch], backward: bool, flag: bool = False) -> tuple[Sums, bool]:
+    def _score_batch(self, rows: list[int], cuts: list[Cut], then: list[Cut], backward: bool, flag: bool = False) -> tuple[Sums, bool]:
         """Sums of every metric over a global batch, of all ranks; this rank's micro-batches back-propagate if asked to.
 
-        Every rank must call it. Returns: the sums, and whether any rank's flag was set.
+        Every rank must call it. Args: then: cuts of the next call. Returns: the sums, and whether any rank's flag was set.
         Raises: the error of one rank on every rank, if it meets scores or weights that the objective refuses, or could not write
         its checkpoint: a rank that failed alone would leave the others waiting in the next collective.
         """
         self._enter_mode(training=backward)
-        coupling = self._coupling(split, rows, batches)
+        coupling = self._coupling(rows, cuts)
         self._enter_mode(training=backward)  # again: both passes draw the same dropout
         totals: Metrics = {}
         failure = self.checkpoints.failure()
-        for number, batch in enumerate(batches):
-            if backward and number == len(batches) - 1:
+        for number, batch in enumerate(self.loader.stream(cuts, then)):
+            if backward and number == len(cuts) - 1:
                 self.strategy.expect_last_backward()
             scores = self._forward(batch)
             loss: Tensor | None = None
-            if not (batch.is_filler or failure):
+            if not (batch.cut.is_filler or failure):
                 try:
                     losses, metrics = self._losses(scores, batch, coupling)
                     loss, totals = losses.sum() / len(rows), add_metrics(totals, metrics)
                 except ValueError as error:
-                    pairs = self._pair_ids(split, batch.rows)
+                    pairs = self._pair_ids(batch.cut.split, batch.cut.rows)
                     failure = Failure("stage", f"step {self.step + 1}: {error}; pairs {pairs}; {self._last_checkpoint()}")
             if backward:
                 # Without a loss: the collectives of a backward, and no gradient.
@@ -271,19 +274,19 @@ class Trainer:
         if coupling is None:
             output = self.objective(scores)
         else:
-            output = coupling.objective(scores, coupling.slice(batch.rows, self.placement.device))
+            output = coupling.objective(scores, coupling.slice(batch.cut.rows, self.placement.device))
         return output.losses, output.metrics
 
     @torch.no_grad()
-    def _coupling(self, split: str, rows: list[int], batches: list[MicroBatch]) -> Coupling | None:
+    def _coupling(self, rows: list[int], cuts: list[Cut]) -> Coupling | None:
         """First pass of an objective that couples pairs: what all pairs of the batch need to know of each other."""
         if not isinstance(self.objective, CoupledObjective):
             return None
         mine: dict[int, Tensor] = {}
-        for batch in batches:
+        for batch in self.loader.stream(cuts, cuts):
             scores = self._forward(batch)
-            if not batch.is_filler:
-                mine |= dict(zip(batch.rows, self.objective.shared_values(scores).cpu(), strict=True))
+            if not batch.cut.is_filler:
+                mine |= dict(zip(batch.cut.rows, self.objective.shared_values(scores).cpu(), strict=True))
         everyone = {row: value for part in self.placement.gather(mine) for row, value in part.items()}
         return Coupling(self.objective, torch.stack([everyone[row] for row in rows]), {row: at for at, row in enumerate(rows)})
 
@@ -291,18 +294,19 @@ class Trainer:
     def _validate(self) -> dict[str, float]:
         rows = self.rows["validation"]
         # A coupled loss depends on the size of its batch: the training's, so that both can be compared.
-        size = self.recipe.train.global_batch_size if self.objective.couples_pairs else len(rows)
+        size = self.recipe.train.global_batch_size if self.objective.couples_pairs else _VALIDATION_PAIRS
+        parts = [rows[at : at + size] for at in range(0, len(rows), size)]
+        cuts = [self.loader.cuts("validation", part) for part in parts] + [[]]
         summed: Sums = {}
-        for at in range(0, len(rows), size):
-            part = rows[at : at + size]
-            summed = add_metrics(summed, self._score_batch("validation", part, self.loader.load("validation", part), backward=False)[0])
+        for part, now, then in zip(parts, cuts[:-1], cuts[1:], strict=True):
+            summed = add_metrics(summed, self._score_batch(part, now, then, backward=False)[0])
         self.strategy.put_back()
         record = {f"validation/{key}": value for key, value in _means(summed).items()}
         if self.metrics is not None:
             self.metrics.add_apart({"step": self.step, "kind": "validation", **record})
         return record
 
-    def _pair_ids(self, split: str, rows: list[int]) -> str:
+    def _pair_ids(self, split: str, rows: Sequence[int]) -> str:
         ids = [i for (i,) in self.pairs.values(split, rows[:8], ("pair_id",))]
         return ", ".join(ids) + (", ..." if len(rows) > 8 else "")
 

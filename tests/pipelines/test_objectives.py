@@ -224,7 +224,7 @@ def test_rpo_does_not_depend_on_micro_batches(recipe_in: MakeRecipe, world: Worl
     for label, budget in (("seven", 1), ("one", 100_000)):
         recipe = recipe_in(tmp_path / label, *base, "train.global_batch_size=7", f"train.micro_batch_tokens={budget}", paths=world.paths)
         trainer = trained(recipe)
-        assert len(trainer.loader.load("train", trainer.sampler.pair_indices(0))) == (7 if label == "seven" else 1)
+        assert len(trainer.loader.cuts("train", trainer.sampler.pair_indices(0))) == (7 if label == "seven" else 1)
         validation = [r["validation/loss"] for r in read_metrics(train_store(recipe)) if r.get("kind") == "validation"]
         found[label] = rpo_losses(recipe), torch.tensor(validation)
     for one, seven in zip(found["one"], found["seven"], strict=True):

@@ -117,7 +117,7 @@ def test_layouts_accumulation_and_recomputation_change_nothing_but_rounding(make
     trainer = trainer_of(packed)
     assert trainer.layout.kind == "shared"
     trainer.loader.layout = BatchLayout("packed", 700, is_balanced=True)
-    widths = [batch.inputs.input_ids.shape for batch in trainer.loader.load("train", list(range(16)))]
+    widths = [batch.inputs.input_ids.shape for batch in trainer.loader.stream(trainer.loader.cuts("train", range(16)))]
     assert all(rows == 1 and width % 128 == 0 for rows, width in widths)
     trainer.run(lambda metrics: None)
     curves["packed"] = curve(packed)
@@ -257,23 +257,31 @@ def test_ranks_share_a_batch_and_are_kept_in_step(make: MakeRecipe, world: int) 
             )
             for rank in range(world)
         ]
-        found = [loader.load("train", rows) for loader in loaders]
-        assert len({len(batches) for batches in found}) == 1
-        real = sorted(row for batches in found for batch in batches if not batch.is_filler for row in batch.rows)
+        found = [loader.cuts("train", rows) for loader in loaders]
+        assert len({len(cuts) for cuts in found}) == 1
+        real = sorted(row for cuts in found for cut in cuts if not cut.is_filler for row in cut.rows)
         assert real == sorted(rows)
-        assert any(batch.is_filler for batches in found for batch in batches) or len(rows) > 1
+        assert any(cut.is_filler for cuts in found for cut in cuts) or len(rows) > 1
 
 
 def test_reading_ahead_gives_what_reading_gives(make: MakeRecipe) -> None:
-    loader = trainer_of(make("run", "train.max_steps=1")).loader
-    plain = loader.load("train", [5, 9, 1])
-    loader.read_ahead("train", [5, 9, 1])
-    ahead = loader.load("train", [5, 9, 1])
-    loader.read_ahead("train", [0])
-    other = loader.load("train", [5, 9, 1])
-    for found in (ahead, other):
-        assert [b.rows for b in found] == [b.rows for b in plain]
-        assert all(torch.equal(a.inputs.input_ids, b.inputs.input_ids) for a, b in zip(found, plain, strict=True))
+    """Two micro-batches beyond the one in use are in work, of the next batch where this one ends; another batch may come between."""
+    loader = trainer_of(make("run", "train.max_steps=1", "train.micro_batch_tokens=60")).loader
+    first, second = loader.cuts("train", [5, 9, 1, 7]), loader.cuts("train", [2, 3])
+    plain = [list(loader.stream(cuts)) for cuts in (first, second)]
+    assert len(first) > 2
+    ahead = []
+    for batch in loader.stream(first, second):
+        assert len(loader._ahead) <= 2
+        ahead.append(batch)
+    assert list(loader._ahead) == second[:2]
+    between = list(loader.stream(loader.cuts("validation", [0, 1])))
+    assert [row for batch in between for row in batch.cut.rows] == [0, 1] or len(between) == 2
+    ahead += loader.stream(second)
+    assert not loader._ahead
+    for found, expected in zip(ahead, plain[0] + plain[1], strict=True):
+        assert found.cut == expected.cut
+        assert torch.equal(found.inputs.input_ids, expected.inputs.input_ids)
 
 
 def test_throughput_by_hand() -> None:
