@@ -73,10 +73,14 @@ def _adapted(causal_lm: Any, lora: LoraSection, directory: Path, weights: torch.
     return found.eval()
 
 
-def lay_out(recipe: Recipe, causal_lm: Any, online: ReferenceModel | None, placement: Placement, budget: int | None) -> BatchLayout:
-    """The training's layout, for which the models are prepared. UserError if they cannot take what is asked for."""
+def lay_out(recipe: Recipe, causal_lm: Any, online: ReferenceModel | None, placement: Placement, most: int | None) -> BatchLayout:
+    """The training's layout, for which the models are prepared, with at most `most` tokens per micro-batch.
+
+    Raises: UserError if the models cannot take what is asked for.
+    """
     models = [causal_lm] if online is None else [causal_lm, online.causal_lm]
-    budget = budget or micro_batch_tokens(recipe, placement.device)
+    wanted = micro_batch_tokens(recipe, placement.device)
+    budget = wanted if most is None else min(wanted, most)
     return BatchLayout.choose(recipe.train.layout, models, budget, "train.layout", is_balanced=True)
 
 

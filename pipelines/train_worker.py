@@ -47,7 +47,7 @@ def train_worker(config: dict[str, Any]) -> None:
     try:
         train = recipe.train
         placement = Placement.choose(train.precision, ray.train.torch.get_device(), rank, world, train.strategy)
-        trainer = Trainer(recipe, placement, config["threads"], remembered_budget(store))
+        trainer = Trainer(recipe, placement, config["threads"], remembered_budget(store) if train.auto_microbatch else None)
         trainer.run(ray.train.report, is_preempted)
     except Superseded:
         return

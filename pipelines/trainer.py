@@ -56,7 +56,7 @@ class Trainer:
 
     Args:
         threads: of a CPU rank; a resumed run keeps those it began with.
-        micro_batch_tokens: the budget to use instead of the recipe's, after memory ran out with that one.
+        micro_batch_tokens: the largest budget to use, after memory ran out with the recipe's.
     """
 
     def __init__(self, recipe: Recipe, placement: Placement, threads: int, micro_batch_tokens: int | None = None) -> None:
