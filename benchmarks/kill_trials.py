@@ -15,6 +15,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,6 +24,13 @@ from typing import Any
 
 STEPS = 30
 TARGETS = ("worker", "node", "driver")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def write_world(work: Path) -> None:
@@ -173,7 +181,8 @@ def main() -> None:
         for i, seed in enumerate(seeds)
     ]
     write_world(options.work)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True})
+    # Another Ray on this machine may have the usual port.
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True, "dashboard_port": free_port()})
     nodes = [cluster.add_node(num_cpus=1) for _ in range(max(3 if options.resize else 1, *(workers for *_, workers, _ in plans)))]
     os.environ["RAY_ADDRESS"] = cluster.address
     ray.init(address=cluster.address, log_to_driver=False)
