@@ -35,7 +35,7 @@ def test_killed_workers_nodes_and_drivers_change_no_bit(tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_ADDRESS")} | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "benchmarks/kill_trials.py", "--seeds", "0,1,2,3", "--targets", "worker,node,driver,shrink", "--work", str(tmp_path)],
-        cwd=ROOT, capture_output=True, text=True, timeout=560, env=environment,
+        cwd=ROOT, capture_output=True, text=True, timeout=900, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     trials = {t["target"]: t for t in json.loads(done.stdout.splitlines()[-1])["trials"]}

@@ -279,7 +279,8 @@ def test_run_writes_everything_and_skips_it_the_second_time(make_recipe: MakeRec
     card = (Path(recipe.run_dir) / "train" / "model" / "README.md").read_text()
     assert "sparsepo from" in card
     assert "`validation/loss`" in card
-    assert recipe.data.sources[0].path in card and "Pairs after preparation: 8" in card
+    assert f"- `{recipe.data.sources[0].path}`" in card
+    assert f"Pairs after preparation: {open_pairs(recipe).num_rows('train')} train" in card
     results = {p.stem: json.loads(p.read_text()) for p in (Path(recipe.run_dir) / "evaluation").glob("*.json")}
     assert {"preference", "sentiment", "masks"} <= set(results)
     assert results["preference"]["accuracy/implicit_reward"]["n"] == results["preference"]["num_pairs"]
