@@ -3,6 +3,7 @@
 from typing import Any
 
 from pipelines.config import Recipe
+from pipelines.pair_table import SPLITS
 from pipelines.recipe import write_yaml
 
 _SHOWN = (
@@ -27,7 +28,7 @@ def model_card(recipe: Recipe, counts: dict[str, Any], pairs: dict[str, Any]) ->
     held_out = counts.get("validation", {})
     rows += "".join(f"| `{key}` | {value:.4g} |\n" for key, value in held_out.items() if key.removeprefix("validation/") in _SHOWN)
     sources = "".join(f"- `{source.path}`, split {source.split}\n" for source in recipe.data.sources)
-    kept = ", ".join(f"{number:,} {split}" for split, number in pairs["pairs"].items())
+    kept = ", ".join(f"{pairs['pairs'][split]:,} {split}" for split in SPLITS)
     dropped = "; ".join(f"{reason}: {number:,}" for reason, number in pairs["rejected"].items())
     base, lora = recipe.model.name_or_path, recipe.train.lora
     library, load = "transformers", "`transformers.AutoModelForCausalLM.from_pretrained(...)`"
