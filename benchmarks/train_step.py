@@ -131,7 +131,7 @@ def measured_bare(recipe: Recipe, steps: int, warmup: int) -> dict[str, float]:
             with trainer.placement.computing():
                 scores = trainer.model(inputs, features)
             (trainer.objective(scores).losses.sum() / len(rows)).backward()
-        torch.nn.utils.clip_grad_norm_(trainer.parameters, recipe.train.max_grad_norm)
+        trainer.strategy.clip(recipe.train.max_grad_norm)
         trainer.optimizer.step()
         if number >= warmup:
             pairs, tokens = pairs + len(rows), tokens + sum(trainer.lengths[row] for row in rows)

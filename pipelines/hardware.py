@@ -7,6 +7,7 @@ import torch
 
 from pipelines.config import Recipe
 from pipelines.models import hf_config, resolve_model
+from pipelines.placement import Placement
 
 # Dense bfloat16 peak in TFLOP/s by a part of the device's name, the longest match wins (vendors' data sheets).
 _PEAK_TFLOPS = {
@@ -72,7 +73,7 @@ def micro_batch_tokens(recipe: Recipe, device: torch.device) -> int:
     if device.type != "cuda":
         return _CPU_MICRO_BATCH
     config = hf_config(resolve_model(recipe.model.name_or_path)).get_text_config()
-    itemsize = 4 if recipe.train.precision == "float32" else 2
+    itemsize = Placement.choose(recipe.train.precision, device, 0, 1).compute.itemsize
     per_token = activation_bytes_per_token(config, itemsize, recipe.train.gradient_checkpointing)
     room = _ACTIVATION_SHARE * torch.cuda.get_device_properties(device).total_memory
     fitting = int(room / per_token) // 1024 * 1024

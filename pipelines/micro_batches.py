@@ -6,6 +6,7 @@ Which rows a micro-batch holds is a pure function of the global batch, the layou
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 
 from pipelines.batch_layout import BatchLayout
 from pipelines.feature_source import FeatureSource
@@ -56,18 +57,21 @@ class MicroBatchLoader:
         self._pairs, self._source, self._placement = pairs, source, placement
         self.layout = layout
         self._aligned, self._uses_rejected = aligned, uses_rejected
-        self._lengths: dict[str, list[int]] = {}
+        self._cuts = lru_cache(maxsize=2)(self._cut)  # every step is cut once, one step before it runs
         # One thread reads: the store's and the table's caches are not made for several.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="micro-batches")
         self._ahead: dict[Cut, Future[MicroBatch]] = {}
 
     def cuts(self, split: str, rows: Sequence[int]) -> list[Cut]:
         """This rank's micro-batches of a global batch; may be none."""
+        return self._cuts(split, tuple(rows))
+
+    def _cut(self, split: str, rows: tuple[int, ...]) -> list[Cut]:
         mine, *others = self._shares(split, rows)
         found = [Cut(split, tuple(cut)) for cut in mine]
         missing = max((len(cuts) for cuts in others), default=0) - len(mine)
         if missing > 0:
-            lengths = self._all_lengths(split)
+            lengths = self._lengths(split)
             found += [Cut(split, (min(rows, key=lambda row: (lengths[row], row)),), is_filler=True)] * missing
         return found
 
@@ -86,7 +90,7 @@ class MicroBatchLoader:
     def bring_near(self, split: str, rows: Sequence[int]) -> None:
         """Start to fetch what this rank will read of a later global batch, if it lies on an object store."""
         place = self._placement
-        self._pool.submit(self._source.fetch, split, rank_share(rows, self._all_lengths(split), place.rank, place.world))
+        self._pool.submit(self._source.fetch, split, rank_share(rows, self._lengths(split), place.rank, place.world))
 
     def _shares(self, split: str, rows: Sequence[int]) -> list[list[list[int]]]:
         """The rows of every micro-batch: this rank's, then (if ranks are kept in step) the others'."""
@@ -94,7 +98,7 @@ class MicroBatchLoader:
         ranks = [rank, *(other for other in range(world) if other != rank)] if self._aligned else [rank]
         found = []
         for one in ranks:
-            share = rank_share(rows, self._all_lengths(split), one, world)
+            share = rank_share(rows, self._lengths(split), one, world)
             tokens = self._tokens(split, share)
             found.append([[share[place] for place in places] for places in self.layout.batches(tokens)])
         return found
@@ -110,7 +114,5 @@ class MicroBatchLoader:
         pairs = self._pairs.pairs(split, rows)
         return pairs if self._uses_rejected else [TokenizedPair(pair.prompt, pair.chosen, None) for pair in pairs]
 
-    def _all_lengths(self, split: str) -> list[int]:
-        if split not in self._lengths:
-            self._lengths[split] = self._pairs.lengths(split, self.layout.shares_prompts)
-        return self._lengths[split]
+    def _lengths(self, split: str) -> list[int]:
+        return self._pairs.lengths(split, self.layout.shares_prompts)

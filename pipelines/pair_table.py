@@ -52,6 +52,7 @@ class PairTable:
         self._sizes: dict[str, list[int]] = manifest["counts"]["shards"]
         self._starts = {split: np.concatenate([[0], np.cumsum(sizes)]).tolist() for split, sizes in self._sizes.items()}
         self._load = lru_cache(maxsize=_LOADED_SHARDS)(self._read)
+        self._lengths = lru_cache(maxsize=None)(self._sum_lengths)
         self._pairs = lru_cache(maxsize=_LOADED_SHARDS)(lambda split, number: pairs_of(self._load(split, number)))
 
     def num_rows(self, split: str) -> int:
@@ -101,6 +102,9 @@ class PairTable:
 
     def lengths(self, split: str, shared: bool = False) -> list[int]:
         """Model tokens of every row, the prompt counted once per response, or once per pair if it is shared."""
+        return self._lengths(split, shared)
+
+    def _sum_lengths(self, split: str, shared: bool) -> list[int]:
         totals: list[int] = []
         for number in range(self.num_shards(split)):
             table = self.shard(split, number)

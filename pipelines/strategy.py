@@ -77,20 +77,16 @@ class Replicated(Strategy):
 
     def spread(self, policy: PolicyModel) -> None:
         self._parameters = [p for p in policy.parameters() if p.requires_grad]
-        self._sum = _BucketSum(self._parameters) if self.placement.world > 1 else None
+        self._sum = _BucketSum(self._parameters, self.placement.world)
 
     def spread_frozen(self, causal_lm: Any) -> None:
         pass
 
     def expect_last_backward(self) -> None:
-        if self._sum is not None:
-            self._sum.arm()
+        self._sum.arm()
 
     def finish_gradients(self) -> None:
-        if self._sum is None:
-            _fill_missing(self._parameters)
-        else:
-            self._sum.finish()
+        self._sum.finish()
 
     def clip(self, max_norm: float) -> Tensor:
         return nn.utils.clip_grad_norm_(self._parameters, max_norm)
@@ -131,7 +127,7 @@ class Sharded(Strategy):
         self._whole.sort(key=lambda p: order[id(p)])
         kept = {id(p) for p in self._whole}
         self._split = [p for p in policy.parameters() if p.requires_grad and id(p) not in kept]
-        self._sum = _BucketSum(self._whole) if self._whole and self.placement.world > 1 else None
+        self._sum = _BucketSum(self._whole, self.placement.world)
 
     def spread_frozen(self, causal_lm: Any) -> None:
         from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -152,10 +148,7 @@ class Sharded(Strategy):
 
     def finish_gradients(self) -> None:
         _fill_missing(self._split)
-        if self._sum is None:
-            _fill_missing(self._whole)
-        else:
-            self._sum.finish()
+        self._sum.finish()
 
     def clip(self, max_norm: float) -> Tensor:
         squares = torch.zeros((), dtype=torch.float64, device=self.placement.device)
@@ -193,10 +186,12 @@ def _fill_missing(parameters: Sequence[nn.Parameter]) -> None:
 
 class _BucketSum:
     """Sums gradients over ranks bucket by bucket, in one order on every rank: from the last parameter to the first, which is
-    about the order in which a backward completes them. A bucket starts once it and all before it are complete.
+    about the order in which a backward completes them. A bucket starts once it and all before it are complete. One rank alone
+    has nothing to sum.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter], world: int) -> None:
+        self._parameters, self._is_alone = parameters, world == 1
         self._buckets = list(_buckets(list(reversed(parameters))))
         self._bucket_of = {id(p): i for i, bucket in enumerate(self._buckets) for p in bucket}
         self._is_armed = False
@@ -209,7 +204,7 @@ class _BucketSum:
         self._started: list[tuple[list[nn.Parameter], Tensor, Any]] = []
 
     def arm(self) -> None:
-        self._is_armed = True
+        self._is_armed = not self._is_alone
 
     def _completed(self, parameter: nn.Parameter) -> None:
         if not self._is_armed:
@@ -228,6 +223,9 @@ class _BucketSum:
 
     def finish(self) -> None:
         """Start what is left, and make the sums the gradients."""
+        if self._is_alone:
+            _fill_missing(self._parameters)
+            return
         while len(self._started) < len(self._buckets):
             self._start()
         for bucket, flat, work in self._started:

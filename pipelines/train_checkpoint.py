@@ -7,6 +7,7 @@ while they write: a rank that dies leaves nobody waiting.
 """
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from pipelines.store import RunStore
 from pipelines.strategy import Strategy
 
 FOLDER, STATE, ATTEMPT = "checkpoints", "state.json", "attempt.json"
-_STARTS, _ROWS = "starts", "rows"
+_STARTS = "starts"
 _POLL_SECONDS, _PATIENCE_SECONDS = 0.05, 3600.0
 
 
@@ -84,7 +85,6 @@ class Checkpointer:
     ) -> None:
         self._store, self._attempt, self._strategy, self._retention = store, attempt, strategy, retention
         self._optimizer = optimizer
-        self._names = {id(p): name for name, p in model.named_parameters()}
         self._parameters = dict(model.named_parameters())
         self._owners = _owners(self._parameters, strategy)
         self._host: dict[str, Tensor] = {}
@@ -114,14 +114,13 @@ class Checkpointer:
         """Stop waiting for other ranks' files: the group ends."""
         self._stopping.set()
 
-    def _tensors(self) -> Iterator[tuple[str, Tensor, int, int]]:
-        """(name, rows that this rank writes, first row, rows of the whole) of weights and optimizer state."""
+    def _tensors(self) -> Iterator[tuple[str, Tensor, int]]:
+        """(name, rows that this rank writes, the first of them) of weights and optimizer state."""
         rank = self._strategy.placement.rank
         for name, parameter in self._parameters.items():
             span = self._strategy.rows_of(parameter)
             if span is None and self._owners[name] != rank:
                 continue
-            total = parameter.shape[0] if parameter.ndim else 1
             start = 0 if span is None else span[0]
             kinds = {"weights": parameter.detach(), **self._optimizer.state.get(parameter, {})}
             for kind, value in kinds.items():
@@ -129,12 +128,12 @@ class Checkpointer:
                 local = local.to_local() if hasattr(local, "to_local") else local
                 if local.shape == () and span is not None and rank > 0:
                     continue  # a step counter is the same everywhere
-                yield f"{kind}/{name}", local, start if local.ndim else 0, total if local.ndim else 1
+                yield f"{kind}/{name}", local, start if local.ndim else 0
 
     def _copied(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        starts, rows = {}, {}
+        starts = {}
         found: dict[str, Tensor] = {}
-        for name, tensor, start, total in self._tensors():
+        for name, tensor, start in self._tensors():
             if tensor.is_cuda:
                 if name not in self._host:
                     self._host[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
@@ -142,10 +141,10 @@ class Checkpointer:
                 found[name] = self._host[name]
             else:
                 found[name] = tensor.clone(memory_format=torch.contiguous_format)
-            starts[name], rows[name] = start, total
+            starts[name] = start
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        return found, {_STARTS: json.dumps(starts), _ROWS: json.dumps(rows)}
+        return found, {_STARTS: json.dumps(starts)}
 
     def _write(self, step: int, copied: tuple[dict[str, Tensor], dict[str, str]], state: dict[str, Any]) -> None:
         place = self._strategy.placement
@@ -202,12 +201,11 @@ def load_checkpoint(store: RunStore, step: int, model: nn.Module, optimizer: tor
             )
     with store.as_local_directory(step_folder(step)) as folder:
         opened = [safe_open(folder / file, framework="pt") for file in sorted(files)]
-        pieces: dict[str, list[tuple[int, int, Any]]] = {}
+        pieces: dict[str, list[tuple[int, Any]]] = {}
         for source in opened:
-            metadata = source.metadata()
-            starts, rows = json.loads(metadata[_STARTS]), json.loads(metadata[_ROWS])
+            starts = json.loads(source.metadata()[_STARTS])
             for name in source.keys():  # noqa: SIM118 - not a dictionary
-                pieces.setdefault(name, []).append((starts[name], rows[name], source))
+                pieces.setdefault(name, []).append((starts[name], source))
         parameters = dict(model.named_parameters())
         assert {name.split("/", 1)[1] for name in pieces} == parameters.keys(), "another model's checkpoint: the stage record refuses it"
         with torch.no_grad():
@@ -224,15 +222,15 @@ def load_checkpoint(store: RunStore, step: int, model: nn.Module, optimizer: tor
                     optimizer.state[parameter][kind] = _like(parameter, value, kind)
 
 
-def _read(name: str, parts: Sequence[tuple[int, int, Any]], span: tuple[int, int] | None) -> Tensor:
-    """The rows [start, stop) of a tensor, put together from the files that hold some of them."""
-    first = parts[0][2].get_slice(name)
+def _read(name: str, parts: Sequence[tuple[int, Any]], span: tuple[int, int] | None) -> Tensor:
+    """The rows [start, stop) of a tensor (None: all), put together from the files that hold some of them."""
+    first = parts[0][1].get_slice(name)
     if not first.get_shape():
-        scalar: Tensor = parts[0][2].get_tensor(name)
+        scalar: Tensor = parts[0][1].get_tensor(name)
         return scalar
-    start, stop = span or (0, parts[0][1])
+    start, stop = span or (0, sys.maxsize)
     found = []
-    for begin, _, source in sorted(parts, key=lambda part: part[0]):
+    for begin, source in sorted(parts, key=lambda part: part[0]):
         piece = source.get_slice(name)
         end = begin + piece.get_shape()[0]
         if begin < stop and end > start:

@@ -80,7 +80,6 @@ class Trainer:
         self.num_steps = self.sampler.num_steps(recipe.train.epochs, recipe.train.max_steps)
         self.strategy = strategy_of(placement)
         self._build(micro_batch_tokens)
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = self._build_optimizer()
         if self.step:
             load_checkpoint(self.store, self.step, self.model, self.optimizer, self.strategy)

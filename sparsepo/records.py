@@ -12,8 +12,23 @@ import torch
 from torch import Tensor
 
 
+class _TensorRecord:
+    """A frozen dataclass whose tensors move together; other fields stay."""
+
+    def to(self, device: torch.device | str) -> Self:
+        return self._mapped(lambda value: value.to(device, non_blocking=True))
+
+    def pinned(self) -> Self:
+        """In page-locked memory, from which a copy to a GPU runs beside its work."""
+        return self._mapped(lambda value: value.contiguous().pin_memory())
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Self:
+        values = {item.name: getattr(self, item.name) for item in fields(self)}  # type: ignore[arg-type]
+        return type(self)(**{name: change(value) if isinstance(value, Tensor) else value for name, value in values.items()})
+
+
 @dataclass(frozen=True)
-class ModelInputs:
+class ModelInputs(_TensorRecord):
     """One micro-batch as the backbone wants it, with the rows to score.
 
     Attributes:
@@ -37,18 +52,9 @@ class ModelInputs:
     num_pairs: int
     segments: Tensor | None = None
 
-    def to(self, device: torch.device | str) -> Self:
-        moved: Self = _mapped(self, lambda value: value.to(device, non_blocking=True))
-        return moved
-
-    def pinned(self) -> Self:
-        """In page-locked memory, from which a copy to a GPU runs beside its work."""
-        held: Self = _mapped(self, lambda value: value.contiguous().pin_memory())
-        return held
-
 
 @dataclass(frozen=True)
-class Features:
+class Features(_TensorRecord):
     """What is known about a micro-batch before the policy runs; no tensor carries gradient.
 
     Per scored token, in canonical order:
@@ -75,15 +81,6 @@ class Features:
     prompt_embedding: Tensor | None = None
     preference_scores: Tensor | None = None
     pair_keys: Tensor | None = None
-
-    def to(self, device: torch.device | str) -> Self:
-        moved: Self = _mapped(self, lambda value: value.to(device, non_blocking=True))
-        return moved
-
-    def pinned(self) -> Self:
-        """In page-locked memory, from which a copy to a GPU runs beside its work."""
-        held: Self = _mapped(self, lambda value: value.contiguous().pin_memory())
-        return held
 
 
 @dataclass(frozen=True)
@@ -251,9 +248,3 @@ def add_metrics(total: dict[str, tuple[Summand, Summand]], new: dict[str, tuple[
         else:
             merged[key] = (value, count)
     return merged
-
-
-def _mapped(record: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    return type(record)(
-        **{item.name: change(value) if isinstance(value := getattr(record, item.name), Tensor) else value for item in fields(record)}
-    )
