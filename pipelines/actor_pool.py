@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -40,11 +41,11 @@ def run_tasks(
     if not tasks:
         return
     quieten_ray_data()
-    gpus = int(ray.cluster_resources().get("GPU", 0))
+    gpus = min(ray.cluster_resources().get("GPU", 0), recipe.ray.gpus_per_run or math.inf)
     if gpus_per_actor > max(1, gpus):
-        raise UserError(f"{label}: {gpus_per_actor} GPUs for one model, but the cluster has {gpus}")
+        raise UserError(f"{label}: {gpus_per_actor} GPUs for one model, but the cluster has {gpus:g} for this run")
     nodes = node_cpus()
-    actors = min(len(tasks), num_actors or (max(1, gpus // gpus_per_actor) if gpus else len(nodes)))
+    actors = min(len(tasks), num_actors or (max(1, int(gpus // gpus_per_actor)) if gpus else len(nodes)))
     cpus = 1 if gpus else even_cpus(nodes, actors, recipe.ray.cpus_per_run)
     dataset = ray.data.from_items([{"task": json.dumps(task)} for task in tasks], override_num_blocks=len(tasks)).map_batches(
         _JsonActor,
@@ -57,7 +58,7 @@ def run_tasks(
             max_concurrent_calls_per_actor=calls_at_once,
             enable_true_multi_threading=calls_at_once > 1,
         ),
-        num_gpus=gpus_per_actor if gpus else 0,
+        num_gpus=min(gpus_per_actor, gpus),
         num_cpus=cpus,
     )
     with tqdm(total=len(tasks), desc=label, unit="task", disable=quiet) as progress:

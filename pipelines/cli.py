@@ -98,13 +98,16 @@ def sample(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = F
 
 @app.command()
 def tune(
-    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="Sweep file.")], overrides: Overrides = None, quiet: Quiet = False
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="Sweep file, or the name of a packaged sweep.")],
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted sweep, and try its failed trials again.")] = False,
 ) -> None:
     """Search any config key with Ray Tune; the reference is scored once."""
     from pipelines.sweep import load_sweep
     from pipelines.tune import run_tune
 
-    print(run_tune(load_sweep(sweep, overrides or ()), _say(quiet), quiet))
+    print(run_tune(load_sweep(sweep, overrides or ()), _say(quiet), quiet, resume))
 
 
 @app.command()

@@ -3,9 +3,14 @@
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from typing import TypeVar
 
 from pipelines.config import RaySection
+
+Result = TypeVar("Result")
 
 
 @contextlib.contextmanager
@@ -67,3 +72,19 @@ def even_cpus(nodes: Sequence[int], parts: int, limit: int | None = None) -> int
     """
     most = max((cpus for cpus in range(1, max(nodes, default=1) + 1) if sum(node // cpus for node in nodes) >= parts), default=1)
     return most if limit is None else max(1, min(most, limit // parts))
+
+
+def interruptible(call: Callable[[], Result]) -> Result:
+    """Run `call` in a thread of its own: in the main thread Ray Train and Ray Tune replace the SIGINT handler."""
+    outcome: Future[Result] = Future()
+
+    def body() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:  # handed to the caller
+            outcome.set_exception(error)
+
+    threading.Thread(target=body, daemon=True).start()
+    while not outcome.done():
+        wait([outcome], timeout=0.5)
+    return outcome.result()

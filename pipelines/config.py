@@ -192,6 +192,7 @@ class TrainSection(Section):
     max_failures: int = of_stage(None, 2, ge=0)
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = of_stage(None, ("tensorboard",))
     tracker_project: str = of_stage(None, "sparsepo", min_length=1)
+    tracker_group: str | None = of_stage(None, None, min_length=1)
 
     @model_validator(mode="after")
     def _fits(self) -> "TrainSection":
@@ -266,13 +267,15 @@ class RaySection(Section):
     """address: of a running cluster; None starts a local one unless RAY_ADDRESS is set.
 
     worker_logs: print what workers print; it is in the log files of Ray anyway.
-    cpus_per_run: CPUs that the actors and workers of this run may take, for several runs side by side.
+    cpus_per_run, gpus_per_run: what the actors and workers of this run may take, for several runs side by side; a fraction of a GPU
+    is for one worker.
     """
 
     address: str | None = None
     num_cpus: int | None = Field(None, ge=1)
     num_gpus: int | None = Field(None, ge=0)
     cpus_per_run: int | None = Field(None, ge=1)
+    gpus_per_run: float | None = Field(None, gt=0)
     temp_dir: str | None = None
     worker_logs: bool = False
 
@@ -292,6 +295,11 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "Recipe":
+        share = self.ray.gpus_per_run
+        if share is not None and share != int(share) and (share > 1 or self.train.num_workers > 1):
+            raise ValueError(
+                f"ray.gpus_per_run={share} with train.num_workers={self.train.num_workers}: a fraction of one GPU is for one worker"
+            )
         name, built = self.objective.name, self.objective.build()
         if self.mask.kind not in built.mask_kinds:
             raise ValueError(f"mask.kind={self.mask.kind} with objective.name={name}: allowed is {' or '.join(sorted(built.mask_kinds))}")

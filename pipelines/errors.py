@@ -1,4 +1,4 @@
-"""The two errors a user sees as one line, and how a rank of training tells the others of one."""
+"""The errors a user sees as one line, and how a rank of training tells the others of one."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,6 +12,10 @@ class StageFailed(Exception):
     """A stage could not finish for a reason that is not the input's form (say, a diverged loss). Exit code 1."""
 
 
+class Diverged(StageFailed):
+    """A loss or gradient is not finite any more."""
+
+
 class Superseded(StageFailed):
     """Another worker group has taken over the run."""
 
@@ -19,21 +23,29 @@ class Superseded(StageFailed):
         super().__init__(message)
 
 
+Kind = Literal["user", "superseded", "diverged", "stage"]
+_KINDS: dict[Kind, type[UserError | StageFailed]] = {  # the first that fits
+    "user": UserError,
+    "superseded": Superseded,
+    "diverged": Diverged,
+    "stage": StageFailed,
+}
+
+
 @dataclass(frozen=True)
 class Failure:
     """An error as it goes from rank to rank, or to the driver."""
 
-    kind: Literal["user", "stage", "superseded"]
+    kind: Kind
     message: str
 
     @classmethod
     def of(cls, error: BaseException) -> "Failure":
         """Of any error; what is none of ours keeps its type's name."""
-        if isinstance(error, UserError):
-            return cls("user", str(error))
-        if isinstance(error, StageFailed):
-            return cls("superseded" if isinstance(error, Superseded) else "stage", str(error))
+        for kind, type_ in _KINDS.items():
+            if isinstance(error, type_):
+                return cls(kind, str(error))
         return cls("stage", repr(error).splitlines()[0])
 
     def error(self) -> UserError | StageFailed:
-        return {"user": UserError, "stage": StageFailed, "superseded": Superseded}[self.kind](self.message)
+        return _KINDS[self.kind](self.message)

@@ -75,6 +75,6 @@ def micro_batch_tokens(recipe: Recipe, device: torch.device) -> int:
     config = hf_config(resolve_model(recipe.model.name_or_path)).get_text_config()
     itemsize = Placement.choose(recipe.train.precision, device, 0, 1).compute.itemsize
     per_token = activation_bytes_per_token(config, itemsize, recipe.train.gradient_checkpointing)
-    room = _ACTIVATION_SHARE * torch.cuda.get_device_properties(device).total_memory
+    room = _ACTIVATION_SHARE * torch.cuda.get_device_properties(device).total_memory * min(1.0, recipe.ray.gpus_per_run or 1.0)
     fitting = int(room / per_token) // 1024 * 1024
     return max(_SMALLEST_MICRO_BATCH, min(_LARGEST_MICRO_BATCH, fitting))

@@ -108,7 +108,17 @@ def _override(base: DictConfig, item: str) -> None:
 
 def write_yaml(recipe: Recipe) -> str:
     """The fully resolved recipe as YAML."""
-    return OmegaConf.to_yaml(OmegaConf.create(recipe.model_dump(mode="json")))
+    return to_yaml(recipe.model_dump(mode="json"))
+
+
+def to_yaml(mapping: dict[str, Any]) -> str:
+    return OmegaConf.to_yaml(OmegaConf.create(mapping))
+
+
+def from_yaml(text: str) -> dict[str, Any]:
+    """A recipe's mapping from what `write_yaml` wrote."""
+    found: Any = OmegaConf.to_container(OmegaConf.create(text))
+    return found
 
 
 def set_keys(mapping: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

@@ -4,10 +4,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from evaluation.report import RunView, render_report
 from pipelines.errors import UserError
+from pipelines.recipe import from_yaml
 from pipelines.stage_record import MANIFEST
 from pipelines.store import RunStore
 from pipelines.train_metrics import read_metrics
@@ -36,7 +35,7 @@ def _view(run_dir: str) -> RunView:
     if not store.exists(CONFIG) or not train.exists(MANIFEST):
         raise UserError(f"{store.root} holds no finished training run (no {CONFIG} or no train/{MANIFEST})")
     text = store.read_bytes(CONFIG).decode()
-    recipe: Any = OmegaConf.to_container(OmegaConf.create(text))
+    recipe = from_yaml(text)
     evaluation = store.at("evaluation")
     pairs = RunStore(recipe["paths"]["pairs"] or f"{run_dir}/pairs")
     results = {}

@@ -3,6 +3,7 @@
 from typing import Any
 
 from pipelines.errors import UserError
+from pipelines.recipe import from_yaml
 from pipelines.report import CONFIG
 from pipelines.stage_record import MANIFEST, STARTED
 from pipelines.store import RunStore
@@ -43,11 +44,9 @@ def _row(stage: str, state: str, detail: str, place: RunStore) -> dict[str, str]
 
 
 def _shared_paths(store: RunStore) -> dict[str, str]:
-    from omegaconf import OmegaConf
-
     found: dict[str, Any] = {}
     if store.exists(CONFIG):
-        found = OmegaConf.to_container(OmegaConf.create(store.read_bytes(CONFIG).decode()))["paths"]  # type: ignore[index,call-overload,assignment]
+        found = from_yaml(store.read_bytes(CONFIG).decode())["paths"]
     return {name: found.get(name) or f"{store.root}/{name}" for name in ("pairs", "reference")}
 
 

@@ -1,115 +1,458 @@
-"""Sweep files: a base recipe, a search space over its keys, and what to optimise."""
+"""Sweep files: a base recipe, a search space over its keys, what to optimise, and how.
 
+A point of the space is a plain mapping of the searched keys to values; keys whose condition does not hold are absent.
+"""
+
+import difflib
 import itertools
-import math
+import random
+import re
 from collections.abc import Iterator, Sequence
+from functools import cached_property
+from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
+from omegaconf import OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipelines.config import Recipe
 from pipelines.errors import UserError
 from pipelines.recipe import read_mapping, set_keys, unknown_key_message, validate_recipe
+from pipelines.section import Stage, stage_settings
+from pipelines.stage_record import digest
 
-_MAX_COMBINATIONS = 256
+RECIPE = "recipe"  # the one searched key that is none of a recipe's: which recipe to start from
+_MAX_CHECKED = 512
+_CONDITION = re.compile(r"(\S+)\s*(<=|>=|<|>)\s*(\S+)")
+Point = dict[str, Any]
 
 
-class Range(BaseModel):
-    """Values of one searched key: exactly one of the fields.
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, ignored_types=(cached_property,))
+
+
+class Range(_Part):
+    """Values of one searched key: exactly one of grid, choice, uniform, loguniform, int.
 
     grid: every value is tried; choice: one of the values at random; uniform, loguniform: [low, high] real numbers;
-    int: [low, high] whole numbers, both included.
+    int: [low, high] whole numbers, both included. when: searched key -> value or values with which this key exists.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     grid: tuple[Any, ...] | None = Field(None, min_length=1)
     choice: tuple[Any, ...] | None = Field(None, min_length=1)
     uniform: tuple[float, float] | None = None
     loguniform: tuple[float, float] | None = None
     int: Annotated[tuple[int, int] | None, Field(alias="int")] = None
+    when: dict[str, Any] = {}
 
     @model_validator(mode="after")
     def _one(self) -> "Range":
-        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        kinds = [name for name in type(self).model_fields if name != "when"]
+        given = [name for name in kinds if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of grid, choice, uniform, loguniform, int; got {', '.join(given) or 'none'}")
-        for bounds in (self.uniform, self.loguniform, self.int):
-            if bounds is not None and not bounds[0] < bounds[1]:
-                raise ValueError(f"range [{bounds[0]}, {bounds[1]}] is empty: low must be below high")
+            raise ValueError(f"give exactly one of {', '.join(kinds)}; got {', '.join(given) or 'none'}")
+        bounds = self.bounds()
+        if bounds is not None and not bounds[0] < bounds[1]:
+            raise ValueError(f"range [{bounds[0]}, {bounds[1]}] is empty: low must be below high")
         if self.loguniform is not None and self.loguniform[0] <= 0:
             raise ValueError(f"loguniform low = {self.loguniform[0]}: must be > 0")
         return self
 
     def values(self) -> tuple[Any, ...] | None:
-        """The listed values, or None for a continuous or integer range."""
+        """The listed values, or None for a range of numbers."""
         return self.grid or self.choice
 
+    def bounds(self) -> tuple[float, float] | None:
+        """Low and high of a range of numbers."""
+        return self.uniform or self.loguniform or self.int
 
-class Sweep(BaseModel):
-    """A validated sweep file. `recipe` is a file or packaged name; `overrides` apply to every trial."""
+    def conditions(self) -> dict[str, tuple[Any, ...]]:
+        return {key: tuple(value) if isinstance(value, list | tuple) else (value,) for key, value in self.when.items()}
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    def draw(self, rng: random.Random) -> Any:
+        """A value of a choice or of a range of numbers."""
+        from ray import tune
+
+        if self.choice is not None:
+            return rng.choice(self.choice)
+        if self.int is not None:
+            return rng.randint(*self.int)
+        assert self.uniform or self.loguniform
+        domain = tune.uniform(*self.uniform) if self.uniform else tune.loguniform(*self.loguniform)  # type: ignore[misc]
+        return float(domain.sample(random_state=rng.getrandbits(32)))
+
+
+class Goal(_Part):
+    """A metric to optimise: train/... of the last step, validation/... of the last validation, evaluation/<benchmark>/..."""
+
+    metric: str = Field(pattern="^(train|validation|evaluation)/.+")
+    mode: Literal["max", "min"] = "max"
+
+
+class RandomSearch(_Part):
+    """Every grid value, and num_samples draws of everything else."""
+
+    name: Literal["random"] = "random"
+
+
+class TPESearch(_Part):
+    """Optuna's tree-structured Parzen estimator, for one objective or several; startup_trials are drawn at random first."""
+
+    name: Literal["tpe"]
+    startup_trials: int = Field(10, ge=1)
+
+
+class NSGA2Search(_Part):
+    """Optuna's NSGA-II, an evolutionary search for the Pareto front of several objectives."""
+
+    name: Literal["nsga2"]
+    population: int = Field(12, ge=2)
+
+
+class NoScheduler(_Part):
+    name: Literal["none"] = "none"
+
+
+class ASHA(_Part):
+    """Stop what is behind at a rung: successive halving by a validation metric. grace_steps: optimizer steps that every trial gets."""
+
+    name: Literal["asha"]
+    metric: str | None = Field(None, pattern="^validation/")
+    mode: Literal["max", "min"] | None = None
+    grace_steps: int = Field(ge=1)
+    reduction_factor: float = Field(3.0, gt=1)
+
+    @model_validator(mode="after")
+    def _both(self) -> "ASHA":
+        if (self.metric is None) != (self.mode is None):
+            raise ValueError("give metric and mode together, or neither for the first objective's")
+        return self
+
+
+class Pick(_Part):
+    """Which trial becomes best.yaml: the best by `metric`, or (None) the only objective's best or the front's knee.
+
+    where: conditions that it must fulfil, such as "evaluation/sentiment/kl/policy_reference <= 5".
+    """
+
+    metric: str | None = Field(None, pattern="^(train|validation|evaluation)/.+")
+    mode: Literal["max", "min"] = "max"
+    where: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _readable(self) -> "Pick":
+        self.limits()
+        return self
+
+    def limits(self) -> list[tuple[str, str, float]]:
+        """(metric, comparison, number) of every condition."""
+        found = []
+        for text in self.where:
+            match = _CONDITION.fullmatch(text.strip())
+            try:
+                found.append((match[1], match[2], float(match[3])))  # type: ignore[index]
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"where: {text!r} is no condition: write it as METRIC <= NUMBER (or <, >=, >)") from error
+        return found
+
+
+class Sweep(_Part):
+    """A validated sweep file. `recipe` is a file or packaged name; `overrides` apply to every trial.
+
+    seeds: every point is trained once per value of train.seed (none given: once, with the recipe's). num_samples: draws per grid
+    point, or trials in all for an Optuna searcher. evaluate: evaluate every trial, even if no objective asks for it.
+    hours: after that long nothing new is started. max_failures: times that a trial whose process died is tried again.
+    """
+
     run_dir: str = Field(min_length=1)
     recipe: str
     overrides: tuple[str, ...] = ()
     space: dict[str, Range] = Field(min_length=1)
-    metric: str = "validation/rewards/margins"
-    mode: Literal["max", "min"] = "max"
+    objectives: tuple[Goal, ...] = Field((Goal(metric="validation/rewards/margins"),), min_length=1)
+    searcher: Annotated[RandomSearch | TPESearch | NSGA2Search, Field(discriminator="name")] = RandomSearch()
+    scheduler: Annotated[NoScheduler | ASHA, Field(discriminator="name")] = NoScheduler()
     num_samples: int = Field(1, ge=1)
-    max_concurrent_trials: int | None = Field(None, ge=1)
-    evaluate: bool = False
+    seeds: tuple[int, ...] = ()
     seed: int = 0
+    evaluate: bool = False
+    pick: Pick = Pick()
+    hours: float | None = Field(None, gt=0)
+    max_concurrent_trials: int | None = Field(None, ge=1)
+    max_failures: int = Field(2, ge=0)
 
-    def base(self) -> dict[str, Any]:
-        """The base recipe as a plain mapping, overrides applied."""
-        recipe = validate_recipe(read_mapping(self.recipe), (*self.overrides, f"run_dir={self.run_dir}"))
-        return recipe.model_dump(mode="json")
+    @model_validator(mode="after")
+    def _fits(self) -> "Sweep":
+        for key, values in self.space.items():
+            if key == RECIPE and values.values() is None:
+                raise ValueError("space: recipe takes grid or choice")
+            for parent, allowed in values.conditions().items():
+                listed = self.space[parent].values() if parent in self.space else None
+                if listed is None:
+                    raise ValueError(f"space: {key} when {parent}: only a searched key with grid or choice can be a condition")
+                missing = [value for value in allowed if value not in listed]
+                if missing:
+                    raise ValueError(f"space: {key} when {parent} is {missing[0]!r}: searched are {', '.join(map(repr, listed))}")
+        assert self._order
+        grids = [key for key, values in self.space.items() if values.grid]
+        if self.searcher.name != "random" and grids:
+            raise ValueError(f"space: {grids[0]} is a grid, which searcher {self.searcher.name} does not walk through: use choice")
+        if self.searcher.name == "random" and len(grids) == len(self.space) and self.num_samples > 1:
+            raise ValueError(f"num_samples = {self.num_samples}: every key is a grid, so all draws are the same; repeat points with seeds")
+        if self.searcher.name == "nsga2" and len(self.objectives) < 2:
+            raise ValueError("searcher nsga2 is for two objectives or more: use tpe for one")
+        if len({goal.metric for goal in self.objectives}) < len(self.objectives):
+            raise ValueError("objectives: a metric is named twice")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds: a seed is named twice")
+        if self.seeds and "train.seed" in self.space:
+            raise ValueError("train.seed is searched and repeated: leave it out of space, or leave seeds out")
+        if self.scheduler.name == "asha" and self.scheduler.metric is None and not self.objectives[0].metric.startswith("validation/"):
+            raise ValueError(
+                f"scheduler asha: {self.objectives[0].metric} is not known while a trial trains: give scheduler.metric and mode"
+            )
+        return self
 
-    def trial_recipe(self, values: dict[str, Any], run_dir: str) -> Recipe:
-        """The recipe of one point of the space."""
-        overrides = [f"{key}={yaml.safe_dump(value, default_flow_style=True).split(chr(10))[0]}" for key, value in values.items()]
-        return validate_recipe(set_keys(self.base(), {"run_dir": run_dir}), overrides)
+    @cached_property
+    def _order(self) -> list[str]:
+        """The searched keys, conditions before what depends on them."""
+        order: list[str] = []
+        while len(order) < len(self.space):
+            ready = [key for key, values in self.space.items() if key not in order and all(parent in order for parent in values.when)]
+            if not ready:
+                raise ValueError(f"space: the conditions of {', '.join(k for k in self.space if k not in order)} go in a circle")
+            order += ready
+        return order
+
+    def active_keys(self, point: Point) -> Iterator[str]:
+        """The keys that exist, each once those before it are in `point`."""
+        for key in self._order:
+            if all(parent in point and point[parent] in allowed for parent, allowed in self.space[key].conditions().items()):
+                yield key
+
+    @cached_property
+    def points(self) -> list[Point] | None:
+        """Every point that is tried, in order; None if a searcher finds them on the way."""
+        if self.searcher.name != "random":
+            return None
+        rng = random.Random(self.seed)
+        found: dict[str, Point] = {}
+        for _ in range(self.num_samples):
+            for point in self._expand({}, rng):
+                found.setdefault(digest(point), point)
+        return list(found.values())
+
+    def _expand(self, point: Point, rng: random.Random) -> Iterator[Point]:
+        key = next((key for key in self.active_keys(point) if key not in point), None)
+        if key is None:
+            yield point
+            return
+        values = self.space[key]
+        for value in values.grid or (values.draw(rng),):
+            yield from self._expand({**point, key: value}, rng)
+
+    def sample_of_points(self) -> list[Point]:
+        """All points, or for a searcher all combinations of listed values and ends of ranges (a random part of very many)."""
+        if self.points is not None:
+            return self.points
+        corners = {key: r.values() or r.bounds() or () for key, r in self.space.items()}
+        combinations: Any = itertools.islice(itertools.product(*corners.values()), _MAX_CHECKED + 1)
+        listed = list(combinations)
+        if len(listed) > _MAX_CHECKED:
+            rng = random.Random(self.seed)
+            listed = [tuple(rng.choice(values) for values in corners.values()) for _ in range(_MAX_CHECKED)]
+        found: dict[str, Point] = {}
+        for values in listed:
+            every = dict(zip(corners, values, strict=True))
+            point: Point = {}
+            for key in self.active_keys(point):
+                point[key] = every[key]
+            found.setdefault(digest(point), point)
+        return list(found.values())
 
     def num_trials(self) -> int:
-        """Points that are tried: the grids' product, num_samples times."""
-        return self.num_samples * math.prod(len(r.grid) for r in self.space.values() if r.grid)
+        return self.num_samples if self.points is None else len(self.points)
 
-    def combinations(self) -> Iterator[dict[str, Any]]:
-        """Every combination of listed values, with the low end standing for a range; at most 256."""
-        keys = list(self.space)
-        listed = [r.values() or ((r.uniform or r.loguniform or r.int or (None,))[0],) for r in self.space.values()]
-        for values in itertools.islice(itertools.product(*listed), _MAX_COMBINATIONS):
-            yield dict(zip(keys, values, strict=True))
+    def evaluates(self) -> bool:
+        wanted = [goal.metric for goal in self.objectives] + [metric for metric, _, _ in self.pick.limits()] + [self.pick.metric or ""]
+        return self.evaluate or any(metric.startswith("evaluation/") for metric in wanted)
+
+    def guide(self) -> Goal:
+        """What the scheduler compares trials by."""
+        asha = self.scheduler
+        if isinstance(asha, ASHA) and asha.metric is not None and asha.mode is not None:
+            return Goal(metric=asha.metric, mode=asha.mode)
+        return self.objectives[0]
+
+    def recipe_at(self, point: Point, run_dir: str) -> Recipe:
+        """The recipe of one point of the space. UserError naming what in it contradicts."""
+        base = self._mapping(str(point.get(RECIPE, self.recipe)))
+        group = self.run_dir.rstrip("/").rsplit("/", 1)[-1]
+        own = [_as_override(key, value) for key, value in point.items() if key != RECIPE]
+        return validate_recipe(set_keys(base, {"run_dir": run_dir, "train.tracker_group": group}), (*self.overrides, *own))
+
+    def _mapping(self, recipe: str) -> dict[str, Any]:
+        if recipe not in self._mappings:
+            self._mappings[recipe] = read_mapping(recipe)
+        return self._mappings[recipe]
+
+    @cached_property
+    def _mappings(self) -> dict[str, dict[str, Any]]:
+        return {}
+
+    def trial_dir(self, number: int, point: Point) -> str:
+        return f"{self.run_dir}/trials/{number:04d}-{digest(point)[:8]}"
+
+    def settings(self) -> dict[str, Any]:
+        """What the trials' results depend on: another value of these is another sweep."""
+        left_out = {"run_dir", "recipe", "overrides", "pick", "hours", "max_concurrent_trials", "max_failures"}
+        if self.searcher.name == "random":
+            left_out.add("objectives")
+        found = self.model_dump(mode="json", by_alias=True, exclude=left_out)
+        found["evaluate"] = self.evaluates()
+        seen = set()
+        for point in self.sample_of_points():
+            name = point.get(RECIPE, self.recipe)
+            if name not in seen:
+                seen.add(name)
+                recipe = self.recipe_at(point, self.run_dir)
+                for stage in get_args(Stage):
+                    found |= {f"{name}: {k}": v for k, v in stage_settings(recipe, stage).items() if k not in self.space}
+        return found
+
+    def title(self, point: Point) -> str:
+        return ", ".join(f"{key}={_short(value)}" for key, value in point.items())
 
 
-def load_sweep(path: str, overrides: Sequence[str] = ()) -> Sweep:
-    """Read and check a sweep file; `overrides` are added to the recipe's. UserError names what is wrong."""
-    file = Path(path)
+def packaged_sweeps() -> dict[str, Path]:
+    """Name -> file of the sweeps shipped with the package."""
+    folder = Path(str(resources.files("pipelines"))) / "sweeps"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def is_sweep(name: str) -> bool:
+    """Whether a file (or packaged name) is a sweep rather than a recipe."""
+    path = Path(name) if Path(name).is_file() else packaged_sweeps().get(name)
+    if path is None:
+        return False
+    try:
+        loaded = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return False
+    return isinstance(loaded, dict) and "space" in loaded
+
+
+def load_sweep(name: str, overrides: Sequence[str] = ()) -> Sweep:
+    """Read and check a sweep file, or a packaged sweep by name.
+
+    Args:
+        overrides: key=value; keys of the sweep replace what the file says, all others are overrides of the recipe.
+    Raises: UserError naming what is wrong.
+    """
+    file = Path(name)
     if not file.is_file():
-        raise UserError(f"sweep file {path!r}: no such file")
+        packaged = packaged_sweeps()
+        if name not in packaged:
+            raise UserError(f"sweep file {name!r}: no such file, nor a packaged sweep ({', '.join(packaged)})")
+        file = packaged[name]
     try:
         loaded = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
-        raise UserError(f"sweep file {path!r} is not valid YAML: {str(error).splitlines()[0]}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"sweep file {name!r} is not valid YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(loaded, dict):
-        raise UserError(f"sweep file {path!r} must be a mapping of keys to values")
-    own = {key: value for item in overrides for key, _, value in [item.partition("=")] if key in Sweep.model_fields}
-    rest = [item for item in overrides if item.partition("=")[0] not in Sweep.model_fields]
-    loaded = {**loaded, **{key: yaml.safe_load(value) for key, value in own.items()}}
+        raise UserError(f"sweep file {name!r} must be a mapping of keys to values")
+    rest = []
+    for item in overrides:
+        key, sign, text = item.partition("=")
+        if key.partition(".")[0] in Sweep.model_fields and sign and key.partition(".")[0] not in ("overrides",):
+            if key.startswith("space."):
+                loaded["space"] = {**(loaded.get("space") or {}), key.removeprefix("space."): yaml.safe_load(text)}
+            else:
+                loaded = set_keys_keeping_dots(loaded, key, yaml.safe_load(text))
+        else:
+            rest.append(item)
     loaded["overrides"] = [*(loaded.get("overrides") or []), *rest]
     for key in loaded.get("space") or {}:
-        message = unknown_key_message(str(key))
+        message = None if key == RECIPE else unknown_key_message(str(key))
         if message:
-            raise UserError(f"sweep file {path!r}, space: {message}")
+            raise UserError(f"sweep file {name!r}, space: {message}")
+    run_dir = loaded.get("run_dir") or ""
+    loaded["run_dir"] = run_dir if "://" in run_dir or not run_dir else str(Path(run_dir).expanduser().absolute())
+    _make_absolute(loaded)
     try:
-        sweep = Sweep.model_validate(
-            {**loaded, "run_dir": str(Path(loaded.get("run_dir", "")).absolute()) if loaded.get("run_dir") else ""}
-        )
+        sweep = Sweep.model_validate(loaded)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"sweep file {path!r}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    for values in sweep.combinations():
-        sweep.trial_recipe(values, sweep.run_dir)
+        raise UserError(f"sweep file {name!r}: {_explain(error)}") from error
+    for point in sweep.sample_of_points():
+        try:
+            recipe = sweep.recipe_at(point, sweep.run_dir)
+        except UserError as error:
+            raise UserError(f"sweep file {name!r} at {sweep.title(point)}: {error}") from error
+        _check_metrics(sweep, recipe)
     return sweep
+
+
+def set_keys_keeping_dots(mapping: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A copy of a sweep mapping with one dotted key set; the keys of its space have dots of their own."""
+    space = mapping.get("space")
+    config = OmegaConf.create({k: v for k, v in mapping.items() if k != "space"})
+    OmegaConf.update(config, key, value, force_add=True, merge=False)
+    found: Any = OmegaConf.to_container(config)
+    return {**found, **({"space": space} if space is not None and key != "space" else {})}
+
+
+def _check_metrics(sweep: Sweep, recipe: Recipe) -> None:
+    """UserError for a metric that no trial could report."""
+    held_out = bool(recipe.data.validation or recipe.data.validation_fraction)
+    asked = [("objectives", goal.metric) for goal in sweep.objectives]
+    if sweep.scheduler.name != "none":
+        asked.append(("scheduler", sweep.guide().metric))
+        if recipe.train.validate_every is None:
+            raise UserError("scheduler asha compares trials while they train: set train.validate_every in overrides")
+    for where, metric in asked:
+        if metric.startswith("validation/") and not held_out:
+            raise UserError(f"{where}: {metric} needs held-out pairs: set data.validation_fraction or data.validation in overrides")
+        benchmark = metric.split("/")[1]
+        if metric.startswith("evaluation/") and benchmark not in recipe.evaluate.benchmarks:
+            raise UserError(
+                f"{where}: {metric}: no trial runs the benchmark {benchmark!r}: it runs {', '.join(recipe.evaluate.benchmarks)}"
+            )
+
+
+def _make_absolute(loaded: dict[str, Any]) -> None:
+    """Recipe files made absolute: trials may run in another directory. Packaged names stay."""
+
+    def absolute(value: Any) -> Any:
+        return str(Path(value).absolute()) if isinstance(value, str) and Path(value).is_file() else value
+
+    if isinstance(loaded.get(RECIPE), str):
+        loaded[RECIPE] = absolute(loaded[RECIPE])
+    searched = (loaded.get("space") or {}).get(RECIPE)
+    if isinstance(searched, dict):
+        for kind, values in searched.items():
+            if isinstance(values, list):
+                searched[kind] = [absolute(value) for value in values]
+
+
+def _as_override(key: str, value: Any) -> str:
+    return f"{key}={yaml.safe_dump(value, default_flow_style=True, width=float('inf')).removesuffix('...' + chr(10)).strip()}"
+
+
+def _short(value: Any) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(place.split(".")[-1], [*Sweep.model_fields, *Range.model_fields], n=1, cutoff=0.5)
+        return f"unknown key {place!r}" + (f": did you mean {near[0]!r}?" if near else f": known are {', '.join(Sweep.model_fields)}")
+    message = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"][0].lower() + first["msg"][1:]
+    value = first.get("input")
+    shown = (
+        f" = {value!r}" if place and not isinstance(value, dict | list | tuple) and first["type"] not in ("missing", "value_error") else ""
+    )
+    return f"{place}{shown}: {message}" if place else message

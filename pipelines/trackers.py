@@ -81,6 +81,7 @@ class WeightsAndBiases(Tracker):
         try:
             self._run: Any = wandb.init(
                 project=recipe.train.tracker_project,
+                group=recipe.train.tracker_group,
                 name=recipe.run_dir.rstrip("/").rsplit("/", 1)[-1],
                 id=digest(recipe.run_dir)[:12],
                 resume="allow",
@@ -120,11 +121,12 @@ class MLflow(Tracker):
             mlflow.set_tracking_uri(uri)
             mlflow.set_experiment(recipe.train.tracker_project)
             tag = digest(recipe.run_dir)[:12]
+            group = {"group": recipe.train.tracker_group} if recipe.train.tracker_group else {}
             found = mlflow.search_runs(filter_string=f"tags.sparsepo_run = '{tag}'", output_format="list")
             if found:
                 mlflow.start_run(run_id=found[0].info.run_id)
             else:
-                mlflow.start_run(run_name=recipe.run_dir.rstrip("/").rsplit("/", 1)[-1], tags={"sparsepo_run": tag})
+                mlflow.start_run(run_name=recipe.run_dir.rstrip("/").rsplit("/", 1)[-1], tags={"sparsepo_run": tag, **group})
                 mlflow.log_dict(recipe.model_dump(mode="json"), "recipe.json")
         except (mlflow.exceptions.MlflowException, OSError) as error:
             raise UserError(f"train.trackers names mlflow at {uri}, which refuses: {str(error).splitlines()[0]}") from error

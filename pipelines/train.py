@@ -6,16 +6,16 @@ pickle. Ray Train places the workers, joins them and restarts them after a failu
 
 import contextlib
 import json
-import queue
+import math
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from tqdm import tqdm
 
-from pipelines.cluster import even_cpus, node_cpus
+from pipelines.cluster import even_cpus, interruptible, node_cpus
 from pipelines.config import Recipe, TrainSection
 from pipelines.errors import Failure, StageFailed, UserError
 from pipelines.model_card import model_card
@@ -115,10 +115,11 @@ def _fit(recipe: Recipe, callbacks: list[Any]) -> None:
     resources = ray.cluster_resources()
     train = recipe.train
     fewest = train.min_workers or train.num_workers
-    gpus = int(resources.get("GPU", 0))
+    gpus = min(resources.get("GPU", 0), recipe.ray.gpus_per_run or math.inf)
+    per_worker = min(1, gpus)  # a fraction is for one worker alone
     use_gpu = gpus > 0 if train.use_gpu is None else train.use_gpu
-    if use_gpu and gpus < fewest:
-        raise UserError(f"{_workers(train)} with a GPU each: the cluster has {gpus} GPUs")
+    if use_gpu and (gpus == 0 or gpus < fewest * per_worker):
+        raise UserError(f"{_workers(train)} with a GPU each: the cluster has {gpus:g} GPUs for this run")
     total_cpus = recipe.ray.cpus_per_run or resources.get("CPU", 1)
     cpus = train.cpus_per_worker or (1 if use_gpu else even_cpus(node_cpus(), train.num_workers, recipe.ray.cpus_per_run))
     if cpus * fewest > total_cpus:
@@ -130,7 +131,7 @@ def _fit(recipe: Recipe, callbacks: list[Any]) -> None:
         scaling_config=ScalingConfig(
             num_workers=train.num_workers if train.min_workers is None else (train.min_workers, train.num_workers),
             use_gpu=use_gpu,
-            resources_per_worker={"CPU": cpus, "GPU": 1} if use_gpu else {"CPU": cpus},
+            resources_per_worker={"CPU": cpus, "GPU": per_worker} if use_gpu else {"CPU": cpus},
             **elastic,
         ),
         run_config=RunConfig(
@@ -142,7 +143,7 @@ def _fit(recipe: Recipe, callbacks: list[Any]) -> None:
         ),
     )
     try:
-        _interruptible(trainer.fit)
+        interruptible(trainer.fit)
     except ray.train.TrainingFailedError as error:
         _raise_failure(train_store(recipe))
         raise StageFailed(f"training failed: {_root_cause(error)}") from error
@@ -150,26 +151,6 @@ def _fit(recipe: Recipe, callbacks: list[Any]) -> None:
 
 def _workers(train: TrainSection) -> str:
     return f"train.num_workers = {train.num_workers}" if train.min_workers is None else f"train.min_workers = {train.min_workers}"
-
-
-def _interruptible(call: Callable[[], Any]) -> None:
-    """Run `call` in a thread of its own: in the main thread Ray Train replaces the SIGINT handler and exits by itself."""
-    outcome: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-
-    def body() -> None:
-        try:
-            call()
-            outcome.put(None)
-        except BaseException as error:  # handed to the caller below
-            outcome.put(error)
-
-    threading.Thread(target=body, daemon=True).start()
-    while True:
-        with contextlib.suppress(queue.Empty):
-            error = outcome.get(timeout=0.5)
-            if error is not None:
-                raise error
-            return
 
 
 def _raise_failure(store: RunStore) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipelines.config import Recipe
-from pipelines.errors import Failure, StageFailed
+from pipelines.errors import Diverged, Failure, StageFailed
 from pipelines.feature_source import feature_source
 from pipelines.mask_config import LearnedMaskConfig
 from pipelines.micro_batches import Cut, MicroBatch, MicroBatchLoader
@@ -135,7 +135,7 @@ class Trainer:
         """Train to the last step.
 
         Args:
-            report: called with metrics at every checkpoint by every rank. is_preempted: whether this rank's machine is about
+            report: called with metrics at every validation and checkpoint by every rank. is_preempted: whether this rank's machine is about
                 to be taken away; then a checkpoint is written at once.
         """
         train = self.recipe.train
@@ -148,7 +148,7 @@ class Trainer:
                 self.metrics.add(record)
                 if warnings:
                     self.metrics.add_apart({"step": self.step, "kind": "warning", "messages": warnings})
-            last, improved = self.step == self.num_steps, False
+            last, improved, validated = self.step == self.num_steps, False, {}
             latest: dict[str, Any] = dict(record)
             if self.rows["validation"] and (last or (train.validate_every and self.step % train.validate_every == 0)):
                 validated = self._validate()
@@ -158,7 +158,9 @@ class Trainer:
                 self._checkpoint(latest)
                 if preempted:
                     self._raise_together(self.checkpoints.failure(wait=True))
-                report({**latest, "checkpoint_path": f"{self.store.root}/checkpoints"})
+                latest["checkpoint_path"] = f"{self.store.root}/checkpoints"
+            if validated or "checkpoint_path" in latest:
+                report(latest)
         self._raise_together(self.checkpoints.failure(wait=True))
         self._publish()
         if self.metrics is not None:
@@ -182,7 +184,7 @@ class Trainer:
         record = _means(summed)
         grad_norm = float(self.strategy.clip(self.recipe.train.max_grad_norm))
         if not (math.isfinite(grad_norm) and math.isfinite(record["loss"])):
-            raise StageFailed(
+            raise Diverged(
                 f"loss {record['loss']} or gradient norm {grad_norm} is not finite at step {self.step + 1}; pairs "
                 f"{self._pair_ids('train', rows)}; {self._last_checkpoint()}; try a smaller train.learning_rate or objective.beta"
             )

@@ -1,196 +1,250 @@
 """tune: a sweep over any config key with Ray Tune; prepare and reference run once and serve every trial.
 
-Each trial is the same training stage as `sparsepo train`, in its own run directory below SWEEP/trials.
+Each trial is the same training stage as `sparsepo train`, in its own run directory below SWEEP/trials (trial.py). Ray Tune
+schedules, stops and retries them; its own files, from which an interrupted sweep goes on, are in SWEEP/.ray.
 """
 
-import contextlib
-import csv
-import io
 import os
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-
-from pipelines.cluster import ray_session
+from pipelines.cluster import even_cpus, interruptible, node_cpus, ray_session
 from pipelines.config import Recipe
-from pipelines.errors import StageFailed, UserError
-from pipelines.evaluate import run_evaluate
-from pipelines.prepare import prepare_record, run_prepare
-from pipelines.recipe import write_yaml
-from pipelines.reference import reference_record, run_reference, scoring_device
-from pipelines.reference_cost import settle_mode
-from pipelines.reference_features import stored_origins
-from pipelines.report import CONFIG
+from pipelines.errors import UserError
+from pipelines.prepare import open_pairs
+from pipelines.reference import usable_rows
 from pipelines.run import Say
-from pipelines.stage_record import digest
+from pipelines.sampler import Sampler
+from pipelines.stage_record import STARTED, StageRecord
 from pipelines.store import RunStore
-from pipelines.sweep import Range, Sweep
-from pipelines.train import run_train, train_record
+from pipelines.sweep import ASHA, Sweep
+from pipelines.sweep_results import publish_results, read_trials
+from pipelines.sweep_stores import SharedStores, trial_recipe
+from pipelines.trial import LISTED, TRIAL, Trial, named_metrics, run_trial
 
-TABLE, BEST = "trials", "best.yaml"
+_RAY, _NAME = ".ray", "sweep"
 
 
-def run_tune(sweep: Sweep, say: Say, quiet: bool = False) -> str:
-    """Run the sweep; writes trials.csv, trials.parquet and best.yaml and returns the path of best.yaml.
+def run_tune(sweep: Sweep, say: Say, quiet: bool = False, resume: bool = False) -> str:
+    """Run the sweep, or go on with it; returns the path of best.yaml.
 
-    Raises: UserError for resources the cluster lacks or a metric no trial reports; StageFailed if every trial failed.
+    A finished sweep is not run again, only its results are written again.
+
+    Args:
+        resume: go on with an interrupted sweep (or begin one), and try its failed trials again.
+    Raises: UserError for resources the cluster lacks, a metric no trial reports, or an interrupted sweep without `resume`;
+        StageFailed if every trial failed.
     """
-    store = RunStore(sweep.run_dir)
-    first = trial_recipe(sweep, next(sweep.combinations()), sweep.run_dir)
+    record = sweep_record(sweep)
+    store = record.store
+    if record.is_complete():
+        trials = read_trials(store)
+        if not (resume and any(trial.status == "failed" for trial in trials)):
+            say("tune: already done, skipped")
+            return publish_results(sweep, trials, say)
+    elif store.exists(STARTED):
+        record.check()
+        if not resume:
+            raise UserError(f"{store.root} holds a sweep that was interrupted: add --resume to go on with it, or choose another run_dir")
+    first = sweep.recipe_at(sweep.sample_of_points()[0], sweep.run_dir)
     with ray_session(first.ray):
-        stores = _shared_stores(sweep, say, quiet)
-        rows = _trials(sweep, stores, quiet)
-    finished = [row for row in rows if row["status"] == "finished"]
-    if not finished:
-        raise StageFailed(f"no trial of the sweep finished: {rows[0]['error'] if rows else 'none was started'}")
-    if sweep.metric not in finished[0]:
-        shown = ", ".join(sorted(key for key, value in finished[0].items() if isinstance(value, float) and "/" in key))
-        raise UserError(f"metric {sweep.metric!r} is reported by no trial: reported are {shown}")
-    _write_table(store, rows)
-    best = (max if sweep.mode == "max" else min)(finished, key=lambda row: row[sweep.metric])
-    recipe = trial_recipe(sweep, {key: best[key] for key in sweep.space}, best["run_dir"])
-    recipe = _with_stores(recipe, stores)
-    store.write_bytes(BEST, f"# best of {len(rows)} trials: {sweep.metric} = {best[sweep.metric]:.6g}\n{write_yaml(recipe)}".encode())
-    say(f"tune: {len(finished)} of {len(rows)} trials finished; best {sweep.metric} = {best[sweep.metric]:.6g} with " + _point(best, sweep))
-    return f"{store.root}/{BEST}"
+        share = share_of(sweep)
+        stores = SharedStores.of(sweep)
+        record.begin()
+        started = time.monotonic()
+        runs = stores.make(say, quiet)
+        shared_seconds = time.monotonic() - started
+        say(f"tune: {sweep.num_trials()} trials, {share.trials} at a time")
+        session = uuid.uuid4().hex[:12]
+        trials = _run_trials(sweep, stores, share, session, say, resume)
+        seconds = time.monotonic() - started
+    best = publish_results(sweep, trials, say)
+    counts: dict[str, Any] = {
+        status: sum(trial.status == status for trial in trials) for status in ("finished", "diverged", "failed", "stopped")
+    }
+    record.finish({"trials": len(trials), **counts, "stage_runs": runs, "shared_seconds": shared_seconds, "seconds": seconds})
+    return best
 
 
-def trial_recipe(sweep: Sweep, values: dict[str, Any], run_dir: str) -> Recipe:
-    """The recipe of one point of the space; all trials share what it takes to score the reference."""
-    return settle_mode(sweep.trial_recipe(values, run_dir), scoring_device(), sweep.num_trials())
+def sweep_record(sweep: Sweep) -> StageRecord:
+    return StageRecord("tune", RunStore(sweep.run_dir), sweep.settings(), {})
 
 
-def _shared_stores(sweep: Sweep, say: Say, quiet: bool) -> dict[str, dict[str, str]]:
-    """Make the pairs and references that the trials share: one per distinct setting of those stages."""
-    stores: dict[str, dict[str, str]] = {}
-    features: dict[str, set[str]] = {}
-    for values in sweep.combinations():
-        recipe = trial_recipe(sweep, values, sweep.run_dir)
-        features.setdefault(_store_key(recipe), set()).update(recipe.stored_features())
-    for values in sweep.combinations():
-        recipe = trial_recipe(sweep, values, sweep.run_dir)
-        key = _store_key(recipe)
-        if key in stores:
-            continue
-        stores[key] = {"pairs": f"{sweep.run_dir}/stores/{key}/pairs", "reference": f"{sweep.run_dir}/stores/{key}/reference"}
-        shared = _with_stores(recipe, stores)
-        wanted = shared.reference.model_copy(update={"features": tuple(sorted(features[key]))})
-        shared = shared.model_copy(update={"reference": wanted})
-        if not prepare_record(shared).is_complete():
-            say(f"tune: prepare for {len(stores)} distinct data settings: {key}")
-            run_prepare(shared, quiet)
-        record = reference_record(shared)
-        if features[key] and not (record.is_complete() and features[key] <= set(record.manifest()["counts"]["features"])):
-            say(f"tune: reference with {', '.join(sorted(features[key]))}")
-            run_reference(shared, quiet)
-    return stores
+@dataclass(frozen=True)
+class Share:
+    """How many trials run at once, and what each may take of the cluster."""
+
+    trials: int
+    cpus_per_run: int | None
+    gpus_per_run: float | None
 
 
-def _store_key(recipe: Recipe) -> str:
-    """Distinct for every setting that changes the pairs or what the reference says about them."""
-    return digest([reference_record(recipe).fingerprint(), stored_origins(recipe)])[:12]
+def share_of(sweep: Sweep) -> Share:
+    """Fit as many trials into the running cluster as it holds whole: a trial that had to wait for half of its workers would block another.
 
-
-def _with_stores(recipe: Recipe, stores: dict[str, dict[str, str]]) -> Recipe:
-    found = stores.get(_store_key(recipe))
-    if found is None:
-        raise UserError(
-            "a range (uniform, loguniform, int) over a key of prepare or reference would need a store per trial: use grid or choice"
-        )
-    return recipe.model_copy(update={"paths": recipe.paths.model_copy(update=found)})
-
-
-def _trials(sweep: Sweep, stores: dict[str, dict[str, str]], quiet: bool) -> list[dict[str, Any]]:
+    Raises: UserError if not even one fits.
+    """
     import ray
-    from ray import tune
 
-    recipe = trial_recipe(sweep, next(sweep.combinations()), sweep.run_dir)
-    cpus = int(ray.cluster_resources().get("CPU", 1))
-    concurrent = sweep.max_concurrent_trials or max(1, cpus // max(1, recipe.train.num_workers * int(recipe.train.cpus_per_worker or 1)))
-    per_trial = max(1, cpus // concurrent)
-    if recipe.train.num_workers > per_trial:
-        raise UserError(f"train.num_workers = {recipe.train.num_workers} with {concurrent} trials at once: the cluster has {cpus} CPUs")
-    settings = {"sweep": sweep.model_dump(mode="json", by_alias=True), "stores": stores, "cpus_per_run": per_trial}
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    tuner = tune.Tuner(
-        # Nested trainers hold the resources: the trial function itself takes next to none (0 is refused), and the number at once is bounded here.
-        tune.with_resources(tune.with_parameters(run_trial, settings=settings), {"CPU": 0.001}),
-        param_space={key: _domain(values) for key, values in sweep.space.items()},
-        tune_config=tune.TuneConfig(
-            metric=None,
-            num_samples=sweep.num_samples,
-            max_concurrent_trials=concurrent,
-            search_alg=tune.search.BasicVariantGenerator(random_state=sweep.seed, max_concurrent=concurrent),
-        ),
-        run_config=tune.RunConfig(
-            name=f"tune-{digest([sweep.run_dir, os.getpid()])[:8]}", storage_path=RunStore(f"{sweep.run_dir}/.ray").root, verbose=0
-        ),
+    nodes = [(n["Resources"].get("CPU", 0.0), n["Resources"].get("GPU", 0.0)) for n in ray.nodes() if n["Alive"]]
+    recipes = [trial_recipe(sweep, point, sweep.run_dir) for point in sweep.sample_of_points()]
+    most = min(sweep.max_concurrent_trials or sweep.num_trials(), sweep.num_trials())
+    found = min((_fitting(recipe, nodes, most) for recipe in recipes), key=lambda share: share.trials)
+    return found
+
+
+def _fitting(recipe: Recipe, nodes: Sequence[tuple[float, float]], most: int) -> Share:
+    train = recipe.train
+    workers = train.min_workers or train.num_workers
+    gpus = sum(gpu for _, gpu in nodes)
+    use_gpu = gpus > 0 if train.use_gpu is None else train.use_gpu
+    per_worker = (train.cpus_per_worker or 1, min(1.0, recipe.ray.gpus_per_run or 1.0) if use_gpu else 0.0)
+    trials = fitting_groups(nodes, per_worker, workers, most)
+    if trials == 0:
+        needed = f"{workers} x {per_worker[0]:g} CPUs" + (f" and {per_worker[1]:g} GPUs" if use_gpu else "")
+        have = "; ".join(f"{cpu:g} CPUs" + (f", {gpu:g} GPUs" if gpu else "") for cpu, gpu in nodes if cpu or gpu)
+        raise UserError(f"train.num_workers = {train.num_workers}: a trial takes {needed}; the cluster's nodes have {have or 'none'}")
+    if use_gpu:
+        return Share(trials, None, per_worker[1] * workers)
+    if train.cpus_per_worker:
+        return Share(trials, int(train.cpus_per_worker * workers), None)
+    return Share(trials, even_cpus(node_cpus(), trials * workers) * workers, None)
+
+
+def fitting_groups(nodes: Sequence[tuple[float, float]], worker: tuple[float, float], workers: int, most: int) -> int:
+    """How many groups of equal workers fit at the same time, each worker on one node.
+
+    Args:
+        nodes: (CPUs, GPUs) of every node. worker: what one takes of both. most: stop there.
+    """
+    places = sum(
+        int(min((have + 1e-9) // need for have, need in zip(node, worker, strict=True) if need)) if any(worker) else most * workers
+        for node in nodes
     )
-    with contextlib.redirect_stdout(io.StringIO()) if quiet else contextlib.nullcontext():
-        grid = tuner.fit()
-    rows = []
-    for result in grid:
-        values = result.config or {}
-        row: dict[str, Any] = {key: values.get(key) for key in sweep.space}
-        row["run_dir"] = f"{sweep.run_dir}/trials/{digest({k: values.get(k) for k in sweep.space})[:12]}"
-        metrics = {key: float(value) for key, value in (result.metrics or {}).items() if "/" in key and isinstance(value, (int, float))}
-        row |= {
-            "status": "failed" if result.error else "finished",
-            "error": str(result.error).splitlines()[-1] if result.error else "",
-            **metrics,
-        }
-        rows.append(row)
-    return rows
+    return min(most, places // workers)
 
 
-def run_trial(config: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Ray Tune trainable: train one point of the space (and evaluate it, if the sweep says so), then report."""
+def _run_trials(sweep: Sweep, stores: SharedStores, share: Share, session: str, say: Say, resume: bool) -> list[Trial]:
     from ray import tune
-    from ray.tune.integration.ray_train import TuneReportCallback
+    from ray.tune.logger import JsonLoggerCallback
 
-    sweep = Sweep.model_validate(settings["sweep"])
-    recipe = trial_recipe(sweep, config, f"{sweep.run_dir}/trials/{digest(config)[:12]}")
-    recipe = _with_stores(recipe, settings["stores"])
-    recipe = recipe.model_copy(update={"ray": recipe.ray.model_copy(update={"cpus_per_run": settings["cpus_per_run"]})})
-    RunStore(recipe.run_dir).write_bytes(CONFIG, write_yaml(recipe).encode())
-    record = train_record(recipe)
-    counts = (record.manifest() if record.is_complete() else run_train(recipe, quiet=True, callbacks=[TuneReportCallback()]))["counts"]
-    metrics = {f"train/{key}": value for key, value in counts["final"].items() if key != "step"}
-    metrics |= {key: value for key, value in counts.get("validation", {}).items() if key.startswith("validation/")}
-    if sweep.evaluate:
-        for name, result in run_evaluate(recipe, quiet=True)["counts"]["results"].items():
-            for key, value in result.items():
-                mean = value.get("mean") if isinstance(value, dict) else value
-                if isinstance(mean, (int, float)):
-                    metrics[f"evaluation/{name}/{key}"] = mean
-    tune.report({**metrics, "step": counts["steps"]})
+    settings = {
+        "sweep": sweep.model_dump(mode="json", by_alias=True),
+        "stores": stores.to_json(),
+        "session": session,
+        "cpus_per_run": share.cpus_per_run,
+        "gpus_per_run": share.gpus_per_run,
+    }
+    # Our own files are the record; Tune's JSON lines are what it reads itself of trials that were stopped.
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    # The trial function only waits: its trainer's workers take CPUs and GPUs. Tune refuses a trial that takes nothing.
+    trainable = tune.with_resources(tune.with_parameters(run_trial, settings=settings), {"memory": 1})
+    place = RunStore(f"{sweep.run_dir}/{_RAY}").root
+    path = f"{place}/{_NAME}"
+    if resume and tune.Tuner.can_restore(path):
+        tuner = tune.Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)
+    else:
+        points = sweep.points
+        listed = None if points is None else [{"number": i, "point": point} for i, point in enumerate(points)]
+        tuner = tune.Tuner(
+            trainable,
+            param_space=None if listed is None else {LISTED: tune.grid_search(listed)},
+            tune_config=tune.TuneConfig(
+                num_samples=1 if points is not None else sweep.num_samples,
+                max_concurrent_trials=None if points is not None else share.trials,
+                search_alg=_search_algorithm(sweep, share),
+                scheduler=_scheduler(sweep, stores),
+                trial_dirname_creator=_folder_of,
+                time_budget_s=None if sweep.hours is None else sweep.hours * 3600,
+            ),
+            run_config=tune.RunConfig(
+                name=_NAME,
+                storage_path=place,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
+                callbacks=[_follower(sweep, say), JsonLoggerCallback()],
+            ),
+        )
+    grid = interruptible(tuner.fit)
+    return sorted((_trial_of(sweep, result) for result in grid), key=lambda trial: trial.number)
 
 
-def _domain(values: Range) -> Any:
+def _folder_of(trial: Any) -> str:
+    return str(trial.trial_id)
+
+
+def _search_algorithm(sweep: Sweep, share: Share) -> Any:
     from ray import tune
 
-    if values.grid is not None:
-        return tune.grid_search(list(values.grid))
-    if values.choice is not None:
-        return tune.choice(list(values.choice))
-    if values.uniform is not None:
-        return tune.uniform(*values.uniform)
-    if values.loguniform is not None:
-        return tune.loguniform(*values.loguniform)
-    assert values.int is not None
-    return tune.randint(values.int[0], values.int[1] + 1)
+    if sweep.points is not None:
+        return tune.search.BasicVariantGenerator(max_concurrent=share.trials)
+    from pipelines.search import searcher_of
+
+    return searcher_of(sweep)
 
 
-def _write_table(store: RunStore, rows: list[dict[str, Any]]) -> None:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns)
-    writer.writeheader()
-    writer.writerows(rows)
-    store.write_bytes(f"{TABLE}.csv", buffer.getvalue().encode())
-    plain = [{c: row.get(c) if isinstance(row.get(c), (int, float, str, type(None))) else str(row.get(c)) for c in columns} for row in rows]
-    store.write_table(f"{TABLE}.parquet", pa.Table.from_pylist(plain))
+def _scheduler(sweep: Sweep, stores: SharedStores) -> Any:
+    from ray import tune
+
+    asha = sweep.scheduler
+    if not isinstance(asha, ASHA):
+        return None
+    guide = sweep.guide()
+    steps = max(_num_steps(stores.shared(trial_recipe(sweep, point, sweep.run_dir))) for point in sweep.sample_of_points())
+    if asha.grace_steps >= steps:
+        raise UserError(f"scheduler.grace_steps = {asha.grace_steps}: a trial has {steps} steps, so nothing could be stopped early")
+    return tune.schedulers.ASHAScheduler(
+        time_attr="step",
+        metric=guide.metric,
+        mode=guide.mode,
+        max_t=steps,
+        grace_period=asha.grace_steps,
+        reduction_factor=asha.reduction_factor,
+        stop_last_trials=False,  # the last step is not the end: the model is written and evaluated after it
+    )
 
 
-def _point(row: dict[str, Any], sweep: Sweep) -> str:
-    return ", ".join(f"{key}={row[key]}" for key in sweep.space)
+def _num_steps(recipe: Recipe) -> int:
+    pairs = len(usable_rows(recipe, open_pairs(recipe), "train"))
+    train = recipe.train
+    return Sampler(pairs, train.global_batch_size, train.seed).num_steps(train.epochs, train.max_steps)
+
+
+def _follower(sweep: Sweep, say: Say) -> Any:
+    """Says what became of every trial."""
+    from ray import tune
+
+    class Follower(tune.Callback):  # type: ignore[misc]
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            self._say(trial, trial.last_result.get("status", "stopped"))
+
+        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            self._say(trial, "failed")
+
+        def _say(self, trial: Any, status: str) -> None:
+            config, result = _chosen(trial.config), trial.last_result or {}
+            shown = [f"{goal.metric} {result[goal.metric]:.4g}" for goal in sweep.objectives if goal.metric in result]
+            say(f"trial {config['number']}: {status}: {sweep.title(config['point'])}" + (f": {', '.join(shown)}" if shown else ""))
+
+    return Follower()
+
+
+def _chosen(config: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = config.get(LISTED, config)
+    return found
+
+
+def _trial_of(sweep: Sweep, result: Any) -> Trial:
+    """What Ray Tune knows of a trial, and the trial's own file if it came so far."""
+    config = _chosen(result.config)
+    store = RunStore(sweep.trial_dir(config["number"], config["point"]))
+    if store.exists(TRIAL):
+        return Trial.model_validate(store.read_json(TRIAL))
+    common = {"number": config["number"], "point": config["point"], "run_dir": store.root}
+    if result.error is not None:
+        return Trial(**common, status="failed", message=str(result.error).strip().splitlines()[-1])
+    reported = {key: value for key, value in (result.metrics or {}).items() if key.startswith(("train/", "validation/"))}
+    return Trial(**common, status="stopped", metrics=named_metrics(reported), seconds=(result.metrics or {}).get("time_total_s", 0.0))

@@ -20,7 +20,7 @@ def line_chart(title: str, y_label: str, series: Sequence[Series], names: Sequen
     Args:
         series: (name, steps, values). names: of all runs of the page, so that a run has one colour in every figure.
     """
-    figure, axes = _axes(title, "optimizer step", y_label)
+    figure, axes = new_axes(title, "optimizer step", y_label)
     for name, x, y in series:
         colour = COLOURS[names.index(name) % len(COLOURS)]
         axes.plot(x, y, color=colour, alpha=0.25, linewidth=1)
@@ -29,7 +29,7 @@ def line_chart(title: str, y_label: str, series: Sequence[Series], names: Sequen
         axes.axhline(reference, color="#999", linewidth=0.8, linestyle=":")
     if len(series) > 1:
         axes.legend(frameon=False, fontsize=8)
-    return _svg(figure)
+    return as_svg(figure)
 
 
 def frontier_chart(points: Sequence[dict[str, Any]], reward_name: str) -> str:
@@ -38,7 +38,7 @@ def frontier_chart(points: Sequence[dict[str, Any]], reward_name: str) -> str:
     Args:
         points: name, kl, reward: dictionaries with mean, low, high.
     """
-    figure, axes = _axes("Reward against distance from the reference", "kl/policy_reference, nats per response", reward_name)
+    figure, axes = new_axes("Reward against distance from the reference", "kl/policy_reference, nats per response", reward_name)
     for i, point in enumerate(points):
         x, y = point["kl"], point["reward"]
         axes.errorbar(
@@ -53,12 +53,12 @@ def frontier_chart(points: Sequence[dict[str, Any]], reward_name: str) -> str:
         )
     axes.legend(frameon=False, fontsize=8)
     axes.set_xlim(left=min(-0.2, axes.get_xlim()[0]))
-    return _svg(figure)
+    return as_svg(figure)
 
 
 def bar_chart(title: str, y_label: str, bars: Sequence[tuple[str, dict[str, float]]], chance: float | None = None) -> str:
     """Bars with 95 % intervals and an optional chance line."""
-    figure, axes = _axes(title, "", y_label)
+    figure, axes = new_axes(title, "", y_label)
     for i, (_, value) in enumerate(bars):
         error = [[max(0.0, value["mean"] - value["low"])], [max(0.0, value["high"] - value["mean"])]]
         axes.bar([i], [value["mean"]], yerr=error, color=COLOURS[i % len(COLOURS)], width=0.6, capsize=3)
@@ -66,10 +66,11 @@ def bar_chart(title: str, y_label: str, bars: Sequence[tuple[str, dict[str, floa
     if chance is not None:
         axes.axhline(chance, color="#333", linewidth=1, linestyle="--", label=f"chance {chance:g}")
         axes.legend(frameon=False, fontsize=8)
-    return _svg(figure)
+    return as_svg(figure)
 
 
-def _axes(title: str, x_label: str, y_label: str) -> tuple[Any, Any]:
+def new_axes(title: str, x_label: str, y_label: str) -> tuple[Any, Any]:
+    """An empty figure in this package's style, and its axes."""
     figure, axes = plt.subplots(figsize=(5.2, 3.1), layout="constrained")
     axes.set_title(title, fontsize=10, loc="left")
     axes.set_xlabel(x_label, fontsize=9)
@@ -89,7 +90,16 @@ def _running_mean(values: Sequence[float], share: float = 0.1) -> list[float]:
     return means
 
 
-def _svg(figure: Any) -> str:
+def as_png(figure: Any) -> bytes:
+    """The figure as a file of its own; closes it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=200)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def as_svg(figure: Any) -> str:
+    """The figure as an element that fills its place on a page; closes it."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "sparsepo", "svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
