@@ -162,7 +162,7 @@ class Sweep(_Part):
     """A validated sweep file. `recipe` is a file or packaged name; `overrides` apply to every trial.
 
     seeds: every point is trained once per value of train.seed (none given: once, with the recipe's). num_samples: draws per grid
-    point, or trials in all for an Optuna searcher. evaluate: evaluate every trial, even if no objective asks for it.
+    point, or trials in all for an Optuna searcher. evaluate_all: evaluate every trial, even if no objective asks for it.
     hours: after that long nothing new is started. max_failures: times that a trial whose process died is tried again.
     """
 
@@ -176,7 +176,7 @@ class Sweep(_Part):
     num_samples: int = Field(1, ge=1)
     seeds: tuple[int, ...] = ()
     seed: int = 0
-    evaluate: bool = False
+    evaluate_all: bool = False
     pick: Pick = Pick()
     hours: float | None = Field(None, gt=0)
     max_concurrent_trials: int | None = Field(None, ge=1)
@@ -276,7 +276,7 @@ class Sweep(_Part):
 
     def evaluates(self) -> bool:
         wanted = [goal.metric for goal in self.objectives] + [metric for metric, _, _ in self.pick.limits()] + [self.pick.metric or ""]
-        return self.evaluate or any(metric.startswith("evaluation/") for metric in wanted)
+        return self.evaluate_all or any(metric.startswith("evaluation/") for metric in wanted)
 
     def guide(self) -> Goal:
         """What the scheduler compares trials by."""
@@ -310,7 +310,7 @@ class Sweep(_Part):
         if self.searcher.name == "random":
             left_out.add("objectives")
         found = self.model_dump(mode="json", by_alias=True, exclude=left_out)
-        found["evaluate"] = self.evaluates()
+        found["evaluate_all"] = self.evaluates()
         seen = set()
         for point in self.sample_of_points():
             name = point.get(RECIPE, self.recipe)
