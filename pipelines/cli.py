@@ -112,22 +112,25 @@ def tune(
 
 @app.command()
 def plan(
-    recipe: RecipeArgument,
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE|SWEEP", help="Recipe or sweep: a file, or the name of a packaged one.")],
     overrides: Overrides = None,
     tflops: Annotated[
         float | None, typer.Option(min=1e-6, help="TFLOP/s that one device sustains; assumed from its name by default.")
     ] = None,
 ) -> None:
     """Rows, tokens, storage, memory, hours and steps; runs nothing."""
-    from pipelines.plan import run_plan
+    from pipelines.plan import plan_sweep, run_plan
     from pipelines.recipe import load_recipe
+    from pipelines.sweep import is_sweep, load_sweep
 
-    print(json.dumps(run_plan(load_recipe(recipe, overrides or ()), tflops), indent=2))
+    given = overrides or ()
+    found = plan_sweep(load_sweep(recipe, given), tflops) if is_sweep(recipe) else run_plan(load_recipe(recipe, given), tflops)
+    print(json.dumps(found, indent=2))
 
 
 @app.command()
 def status(run_dir: Annotated[str, typer.Argument(metavar="RUN")]) -> None:
-    """What of a run is done, what failed, where the outputs are."""
+    """What of a run or sweep is done, what failed, where the outputs are."""
     from pipelines.status import run_status
 
     for row in run_status(run_dir):

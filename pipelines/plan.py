@@ -19,6 +19,8 @@ from pipelines.reference_features import formats_of, head_bytes, reference_model
 from pipelines.reference_worker import batch_tokens
 from pipelines.sampler import Sampler
 from pipelines.stage_record import MANIFEST
+from pipelines.sweep import Sweep
+from pipelines.sweep_stores import SharedStores, trial_recipe
 from pipelines.text_forms import PairEncoder, RowRejected, detect_form, pairs_of_row
 from sparsepo.kernels.token_scoring import CHUNK_ELEMENTS, FUSED_CHUNK_ELEMENTS
 from sparsepo.records import FEATURES
@@ -53,6 +55,42 @@ def run_plan(recipe: Recipe, tflops: float | None = None) -> dict[str, Any]:
         },
         "evaluate": {"benchmarks": list(recipe.evaluate.benchmarks), "prompts": recipe.evaluate.num_prompts},
     }
+
+
+def plan_sweep(sweep: Sweep, tflops: float | None = None) -> dict[str, Any]:
+    """What a sweep would run: every pair of pairs and reference that its points need, made once, and the trainings.
+
+    The hours are of one worker group after the other; as many run side by side as the cluster holds.
+    """
+    rate = tflops or sustained_tflops(compute_device())
+    points, seeds = sweep.sample_of_points(), max(1, len(sweep.seeds))
+    stores = SharedStores.of(sweep)
+    shared = []
+    for recipe, served in stores.makers():
+        plan = run_plan(recipe, rate)
+        reference = {key: plan["reference"][key] for key in ("features", "storage_bytes", "storage_gib", "memory_gib", "hours_stored")}
+        shared.append({"points": served, "pairs": plan["data"]["pairs"], **reference})
+    trials = [run_plan(stores.shared(trial_recipe(sweep, point, sweep.run_dir)), rate)["train"] for point in points]
+    mean_hours = sum(trial["hours"] for trial in trials) / len(trials)
+    return {
+        "trials": sweep.num_trials(),
+        "seeds_per_trial": seeds,
+        "runs": sweep.num_trials() * seeds,
+        "searched": {key: sweep.space[key].model_dump(exclude_none=True, exclude_defaults=True) for key in sweep.space},
+        "stores": shared,
+        "train": {
+            "steps": _range([trial["steps"] for trial in trials]),
+            "memory_gib": _range([trial["memory_gib"] for trial in trials]),
+            "hours_per_run": mean_hours,
+            "hours": mean_hours * sweep.num_trials() * seeds,
+            "assumed_tflops": rate,
+        },
+        "evaluates": sweep.evaluates(),
+    }
+
+
+def _range(values: list[Any]) -> Any:
+    return values[0] if min(values) == max(values) else [min(values), max(values)]
 
 
 def _reference(recipe: Recipe, data: dict[str, Any], device: torch.device, epochs: float, tflops: float) -> dict[str, Any]:

@@ -7,16 +7,20 @@ from pipelines.recipe import from_yaml
 from pipelines.report import CONFIG
 from pipelines.stage_record import MANIFEST, STARTED
 from pipelines.store import RunStore
+from pipelines.sweep_results import TRIALS
 from pipelines.train_checkpoint import completed_steps
 from pipelines.train_worker import MEMORY
+from pipelines.trial import TRIAL, Trial
 
 
 def run_status(run_dir: str) -> list[dict[str, str]]:
-    """One row per stage: stage, state ("done", "unfinished", "not started"), detail, path. Reads stage records only.
+    """One row per stage (or trial of a sweep): stage, state ("done", "unfinished", "not started"), detail, path. Reads stage records only.
 
     Raises: UserError if the directory holds no run.
     """
     store = RunStore(run_dir)
+    if store.exists(STARTED) and store.read_json(STARTED)["stage"] == "tune":
+        return _sweep_status(store)
     if not store.exists(CONFIG) and not any(store.exists(f"{name}/{STARTED}") for name in ("pairs", "sample", "train")):
         raise UserError(f"{store.root}: no run here (no {CONFIG})")
     places = {name: store.at(folder) for name, folder in (("sample", "sample"), ("train", "train"), ("evaluate", "evaluation"))}
@@ -37,6 +41,21 @@ def run_status(run_dir: str) -> list[dict[str, str]]:
         _row("report", "done" if page.exists("index.html") else "not started", "index.html" if page.exists("index.html") else "", page)
     )
     return rows
+
+
+def _sweep_status(store: RunStore) -> list[dict[str, str]]:
+    done = store.exists(MANIFEST)
+    rows = []
+    for name in store.names("trials"):
+        place = store.at("trials", name)
+        label = f"trial {int(name.split('-')[0])}"
+        if place.exists(TRIAL):
+            trial = Trial.model_validate(place.read_json(TRIAL))
+            rows.append(_row(label, trial.status, trial.message or f"{len(trial.runs)} runs, {trial.seconds:.0f} s", place))
+        else:
+            rows.append(_row(label, "stopped" if done else "unfinished", "", place))
+    detail = f"best.yaml, report/index.html, {TRIALS}.csv" if done else "add --resume to the same command to go on"
+    return [*rows, _row("tune", "done" if done else "unfinished", detail, store)]
 
 
 def _row(stage: str, state: str, detail: str, place: RunStore) -> dict[str, str]:

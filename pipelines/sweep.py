@@ -244,10 +244,13 @@ class Sweep(_Part):
         return list(found.values())
 
     def _expand(self, point: Point, rng: random.Random) -> Iterator[Point]:
-        key = next((key for key in self.active_keys(point) if key not in point), None)
-        if key is None:
+        left = [key for key in self.active_keys(point) if key not in point]
+        if not left:
             yield point
             return
+        # Grids and conditions first, so that every grid point draws its own values of everything else.
+        conditions = {parent for values in self.space.values() for parent in values.when}
+        key = min(left, key=lambda key: (not self.space[key].grid, key not in conditions))
         values = self.space[key]
         for value in values.grid or (values.draw(rng),):
             yield from self._expand({**point, key: value}, rng)
@@ -277,6 +280,10 @@ class Sweep(_Part):
     def evaluates(self) -> bool:
         wanted = [goal.metric for goal in self.objectives] + [metric for metric, _, _ in self.pick.limits()] + [self.pick.metric or ""]
         return self.evaluate_all or any(metric.startswith("evaluation/") for metric in wanted)
+
+    def has_one_method(self) -> bool:
+        """Whether all points report the same metrics: objectives and masks have some of their own."""
+        return not {RECIPE, "objective.name", "mask.kind"} & set(self.space)
 
     def guide(self) -> Goal:
         """What the scheduler compares trials by."""
@@ -426,13 +433,18 @@ def _make_absolute(loaded: dict[str, Any]) -> None:
     def absolute(value: Any) -> Any:
         return str(Path(value).absolute()) if isinstance(value, str) and Path(value).is_file() else value
 
-    if isinstance(loaded.get(RECIPE), str):
+    if RECIPE in loaded:
         loaded[RECIPE] = absolute(loaded[RECIPE])
-    searched = (loaded.get("space") or {}).get(RECIPE)
-    if isinstance(searched, dict):
-        for kind, values in searched.items():
-            if isinstance(values, list):
-                searched[kind] = [absolute(value) for value in values]
+    space = loaded.get("space")
+    for key, values in space.items() if isinstance(space, dict) else ():
+        if not isinstance(values, dict):
+            continue
+        places = [(values, kind) for kind in ("grid", "choice")] if key == RECIPE else []
+        places += [(values["when"], RECIPE)] if isinstance(values.get("when"), dict) else []
+        for mapping, name in places:
+            if name in mapping:
+                found = mapping[name]
+                mapping[name] = [absolute(value) for value in found] if isinstance(found, list) else absolute(found)
 
 
 def _as_override(key: str, value: Any) -> str:

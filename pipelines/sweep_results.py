@@ -43,6 +43,9 @@ def publish_results(sweep: Sweep, trials: Sequence[Trial], say: Say) -> str:
         _write_table(store, RUNS, [_row(trial, seed, run) for trial in trials for seed, run in trial.runs.items()])
     complete = [t for t in trials if t.status == "finished" and all(is_number(t.metrics.get(goal.metric)) for goal in sweep.objectives)]
     if not complete:
+        finished = [trial for trial in trials if trial.status == "finished"]
+        if finished:
+            raise UserError(f"no trial reports every objective: {finished[0].message}")
         raise StageFailed(f"no trial of the sweep finished: {trials[0].message or trials[0].status if trials else 'none was started'}")
     front = _front(sweep, complete)
     store.write_json(FRONT, {"objectives": [goal.model_dump() for goal in sweep.objectives], "front": [_row(trial) for trial in front]})

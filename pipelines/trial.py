@@ -32,7 +32,7 @@ Metrics = dict[str, float]
 class Trial(BaseModel):
     """What became of a point.
 
-    status: finished; diverged = a loss was not finite; failed = another error; stopped = by the scheduler or the time limit.
+    status: finished (message: an objective that it did not report); diverged = a loss was not finite; failed = another error; stopped = by the scheduler or the time limit.
     metrics: means over the seeds, with <metric>/std where there are several. runs: metrics of every seed alone.
     seconds: of this trial's training and evaluation. session: the command that wrote it.
     """
@@ -72,8 +72,11 @@ def run_trial(config: dict[str, Any], settings: dict[str, Any]) -> None:
                 _check_reported(sweep, settings["session"])
                 run = _run(recipe, sweep, settings, reports=sweep.scheduler.name != "none" and not trial.runs)
                 trial.runs[str(recipe.train.seed)] = run
-                _note_missing(sweep, run, settings["session"])
-                _check_reported(sweep, settings["session"])
+                missing = missing_objectives(sweep, run)
+                if missing and sweep.has_one_method():
+                    RunStore(sweep.run_dir).write_json(MISSING, {"session": settings["session"], "message": missing})
+                    raise UserError(missing)
+                trial.message = missing
         except Superseded:
             raise
         except Diverged as error:
@@ -139,19 +142,19 @@ def evaluation_metrics(results: Mapping[str, Mapping[str, Any]]) -> Metrics:
     return metrics
 
 
-def _note_missing(sweep: Sweep, run: Metrics, session: str) -> None:
-    """Leave word for the other trials if this one did not report an objective: they would not either."""
+def missing_objectives(sweep: Sweep, run: Metrics) -> str:
+    """What to say of an objective that a run did not report; empty if it reported all."""
     for goal in sweep.objectives:
         if goal.metric not in run:
             near = difflib.get_close_matches(goal.metric, run, n=1, cutoff=0.5)
             known = sorted(key for key in run if not key.endswith((LOW, HIGH)))
             hint = f"did you mean {near[0]!r}? " if near else ""
-            message = f"metric {goal.metric!r} is reported by no trial: {hint}reported are {', '.join(known)}"
-            RunStore(sweep.run_dir).write_json(MISSING, {"session": session, "message": message})
+            return f"metric {goal.metric!r} is not reported: {hint}reported are {', '.join(known)}"
+    return ""
 
 
 def missing_metric(sweep: Sweep, session: str) -> str | None:
-    """What `_note_missing` of this session left."""
+    """What a trial of this session found missing that no other will report either."""
     store = RunStore(sweep.run_dir)
     found = store.read_json(MISSING) if store.exists(MISSING) else {}
     return found["message"] if found.get("session") == session else None

@@ -4,6 +4,7 @@ Each trial is the same training stage as `sparsepo train`, in its own run direct
 schedules, stops and retries them; its own files, from which an interrupted sweep goes on, are in SWEEP/.ray.
 """
 
+import logging
 import os
 import time
 import uuid
@@ -140,6 +141,8 @@ def _run_trials(sweep: Sweep, stores: SharedStores, share: Share, session: str, 
     }
     # Our own files are the record; Tune's JSON lines are what it reads itself of trials that were stopped.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a trial that diverged has none
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what happens to a trial is said in one line of ours
     # The trial function only waits: its trainer's workers take CPUs and GPUs. Tune refuses a trial that takes nothing.
     trainable = tune.with_resources(tune.with_parameters(run_trial, settings=settings), {"memory": 1})
     place = RunStore(f"{sweep.run_dir}/{_RAY}").root

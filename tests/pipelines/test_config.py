@@ -9,7 +9,6 @@ from pipelines.config import Recipe
 from pipelines.errors import UserError
 from pipelines.recipe import load_recipe, packaged_recipes, validate_recipe, write_yaml
 from pipelines.section import stage_settings
-from pipelines.sweep import load_sweep
 from sparsepo import OBJECTIVES
 
 MINIMAL: dict[str, Any] = {
@@ -140,27 +139,6 @@ def test_every_field_changes_exactly_the_stage_it_says() -> None:
         "ray.num_cpus=1",
     ):
         assert changed(harmless) == set(), harmless
-
-
-def test_sweep_files(tmp_path: Path) -> None:
-    def sweep(space: str) -> str:
-        path = tmp_path / "sweep.yaml"
-        path.write_text(f"run_dir: {tmp_path}\nrecipe: hh-dpo\nspace: {space}\n")
-        return str(path)
-
-    loaded = load_sweep(sweep("{objective.beta: {loguniform: [0.01, 1]}, train.learning_rate: {grid: [1.0e-6, 1.0e-5]}}"))
-    assert [c["train.learning_rate"] for c in loaded.combinations()] == [1e-6, 1e-5]
-    for space, message in (
-        ("{objective.bta: {grid: [1]}}", "did you mean 'objective.beta'"),
-        ("{objective.beta: {uniform: [2, 1]}}", r"range \[2.0, 1.0\] is empty"),
-        ("{objective.beta: {grid: [0.1], choice: [0.1]}}", "exactly one"),
-        ("{objective.beta: {grid: [-1]}}", "objective.beta = -1"),
-        ("{}", "space"),
-    ):
-        with pytest.raises(UserError, match=message):
-            load_sweep(sweep(space))
-    with pytest.raises(UserError, match="no such file"):
-        load_sweep(str(tmp_path / "none.yaml"))
 
 
 def test_recipe_is_frozen() -> None:

@@ -1,0 +1,290 @@
+"""Sweep files: points and conditions, what is refused, which stores a sweep needs, what becomes best.yaml."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines.config import Recipe
+from pipelines.errors import UserError
+from pipelines.plan import plan_sweep
+from pipelines.recipe import load_recipe, validate_recipe, write_yaml
+from pipelines.stage_record import STARTED
+from pipelines.store import RunStore
+from pipelines.sweep import Sweep, is_sweep, load_sweep, packaged_sweeps
+from pipelines.sweep_results import pick, publish_results, read_trials
+from pipelines.sweep_stores import SharedStores
+from pipelines.trial import Trial, joined
+from pipelines.tune import fitting_groups, run_tune, sweep_record
+
+MakeRecipe = Callable[..., Recipe]
+Load = Callable[..., Sweep]
+REWARD, KL = "evaluation/sentiment/reward/after", "evaluation/sentiment/kl/policy_reference"
+
+
+@pytest.fixture
+def load(tmp_path: Path, make_recipe: MakeRecipe) -> Load:
+    """load(space, key=..., ...) with three recipe files of the tiny model: dpo, mapo and sparsepo."""
+    for name, overrides in {
+        "dpo": ("objective.name=dpo",),
+        "mapo": ("objective.name=mapo", "mask.kind=activation", "mask.hooks=mlp"),
+        "sparsepo": ("objective.name=sparsepo", "mask.kind=learned", "mask.architecture=simple_last"),
+    }.items():
+        (tmp_path / f"{name}.yaml").write_text(write_yaml(make_recipe("data.validation_fraction=0.2", *overrides)))
+
+    def make(space: dict[str, object], *overrides: str, **top: object) -> Sweep:
+        body = {"run_dir": str(tmp_path / "sweep"), "recipe": str(tmp_path / "sparsepo.yaml"), "space": space, **top}
+        (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(body))
+        return load_sweep(str(tmp_path / "sweep.yaml"), overrides)
+
+    return make
+
+
+def test_points_are_grids_times_draws_under_their_conditions(load: Load, tmp_path: Path) -> None:
+    names = [str(tmp_path / f"{name}.yaml") for name in ("dpo", "mapo", "sparsepo")]
+    space = {
+        "mask.keep_fraction": {"uniform": [0.1, 0.9], "when": {"recipe": names[1]}},
+        "recipe": {"grid": names},
+        "objective.beta": {"grid": [0.1, 1.0], "when": {"recipe": names[1:]}},
+        "train.learning_rate": {"loguniform": [1e-5, 1e-3]},
+    }
+    sweep = load(space, num_samples=3)
+    points = sweep.points
+    assert points is not None
+    assert len(points) == sweep.num_trials() == 3 * (1 + 2 + 2)
+    for point in points:
+        method = Path(point["recipe"]).stem
+        assert (
+            set(point)
+            == {"recipe", "train.learning_rate"}
+            | ({"dpo": set(), "mapo": {"objective.beta", "mask.keep_fraction"}, "sparsepo": {"objective.beta"}}[method])
+        )
+        recipe = sweep.recipe_at(point, "somewhere")
+        assert recipe.objective.name == method
+        assert recipe.train.learning_rate == point["train.learning_rate"]
+        assert 1e-5 <= recipe.train.learning_rate <= 1e-3
+    assert len({point["train.learning_rate"] for point in points}) == len(points)
+    assert load(space, num_samples=3).points == points, "a function of the file alone"
+    assert load(space, num_samples=3, seed=1).points != points
+
+
+def test_composite_values_reach_the_recipe(load: Load) -> None:
+    sweep = load({"mask.hooks": {"grid": [["mlp"], "attn"]}, "train.adam_betas": {"choice": [[0.9, 0.95]]}}, recipe="hh-mapo")
+    points = sweep.points
+    assert points is not None
+    recipes = [sweep.recipe_at(point, "x") for point in points]
+    assert [recipe.mask.model_dump()["hooks"] for recipe in recipes] == [("mlp",), "attn"]
+    assert all(recipe.train.adam_betas == (0.9, 0.95) for recipe in recipes)
+
+
+@pytest.mark.parametrize(
+    ("space", "top", "message"),
+    [
+        ({"objective.bta": {"grid": [1]}}, {}, "did you mean 'objective.beta'"),
+        ({"objective.beta": {"uniform": [2, 1]}}, {}, r"range \[2.0, 1.0\] is empty"),
+        ({"objective.beta": {"loguniform": [0, 1]}}, {}, "loguniform low = 0.0: must be > 0"),
+        (
+            {"objective.beta": {"grid": [0.1], "choice": [0.1]}},
+            {},
+            "exactly one of grid, choice, uniform, loguniform, int; got grid, choice",
+        ),
+        ({"objective.beta": {"grid": [-1]}}, {}, "objective.beta=-1: objective.beta = -1"),
+        ({"objective.beta": {"uniform": [-1, 1]}}, {"searcher": {"name": "tpe"}}, "objective.beta = -1.0"),
+        ({"objective.beta": {"gird": [1]}}, {}, "unknown key 'space.objective.beta.gird': did you mean 'grid'"),
+        ({}, {}, "space: "),
+        ({"objective.beta": {"grid": [1]}}, {"objectve": []}, "unknown key 'objectve': did you mean 'objectives'"),
+        ({"objective.beta": {"grid": [1]}}, {"num_samples": 2}, "every key is a grid"),
+        ({"objective.beta": {"grid": [1], "when": {"mask.kind": "learned"}}}, {}, "only a searched key with grid or choice"),
+        (
+            {"objective.beta": {"grid": [1], "when": {"mask.kind": "x"}}, "mask.kind": {"grid": ["learned"]}},
+            {},
+            "is 'x': searched are 'learned'",
+        ),
+        (
+            {"objective.beta": {"grid": [1], "when": {"train.seed": 0}}, "train.seed": {"grid": [0], "when": {"objective.beta": 1}}},
+            {},
+            "go in a circle",
+        ),
+        ({"mask.kind": {"grid": ["none"]}}, {}, "mask.kind=none: mask.kind=none with objective.name=sparsepo"),
+        ({"objective.beta": {"grid": [1]}}, {"searcher": {"name": "tpe"}}, "searcher tpe does not walk through: use choice"),
+        ({"objective.beta": {"choice": [1]}}, {"searcher": {"name": "nsga2"}}, "two objectives or more"),
+        ({"objective.beta": {"grid": [1]}}, {"objectives": [{"metric": "reward"}]}, "objectives.0.metric = 'reward': string should match"),
+        ({"objective.beta": {"grid": [1]}}, {"objectives": [{"metric": "evaluation/code/pass"}]}, "no trial runs the benchmark 'code'"),
+        ({"objective.beta": {"grid": [1]}}, {"overrides": ["data.validation_fraction=0"]}, "needs held-out pairs"),
+        ({"objective.beta": {"grid": [1]}}, {"scheduler": {"name": "asha", "grace_steps": 1}}, "set train.validate_every"),
+        (
+            {"objective.beta": {"grid": [1]}},
+            {"scheduler": {"name": "asha", "grace_steps": 1}, "objectives": [{"metric": REWARD}]},
+            "is not known while a trial trains",
+        ),
+        ({"train.seed": {"grid": [1]}}, {"seeds": [0, 1]}, "train.seed is searched and repeated"),
+        ({"objective.beta": {"grid": [1]}}, {"pick": {"where": ["reward over 5"]}}, "is no condition: write it as METRIC <= NUMBER"),
+        ({"recipe": {"grid": ["hh-nothing"]}}, {}, "recipe 'hh-nothing': no such file, nor a packaged recipe"),
+        ({"recipe": {"uniform": [0, 1]}}, {}, "recipe takes grid or choice"),
+    ],
+)
+def test_what_is_wrong_with_a_sweep_is_named(load: Load, space: dict[str, object], top: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load(space, **top)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no such file, nor a packaged sweep \(.*imdb-frontier"):
+        load_sweep(str(tmp_path / "none.yaml"))
+    (tmp_path / "bad.yaml").write_text("space: [")
+    with pytest.raises(UserError, match="is not valid YAML"):
+        load_sweep(str(tmp_path / "bad.yaml"))
+    assert not is_sweep("hh-dpo")
+    assert is_sweep("imdb-frontier")
+
+
+@pytest.mark.parametrize("name", sorted(packaged_sweeps()))
+def test_packaged_sweeps_load(name: str, model_dir: Path, pairs_file: Path, tmp_path: Path) -> None:
+    """Every point of them is a recipe, on a tiny model and another file."""
+    sweep = load_sweep(
+        name, (f"run_dir={tmp_path}", f"model.name_or_path={model_dir}", f"data.sources=[{{path: {pairs_file}}}]", "data.test=[]")
+    )
+    assert sweep.num_trials() >= 12
+    assert f"sparsepo tune {name} " in packaged_sweeps()[name].read_text(), "says how it is launched"
+
+
+def test_keys_on_the_command_line(load: Load) -> None:
+    """Keys of the sweep replace the file's, all others go to the recipe."""
+    sweep = load(
+        {"objective.beta": {"grid": [0.1]}},
+        "seeds=[3, 4]",
+        "train.learning_rate=0.5",
+        "space.train.weight_decay={grid: [0, 0.1]}",
+        "pick.where=['validation/loss <= 1']",
+    )
+    assert (sweep.seeds, sweep.num_trials(), sweep.pick.limits()) == ((3, 4), 2, [("validation/loss", "<=", 1.0)])
+    points = sweep.points
+    assert points is not None
+    assert [sweep.recipe_at(p, "x").train.learning_rate for p in points] == [0.5, 0.5]
+    assert [sweep.recipe_at(p, "x").train.weight_decay for p in points] == [0, 0.1]
+
+
+def test_points_share_a_store_unless_a_searched_key_changes_it(load: Load, tmp_path: Path) -> None:
+    methods = {"recipe": {"grid": [str(tmp_path / f"{name}.yaml") for name in ("dpo", "mapo", "sparsepo")]}}
+
+    def stores(space: dict[str, object], *overrides: str) -> list[tuple[frozenset[str], int]]:
+        found = SharedStores.of(load({**methods, **space}, *overrides)).makers()
+        return [(recipe.stored_features(), points) for recipe, points in found]
+
+    everything = frozenset({"reference_logps", "reference_hidden", "activation_mask"})
+    assert stores({}) == [(everything, 3)]
+    assert stores({"objective.beta": {"grid": [0.1, 0.2]}}) == [(everything, 6)]
+    assert [points for _, points in stores({"data.max_response_tokens": {"grid": [8, 16]}})] == [3, 3]
+    hooks = {"mask.hooks": {"grid": ["mlp", "attn"], "when": {"recipe": str(tmp_path / "mapo.yaml")}}}
+    assert sorted(points for _, points in stores(hooks)) == [1, 3], "two activation masks of one name cannot lie in one store"
+    sweep = load({**methods, **hooks})
+    shared = SharedStores.of(sweep)
+    again = SharedStores.from_json(sweep.run_dir, json.loads(json.dumps(shared.to_json())))
+    for point in sweep.sample_of_points():
+        recipe = sweep.recipe_at(point, "x")
+        assert again.shared(recipe).paths == shared.shared(recipe).paths
+    paths = {again.shared(sweep.recipe_at(p, "x")).paths.reference for p in sweep.sample_of_points()}
+    assert len(paths) == 2
+    own = SharedStores.of(load({**methods}, f"paths.pairs={tmp_path}/elsewhere"))
+    assert own.makers()[0][0].paths.pairs == f"{tmp_path}/elsewhere"
+    plan = plan_sweep(load({"objective.beta": {"grid": [0.1, 0.2]}, "data.max_response_tokens": {"grid": [8, 16]}}, "seeds=[0, 1]"))
+    assert (plan["trials"], plan["runs"], [store["points"] for store in plan["stores"]]) == (4, 8, [2, 2])
+    assert plan["stores"][0]["storage_bytes"] != plan["stores"][1]["storage_bytes"]
+
+
+def test_groups_of_workers_that_fit_at_once() -> None:
+    assert fitting_groups([(0, 0), (1, 0), (1, 0), (1, 0)], (1, 0), 1, 9) == 3
+    assert fitting_groups([(1, 0), (1, 0), (1, 0)], (1, 0), 2, 9) == 1
+    assert fitting_groups([(3, 0), (3, 0)], (2, 0), 1, 9) == 2, "six CPUs, but a worker does not span nodes"
+    assert fitting_groups([(16, 1)], (1, 0.25), 1, 9) == 4
+    assert fitting_groups([(16, 8)], (1, 1), 4, 9) == 2
+    assert fitting_groups([(16, 8)], (1, 1), 1, 3) == 3
+    assert fitting_groups([(1, 0)], (2, 0), 1, 9) == 0
+
+
+def trial(number: int, reward: float, kl: float, **more: object) -> Trial:
+    return Trial.model_validate(
+        {"number": number, "point": {"objective.beta": 0.1 * (number + 1)}, "run_dir": f"/nowhere/{number}", "status": "finished"}
+        | {"metrics": {REWARD: reward, KL: kl}, "runs": {"0": {}}}
+        | more
+    )
+
+
+def test_the_pick(load: Load) -> None:
+    """The knee, the best by a metric, and the best within a limit."""
+    two = {"objectives": [{"metric": REWARD}, {"metric": KL, "mode": "min"}]}
+    space = {"objective.beta": {"grid": [0.1]}}
+    trials = [trial(0, 0.0, 0.0), trial(1, 0.8, 2.0), trial(2, 1.0, 10.0), trial(3, 0.9, 6.0)]
+    assert pick(load(space, **two), trials)[0].number == 1
+    assert pick(load(space, **two, pick={"metric": REWARD}), trials)[0].number == 2
+    chosen, why = pick(load(space, **two, pick={"metric": REWARD, "where": [f"{KL} <= 6"]}), trials)
+    assert (chosen.number, why) == (3, f"max of {REWARD} where {KL} <= 6: 0.9")
+    assert pick(load(space, **two, pick={"where": [f"{KL} > 2"]}), trials)[0].number == 2, "a straight front"
+    assert pick(load(space, objectives=[{"metric": KL, "mode": "min"}]), trials)[0].number == 0
+    with pytest.raises(UserError, match="no trial fulfils"):
+        pick(load(space, **two, pick={"where": [f"{KL} < 0"]}), trials)
+    with pytest.raises(UserError, match="'validation/nothing' is reported by no trial"):
+        pick(load(space, **two, pick={"metric": "validation/nothing"}), trials)
+
+
+def test_means_and_spread_over_seeds() -> None:
+    found = joined([{"a": 1.0, "a/low": 0.0, "b": 2.0}, {"a": 3.0, "a/low": 0.0, "b": 2.0}])
+    assert found == {"a": 2.0, "a/std": pytest.approx(2**0.5), "b": 2.0, "b/std": 0.0}
+    assert joined([{"a": 1.0, "a/low": 0.0}]) == {"a": 1.0, "a/low": 0.0}
+
+
+def test_results_of_trials_that_ended_differently(load: Load, tmp_path: Path) -> None:
+    """Tables keep every trial, the front only finished ones; a value that is a word is text in both tables."""
+    import pyarrow.parquet as pq
+
+    sweep = load({"objective.beta": {"grid": [0.1]}}, objectives=[{"metric": REWARD}, {"metric": KL, "mode": "min"}])
+    config = RunStore(f"{tmp_path}/r")
+    config.write_bytes("config.yaml", write_yaml(sweep.recipe_at({"objective.beta": 0.1}, f"{tmp_path}/r")).encode())
+    trials = [
+        trial(0, 0.5, 1.0, run_dir=config.root, point={"objective.beta": 0.1, "mask.hooks": "all"}),
+        trial(1, float("nan"), 1.0, status="diverged", message="loss nan"),
+        trial(2, 0.4, 2.0, point={"objective.beta": 0.2, "mask.hooks": ["mlp"]}),
+        trial(3, 0, 0, status="stopped", metrics={}),
+    ]
+    said: list[str] = []
+    best = publish_results(sweep, trials, said.append)
+    assert load_recipe(best).objective.model_dump()["beta"] == 0.1
+    assert "2 finished, 1 diverged, 1 stopped" in said[0]
+    table = pq.read_table(tmp_path / "sweep" / "trials.parquet").to_pylist()
+    assert [row["status"] for row in table] == ["finished", "diverged", "finished", "stopped"]
+    assert [row["mask.hooks"] for row in table] == ["all", None, "['mlp']", None]
+    front = json.loads((tmp_path / "sweep" / "pareto.json").read_text())
+    assert [row["trial"] for row in front["front"]] == [0]
+    page = (tmp_path / "sweep" / "report" / "index.html").read_text()
+    assert "loss nan" in page
+    assert 'src="http' not in page
+    assert 'href="http' not in page
+    assert {p.name for p in (tmp_path / "sweep" / "report").glob("*.png")} == {"frontier-by-objective-beta.png", "parallel-coordinates.png"}
+    assert len(list((tmp_path / "sweep" / "tensorboard").rglob("events.*"))) == 4
+    assert [t.number for t in read_trials(RunStore(sweep.run_dir))] == [0, 1, 2, 3]
+
+
+def test_an_interrupted_sweep_is_not_taken_for_another(load: Load) -> None:
+    """Without --resume it is refused, with other settings too; what changes no trial may change."""
+    space = {"objective.beta": {"grid": [0.1, 0.2]}}
+    sweep = load(space)
+    sweep_record(sweep).begin()
+    with pytest.raises(UserError, match="was interrupted: add --resume"):
+        run_tune(sweep, print)
+    with pytest.raises(UserError, match=r"setting .*sparsepo.yaml: train.learning_rate was 0.001, now it is 0.5"):
+        run_tune(load(space, "train.learning_rate=0.5"), print, resume=True)
+    with pytest.raises(UserError, match="setting space was"):
+        run_tune(load({"objective.beta": {"grid": [0.1, 0.3]}}), print, resume=True)
+    sweep_record(load(space, "ray.num_cpus=2", "train.micro_batch_tokens=99", "hours=1", "pick.metric=validation/loss")).check()
+    assert RunStore(sweep.run_dir).exists(STARTED)
+
+
+def test_a_fraction_of_a_gpu_is_for_one_worker() -> None:
+    mapping = {"run_dir": "x", "model": {"name_or_path": "x"}, "data": {"sources": [{"path": "x"}]}}
+    assert validate_recipe(mapping, ("ray.gpus_per_run=0.25",)).ray.gpus_per_run == 0.25
+    for overrides in (("ray.gpus_per_run=0.5", "train.num_workers=2"), ("ray.gpus_per_run=1.5",)):
+        with pytest.raises(UserError, match="a fraction of one GPU is for one worker"):
+            validate_recipe(mapping, overrides)

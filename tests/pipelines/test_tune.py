@@ -1,0 +1,163 @@
+"""Sweeps on a real Ray: one reference for all, best.yaml again, early stopping, searchers, seeds, trials that diverge."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from pipelines.config import Recipe
+from pipelines.errors import UserError
+from pipelines.recipe import load_recipe, write_yaml
+from pipelines.run import run_stages
+from pipelines.stage_record import MANIFEST
+from pipelines.status import run_status
+from pipelines.sweep import Sweep, load_sweep
+from pipelines.train import train_record
+from pipelines.trial import named_metrics
+from pipelines.tune import run_tune
+
+MakeRecipe = Callable[..., Recipe]
+Load = Callable[..., Sweep]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+ACCURACY, MARGIN, LOSS = "validation/rewards/accuracies", "validation/rewards/margins", "validation/loss"
+KL = "validation/kl/reference_policy"
+SHORT = ("data.validation_fraction=0.2", "data.test_fraction=0", "train.epochs=4")
+
+
+def silent(line: str) -> None:
+    pass
+
+
+@pytest.fixture
+def load(tmp_path: Path, recipe_in: MakeRecipe) -> Load:
+    def make(space: dict[str, object], *overrides: str, **top: object) -> Sweep:
+        body = {"run_dir": str(tmp_path / "sweep"), "recipe": str(tmp_path / "sparsepo.yaml"), "space": space, **top}
+        for name, options in {
+            "dpo": ("objective.name=dpo",),
+            "mapo": ("objective.name=mapo", "mask.kind=activation"),
+            "sparsepo": ("objective.name=sparsepo", "mask.kind=learned", "mask.architecture=simple_last"),
+        }.items():
+            (tmp_path / f"{name}.yaml").write_text(write_yaml(recipe_in(tmp_path / "unused", *SHORT, *options)))
+        (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(body))
+        return load_sweep(str(tmp_path / "sweep.yaml"), overrides)
+
+    return make
+
+
+def rows(sweep: Sweep) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = pq.read_table(f"{sweep.run_dir}/trials.parquet").to_pylist()
+    return found
+
+
+def test_three_objectives_one_reference_and_the_best_again(load: Load, tmp_path: Path) -> None:
+    """The suite's own sweep: DPO, MaPO and SparsePO; what best.yaml says gives its trial's metrics elsewhere."""
+    sweep = load(
+        {"recipe": {"grid": [str(tmp_path / f"{name}.yaml") for name in ("dpo", "mapo", "sparsepo")]}},
+        "train.max_steps=4",
+        "train.cpus_per_worker=1",
+        objectives=[{"metric": ACCURACY}, {"metric": LOSS, "mode": "min"}],
+    )
+    best = run_tune(sweep, silent)
+    table = rows(sweep)
+    assert [row["status"] for row in table] == ["finished"] * 3
+    counts = json.loads(Path(sweep.run_dir, MANIFEST).read_text())["counts"]
+    assert counts["stage_runs"] == {"prepare": 1, "reference": 1}, "once for all trials"
+    assert [row[KL] is None for row in table] == [True, False, False], "DPO has no KL"
+    assert [row["state"] for row in run_status(sweep.run_dir)] == ["finished"] * 3 + ["done"]
+
+    recipe = load_recipe(best)
+    assert run_stages(recipe, ("prepare", "reference", "train"), silent) == dict.fromkeys(("prepare", "reference", "train"), "skipped")
+    again = load_recipe(best, (f"run_dir={tmp_path}/again",))
+    run_stages(again, ("train",), silent, quiet=True)
+    expected = train_record(recipe).manifest()["counts"]["validation"]
+    found = train_record(again).manifest()["counts"]["validation"]
+    assert found == expected, "bit for bit with the same threads"
+    started = time.monotonic()
+    assert run_tune(sweep, silent) == best
+    assert time.monotonic() - started < 5, "a finished sweep is not run again"
+
+
+def test_what_is_behind_is_stopped_and_what_diverges_is_marked(load: Load) -> None:
+    """ASHA on the held-out accuracy, one trial after the other: the good one, one that learns nothing, one that diverges."""
+    rates = [3e-3, 1e-12, 1e30]
+    sweep = load(
+        {"train.learning_rate": {"grid": rates}},
+        "train.max_steps=12",
+        "train.validate_every=2",
+        "train.warmup_fraction=0",
+        objectives=[{"metric": MARGIN}],
+        scheduler={"name": "asha", "grace_steps": 2, "reduction_factor": 2},
+        max_concurrent_trials=1,
+    )
+    said: list[str] = []
+    run_tune(sweep, said.append)
+    table = {row["train.learning_rate"]: row for row in rows(sweep)}
+    assert [table[rate]["status"] for rate in rates] == ["finished", "stopped", "diverged"]
+    assert table[1e-12]["train/step"] < 12
+    assert MARGIN in table[1e-12], "its last validation"
+    assert "is not finite" in str(table[1e30]["message"])
+    assert any(line.startswith("trial 2: diverged") for line in said)
+    assert json.loads(Path(sweep.run_dir, "pareto.json").read_text())["front"][0]["trial"] == 0
+
+
+def test_a_searcher_and_repeated_seeds(load: Load) -> None:
+    """TPE over a real objective with a condition, every point with two seeds: means, and their spread."""
+    sweep = load(
+        {
+            "mask.sharing": {"choice": ["common", "independent"]},
+            "mask.target_sparsity": {"uniform": [0.2, 0.8], "when": {"mask.sharing": "independent"}},
+            "objective.beta": {"loguniform": [0.05, 2.0]},
+        },
+        "train.max_steps=2",
+        searcher={"name": "tpe", "startup_trials": 1},
+        num_samples=2,
+        seeds=[0, 1],
+        objectives=[{"metric": MARGIN}],
+    )
+    run_tune(sweep, silent)
+    table = rows(sweep)
+    assert [row["trial"] for row in table] == [0, 1]
+    assert {row["status"] for row in table} == {"finished"}
+    for row in table:
+        assert (row.get("mask.target_sparsity") is not None) == (row["mask.sharing"] == "independent")
+        assert 0.05 <= float(str(row["objective.beta"])) <= 2.0
+    for row in table:
+        runs = [json.loads(Path(str(row["run_dir"]), f"seed-{seed}/train/{MANIFEST}").read_text())["counts"] for seed in (0, 1)]
+        values = [named_metrics(run["validation"])[LOSS] for run in runs]
+        assert row[LOSS] == pytest.approx(sum(values) / 2, rel=1e-12)
+        assert row[f"{LOSS}/std"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5, rel=1e-9)
+        assert values[0] != values[1]
+    assert len(pq.read_table(f"{sweep.run_dir}/runs.parquet")) == 4
+    winner = max(table, key=lambda row: float(str(row[MARGIN])))
+    assert load_recipe(f"{sweep.run_dir}/best.yaml").objective.model_dump()["beta"] == winner["objective.beta"]
+
+
+def test_a_metric_that_no_trial_reports_ends_the_sweep_early(load: Load) -> None:
+    sweep = load(
+        {"objective.beta": {"grid": [0.1, 0.2, 0.3]}},
+        "train.max_steps=1",
+        objectives=[{"metric": "validation/rewards/margin"}],
+        max_concurrent_trials=1,
+    )
+    with pytest.raises(UserError, match="'validation/rewards/margin' is not reported: did you mean 'validation/rewards/margins'"):
+        run_tune(sweep, silent)
+    assert sum(path.exists() for path in Path(sweep.run_dir).glob("trials/*/train")) == 1, "the first one that finished was enough"
+    repaired = load(
+        {"objective.beta": {"grid": [0.1, 0.2, 0.3]}}, "train.max_steps=1", objectives=[{"metric": MARGIN}], max_concurrent_trials=1
+    )
+    first = next(Path(sweep.run_dir).glob("trials/*/train/manifest.json")).stat().st_mtime_ns
+    run_tune(repaired, silent, resume=True)
+    assert [row["status"] for row in rows(repaired)] == ["finished"] * 3
+    assert first in {path.stat().st_mtime_ns for path in Path(sweep.run_dir).glob("trials/*/train/manifest.json")}, (
+        "nothing is trained twice"
+    )
+
+
+def test_more_than_the_cluster_has_is_named_before_anything_starts(load: Load) -> None:
+    with pytest.raises(UserError, match=r"train.num_workers = 3: a trial takes 3 x 1 CPUs; the cluster's nodes have 2 CPUs"):
+        run_tune(load({"objective.beta": {"grid": [0.1]}}, "train.num_workers=3"), silent)
+    assert not Path(load({"objective.beta": {"grid": [0.1]}}).run_dir, "stores").exists()
