@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
@@ -11,6 +12,7 @@ from typing import TypeVar
 from pipelines.config import RaySection
 
 Result = TypeVar("Result")
+_API_SERVER = "RAY_API_SERVER_ADDRESS"
 
 
 @contextlib.contextmanager
@@ -40,13 +42,17 @@ def ray_session(config: RaySection) -> Iterator[None]:
         # Nothing preempts a private cluster of one machine, and nobody scrapes it.
         for name in ("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "RAY_TRAIN_METRICS_ENABLED", "RAY_enable_metrics_collection"):
             os.environ.setdefault(name, "0")
+        # Ray Train's clean-up of placement groups asks the dashboard's state API, and finds it by itself only where no other Ray
+        # runs on this machine. Ray's processes inherit the variable.
+        port = _free_port()
+        os.environ[_API_SERVER] = f"http://127.0.0.1:{port}"
         ray.init(
             address="local",
             num_cpus=config.num_cpus,
             num_gpus=config.num_gpus,
-            # Ray Train's clean-up of placement groups asks the dashboard's state API.
             include_dashboard=True,
             dashboard_host="127.0.0.1",
+            dashboard_port=port,
             logging_level=logging.WARNING,
             log_to_driver=config.worker_logs,
             _temp_dir=config.temp_dir,
@@ -55,6 +61,15 @@ def ray_session(config: RaySection) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+        if not address:
+            os.environ.pop(_API_SERVER, None)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        found: int = probe.getsockname()[1]
+    return found
 
 
 def node_cpus() -> list[int]:

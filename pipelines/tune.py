@@ -24,7 +24,7 @@ from pipelines.store import RunStore
 from pipelines.sweep import ASHA, Sweep
 from pipelines.sweep_results import publish_results, read_trials
 from pipelines.sweep_stores import SharedStores, trial_recipe
-from pipelines.trial import LISTED, TRIAL, Trial, named_metrics, run_trial
+from pipelines.trial import LISTED, TRIAL, Trial, is_number, missing_metric, run_trial
 
 _RAY, _NAME = ".ray", "sweep"
 
@@ -62,6 +62,9 @@ def run_tune(sweep: Sweep, say: Say, quiet: bool = False, resume: bool = False) 
         session = uuid.uuid4().hex[:12]
         trials = _run_trials(sweep, stores, share, session, say, resume)
         seconds = time.monotonic() - started
+    message = missing_metric(sweep, session)
+    if message is not None:
+        raise UserError(message)
     best = publish_results(sweep, trials, say)
     counts: dict[str, Any] = {
         status: sum(trial.status == status for trial in trials) for status in ("finished", "diverged", "failed", "stopped")
@@ -249,5 +252,6 @@ def _trial_of(sweep: Sweep, result: Any) -> Trial:
     common = {"number": config["number"], "point": config["point"], "run_dir": store.root}
     if result.error is not None:
         return Trial(**common, status="failed", message=str(result.error).strip().splitlines()[-1])
-    reported = {key: value for key, value in (result.metrics or {}).items() if key.startswith(("train/", "validation/"))}
-    return Trial(**common, status="stopped", metrics=named_metrics(reported), seconds=(result.metrics or {}).get("time_total_s", 0.0))
+    known = result.metrics or {}
+    reported = {key: value for key, value in known.items() if key.startswith(("train/", "validation/")) and is_number(value)}
+    return Trial(**common, status="stopped", metrics=reported, seconds=known.get("time_total_s", 0.0))

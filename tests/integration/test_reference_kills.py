@@ -104,7 +104,7 @@ def test_a_killed_node_changes_nothing(whole: Recipe, recipe_in: MakeRecipe, tmp
     """Two nodes of one CPU and an actor each; the second dies at two points and is replaced."""
     recipe = recipe_in(tmp_path / "run", *OPTIONS, paths={"pairs": f"{whole.run_dir}/pairs"})
     (tmp_path / "recipe.yaml").write_text(write_yaml(recipe))
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_ADDRESS")} | {
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_ADDRESS", "RAY_API_SERVER"))} | {
         "RAY_TMPDIR": "/tmp/ray",
         "RAY_AUTH_MODE": "disabled",
     }

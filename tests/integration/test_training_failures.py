@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_killed_workers_nodes_and_drivers_change_no_bit(tmp_path: Path) -> None:
     """Three fixed seeds of benchmarks/kill_trials.py, and a node that never comes back: one worker goes on, to rounding."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_ADDRESS")} | {"PYTHONPATH": str(ROOT)}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_ADDRESS", "RAY_API_SERVER"))} | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "benchmarks/kill_trials.py", "--seeds", "0,1,2,3", "--targets", "worker,node,driver,shrink", "--work", str(tmp_path)],
         cwd=ROOT, capture_output=True, text=True, timeout=900, env=environment,
