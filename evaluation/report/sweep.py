@@ -81,7 +81,7 @@ def sweep_figures(view: SweepView) -> dict[str, bytes]:
 def render_sweep(view: SweepView) -> str:
     """One self-contained HTML page."""
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(["j2"]))
-    environment.filters["value"] = _value
+    environment.filters |= {"value": _value, "leaf": _leaf}
     first, mode = view.objectives[0]
     order = sorted(view.measured(), key=lambda t: t.metrics[first], reverse=mode == "max")
     rest = [t for t in view.trials if t not in order]

@@ -138,7 +138,7 @@ def test_a_searcher_and_repeated_seeds(load: Load) -> None:
 
 def test_a_metric_that_no_trial_reports_ends_the_sweep_early(load: Load) -> None:
     sweep = load(
-        {"objective.beta": {"grid": [0.1, 0.2, 0.3]}},
+        {"objective.beta": {"grid": [0.1, 0.2]}},
         "train.max_steps=1",
         objectives=[{"metric": "validation/rewards/margin"}],
         max_concurrent_trials=1,
@@ -146,12 +146,10 @@ def test_a_metric_that_no_trial_reports_ends_the_sweep_early(load: Load) -> None
     with pytest.raises(UserError, match="'validation/rewards/margin' is not reported: did you mean 'validation/rewards/margins'"):
         run_tune(sweep, silent)
     assert sum(path.exists() for path in Path(sweep.run_dir).glob("trials/*/train")) == 1, "the first one that finished was enough"
-    repaired = load(
-        {"objective.beta": {"grid": [0.1, 0.2, 0.3]}}, "train.max_steps=1", objectives=[{"metric": MARGIN}], max_concurrent_trials=1
-    )
+    repaired = load({"objective.beta": {"grid": [0.1, 0.2]}}, "train.max_steps=1", objectives=[{"metric": MARGIN}], max_concurrent_trials=1)
     first = next(Path(sweep.run_dir).glob("trials/*/train/manifest.json")).stat().st_mtime_ns
     run_tune(repaired, silent, resume=True)
-    assert [row["status"] for row in rows(repaired)] == ["finished"] * 3
+    assert [row["status"] for row in rows(repaired)] == ["finished"] * 2
     assert first in {path.stat().st_mtime_ns for path in Path(sweep.run_dir).glob("trials/*/train/manifest.json")}, (
         "nothing is trained twice"
     )
