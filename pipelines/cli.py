@@ -19,6 +19,7 @@ app = typer.Typer(
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe file, or the name of a packaged recipe.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. train.learning_rate=1e-5")]
+_INTERRUPTED = "interrupted; run the same command again to resume (a sweep: with --resume)"
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no summaries.")]
 
 
@@ -104,7 +105,7 @@ def tune(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted sweep, and try its failed trials again.")] = False,
 ) -> None:
     """Search any config key with Ray Tune; the reference is scored once."""
-    from pipelines.sweep import load_sweep
+    from pipelines.sweep_file import load_sweep
     from pipelines.tune import run_tune
 
     print(run_tune(load_sweep(sweep, overrides or ()), _say(quiet), quiet, resume))
@@ -121,7 +122,7 @@ def plan(
     """Rows, tokens, storage, memory, hours and steps; runs nothing."""
     from pipelines.plan import plan_sweep, run_plan
     from pipelines.recipe import load_recipe
-    from pipelines.sweep import is_sweep, load_sweep
+    from pipelines.sweep_file import is_sweep, load_sweep
 
     given = overrides or ()
     found = plan_sweep(load_sweep(recipe, given), tflops) if is_sweep(recipe) else run_plan(load_recipe(recipe, given), tflops)
@@ -190,10 +191,10 @@ def main(arguments: list[str] | None = None) -> None:
     except StageFailed as error:
         _fail(str(error), 1)
     except KeyboardInterrupt:
-        _fail("interrupted; run the same command again to resume", 130)
+        _fail(_INTERRUPTED, 130)
     except Exception as error:
         if type(error).__module__.split(".")[0] in ("click", "typer"):
-            shown = getattr(error, "format_message", lambda: "interrupted; run the same command again to resume")()
+            shown = getattr(error, "format_message", lambda: _INTERRUPTED)()
             _fail(shown, getattr(error, "exit_code", 2))
         raise
     sys.exit(code if isinstance(code, int) else 0)

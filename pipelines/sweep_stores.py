@@ -42,9 +42,9 @@ class SharedStore:
         reference: dict[str, Any] = {"features": tuple(sorted(self.features()))}
         for key, default in (("topk", None), ("layers_dtype", "compute")):
             reference[key] = next((v for r in self.recipes if (v := getattr(r.reference, key)) != default), default)
-        made = lead.model_copy(
-            update={"model": lead.model.model_copy(update=model), "reference": lead.reference.model_copy(update=reference)}
-        )
+        whole = {"cpus_per_run": None, "gpus_per_run": None}  # nothing runs beside it
+        parts = {"model": model, "reference": reference, "ray": whole}
+        made = lead.model_copy(update={name: getattr(lead, name).model_copy(update=values) for name, values in parts.items()})
         return self.shared(made, run_dir)
 
     def shared(self, recipe: Recipe, run_dir: str) -> Recipe:
@@ -116,8 +116,9 @@ class SharedStores:
                 say(f"tune: prepare, for {points} points")
                 run_prepare(recipe, quiet)
                 runs["prepare"] += 1
-            if recipe.stored_features() and not (reference_record(recipe).is_complete() and has_features(recipe)):
-                say(f"tune: reference ({', '.join(sorted(recipe.stored_features()))}), for {points} points")
+            stored, record = recipe.stored_features(), reference_record(recipe)
+            if (stored or recipe.required_features()) and not (record.is_complete() and has_features(recipe)):
+                say(f"tune: reference ({', '.join(sorted(stored)) or 'online'}), for {points} points")
                 run_reference(recipe, quiet)
                 runs["reference"] += 1
         return runs

@@ -95,7 +95,7 @@ CLUSTER = """
 import json, sys
 import ray
 from ray.cluster_utils import Cluster
-from pipelines.sweep import load_sweep
+from pipelines.sweep_file import load_sweep
 from pipelines.tune import run_tune
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})

@@ -13,7 +13,8 @@ from pipelines.plan import plan_sweep
 from pipelines.recipe import load_recipe, validate_recipe, write_yaml
 from pipelines.stage_record import STARTED
 from pipelines.store import RunStore
-from pipelines.sweep import Sweep, is_sweep, load_sweep, packaged_sweeps
+from pipelines.sweep import Sweep
+from pipelines.sweep_file import is_sweep, load_sweep, packaged_sweeps
 from pipelines.sweep_results import pick, publish_results, read_trials
 from pipelines.sweep_stores import SharedStores
 from pipelines.trial import Trial, joined
@@ -188,6 +189,8 @@ def test_points_share_a_store_unless_a_searched_key_changes_it(load: Load, tmp_p
         assert again.shared(recipe).paths == shared.shared(recipe).paths
     paths = {again.shared(sweep.recipe_at(p, "x")).paths.reference for p in sweep.sample_of_points()}
     assert len(paths) == 2
+    limited = SharedStores.of(load(methods, "ray.cpus_per_run=1")).makers()[0][0]
+    assert limited.ray.cpus_per_run is None, "a trial's share is not that of the stages before all trials"
     own = SharedStores.of(load({**methods}, f"paths.pairs={tmp_path}/elsewhere"))
     assert own.makers()[0][0].paths.pairs == f"{tmp_path}/elsewhere"
     plan = plan_sweep(load({"objective.beta": {"grid": [0.1, 0.2]}, "data.max_response_tokens": {"grid": [8, 16]}}, "seeds=[0, 1]"))

@@ -15,7 +15,8 @@ from pipelines.recipe import load_recipe, write_yaml
 from pipelines.run import run_stages
 from pipelines.stage_record import MANIFEST
 from pipelines.status import run_status
-from pipelines.sweep import Sweep, load_sweep
+from pipelines.sweep import Sweep
+from pipelines.sweep_file import load_sweep
 from pipelines.train import train_record
 from pipelines.trial import named_metrics
 from pipelines.tune import run_tune
