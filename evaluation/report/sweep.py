@@ -97,6 +97,8 @@ def _figures(view: SweepView) -> Iterator[tuple[str, Any]]:
     if sparsity is not None:
         colours.append((sparsity, [t.metrics.get(sparsity) for t in view.measured()]))
     if len(view.objectives) > 1:
+        if view.series_key is not None:
+            yield f"frontier-by-{_slug(view.series_key)}", _frontier_by_series(view)
         for label, values in colours or [("", [])]:
             yield f"frontier-by-{_slug(label)}" if label else "frontier", _frontier(view, label, values)
     for key in keys[:4] if len(view.objectives) == 1 else []:
@@ -121,15 +123,33 @@ def _frontier(view: SweepView, label: str, values: Sequence[float | None]) -> An
             colour = "#bbb" if value is None or norm is None else _colour(norm, value)
             _point(axes, trial, x, y, colour, marker)
         axes.plot([], [], marker, color="#555", label=name or None)
-    best = next((t for t in view.measured() if t.is_best), None)
-    if best is not None:
-        axes.plot(
-            [best.metrics[x]], [best.metrics[y]], "o", markersize=13, markerfacecolor="none", markeredgecolor="#c8553d", label="chosen"
-        )
+    _ring(axes, view, x, y)
     if norm is not None:
         figure.colorbar(ScalarMappable(norm, _COLOUR_MAP), ax=axes, label=_leaf(label)).ax.tick_params(labelsize=8)
     axes.legend(frameon=False, fontsize=7)
     return figure
+
+
+def _frontier_by_series(view: SweepView) -> Any:
+    """First objective over the second, one colour per series, its trials joined in the order of the second."""
+    (y, _), (x, _) = view.objectives[:2]
+    figure, axes = new_axes(f"{_leaf(y)} against {_leaf(x)}", x, y)
+    for i, (name, trials) in enumerate(view.series()):
+        colour, marker = COLOURS[i % len(COLOURS)], _MARKERS[i % len(_MARKERS)]
+        shown = sorted(trials, key=lambda t: t.metrics[x])
+        for trial in shown:
+            _point(axes, trial, x, y, colour, marker)
+        axes.plot([t.metrics[x] for t in shown], [t.metrics[y] for t in shown], color=colour, linewidth=1, marker=marker, label=name)
+    _ring(axes, view, x, y)
+    axes.legend(frameon=False, fontsize=7)
+    return figure
+
+
+def _ring(axes: Any, view: SweepView, x: str, y: str) -> None:
+    """Mark the chosen trial."""
+    for best in (t for t in view.measured() if t.is_best):
+        place = [best.metrics[x]], [best.metrics[y]]
+        axes.plot(*place, "o", markersize=13, markerfacecolor="none", markeredgecolor="#c8553d", label="chosen")
 
 
 def _against(view: SweepView, key: str, metric: str) -> Any:

@@ -266,7 +266,9 @@ def test_results_of_trials_that_ended_differently(load: Load, tmp_path: Path) ->
     assert 'src="http' not in page
     assert 'href="http' not in page
     assert {p.name for p in (tmp_path / "sweep" / "report").glob("*.png")} == {"frontier-by-objective-beta.png", "parallel-coordinates.png"}
-    assert len(list((tmp_path / "sweep" / "tensorboard").rglob("events.*"))) == 4
+    events = sorted((tmp_path / "sweep" / "tensorboard").rglob("events.*"))
+    assert len(events) == 4
+    assert all(word in events[0].read_bytes() for word in (b"_hparams_", b"objective.beta", REWARD.encode()))
     assert [t.number for t in read_trials(RunStore(sweep.run_dir))] == [0, 1, 2, 3]
 
 

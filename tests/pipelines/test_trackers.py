@@ -34,14 +34,18 @@ def test_mlflow_and_wandb_hold_what_the_log_holds(make_recipe: MakeRecipe, monke
 
     for name in ("WANDB_MODE", "WANDB_API_KEY", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
-    recipe = make_recipe("train.max_steps=3", "train.trackers=[tensorboard,wandb,mlflow]", "train.tracker_project=unit")
+    recipe = make_recipe(
+        "train.max_steps=3", "train.trackers=[tensorboard,wandb,mlflow]", "train.tracker_project=unit", "train.tracker_group=several"
+    )
     records = trained(recipe)
     folder = Path(recipe.run_dir) / "train"
     client = mlflow.MlflowClient((folder / "mlruns").as_uri())
     (run,) = client.search_runs([client.get_experiment_by_name("unit").experiment_id])
     assert [m.value for m in client.get_metric_history(run.info.run_id, "loss")] == [r["loss"] for r in records]
     assert run.info.status == "FINISHED"
-    assert list(folder.glob("wandb/offline-run-*/*.wandb")), "the offline run can be uploaded later"
+    assert run.data.tags["group"] == "several"
+    (offline,) = folder.glob("wandb/offline-run-*/*.wandb")
+    assert b"several" in offline.read_bytes(), "the run's group, as in a sweep; it can be uploaded later"
     assert list((folder / "tensorboard").iterdir())
 
 
