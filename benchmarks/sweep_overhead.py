@@ -2,9 +2,9 @@
 
     python benchmarks/sweep_overhead.py --trials 12 --steps 300 --work /tmp/overhead
 
-A tiny model on one CPU, MaPO, one beta per trial, trials one after the other. `sweep_seconds`: the whole `sparsepo tune` command without
-the seconds of its prepare and reference, and divided over the trials; `single_seconds`: `sparsepo train` of every trial's recipe into an
-empty directory, with the same pairs and reference, each a command of its own. Both start Ray, workers and all. With --block the two
+A tiny model, MaPO, one beta and one CPU per trial, `--at-once` trials or commands side by side. `sweep_seconds`: the wall time of the whole
+`sparsepo tune` command without its prepare and reference, times --at-once (so idle places count); `single_seconds`: the sum over the
+trials of `sparsepo train` of their recipes into empty directories, with the same pairs and reference. Both start Ray, workers and all. With --block the two
 sides alternate, so that a machine that slows down slows both; every block then pays its own start of Ray. Prints one JSON line per block, then the sums.
 """
 
@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def timed(*arguments: str) -> float:
     return time.monotonic() - started
 
 
-def write_sweep(work: Path, name: str, betas: list[float], steps: int) -> Path:
+def write_sweep(work: Path, name: str, betas: list[float], steps: int, at_once: int) -> Path:
     body: dict[str, Any] = {
         "run_dir": str(work / name),
         "recipe": "hh-mapo",
@@ -47,7 +48,7 @@ def write_sweep(work: Path, name: str, betas: list[float], steps: int) -> Path:
             f"paths.reference={work}/reference",
         ],
         "space": {"objective.beta": {"grid": betas}},
-        "max_concurrent_trials": 1,
+        "max_concurrent_trials": at_once,
     }
     file = work / f"{name}.yaml"
     file.write_text(yaml.safe_dump(body))
@@ -58,6 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--at-once", type=int, default=1)
     parser.add_argument("--block", type=int, default=12, help="trials per sweep; fewer than --trials makes several sweeps")
     parser.add_argument("--work", type=Path, required=True)
     options = parser.parse_args()
@@ -69,17 +71,18 @@ def main() -> None:
     total: dict[str, Any] = {"trials": len(betas), "steps": options.steps, "sweep_seconds": 0.0, "single_seconds": 0.0, "stage_runs": []}
     for number, start in enumerate(range(0, len(betas), options.block)):
         block = betas[start : start + options.block]
-        file = write_sweep(work, f"sweep-{number}", block, options.steps)
+        file = write_sweep(work, f"sweep-{number}", block, options.steps, options.at_once)
         sweep_seconds = timed("tune", str(file))
         counts = json.loads((work / f"sweep-{number}" / "manifest.json").read_text())["counts"]
-        sweep_seconds -= counts["shared_seconds"]
+        sweep_seconds = (sweep_seconds - counts["shared_seconds"]) * options.at_once
         trials = json.loads((work / f"sweep-{number}" / "trials.json").read_text())
         assert [trial["status"] for trial in trials] == ["finished"] * len(block)
-        single = 0.0
-        for trial in trials:
-            single += timed(
-                "train", f"{trial['run_dir']}/config.yaml", f"run_dir={work}/single-{trial['number']}-{number}", "ray.cpus_per_run=null"
-            )
+        commands = [
+            ("train", f"{trial['run_dir']}/config.yaml", f"run_dir={work}/single-{trial['number']}-{number}", "ray.cpus_per_run=null")
+            for trial in trials
+        ]
+        with ThreadPoolExecutor(options.at_once) as pool:
+            single = sum(pool.map(lambda command: timed(*command), commands))
         steps_seconds = [trial["metrics"]["train/elapsed_seconds"] for trial in trials]
         line = {
             "sweep_seconds": sweep_seconds,

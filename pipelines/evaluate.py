@@ -7,11 +7,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from evaluation.benchmarks import (
-    masks_benchmark,
-    preference_benchmark,
-    sentiment_benchmark,
-)
 from pipelines.actor_pool import run_tasks
 from pipelines.config import Recipe
 from pipelines.errors import UserError
@@ -52,6 +47,9 @@ def run_evaluate(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
 
     Raises: UserError if the run has no trained model or no held-out pair.
     """
+    # Heavy, and of no use to the other stages, which import this module for its record.
+    from evaluation.benchmarks import masks_benchmark, preference_benchmark, sentiment_benchmark
+
     if not train_store(recipe).exists("model"):
         raise UserError(f"{train_store(recipe).root} has no trained model: run `sparsepo train` first")
     if not recipe.objective.build().uses_rejected:

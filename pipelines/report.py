@@ -7,11 +7,9 @@ from typing import Any
 from evaluation.report import RunView, render_report
 from pipelines.errors import UserError
 from pipelines.recipe import from_yaml
-from pipelines.stage_record import MANIFEST
+from pipelines.stage_record import CONFIG, MANIFEST
 from pipelines.store import RunStore
 from pipelines.train_metrics import read_metrics
-
-CONFIG = "config.yaml"
 
 
 def run_report(run_dirs: Sequence[str], output: str | None = None) -> str:

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 
-from evaluation.metrics.vader_sentiment import vader_scores
 from pipelines.config import ClassifierReward, VaderReward
 from pipelines.errors import UserError
 from pipelines.models import resolve_model
@@ -16,6 +15,8 @@ Reward = Callable[[list[str]], list[float]]
 def build_reward(section: VaderReward | ClassifierReward) -> Reward:
     """A function texts -> rewards. UserError if the classifier or its label does not exist."""
     if isinstance(section, VaderReward):
+        from evaluation.metrics.vader_sentiment import vader_scores
+
         return vader_scores
     return _classifier(section)
 

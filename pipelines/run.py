@@ -13,8 +13,7 @@ from pipelines.prepare import prepare_record, run_prepare
 from pipelines.recipe import write_yaml
 from pipelines.reference import check_hooks, has_features, reference_record, run_reference, scoring_device
 from pipelines.reference_cost import settle_mode
-from pipelines.report import CONFIG, run_report
-from pipelines.stage_record import StageRecord
+from pipelines.stage_record import CONFIG, StageRecord
 from pipelines.store import RunStore
 from pipelines.train import run_train, train_record
 
@@ -34,6 +33,8 @@ def run_stages(recipe: Recipe, stages: tuple[str, ...], say: Say, quiet: bool = 
         for stage in stages:
             started = time.monotonic()
             if stage == "report":
+                from pipelines.report import run_report  # draws: heavy
+
                 outcome[stage] = "done"
                 say(f"report: {run_report([recipe.run_dir])}")
                 continue

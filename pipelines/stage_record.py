@@ -18,7 +18,7 @@ from pipelines.section import Stage, stage_settings
 from pipelines.store import RunStore
 
 SCHEMA_VERSION = 2
-STARTED, MANIFEST = "started.json", "manifest.json"
+CONFIG, STARTED, MANIFEST = "config.yaml", "started.json", "manifest.json"
 _LIBRARIES = ("torch", "transformers", "ray", "pyarrow", "tokenizers", "sparsepo")
 
 

@@ -4,13 +4,11 @@ from typing import Any
 
 from pipelines.errors import UserError
 from pipelines.recipe import from_yaml
-from pipelines.report import CONFIG
-from pipelines.stage_record import MANIFEST, STARTED
+from pipelines.stage_record import CONFIG, MANIFEST, STARTED
 from pipelines.store import RunStore
-from pipelines.sweep_results import TRIALS
 from pipelines.train_checkpoint import completed_steps
 from pipelines.train_worker import MEMORY
-from pipelines.trial import TRIAL, Trial
+from pipelines.trial import TRIAL, TRIALS, Trial
 
 
 def run_status(run_dir: str) -> list[dict[str, str]]:

@@ -14,13 +14,13 @@ from evaluation.frontier import knee_point, pareto_front
 from evaluation.report.sweep import SweepView, TrialView, render_sweep, sweep_figures
 from pipelines.errors import StageFailed, UserError
 from pipelines.recipe import from_yaml, set_keys, to_yaml
-from pipelines.report import CONFIG
 from pipelines.run import Say
+from pipelines.stage_record import CONFIG
 from pipelines.store import RunStore
 from pipelines.sweep import RECIPE, Goal, Point, Sweep
-from pipelines.trial import Trial, is_number
+from pipelines.trial import TRIALS, Trial, is_number
 
-TRIALS, RUNS, FRONT, BEST, REPORT = "trials", "runs", "pareto.json", "best.yaml", "report"
+RUNS, FRONT, BEST, REPORT = "runs", "pareto.json", "best.yaml", "report"
 _BOARD = "tensorboard"
 _COMPARISONS = {"<=": operator.le, "<": operator.lt, ">=": operator.ge, ">": operator.gt}
 

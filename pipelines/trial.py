@@ -16,13 +16,13 @@ from pipelines.config import Recipe
 from pipelines.errors import Diverged, StageFailed, Superseded, UserError
 from pipelines.evaluate import evaluate_record, run_evaluate
 from pipelines.recipe import write_yaml
-from pipelines.report import CONFIG
+from pipelines.stage_record import CONFIG
 from pipelines.store import RunStore
 from pipelines.sweep import Point, Sweep
 from pipelines.sweep_stores import SharedStores, trial_recipe
 from pipelines.train import run_train, train_record
 
-TRIAL = "trial.json"
+TRIAL, TRIALS = "trial.json", "trials"
 LISTED = "listed"  # where Ray Tune's config holds a point that was listed beforehand
 MISSING = "missing_metric.json"
 STD, LOW, HIGH = "/std", "/low", "/high"
