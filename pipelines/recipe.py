@@ -6,7 +6,7 @@ import types
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -22,9 +22,9 @@ _TAG_KEYS = ("objective.name", "mask.kind")
 _FLOAT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
-def packaged_recipes() -> dict[str, Path]:
-    """Name -> file of the recipes shipped with the package."""
-    folder = Path(str(resources.files("pipelines"))) / "recipes"
+def packaged(kind: Literal["recipe", "sweep"]) -> dict[str, Path]:
+    """Name -> file of the recipes or sweeps shipped with the package."""
+    folder = Path(str(resources.files("pipelines"))) / f"{kind}s"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
@@ -33,23 +33,23 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises: UserError naming the file or key, the value and what is allowed.
     """
-    return validate_recipe(read_mapping(recipe), overrides)
+    return validate_recipe(read_mapping(recipe, "recipe"), overrides)
 
 
-def read_mapping(recipe: str) -> dict[str, Any]:
-    """Read a YAML mapping from a file or the packaged recipe of that name."""
-    path = Path(recipe)
+def read_mapping(name: str, kind: Literal["recipe", "sweep"]) -> dict[str, Any]:
+    """Read a YAML mapping from a file, or from what is packaged under that name."""
+    path = Path(name)
     if not path.is_file():
-        packaged = packaged_recipes()
-        if recipe not in packaged:
-            raise UserError(f"recipe {recipe!r}: no such file, nor a packaged recipe ({', '.join(packaged)})")
-        path = packaged[recipe]
+        known = packaged(kind)
+        if name not in known:
+            raise UserError(f"{kind} {name!r}: no such file, nor a packaged {kind} ({', '.join(known)})")
+        path = known[name]
     try:
         loaded = OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"recipe {recipe!r} is not valid YAML: {_first_line(error)}") from error
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise UserError(f"{kind} {name!r} is not valid YAML: {_first_line(error)}") from error
     if not isinstance(loaded, DictConfig):
-        raise UserError(f"recipe {recipe!r} must be a mapping of keys to values")
+        raise UserError(f"{kind} {name!r} must be a mapping of keys to values")
     plain = OmegaConf.to_container(loaded)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}

@@ -196,7 +196,7 @@ class _BucketSum:
         self._bucket_of = {id(p): i for i, bucket in enumerate(self._buckets) for p in bucket}
         self._is_armed = False
         self._reset()
-        for parameter in parameters:
+        for parameter in parameters if world > 1 else ():
             parameter.register_post_accumulate_grad_hook(self._completed)
 
     def _reset(self) -> None:
@@ -204,7 +204,7 @@ class _BucketSum:
         self._started: list[tuple[list[nn.Parameter], Tensor, Any]] = []
 
     def arm(self) -> None:
-        self._is_armed = not self._is_alone
+        self._is_armed = True
 
     def _completed(self, parameter: nn.Parameter) -> None:
         if not self._is_armed:

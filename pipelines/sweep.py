@@ -158,7 +158,7 @@ class Sweep(_Part):
 
     seeds: every point is trained once per value of train.seed (none given: once, with the recipe's). num_samples: draws per grid
     point, or trials in all for an Optuna searcher. evaluate_all: evaluate every trial, even if no objective asks for it.
-    hours: after that long nothing new is started. max_failures: times that a trial whose process died is tried again.
+    hours: after that long what still runs is stopped. max_failures: times that a trial whose process died is tried again.
     """
 
     run_dir: str = Field(min_length=1)
@@ -296,7 +296,7 @@ class Sweep(_Part):
 
     def _mapping(self, recipe: str) -> dict[str, Any]:
         if recipe not in self._mappings:
-            self._mappings[recipe] = read_mapping(recipe)
+            self._mappings[recipe] = read_mapping(recipe, "recipe")
         return self._mappings[recipe]
 
     @cached_property

@@ -2,7 +2,6 @@
 
 import difflib
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +11,16 @@ from pydantic import ValidationError
 
 from pipelines.config import Recipe
 from pipelines.errors import UserError
-from pipelines.recipe import unknown_key_message
+from pipelines.recipe import read_mapping, unknown_key_message
 from pipelines.sweep import RECIPE, Range, Sweep
-
-
-def packaged_sweeps() -> dict[str, Path]:
-    """Name -> file of the sweeps shipped with the package."""
-    folder = Path(str(resources.files("pipelines"))) / "sweeps"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def is_sweep(name: str) -> bool:
     """Whether a file (or packaged name) is a sweep rather than a recipe."""
-    path = Path(name) if Path(name).is_file() else packaged_sweeps().get(name)
-    if path is None:
-        return False
     try:
-        loaded = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError):
+        return "space" in read_mapping(name, "sweep")
+    except UserError:
         return False
-    return isinstance(loaded, dict) and "space" in loaded
 
 
 def load_sweep(name: str, overrides: Sequence[str] = ()) -> Sweep:
@@ -41,18 +30,7 @@ def load_sweep(name: str, overrides: Sequence[str] = ()) -> Sweep:
         overrides: key=value; keys of the sweep replace what the file says, all others are overrides of the recipe.
     Raises: UserError naming what is wrong.
     """
-    file = Path(name)
-    if not file.is_file():
-        packaged = packaged_sweeps()
-        if name not in packaged:
-            raise UserError(f"sweep file {name!r}: no such file, nor a packaged sweep ({', '.join(packaged)})")
-        file = packaged[name]
-    try:
-        loaded = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"sweep file {name!r} is not valid YAML: {str(error).splitlines()[0]}") from error
-    if not isinstance(loaded, dict):
-        raise UserError(f"sweep file {name!r} must be a mapping of keys to values")
+    loaded = read_mapping(name, "sweep")
     rest = []
     for item in overrides:
         key, sign, text = item.partition("=")

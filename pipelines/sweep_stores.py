@@ -59,13 +59,9 @@ class SharedStore:
     def name(self) -> str:
         return digest([self.fingerprint, self.origins])[:12]
 
-    def described(self) -> dict[str, Any]:
-        """What a trial needs to find its store."""
-        return {"fingerprint": self.fingerprint, "origins": self.origins, "name": self.name()}
-
 
 class SharedStores:
-    """The stores of a sweep; every recipe finds its own. A trial rebuilds it from `described`."""
+    """The stores of a sweep; every recipe finds its own. A trial rebuilds it from `to_json`."""
 
     def __init__(self, run_dir: str, stores: list[SharedStore]) -> None:
         self._run_dir, self._stores = run_dir, stores
@@ -90,11 +86,12 @@ class SharedStores:
         return cls(sweep.run_dir, stores)
 
     @classmethod
-    def from_json(cls, run_dir: str, described: Sequence[dict[str, Any]]) -> "SharedStores":
-        return cls(run_dir, [SharedStore(store["fingerprint"], store["origins"], []) for store in described])
+    def from_json(cls, run_dir: str, stores: Sequence[dict[str, Any]]) -> "SharedStores":
+        return cls(run_dir, [SharedStore(store["fingerprint"], store["origins"], []) for store in stores])
 
     def to_json(self) -> list[dict[str, Any]]:
-        return [store.described() for store in self._stores]
+        """What a trial needs to find its store."""
+        return [{"fingerprint": store.fingerprint, "origins": store.origins} for store in self._stores]
 
     def makers(self) -> list[tuple[Recipe, int]]:
         """The recipe that makes each store, and how many points use it."""

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from pipelines.cli import app
-from pipelines.recipe import packaged_recipes, validate_recipe
+from pipelines.recipe import packaged, validate_recipe
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -38,7 +38,7 @@ def test_commands_and_links_exist(document: Path) -> None:
     named = set(re.findall(r"\bsparsepo ([a-z]+)\b(?= [A-Za-z./-]+\.yaml| RECIPE| SWEEP| runs/| seed=|`)", text))
     assert named <= commands
     for recipe in re.findall(r"sparsepo run ((?:imdb|hh)-[a-z0-9-]+)", text):
-        assert recipe in packaged_recipes()
+        assert recipe in packaged("recipe")
     for link in re.findall(r"\]\(([^)#]+)\)", text):
         assert (document.parent / link).exists(), link
 

@@ -1,5 +1,6 @@
 """The page and the figures of a sweep: reward against KL, sparsity against beta, and every searched key at a glance."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,7 @@ def _frontier(view: SweepView, label: str, values: Sequence[float | None]) -> An
     colour_of = dict(zip([t.number for t in view.measured()], values, strict=False))
     front = sorted((t for t in view.measured() if t.is_on_front), key=lambda t: t.metrics[x])
     axes.plot([t.metrics[x] for t in front], [t.metrics[y] for t in front], color="#999", linewidth=1, linestyle="--", zorder=1)
-    for marker, (name, trials) in zip(_cycle(_MARKERS), view.series(), strict=False):
+    for marker, (name, trials) in zip(itertools.cycle(_MARKERS), view.series(), strict=False):
         for trial in trials:
             value = colour_of.get(trial.number)
             colour = "#bbb" if value is None or norm is None else _colour(norm, value)
@@ -248,11 +249,6 @@ def _colour(norm: Normalize, value: float) -> Any:
 def _is_wide(values: Sequence[float]) -> bool:
     """Whether a logarithmic scale shows the values better."""
     return bool(values) and min(values) > 0 and max(values) / min(values) >= 10
-
-
-def _cycle(markers: str) -> Iterator[str]:
-    while True:
-        yield from markers
 
 
 def _leaf(name: str) -> str:

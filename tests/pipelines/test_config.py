@@ -7,7 +7,7 @@ import pytest
 
 from pipelines.config import Recipe
 from pipelines.errors import UserError
-from pipelines.recipe import load_recipe, packaged_recipes, validate_recipe, write_yaml
+from pipelines.recipe import load_recipe, packaged, validate_recipe, write_yaml
 from pipelines.section import stage_settings
 from sparsepo import OBJECTIVES
 
@@ -19,12 +19,12 @@ MINIMAL: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", packaged_recipes())
+@pytest.mark.parametrize("name", packaged("recipe"))
 def test_every_packaged_recipe_loads_and_says_what_it_is(name: str) -> None:
     recipe = load_recipe(name)
     objective = name.split("-", 1)[1].replace("-", "_")
     assert recipe.objective.name == ("sparsepo" if objective.startswith("sparsepo") else objective)
-    header = packaged_recipes()[name].read_text().split("\nrun_dir")[0]
+    header = packaged("recipe")[name].read_text().split("\nrun_dir")[0]
     for word in ("Starting model", "Hardware", f"Launch: sparsepo run {name}"):
         assert word in header
     assert validate_recipe(__import__("yaml").safe_load(write_yaml(recipe))) == recipe
@@ -32,11 +32,11 @@ def test_every_packaged_recipe_loads_and_says_what_it_is(name: str) -> None:
 
 def test_the_eight_released_recipes_are_there() -> None:
     wanted = {f"{d}-{o}" for d in ("imdb", "hh") for o in ("dpo", "mapo", "sparsepo-common", "sparsepo-independent")}
-    assert wanted <= set(packaged_recipes())
+    assert wanted <= set(packaged("recipe"))
 
 
 def test_every_objective_has_a_recipe() -> None:
-    assert {load_recipe(name).objective.name for name in packaged_recipes()} == set(OBJECTIVES) - {"sft"}  # `sparsepo sft` takes any recipe
+    assert {load_recipe(name).objective.name for name in packaged("recipe")} == set(OBJECTIVES) - {"sft"}  # `sparsepo sft` takes any recipe
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ import yaml
 from pipelines.config import Recipe
 from pipelines.errors import UserError
 from pipelines.plan import plan_sweep
-from pipelines.recipe import load_recipe, validate_recipe, write_yaml
+from pipelines.recipe import load_recipe, packaged, validate_recipe, write_yaml
 from pipelines.stage_record import STARTED
 from pipelines.store import RunStore
 from pipelines.sweep import Sweep
-from pipelines.sweep_file import is_sweep, load_sweep, packaged_sweeps
+from pipelines.sweep_file import is_sweep, load_sweep
 from pipelines.sweep_results import pick, publish_results, read_trials
 from pipelines.sweep_stores import SharedStores
 from pipelines.trial import Trial, joined
@@ -142,14 +142,14 @@ def test_missing_files(tmp_path: Path) -> None:
     assert is_sweep("imdb-frontier")
 
 
-@pytest.mark.parametrize("name", sorted(packaged_sweeps()))
+@pytest.mark.parametrize("name", sorted(packaged("sweep")))
 def test_packaged_sweeps_load(name: str, model_dir: Path, pairs_file: Path, tmp_path: Path) -> None:
     """Every point of them is a recipe, on a tiny model and another file."""
     sweep = load_sweep(
         name, (f"run_dir={tmp_path}", f"model.name_or_path={model_dir}", f"data.sources=[{{path: {pairs_file}}}]", "data.test=[]")
     )
     assert sweep.num_trials() >= 12
-    assert f"sparsepo tune {name} " in packaged_sweeps()[name].read_text(), "says how it is launched"
+    assert f"sparsepo tune {name} " in packaged("sweep")[name].read_text(), "says how it is launched"
 
 
 def test_keys_on_the_command_line(load: Load) -> None:
