@@ -32,7 +32,7 @@ def run_tasks(
     JSON. One actor per GPU (or group of GPUs) by default, or per node with all its cores.
 
     Args:
-        calls_at_once: calls of one actor that may overlap, from several threads.
+        gpus_per_actor: 0 for work that needs none. calls_at_once: calls of one actor that may overlap, from several threads.
     Raises: UserError if the cluster has not the GPUs of one actor.
     """
     import ray
@@ -41,7 +41,7 @@ def run_tasks(
     if not tasks:
         return
     quieten_ray_data()
-    gpus = min(ray.cluster_resources().get("GPU", 0), recipe.ray.gpus_per_run or math.inf)
+    gpus = min(ray.cluster_resources().get("GPU", 0), recipe.ray.gpus_per_run or math.inf) if gpus_per_actor else 0
     if gpus_per_actor > max(1, gpus):
         raise UserError(f"{label}: {gpus_per_actor} GPUs for one model, but the cluster has {gpus:g} for this run")
     nodes = node_cpus()

@@ -1,4 +1,4 @@
-"""The command line. Exit codes: 0 ok, 2 the user's input is wrong, 130 interrupted, 1 anything else."""
+"""The command line. Exit codes: 0 ok, 2 the user's input is wrong, 3 a quality gate failed, 130 interrupted, 1 anything else."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.errors import StageFailed, UserError
+from pipelines.errors import GateFailed, StageFailed, UserError
 
 app = typer.Typer(
     add_completion=False,
@@ -20,13 +20,17 @@ app = typer.Typer(
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe file, or the name of a packaged recipe.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. train.learning_rate=1e-5")]
 _INTERRUPTED = "interrupted; run the same command again to resume (a sweep: with --resume)"
+CodeExecution = Annotated[
+    bool, typer.Option("--allow-code-execution", help="Run the programs that the code benchmark samples, each in a sandbox (Linux).")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no summaries.")]
 
 
 @app.command()
-def run(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = False) -> None:
+def run(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = False, allow_code_execution: CodeExecution = False) -> None:
     """prepare -> reference -> train -> evaluate -> report; finished stages are skipped."""
-    _stages(recipe, overrides, ("prepare", "reference", "train", "evaluate", "report"), quiet)
+    stages = ("prepare", "reference", "train", "evaluate", "report")
+    _stages(recipe, overrides, stages, quiet, allow_code_execution)
 
 
 @app.command()
@@ -59,9 +63,11 @@ def train(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = Fa
 
 
 @app.command()
-def evaluate(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = False) -> None:
-    """Held-out preference, sentiment and mask statistics of the trained model."""
-    _stages(recipe, overrides, ("evaluate",), quiet)
+def evaluate(
+    recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = False, allow_code_execution: CodeExecution = False
+) -> None:
+    """The recipe's benchmarks of the trained model beside its starting model."""
+    _stages(recipe, overrides, ("evaluate",), quiet, allow_code_execution)
 
 
 @app.command()
@@ -112,6 +118,41 @@ def tune(
 
 
 @app.command()
+def schedule(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    cron: Annotated[str | None, typer.Option(help="Times as in crontab, e.g. '0 */2 * * *'; schedule.cron by default.")] = None,
+    timezone: Annotated[str | None, typer.Option(help="Time zone of the times, e.g. Europe/Berlin; schedule.timezone by default.")] = None,
+    once: Annotated[bool, typer.Option("--once", help="Evaluate what is new now, then end: for crontab and Kubernetes.")] = False,
+    keep_going: Annotated[bool, typer.Option("--keep-going", help="Go on after a failed gate; the exit code is 3 all the same.")] = False,
+    until_trained: Annotated[
+        bool, typer.Option("--until-trained", help="End when training has and all checkpoints are evaluated.")
+    ] = False,
+) -> None:
+    """Evaluate every new checkpoint of a run at certain times; exit code 3 if a gate fails."""
+    import signal
+
+    from pipelines.recipe import load_recipe
+    from pipelines.run import LazyRay, settled
+    from pipelines.schedule import Scheduler, check_run
+
+    given = [
+        *(overrides or ()),
+        *(f"schedule.{key}={json.dumps(value)}" for key, value in (("cron", cron), ("timezone", timezone)) if value),
+    ]
+    loaded = load_recipe(recipe, given)
+    with LazyRay(loaded) as start:
+        loaded = settled(loaded, start)
+        check_run(loaded)
+        scheduler = Scheduler(loaded, start, _say(quiet), quiet)
+        signal.signal(signal.SIGTERM, lambda *_: scheduler.stop())
+        outcome = scheduler.tick() if once else scheduler.run(keep_going, until_trained)
+    if outcome.failures:
+        raise GateFailed(outcome.failures[0].message + (f" (and {len(outcome.failures) - 1} more)" if len(outcome.failures) > 1 else ""))
+
+
+@app.command()
 def plan(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE|SWEEP", help="Recipe or sweep: a file, or the name of a packaged one.")],
     overrides: Overrides = None,
@@ -150,11 +191,20 @@ def _say(quiet: bool) -> Callable[[str], None]:
     return (lambda line: None) if quiet else (lambda line: print(line, flush=True))
 
 
-def _stages(recipe: str, overrides: list[str] | None, stages: tuple[str, ...], quiet: bool) -> None:
+def _stages(recipe: str, overrides: list[str] | None, stages: tuple[str, ...], quiet: bool, allow_code_execution: bool = False) -> None:
     from pipelines.recipe import load_recipe
     from pipelines.run import run_stages
 
-    run_stages(load_recipe(recipe, overrides or ()), stages, _say(quiet), quiet)
+    loaded = load_recipe(recipe, overrides or ())
+    has_programs = "evaluate" in stages and "code" in loaded.evaluate.benchmarks
+    if allow_code_execution and not has_programs:
+        raise UserError("--allow-code-execution: evaluate.benchmarks does not name code, so there are no programs to run")
+    if allow_code_execution:
+        at = stages.index("evaluate") + 1
+        stages = (*stages[:at], "execute", *stages[at:])
+    run_stages(loaded, stages, _say(quiet), quiet)
+    if has_programs and not allow_code_execution:
+        _say(quiet)("evaluate: the sampled programs were not run; to run them in sandboxes, add --allow-code-execution to the same command")
 
 
 def _check_reference(recipe: str, overrides: list[str] | None, quiet: bool, repair: bool) -> None:
@@ -188,6 +238,8 @@ def main(arguments: list[str] | None = None) -> None:
         code = command(args=arguments, prog_name="sparsepo", standalone_mode=False)
     except UserError as error:
         _fail(str(error), 2)
+    except GateFailed as error:
+        _fail(str(error), 3)
     except StageFailed as error:
         _fail(str(error), 1)
     except KeyboardInterrupt:

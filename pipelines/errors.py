@@ -12,6 +12,10 @@ class StageFailed(Exception):
     """A stage could not finish for a reason that is not the input's form (say, a diverged loss). Exit code 1."""
 
 
+class GateFailed(Exception):
+    """An evaluation does not meet a quality gate. Exit code 3."""
+
+
 class Diverged(StageFailed):
     """A loss or gradient is not finite any more."""
 

@@ -1,127 +1,275 @@
-"""evaluate: held-out preference, sentiment of samples and mask statistics of a trained run (Ray Data actor pool)."""
+"""evaluate: benchmarks of a trained run's model beside the model it started from (Ray Data actor pools)."""
 
 import json
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from pipelines.actor_pool import run_tasks
-from pipelines.config import Recipe
+from pipelines.config import OpenAIJudge, Recipe, VaderReward
 from pipelines.errors import UserError
 from pipelines.evaluate_worker import Evaluator
 from pipelines.models import file_hash
 from pipelines.pair_table import PairTable
 from pipelines.prepare import open_pairs
 from pipelines.reference import usable_rows
-from pipelines.rewards import build_reward
-from pipelines.stage_record import StageRecord
+from pipelines.stage_record import MANIFEST, StageRecord
 from pipelines.store import RunStore
+from pipelines.task_parts import TaskParts
 from pipelines.train import train_record, train_store
+
+# The modules that benchmarks and their models need are heavy, and of no use to the other stages, which import this one for its record.
+if TYPE_CHECKING:
+    from pipelines.judge import EndpointJudge
 
 SAMPLES = "samples/samples.jsonl"
 TOKENS = "samples/tokens.jsonl"
-_PAIRS_PER_TASK, _PROMPTS_PER_TASK, _RESPONSES_SHOWN = 128, 64, 12
+CODE_SAMPLES = "samples/code.jsonl"
+HISTORY = "history"
+_PAIRS_PER_TASK, _SEQUENCES_PER_TASK, _TEXTS_PER_TASK, _RESPONSES_SHOWN = 128, 64, 64, 12
+Records = list[dict[str, Any]]
 
 
 def evaluation_store(recipe: Recipe) -> RunStore:
     return RunStore(f"{recipe.run_dir}/evaluation")
 
 
-def evaluate_record(recipe: Recipe) -> StageRecord:
-    """The stage record of a recipe's evaluation. UserError if the key word file does not exist."""
-    inputs = {"train": train_record(recipe).fingerprint()}
-    if recipe.evaluate.key_words:
-        path = Path(recipe.evaluate.key_words)
-        if not path.is_file():
-            raise UserError(f"evaluate.key_words = {recipe.evaluate.key_words!r}: no such file")
-        inputs["key_words"] = file_hash(path)
-    record = StageRecord.of(recipe, "evaluate", evaluation_store(recipe), inputs)
-    settings = {key: value for key, value in record.settings.items() if key != "evaluate.key_words"}
+def evaluate_record(recipe: Recipe, step: int | None = None) -> StageRecord:
+    """The stage record of the evaluation of a recipe's model, or of its checkpoint after `step` steps.
+
+    Raises: UserError if a file that the recipe names does not exist.
+    """
+    inputs: dict[str, Any] = {"train": train_record(recipe).fingerprint()}
+    store = evaluation_store(recipe)
+    if step is not None:
+        inputs["step"] = step
+        store = store.at(checkpoint_folder(step))
+    code = recipe.evaluate.code
+    files = {"key_words": recipe.evaluate.key_words, "code.tasks": code.tasks if code else None}
+    for key, name in files.items():
+        if name is not None:
+            if not Path(name).is_file():
+                raise UserError(f"evaluate.{key} = {name!r}: no such file")
+            inputs[key] = file_hash(Path(name))
+    record = StageRecord.of(recipe, "evaluate", store, inputs)
+    settings = {key: value for key, value in record.settings.items() if key.removeprefix("evaluate.") not in files}
     return StageRecord(record.stage, record.store, settings, inputs)
 
 
-def run_evaluate(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
-    """Evaluate RUN/train/model on held-out pairs and prompts; returns the stage's manifest. Needs a running Ray.
+def checkpoint_folder(step: int) -> str:
+    return f"checkpoints/step-{step:08d}"
 
-    Raises: UserError if the run has no trained model or no held-out pair.
+
+def run_evaluate(recipe: Recipe, quiet: bool = False, step: int | None = None) -> dict[str, Any]:
+    """Evaluate RUN/train/model, or a checkpoint, on held-out pairs and prompts; returns the stage's manifest. Needs a running Ray.
+
+    A killed evaluation goes on where it was: what a finished task found is kept in evaluation/parts.
+    Raises: UserError if the run has no trained model or no held-out pair, or a model or file that a benchmark needs does not exist.
     """
-    # Heavy, and of no use to the other stages, which import this module for its record.
-    from evaluation.benchmarks import masks_benchmark, preference_benchmark, sentiment_benchmark
+    from pipelines.judge import EndpointJudge
+    from pipelines.text_scorer import check_text_models
 
-    if not train_store(recipe).exists("model"):
+    if step is None and not train_store(recipe).exists("model"):
         raise UserError(f"{train_store(recipe).root} has no trained model: run `sparsepo train` first")
     if not recipe.objective.build().uses_rejected:
         raise UserError(f"objective.name = {recipe.objective.name!r} has no preferences to evaluate: train it with `sparsepo sft`")
-    record = evaluate_record(recipe)
+    record = evaluate_record(recipe, step)
     settings = recipe.evaluate
+    check_text_models(settings)
+    judge = (
+        EndpointJudge(settings.judge, record.store)
+        if isinstance(settings.judge, OpenAIJudge) and "dialogue" in settings.benchmarks
+        else None
+    )
     pairs = open_pairs(recipe)
-    rows = pairs.num_rows(settings.split)
-    if rows == 0:
+    if pairs.num_rows(settings.split) == 0:
         raise UserError(
             f"evaluate.split = {settings.split!r}: prepare kept no such pair; set data.{settings.split}_fraction or data.{settings.split}"
         )
+    tasks = [{**task, "step": step} for task in _tasks(recipe, pairs)]
     record.begin()
-    tasks = _tasks(recipe, pairs)
-    records = _run(tasks, recipe, quiet)
-    results: dict[str, dict[str, Any]] = {}
-    if "preference" in settings.benchmarks:
-        results["preference"] = preference_benchmark(records["pair"], settings.bootstrap_samples, settings.seed)
-    if "masks" in settings.benchmarks:
-        results["masks"] = masks_benchmark(records["response"], settings.bootstrap_samples, settings.seed)
-    if "sentiment" in settings.benchmarks:
-        samples = _rewarded(records["sample"], recipe)
-        results["sentiment"] = sentiment_benchmark(samples, settings.generation.temperature, settings.bootstrap_samples, settings.seed)
-        record.store.write_bytes(SAMPLES, "".join(json.dumps(s) + "\n" for s in samples).encode())
-    record.store.write_bytes(TOKENS, "".join(json.dumps(r) + "\n" for r in records["response"][:_RESPONSES_SHOWN]).encode())
+    parts = TaskParts(record.store)
+    todo = parts.missing(tasks)
+    parts.add(todo, run_tasks(todo, Evaluator, recipe, settings.num_actors, "evaluate", quiet))
+    found: dict[str, Records] = {"pair": [], "response": [], "sample": [], "program": []}
+    for records in parts.results(tasks):
+        for kind, items in records.items():
+            found[kind] += items
+    samples = _scored(sorted(found["sample"], key=lambda s: (s["temperature_number"], s["order"])), recipe, parts, quiet)
+    if judge is not None:
+        _ask(judge, samples, quiet)
+    results = _results(recipe, found, samples)
+    if samples:
+        record.store.write_bytes(SAMPLES, _lines(samples))
+    if found["program"]:
+        record.store.write_bytes(CODE_SAMPLES, _lines(_by_task(found["program"])))
+    record.store.write_bytes(TOKENS, _lines(found["response"][:_RESPONSES_SHOWN]))
     for name, result in results.items():
         record.store.write_json(f"{name}.json", result)
-    _append_history(record, results)
-    return record.finish({"benchmarks": sorted(results), "results": results})
+    append_history(evaluation_store(recipe), results, record, step)
+    manifest = record.finish({"benchmarks": sorted(results), "results": results})
+    parts.clear()
+    return manifest
 
 
 def _tasks(recipe: Recipe, pairs: PairTable) -> list[dict[str, Any]]:
+    """What the evaluating actors do; a function of recipe and pairs, so that a resumed evaluation has the same tasks."""
     settings = recipe.evaluate
     usable = usable_rows(recipe, pairs, settings.split)
-    tasks = []
+    tasks: list[dict[str, Any]] = []
     if {"preference", "masks"} & set(settings.benchmarks):
-        rows = usable[: settings.max_pairs]
-        tasks += [{"kind": "pairs", "rows": rows[i : i + _PAIRS_PER_TASK], "number": i} for i in range(0, len(rows), _PAIRS_PER_TASK)]
-    if "sentiment" in settings.benchmarks:
+        for number, rows in _chunks(usable[: settings.max_pairs], _PAIRS_PER_TASK):
+            tasks.append({"kind": "pairs", "number": number, "rows": rows})
+    if settings.sampled_benchmarks():
         first: dict[str, int] = {}
         prompts = pairs.column(settings.split, "prompt_hash")
         for row in usable:
             first.setdefault(prompts[row], row)
-        rows = list(first.values())[: settings.num_prompts]
-        tasks += [{"kind": "samples", "rows": rows[i : i + _PROMPTS_PER_TASK], "number": i} for i in range(0, len(rows), _PROMPTS_PER_TASK)]
+        chosen = list(enumerate(list(first.values())[: settings.num_prompts]))
+        lengths = {row: len(pairs.pairs(settings.split, [row])[0].prompt) for _, row in chosen}
+        chosen.sort(key=lambda item: lengths[item[1]])  # prompts of one length need no padding beside each other
+        for t, temperature in enumerate(settings.sampling_temperatures()):
+            for number, items in _chunks(chosen, _SEQUENCES_PER_TASK):
+                named = {"rows": [row for _, row in items], "order": [at for at, _ in items], "temperature": temperature}
+                tasks.append({"kind": f"samples{t}", "temperature_number": t, "number": number, **named})
+    if "code" in settings.benchmarks:
+        from pipelines.code_execution import read_code_tasks
+
+        assert settings.code is not None
+        at_once = min(settings.code.num_samples, _SEQUENCES_PER_TASK)
+        prompts_each = max(1, _SEQUENCES_PER_TASK // at_once)
+        found = read_code_tasks(settings.code)
+        for number, items in _chunks(sorted(found, key=lambda task: len(task.prompt)), prompts_each):
+            for start in range(0, settings.code.num_samples, at_once):
+                drawn = min(at_once, settings.code.num_samples - start)
+                named = {"task_ids": [task.task_id for task in items], "prompts": [task.prompt for task in items], "num_samples": drawn}
+                tasks.append({"kind": f"programs{start}", "number": number, "start": start, **named})
     return tasks
 
 
-def _run(tasks: list[dict[str, Any]], recipe: Recipe, quiet: bool) -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = {"pair": [], "response": [], "sample": []}
-    for records in run_tasks(tasks, Evaluator, recipe, recipe.evaluate.num_actors, "evaluate", quiet):
-        for kind, items in records.items():
-            found[kind] += items
+def _chunks(items: list[Any], size: int) -> Iterable[tuple[int, list[Any]]]:
+    return ((i, items[i : i + size]) for i in range(0, len(items), size))
+
+
+def _scored(samples: Records, recipe: Recipe, parts: TaskParts, quiet: bool) -> Records:
+    """Add what the sampled benchmarks need of each text; in actors where it takes a model."""
+    from pipelines.text_scorer import TextScorer
+
+    settings = recipe.evaluate
+    wanted = {
+        "reward": "sentiment" in settings.benchmarks,
+        "judge": "dialogue" in settings.benchmarks and not isinstance(settings.judge, OpenAIJudge),
+        "bert_score": "summarization" in settings.benchmarks and settings.summarization.bert_score_model is not None,
+        "entailment": "summarization" in settings.benchmarks and settings.summarization.entailment_model is not None,
+    }
+    names = [name for name, is_wanted in wanted.items() if is_wanted]
+    if not names or not samples:
+        return samples
+    if names == ["reward"] and isinstance(settings.reward, VaderReward):
+        return TextScorer(recipe.model_dump(mode="json"))({"records": samples, "wanted": names})
+    tasks = [{"kind": "scores", "number": number, "records": items, "wanted": names} for number, items in _chunks(samples, _TEXTS_PER_TASK)]
+    todo = parts.missing(tasks)
+    parts.add(todo, run_tasks(todo, TextScorer, recipe, settings.num_actors, "score texts", quiet))
+    return [record for found in parts.results(tasks) for record in found]
+
+
+def _ask(judge: "EndpointJudge", samples: Records, quiet: bool) -> None:
+    """Add the endpoint's verdicts on the policy's reply against each opponent's."""
+    from evaluation.benchmarks.dialogue import OPPONENTS
+
+    for opponent in OPPONENTS:
+        prompts, ours, theirs = ([s[key] for s in samples] for key in ("prompt", "policy_text", f"{opponent}_text"))
+        for sample, found in zip(samples, judge.compare(prompts, ours, theirs, quiet), strict=True):
+            sample |= {f"{opponent}_{key}": value for key, value in found.items()}
+
+
+def _results(recipe: Recipe, found: dict[str, Records], samples: Records) -> dict[str, dict[str, Any]]:
+    from evaluation.benchmarks import (
+        dialogue_benchmark,
+        masks_benchmark,
+        preference_benchmark,
+        sentiment_benchmark,
+        summarization_benchmark,
+    )
+
+    settings = recipe.evaluate
+    of_samples = {"sentiment": sentiment_benchmark, "dialogue": dialogue_benchmark, "summarization": summarization_benchmark}
+    results: dict[str, dict[str, Any]] = {}
+    if "preference" in settings.benchmarks:
+        results["preference"] = preference_benchmark(found["pair"], settings.bootstrap_samples, settings.seed)
+    if "masks" in settings.benchmarks:
+        results["masks"] = masks_benchmark(found["response"], settings.bootstrap_samples, settings.seed)
+    for name in settings.sampled_benchmarks():
+        results[name] = {}
+        for t, temperature in enumerate(settings.sampling_temperatures()):
+            drawn = [s for s in samples if s["temperature_number"] == t]
+            if name == "dialogue" and not isinstance(settings.judge, OpenAIJudge):
+                _compare_scores(drawn)
+            numbers = of_samples[name](drawn, temperature, settings.bootstrap_samples, settings.seed)
+            # The first temperature has the plain names; the others say theirs.
+            results[name] |= numbers if t == 0 else {f"temperature={temperature:g}/{key}": value for key, value in numbers.items()}
+    return results
+
+
+def _compare_scores(samples: Records) -> None:
+    """Verdicts of a reward model: the higher score wins."""
+    from evaluation.benchmarks.dialogue import OPPONENTS
+
+    for sample in samples:
+        for opponent in OPPONENTS:
+            difference = sample["policy_judge_score"] - sample[f"{opponent}_judge_score"]
+            sample[f"{opponent}_verdict"] = "policy" if difference > 0 else "opponent" if difference < 0 else "tie"
+            sample[f"{opponent}_consistent"] = None
+
+
+def _by_task(programs: Records) -> Records:
+    """One record per programming task, with all samples of both models in order."""
+    found: dict[str, dict[str, Any]] = {}
+    for part in sorted(programs, key=lambda p: p["start"]):
+        record = found.setdefault(part["task_id"], {"task_id": part["task_id"], "start_texts": [], "policy_texts": []})
+        for who in ("start", "policy"):
+            record[f"{who}_texts"] += part[f"{who}_texts"]
+    return list(found.values())
+
+
+def _lines(records: Records) -> bytes:
+    return "".join(json.dumps(r) + "\n" for r in records).encode()
+
+
+def append_history(store: RunStore, results: dict[str, dict[str, Any]], record: StageRecord, step: int | None) -> None:
+    """One row with every number of the results, in a Parquet file of its own: one file per checkpoint, or per evaluation of a model."""
+    values: dict[str, Any] = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "fingerprint": record.fingerprint(), "step": step}
+    table = pa.table({key: [value] for key, value in (values | numbers_of(results)).items()})
+    name = f"{record.stage}-{record.fingerprint()}" if step is None else f"step-{step:08d}"
+    store.write_table(f"{HISTORY}/{name}.parquet", table)
+
+
+def read_history(store: RunStore) -> list[dict[str, Any]]:
+    """The rows of an evaluation's history: checkpoints in step order, then models as their files are named."""
+    rows = [row for name in store.names(HISTORY) for row in store.read_table(f"{HISTORY}/{name}").to_pylist()]
+    return sorted(rows, key=lambda row: (row["step"] is None, row["step"] or 0))
+
+
+def numbers_of(results: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """<benchmark>/<name> -> number, with /low and /high where there is an interval; tables and missing values are left out."""
+    found: dict[str, float] = {}
+    for benchmark, result in results.items():
+        for key, value in result.items():
+            name = f"{benchmark}/{key}"
+            if isinstance(value, dict) and "mean" in value:
+                found |= {name: float(value["mean"]), f"{name}/low": float(value["low"]), f"{name}/high": float(value["high"])}
+            elif isinstance(value, int | float) and not isinstance(value, bool):
+                found[name] = float(value)
     return found
 
 
-def _rewarded(samples: list[dict[str, Any]], recipe: Recipe) -> list[dict[str, Any]]:
-    """Add the reward of each continuation (the prompt is the same for both models)."""
-    reward = build_reward(recipe.evaluate.reward)
-    for who in ("start", "policy"):
-        for sample, value in zip(samples, reward([s[f"{who}_text"] for s in samples]), strict=True):
-            sample[f"{who}_reward"] = value
-    return samples
-
-
-def _append_history(record: StageRecord, results: dict[str, dict[str, Any]]) -> None:
-    values: dict[str, Any] = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "fingerprint": record.fingerprint()}
-    for benchmark, result in results.items():
-        for key, value in result.items():
-            if isinstance(value, dict) and "mean" in value:
-                values[f"{benchmark}/{key}"] = float(value["mean"])
-            elif isinstance(value, float):
-                values[f"{benchmark}/{key}"] = value
-    table = pa.table({key: [value] for key, value in values.items()})
-    record.store.write_table(f"history/part-{len(record.store.names('history')):05d}.parquet", table)
+def read_results(evaluation: RunStore) -> dict[str, dict[str, Any]]:
+    """benchmark -> numbers of a finished evaluation, those of executed programs among them; empty if it is not finished."""
+    results: dict[str, dict[str, Any]] = {}
+    for place in (evaluation, evaluation.at("code")):
+        if place.exists(MANIFEST):
+            results |= place.read_json(MANIFEST)["counts"]["results"]
+    return results

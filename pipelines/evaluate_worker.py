@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from evaluation.key_tokens import key_token_labels
-from pipelines.config import Recipe
+from pipelines.config import GenerationSection, Recipe
 from pipelines.feature_source import FeatureSource
 from pipelines.generation import generate
 from pipelines.models import (
@@ -16,13 +16,16 @@ from pipelines.models import (
     reference_dtype,
     resolve_model,
 )
-from pipelines.policy import build_masks
+from pipelines.placement import Placement
+from pipelines.policy import build_masks, load_policy_model
 from pipelines.prepare import open_pairs
 from pipelines.reference import open_reference
 from pipelines.reference_features import feature_origins
 from pipelines.reference_worker import load_reference
 from pipelines.sampler import token_budget_batches
 from pipelines.store import RunStore
+from pipelines.strategy import strategy_of
+from pipelines.train_checkpoint import load_checkpoint
 from sparsepo import LearnedMasks, PolicyModel, head_of, score_tokens
 from sparsepo.layouts import TokenizedPair, padded_layout
 from sparsepo.model import scored_states
@@ -30,7 +33,10 @@ from sparsepo.records import ModelInputs
 
 
 class Evaluator:
-    """Actor: holds the policy with its masks, the starting model and the reference."""
+    """Actor: holds the policy with its masks, the starting model and the reference.
+
+    A task's `step` names the policy: a checkpoint of the run, or None for the published model. It is loaded when first asked for.
+    """
 
     def __init__(self, recipe: dict[str, Any]) -> None:
         self._recipe = Recipe.model_validate(recipe)
@@ -42,17 +48,11 @@ class Evaluator:
         self._reference = load_reference(self._recipe, self._device)
         same = self._recipe.model.reference in (None, self._recipe.model.name_or_path)
         self._start = self._reference.causal_lm if same else load_causal_lm(start_dir, dtype, self._device)
-        train = RunStore(f"{self._recipe.run_dir}/train")
-        with train.as_local_directory("model") as folder:
-            policy = load_causal_lm(str(folder), dtype, self._device)
-        masks = build_masks(self._recipe)
-        if isinstance(masks, LearnedMasks):
-            with train.as_local_directory("masks") as folder:
-                masks = LearnedMasks.from_pretrained(folder)
-        self._policy = PolicyModel(policy, masks, self._reference.head).to(self._device).eval()
+        self._dtype = dtype
+        self._loaded: tuple[int | None] | None = None
         self._objective = self._recipe.objective.build()
         self._pairs = open_pairs(self._recipe)
-        wanted = self._objective.requires | masks.requires | {"reference_logps", "reference_hidden"}
+        wanted = self._objective.requires | self._recipe.mask.requires() | {"reference_logps", "reference_hidden"}
         stored = frozenset(feature_origins(self._recipe))  # of the scorers and the embedder, which do not run here
         store = open_reference(self._recipe, self._pairs) if stored else None
         self._source = FeatureSource(self._pairs, wanted, self._reference, store)
@@ -60,9 +60,33 @@ class Evaluator:
         self._key_words = None if words is None else frozenset(w.lower() for w in words)
 
     def __call__(self, task: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+        self._load_policy(task["step"])
         if task["kind"] == "pairs":
             return self._score_pairs(task["rows"])
-        return {"sample": self._sample(task["rows"], task["number"])}
+        if "task_ids" in task:
+            return {"program": self._programs(task)}
+        return {"sample": self._sample(task)}
+
+    def _load_policy(self, step: int | None) -> None:
+        if self._loaded == (step,):
+            return
+        masks = build_masks(self._recipe)
+        train = RunStore(f"{self._recipe.run_dir}/train")
+        if step is None:
+            with train.as_local_directory("model") as folder:
+                causal_lm = load_causal_lm(str(folder), self._dtype, self._device)
+            if isinstance(masks, LearnedMasks):
+                with train.as_local_directory("masks") as folder:
+                    masks = LearnedMasks.from_pretrained(folder)
+            policy = PolicyModel(causal_lm, masks, self._reference.head)
+        else:
+            placement = Placement.choose(self._recipe.train.precision, self._device, rank=0, world=1)
+            policy = PolicyModel(load_policy_model(self._recipe, placement), masks, self._reference.head).to(self._device)
+            load_checkpoint(train, step, policy, None, strategy_of(placement))
+            if self._recipe.train.lora is not None:
+                policy.causal_lm = policy.causal_lm.merge_and_unload()
+            policy.causal_lm.to(self._dtype)
+        self._policy, self._loaded = policy.to(self._device).eval(), (step,)
 
     @torch.no_grad()
     def _score_pairs(self, rows: list[int]) -> dict[str, list[dict[str, Any]]]:
@@ -116,22 +140,53 @@ class Evaluator:
         labels = key_token_labels(text, offsets, self._key_words)
         return {"tokens": tokens, "is_key": labels + [False] * (len(tokens) - len(labels))}
 
-    def _sample(self, rows: list[int], number: int) -> list[dict[str, Any]]:
-        pairs = self._pairs.pairs(self._settings.split, rows)
-        prompts = [[int(i) for i in p.prompt] for p in pairs]
-        seed = self._settings.seed * 1_000_003 + number
-        drawn = {
-            who: generate(model, self._tokenizer, prompts, self._settings.generation, seed)
-            for who, model in (("policy", self._policy.causal_lm), ("start", self._start))
-        }
-        kl = self._sequence_kl(prompts, drawn["policy"])
+    def _sample(self, task: dict[str, Any]) -> list[dict[str, Any]]:
+        """One continuation of each prompt by both models, with the policy's distance from the reference along its own."""
+        rows, split = task["rows"], self._settings.split
+        prompts = [[int(i) for i in p.prompt] for p in self._pairs.pairs(split, rows)]
+        chosen = self._texts(split, rows, "chosen")
+        settings = self._settings.generation.model_copy(update={"temperature": task["temperature"]})
+        drawn = self._drawn(prompts, settings, task["temperature_number"] * 1009 + task["number"], 1)
+        kl = self._sequence_kl(prompts, [samples[0] for samples in drawn["policy"]])
         records = []
         for i, prompt in enumerate(prompts):
-            record: dict[str, Any] = {"prompt": self._tokenizer.decode(prompt, skip_special_tokens=True), "kl_policy_reference": kl[i]}
+            record: dict[str, Any] = {
+                "order": task["order"][i],
+                "temperature": task["temperature"],
+                "temperature_number": task["temperature_number"],
+                "prompt": self._tokenizer.decode(prompt, skip_special_tokens=True),
+                "chosen_text": chosen[i],
+                "kl_policy_reference": kl[i],
+            }
             for who, samples in drawn.items():
-                record |= {f"{who}_text": self._tokenizer.decode(samples[i], skip_special_tokens=True), f"{who}_tokens": len(samples[i])}
+                ids = samples[i][0]
+                record |= {f"{who}_text": self._tokenizer.decode(ids, skip_special_tokens=True), f"{who}_tokens": len(ids)}
             records.append(record)
         return records
+
+    def _programs(self, task: dict[str, Any]) -> list[dict[str, Any]]:
+        assert self._settings.code is not None
+        prompts = [[int(i) for i in self._tokenizer(prompt).input_ids] for prompt in task["prompts"]]
+        drawn = self._drawn(prompts, self._settings.code.generation, task["start"] * 1009 + task["number"], task["num_samples"])
+        texts = {
+            who: [[self._tokenizer.decode(ids, skip_special_tokens=True) for ids in each] for each in samples]
+            for who, samples in drawn.items()
+        }
+        return [
+            {"task_id": name, "start": task["start"], **{f"{who}_texts": found[i] for who, found in texts.items()}}
+            for i, name in enumerate(task["task_ids"])
+        ]
+
+    def _drawn(
+        self, prompts: list[list[int]], settings: GenerationSection, number: int, num_samples: int
+    ) -> dict[str, list[list[list[int]]]]:
+        """Samples of both models, per prompt."""
+        seed = self._settings.seed * 1_000_003 + number
+        found = {}
+        for who, model in (("policy", self._policy.causal_lm), ("start", self._start)):
+            flat = generate(model, self._tokenizer, prompts, settings, seed, num_samples)
+            found[who] = [flat[i * num_samples : (i + 1) * num_samples] for i in range(len(prompts))]
+        return found
 
     @torch.no_grad()
     def _sequence_kl(self, prompts: list[list[int]], samples: list[list[int]]) -> list[float]:

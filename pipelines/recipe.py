@@ -6,7 +6,7 @@ import types
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -18,7 +18,7 @@ from pipelines.config import Recipe
 from pipelines.errors import UserError
 
 # Alternatives of a tagged union: a key that belongs to another alternative must not survive an override of the tag.
-_TAG_KEYS = ("objective.name", "mask.kind")
+_TAG_KEYS = ("objective.name", "mask.kind", "evaluate.reward.kind", "evaluate.judge.kind")
 _FLOAT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
@@ -87,7 +87,14 @@ def _with_absolute_paths(mapping: Any) -> Any:
         absolute(mapping, "run_dir", always=True)
         absolute(mapping.get("paths"), "pairs", "reference", always=True)
         absolute(mapping.get("model"), "name_or_path", "reference", "tokenizer", "positive_scorer", "negative_scorer", "embedder")
-        absolute(mapping.get("evaluate"), "key_words")
+        evaluate: Any = mapping.get("evaluate") or {}
+        absolute(evaluate, "key_words")
+        if isinstance(evaluate, dict):
+            absolute(evaluate.get("reward"), "model")
+            absolute(evaluate.get("judge"), "model")
+            absolute(evaluate.get("code"), "tasks")
+            absolute(evaluate.get("summarization"), "bert_score_model", "entailment_model")
+        absolute(mapping.get("schedule"), "release")
         data = mapping.get("data")
         for name in ("sources", "validation", "test"):
             for source in data.get(name) or () if isinstance(data, dict) else ():
@@ -102,7 +109,7 @@ def _override(base: DictConfig, item: str) -> None:
     if isinstance(value, str) and _FLOAT.fullmatch(value):
         value = float(value)  # YAML 1.1 takes 1e-5 for a string
     if key in _TAG_KEYS and OmegaConf.select(base, key) not in (None, value):
-        OmegaConf.update(base, key.split(".")[0], {}, merge=False)
+        OmegaConf.update(base, key.rpartition(".")[0], {}, merge=False)
     OmegaConf.update(base, key, value, merge=False, force_add=True)
 
 
@@ -174,13 +181,13 @@ def _tags_of(key: str) -> list[str]:
         field = model.model_fields[part]
         sections = _sections_in(field.annotation)
         model = sections[0]
-    tag = str(field.discriminator)
+    tag = "name" if "name" in sections[0].model_fields else "kind"
     return [section.model_fields[tag].default for section in sections]
 
 
 def _all_tags() -> set[str]:
     """Every alternative's name in the schema's tagged unions; they appear in error locations but are no keys."""
-    return {tag for key in ("objective", "mask", "evaluate.reward") for tag in _tags_of(key)}
+    return {tag for key in ("objective", "mask", "evaluate.reward", "evaluate.judge") for tag in _tags_of(key)}
 
 
 def _all_keys(model: type[BaseModel], prefix: str) -> set[str]:
@@ -195,7 +202,7 @@ def _all_keys(model: type[BaseModel], prefix: str) -> set[str]:
 def _sections_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    if get_origin(annotation) in (Union, types.UnionType, tuple):
+    if get_origin(annotation) in (Union, types.UnionType, tuple, Annotated):
         return [section for item in get_args(annotation) for section in _sections_in(item)]
     return []
 

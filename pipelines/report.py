@@ -6,6 +6,7 @@ from typing import Any
 
 from evaluation.report import RunView, render_report
 from pipelines.errors import UserError
+from pipelines.evaluate import SAMPLES, TOKENS, read_results
 from pipelines.recipe import from_yaml
 from pipelines.stage_record import CONFIG, MANIFEST
 from pipelines.store import RunStore
@@ -36,9 +37,6 @@ def _view(run_dir: str) -> RunView:
     recipe = from_yaml(text)
     evaluation = store.at("evaluation")
     pairs = RunStore(recipe["paths"]["pairs"] or f"{run_dir}/pairs")
-    results = {}
-    if evaluation.exists(MANIFEST):
-        results = evaluation.read_json(MANIFEST)["counts"]["results"]
     return RunView(
         name=recipe["objective"]["name"],
         recipe=recipe,
@@ -46,9 +44,9 @@ def _view(run_dir: str) -> RunView:
         counts=train.read_json(MANIFEST)["counts"],
         data_counts=pairs.read_json(MANIFEST)["counts"],
         metrics=list(read_metrics(train)),
-        results=results,
-        samples=_lines(evaluation, "samples/samples.jsonl"),
-        responses=_lines(evaluation, "samples/tokens.jsonl"),
+        results=read_results(evaluation),
+        samples=_lines(evaluation, SAMPLES),
+        responses=_lines(evaluation, TOKENS),
     )
 
 

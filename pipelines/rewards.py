@@ -7,7 +7,7 @@ import torch
 
 from pipelines.config import ClassifierReward, VaderReward
 from pipelines.errors import UserError
-from pipelines.models import resolve_model
+from pipelines.models import compute_device, resolve_model
 
 Reward = Callable[[list[str]], list[float]]
 
@@ -22,24 +22,39 @@ def build_reward(section: VaderReward | ClassifierReward) -> Reward:
 
 
 def _classifier(section: ClassifierReward) -> Reward:
+    model, tokenizer = load_classifier(section.model)
+    index = label_index(model.config, section.label, "reward.label")
+    return lambda texts: class_scores(model, tokenizer, texts, index)
+
+
+def load_classifier(name: str) -> tuple[Any, Any]:
+    """A sequence classification model on this process's device, and its tokenizer with a padding token."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    directory = str(resolve_model(section.model))
+    directory = str(resolve_model(name))
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    model: Any = AutoModelForSequenceClassification.from_pretrained(directory, local_files_only=True, use_safetensors=True)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # masked out by the attention mask
-    model: Any = AutoModelForSequenceClassification.from_pretrained(directory, local_files_only=True, use_safetensors=True).eval()
-    labels = {str(name).upper(): index for index, name in model.config.id2label.items()}
-    if section.label.upper() not in labels:
-        raise UserError(f"reward.label = {section.label!r}: the classifier {section.model} has {', '.join(labels)}")
-    index = int(labels[section.label.upper()])
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id  # decoders find the last token by it
+    return model.eval().to(compute_device()), tokenizer
 
-    @torch.no_grad()
-    def score(texts: list[str]) -> list[float]:
-        found: list[float] = []
-        for start in range(0, len(texts), 32):
-            inputs = tokenizer(texts[start : start + 32], return_tensors="pt", padding=True, truncation=True)
-            found += model(**inputs).logits.softmax(-1)[:, index].tolist()
-        return found
 
-    return score
+def label_index(config: Any, label: str, key: str) -> int:
+    """The output of a label, any case; UserError that names the recipe's key and the labels there are."""
+    labels = {str(name).upper(): int(index) for index, name in config.id2label.items()}
+    if label.upper() not in labels:
+        raise UserError(f"{key} = {label!r}: the classifier {config.name_or_path} has {', '.join(labels)}")
+    return labels[label.upper()]
+
+
+@torch.no_grad()
+def class_scores(model: Any, tokenizer: Any, texts: list[str], index: int) -> list[float]:
+    """One output for each text: a probability, or the logit of a model that has no other."""
+    found: list[float] = []
+    for start in range(0, len(texts), 32):
+        inputs = tokenizer(texts[start : start + 32], return_tensors="pt", padding=True, truncation=True).to(model.device)
+        logits = model(**inputs).logits.float()
+        found += (logits.softmax(-1) if logits.shape[-1] > 1 else logits)[:, index].tolist()
+    return found

@@ -88,7 +88,17 @@ def is_complete(recipe: Recipe, stage: str) -> bool:
 
 
 def stage_record(recipe: Recipe, stage: str) -> StageRecord:
+    if stage == "execute":
+        from pipelines.code_execution import execute_record
+
+        return execute_record(recipe)
     return {"prepare": prepare_record, "reference": reference_record, "train": train_record, "evaluate": evaluate_record}[stage](recipe)
+
+
+def _run_execute(recipe: Recipe, quiet: bool) -> dict[str, Any]:
+    from pipelines.code_execution import run_execute
+
+    return run_execute(recipe, quiet)
 
 
 _RUNNERS: dict[str, Callable[[Recipe, bool], dict[str, Any]]] = {
@@ -96,8 +106,15 @@ _RUNNERS: dict[str, Callable[[Recipe, bool], dict[str, Any]]] = {
     "reference": run_reference,
     "train": run_train,
     "evaluate": run_evaluate,
+    "execute": _run_execute,
 }
-_NEEDS = {"reference": ("prepare",), "train": ("prepare", "reference"), "evaluate": ("prepare", "train"), "prepare": ()}
+_NEEDS = {
+    "prepare": (),
+    "reference": ("prepare",),
+    "train": ("prepare", "reference"),
+    "evaluate": ("prepare", "train"),
+    "execute": ("evaluate",),
+}
 
 
 def _require_earlier(recipe: Recipe, stage: str) -> None:
@@ -110,7 +127,8 @@ def _write_config(recipe: Recipe) -> None:
     store = RunStore(recipe.run_dir)
     text = write_yaml(recipe).encode()
     # A place that holds another run keeps its own configuration until a stage has agreed that the settings fit.
-    for stage in ("prepare", "reference", "train", "evaluate"):
+    executed = ("execute",) if "code" in recipe.evaluate.benchmarks else ()
+    for stage in ("prepare", "reference", "train", "evaluate", *executed):
         stage_record(recipe, stage).check()
     store.write_bytes(CONFIG, text)
 
@@ -143,4 +161,17 @@ def _summary(stage: str, manifest: dict[str, Any]) -> str:
     if "sentiment" in results:
         gain, kl = results["sentiment"]["reward/gain"], results["sentiment"]["kl/policy_reference"]
         parts.append(f"reward gain {gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}] at KL {kl['mean']:.2f}")
+    for opponent in ("chosen", "start"):
+        rate = results.get("dialogue", {}).get(f"win_rate/{opponent}")
+        if rate is not None:
+            parts.append(f"wins {rate['mean']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}] against {opponent}")
+    if "summarization" in results:
+        gain = results["summarization"]["rougeL/gain"]
+        parts.append(f"ROUGE-L gain {gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]")
+    if "code" in results:
+        code = results["code"]
+        rates = [
+            f"{key.removesuffix('/after')} {code[key]['mean']:.3f}" for key in code if key.endswith("/after") and key.startswith("pass@")
+        ]
+        parts.append(f"{', '.join(rates)} on {code['num_tasks']} tasks")
     return ": " + "; ".join(parts) if parts else ""

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from pipelines.config import Recipe
 from pipelines.errors import Diverged, StageFailed, Superseded, UserError
-from pipelines.evaluate import evaluate_record, run_evaluate
+from pipelines.evaluate import evaluate_record, numbers_of, run_evaluate
 from pipelines.recipe import write_yaml
 from pipelines.stage_record import CONFIG
 from pipelines.store import RunStore
@@ -129,17 +129,9 @@ def named_metrics(record: Mapping[str, Any]) -> Metrics:
     return {key if key.startswith("validation/") else f"train/{key}": value for key, value in numbers.items()}
 
 
-def evaluation_metrics(results: Mapping[str, Mapping[str, Any]]) -> Metrics:
+def evaluation_metrics(results: dict[str, dict[str, Any]]) -> Metrics:
     """evaluation/<benchmark>/<name>, with /low and /high where there is an interval."""
-    metrics: Metrics = {}
-    for benchmark, result in results.items():
-        for key, value in result.items():
-            name = f"evaluation/{benchmark}/{key}"
-            if isinstance(value, dict) and "mean" in value:
-                metrics |= {name: value["mean"], name + LOW: value["low"], name + HIGH: value["high"]}
-            elif isinstance(value, int | float):
-                metrics[name] = float(value)
-    return metrics
+    return {f"evaluation/{name}": value for name, value in numbers_of(results).items()}
 
 
 def missing_objectives(sweep: Sweep, run: Metrics) -> str:

@@ -1,7 +1,20 @@
 """Benchmark definitions: records of scored pairs or samples in, numbers with intervals out."""
 
+from evaluation.benchmarks.code import CodeTask, code_benchmark, code_tasks
+from evaluation.benchmarks.dialogue import OPPONENTS, dialogue_benchmark
 from evaluation.benchmarks.masks import masks_benchmark
 from evaluation.benchmarks.preference import preference_benchmark
 from evaluation.benchmarks.sentiment import sentiment_benchmark
+from evaluation.benchmarks.summarization import summarization_benchmark
 
-__all__ = ["masks_benchmark", "preference_benchmark", "sentiment_benchmark"]
+__all__ = [
+    "OPPONENTS",
+    "CodeTask",
+    "code_benchmark",
+    "code_tasks",
+    "dialogue_benchmark",
+    "masks_benchmark",
+    "preference_benchmark",
+    "sentiment_benchmark",
+    "summarization_benchmark",
+]

@@ -28,6 +28,9 @@ def masks_benchmark(records: list[dict[str, Any]], samples: int, seed: int, top:
         result[f"{name}/max"] = float(weights.max())
         result[f"{name}/zero_fraction"] = float((weights == 0).mean())
         result[f"{name}/top_tokens"] = _top_tokens(records, name, top)
+        result[f"{name}/by_class"] = _by_class(records, name)
+        result[f"{name}/by_position"] = _by_position(records, name)
+        result[f"{name}/token_kl_correlation"] = _kl_correlation(records, name)
     if records[0]["is_key"] is not None:
         result["key_token_fraction"] = float(np.mean(np.concatenate([r["is_key"] for r in records])))
         result["auc/chance"] = 0.5
@@ -37,6 +40,69 @@ def masks_benchmark(records: list[dict[str, Any]], samples: int, seed: int, top:
         for name in ("reward_mask", "kl_mask", "token_kl", "random_mask"):
             result[f"auc/{name}"] = _auc_interval(records, name, min(samples, 200), seed)
     return result
+
+
+def token_class(token: str) -> str:
+    """What a token is: word (has a letter), number, punctuation, space or special (an end mark such as </s>)."""
+    text = token.strip()
+    if not text:
+        return "space"
+    if len(text) > 2 and text[0] + text[-1] in ("<>", "[]"):
+        return "special"
+    return "word" if any(c.isalpha() for c in text) else "number" if any(c.isdigit() for c in text) else "punctuation"
+
+
+def _by_class(records: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Per class of tokens: mean weight, share of zeros, count, and the class's share of the whole weight."""
+    weights: dict[str, list[float]] = defaultdict(list)
+    for record in records:
+        for token, weight in zip(record["tokens"], record[name], strict=True):
+            weights[token_class(token)].append(float(weight))
+    total = sum(sum(values) for values in weights.values()) or 1.0
+    return [
+        {
+            "class": kind,
+            "mean_weight": float(np.mean(values)),
+            "zero_fraction": float(np.mean(np.asarray(values) == 0)),
+            "count": len(values),
+            "weight_fraction": float(sum(values) / total),
+        }
+        for kind, values in sorted(weights.items(), key=lambda item: -len(item[1]))
+    ]
+
+
+def _by_position(records: list[dict[str, Any]], name: str, num_bins: int = 10) -> list[dict[str, float]]:
+    """Mean weight and share of zeros over tenths of the response."""
+    found: list[list[float]] = [[] for _ in range(num_bins)]
+    for record in records:
+        length = len(record[name])
+        for i, weight in enumerate(record[name]):
+            found[i * num_bins // length].append(float(weight))
+    return [
+        {
+            "from_fraction": b / num_bins,
+            "mean_weight": float(np.mean(values)),
+            "zero_fraction": float(np.mean(np.asarray(values) == 0)),
+            "count": len(values),
+        }
+        for b, values in enumerate(found)
+        if values
+    ]
+
+
+def _kl_correlation(records: list[dict[str, Any]], name: str) -> float:
+    """Spearman's rank correlation of weight and token KL over all tokens; nan where either is constant."""
+    weights = np.concatenate([np.asarray(r[name], dtype=np.float64) for r in records])
+    kl = np.concatenate([np.asarray(r["token_kl"], dtype=np.float64) for r in records])
+    if np.ptp(weights) == 0 or np.ptp(kl) == 0:
+        return math.nan
+    return float(np.corrcoef(_ranks(weights), _ranks(kl))[0, 1])
+
+
+def _ranks(values: Any) -> Any:
+    """Ranks from 1; tied values share their mean rank."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
 def _top_tokens(records: list[dict[str, Any]], name: str, top: int) -> list[dict[str, Any]]:

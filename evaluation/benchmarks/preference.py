@@ -2,7 +2,10 @@
 
 from typing import Any
 
+import numpy as np
+
 from evaluation.bootstrap import mean_interval
+from evaluation.metrics.calibration import calibration_bins, expected_calibration_error
 from evaluation.metrics.preference_accuracy import preference_hits
 
 
@@ -11,7 +14,8 @@ def preference_benchmark(records: list[dict[str, Any]], samples: int, seed: int)
 
     Three accuracies, because they answer different questions: `logps` ranks by sequence log-probability (defined before
     training too), `logps_per_token` the same per token, `implicit_reward` by the objective's own reward, for which the
-    starting model is a tie (0.5) by construction.
+    starting model is a tie (0.5) by construction. Calibration compares sigmoid(|reward margin|), the probability that the implicit reward gives to
+    the response it favours, with how often that one was chosen.
 
     Args:
         records: per pair: policy_chosen, policy_rejected, start_chosen, start_rejected (sequence log-probabilities,
@@ -33,6 +37,9 @@ def preference_benchmark(records: list[dict[str, Any]], samples: int, seed: int)
     before_token = preference_hits(per_token("chosen", "start"), per_token("rejected", "start"))
     after_token = preference_hits(per_token("chosen", "policy"), per_token("rejected", "policy"))
     margins = [r["reward_chosen"] - r["reward_rejected"] for r in records]
+    # Bradley-Terry: the probability that the model gives to the recorded preference, folded so that it is the one of the favoured response.
+    stated = 1 / (1 + np.exp(-np.abs(np.asarray(margins, dtype=np.float64))))
+    hits = preference_hits(column("reward_chosen"), column("reward_rejected"))
 
     def interval(values: list[float]) -> dict[str, float]:
         return mean_interval(values, samples, seed).as_dict()
@@ -44,7 +51,10 @@ def preference_benchmark(records: list[dict[str, Any]], samples: int, seed: int)
         "accuracy/logps/gain": interval([b - a for a, b in zip(before, after, strict=True)]),
         "accuracy/logps_per_token/before": interval(before_token),
         "accuracy/logps_per_token/after": interval(after_token),
-        "accuracy/implicit_reward": interval(preference_hits(column("reward_chosen"), column("reward_rejected"))),
+        "accuracy/implicit_reward": interval(hits),
         "rewards/margins": interval(margins),
+        "calibration/error": expected_calibration_error(stated, hits),
+        "calibration/brier": interval(((stated - np.asarray(hits)) ** 2).tolist()),
+        "calibration/bins": calibration_bins(stated, hits),
         "kl/reference_policy": interval([(r["kl_chosen"] + r["kl_rejected"]) / 2 for r in records]),
     }
