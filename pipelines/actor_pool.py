@@ -5,6 +5,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from pipelines.cluster import even_cpus, node_cpus
 from pipelines.config import Recipe
-from pipelines.errors import UserError
+from pipelines.errors import Failure, StageFailed, UserError
 
 
 def run_tasks(
@@ -33,7 +34,7 @@ def run_tasks(
 
     Args:
         gpus_per_actor: 0 for work that needs none. calls_at_once: calls of one actor that may overlap, from several threads.
-    Raises: UserError if the cluster has not the GPUs of one actor.
+    Raises: UserError if the cluster has not the GPUs of one actor; a call's UserError or StageFailed.
     """
     import ray
     import ray.data
@@ -63,9 +64,12 @@ def run_tasks(
     )
     with tqdm(total=len(tasks), desc=label, unit="task", disable=quiet) as progress:
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for value in batch["result"].to_pylist():
+            for text in batch["result"].to_pylist():
+                found = json.loads(text)
+                if "failure" in found:
+                    raise Failure(**found["failure"]).error()
                 progress.update(1)
-                yield json.loads(value)
+                yield found["value"]
 
 
 def quieten_ray_data() -> None:
@@ -86,4 +90,10 @@ class _JsonActor:
         self._actor = actor(recipe)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return pa.table({"result": [json.dumps(self._actor(json.loads(task))) for task in batch["task"].to_pylist()]})
+        return pa.table({"result": [json.dumps(self._outcome(json.loads(task))) for task in batch["task"].to_pylist()]})
+
+    def _outcome(self, task: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return {"value": self._actor(task)}
+        except (UserError, StageFailed) as error:  # raised where the tasks are read, in one line
+            return {"failure": asdict(Failure.of(error))}

@@ -7,6 +7,7 @@ import torch
 
 from evaluation.key_tokens import key_token_labels
 from pipelines.config import GenerationSection, Recipe
+from pipelines.errors import UserError
 from pipelines.feature_source import FeatureSource
 from pipelines.generation import generate
 from pipelines.models import (
@@ -25,7 +26,7 @@ from pipelines.reference_worker import load_reference
 from pipelines.sampler import token_budget_batches
 from pipelines.store import RunStore
 from pipelines.strategy import strategy_of
-from pipelines.train_checkpoint import load_checkpoint
+from pipelines.train_checkpoint import load_checkpoint, step_folder
 from sparsepo import LearnedMasks, PolicyModel, head_of, score_tokens
 from sparsepo.layouts import TokenizedPair, padded_layout
 from sparsepo.model import scored_states
@@ -82,7 +83,10 @@ class Evaluator:
         else:
             placement = Placement.choose(self._recipe.train.precision, self._device, rank=0, world=1)
             policy = PolicyModel(load_policy_model(self._recipe, placement), masks, self._reference.head).to(self._device)
-            load_checkpoint(train, step, policy, None, strategy_of(placement))
+            try:
+                load_checkpoint(train, step, policy, None, strategy_of(placement))
+            except OSError as error:
+                raise UserError(f"{train.root}/{step_folder(step)}: cannot be read: {str(error).splitlines()[0]}") from error
             if self._recipe.train.lora is not None:
                 policy.causal_lm = policy.causal_lm.merge_and_unload()
             policy.causal_lm.to(self._dtype)

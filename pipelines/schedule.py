@@ -21,7 +21,7 @@ import httpx
 from evaluation.gates import GateFailure, gate_failures
 from pipelines.claims import Claims, ClaimTimes
 from pipelines.config import Recipe, ScheduleSection
-from pipelines.errors import StageFailed, UserError
+from pipelines.errors import UserError
 from pipelines.evaluate import checkpoint_folder, evaluate_record, evaluation_store, numbers_of, read_results, run_evaluate
 from pipelines.stage_record import MANIFEST
 from pipelines.store import RunStore
@@ -145,11 +145,9 @@ class Scheduler:
         self._start_ray()
         try:
             run_evaluate(self._recipe, self._quiet, step)
-        except UserError:
-            raise
-        except Exception as error:
+        except Exception:
             if step in completed_steps(train_store(self._recipe)):
-                raise StageFailed(f"evaluation of step {step}: {str(error).strip().splitlines()[-1][:300]}") from error
+                raise
             self._event(step, "removed")
             self._say(f"step {step}: its checkpoint was removed while it was evaluated; left out")
             self._place(step).delete("")

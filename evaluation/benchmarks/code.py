@@ -21,7 +21,7 @@ class CodeTask:
     """A programming task.
 
     Attributes:
-        prompt: what the model continues. header: what the program starts with besides the completion (HumanEval's signature).
+        prompt: what the model continues. header: what the program starts with besides the completion (HumanEval's signature, MBPP's set-up).
         tests: source that calls the program's functions and asserts.
     """
 
@@ -63,7 +63,8 @@ def code_tasks(rows: Sequence[Mapping[str, Any]], source: str) -> list[CodeTask]
             if not (isinstance(prompt, str) and prompt.lstrip().startswith('"""')):
                 prompt = f'"""\n{text.strip()}\n{row["test_list"][0] if row["test_list"] else ""}\n"""\n'
             setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or ())
-            tasks.append(CodeTask(str(row["task_id"]), "mbpp", prompt, "", "\n".join([setup, *row["test_list"]]) + "\n"))
+            header = f"{setup}\n" if setup else ""  # MBPP's programs may use what the set-up imports
+            tasks.append(CodeTask(str(row["task_id"]), "mbpp", prompt, header, "\n".join([setup, *row["test_list"]]) + "\n"))
     if not tasks:
         raise ValueError(f"{source}: no tasks")
     names = [task.task_id for task in tasks]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from text_models import write_encoder, write_entailment, write_reward_model
 
 from evaluation.metrics import rouge, self_bleu, vader_scores
 from pipelines.code_execution import read_code_tasks
@@ -17,7 +18,6 @@ from pipelines.run import run_stages
 from pipelines.store import RunStore
 from pipelines.task_parts import TaskParts
 from pipelines.text_scorer import check_text_models
-from text_models import write_encoder, write_entailment, write_reward_model
 
 MakeRecipe = Callable[..., Recipe]
 TASKS = [
@@ -27,9 +27,7 @@ TASKS = [
 
 
 @pytest.fixture(scope="module")
-def evaluated(
-    recipe_in: MakeRecipe, rows: list[dict[str, str]], tmp_path_factory: pytest.TempPathFactory, ray_cluster: None
-) -> Recipe:
+def evaluated(recipe_in: MakeRecipe, rows: list[dict[str, str]], tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Recipe:
     """A trained run with every benchmark evaluated, programs not yet run."""
     folder = tmp_path_factory.mktemp("benchmarks")
     words = sorted({word for row in rows for text in row.values() for word in text.replace(".", " .").split()})
@@ -138,9 +136,10 @@ def test_an_unfinished_evaluation_goes_on_from_its_parts(evaluated: Recipe, tmp_
                 kept.append(task)
                 super().add([task], [result])
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr("pipelines.evaluate.TaskParts", Dies)
-        run_evaluate(recipe, quiet=True)
+        with pytest.raises(KeyboardInterrupt):
+            run_evaluate(recipe, quiet=True)
     assert not evaluation.exists("manifest.json") and len(evaluation.names("parts")) == 1
     run_evaluate(recipe, quiet=True)
     assert read_results(evaluation)["preference"]["accuracy/implicit_reward"]["mean"] == 1.0, "the altered part was used"
@@ -187,7 +186,10 @@ def test_task_files_are_checked(line: str, message: str, tmp_path: Path) -> None
 def test_models_of_the_metrics_are_checked_before_anything_runs(evaluated: Recipe, tmp_path: Path) -> None:
     mapping = evaluated.model_dump(mode="json")
     for overrides, message in (
-        (["evaluate.summarization.entailment_label=agrees"], "evaluate.summarization.entailment_label = 'agrees': the classifier .* has CONTRADICTION"),
+        (
+            ["evaluate.summarization.entailment_label=agrees"],
+            "evaluate.summarization.entailment_label = 'agrees': the classifier .* has CONTRADICTION",
+        ),
         (["evaluate.summarization.bert_score_layer=9"], "bert_score_layer = 9: the model has layers 0 to 3"),
         (["evaluate.summarization.entailment_model=/nowhere/x"], "evaluate.summarization.entailment_model"),
         (["evaluate.judge.model=" + mapping["evaluate"]["summarization"]["entailment_model"]], "has 3 outputs .* choose one"),

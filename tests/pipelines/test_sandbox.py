@@ -103,7 +103,9 @@ def capabilities():
             e in verdict.message for e in ("FileNotFoundError", "PermissionError", "ProcessLookupError", "OSError")
         ), (call, verdict)
     assert not (tmp_path / "new").exists()
-    tests = "assert 'SPARSEPO_SECRET' not in environment()\nassert here() == [[], ['mine'], '/work']\nassert capabilities() == [-1, -1, -1]\n"
+    tests = (
+        "assert 'SPARSEPO_SECRET' not in environment()\nassert here() == [[], ['mine'], '/work']\nassert capabilities() == [-1, -1, -1]\n"
+    )
     assert run_program(program, tests, LIMITS).status == "passed"
 
 
@@ -119,7 +121,21 @@ def order(values): values.sort()
 def root(x): return math.sqrt(x)
 def big(): return 7 ** 200
 """
-    values = [None, True, -3, 2.5, float("inf"), 1j, "é", b"\x00\xff", [1, (2, [3])], {"a": {1, 2}}, frozenset({4}), range(3), {(1, 2): "k"}]
+    values = [
+        None,
+        True,
+        -3,
+        2.5,
+        float("inf"),
+        1j,
+        "é",
+        b"\x00\xff",
+        [1, (2, [3])],
+        {"a": {1, 2}},
+        frozenset({4}),
+        range(3),
+        {(1, 2): "k"},
+    ]
     tests = "".join(f"assert echo({v!r}) == {v!r} and type(echo({v!r})) is type({v!r})\n" for v in values).replace("inf)", "float('inf'))")
     tests = tests.replace("== inf", "== float('inf')").replace("type(inf)", "type(float('inf'))")
     tests += """
@@ -179,7 +195,9 @@ except UserError as error:
 """
     for parent in (tmp_path, *tmp_path.parents[:3]):
         parent.chmod(parent.stat().st_mode | 0o755)
-    done = subprocess.run(["/usr/bin/python3", "-c", script], cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)}, timeout=60)
+    done = subprocess.run(
+        ["/usr/bin/python3", "-c", script], cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)}, timeout=60
+    )
     assert done.stdout.strip() in ("['passed', True]", "['refused', True]"), done.stderr[-2000:]
 
 
@@ -206,7 +224,9 @@ def test_real_solutions_of_both_formats(tmp_path: Path) -> None:
 def test_nothing_is_left_behind() -> None:
     """No process, mount or directory of a sandbox outlives it, also when programs are killed by the clock."""
     before = {p.name for p in Path("/tmp").glob("sparsepo-sandbox-*")}
-    run_programs([(HOSTILE["fork bomb at once"], "assert f() == 1\n"), (HOSTILE["endless sleep"], "assert f() == 1\n")], Limits(wall_seconds=1.5))
+    run_programs(
+        [(HOSTILE["fork bomb at once"], "assert f() == 1\n"), (HOSTILE["endless sleep"], "assert f() == 1\n")], Limits(wall_seconds=1.5)
+    )
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline and any(sandbox._UIDS <= _uid(p) < 2 * sandbox._UIDS for p in Path("/proc").glob("[0-9]*")):
         time.sleep(0.1)
