@@ -249,7 +249,7 @@ def append_history(store: RunStore, results: dict[str, dict[str, Any]], record: 
 
 def read_history(store: RunStore) -> list[dict[str, Any]]:
     """The rows of an evaluation's history: checkpoints in step order, then models as their files are named."""
-    rows = [row for name in store.names(HISTORY) for row in store.read_table(f"{HISTORY}/{name}").to_pylist()]
+    rows = [{"step": None, **row} for name in store.names(HISTORY) for row in store.read_table(f"{HISTORY}/{name}").to_pylist()]
     return sorted(rows, key=lambda row: (row["step"] is None, row["step"] or 0))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from evaluation.report import RunView, render_report
 from pipelines.errors import UserError
-from pipelines.evaluate import SAMPLES, TOKENS, read_results
+from pipelines.evaluate import SAMPLES, TOKENS, checkpoint_folder, read_history, read_results
 from pipelines.recipe import from_yaml
 from pipelines.stage_record import CONFIG, MANIFEST
 from pipelines.store import RunStore
@@ -23,7 +23,7 @@ def run_report(run_dirs: Sequence[str], output: str | None = None) -> str:
     views = [RunView(**{**vars(view), "name": name}) for view, name in zip(views, names, strict=True)]
     store = RunStore(f"{output or run_dirs[0]}/report")
     title = f"sparsepo: {views[0].name}" if len(views) == 1 else f"sparsepo: {', '.join(names)}"
-    store.write_json("results.json", {view.name: view.results for view in views})
+    store.write_json("results.json", {view.name: {**view.results, "checkpoints": view.history} for view in views})
     store.write_bytes("index.html", render_report(views, title).encode())
     return f"{store.root}/index.html"
 
@@ -47,7 +47,20 @@ def _view(run_dir: str) -> RunView:
         results=read_results(evaluation),
         samples=_lines(evaluation, SAMPLES),
         responses=_lines(evaluation, TOKENS),
+        history=_checkpoints(evaluation),
     )
+
+
+def _checkpoints(evaluation: RunStore) -> list[dict[str, Any]]:
+    """The history's rows of checkpoints, with what their gates said."""
+    rows = []
+    for row in read_history(evaluation):
+        if row["step"] is None:
+            continue
+        gates = f"{checkpoint_folder(row['step'])}/gates.json"
+        found = evaluation.read_json(gates) if evaluation.exists(gates) else {"passed": None, "failures": []}
+        rows.append({**row, "passed": found["passed"], "failed": "; ".join(f["message"] for f in found["failures"])})
+    return rows
 
 
 def _labels(run_dirs: Sequence[str], views: Sequence[RunView]) -> list[str]:

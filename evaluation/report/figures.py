@@ -47,12 +47,23 @@ def frontier_chart(points: Sequence[dict[str, Any]], reward_name: str) -> str:
             xerr=[[x["mean"] - x["low"]], [x["high"] - x["mean"]]],
             yerr=[[y["mean"] - y["low"]], [y["high"] - y["mean"]]],
             fmt="o",
-            color="#777" if point.get("is_start") else COLOURS[i % len(COLOURS)],
+            color="#777" if point.get("is_start") else COLOURS[point.get("run", i) % len(COLOURS)],
             capsize=3,
             label=point["name"],
         )
     axes.legend(frameon=False, fontsize=8)
     axes.set_xlim(left=min(-0.2, axes.get_xlim()[0]))
+    return as_svg(figure)
+
+
+def profile_chart(title: str, x_label: str, y_label: str, series: Sequence[Series]) -> str:
+    """Lines with a mark at every value."""
+    figure, axes = new_axes(title, x_label, y_label)
+    for i, (name, x, y) in enumerate(series):
+        axes.plot(x, y, marker="o", markersize=3, color=COLOURS[i % len(COLOURS)], linewidth=1.6, label=name)
+    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    if len(series) > 1:
+        axes.legend(frameon=False, fontsize=8)
     return as_svg(figure)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from markupsafe import Markup
 
+from evaluation.comparison import paired_difference
 from evaluation.report import figures
 
 _CURVES = (
@@ -23,6 +24,13 @@ _CURVES = (
     ("masks/reward_kl_correlation", "Correlation of reward mask and token KL", "within responses", 0.0),
     ("nll_per_token", "Negative log-likelihood", "nats per token", None),
 )
+_HISTORY = (
+    ("preference/accuracy/implicit_reward", "Checkpoints: implicit reward accuracy", "share of pairs", 0.5),
+    ("sentiment/reward/after", "Checkpoints: reward of samples", "reward", None),
+    ("sentiment/kl/policy_reference", "Checkpoints: KL(policy || reference)", "nats per response", 0.0),
+    ("dialogue/win_rate/start", "Checkpoints: win rate against the starting model", "share of prompts", 0.5),
+    ("masks/reward_mask/zero_fraction", "Checkpoints: zeros of the reward mask", "share of tokens", None),
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,8 @@ class RunView:
     Attributes:
         name: shown label. recipe: resolved configuration. recipe_yaml: the same as text. counts: of the train stage.
         data_counts: of prepare. metrics: training records in step order. results: benchmark name -> numbers.
-        samples: sentiment samples. responses: tokens with weights for the heatmap.
+        samples: of held-out prompts, both models. responses: tokens with weights for the heatmap.
+        history: numbers of evaluated checkpoints, with step and passed (None without gates).
     """
 
     name: str
@@ -44,6 +53,7 @@ class RunView:
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
     responses: list[dict[str, Any]] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 def render_report(runs: Sequence[RunView], title: str) -> str:
@@ -54,9 +64,18 @@ def render_report(runs: Sequence[RunView], title: str) -> str:
     environment.filters["num"] = _number
     environment.filters["interval"] = _interval
     environment.filters["signed"] = lambda v: f"{v:+.3f}"
+    environment.filters["change"] = _signed_interval
+    environment.filters["percent"] = lambda v: f"{v:.0%}"
     context = {
         "title": title,
         "runs": runs,
+        "verdicts": {r.name: _verdict(r) for r in runs},
+        "paired": _paired(runs),
+        "judged": [r for r in runs if r.results.get("dialogue")],
+        "summaries": [r for r in runs if r.results.get("summarization")],
+        "coded": [r for r in runs if r.results.get("code")],
+        "history": [Markup(svg) for svg in _history(runs)],
+        "profiles": {r.name: [Markup(svg) for svg in _profiles(r)] for r in runs},
         "frontier": Markup(_frontier(runs)) if any("sentiment" in r.results for r in runs) else "",
         "curves": [Markup(svg) for svg in _curves(runs)],
         "auc": Markup(_auc(runs)) if any("auc/chance" in r.results.get("masks", {}) for r in runs) else "",
@@ -67,15 +86,94 @@ def render_report(runs: Sequence[RunView], title: str) -> str:
     return environment.get_template("template.html.j2").render(context)
 
 
+def _verdict(run: RunView) -> list[str]:
+    """What the evaluation found, in sentences; an interval that holds zero (or one half) is called no clear change."""
+    found = []
+    sentiment, preference, dialogue = (run.results.get(name, {}) for name in ("sentiment", "preference", "dialogue"))
+    if sentiment:
+        gain, kl = sentiment["reward/gain"], sentiment["kl/policy_reference"]
+        word = "rose" if gain["low"] > 0 else "fell" if gain["high"] < 0 else "did not clearly change"
+        found.append(
+            f"The reward of samples {word}: {sentiment['reward/before']['mean']:.3f} before, {sentiment['reward/after']['mean']:.3f} after "
+            f"({_signed_interval(gain)}), at a distance of {kl['mean']:.2f} nats from the reference."
+        )
+    if preference:
+        rate = preference["accuracy/implicit_reward"]
+        word = (
+            "more often than chance"
+            if rate["low"] > 0.5
+            else "less often than chance"
+            if rate["high"] < 0.5
+            else "about as often as chance"
+        )
+        found.append(f"The implicit reward prefers the held-out chosen response {word}: in {rate['mean']:.1%} of pairs.")
+    for opponent, label in (("chosen", "the chosen responses"), ("start", "the starting model's replies")):
+        rate = dialogue.get(f"win_rate/{opponent}")
+        if rate is not None:
+            word = "prefers" if rate["low"] > 0.5 else "does not prefer" if rate["high"] < 0.5 else "sees no clear difference between"
+            join = "and" if "difference" in word else "to"
+            found.append(f"The judge {word} its replies {join} {label}: win rate {_interval(rate)}.")
+    code = run.results.get("code", {})
+    if "pass@1/gain" in code:
+        found.append(
+            f"pass@1: {code['pass@1/before']['mean']:.3f} before, {code['pass@1/after']['mean']:.3f} after ({_signed_interval(code['pass@1/gain'])})."
+        )
+    if run.results.get("summarization"):
+        gain = run.results["summarization"]["rougeL/gain"]
+        found.append(f"ROUGE-L of summaries changed by {_signed_interval(gain)}.")
+    return found
+
+
+def _paired(runs: Sequence[RunView]) -> list[dict[str, Any]]:
+    """Every run's rewards less the first one's, on the prompts that both were given."""
+    rows = []
+    for run in runs[1:]:
+        difference = paired_difference(runs[0].samples, run.samples, "policy_reward")
+        if difference is not None:
+            rows.append({"name": run.name, "against": runs[0].name, "difference": difference.as_dict()})
+    return rows
+
+
+def _history(runs: Sequence[RunView]) -> list[str]:
+    """Numbers of evaluated checkpoints over their steps."""
+    charts = []
+    for key, title, unit, reference in _HISTORY:
+        series = []
+        for run in runs:
+            points = [(row["step"], row[key]) for row in run.history if row.get("step") is not None and row.get(key) is not None]
+            if len(points) > 1:
+                series.append((run.name, [p[0] for p in points], [p[1] for p in points]))
+        if series:
+            charts.append(figures.line_chart(title, unit, series, [run.name for run in runs], reference))
+    return charts
+
+
+def _profiles(run: RunView) -> list[str]:
+    """Mean weight over the length of a response, one line per mask that weighs something."""
+    masks = run.results.get("masks", {})
+    series = [
+        ({"reward": "reward mask", "kl": "KL mask"}[term], [10 * i + 5.0 for i in range(len(rows))], [row["mean_weight"] for row in rows])
+        for term in _masked_terms(run)
+        if (rows := masks.get(f"{term}_mask/by_position"))
+    ]
+    if not series:
+        return []
+    return [figures.profile_chart("Mean weight along a response", "position, % of the response", "mean weight", series)]
+
+
 def _frontier(runs: Sequence[RunView]) -> str:
     measured = [r for r in runs if "sentiment" in r.results]
-    first = measured[0].results["sentiment"]
     zero = {"mean": 0.0, "low": 0.0, "high": 0.0}
-    points: list[dict[str, Any]] = [
-        {"name": r.name, "kl": r.results["sentiment"]["kl/policy_reference"], "reward": r.results["sentiment"]["reward/after"]}
-        for r in measured
-    ]
-    points.append({"name": "starting model", "kl": zero, "reward": first["reward/before"], "is_start": True})
+    points: list[dict[str, Any]] = []
+    for number, run in enumerate(measured):
+        numbers = run.results["sentiment"]
+        for key in numbers:
+            if not key.endswith("kl/policy_reference"):
+                continue
+            prefix = key.removesuffix("kl/policy_reference")
+            name = run.name + (f", T={numbers[f'{prefix}temperature']:g}" if prefix else "")
+            points.append({"name": name, "run": number, "kl": numbers[key], "reward": numbers[f"{prefix}reward/after"]})
+    points.append({"name": "starting model", "kl": zero, "reward": measured[0].results["sentiment"]["reward/before"], "is_start": True})
     kind = measured[0].recipe["evaluate"]["reward"]["kind"]
     return figures.frontier_chart(points, f"mean reward of samples ({kind})")
 
@@ -110,9 +208,9 @@ def _auc(runs: Sequence[RunView]) -> str:
 
 def _examples(run: RunView, count: int = 4) -> dict[str, list[dict[str, Any]]]:
     """Largest gains, largest losses and the first prompts as they come."""
-    ranked = sorted(run.samples, key=lambda s: s["policy_reward"] - s["start_reward"])
+    ranked = sorted((s for s in run.samples if "policy_reward" in s), key=lambda s: s["policy_reward"] - s["start_reward"])
     if not ranked:
-        return {}
+        return {"as they come": run.samples[:count]} if run.samples else {}
     return {"as they come": run.samples[:count], "largest gains": ranked[::-1][:count], "largest losses": ranked[:count]}
 
 
@@ -130,7 +228,7 @@ def _heatmap(run: RunView) -> list[dict[str, Any]]:
                     "text": token,
                     "alpha": round(max(weights[mask], 0.0) / largest * 0.85, 3),
                     "is_key": bool(response["is_key"] and response["is_key"][i]),
-                    "hint": "reward mask {reward_mask:.4g} | KL mask {kl_mask:.4g} | token KL {token_kl:.4g}".format(**weights),
+                    "hint": "reward mask {reward_mask:.4g} | KL mask {kl_mask:.4g} | token KL {token_kl:.4g} nats".format(**weights),
                 }
             )
         shown.append({"side": response["side"], "tokens": tokens})
@@ -144,6 +242,10 @@ def _masked_terms(run: RunView) -> list[str]:
         return []
     terms = mask.get("terms", "both")
     return ["reward", "kl"] if terms == "both" else [terms]
+
+
+def _signed_interval(value: dict[str, float]) -> str:
+    return f"{value['mean']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"
 
 
 def _number(value: Any) -> str:

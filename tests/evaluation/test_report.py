@@ -54,7 +54,7 @@ def test_page() -> None:
     assert "1,234" in page
     assert "<script>x</script>" not in page
     assert "&lt;script&gt;" in page
-    assert 'title="reward mask 1.5 | KL mask 1 | token KL 0.2">&lt;b&gt;</span>' in page
+    assert 'data-hint="reward mask 1.5 | KL mask 1 | token KL 0.2 nats">&lt;b&gt;</span>' in page
     assert not re.search(r'(src|href)="https?://', page)
     assert "url(http" not in page
     data = json.loads(re.search(r'id="results">(.*?)</script>', page, re.S).group(1))  # type: ignore[union-attr]
