@@ -294,13 +294,28 @@ class CodeSection(Section):
     num_runners: int | None = of_stage(None, None, ge=1)
 
 
+class LeaderboardSection(Section):
+    """Tasks of lm-evaluation-harness (the extra `leaderboard`), by name.
+
+    include_path: a directory with task files of one's own. limit: documents per task.
+    """
+
+    STAGE = "evaluate"
+    tasks: tuple[str, ...] = Field(min_length=1)
+    include_path: str | None = of_stage(None, None)
+    num_fewshot: int | None = Field(None, ge=0)
+    limit: int | None = Field(None, ge=1)
+    batch_size: int = Field(16, ge=1)
+    apply_chat_template: bool = False
+
+
 class EvaluateSection(Section):
     """temperatures: of the samples that sentiment, dialogue and summarization look at, the first being the one of unqualified metric names;
     by default generation.temperature alone.
     """
 
     STAGE = "evaluate"
-    benchmarks: tuple[Literal["preference", "sentiment", "masks", "dialogue", "summarization", "code"], ...] = (
+    benchmarks: tuple[Literal["preference", "sentiment", "masks", "dialogue", "summarization", "code", "leaderboard"], ...] = (
         "preference",
         "sentiment",
         "masks",
@@ -314,6 +329,7 @@ class EvaluateSection(Section):
     judge: Judge | None = None
     summarization: SummarizationSection = SummarizationSection()
     code: CodeSection | None = None
+    leaderboard: LeaderboardSection | None = None
     key_words: str | None = None
     seed: int = 0
     bootstrap_samples: int = Field(2000, ge=100)
@@ -322,7 +338,7 @@ class EvaluateSection(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> "EvaluateSection":
-        for benchmark, key in (("dialogue", "judge"), ("code", "code")):
+        for benchmark, key in (("dialogue", "judge"), ("code", "code"), ("leaderboard", "leaderboard")):
             if benchmark in self.benchmarks and getattr(self, key) is None:
                 raise ValueError(f"benchmarks names {benchmark}: set evaluate.{key}")
         if len(set(self.temperatures)) < len(self.temperatures):

@@ -12,6 +12,7 @@ from pipelines.actor_pool import run_tasks
 from pipelines.config import OpenAIJudge, Recipe, VaderReward
 from pipelines.errors import UserError
 from pipelines.evaluate_worker import Evaluator
+from pipelines.leaderboard import task_files_hash
 from pipelines.models import file_hash
 from pipelines.pair_table import PairTable
 from pipelines.prepare import open_pairs
@@ -43,6 +44,8 @@ def evaluate_record(recipe: Recipe, step: int | None = None) -> StageRecord:
     Raises: UserError if a file that the recipe names does not exist.
     """
     inputs: dict[str, Any] = {"train": train_record(recipe).fingerprint()}
+    if recipe.evaluate.leaderboard is not None and recipe.evaluate.leaderboard.include_path is not None:
+        inputs["leaderboard.include_path"] = task_files_hash(recipe.evaluate.leaderboard.include_path)
     store = evaluation_store(recipe)
     if step is not None:
         inputs["step"] = step
@@ -70,6 +73,7 @@ def run_evaluate(recipe: Recipe, quiet: bool = False, step: int | None = None) -
     Raises: UserError if the run has no trained model or no held-out pair, or a model or file that a benchmark needs does not exist.
     """
     from pipelines.judge import EndpointJudge
+    from pipelines.leaderboard import check_tasks
     from pipelines.text_scorer import check_text_models
 
     if step is None and not train_store(recipe).exists("model"):
@@ -79,6 +83,8 @@ def run_evaluate(recipe: Recipe, quiet: bool = False, step: int | None = None) -
     record = evaluate_record(recipe, step)
     settings = recipe.evaluate
     check_text_models(settings)
+    if settings.leaderboard is not None and "leaderboard" in settings.benchmarks:
+        check_tasks(settings.leaderboard)
     judge = (
         EndpointJudge(settings.judge, record.store)
         if isinstance(settings.judge, OpenAIJudge) and "dialogue" in settings.benchmarks
@@ -94,7 +100,7 @@ def run_evaluate(recipe: Recipe, quiet: bool = False, step: int | None = None) -
     parts = TaskParts(record.store)
     todo = parts.missing(tasks)
     parts.add(todo, run_tasks(todo, Evaluator, recipe, settings.num_actors, "evaluate", quiet))
-    found: dict[str, Records] = {"pair": [], "response": [], "sample": [], "program": []}
+    found: dict[str, Records] = {"pair": [], "response": [], "sample": [], "program": [], "leaderboard": []}
     for records in parts.results(tasks):
         for kind, items in records.items():
             found[kind] += items
@@ -147,6 +153,8 @@ def _tasks(recipe: Recipe, pairs: PairTable) -> list[dict[str, Any]]:
                 drawn = min(at_once, settings.code.num_samples - start)
                 named = {"task_ids": [task.task_id for task in items], "prompts": [task.prompt for task in items], "num_samples": drawn}
                 tasks.append({"kind": f"programs{start}", "number": number, "start": start, **named})
+    if "leaderboard" in settings.benchmarks:
+        tasks.append({"kind": "leaderboard", "number": 0})
     return tasks
 
 
@@ -189,6 +197,7 @@ def _ask(judge: "EndpointJudge", samples: Records, quiet: bool) -> None:
 def _results(recipe: Recipe, found: dict[str, Records], samples: Records) -> dict[str, dict[str, Any]]:
     from evaluation.benchmarks import (
         dialogue_benchmark,
+        leaderboard_benchmark,
         masks_benchmark,
         preference_benchmark,
         sentiment_benchmark,
@@ -202,6 +211,8 @@ def _results(recipe: Recipe, found: dict[str, Records], samples: Records) -> dic
         results["preference"] = preference_benchmark(found["pair"], settings.bootstrap_samples, settings.seed)
     if "masks" in settings.benchmarks:
         results["masks"] = masks_benchmark(found["response"], settings.bootstrap_samples, settings.seed)
+    if "leaderboard" in settings.benchmarks:
+        results["leaderboard"] = leaderboard_benchmark(found["leaderboard"], settings.bootstrap_samples, settings.seed)
     for name in settings.sampled_benchmarks():
         results[name] = {}
         for t, temperature in enumerate(settings.sampling_temperatures()):

@@ -10,6 +10,7 @@ from pipelines.config import GenerationSection, Recipe
 from pipelines.errors import UserError
 from pipelines.feature_source import FeatureSource
 from pipelines.generation import generate
+from pipelines.leaderboard import run_tasks_of
 from pipelines.models import (
     compute_device,
     load_causal_lm,
@@ -64,6 +65,8 @@ class Evaluator:
         self._load_policy(task["step"])
         if task["kind"] == "pairs":
             return self._score_pairs(task["rows"])
+        if task["kind"] == "leaderboard":
+            return {"leaderboard": self._leaderboard()}
         if "task_ids" in task:
             return {"program": self._programs(task)}
         return {"sample": self._sample(task)}
@@ -180,6 +183,12 @@ class Evaluator:
             {"task_id": name, "start": task["start"], **{f"{who}_texts": found[i] for who, found in texts.items()}}
             for i, name in enumerate(task["task_ids"])
         ]
+
+    def _leaderboard(self) -> list[dict[str, Any]]:
+        section = self._settings.leaderboard
+        assert section is not None
+        models = {"start": self._start, "policy": self._policy.causal_lm}
+        return [{"model": who, **run_tasks_of(section, model, self._tokenizer, self._settings.seed)} for who, model in models.items()]
 
     def _drawn(
         self, prompts: list[list[int]], settings: GenerationSection, number: int, num_samples: int

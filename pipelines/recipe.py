@@ -93,6 +93,7 @@ def _with_absolute_paths(mapping: Any) -> Any:
             absolute(evaluate.get("reward"), "model")
             absolute(evaluate.get("judge"), "model")
             absolute(evaluate.get("code"), "tasks")
+            absolute(evaluate.get("leaderboard"), "include_path")
             absolute(evaluate.get("summarization"), "bert_score_model", "entailment_model")
         absolute(mapping.get("schedule"), "release")
         data = mapping.get("data")

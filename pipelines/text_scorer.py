@@ -73,7 +73,10 @@ def _encoder(model: str) -> tuple[Any, Any]:
 
     directory = str(resolve_model(model))
     encoder: Any = AutoModel.from_pretrained(directory, local_files_only=True, use_safetensors=True)
-    return encoder.to(compute_device()), AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # masked out by the attention mask
+    return encoder.to(compute_device()), tokenizer
 
 
 def _reward_model(judge: RewardModelJudge) -> Callable[[list[str], list[str]], list[float]]:

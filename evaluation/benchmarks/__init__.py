@@ -2,6 +2,7 @@
 
 from evaluation.benchmarks.code import CodeTask, code_benchmark, code_tasks
 from evaluation.benchmarks.dialogue import OPPONENTS, dialogue_benchmark
+from evaluation.benchmarks.leaderboard import leaderboard_benchmark
 from evaluation.benchmarks.masks import masks_benchmark
 from evaluation.benchmarks.preference import preference_benchmark
 from evaluation.benchmarks.sentiment import sentiment_benchmark
@@ -13,6 +14,7 @@ __all__ = [
     "code_benchmark",
     "code_tasks",
     "dialogue_benchmark",
+    "leaderboard_benchmark",
     "masks_benchmark",
     "preference_benchmark",
     "sentiment_benchmark",

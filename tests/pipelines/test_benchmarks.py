@@ -13,6 +13,7 @@ from pipelines.code_execution import read_code_tasks
 from pipelines.config import CodeSection, Recipe
 from pipelines.errors import UserError
 from pipelines.evaluate import CODE_SAMPLES, SAMPLES, read_history, read_results, run_evaluate
+from pipelines.leaderboard import check_tasks, task_files_hash
 from pipelines.recipe import validate_recipe
 from pipelines.run import run_stages
 from pipelines.store import RunStore
@@ -24,6 +25,27 @@ TASKS = [
     {"task_id": "T/0", "prompt": "def one():\n", "entry_point": "one", "test": "def check(candidate):\n    assert candidate() == 1\n"},
     {"task_id": 1, "text": "Return two.", "test_list": ["assert two() == 2"]},
 ]
+
+
+def write_task(folder: Path, rows: list[dict[str, str]]) -> Path:
+    """A multiple-choice task for lm-evaluation-harness: which of both responses continues the prompt; the first one is right."""
+    place = folder / "harness"
+    place.mkdir()
+    (folder / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {
+        "task": "prefers",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "documents.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{prompt}}",
+        "doc_to_choice": "{{[chosen, rejected]}}",
+        "doc_to_target": 0,
+        "target_delimiter": "",
+        "metric_list": [{"metric": "acc"}],
+    }
+    (place / "prefers.yaml").write_text(json.dumps(task))
+    return place
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +62,8 @@ def evaluated(recipe_in: MakeRecipe, rows: list[dict[str, str]], tmp_path_factor
         "train.keep_checkpoints=10",
         "objective.name=mapo",
         "mask={kind: activation}",
-        "evaluate.benchmarks=[preference, masks, sentiment, dialogue, summarization, code]",
+        "evaluate.benchmarks=[preference, masks, sentiment, dialogue, summarization, code, leaderboard]",
+        f"evaluate.leaderboard={{tasks: [prefers], include_path: {write_task(folder, rows)}, batch_size: 3, limit: 20}}",
         "evaluate.temperatures=[1.0, 0.0]",
         f"evaluate.judge={{kind: reward_model, model: {write_reward_model(folder / 'reward', words)}}}",
         f"evaluate.summarization={{bert_score_model: {write_encoder(folder / 'encoder', words)}, bert_score_layer: 2, "
@@ -60,7 +83,7 @@ def test_numbers_are_those_of_the_kept_samples(evaluated: Recipe) -> None:
     """Rewards, ROUGE, self-BLEU and win rates from the samples file by other means; temperature 0 repeats, and has names of its own."""
     results = read_results(RunStore(f"{evaluated.run_dir}/evaluation"))
     samples = samples_of(evaluated)
-    assert set(results) == {"preference", "masks", "sentiment", "dialogue", "summarization"}
+    assert set(results) == {"preference", "masks", "sentiment", "dialogue", "summarization", "leaderboard"}
     for number, prefix in ((0, ""), (1, "temperature=0/")):
         drawn = [s for s in samples if s["temperature_number"] == number]
         assert len(drawn) == 16 and [s["order"] for s in drawn] == list(range(16))
@@ -77,6 +100,29 @@ def test_numbers_are_those_of_the_kept_samples(evaluated: Recipe) -> None:
     assert results["sentiment"]["temperature"] == 1.0 and results["sentiment"]["temperature=0/temperature"] == 0.0
     first = {s["order"]: s["chosen_text"] for s in samples if s["temperature_number"] == 0}
     assert all(first[s["order"]] == s["chosen_text"] for s in samples), "the same prompt at both temperatures"
+
+
+def test_leaderboard_equals_log_probabilities_computed_apart(evaluated: Recipe, rows: list[dict[str, str]]) -> None:
+    """Accuracy on the first 20 documents: the chosen text has the larger sum of log-probabilities after the prompt, by a bare forward."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    found = read_results(RunStore(f"{evaluated.run_dir}/evaluation"))["leaderboard"]
+    for who, folder in (("before", evaluated.model.name_or_path), ("after", f"{evaluated.run_dir}/train/model")):
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+        hits = 0
+        for row in rows[:20]:
+            sums = []
+            for text in (row["chosen"], row["rejected"]):
+                prompt = tokenizer(row["prompt"], add_special_tokens=False).input_ids
+                whole = tokenizer(row["prompt"] + text, add_special_tokens=False).input_ids
+                with torch.no_grad():
+                    logps = model(torch.tensor([whole])).logits[0].log_softmax(-1)
+                sums.append(sum(float(logps[i - 1, whole[i]]) for i in range(len(prompt), len(whole))))
+            hits += sums[0] > sums[1]
+        assert found[f"prefers/acc/{who}"]["mean"] == pytest.approx(hits / 20)
+        assert found[f"prefers/acc/{who}"]["n"] == 20
+    assert found["settings"]["batch_size"] == 3 and found["settings"]["num_fewshot"] == {"prefers": 0}
 
 
 def test_masks_by_class_and_position_add_up(evaluated: Recipe) -> None:
@@ -152,6 +198,7 @@ def test_an_unfinished_evaluation_goes_on_from_its_parts(evaluated: Recipe, tmp_
     [
         (["evaluate.benchmarks=[dialogue]"], "benchmarks names dialogue: set evaluate.judge"),
         (["evaluate.benchmarks=[code]"], "benchmarks names code: set evaluate.code"),
+        (["evaluate.benchmarks=[leaderboard]"], "benchmarks names leaderboard: set evaluate.leaderboard"),
         (["evaluate.temperatures=[0.5, 0.5]"], "one of them occurs twice"),
         (["evaluate.judge={kind: oracle}"], "evaluate.judge.kind = 'oracle': allowed are"),
         (["evaluate.judge={kind: openai, model: x, base_url: ftp://x}"], "evaluate.judge.base_url = 'ftp://x'"),
@@ -181,6 +228,15 @@ def test_task_files_are_checked(line: str, message: str, tmp_path: Path) -> None
         read_code_tasks(CodeSection(tasks=str(tmp_path / "tasks.jsonl")))
     with pytest.raises(UserError, match="no such file"):
         read_code_tasks(CodeSection(tasks=str(tmp_path / "none.jsonl")))
+
+
+def test_an_unknown_task_is_named(evaluated: Recipe) -> None:
+    section = evaluated.evaluate.leaderboard
+    assert section is not None
+    with pytest.raises(UserError, match="no task 'prefer'; did you mean 'prefers'"):
+        check_tasks(section.model_copy(update={"tasks": ("prefer",)}))
+    with pytest.raises(UserError, match="include_path = '/nowhere': no such directory"):
+        task_files_hash("/nowhere")
 
 
 def test_models_of_the_metrics_are_checked_before_anything_runs(evaluated: Recipe, tmp_path: Path) -> None:
