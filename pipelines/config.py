@@ -280,12 +280,14 @@ class SummarizationSection(Section):
 class CodeSection(Section):
     """Programs for the tasks of a file in HumanEval's or MBPP's format (JSON lines).
 
+    apply_chat_template: ask for the function in a chat message, for models tuned to answer; otherwise the prompt is continued as it stands.
     k: of pass@k, as far as num_samples reaches. timeout_seconds: wall clock per program. num_runners: programs at once and node.
     """
 
     STAGE = "evaluate"
     tasks: str = Field(min_length=1)
     max_tasks: int | None = Field(None, ge=1)
+    apply_chat_template: bool = False
     num_samples: int = Field(20, ge=1)
     k: tuple[int, ...] = Field((1, 10, 100), min_length=1)
     generation: GenerationSection = GenerationSection(max_new_tokens=256, temperature=0.8, top_p=0.95)

@@ -161,19 +161,19 @@ class Evaluator:
                 "order": task["order"][i],
                 "temperature": task["temperature"],
                 "temperature_number": task["temperature_number"],
-                "prompt": self._tokenizer.decode(prompt, skip_special_tokens=True),
+                "prompt": self._text(prompt),
                 "chosen_text": chosen[i],
                 "kl_policy_reference": kl[i],
             }
             for who, samples in drawn.items():
                 ids = samples[i][0]
-                record |= {f"{who}_text": self._tokenizer.decode(ids, skip_special_tokens=True), f"{who}_tokens": len(ids)}
+                record |= {f"{who}_text": self._text(ids), f"{who}_tokens": len(ids)}
             records.append(record)
         return records
 
     def _programs(self, task: dict[str, Any]) -> list[dict[str, Any]]:
         assert self._settings.code is not None
-        prompts = [[int(i) for i in self._tokenizer(prompt).input_ids] for prompt in task["prompts"]]
+        prompts = [self._code_prompt(prompt) for prompt in task["prompts"]]
         drawn = self._drawn(prompts, self._settings.code.generation, task["start"] * 1009 + task["number"], task["num_samples"])
         texts = {
             who: [[self._tokenizer.decode(ids, skip_special_tokens=True) for ids in each] for each in samples]
@@ -183,6 +183,20 @@ class Evaluator:
             {"task_id": name, "start": task["start"], **{f"{who}_texts": found[i] for who, found in texts.items()}}
             for i, name in enumerate(task["task_ids"])
         ]
+
+    def _code_prompt(self, prompt: str) -> list[int]:
+        assert self._settings.code is not None
+        if self._settings.code.apply_chat_template:
+            from evaluation.benchmarks.code import chat_question
+
+            messages = [{"role": "user", "content": chat_question(prompt)}]
+            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            return [int(i) for i in self._tokenizer(text, add_special_tokens=False).input_ids]
+        return [int(i) for i in self._tokenizer(prompt).input_ids]
+
+    def _text(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
 
     def _leaderboard(self) -> list[dict[str, Any]]:
         section = self._settings.leaderboard

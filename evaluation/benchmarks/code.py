@@ -21,7 +21,7 @@ class CodeTask:
     """A programming task.
 
     Attributes:
-        prompt: what the model continues. header: what the program starts with besides the completion (HumanEval's signature, MBPP's set-up).
+        prompt: what the model continues; without the white space at its end, which tokenizers join to what follows. header: what the program starts with besides the completion (HumanEval's signature, MBPP's set-up).
         tests: source that calls the program's functions and asserts.
     """
 
@@ -38,8 +38,16 @@ class CodeTask:
         cuts = [found for stop in _STOPS[self.form] if (found := text.find(stop, 1)) > 0]
         text = text[: min(cuts)] if cuts and not fenced else text
         if fenced and self.form == "humaneval" and re.search(r"^def ", text, re.M):
-            return text + "\n"
+            imports = "\n".join(line for line in self.header.splitlines() if line.startswith(("import ", "from ")))
+            return f"{imports}\n{text}\n"
+        if self.form == "humaneval" and not text.startswith("\n"):
+            text = "\n" + text
         return self.header + text + "\n"
+
+
+def chat_question(prompt: str) -> str:
+    """A chat message that asks for the function that a prompt begins or describes."""
+    return f"Write this in Python. Answer with the whole function in one code block.\n\n```python\n{prompt.strip()}\n```"
 
 
 def code_tasks(rows: Sequence[Mapping[str, Any]], source: str) -> list[CodeTask]:
@@ -53,7 +61,8 @@ def code_tasks(rows: Sequence[Mapping[str, Any]], source: str) -> list[CodeTask]
         if "entry_point" in row or "test" in row:
             _require(row, {"task_id": (str, int), "prompt": (str,), "entry_point": (str,), "test": (str,)}, source, number)
             tests = f"{row['test']}\ncheck({row['entry_point']})\n"
-            tasks.append(CodeTask(str(row["task_id"]), "humaneval", row["prompt"], row["prompt"], tests))
+            start = row["prompt"].rstrip()
+            tasks.append(CodeTask(str(row["task_id"]), "humaneval", start, start, tests))
         else:
             _require(row, {"task_id": (str, int), "test_list": (list, tuple)}, source, number)
             text = row.get("text") or row.get("prompt")

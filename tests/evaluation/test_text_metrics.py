@@ -10,6 +10,7 @@ import torch
 from text_models import write_encoder, write_entailment
 
 from evaluation.benchmarks import code_benchmark, code_tasks, dialogue_benchmark, preference_benchmark, summarization_benchmark
+from evaluation.benchmarks.code import chat_question
 from evaluation.metrics import (
     BertScore,
     Calibration,
@@ -231,3 +232,20 @@ def test_mbpp_prompts_are_made_where_the_file_has_none() -> None:
     assert task.prompt == '"""\nAdd one.\nassert f(1) == 2\n"""\n'
     assert task.tests == "import math\nassert f(1) == 2\n"
     assert task.program("def f(x):\n    return x + 1\n\nprint(f(1))\n") == "import math\ndef f(x):\n    return x + 1\n\n"
+
+
+def test_humaneval_programs_from_continuations_and_from_answers() -> None:
+    """A continuation is joined to the signature, an answer in a fenced block replaces it but keeps its imports."""
+    row = {
+        "task_id": "a",
+        "prompt": 'import math\ndef f(x):\n    """Up."""\n',
+        "entry_point": "f",
+        "test": "def check(f):\n    assert f(1.5) == 2\n",
+    }
+    (task,) = code_tasks([row], "file")
+    assert task.prompt.endswith('"""Up."""')
+    body = "    return math.ceil(x)"
+    for completion in (body, "\n" + body, f"{body}\n\ndef other():\n    pass\n", f"Sure:\n```python\ndef f(x):\n{body}\n```\nDone"):
+        names: dict[str, object] = {}
+        exec(task.program(completion) + task.tests, names)
+    assert "def f" in chat_question(task.prompt) and "one code block" in chat_question(task.prompt)
