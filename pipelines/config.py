@@ -313,7 +313,7 @@ class LeaderboardSection(Section):
 
 class EvaluateSection(Section):
     """temperatures: of the samples that sentiment, dialogue and summarization look at, the first being the one of unqualified metric names;
-    by default generation.temperature alone.
+    by default generation.temperature alone. sequences_per_batch: sampled together; other numbers draw other samples.
     """
 
     STAGE = "evaluate"
@@ -325,6 +325,7 @@ class EvaluateSection(Section):
     split: Literal["test", "validation"] = "test"
     max_pairs: int | None = Field(None, ge=1)
     num_prompts: int = Field(200, ge=1)
+    sequences_per_batch: int = Field(64, ge=1)
     generation: GenerationSection = GenerationSection()
     temperatures: tuple[Annotated[float, Field(ge=0)], ...] = ()
     reward: RewardSection = VaderReward()

@@ -30,7 +30,7 @@ SAMPLES = "samples/samples.jsonl"
 TOKENS = "samples/tokens.jsonl"
 CODE_SAMPLES = "samples/code.jsonl"
 HISTORY = "history"
-_PAIRS_PER_TASK, _SEQUENCES_PER_TASK, _TEXTS_PER_TASK, _RESPONSES_SHOWN = 128, 64, 64, 12
+_PAIRS_PER_TASK, _TEXTS_PER_TASK, _RESPONSES_SHOWN = 128, 64, 12
 Records = list[dict[str, Any]]
 
 
@@ -138,15 +138,15 @@ def _tasks(recipe: Recipe, pairs: PairTable) -> list[dict[str, Any]]:
         lengths = {row: len(pairs.pairs(settings.split, [row])[0].prompt) for _, row in chosen}
         chosen.sort(key=lambda item: lengths[item[1]])  # prompts of one length need no padding beside each other
         for t, temperature in enumerate(settings.sampling_temperatures()):
-            for number, items in _chunks(chosen, _SEQUENCES_PER_TASK):
+            for number, items in _chunks(chosen, settings.sequences_per_batch):
                 named = {"rows": [row for _, row in items], "order": [at for at, _ in items], "temperature": temperature}
                 tasks.append({"kind": f"samples{t}", "temperature_number": t, "number": number, **named})
     if "code" in settings.benchmarks:
         from pipelines.code_execution import read_code_tasks
 
         assert settings.code is not None
-        at_once = min(settings.code.num_samples, _SEQUENCES_PER_TASK)
-        prompts_each = max(1, _SEQUENCES_PER_TASK // at_once)
+        at_once = min(settings.code.num_samples, settings.sequences_per_batch)
+        prompts_each = max(1, settings.sequences_per_batch // at_once)
         found = read_code_tasks(settings.code)
         for number, items in _chunks(sorted(found, key=lambda task: len(task.prompt)), prompts_each):
             for start in range(0, settings.code.num_samples, at_once):

@@ -16,6 +16,7 @@ from yaml import YAMLError
 
 from pipelines.config import Recipe
 from pipelines.errors import UserError
+from pipelines.store import RunStore
 
 # Alternatives of a tagged union: a key that belongs to another alternative must not survive an override of the tag.
 _TAG_KEYS = ("objective.name", "mask.kind", "evaluate.reward.kind", "evaluate.judge.kind")
@@ -37,15 +38,9 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def read_mapping(name: str, kind: Literal["recipe", "sweep"]) -> dict[str, Any]:
-    """Read a YAML mapping from a file, or from what is packaged under that name."""
-    path = Path(name)
-    if not path.is_file():
-        known = packaged(kind)
-        if name not in known:
-            raise UserError(f"{kind} {name!r}: no such file, nor a packaged {kind} ({', '.join(known)})")
-        path = known[name]
+    """Read a YAML mapping from a file (on an object store too), or from what is packaged under that name."""
     try:
-        loaded = OmegaConf.load(path)
+        loaded = OmegaConf.create(_text_of(name, kind))
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise UserError(f"{kind} {name!r} is not valid YAML: {_first_line(error)}") from error
     if not isinstance(loaded, DictConfig):
@@ -53,6 +48,19 @@ def read_mapping(name: str, kind: Literal["recipe", "sweep"]) -> dict[str, Any]:
     plain = OmegaConf.to_container(loaded)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+def _text_of(name: str, kind: Literal["recipe", "sweep"]) -> str:
+    folder, _, file = name.rpartition("/")
+    if "://" in name:
+        store = RunStore(folder)
+        if not store.exists(file):
+            raise UserError(f"{kind} {name!r}: no such file")
+        return store.read_bytes(file).decode()
+    path, known = Path(name), packaged(kind)
+    if not path.is_file() and name not in known:
+        raise UserError(f"{kind} {name!r}: no such file, nor a packaged {kind} ({', '.join(known)})")
+    return (path if path.is_file() else known[name]).read_text()
 
 
 def validate_recipe(mapping: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:

@@ -17,9 +17,12 @@ from transformers import AutoModelForCausalLM
 import pipelines.store
 from pipelines.config import Recipe
 from pipelines.errors import StageFailed, UserError
+from pipelines.evaluate import read_history
 from pipelines.group_spool import GroupSpool
+from pipelines.recipe import load_recipe
 from pipelines.reference_check import check_reference
 from pipelines.run import run_stages
+from pipelines.schedule import Scheduler
 from pipelines.status import run_status
 from pipelines.store import RunStore
 
@@ -128,6 +131,9 @@ def test_a_whole_run_lives_on_the_object_store(object_store: ObjectStore, recipe
     assert sum(p.numel() for p in model.parameters()) > 0
     assert RunStore("s3://bucket/run/train").names("tensorboard"), "growing files arrive with the checkpoints"
     assert not copied.exists()
+    scheduled = Scheduler(load_recipe("s3://bucket/run/config.yaml"), lambda: None, silent, quiet=True).tick()
+    assert scheduled.evaluated == [2]
+    assert [row["step"] for row in read_history(RunStore("s3://bucket/run/evaluation"))] == [2, None]
     torch.set_num_threads(1)
 
 
