@@ -1,5 +1,6 @@
 """Who does a piece of work: claims in a run store, so that of several processes on several machines one does it."""
 
+import contextlib
 import os
 import socket
 import threading
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.errors import StageFailed, UserError
 from pipelines.store import RunStore
 
 _FOLDER = "claims"
@@ -83,7 +85,8 @@ class Claims:
 
     def _renew(self, path: str, done: threading.Event) -> None:
         while not done.wait(self._times.renew):
-            self._write(path)
+            with contextlib.suppress(StageFailed, UserError):  # a store that is away may come back before the claim counts as abandoned
+                self._write(path)
 
 
 def _start_of(pid: int) -> str | None:

@@ -18,9 +18,13 @@ from pipelines.store import RunStore
 
 _ANSWERS, _KEPT_TOGETHER = "verdicts", 32
 _WAITS_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0)
-# What the endpoint says that no repetition will change.
-_LASTING = frozenset({400, 401, 403, 404, 405, 422})
+# What the endpoint says that no repetition will change: of any question, or of this one (too long, say).
+_LASTING, _REFUSED = frozenset({401, 403, 404, 405}), frozenset({400, 413, 422})
 Answer = Literal["a", "b", "tie"]
+
+
+class _Refused(Exception):
+    """The endpoint does not take this question."""
 
 
 class EndpointJudge:
@@ -43,6 +47,7 @@ class EndpointJudge:
         for name in store.names(_ANSWERS):
             self._known |= store.read_json(f"{_ANSWERS}/{name}")
         self._fresh: dict[str, str] = {}
+        self._reason = "answers had no verdict in them"
         self._lock = threading.Lock()
 
     def compare(self, prompts: Sequence[str], ours: Sequence[str], theirs: Sequence[str], quiet: bool) -> list[dict[str, Any]]:
@@ -75,8 +80,8 @@ class EndpointJudge:
         failed = answers.count(None)
         if failed > self._settings.max_failed_fraction * len(answers):
             raise StageFailed(
-                f"{failed} of {len(answers)} questions to the judge {self._settings.model} at {self._settings.base_url} stayed without a verdict "
-                f"(allowed: a fraction of evaluate.judge.max_failed_fraction = {self._settings.max_failed_fraction}); the others are kept"
+                f"{failed} of {len(answers)} questions to the judge {self._settings.model} at {self._settings.base_url} stayed without a verdict: "
+                f"{self._reason} (allowed: a fraction of evaluate.judge.max_failed_fraction = {self._settings.max_failed_fraction}); the others are kept"
             )
         pairs = zip(answers[::2], answers[1::2], strict=True)
         return [{"verdict": joint_verdict(a, b), "consistent": None if None in (a, b) else _same(a, b)} for a, b in pairs]
@@ -90,7 +95,11 @@ class EndpointJudge:
         for attempt in range(settings.max_tries):
             if attempt:
                 time.sleep(_WAITS_SECONDS[min(attempt, len(_WAITS_SECONDS)) - 1])
-            text = self._ask(client, body)
+            try:
+                text = self._ask(client, body)
+            except _Refused as error:
+                self._reason = str(error)
+                return None
             verdict = None if text is None else parse_verdict(text)
             if text is not None and verdict is not None:
                 with self._lock:
@@ -106,12 +115,15 @@ class EndpointJudge:
         """The judge's words; None if it could not be asked, or answered in another form."""
         try:
             response = client.post("/chat/completions", json=body)
-        except httpx.HTTPError:
+        except httpx.HTTPError as error:
+            self._reason = type(error).__name__
             return None
         if response.status_code in _LASTING:
             raise UserError(
                 f"the judge {self._settings.model} at {self._settings.base_url} refuses: {response.status_code} {response.text.strip()[:200]!r}"
             )
+        if response.status_code in _REFUSED:
+            raise _Refused(f"{response.status_code} {response.text.strip()[:200]!r}")
         try:
             return str(response.json()["choices"][0]["message"]["content"])
         except (ValueError, KeyError, IndexError, TypeError):

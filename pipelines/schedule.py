@@ -31,6 +31,7 @@ from pipelines.train_checkpoint import completed_steps
 _STATE, _EVENTS, _GATES = "schedule/state.json", "schedule/events", "gates.json"
 _LONGEST_WAIT_SECONDS = 30.0
 _WEBHOOK_TRIES = 3
+_DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 Say = Callable[[str], None]
 
 
@@ -122,7 +123,7 @@ class Scheduler:
             with self._claims.holding(f"step-{step:08d}") as is_mine:
                 if not is_mine:
                     self._say(f"step {step}: another scheduler evaluates it")
-                elif self._place(step).exists(MANIFEST):
+                elif self._is_done(step):
                     pass  # finished by another between our look and our claim
                 else:
                     outcome.add(self._evaluate(step))
@@ -131,20 +132,24 @@ class Scheduler:
         return outcome
 
     def unevaluated(self) -> list[int]:
-        """Steps of complete checkpoints without a finished evaluation, ascending."""
-        return [step for step in completed_steps(train_store(self._recipe)) if not self._place(step).exists(MANIFEST)]
+        """Steps of complete checkpoints that are not evaluated, or whose gates have not been looked at, ascending."""
+        return [step for step in completed_steps(train_store(self._recipe)) if not self._is_done(step)]
 
     def is_finished(self) -> bool:
         return train_record(self._recipe).store.exists(MANIFEST) and not self.unevaluated()
+
+    def _is_done(self, step: int) -> bool:
+        return self._place(step).exists(_GATES)
 
     def _place(self, step: int) -> RunStore:
         return self._store.at(checkpoint_folder(step))
 
     def _evaluate(self, step: int) -> Outcome:
         self._event(step, "started")
-        self._start_ray()
         try:
-            run_evaluate(self._recipe, self._quiet, step)
+            if not evaluate_record(self._recipe, step).is_complete():
+                self._start_ray()
+                run_evaluate(self._recipe, self._quiet, step)
         except Exception:
             if step in completed_steps(train_store(self._recipe)):
                 raise
@@ -160,7 +165,6 @@ class Scheduler:
                 gate.metric, values, self._release, minimum=gate.min, maximum=gate.max, max_drop=gate.max_drop, max_rise=gate.max_rise
             )
         ]
-        self._place(step).write_json(_GATES, {"passed": not failures, "failures": [f.as_dict() for f in failures]})
         self._event(step, "finished")
         self._say(
             f"step {step}: evaluated" + ("" if not self._recipe.schedule.gates else ", gates passed" if not failures else ", gates failed")
@@ -169,6 +173,8 @@ class Scheduler:
             self._say(f"step {step}: gate failed: {failure.message}")
         if failures and self._webhook is not None:
             self._call(step, failures)
+        # Last: a scheduler that was killed before this looks at the gates again, and tells the webhook again.
+        self._place(step).write_json(_GATES, {"passed": not failures, "failures": [f.as_dict() for f in failures]})
         return Outcome([step], failures)
 
     def _event(self, step: int, what: str) -> None:
@@ -205,11 +211,38 @@ def cron_trigger(section: ScheduleSection) -> Any:
         raise UserError(f"schedule.timezone = {section.timezone!r}: no such time zone; write it as Europe/Berlin or UTC") from error
     assert section.cron is not None
     try:
-        return CronTrigger.from_crontab(section.cron, timezone=zone)
+        minute, hour, day, month, weekday = section.cron.split()
+        if day != "*" and weekday != "*":
+            raise ValueError("day and weekday are both given, and cron would take either of them; give one")
+        return CronTrigger(minute=minute, hour=hour, day=day, month=month, day_of_week=_weekdays(weekday), timezone=zone)
     except (ValueError, KeyError) as error:
+        reason = "needs five fields" if "unpack" in str(error) else str(error)
         raise UserError(
-            f"schedule.cron = {section.cron!r}: {error}; write minute hour day month weekday, for example '0 */2 * * *'"
+            f"schedule.cron = {section.cron!r}: {reason}; write minute hour day month weekday, for example '0 */2 * * *'"
         ) from error
+
+
+def _weekdays(field: str) -> str:
+    """A crontab's weekdays (0 and 7 are Sunday) as names: APScheduler counts from Monday. ValueError for what is none."""
+    if field == "*":
+        return field
+    found = set()
+    for part in field.lower().split(","):
+        span, _, step = part.partition("/")
+        first, _, last = ("0", "-", "6") if span == "*" else span.partition("-")
+        start = _weekday(first)
+        stop = _weekday(last) if last else (6 if step else start)
+        stop += 7 if stop < start else 0
+        found |= {number % 7 for number in range(start, stop + 1, int(step or 1))}
+    return ",".join(_DAYS[number] for number in sorted(found))
+
+
+def _weekday(text: str) -> int:
+    if text in _DAYS:
+        return _DAYS.index(text)
+    if not text.isdigit() or int(text) > 7:
+        raise ValueError(f"weekday {text!r}: must be 0 to 7 or {', '.join(_DAYS)}")
+    return int(text)
 
 
 def _release_numbers(section: ScheduleSection) -> dict[str, float] | None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,12 @@ import pytest
 import yaml
 
 from pipelines.claims import Claims, ClaimTimes
-from pipelines.config import Recipe
+from pipelines.config import Recipe, ScheduleSection
 from pipelines.errors import UserError
 from pipelines.evaluate import read_history
 from pipelines.recipe import validate_recipe
 from pipelines.run import run_stages
-from pipelines.schedule import Scheduler
+from pipelines.schedule import Scheduler, cron_trigger
 from pipelines.store import RunStore
 
 MakeRecipe = Callable[..., Recipe]
@@ -236,9 +237,36 @@ def test_claims_are_had_by_one_and_pass_on_when_abandoned(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
+    ("cron", "weekdays"),
+    [("0 0 * * 0", [6]), ("0 0 * * 7", [6]), ("0 0 * * 1-5", [0, 1, 2, 3, 4]), ("0 0 * * 5-1", [0, 4, 5, 6]), ("0 0 * * sat,mon", [0, 5]), ("0 0 * * */3", [2, 5, 6])],
+)  # fmt: skip
+def test_weekdays_are_those_of_crontab(cron: str, weekdays: list[int]) -> None:
+    """The next weeks' times fall on the days that crontab(5) means; Python's Monday is 0, crontab's is 1."""
+    trigger = cron_trigger(ScheduleSection(cron=cron))
+    at, found = datetime(2026, 11, 23, tzinfo=UTC), set()
+    for _ in range(20):
+        at = trigger.get_next_fire_time(None, at + timedelta(seconds=1))
+        found.add(at.weekday())
+    assert sorted(found) == weekdays
+
+
+def test_gates_are_looked_at_after_a_kill_before_them(run: Path, ray_cluster: None) -> None:
+    """Evaluated, and killed before the gates: the next look judges without evaluating again."""
+    said: list[str] = []
+    assert scheduler_of(run, said).tick().evaluated == STEPS
+    (run / "evaluation" / "checkpoints" / "step-00000004" / "gates.json").unlink()
+    written = (run / "evaluation" / "checkpoints" / "step-00000004" / "manifest.json").stat().st_mtime_ns
+    outcome = scheduler_of(run, said, gates=[{"metric": "preference/accuracy/implicit_reward", "min": 2.0}]).tick()
+    assert outcome.evaluated == [4] and len(outcome.failures) == 1
+    assert (run / "evaluation" / "checkpoints" / "step-00000004" / "manifest.json").stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize(
     ("schedule", "message"),
     [
         ({"cron": "61 * * * *"}, "schedule.cron = '61 \\* \\* \\* \\*'"),
+        ({"cron": "0 0 1 * 1"}, "day and weekday are both given"),
+        ({"cron": "0 0 * * 8"}, "weekday '8': must be 0 to 7"),
         ({"cron": "* * *"}, "write minute hour day month weekday"),
         ({"cron": "* * * * *", "timezone": "Mars/Base"}, "schedule.timezone = 'Mars/Base': no such time zone"),
         ({"release": "/nowhere"}, "schedule.release = '/nowhere': holds no finished evaluation"),
