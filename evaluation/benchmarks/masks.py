@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.metrics.auc import auc
+from evaluation.metrics.auc import auc, mean_ranks
 
 
 def masks_benchmark(records: list[dict[str, Any]], samples: int, seed: int, top: int = 20) -> dict[str, Any]:
@@ -17,7 +17,7 @@ def masks_benchmark(records: list[dict[str, Any]], samples: int, seed: int, top:
             None when no key words are known).
         samples, seed: of the bootstrap over responses, and of the random mask.
     Returns: per mask mean, max and share of exact zeros, the tokens with the largest mean weight (seen at least five
-        times) and, given key words, the AUC of each mask beside token KL, a random mask and the chance level.
+        times), tables by kind of token and by position, Spearman's correlation with token KL (unless either is constant) and, given key words, the AUC of each mask beside token KL, a random mask and the chance level.
     """
     if not records:
         raise ValueError("the masks benchmark needs at least one response")
@@ -30,7 +30,9 @@ def masks_benchmark(records: list[dict[str, Any]], samples: int, seed: int, top:
         result[f"{name}/top_tokens"] = _top_tokens(records, name, top)
         result[f"{name}/by_class"] = _by_class(records, name)
         result[f"{name}/by_position"] = _by_position(records, name)
-        result[f"{name}/token_kl_correlation"] = _kl_correlation(records, name)
+        correlation = _kl_correlation(records, name)
+        if correlation is not None:
+            result[f"{name}/token_kl_correlation"] = correlation
     if records[0]["is_key"] is not None:
         result["key_token_fraction"] = float(np.mean(np.concatenate([r["is_key"] for r in records])))
         result["auc/chance"] = 0.5
@@ -90,19 +92,13 @@ def _by_position(records: list[dict[str, Any]], name: str, num_bins: int = 10) -
     ]
 
 
-def _kl_correlation(records: list[dict[str, Any]], name: str) -> float:
-    """Spearman's rank correlation of weight and token KL over all tokens; nan where either is constant."""
+def _kl_correlation(records: list[dict[str, Any]], name: str) -> float | None:
+    """Spearman's rank correlation of weight and token KL over all tokens; None where either is constant."""
     weights = np.concatenate([np.asarray(r[name], dtype=np.float64) for r in records])
     kl = np.concatenate([np.asarray(r["token_kl"], dtype=np.float64) for r in records])
     if np.ptp(weights) == 0 or np.ptp(kl) == 0:
-        return math.nan
-    return float(np.corrcoef(_ranks(weights), _ranks(kl))[0, 1])
-
-
-def _ranks(values: Any) -> Any:
-    """Ranks from 1; tied values share their mean rank."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+        return None
+    return float(np.corrcoef(mean_ranks(weights), mean_ranks(kl))[0, 1])
 
 
 def _top_tokens(records: list[dict[str, Any]], name: str, top: int) -> list[dict[str, Any]]:

@@ -5,6 +5,14 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
+from numpy.typing import NDArray
+
+
+def mean_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Ranks from 1; tied values share their mean rank."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: NDArray[np.float64] = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    return ranks
 
 
 def auc(scores: Any, labels: Any) -> float:
@@ -19,10 +27,7 @@ def auc(scores: Any, labels: Any) -> float:
     num_negative = positive.size - num_positive
     if num_positive == 0 or num_negative == 0:
         return float("nan")
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    mean_rank = last - (counts - 1) / 2  # ranks from 1; tied values share their mean rank
-    rank_sum = mean_rank[inverse][positive].sum()
+    rank_sum = mean_ranks(values)[positive].sum()
     return float((rank_sum - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
 
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation.benchmarks import masks_benchmark, preference_benchmark, sentiment_benchmark
+from evaluation.benchmarks.masks import token_class
 from evaluation.bootstrap import mean_interval
 from evaluation.key_tokens import key_token_labels
 from evaluation.metrics import DistinctN, PreferenceAccuracy, TokenAUC, VaderSentiment, auc, distinct_n
@@ -49,6 +50,32 @@ def test_bootstrap_agrees_with_the_normal_interval_and_covers() -> None:
     assert 86 <= covered <= 100
     with pytest.raises(ValueError, match="at least one value"):
         mean_interval([])
+
+
+def test_masks_by_kind_and_position_by_hand() -> None:
+    """Weights 1, 0, 3 on a word, a full stop and an end mark; ranks 2, 1, 3 against token KL's 1, 2, 3: Spearman 0.5. A constant mask has none."""
+    record = {
+        "tokens": [" good", ".", "</s>"],
+        "reward_mask": [1.0, 0.0, 3.0],
+        "kl_mask": [1.0] * 3,
+        "token_kl": [0.1, 0.2, 0.3],
+        "is_key": None,
+    }
+    found = masks_benchmark([record, {**record}], 100, 0)
+    assert {row["class"]: (row["mean_weight"], row["zero_fraction"], row["weight_fraction"]) for row in found["reward_mask/by_class"]} == {
+        "word": (1.0, 0.0, 0.25),
+        "punctuation": (0.0, 1.0, 0.0),
+        "special": (3.0, 0.0, 0.75),
+    }
+    assert [(row["from_fraction"], row["mean_weight"], row["count"]) for row in found["reward_mask/by_position"]] == [
+        (0.0, 1, 2),
+        (0.3, 0, 2),
+        (0.6, 3, 2),
+    ]
+    assert found["reward_mask/token_kl_correlation"] == pytest.approx(0.5)
+    assert "kl_mask/token_kl_correlation" not in found
+    kinds = {"\n": "space", "7": "number", "[INST]": "special", "a1": "word", "...": "punctuation"}
+    assert {token: token_class(token) for token in kinds} == kinds
 
 
 def test_metric_classes_compute_without_a_network() -> None:
