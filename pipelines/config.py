@@ -223,7 +223,10 @@ RewardSection = Annotated[VaderReward | ClassifierReward, Field(discriminator="k
 
 
 class GenerationSection(Section):
+    """engine: transformers everywhere, or vllm where it is installed (through ray.data.llm; other samples, from the same distribution)."""
+
     STAGE = "evaluate"
+    engine: Literal["transformers", "vllm"] = "transformers"
     max_new_tokens: int = Field(48, ge=1)
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)

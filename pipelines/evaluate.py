@@ -11,13 +11,13 @@ import pyarrow as pa
 from pipelines.actor_pool import run_tasks
 from pipelines.config import OpenAIJudge, Recipe, VaderReward
 from pipelines.errors import UserError
-from pipelines.evaluate_worker import Evaluator
+from pipelines.evaluate_worker import Evaluator, code_prompt_ids, prompt_ids
 from pipelines.leaderboard import task_files_hash
-from pipelines.models import file_hash
+from pipelines.models import ADAPTER_CONFIG, file_hash, load_tokenizer, resolve_model
 from pipelines.pair_table import PairTable
 from pipelines.prepare import open_pairs
 from pipelines.reference import usable_rows
-from pipelines.stage_record import MANIFEST, StageRecord
+from pipelines.stage_record import MANIFEST, StageRecord, digest
 from pipelines.store import RunStore
 from pipelines.task_parts import TaskParts
 from pipelines.train import train_record, train_store
@@ -83,6 +83,7 @@ def run_evaluate(recipe: Recipe, quiet: bool = False, step: int | None = None) -
     record = evaluate_record(recipe, step)
     settings = recipe.evaluate
     check_text_models(settings)
+    _check_engine(recipe, step)
     if settings.leaderboard is not None and "leaderboard" in settings.benchmarks:
         check_tasks(settings.leaderboard)
     judge = (
@@ -98,7 +99,7 @@ def run_evaluate(recipe: Recipe, quiet: bool = False, step: int | None = None) -
     tasks = [{**task, "step": step} for task in _tasks(recipe, pairs)]
     record.begin()
     parts = TaskParts(record.store)
-    todo = parts.missing(tasks)
+    todo = _with_vllm_samples(recipe, parts.missing(tasks), pairs)
     parts.add(todo, run_tasks(todo, Evaluator, recipe, settings.num_actors, "evaluate", quiet))
     found: dict[str, Records] = {"pair": [], "response": [], "sample": [], "program": [], "leaderboard": []}
     for records in parts.results(tasks):
@@ -156,6 +157,58 @@ def _tasks(recipe: Recipe, pairs: PairTable) -> list[dict[str, Any]]:
     if "leaderboard" in settings.benchmarks:
         tasks.append({"kind": "leaderboard", "number": 0})
     return tasks
+
+
+def _with_vllm_samples(recipe: Recipe, tasks: list[dict[str, Any]], pairs: PairTable) -> list[dict[str, Any]]:
+    """The tasks with their samples, where the recipe has vLLM draw them."""
+    settings, code = recipe.evaluate, recipe.evaluate.code
+    by_rows = settings.generation.engine == "vllm"
+    by_programs = code is not None and code.generation.engine == "vllm"
+    wanted = {i for i, t in enumerate(tasks) if (by_rows and "order" in t) or (by_programs and "task_ids" in t)}
+    if not wanted:
+        return tasks
+    from pipelines.vllm_generation import Request, vllm_samples
+
+    tokenizer = load_tokenizer(str(resolve_model(recipe.model.tokenizer or recipe.model.name_or_path, tokenizer_only=True)))
+    requests: dict[int, list[list[Request]]] = {}
+    for i in wanted:
+        task = tasks[i]
+        if "order" in task:
+            prompts = prompt_ids(pairs, settings.split, task["rows"])
+            generation, count = settings.generation.model_copy(update={"temperature": task["temperature"]}), 1
+        else:
+            assert code is not None
+            prompts = [code_prompt_ids(tokenizer, code, prompt) for prompt in task["prompts"]]
+            generation, count = code.generation, task["num_samples"]
+        seed = int(digest([settings.seed, task["kind"], task["number"]])[:8], 16)
+        requests[i] = [[Request(prompt, generation, seed + at * count + k) for k in range(count)] for at, prompt in enumerate(prompts)]
+    flat = [request for i in sorted(wanted) for each in requests[i] for request in each]
+    found = {i: {**tasks[i], "drawn": {}} for i in wanted}
+    for who, model in (("policy", f"{train_store(recipe).root}/model"), ("start", str(resolve_model(recipe.model.name_or_path)))):
+        samples = iter(vllm_samples(model, tokenizer.eos_token_id, flat))
+        for i in sorted(wanted):
+            found[i]["drawn"][who] = [[next(samples) for _ in each] for each in requests[i]]
+    return [found.get(i, task) for i, task in enumerate(tasks)]
+
+
+def _check_engine(recipe: Recipe, step: int | None) -> None:
+    """UserError if vLLM is to draw samples and cannot."""
+    settings = recipe.evaluate
+    engines = [settings.generation.engine] if settings.sampled_benchmarks() else []
+    if "code" in settings.benchmarks and settings.code is not None:
+        engines.append(settings.code.generation.engine)
+    if "vllm" not in engines:
+        return
+    from pipelines.vllm_generation import require_vllm
+
+    require_vllm()
+    if step is not None:
+        raise UserError("generation.engine = 'vllm': checkpoints have no model directory that vLLM could load; take engine=transformers")
+    if not train_store(recipe).is_local or train_store(recipe).exists(f"model/{ADAPTER_CONFIG}"):
+        raise UserError(
+            f"generation.engine = 'vllm': {train_store(recipe).root}/model must be whole weights on a disk that every node sees "
+            "(train.lora.save=merged)"
+        )
 
 
 def _chunks(items: list[Any], size: int) -> Iterable[tuple[int, list[Any]]]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from evaluation.key_tokens import key_token_labels
-from pipelines.config import GenerationSection, Recipe
+from pipelines.config import CodeSection, GenerationSection, Recipe
 from pipelines.errors import UserError
 from pipelines.feature_source import FeatureSource
 from pipelines.generation import generate
@@ -18,6 +18,7 @@ from pipelines.models import (
     reference_dtype,
     resolve_model,
 )
+from pipelines.pair_table import PairTable
 from pipelines.placement import Placement
 from pipelines.policy import build_masks, load_policy_model
 from pipelines.prepare import open_pairs
@@ -150,10 +151,10 @@ class Evaluator:
     def _sample(self, task: dict[str, Any]) -> list[dict[str, Any]]:
         """One continuation of each prompt by both models, with the policy's distance from the reference along its own."""
         rows, split = task["rows"], self._settings.split
-        prompts = [[int(i) for i in p.prompt] for p in self._pairs.pairs(split, rows)]
+        prompts = prompt_ids(self._pairs, split, rows)
         chosen = self._texts(split, rows, "chosen")
         settings = self._settings.generation.model_copy(update={"temperature": task["temperature"]})
-        drawn = self._drawn(prompts, settings, task["temperature_number"] * 1009 + task["number"], 1)
+        drawn = task.get("drawn") or self._drawn(prompts, settings, task["temperature_number"] * 1009 + task["number"], 1)
         kl = self._sequence_kl(prompts, [samples[0] for samples in drawn["policy"]])
         records = []
         for i, prompt in enumerate(prompts):
@@ -173,8 +174,10 @@ class Evaluator:
 
     def _programs(self, task: dict[str, Any]) -> list[dict[str, Any]]:
         assert self._settings.code is not None
-        prompts = [self._code_prompt(prompt) for prompt in task["prompts"]]
-        drawn = self._drawn(prompts, self._settings.code.generation, task["start"] * 1009 + task["number"], task["num_samples"])
+        prompts = [code_prompt_ids(self._tokenizer, self._settings.code, prompt) for prompt in task["prompts"]]
+        drawn = task.get("drawn") or self._drawn(
+            prompts, self._settings.code.generation, task["start"] * 1009 + task["number"], task["num_samples"]
+        )
         texts = {
             who: [[self._tokenizer.decode(ids, skip_special_tokens=True) for ids in each] for each in samples]
             for who, samples in drawn.items()
@@ -183,16 +186,6 @@ class Evaluator:
             {"task_id": name, "start": task["start"], **{f"{who}_texts": found[i] for who, found in texts.items()}}
             for i, name in enumerate(task["task_ids"])
         ]
-
-    def _code_prompt(self, prompt: str) -> list[int]:
-        assert self._settings.code is not None
-        if self._settings.code.apply_chat_template:
-            from evaluation.benchmarks.code import chat_question
-
-            messages = [{"role": "user", "content": chat_question(prompt)}]
-            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            return [int(i) for i in self._tokenizer(text, add_special_tokens=False).input_ids]
-        return [int(i) for i in self._tokenizer(prompt).input_ids]
 
     def _text(self, ids: list[int]) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -232,3 +225,19 @@ class Evaluator:
             for i, part in zip(batch, kl.split([len(pairs[i].chosen) for i in batch]), strict=True):
                 totals[i] = float(part.sum())
         return totals
+
+
+def prompt_ids(pairs: PairTable, split: str, rows: list[int]) -> list[list[int]]:
+    """Token ids of the prompts of some rows."""
+    return [[int(i) for i in pair.prompt] for pair in pairs.pairs(split, rows)]
+
+
+def code_prompt_ids(tokenizer: Any, section: CodeSection, prompt: str) -> list[int]:
+    """Token ids of what a programming task's prompt asks the model."""
+    if section.apply_chat_template:
+        from evaluation.benchmarks.code import chat_question
+
+        messages = [{"role": "user", "content": chat_question(prompt)}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return [int(i) for i in tokenizer(text, add_special_tokens=False).input_ids]
+    return [int(i) for i in tokenizer(prompt).input_ids]

@@ -41,6 +41,8 @@ def sample_record(recipe: Recipe) -> StageRecord:
 
 def run_sample(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
     """Sample and score candidates for every distinct prompt of data.sources; returns the manifest. Needs a running Ray."""
+    if recipe.sample.generation.engine != "transformers":
+        raise UserError(f"sample.generation.engine = {recipe.sample.generation.engine!r}: candidates are drawn with transformers")
     record = sample_record(recipe)
     prompts = _prompts(recipe)
     record.begin()

@@ -10,7 +10,7 @@ from text_models import write_encoder, write_entailment, write_reward_model
 
 from evaluation.metrics import rouge, self_bleu, vader_scores
 from pipelines.code_execution import read_code_tasks
-from pipelines.config import CodeSection, Recipe
+from pipelines.config import CodeSection, GenerationSection, Recipe
 from pipelines.errors import UserError
 from pipelines.evaluate import CODE_SAMPLES, SAMPLES, read_history, read_results, run_evaluate
 from pipelines.leaderboard import check_tasks, task_files_hash
@@ -19,6 +19,7 @@ from pipelines.run import run_stages
 from pipelines.store import RunStore
 from pipelines.task_parts import TaskParts
 from pipelines.text_scorer import check_text_models
+from pipelines.vllm_generation import Request, vllm_processor
 
 MakeRecipe = Callable[..., Recipe]
 TASKS = [
@@ -253,3 +254,20 @@ def test_models_of_the_metrics_are_checked_before_anything_runs(evaluated: Recip
     ):
         with pytest.raises(UserError, match=message):
             check_text_models(validate_recipe(mapping, overrides).evaluate)
+
+
+def test_rows_for_vllm_are_what_rays_processor_documents(evaluated: Recipe) -> None:
+    """The engine's stage of ray.data.llm says which columns it reads and writes; without vLLM the recipe is refused before anything is sampled."""
+    from ray.llm._internal.batch.stages.vllm_engine_stage import vLLMOutputData
+
+    processor = vllm_processor(evaluated.model.name_or_path, concurrency=1)
+    assert processor.list_stage_names() == ["vLLMEngineStage"]
+    stage = processor.get_stage_by_name("vLLMEngineStage")
+    row = Request([1, 2], GenerationSection(temperature=0.0, top_p=0.5), seed=2**40 + 3).row(7, eos=2)
+    documented = {**stage.get_required_input_keys(), **stage.get_optional_input_keys()}
+    assert set(stage.get_required_input_keys()) <= row.keys() and row.keys() - {"number"} <= documented.keys()
+    assert row["sampling_params"]["top_p"] == 1.0 and row["sampling_params"]["seed"] == 3
+    assert "generated_tokens" in vLLMOutputData.model_fields
+    section = evaluated.evaluate.model_copy(update={"generation": GenerationSection(engine="vllm")})
+    with pytest.raises(UserError, match="vLLM is not installed"):
+        run_evaluate(evaluated.model_copy(update={"evaluate": section}), quiet=True)
