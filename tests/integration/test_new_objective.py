@@ -66,11 +66,11 @@ def test_a_new_objective_touches_five_things(tmp_path: Path, model_dir: Path, pa
     options = [
         f"run_dir={tmp_path / 'run'}", f"model.name_or_path={model_dir}", f"data.sources=[{{path: {pairs_file}}}]", "data.test=[]",
         "data.max_prompt_tokens=24", "data.max_response_tokens=24", "train.max_steps=2", "train.learning_rate=1e-3", "ray.num_cpus=2",
+        "data.test_fraction=0.1", "evaluate.benchmarks=[preference]",
     ]  # fmt: skip
     assert run("-c", "import sparsepo; print(sparsepo.__file__)").stdout.startswith(str(copy))
-    for stage in ("prepare", "reference", "train"):
-        result = run("-m", "pipelines", stage, "hh-hinge", *options, "--quiet")
-        assert result.returncode == 0, result.stderr[-3000:]
+    result = run("-m", "pipelines", "run", "hh-hinge", *options, "--quiet")
+    assert result.returncode == 0, result.stderr[-3000:]
     logged = sorted((tmp_path / "run" / "train" / "metrics").glob("*-train.jsonl"))
     losses = [json.loads(line)["loss"] for file in logged for line in file.read_text().splitlines()]
     assert losses[0] == pytest.approx(1.0, abs=1e-5)  # what the hinge is while the policy is the reference

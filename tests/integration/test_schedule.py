@@ -122,6 +122,8 @@ def test_a_planted_regression_trips_the_gate_and_the_webhook(
 ) -> None:
     """The release is this run with its numbers raised; every drop beyond the allowance fails: exit code 3, one call, the address in no output or file."""
     address, told = receiver
+    for step in STEPS[:2]:
+        shutil.rmtree(run / "train" / "checkpoints" / f"step-{step:08d}")
     run_stages(recipe_of(run), ("evaluate",), lambda line: None)
     release = run.parent / "release"
     shutil.copytree(run / "evaluation", release / "evaluation")
@@ -134,7 +136,7 @@ def test_a_planted_regression_trips_the_gate_and_the_webhook(
     done = subprocess.run(command(run, "--once", *options), capture_output=True, text=True, timeout=200, env=environment)
     assert done.returncode == 3, done.stderr[-3000:]
     assert "error: preference/accuracy/implicit_reward = " in done.stderr and "below the release's" in done.stderr
-    assert [body["step"] for body in told] == STEPS
+    assert [body["step"] for body in told] == [6]
     assert told[0]["failures"][0]["metric"] == "preference/accuracy/implicit_reward"
     assert "s3cret" not in done.stdout + done.stderr
     assert not [f for f in run.rglob("*.json") if "s3cret" in f.read_text()]
@@ -169,6 +171,14 @@ def test_missed_times_are_made_up_for_once(run: Path, ray_cluster: None) -> None
     ):
         assert rows[-1][key] == pytest.approx(model[key], rel=1e-5), key
     assert len({row["preference/kl/reference_policy"] for row in rows}) == 3
+
+    # Killed between an evaluation and its gates: the next look judges, and evaluates nothing again.
+    fourth = run / "evaluation" / "checkpoints" / "step-00000004"
+    (fourth / "gates.json").unlink()
+    written = (fourth / "manifest.json").stat().st_mtime_ns
+    outcome = scheduler_of(run, said, gates=[{"metric": "preference/accuracy/implicit_reward", "min": 2.0}]).tick()
+    assert outcome.evaluated == [4] and len(outcome.failures) == 1
+    assert (fourth / "manifest.json").stat().st_mtime_ns == written
 
 
 def test_without_a_missed_time_the_first_look_waits(run: Path) -> None:
@@ -248,17 +258,6 @@ def test_weekdays_are_those_of_crontab(cron: str, weekdays: list[int]) -> None:
         at = trigger.get_next_fire_time(None, at + timedelta(seconds=1))
         found.add(at.weekday())
     assert sorted(found) == weekdays
-
-
-def test_gates_are_looked_at_after_a_kill_before_them(run: Path, ray_cluster: None) -> None:
-    """Evaluated, and killed before the gates: the next look judges without evaluating again."""
-    said: list[str] = []
-    assert scheduler_of(run, said).tick().evaluated == STEPS
-    (run / "evaluation" / "checkpoints" / "step-00000004" / "gates.json").unlink()
-    written = (run / "evaluation" / "checkpoints" / "step-00000004" / "manifest.json").stat().st_mtime_ns
-    outcome = scheduler_of(run, said, gates=[{"metric": "preference/accuracy/implicit_reward", "min": 2.0}]).tick()
-    assert outcome.evaluated == [4] and len(outcome.failures) == 1
-    assert (run / "evaluation" / "checkpoints" / "step-00000004" / "manifest.json").stat().st_mtime_ns == written
 
 
 @pytest.mark.parametrize(
