@@ -8,7 +8,7 @@ from evaluation.benchmarks.code import CodeTask, code_benchmark, code_tasks
 from pipelines.actor_pool import run_tasks
 from pipelines.config import CodeSection, Recipe
 from pipelines.errors import UserError
-from pipelines.evaluate import CODE_SAMPLES, append_history, evaluate_record
+from pipelines.evaluate import CODE_SAMPLES, append_history, evaluate_record, evaluation_store
 from pipelines.models import file_hash
 from pipelines.sandbox import Limits, require_isolation, run_programs
 from pipelines.section import stage_settings
@@ -61,10 +61,10 @@ def run_execute(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
     section = recipe.evaluate.code
     assert section is not None
     tasks = {task.task_id: task for task in read_code_tasks(section)}
-    evaluation, record = evaluate_record(recipe), execute_record(recipe)
+    evaluation, record = evaluation_store(recipe), execute_record(recipe)
     require_isolation()
     record.begin()
-    samples = [json.loads(line) for line in evaluation.store.read_bytes(CODE_SAMPLES).splitlines()]
+    samples = [json.loads(line) for line in evaluation.read_bytes(CODE_SAMPLES).splitlines()]
     programs = [
         (row["task_id"], who, tasks[row["task_id"]].program(text), tasks[row["task_id"]].tests)
         for row in samples
@@ -90,7 +90,7 @@ def run_execute(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
         lines.append(json.dumps({"task_id": task_id, "model": who, "status": status, "message": message, "program": program}))
     result = code_benchmark(list(records.values()), section.k, recipe.evaluate.bootstrap_samples, recipe.evaluate.seed)
     record.store.write_bytes("verdicts.jsonl", "".join(line + "\n" for line in lines).encode())
-    append_history(evaluation.store, {"code": result}, record, None)
+    append_history(evaluation, {"code": result}, record, None)
     manifest = record.finish({"benchmarks": ["code"], "results": {"code": result}})
     parts.clear()
     return manifest

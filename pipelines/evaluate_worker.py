@@ -178,10 +178,7 @@ class Evaluator:
         drawn = task.get("drawn") or self._drawn(
             prompts, self._settings.code.generation, task["start"] * 1009 + task["number"], task["num_samples"]
         )
-        texts = {
-            who: [[self._tokenizer.decode(ids, skip_special_tokens=True) for ids in each] for each in samples]
-            for who, samples in drawn.items()
-        }
+        texts = {who: [[self._text(ids) for ids in each] for each in samples] for who, samples in drawn.items()}
         return [
             {"task_id": name, "start": task["start"], **{f"{who}_texts": found[i] for who, found in texts.items()}}
             for i, name in enumerate(task["task_ids"])

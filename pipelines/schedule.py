@@ -123,9 +123,7 @@ class Scheduler:
             with self._claims.holding(f"step-{step:08d}") as is_mine:
                 if not is_mine:
                     self._say(f"step {step}: another scheduler evaluates it")
-                elif self._is_done(step):
-                    pass  # finished by another between our look and our claim
-                else:
+                elif not self._is_done(step):  # another may have finished it between our look and our claim
                     outcome.add(self._evaluate(step))
         if not outcome.evaluated:
             self._say("schedule: nothing new")
