@@ -4,11 +4,14 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipelines.errors import GateFailed, StageFailed, UserError
+
+if TYPE_CHECKING:
+    from pipelines.submit import Cluster, Job
 
 app = typer.Typer(
     add_completion=False,
@@ -16,6 +19,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Token-masked preference optimisation on Ray: SparsePO, MaPO, TDPO, DPO.",
 )
+jobs = typer.Typer(no_args_is_help=True, help="Jobs that `submit` has started: list, status, logs, stop.")
+app.add_typer(jobs, name="job")
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe file, or the name of a packaged recipe.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. train.learning_rate=1e-5")]
@@ -97,7 +102,7 @@ def sample(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = F
     loaded = load_recipe(recipe, overrides or ())
     record = sample_record(loaded)
     if not record.is_complete():
-        with LazyRay(loaded) as start:
+        with LazyRay(loaded, _say(quiet)) as start:
             start()
             run_sample(loaded, quiet)
     print(f"{record.store.root}/{CANDIDATES}")
@@ -142,7 +147,7 @@ def schedule(
         *(f"schedule.{key}={json.dumps(value)}" for key, value in (("cron", cron), ("timezone", timezone)) if value),
     ]
     loaded = load_recipe(recipe, given)
-    with LazyRay(loaded) as start:
+    with LazyRay(loaded, _say(quiet)) as start:
         loaded = settled(loaded, start)
         check_run(loaded)
         scheduler = Scheduler(loaded, start, _say(quiet), quiet)
@@ -150,6 +155,90 @@ def schedule(
         outcome = scheduler.tick() if once else scheduler.run(keep_going, until_trained)
     if outcome.failures:
         raise GateFailed(outcome.failures[0].message + (f" (and {len(outcome.failures) - 1} more)" if len(outcome.failures) > 1 else ""))
+
+
+Address = Annotated[str | None, typer.Option(help="The cluster's dashboard, e.g. http://HEAD:8265; RAY_API_SERVER_ADDRESS by default.")]
+JobName = Annotated[str, typer.Argument(metavar="NAME", help="As `sparsepo submit` has shown it.")]
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def submit(
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND...", help="Any other command with its arguments, e.g. run mine.yaml")],
+    address: Address = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Show the job's output until it ends, and end with its exit code.")] = False,
+    name: Annotated[str | None, typer.Option(help="Of the job; made from command and recipe by default.")] = None,
+    env: Annotated[list[str] | None, typer.Option(metavar="NAME[=VALUE]", help="An environment variable for the job.")] = None,
+) -> None:
+    """Run a command as a job of a Ray cluster; submitted again while it runs, it is found again."""
+    from pipelines.submit import submit as start
+
+    program: Any = typer.main.get_command(app)
+    cluster, job = start(command, program, address, name, env or (), _say(False))
+    if follow:
+        _follow(cluster, job)
+    else:
+        print(f"sparsepo job logs {job.name} --follow")
+
+
+@jobs.command("list")
+def list_jobs(address: Address = None) -> None:
+    """The jobs that were submitted to the cluster."""
+    from pipelines.submit import Cluster
+
+    for job in Cluster(address, _warn).jobs():
+        print(job.line())
+
+
+@jobs.command("status")
+def job_status(name: JobName, address: Address = None) -> None:
+    """State, exit code and command of every attempt."""
+    from pipelines.submit import Cluster
+
+    cluster = Cluster(address, _warn)
+    latest = cluster.latest(name)
+    for job in cluster.attempts(latest.name):
+        print(job.line())
+
+
+@jobs.command("logs")
+def job_logs(
+    name: JobName, address: Address = None, follow: Annotated[bool, typer.Option("--follow", help="Until the job ends.")] = False
+) -> None:
+    """What the job has printed."""
+    from pipelines.submit import Cluster
+
+    cluster = Cluster(address, _warn)
+    job = cluster.latest(name)
+    if follow:
+        _follow(cluster, job)
+    else:
+        print(cluster.logs(job), end="")
+
+
+@jobs.command("stop")
+def stop_job(name: JobName, address: Address = None) -> None:
+    """End the job; what it has written stays, and the same submission goes on from there."""
+    from pipelines.submit import Cluster
+
+    cluster = Cluster(address, _warn)
+    job = cluster.latest(name)
+    if job.ended:
+        print(f"{job.id} has ended already: {job.status}")
+    else:
+        cluster.stop(job)
+        print(f"{job.id}: asked to stop")
+
+
+def _follow(cluster: "Cluster", job: "Job") -> None:
+    from pipelines.submit import exit_code_of
+
+    try:
+        job = cluster.follow(job, lambda text: print(text, end="", flush=True))
+    except KeyboardInterrupt:
+        _fail(f"{job.id} goes on; `sparsepo job logs {job.name} --follow` shows it, `sparsepo job stop {job.name}` ends it", 130)
+    print(f"{job.id}: {job.status.lower()}", file=sys.stderr)
+    if code := exit_code_of(job):
+        raise typer.Exit(code)
 
 
 @app.command()
@@ -187,6 +276,10 @@ def quickstart(overrides: Annotated[list[str] | None, typer.Argument(metavar="[s
     print(f"report: {run_quickstart(overrides or [], _say(quiet), quiet)}")
 
 
+def _warn(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def _say(quiet: bool) -> Callable[[str], None]:
     return (lambda line: None) if quiet else (lambda line: print(line, flush=True))
 
@@ -214,7 +307,7 @@ def _check_reference(recipe: str, overrides: list[str] | None, quiet: bool, repa
 
     say = _say(quiet)
     loaded = load_recipe(recipe, overrides or ())
-    with LazyRay(loaded) as start:
+    with LazyRay(loaded, _say(quiet)) as start:
         loaded = settled(loaded, start)
         manifest, damage = check_reference(loaded, quiet)
         for item in damage:

@@ -429,6 +429,8 @@ class RaySection(Section):
     worker_logs: print what workers print; it is in the log files of Ray anyway.
     cpus_per_run, gpus_per_run: what the actors and workers of this run may take, for several runs side by side; a fraction of a GPU
     is for one worker.
+    autoscaling: whether machines come on demand, so that missing ones are waited for; by default where only a head without CPUs is
+    there. scale_up_timeout_s: how long they are waited for.
     """
 
     address: str | None = None
@@ -436,6 +438,8 @@ class RaySection(Section):
     num_gpus: int | None = Field(None, ge=0)
     cpus_per_run: int | None = Field(None, ge=1)
     gpus_per_run: float | None = Field(None, gt=0)
+    autoscaling: bool | None = None
+    scale_up_timeout_s: int = Field(1200, ge=1)
     temp_dir: str | None = None
     worker_logs: bool = False
 

@@ -4,9 +4,12 @@ A model is a directory of weights, or of a peft adapter that names its base: the
 merged. Weights are read from safetensors only, and `trust_remote_code` is never set.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,18 +17,22 @@ from typing import Any
 import torch
 
 from pipelines.errors import UserError
+from pipelines.store import RunStore
 from sparsepo import verify_head
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_HASH_CACHE = Path(os.environ.get("SPARSEPO_CACHE", Path.home() / ".cache" / "sparsepo")) / "hashes.json"
+_CACHE = Path(os.environ.get("SPARSEPO_CACHE", Path.home() / ".cache" / "sparsepo"))
+_HASH_CACHE = _CACHE / "hashes.json"
 
 
 def resolve_model(name_or_path: str, tokenizer_only: bool = False) -> Path:
     """The local directory of a model: a directory, or a hub name already downloaded, or (if online) fetched now.
 
+    A location on an object store is downloaded once per machine and content, into SPARSEPO_CACHE (~/.cache/sparsepo).
+
     Raises: UserError if there is no such model, or the directory holds no config, tokenizer or weights.
     """
-    path = Path(name_or_path).expanduser()
+    path = _from_object_store(name_or_path) if "://" in name_or_path else Path(name_or_path).expanduser()
     if not path.is_dir():
         if path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1:
             raise UserError(f"model {name_or_path!r}: no such directory")
@@ -65,6 +72,24 @@ def _check_adapter(path: Path) -> None:
         raise UserError(f"model directory {path}: it holds both an adapter and whole weights; keep one of them")
     if not (path / ADAPTER_WEIGHTS).is_file():
         raise UserError(f"adapter {path}: no weights ({ADAPTER_WEIGHTS}); pickled weights are not read")
+
+
+def _from_object_store(uri: str) -> Path:
+    """The downloaded copy of what lies there now: other sizes or times of its files make another copy."""
+    store = RunStore(uri.rstrip("/"))
+    files = store.files()
+    if not files:
+        raise UserError(f"model {uri!r}: nothing lies there")
+    listing = json.dumps([store.root, files])
+    target = _CACHE / "models" / hashlib.sha256(listing.encode()).hexdigest()[:32]
+    if not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with store.as_local_directory("") as copy, tempfile.TemporaryDirectory(dir=target.parent, prefix=".tmp-") as staging:
+            # Whole or not at all, whoever else on this machine is at it.
+            shutil.copytree(copy, Path(staging) / "model")
+            with contextlib.suppress(OSError):
+                (Path(staging) / "model").rename(target)
+    return target
 
 
 def _from_hub(name: str) -> Path:

@@ -35,7 +35,7 @@ def load_policy_model(recipe: Recipe, placement: Placement) -> Any:
         return causal_lm
     with torch.random.fork_rng():
         torch.manual_seed(recipe.train.seed)
-        return _adapted(causal_lm, lora, directory, placement.weights)
+        return _adapted(causal_lm, lora, directory, placement.weights, recipe.model.name_or_path)
 
 
 def count_adapter_parameters(recipe: Recipe) -> int:
@@ -46,11 +46,13 @@ def count_adapter_parameters(recipe: Recipe) -> int:
 
     directory = resolve_model(recipe.model.name_or_path)
     with torch.device("meta"):
-        found = _adapted(AutoModelForCausalLM.from_config(hf_config(directory)), recipe.train.lora, directory, torch.float32)
+        found = _adapted(
+            AutoModelForCausalLM.from_config(hf_config(directory)), recipe.train.lora, directory, torch.float32, recipe.model.name_or_path
+        )
     return sum(p.numel() for p in found.parameters() if p.requires_grad)
 
 
-def _adapted(causal_lm: Any, lora: LoraSection, directory: Path, weights: torch.dtype) -> Any:
+def _adapted(causal_lm: Any, lora: LoraSection, directory: Path, weights: torch.dtype, name: str) -> Any:
     from peft import LoraConfig, get_peft_model
 
     if lora.save == "adapter" and (directory / ADAPTER_CONFIG).is_file():
@@ -69,7 +71,7 @@ def _adapted(causal_lm: Any, lora: LoraSection, directory: Path, weights: torch.
         raise UserError(
             f"train.lora.target_modules = {settings.target_modules}: {str(error).splitlines()[0]}; linear layers are {', '.join(names)}"
         ) from error
-    found.peft_config["default"].base_model_name_or_path = str(directory)
+    found.peft_config["default"].base_model_name_or_path = str(directory) if Path(name).is_dir() else name
     return found.eval()
 
 

@@ -77,7 +77,7 @@ def run_prepare(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
     _check_lengths(recipe, directory)
     tasks = _tasks(recipe)
     record.begin()
-    dataset = _tokenised(tasks, recipe, str(directory))
+    dataset = _tokenised(tasks, recipe, recipe.model.tokenizer or recipe.model.name_or_path)
     plan = _Plan(recipe, _roles(recipe.data))
     for batch in dataset.select_columns(["source", "row", "prompt_hash", "pair_id", "reason", "fatal"]).iter_batches(
         batch_size=None, batch_format="pyarrow"
@@ -159,16 +159,17 @@ def _tokenised(tasks: list[dict[str, Any]], recipe: Recipe, tokenizer: str) -> A
     quieten_ray_data()
     return (
         ray.data.from_items(tasks, override_num_blocks=len(tasks))
-        .map_batches(_run_task, batch_size=1, batch_format="pyarrow", fn_kwargs={"data": recipe.data, "tokenizer_dir": tokenizer})
+        .map_batches(_run_task, batch_size=1, batch_format="pyarrow", fn_kwargs={"data": recipe.data, "tokenizer_name": tokenizer})
         .materialize()
     )
 
 
-def _run_task(batch: pa.Table, data: DataSection, tokenizer_dir: str) -> pa.Table:
+def _run_task(batch: pa.Table, data: DataSection, tokenizer_name: str) -> pa.Table:
     """Ray Data task: one chunk -> a table of pairs and rejected rows."""
     (task,) = batch.to_pylist()
     source = (*data.sources, *data.validation, *data.test)[task["source"]]
-    tokenizer = load_tokenizer(tokenizer_dir)
+    # By name: a model from a hub or an object store lies elsewhere on every machine.
+    tokenizer = load_tokenizer(str(resolve_model(tokenizer_name, tokenizer_only=True)))
     encoder = PairEncoder(tokenizer, data)
     rows: list[dict[str, Any]] = []
     for number, row in sources.read_chunk(sources.Chunk(**json.loads(task["chunk"]))):

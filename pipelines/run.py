@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from pipelines.autoscaling import wait_for_workers
 from pipelines.cluster import ray_session
 from pipelines.config import Recipe
 from pipelines.errors import UserError
@@ -13,6 +14,7 @@ from pipelines.prepare import prepare_record, run_prepare
 from pipelines.recipe import write_yaml
 from pipelines.reference import check_hooks, has_features, reference_record, run_reference, scoring_device
 from pipelines.reference_cost import settle_mode
+from pipelines.shared_storage import check_shared
 from pipelines.stage_record import CONFIG, StageRecord
 from pipelines.store import RunStore
 from pipelines.train import run_train, train_record
@@ -26,7 +28,7 @@ def run_stages(recipe: Recipe, stages: tuple[str, ...], say: Say, quiet: bool = 
     Everything that can be wrong with the input is checked before Ray starts. A stage alone does not run the ones before.
     """
     outcome = {}
-    with LazyRay(recipe) as ray_started:
+    with LazyRay(recipe, say) as ray_started:
         recipe = settled(recipe, ray_started)
         check_hooks(recipe)
         _write_config(recipe)
@@ -58,9 +60,13 @@ def settled(recipe: Recipe, start_ray: Callable[[], None]) -> Recipe:
 
 
 class LazyRay:
-    """Starts Ray at the first call, stops it at the end: a run whose stages are all done never starts it."""
+    """Starts Ray at the first call, stops it at the end: a run whose stages are all done never starts it.
 
-    def __init__(self, recipe: Recipe) -> None:
+    Raises: UserError if the cluster has a machine that does not see the recipe's local paths.
+    """
+
+    def __init__(self, recipe: Recipe, say: Say = print) -> None:
+        self._recipe, self._say = recipe, say
         self._session = ray_session(recipe.ray)
         self._started = False
 
@@ -68,9 +74,14 @@ class LazyRay:
         return self._start
 
     def _start(self) -> None:
-        if not self._started:
+        first = not self._started
+        if first:
             self._session.__enter__()
             self._started = True
+        if self._recipe.ray.address or os.environ.get("RAY_ADDRESS"):
+            wait_for_workers(self._recipe, self._say)  # idle machines may have gone since the last stage
+            if first:
+                check_shared(self._recipe)
 
     def __exit__(self, *error: Any) -> None:
         if self._started:

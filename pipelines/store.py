@@ -78,6 +78,8 @@ class RunStore:
         return Path(self._path, *parts)
 
     def _full(self, path: str) -> str:
+        if ".." in path.split("/") or path.startswith("/"):
+            raise UserError(f"{path!r} would leave {self.root}: names in a store are relative and have no '..'")
         return f"{self._path.rstrip('/')}/{path}" if path else self._path
 
     def trying(self, action: Callable[[], Result], path: str) -> Result:
@@ -110,6 +112,17 @@ class RunStore:
     def names(self, path: str = "") -> list[str]:
         """Names directly below `path`, sorted, temporary ones left out; empty if it does not exist."""
         return sorted(name for info in self._list(path) if not (name := info.base_name).startswith(_TEMPORARY))
+
+    def files(self) -> list[tuple[str, int, int]]:
+        """(path, bytes, time of change in ns) of every file below the root, sorted; temporary ones are left out."""
+        selector = fs.FileSelector(self._path, recursive=True, allow_not_found=True)
+        found = self.trying(lambda: self._fs.get_file_info(selector), "")
+        start = len(self._path.rstrip("/")) + 1
+        return sorted(
+            (info.path[start:], int(info.size), int(info.mtime_ns or 0))
+            for info in found
+            if info.type == fs.FileType.File and not info.base_name.startswith(_TEMPORARY)
+        )
 
     def size(self, path: str) -> int:
         """Bytes of a file; -1 if it does not exist."""

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.autoscaling import wait_for_workers
 from pipelines.cluster import even_cpus, interruptible, node_cpus, ray_session
 from pipelines.config import Recipe
 from pipelines.errors import UserError
@@ -19,6 +20,7 @@ from pipelines.prepare import open_pairs
 from pipelines.reference import usable_rows
 from pipelines.run import Say
 from pipelines.sampler import Sampler
+from pipelines.shared_storage import check_shared
 from pipelines.stage_record import STARTED, StageRecord
 from pipelines.store import RunStore
 from pipelines.sweep import ASHA, Sweep
@@ -52,6 +54,9 @@ def run_tune(sweep: Sweep, say: Say, quiet: bool = False, resume: bool = False) 
             raise UserError(f"{store.root} holds a sweep that was interrupted: add --resume to go on with it, or choose another run_dir")
     first = sweep.recipe_at(sweep.sample_of_points()[0], sweep.run_dir)
     with ray_session(first.ray):
+        if first.ray.address or os.environ.get("RAY_ADDRESS"):
+            wait_for_workers(first, say)
+            check_shared(first)
         share = share_of(sweep)
         stores = SharedStores.of(sweep)
         record.begin()

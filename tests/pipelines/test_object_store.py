@@ -1,16 +1,12 @@
 """Runs on an object store: a local S3 server (moto) in place of the disk, with failures put in its way."""
 
 import gc
-import logging
-import os
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from object_store import ObjectStore
 from stores import silent, store_files
 from transformers import AutoModelForCausalLM
 
@@ -27,37 +23,6 @@ from pipelines.status import run_status
 from pipelines.store import RunStore
 
 MakeRecipe = Callable[..., Recipe]
-ADDRESS = os.environ["AWS_ENDPOINT_URL"]  # as conftest.py has chosen it
-
-
-class ObjectStore:
-    """The server; `fail(n)` lets its next n requests end in 503."""
-
-    def __init__(self) -> None:
-        from moto.server import ThreadedMotoServer
-
-        logging.getLogger("werkzeug").setLevel(logging.ERROR)
-        self._server: Any = ThreadedMotoServer(ip_address="127.0.0.1", port=urllib.parse.urlsplit(ADDRESS).port, verbose=False)
-        self._server.start()
-        self._answer = self._server._server.app
-        self._server._server.app = self._serve
-        self._failures = self.requests = 0
-        address = f"{ADDRESS}/bucket"
-        urllib.request.urlopen(urllib.request.Request(address, method="PUT")).close()
-
-    def _serve(self, environment: Any, start: Any) -> Any:
-        self.requests += 1
-        if self._failures > 0:
-            self._failures -= 1
-            start("503 Slow Down", [])
-            return [b""]
-        return self._answer(environment, start)
-
-    def fail(self, requests: int) -> None:
-        self._failures = requests
-
-    def stop(self) -> None:
-        self._server.stop()
 
 
 @pytest.fixture(scope="module")

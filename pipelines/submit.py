@@ -1,0 +1,347 @@
+"""submit: any command as a job of a Ray cluster, with this installation's code and the checked recipe in its package.
+
+The package holds the three source packages and the recipe, nothing else: data, models and run directories stay where every
+machine of the cluster sees them. A job has a name that a repeated submission finds again, so that retries do not run it twice.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import shlex
+import shutil
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import UserError
+from pipelines.recipe import load_recipe, to_yaml, write_yaml
+from pipelines.sweep import RECIPE
+from pipelines.sweep_file import is_sweep, load_sweep
+
+Say = Callable[[str], None]
+PACKAGES = ("sparsepo", "pipelines", "evaluation")
+PACKAGE_LIMIT_BYTES = 20 * 2**20  # the code and a recipe are one; more is a mistake
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,99}")
+# Variables that hold keys by their names: what a job's environment holds, everybody who may use the cluster can read.
+_SECRET = re.compile(r"(^|_)(KEY|KEYS|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)($|_)", re.I)
+_ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+_POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of the cluster.
+
+    Attributes:
+        name: as the user knows it. id: of this attempt (name, then name-2, ...). digest: of command and recipe.
+    """
+
+    id: str
+    name: str
+    status: str
+    command: str
+    digest: str
+    exit_code: int | None = None
+    started_ms: int | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.status in _ENDED
+
+    @property
+    def attempt(self) -> int:
+        return int(self.id.removeprefix(self.name).removeprefix("-") or 1)
+
+    def line(self) -> str:
+        started = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(self.started_ms / 1000)) + "Z" if self.started_ms else "not started"
+        code = f" (exit code {self.exit_code})" if self.exit_code else ""
+        return f"{self.id:<40} {self.status + code:<24} {started:<22} {self.command}"
+
+
+class Cluster:
+    """The jobs of one cluster, through its dashboard.
+
+    Raises: UserError if nothing answers at the address, or if it refuses the token (or the lack of one).
+    """
+
+    def __init__(self, address: str | None, say: Say) -> None:
+        self.address = _checked_address(address)
+        token, place = _token()
+        _check_access(self.address, token, place, say)
+        # Read by Ray when it is imported, and preferred by its client over what it is told.
+        os.environ["RAY_AUTH_MODE"] = "token" if token else "disabled"
+        os.environ["RAY_API_SERVER_ADDRESS"] = self.address
+        from ray.job_submission import JobSubmissionClient
+
+        for chatty in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
+        self._client = JobSubmissionClient(self.address)
+
+    def jobs(self) -> list[Job]:
+        """Jobs that `sparsepo submit` has started, oldest first."""
+        found = [_job(details) for details in self._client.list_jobs() if "sparsepo_name" in (details.metadata or {})]
+        return sorted(found, key=lambda job: job.started_ms or 0)
+
+    def attempts(self, name: str) -> list[Job]:
+        return sorted((job for job in self.jobs() if job.name == name), key=lambda job: job.attempt)
+
+    def latest(self, name: str) -> Job:
+        """The last attempt of a name, or the attempt with that id. UserError if there is none."""
+        jobs = self.jobs()
+        named = [job for job in jobs if name in (job.name, job.id)]
+        if not named:
+            known = sorted({job.name for job in jobs})
+            raise UserError(f"job {name!r}: no such job on {self.address}" + (f"; it has {', '.join(known)}" if known else ""))
+        return max(named, key=lambda job: job.attempt)
+
+    def start(self, job: Job, entrypoint: Sequence[str], package: Path, environment: dict[str, str]) -> Job:
+        self._client.submit_job(
+            entrypoint=shlex.join(("python", "-m", "pipelines", *entrypoint)),
+            submission_id=job.id,
+            runtime_env={"working_dir": str(package), "env_vars": {"PYTHONUNBUFFERED": "1", **environment}},
+            metadata={"sparsepo_name": job.name, "sparsepo_command": job.command, "sparsepo_digest": job.digest},
+        )
+        return self.latest(job.id)
+
+    def stop(self, job: Job) -> None:
+        self._client.stop_job(job.id)
+
+    def logs(self, job: Job) -> str:
+        found: str = self._client.get_job_logs(job.id)
+        return found
+
+    def follow(self, job: Job, write: Callable[[str], None]) -> Job:
+        """Write the job's output as it comes, until the job ends; a connection that breaks is made again."""
+        shown = 0
+
+        def show(text: str, end: int) -> None:
+            nonlocal shown
+            if end > shown:
+                write(text[len(text) - (end - shown) :])
+                shown = end
+
+        async def read() -> None:
+            received = 0
+            async for text in self._client.tail_job_logs(job.id):
+                received += len(text)
+                show(text, received)
+
+        while not (job := self.latest(job.id)).ended:
+            if job.status != "PENDING":
+                with contextlib.suppress(Exception):  # aiohttp's and Ray's; the job's state is asked for next
+                    asyncio.run(read())
+            time.sleep(_POLL_SECONDS)
+        with contextlib.suppress(RuntimeError):  # the machine that had the log is gone
+            text = self.logs(job)
+            show(text, len(text))
+        return job
+
+
+def submit(
+    command: Sequence[str], program: Any, address: str | None, name: str | None, forwarded: Sequence[str], say: Say
+) -> tuple[Cluster, Job]:
+    """Start a command as a job, or find the job that already runs it.
+
+    Args:
+        command: as after `sparsepo`. program: its click command, which checks the options. name: of the job; made from the
+            command and the run directory by default. forwarded: NAME or NAME=VALUE of environment variables for the job.
+    Raises: UserError for a command that would fail on the cluster too, before anything is sent.
+    """
+    environment = _environment(forwarded)
+    with packaged_command(command, program) as (package, resolved):
+        size = sum(path.stat().st_size for path in package.rglob("*") if path.is_file())
+        if size > PACKAGE_LIMIT_BYTES:
+            raise UserError(f"the package has {size / 2**20:.0f} MiB: at most {PACKAGE_LIMIT_BYTES // 2**20} are sent")
+        digest = _digest(resolved, package)
+        name = _checked_name(name) if name else f"sparsepo-{command[0]}-{digest[:10]}"
+        cluster = Cluster(address, say)
+        before = cluster.attempts(name)
+        if before and not before[-1].ended:
+            if before[-1].digest != digest:
+                raise UserError(
+                    f"--name {name}: {before[-1].id} runs another command or recipe (`sparsepo {before[-1].command}`); choose another"
+                    f" name, or end it with `sparsepo job stop {name}`"
+                )
+            say(f"submit: {before[-1].id} runs already ({before[-1].status.lower()}); not started twice")
+            return cluster, before[-1]
+        identity = f"{name}-{len(before) + 1}" if before else name
+        job = cluster.start(Job(identity, name, "PENDING", shlex.join(command), digest), resolved, package, environment)
+        say(f"submit: {job.id} on {cluster.address}: {size / 2**10:.0f} KiB of code and recipe")
+    return cluster, job
+
+
+@contextlib.contextmanager
+def packaged_command(command: Sequence[str], program: Any) -> Iterator[tuple[Path, list[str]]]:
+    """(directory to send, command to run in it). The recipe with its overrides becomes recipe.yaml, a sweep sweep.yaml."""
+    if not command or command[0] not in program.commands or command[0] in ("submit", "job"):
+        allowed = ", ".join(sorted(set(program.commands) - {"submit", "job"}))
+        raise UserError(f"submit {' '.join(command) or '(nothing)'}: the command must be one of {allowed}")
+    parameters = _parameters(program.commands[command[0]], command)
+    with tempfile.TemporaryDirectory(prefix="sparsepo-package-") as folder:
+        package = Path(folder)
+        for source in PACKAGES:
+            shutil.copytree(
+                Path(__file__).parent.parent / source, package / source, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
+            )
+        overrides = parameters.get("overrides") or []
+        if parameters.get("sweep") or ("recipe" in parameters and is_sweep(parameters["recipe"])):
+            yield package, _replaced(command, parameters.get("sweep") or parameters["recipe"], overrides, _write_sweep(parameters, package))
+        elif "recipe" in parameters:
+            recipe = load_recipe(parameters["recipe"], overrides)
+            (package / "recipe.yaml").write_text(write_yaml(recipe))
+            yield package, _replaced(command, parameters["recipe"], overrides, "recipe.yaml")
+        else:
+            yield package, list(command)
+
+
+def _write_sweep(parameters: dict[str, Any], package: Path) -> str:
+    """The sweep file with its overrides; the recipes it names go along."""
+    sweep = load_sweep(parameters.get("sweep") or parameters["recipe"], parameters.get("overrides") or [])
+    folder = package / "recipes"
+
+    def carried(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: carried(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [carried(item) for item in value]
+        if not isinstance(value, str) or not value.endswith((".yaml", ".yml")) or not Path(value).is_file():
+            return value
+        folder.mkdir(exist_ok=True)
+        target = folder / Path(value).name
+        text = write_yaml(load_recipe(value))
+        if target.exists() and target.read_text() != text:
+            raise UserError(f"sweep: two different recipes are called {target.name}: rename one")
+        target.write_text(text)
+        return f"recipes/{target.name}"
+
+    mapping = sweep.model_dump(mode="json", exclude_unset=True)
+    mapping[RECIPE] = carried(mapping[RECIPE])
+    mapping["space"] = carried(mapping["space"])
+    (package / "sweep.yaml").write_text(to_yaml(mapping))
+    return "sweep.yaml"
+
+
+def _parameters(program: Any, command: Sequence[str]) -> dict[str, Any]:
+    """What the command's own parser makes of its arguments; it refuses what it does not know."""
+    found: dict[str, Any] = program.make_context(f"sparsepo {command[0]}", list(command[1:])).params
+    return found
+
+
+def _replaced(command: Sequence[str], file: str, overrides: Sequence[str], target: str) -> list[str]:
+    """The command with its file replaced and its overrides left out: they are in the file."""
+    rest = list(command[1:])
+    rest[rest.index(file)] = target
+    for item in overrides:
+        rest.remove(item)
+    return [command[0], *rest]
+
+
+def _digest(command: Sequence[str], package: Path) -> str:
+    """The same for the same command and recipe: retries find their job."""
+    digest = hashlib.sha256(json.dumps(list(command)).encode())
+    for file in sorted([*package.glob("*.yaml"), *package.glob("recipes/*.yaml")]):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _checked_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise UserError(f"--name {name!r}: letters, digits, '.', '_' and '-', 100 at most, the first a letter or digit")
+    return name
+
+
+def _environment(forwarded: Sequence[str]) -> dict[str, str]:
+    """Variables for the job. UserError for one that is not set, or that holds a key by its name."""
+    found = {}
+    for item in forwarded:
+        name, sign, value = item.partition("=")
+        if _SECRET.search(name):
+            raise UserError(
+                f"--env {name}: everybody who may use the cluster can read a job's environment; set keys on its machines (docs/clusters.md)"
+            )
+        if not sign and name not in os.environ:
+            raise UserError(f"--env {name}: not set here; write {name}=VALUE")
+        found[name] = value if sign else os.environ[name]
+    return found
+
+
+def _checked_address(address: str | None) -> str:
+    found = address or os.environ.get("RAY_API_SERVER_ADDRESS") or ""
+    if not found:
+        raise UserError("submit needs --address http://HEAD:8265 (or RAY_API_SERVER_ADDRESS): where the cluster's dashboard listens")
+    if "://" not in found:
+        found = f"http://{found}"
+    if not re.fullmatch(r"https?://[^/\s]+/?", found):
+        raise UserError(f"--address {address!r}: must be http://HOST:PORT or https://HOST:PORT of the cluster's dashboard")
+    return found.rstrip("/")
+
+
+def _token() -> tuple[str | None, str]:
+    """(token, where it is from), looked for in Ray's order."""
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token.strip(), "RAY_AUTH_TOKEN"
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if path and not Path(path).is_file():
+        raise UserError(f"RAY_AUTH_TOKEN_PATH = {path!r}: no such file")
+    file = Path(path) if path else Path.home() / ".ray" / "auth_token"
+    return (file.read_text().strip() or None, str(file)) if file.is_file() else (None, "")
+
+
+def _check_access(address: str, token: str | None, place: str, say: Say) -> None:
+    """A question without the token first: a cluster that answers it lets everybody in."""
+    open_to_all = _answer(address, None)
+    if open_to_all == 200:
+        say(
+            f"warning: {address} answers without a token: whoever reaches it can run code there. Start Ray with RAY_AUTH_MODE=token"
+            " (docs/clusters.md)"
+        )
+        return
+    if open_to_all not in (401, 403):
+        raise UserError(f"--address {address}: no Ray dashboard answers there (HTTP status {open_to_all})")
+    if token is None:
+        raise UserError(f"{address} wants a token: put the cluster's into ~/.ray/auth_token, or name its file in RAY_AUTH_TOKEN_PATH")
+    if (refused := _answer(address, token)) != 200:
+        raise UserError(f"{address} refuses the token of {place} (HTTP status {refused})")
+
+
+def _answer(address: str, token: str | None) -> int:
+    """The status of a question for the cluster's jobs."""
+    request = urllib.request.Request(f"{address}/api/jobs/", headers={"Authorization": f"Bearer {token}"} if token else {})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            found: int = answer.status
+            return found
+    except urllib.error.HTTPError as error:
+        return error.code
+    except (OSError, ValueError) as error:
+        raise UserError(f"--address {address}: nothing answers there ({getattr(error, 'reason', error)})") from error
+
+
+def _job(details: Any) -> Job:
+    return Job(
+        id=details.submission_id,
+        name=details.metadata["sparsepo_name"],
+        status=str(details.status.value),
+        command=details.metadata["sparsepo_command"],
+        digest=details.metadata["sparsepo_digest"],
+        exit_code=details.driver_exit_code,
+        started_ms=details.start_time,
+    )
+
+
+def exit_code_of(job: Job) -> int:
+    """What the command itself would have ended with; a job that was stopped counts as interrupted."""
+    if job.status == "STOPPED":
+        return 130
+    if job.status == "SUCCEEDED":
+        return 0
+    return job.exit_code or 1

@@ -1,0 +1,196 @@
+"""A Ray cluster on several hosts of one machine, each with a network, a name, processes and a /tmp of its own.
+
+As root a host is a set of namespaces joined by a bridge, so that nothing but the network and the directories it is told to
+share reaches another; without root, hosts are nodes that share all but their processes.
+"""
+
+import contextlib
+import itertools
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+ISOLATED = os.geteuid() == 0 and Path("/usr/sbin/ip").exists()
+_PORT, _DASHBOARD = 6379, 8265
+_COUNTER = itertools.count()
+
+# The shared directory is put back below the private /tmp. Paths with several hosts' state: /tmp, /dev/shm, ~/.cache.
+_ENTER = """
+set -e
+mount --make-rprivate /
+mkdir -p /run/shared && mount -t tmpfs tmpfs /run/shared && mkdir /run/shared/d
+mount --bind "$SHARED" /run/shared/d
+mount -t tmpfs tmpfs /tmp
+mount -t tmpfs -o size=1g tmpfs /dev/shm
+mkdir -p "$SHARED" && mount --bind /run/shared/d "$SHARED"
+mount --bind "$HOSTS_FILE" /etc/hosts
+hostname "$HOST_NAME"
+exec "$@"
+"""
+
+
+class Hosts:
+    """A head without CPUs and hosts of one CPU each. Attributes: address: of the dashboard; shared: a directory that all see.
+
+    gateway: the address under which the hosts reach this process.
+    """
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self._number = (os.getpid() * 7 + next(_COUNTER)) % 250
+        self._bridge = f"sp{self._number}"
+        self.gateway = f"10.77.{self._number}.254" if ISOLATED else "127.0.0.1"
+        self.shared = folder / "shared"
+        self.shared.mkdir(parents=True)
+        self.token_file = self.shared / "token"
+        self.token_file.write_text(secrets.token_hex(32))
+        self.token_file.chmod(0o600)
+        self._hosts_file = self.shared / "hosts"
+        self._folder = folder
+        names = "".join(f"{self.ip(i)} host-{i}\n" for i in range(16))
+        self._hosts_file.write_text(f"127.0.0.1 localhost\n{names}")
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTEST_"))}
+        self.environment |= {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self.token_file),
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+            # A dead host is given up after seconds instead of half a minute.
+            "RAY_health_check_initial_delay_ms": "2000",
+            "RAY_health_check_period_ms": "1000",
+            "RAY_health_check_failure_threshold": "4",
+            "SPARSEPO_CACHE": "/tmp/cache" if ISOLATED else str(folder / "cache"),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            **{key: value.replace("GATEWAY", self.gateway) for key, value in environment.items()},
+        }
+        self._port = _DASHBOARD if ISOLATED else _free_port()
+        self._gcs = _PORT if ISOLATED else _free_port()
+        self.address = f"http://{self.ip(0)}:{self._port}"
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+
+    def start(self, workers: int) -> None:
+        if ISOLATED:
+            _ip(f"link add {self._bridge} type bridge")
+            _ip(f"addr add {self.gateway}/24 dev {self._bridge}")
+            _ip(f"link set {self._bridge} up")
+        self._start(0, "--head", f"--port={self._gcs}", f"--dashboard-port={self._port}", f"--dashboard-host={self.ip(0)}", "--num-cpus=0")
+        self._wait_for_dashboard()
+        for number in range(1, workers + 1):
+            self.start_host(number)
+
+    def ip(self, number: int) -> str:
+        return f"10.77.{self._number}.{number + 1}" if ISOLATED else "127.0.0.1"
+
+    def start_host(self, number: int) -> None:
+        self._start(number, f"--address={self.ip(0)}:{self._gcs}", "--num-cpus=1")
+
+    def kill_host(self, number: int) -> None:
+        """Every process of the host at once, as when it loses its power."""
+        process = self._processes.pop(number)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        self._remove_network(number)
+
+    def running(self) -> list[int]:
+        return sorted(self._processes)
+
+    def host_of(self, pid: int) -> int | None:
+        """The host a process runs in; None without isolation, or if it has ended."""
+        with contextlib.suppress(OSError):
+            network = Path(f"/proc/{pid}/ns/net").readlink()
+            for number, process in self._processes.items():
+                if ISOLATED and Path(f"/proc/{process.pid}/ns/net").readlink() == network:
+                    return number
+        return None
+
+    def command(self, number: int, *arguments: str) -> list[str]:
+        """A command line that runs in a started host."""
+        if not ISOLATED:
+            return list(arguments)
+        inside = subprocess.run(
+            ["pgrep", "-P", str(self._processes[number].pid)], capture_output=True, text=True, check=True
+        ).stdout.split()[0]
+        return ["nsenter", "--target", inside, "--net", "--mount", "--uts", "--pid", "--", *arguments]
+
+    def stop(self) -> None:
+        for number in list(self._processes):
+            self.kill_host(number)
+        if ISOLATED:
+            subprocess.run(["ip", "link", "del", self._bridge], capture_output=True)
+
+    def _start(self, number: int, *options: str) -> None:
+        command = [
+            str(Path(sys.executable).parent / "ray"), "start", "--block", "--disable-usage-stats", f"--node-ip-address={self.ip(number)}",
+            f"--object-store-memory={128 * 2**20}", "--num-gpus=0", *options,
+        ]  # fmt: skip
+        environment = {**self.environment, "SHARED": str(self.shared), "HOSTS_FILE": str(self._hosts_file), "HOST_NAME": f"host-{number}"}
+        if ISOLATED:
+            self._add_network(number)
+            namespace = f"{self._bridge}-{number}"
+            command = ["ip", "netns", "exec", namespace, "unshare", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child",
+                       "--mount-proc", "bash", "-c", _ENTER, "enter", *command]  # fmt: skip
+        else:
+            command += (
+                ["--dashboard-agent-listen-port=0", f"--temp-dir={self._folder}/ray"]
+                if number == 0
+                else ["--dashboard-agent-listen-port=0"]
+            )
+        with (self._folder / f"host-{number}.log").open("ab") as log:
+            self._processes[number] = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+
+    def _add_network(self, number: int) -> None:
+        namespace, cable = f"{self._bridge}-{number}", f"{self._bridge}v{number}"
+        _ip(f"netns add {namespace}")
+        _ip(f"link add {cable} type veth peer name eth0 netns {namespace}")
+        _ip(f"link set {cable} master {self._bridge} up")
+        for line in (f"addr add {self.ip(number)}/24 dev eth0", "link set eth0 up", "link set lo up"):
+            _ip(f"-n {namespace} {line}")
+
+    def _remove_network(self, number: int) -> None:
+        if ISOLATED:
+            subprocess.run(
+                ["ip", "link", "del", f"{self._bridge}v{number}"], capture_output=True
+            )  # or it outlives the namespace for a while
+            _ip(f"netns del {self._bridge}-{number}")
+
+    def _wait_for_dashboard(self) -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            request = urllib.request.Request(
+                f"{self.address}/api/jobs/", headers={"Authorization": f"Bearer {self.token_file.read_text()}"}
+            )
+            with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=5):
+                return
+            assert self._processes[0].poll() is None, (self._folder / "host-0.log").read_text()[-3000:]
+            time.sleep(0.3)
+        raise AssertionError("the head's dashboard does not answer")
+
+
+@contextlib.contextmanager
+def hosts(folder: Path, workers: int, environment: dict[str, str] | None = None) -> Iterator[Hosts]:
+    """Started hosts; GATEWAY in a variable of their environment is the address under which they reach this process."""
+    found = Hosts(folder, environment or {})
+    try:
+        found.start(workers)
+        yield found
+    finally:
+        found.stop()
+
+
+def _ip(arguments: str) -> None:
+    subprocess.run(["ip", *arguments.split()], check=True, capture_output=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        found: int = probe.getsockname()[1]
+    return found

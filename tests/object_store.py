@@ -1,0 +1,42 @@
+"""A local S3 server (moto) in the tests' own process, with failures to order."""
+
+import logging
+import os
+import urllib.parse
+import urllib.request
+from typing import Any
+
+ADDRESS = os.environ["AWS_ENDPOINT_URL"]  # as conftest.py has chosen it
+
+
+class ObjectStore:
+    """The server, with one bucket called bucket; `fail(n)` lets its next n requests end in 503.
+
+    It listens on every address, so that hosts with a network of their own reach it too.
+    """
+
+    def __init__(self) -> None:
+        from moto.server import ThreadedMotoServer
+
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        self._server: Any = ThreadedMotoServer(ip_address="0.0.0.0", port=urllib.parse.urlsplit(ADDRESS).port, verbose=False)
+        self._server.start()
+        self._answer = self._server._server.app
+        self._server._server.app = self._serve
+        self._failures = self.requests = 0
+        address = f"{ADDRESS}/bucket"
+        urllib.request.urlopen(urllib.request.Request(address, method="PUT")).close()
+
+    def _serve(self, environment: Any, start: Any) -> Any:
+        self.requests += 1
+        if self._failures > 0:
+            self._failures -= 1
+            start("503 Slow Down", [])
+            return [b""]
+        return self._answer(environment, start)
+
+    def fail(self, requests: int) -> None:
+        self._failures = requests
+
+    def stop(self) -> None:
+        self._server.stop()
