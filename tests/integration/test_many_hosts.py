@@ -67,7 +67,7 @@ def recipe_at(run_dir: str, recipe_in: MakeRecipe, inputs: dict[str, str]) -> Re
         run_dir,
         f"model.name_or_path={inputs['model']}",
         f"data.sources=[{{path: '{inputs['pairs']}'}}]",
-        "data.test_fraction=0",
+        "data.test_fraction=0.05",
         "data.shard_pairs=8",
         "objective.name=tdpo1",
         "reference.batch_tokens=48",
