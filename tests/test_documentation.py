@@ -5,13 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
-import typer
 import yaml
 
 from pipelines.cli import app
-from pipelines.config import ScheduleSection
 from pipelines.recipe import packaged, validate_recipe
-from pipelines.schedule import cron_trigger
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -44,28 +41,3 @@ def test_commands_and_links_exist(document: Path) -> None:
         assert recipe in packaged("recipe")
     for link in re.findall(r"\]\(([^)#]+)\)", text):
         assert (document.parent / link).exists(), link
-
-
-def test_the_cluster_file_passes_rays_own_validator() -> None:
-    import copy
-
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-    validate_config(prepare_config(copy.deepcopy(config)))
-    broken = copy.deepcopy(config)
-    broken["available_node_types"]["gpu_worker"]["min_workers"] = 9
-    with pytest.raises(Exception, match="min_workers"):
-        validate_config(prepare_config(broken))
-
-
-def test_the_scheduled_evaluation_runs_a_command_there_is() -> None:
-    """The RayCronJob's schedule is one that the command line takes too, and its entry point one of the program's commands."""
-    job = yaml.safe_load((ROOT / "pipelines" / "deploy" / "kuberay" / "evaluate-cronjob.yaml").read_text())
-    assert job["kind"] == "RayCronJob"
-    cron_trigger(ScheduleSection(cron=job["spec"]["schedule"], timezone=job["spec"]["timeZone"]))
-    program, command, _, *options = job["spec"]["jobTemplate"]["entrypoint"].split()
-    (found,) = [c for c in app.registered_commands if c.callback is not None and c.callback.__name__ == command]
-    assert program == "sparsepo"
-    accepted = typer.main.get_command_from_info(found, pretty_exceptions_short=True, rich_markup_mode=None)
-    assert set(options) <= {name for parameter in accepted.params for name in parameter.opts}

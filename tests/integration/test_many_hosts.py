@@ -31,7 +31,7 @@ from pipelines.store import RunStore
 pytestmark = pytest.mark.slow
 MakeRecipe = Callable[..., Recipe]
 BUCKET = "s3://bucket"
-SHARDS, STEPS = 48, 30
+SHARDS, STEPS = 36, 16
 STAGES = ("prepare", "reference", "train", "evaluate", "report")
 
 

@@ -1,9 +1,12 @@
 """Check the manifests of this directory against KubeRay's own schemas: python validate.py DIRECTORY_OF_CRDS
 
+The directory holds KubeRay's CustomResourceDefinitions (*.yaml, or *.json.gz as tests/kuberay has them without descriptions).
 Stricter than the API server, which drops what it does not know: an unknown field is an error here. Prints one line per
 manifest; exit code 1 if one does not fit.
 """
 
+import gzip
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from jsonschema import Draft7Validator
 
 
 def main(crds: Path, manifests: Path) -> int:
-    schemas = {kind: schema for file in sorted(crds.glob("*.yaml")) for kind, schema in _schemas(file)}
+    schemas = {kind: schema for file in sorted([*crds.glob("*.yaml"), *crds.glob("*.json.gz")]) for kind, schema in _schemas(file)}
     if not schemas:
         print(f"{crds}: no CustomResourceDefinition there", file=sys.stderr)
         return 2
@@ -34,7 +37,8 @@ def main(crds: Path, manifests: Path) -> int:
 
 def _schemas(file: Path) -> list[tuple[tuple[str, str], dict[str, Any]]]:
     found = []
-    for crd in yaml.safe_load_all(file.read_text()):
+    text = gzip.decompress(file.read_bytes()).decode() if file.suffix == ".gz" else file.read_text()
+    for crd in yaml.safe_load_all(text) if file.suffix != ".gz" else [json.loads(text)]:
         for version in crd["spec"]["versions"]:
             name = f"{crd['spec']['group']}/{version['name']}", crd["spec"]["names"]["kind"]
             found.append((name, _strict(version["schema"]["openAPIV3Schema"])))
