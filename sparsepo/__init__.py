@@ -29,7 +29,7 @@ from sparsepo.objectives import (
 from sparsepo.records import FEATURES, Features, ModelInputs, ObjectiveOutput, TokenScores
 from sparsepo.scorers import pooled_states, scorer_log_ratios
 
-__version__ = "0.4.0"
+__version__ = "0.7.0"
 
 __all__ = [
     "DPO",
