@@ -43,7 +43,7 @@ class Hosts:
     gateway: the address under which the hosts reach this process.
     """
 
-    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+    def __init__(self, folder: Path, environment: dict[str, str], autoscaling: Path | None = None) -> None:
         self._number = (os.getpid() * 7 + next(_COUNTER)) % 250
         self._bridge = f"sp{self._number}"
         self.gateway = f"10.77.{self._number}.254" if ISOLATED else "127.0.0.1"
@@ -69,6 +69,10 @@ class Hosts:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             **{key: value.replace("GATEWAY", self.gateway) for key, value in environment.items()},
         }
+        self._head_options: list[str] = []
+        if autoscaling is not None:
+            (self.shared / "autoscaling.json").write_text(autoscaling.read_text())
+            self._head_options = [f"--autoscaling-config={self.shared}/autoscaling.json"]
         self._port = _DASHBOARD if ISOLATED else _free_port()
         self._gcs = _PORT if ISOLATED else _free_port()
         self.address = f"http://{self.ip(0)}:{self._port}"
@@ -79,7 +83,15 @@ class Hosts:
             _ip(f"link add {self._bridge} type bridge")
             _ip(f"addr add {self.gateway}/24 dev {self._bridge}")
             _ip(f"link set {self._bridge} up")
-        self._start(0, "--head", f"--port={self._gcs}", f"--dashboard-port={self._port}", f"--dashboard-host={self.ip(0)}", "--num-cpus=0")
+        self._start(
+            0,
+            "--head",
+            f"--port={self._gcs}",
+            f"--dashboard-port={self._port}",
+            f"--dashboard-host={self.ip(0)}",
+            "--num-cpus=0",
+            *self._head_options,
+        )
         self._wait_for_dashboard()
         for number in range(1, workers + 1):
             self.start_host(number)
@@ -175,9 +187,12 @@ class Hosts:
 
 
 @contextlib.contextmanager
-def hosts(folder: Path, workers: int, environment: dict[str, str] | None = None) -> Iterator[Hosts]:
-    """Started hosts; GATEWAY in a variable of their environment is the address under which they reach this process."""
-    found = Hosts(folder, environment or {})
+def hosts(folder: Path, workers: int, environment: dict[str, str] | None = None, autoscaling: Path | None = None) -> Iterator[Hosts]:
+    """Started hosts, or a head alone whose machines come by an autoscaling configuration.
+
+    GATEWAY in a variable of their environment is the address under which they reach this process.
+    """
+    found = Hosts(folder, environment or {}, autoscaling)
     try:
         found.start(workers)
         yield found

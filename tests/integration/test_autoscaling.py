@@ -1,0 +1,114 @@
+"""The machines of cluster.yaml come for a job and go after it, with Ray's autoscaler and its fake machines."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from hosts import Hosts, hosts
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+
+from pipelines.config import Recipe
+from pipelines.recipe import write_yaml
+
+pytestmark = pytest.mark.slow
+MakeRecipe = Callable[..., Recipe]
+ROOT = Path(__file__).parents[2]
+
+
+def fake_config() -> dict[str, object]:
+    """cluster.yaml with machines that are processes, each as large as this machine allows, and a shorter idle time."""
+    config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    kinds = config["available_node_types"]
+    for name, kind in kinds.items():
+        kind["node_config"] = {}
+        if name != "head":
+            kind["resources"] = {"CPU": 1}
+    kinds["ray.head.default"] = kinds.pop(config["head_node_type"])  # as the provider calls the head's
+    return {
+        "cluster_name": config["cluster_name"],
+        "max_workers": config["max_workers"],
+        "idle_timeout_minutes": 0.15,
+        "upscaling_speed": config["upscaling_speed"],
+        "provider": {
+            "type": "external",
+            "module": "fake_machines.FakeMachines",
+            "launch_multiple": True,
+            "head_node_id": FAKE_HEAD_NODE_ID,
+        },
+        "available_node_types": kinds,
+        "head_node_type": "ray.head.default",
+        "auth": {},
+        "file_mounts": {},
+        "cluster_synced_files": [],
+        "initialization_commands": [],
+        "setup_commands": [],
+        "head_setup_commands": [],
+        "worker_setup_commands": [],
+        "head_start_ray_commands": [],
+        "worker_start_ray_commands": [],
+    }
+
+
+ENVIRONMENT = {
+    "RAY_FAKE_CLUSTER": "1",
+    "PYTHONPATH": str(ROOT / "tests"),
+    "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+    "RAY_enable_autoscaler_v2": "1",
+    "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+    "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+}
+
+
+def machines(cluster: Hosts) -> dict[str, int]:
+    shown = subprocess.run(cluster.command(0, "ray", "status"), env=cluster.environment, capture_output=True, text=True).stdout
+    return {name: int(count) for count, name in re.findall(r"(\d+) (spot_gpu|on_demand_gpu)", shown.partition("Pending:")[0])}
+
+
+def config_in(folder: Path) -> Path:
+    file = folder / "autoscaling.json"
+    file.write_text(json.dumps(fake_config()))
+    return file
+
+
+def test_a_job_brings_two_machines_and_they_go_again(recipe_in: MakeRecipe, tmp_path: Path) -> None:
+    recipe = recipe_in("unused", "train.num_workers=2", "train.max_steps=2", "train.use_gpu=false", "ray.scale_up_timeout_s=120")
+    with hosts(tmp_path / "hosts", 0, ENVIRONMENT, autoscaling=config_in(tmp_path)) as cluster:
+        inputs = cluster.shared / "inputs"
+        inputs.mkdir()
+        subprocess.run(["cp", "-r", recipe.model.name_or_path, recipe.data.sources[0].path, str(inputs)], check=True)
+        model, pairs = inputs / Path(recipe.model.name_or_path).name, inputs / Path(recipe.data.sources[0].path).name
+        file = tmp_path / "recipe.yaml"
+        file.write_text(write_yaml(recipe))
+        run_dir = cluster.shared / "run"
+        overrides = [
+            f"run_dir={run_dir}",
+            f"model.name_or_path={model}",
+            f"data.sources=[{{path: '{pairs}'}}]",
+            "evaluate.benchmarks=[preference]",
+        ]
+
+        assert machines(cluster) == {}
+        command = [sys.executable, "-m", "pipelines", "submit", "--address", cluster.address, "run", str(file), *overrides, "--follow"]
+        outside = {**cluster.environment, "HOME": os.environ["HOME"]}
+        job = subprocess.Popen(command, env=outside, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        most: dict[str, int] = {}
+        while job.poll() is None:
+            most = max(most, machines(cluster), key=lambda found: sum(found.values()))
+            time.sleep(1)
+        assert job.stdout is not None
+        said = job.stdout.read()
+        assert job.returncode == 0, said[-9000:]
+        assert "cluster: has 0 CPU and 0 GPU; waiting for 2 x 1 CPU" in said
+        assert most == {"spot_gpu": 2}, "spot machines come first, and no more than the run takes"
+        assert (run_dir / "train" / "manifest.json").is_file()
+        limit = time.monotonic() + 90
+        while machines(cluster) and time.monotonic() < limit:
+            time.sleep(1)
+        assert machines(cluster) == {}
