@@ -10,6 +10,7 @@ from concurrent.futures import Future, wait
 from typing import TypeVar
 
 from pipelines.config import RaySection
+from pipelines.errors import UserError
 
 Result = TypeVar("Result")
 _API_SERVER = "RAY_API_SERVER_ADDRESS"
@@ -17,7 +18,10 @@ _API_SERVER = "RAY_API_SERVER_ADDRESS"
 
 @contextlib.contextmanager
 def ray_session(config: RaySection) -> Iterator[None]:
-    """Ray for the duration of a command; leaves a session that was already there alone."""
+    """Ray for the duration of a command; leaves a session that was already there alone.
+
+    Raises: UserError if Ray cannot use ray.temp_dir.
+    """
     # Quieter and quicker local sessions; a user's own settings win.
     for name, value in (
         ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2"),
@@ -46,23 +50,34 @@ def ray_session(config: RaySection) -> Iterator[None]:
         # runs on this machine. Ray's processes inherit the variable.
         port = _free_port()
         os.environ[_API_SERVER] = f"http://127.0.0.1:{port}"
-        ray.init(
-            address="local",
-            num_cpus=config.num_cpus,
-            num_gpus=config.num_gpus,
-            include_dashboard=True,
-            dashboard_host="127.0.0.1",
-            dashboard_port=port,
-            logging_level=logging.WARNING,
-            log_to_driver=config.worker_logs,
-            _temp_dir=config.temp_dir,
-        )
+        try:
+            _start_local(config, port)
+        except OSError as error:
+            if config.temp_dir is None:
+                raise
+            raise UserError(f"ray.temp_dir = {config.temp_dir!r}: {str(error).splitlines()[0]}") from error
     try:
         yield
     finally:
         ray.shutdown()
         if not address:
             os.environ.pop(_API_SERVER, None)
+
+
+def _start_local(config: RaySection, port: int) -> None:
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=config.num_cpus,
+        num_gpus=config.num_gpus,
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
+        dashboard_port=port,
+        logging_level=logging.WARNING,
+        log_to_driver=config.worker_logs,
+        _temp_dir=config.temp_dir,
+    )
 
 
 def _free_port() -> int:

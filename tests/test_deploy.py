@@ -157,3 +157,4 @@ def test_the_dockerfiles_commands_run(tmp_path: Path) -> None:
     assert installed.is_relative_to(environment), "the package, not the checkout"
     assert (installed / "deploy" / "kuberay" / "train-job.yaml").is_file()
     assert (installed / "recipes").is_dir()
+    assert not list(inner.glob("tests*")), "the packages alone"

@@ -1,4 +1,4 @@
-"""Sweeps under kill -9: of a trial, of the driver; and on a cluster of several nodes. Real processes, real clusters."""
+"""Sweeps under kill -9: of a trial, of the driver. Several hosts are in test_many_hosts.py."""
 
 import json
 import os
@@ -89,50 +89,3 @@ def test_a_killed_trial_and_a_killed_driver_go_on_where_they_were(recipe_in: Mak
     run_stages(whole, ("train",), lambda line: None, quiet=True)
     expected = train_record(whole).manifest()["counts"]["validation"]
     assert train_record(load_recipe(str(best))).manifest()["counts"]["validation"] == expected
-
-
-CLUSTER = """
-import json, sys
-import ray
-from ray.cluster_utils import Cluster
-from pipelines.sweep_file import load_sweep
-from pipelines.tune import run_tune
-
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-for _ in range(3):
-    cluster.add_node(num_cpus=1)
-ray.init(address=cluster.address, log_to_driver=False)
-said = []
-run_tune(load_sweep(sys.argv[1]), said.append)
-print(json.dumps(said))
-ray.shutdown()
-cluster.shutdown()
-"""
-
-
-def test_trials_side_by_side_on_three_nodes(recipe_in: MakeRecipe, tmp_path: Path) -> None:
-    """NSGA-II on reward and KL with an evaluation per trial, on nodes of one CPU each and a head of none: all end, three at a time."""
-    options = ("objective.name=mapo", "mask.kind=activation", "data.validation_fraction=0.2", "train.max_steps=2")
-    file = write_sweep(
-        recipe_in(tmp_path / "unused", *options),
-        tmp_path,
-        space={"objective.beta": {"loguniform": [0.05, 2.0]}, "mask.keep_fraction": {"uniform": [0.2, 1.0]}},
-        objectives=[{"metric": "evaluation/sentiment/reward/after"}, {"metric": "evaluation/sentiment/kl/policy_reference", "mode": "min"}],
-        searcher={"name": "nsga2", "population": 2},
-        num_samples=3,
-    )
-    environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
-    environment |= {"RAY_TMPDIR": "/tmp/ray", "RAY_AUTH_MODE": "disabled"}
-    done = subprocess.run([sys.executable, "-c", CLUSTER, str(file)], env=environment, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr[-3000:]
-    said = json.loads(done.stdout.strip().splitlines()[-1])
-    assert "tune: 3 trials, 3 at a time" in said
-    front = json.loads((tmp_path / "sweep" / "pareto.json").read_text())["front"]
-    trials = json.loads((tmp_path / "sweep" / "trials.json").read_text())
-    assert [trial["status"] for trial in trials] == ["finished"] * 3
-    points = [
-        [trial["metrics"][goal] for goal in ("evaluation/sentiment/reward/after", "evaluation/sentiment/kl/policy_reference")]
-        for trial in trials
-    ]
-    best = {i for i, (reward, kl) in enumerate(points) if not any(r >= reward and k <= kl and (r, k) != (reward, kl) for r, k in points)}
-    assert {row["trial"] for row in front} == best

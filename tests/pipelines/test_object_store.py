@@ -5,21 +5,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from object_store import ObjectStore
-from stores import silent, store_files
-from transformers import AutoModelForCausalLM
 
+import pipelines.models
 import pipelines.store
 from pipelines.config import Recipe
 from pipelines.errors import StageFailed, UserError
-from pipelines.evaluate import read_history
 from pipelines.group_spool import GroupSpool
-from pipelines.recipe import load_recipe
-from pipelines.reference_check import check_reference
-from pipelines.run import run_stages
-from pipelines.schedule import Scheduler
-from pipelines.status import run_status
+from pipelines.models import resolve_model, weights_fingerprint
 from pipelines.store import RunStore
 
 MakeRecipe = Callable[..., Recipe]
@@ -70,36 +63,24 @@ def test_lasting_errors_are_one_line(object_store: ObjectStore) -> None:
         RunStore("s3://bucket/run?region=x")
 
 
-@pytest.mark.slow
-def test_a_whole_run_lives_on_the_object_store(object_store: ObjectStore, recipe_in: MakeRecipe, ray_cluster: None, tmp_path: Path) -> None:
-    """Every stage; the feature files are those of a run on disk, byte for byte; some requests fail on the way."""
-    options = ("objective.name=tdpo1", "train.max_steps=2")
-    local, remote = recipe_in(tmp_path / "run", *options), recipe_in("s3://bucket/run", *options)
-    stages = ("prepare", "reference", "train", "evaluate", "report")
-    run_stages(local, ("prepare", "reference"), silent)
-    object_store.fail(3)
-    run_stages(remote, stages, silent, quiet=True)
-    copied = tmp_path / "copy"
-    with RunStore("s3://bucket/run").as_local_directory("reference") as folder:
-        found = {str(p.relative_to(folder)): p.read_bytes() for p in sorted([*folder.rglob("*.parquet"), *folder.glob("*.safetensors")])}
-    expected = store_files(local)
-    assert {name: data for name, data in found.items() if name.startswith("lm_head")} == {
-        name: data for name, data in expected.items() if name.startswith("lm_head")
-    }
-    assert found.keys() == expected.keys()
-    assert [name for name in found if found[name] != expected[name]] == []
-    assert check_reference(remote, quiet=True)[1] == []
-    assert run_stages(remote, stages[:4], silent) == dict.fromkeys(stages[:4], "skipped")
-    assert {row["state"] for row in run_status("s3://bucket/run")} == {"done"}
-    with RunStore("s3://bucket/run/train").as_local_directory("model") as folder:
-        model = AutoModelForCausalLM.from_pretrained(folder)
-    assert sum(p.numel() for p in model.parameters()) > 0
-    assert RunStore("s3://bucket/run/train").names("tensorboard"), "growing files arrive with the checkpoints"
-    assert not copied.exists()
-    scheduled = Scheduler(load_recipe("s3://bucket/run/config.yaml"), lambda: None, silent, quiet=True).tick()
-    assert scheduled.evaluated == [2]
-    assert [row["step"] for row in read_history(RunStore("s3://bucket/run/evaluation"))] == [2, None]
-    torch.set_num_threads(1)
+def test_a_model_on_an_object_store_is_downloaded_once_per_content(
+    object_store: ObjectStore, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole, with the local fingerprint; again from the disk; other content at the same place is another copy."""
+    monkeypatch.setattr(pipelines.models, "_CACHE", tmp_path)
+    store = RunStore("s3://bucket/models/tiny")
+    for file in model_dir.iterdir():
+        store.write_bytes(file.name, file.read_bytes())
+    found = resolve_model("s3://bucket/models/tiny/")
+    assert weights_fingerprint(found) == weights_fingerprint(model_dir)
+    before = object_store.requests
+    assert resolve_model("s3://bucket/models/tiny") == found
+    assert object_store.requests - before <= 2, "a listing, no download"
+    store.write_bytes("config.json", store.read_bytes("config.json") + b"\n")
+    assert resolve_model("s3://bucket/models/tiny") != found
+    assert not list((tmp_path / "models").glob(".tmp-*"))
+    with pytest.raises(UserError, match="model 's3://bucket/models/none': nothing lies there"):
+        resolve_model("s3://bucket/models/none")
 
 
 def test_row_groups_are_fetched_once_and_kept_within_the_limit(object_store: ObjectStore, scored: Recipe) -> None:

@@ -1,0 +1,230 @@
+"""What must not happen: keys in what a run leaves behind, pickles among its files, names that lead out of a store, open doors."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Callable, Iterator
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+import torch
+from packaging.requirements import Requirement
+
+import pipelines.submit
+from pipelines.cli import app
+from pipelines.config import Recipe
+from pipelines.errors import UserError
+from pipelines.placement import Placement
+from pipelines.recipe import write_yaml
+from pipelines.store import RunStore
+from pipelines.strategy import strategy_of
+from pipelines.submit import packaged_command
+
+MakeRecipe = Callable[..., Recipe]
+ROOT = Path(__file__).parents[2]
+PLANTED = "planted-7f3a9c"
+# Every variable that the pipeline, Ray, the trackers or an object store takes a key from.
+SECRETS = (
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "WANDB_API_KEY",
+    "HF_TOKEN",
+    "SPARSEPO_WEBHOOK",
+    "JUDGE_KEY",
+    "MLFLOW_TRACKING_PASSWORD",
+)
+
+
+@pytest.fixture
+def ray_logs() -> Iterator[Path]:
+    """A directory with a name as short as sockets need it."""
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.mark.slow
+def test_no_key_and_no_pickle_in_what_a_run_leaves(make_recipe: MakeRecipe, tmp_path: Path, ray_logs: Path) -> None:
+    """A whole run with every key set, in a directory for Ray's logs of its own: no file and no output has a key, none of ours is a pickle."""
+    recipe = make_recipe("train.max_steps=2", "objective.name=mapo", "mask.kind=activation", f"ray.temp_dir={ray_logs}", "ray.num_cpus=2")
+    file = tmp_path / "recipe.yaml"
+    file.write_text(write_yaml(recipe))
+    environment = {**os.environ, **{name: f"{PLANTED}-{name}" for name in SECRETS}}
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines", "run", str(file)], env=environment, capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert PLANTED not in done.stdout + done.stderr
+    left = [path for path in Path(recipe.run_dir).rglob("*") if path.is_file()]
+    logs = [path for path in ray_logs.rglob("logs/**/*") if path.is_file()]
+    assert len(left) > 20 and len(logs) > 10
+    assert [str(path) for path in left + logs if PLANTED.encode() in path.read_bytes()] == []
+    ours = [path for path in left if ".ray" not in path.parts]
+    assert [str(path) for path in ours if is_pickle(path.read_bytes())] == []
+    assert is_pickle(b"\x80\x04\x95\x01") and is_pickle(b"cos\nsystem\n(S'x'\ntR.")
+
+
+def is_pickle(data: bytes) -> bool:
+    """Protocols 2 to 5 begin with a mark; older ones and archives with one inside by their opcodes or member names."""
+    return re.match(rb"\x80[\x02-\x05]|c[a-z_.]+\n\w+\n", data) is not None or b"data.pkl" in data[:4096]
+
+
+def test_names_lead_out_of_no_store(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"untouched")
+    store = RunStore(str(tmp_path / "run"))
+    for name in ("../outside", "reference/../../outside", "/etc/passwd", ".."):
+        for action in (
+            lambda name=name: store.write_bytes(name, b"x"),
+            lambda name=name: store.read_bytes(name),
+            lambda name=name: store.delete(name),
+            lambda name=name: store.checksum(name),
+            lambda name=name: store.exists(name),
+        ):
+            with pytest.raises(UserError, match=re.escape(f"{name!r} would leave")):
+                action()
+    assert outside.read_bytes() == b"untouched"
+
+
+def test_a_checkpoint_cannot_name_files_elsewhere(tmp_path: Path) -> None:
+    """The files of a checkpoint are those that its state names: a manipulated one is refused before anything is read."""
+    from pipelines.train_checkpoint import load_checkpoint
+
+    store = RunStore(str(tmp_path / "train"))
+    store.write_json("checkpoints/step-00000001/state.json", {"step": 1, "files": {"../../../../etc/hostname": 1}})
+    with pytest.raises(UserError, match="would leave"):
+        load_checkpoint(store, 1, torch.nn.Linear(1, 1), None, strategy_of(Placement.choose("float32", torch.device("cpu"), 0, 1)))
+
+
+def test_a_directory_that_ray_cannot_use_is_one_line(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 90)
+    done = subprocess.run(
+        [sys.executable, "-c", f"from pipelines.cluster import ray_session\nfrom pipelines.config import RaySection\nfrom pipelines.errors import UserError\n"
+         f"try:\n    ray_session(RaySection(num_cpus=1, temp_dir={str(long)!r})).__enter__()\nexcept UserError as error:\n    print(error)"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.startswith(f"ray.temp_dir = {str(long)!r}: ") and "cannot exceed" in done.stdout
+
+
+def program() -> object:
+    import typer
+
+    return typer.main.get_command(app)
+
+
+def test_a_jobs_package_has_code_and_recipe_alone(make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No keys, no repository, no runs, no caches; the recipe with its overrides; sizes far below the limit."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", PLANTED)
+    file = tmp_path / "mine.yaml"
+    file.write_text(write_yaml(make_recipe()))
+    with packaged_command(["run", str(file), "train.seed=7", "--quiet"], program()) as (package, command):
+        assert command == ["run", "recipe.yaml", "--quiet"]
+        names = {str(path.relative_to(package)) for path in package.rglob("*") if path.is_file()}
+        tops = {name.split("/")[0] for name in names}
+        assert tops == {"sparsepo", "pipelines", "evaluation", "recipe.yaml"}
+        assert not [name for name in names if "__pycache__" in name or "/." in name]
+        assert "seed: 7" in (package / "recipe.yaml").read_text()
+        assert sum((package / name).stat().st_size for name in names) < 2 * 2**20
+        assert all(PLANTED.encode() not in (package / name).read_bytes() for name in names)
+
+
+def test_a_sweeps_package_has_the_recipes_it_names(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text(write_yaml(make_recipe("data.validation_fraction=0.2")))
+    sweep = {"run_dir": str(tmp_path / "sweep"), "recipe": str(base), "space": {"objective.beta": {"grid": [0.1, 0.5]}},
+             "objectives": [{"metric": "validation/loss", "mode": "min"}]}  # fmt: skip
+    file = tmp_path / "sweep.yaml"
+    file.write_text(json.dumps(sweep))
+    with packaged_command(["tune", str(file), "max_concurrent_trials=1", "--resume"], program()) as (package, command):
+        assert command == ["tune", "sweep.yaml", "--resume"]
+        assert (package / "recipes" / "base.yaml").is_file()
+        from pipelines.sweep_file import load_sweep
+
+        os.chdir(package)
+        try:
+            carried = load_sweep("sweep.yaml")
+        finally:
+            os.chdir(ROOT)
+    assert carried.max_concurrent_trials == 1
+    assert carried.recipe == str(package / "recipes" / "base.yaml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "Missing argument"),
+        (("nonsense",), "submit nonsense: the command must be one of evaluate, "),
+        (("submit", "run"), "submit submit run: the command must be one of"),
+        (("run", "nowhere.yaml"), "recipe 'nowhere.yaml': no such file"),
+        (("status", "/runs/x"), "submit needs --address http://HEAD:8265"),
+        (("status", "/runs/x", "--address", "ftp://x"), "--address 'ftp://x': must be http://HOST:PORT"),
+        (("status", "/runs/x", "--address", "http://127.0.0.1:9"), "--address http://127.0.0.1:9: nothing answers there"),
+        (("status", "/runs/x", "--name", "a b"), "--name 'a b': letters, digits"),
+        (("status", "/runs/x", "--env", "WANDB_API_KEY"), "--env WANDB_API_KEY: everybody who may use the cluster can read"),
+        (("status", "/runs/x", "--env", "NOT_SET_HERE"), "--env NOT_SET_HERE: not set here; write NOT_SET_HERE=VALUE"),
+    ],
+)
+def test_what_cannot_be_submitted_is_one_line(
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines.cli import main
+
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    with pytest.raises(SystemExit) as caught:
+        main(["submit", *arguments])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+def test_a_dashboard_that_lets_everybody_in_is_warned_of(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real dashboard without tokens; then one that is none."""
+    import threading
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    class Anyone(BaseHTTPRequestHandler):
+        status = 200
+
+        def do_GET(self) -> None:
+            self.send_response(self.status)
+            self.end_headers()
+            self.wfile.write(b"[]")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Anyone)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    said: list[str] = []
+    pipelines.submit._check_access(address, "token", "a file", said.append)
+    assert said and f"warning: {address} answers without a token: whoever reaches it can run code there" in said[0]
+    Anyone.status = 404
+    with pytest.raises(UserError, match="no Ray dashboard answers there"):
+        pipelines.submit._check_access(address, "token", "a file", said.append)
+    server.shutdown()
+
+
+def requirements() -> dict[str, list[Requirement]]:
+    """Every dependency of the project by extra ('' for none), its own extras left out."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lists = {"": project["dependencies"], **project["optional-dependencies"]}
+    return {extra: [r for text in found if (r := Requirement(text)).name != "sparsepo"] for extra, found in lists.items()}
+
+
+def test_dependencies_are_pinned_and_installed_as_pinned() -> None:
+    """The audit that needs no network: each dependency has one pin (torch a ceiling), and what is installed is what is pinned."""
+    pins = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if line.strip() and not line.startswith("#"):
+            pin = Requirement(line)
+            pins[pin.name.lower().replace("_", "-")] = pin
+    direct = {r.name.lower().replace("_", "-") for found in requirements().values() for r in found}
+    assert direct - pins.keys() == set(), "without a pin"
+    for name, pin in pins.items():
+        assert pin.specifier.contains(distribution(name).version, prereleases=True), name
+        assert name == "torch" or [s.operator for s in pin.specifier] == ["=="], name
