@@ -16,6 +16,10 @@ from pipelines.cluster import even_cpus, node_cpus
 from pipelines.config import Recipe
 from pipelines.errors import Failure, StageFailed, UserError
 
+# Ray Data's driver keeps about 9 KiB per block: more tasks than this share blocks, so that its memory does not grow with them. An actor
+# still gets many, so that they end at about the same time.
+_MOST_BLOCKS, _BLOCKS_PER_ACTOR = 4000, 32
+
 
 def run_tasks(
     tasks: list[dict[str, Any]],
@@ -48,7 +52,8 @@ def run_tasks(
     nodes = node_cpus()
     actors = min(len(tasks), num_actors or (max(1, int(gpus // gpus_per_actor)) if gpus else len(nodes)))
     cpus = 1 if gpus else even_cpus(nodes, actors, recipe.ray.cpus_per_run)
-    dataset = ray.data.from_items([{"task": json.dumps(task)} for task in tasks], override_num_blocks=len(tasks)).map_batches(
+    blocks = min(len(tasks), max(_MOST_BLOCKS, _BLOCKS_PER_ACTOR * actors))
+    dataset = ray.data.from_items([{"task": json.dumps(task)} for task in tasks], override_num_blocks=blocks).map_batches(
         _JsonActor,
         fn_constructor_args=(actor, recipe.model_dump(mode="json"), cpus),
         batch_size=1,

@@ -96,7 +96,7 @@ def run_prepare(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
     if counts["pairs"]["train"] == 0:
         reasons = ", ".join(f"{reason}: {n}" for reason, n in plan.reasons.most_common(5)) or "the sources are empty"
         raise UserError(f"no usable training pair in {', '.join(s.path for s in recipe.data.sources)} ({reasons})")
-    return record.finish(counts, {p: record.store.checksum(p) for p in record.store.names() if p.endswith(".parquet")})
+    return record.finish(counts, writer.checksums)
 
 
 def _check_lengths(recipe: Recipe, directory: Path) -> None:
@@ -280,10 +280,15 @@ class _Plan:
 
 
 class _Writer:
-    """Streams rows in source order into shards and rejected_rows.jsonl."""
+    """Streams rows in source order into shards and rejected_rows.jsonl.
+
+    Attributes:
+        checksums: path -> sha256 of every shard written.
+    """
 
     def __init__(self, store: RunStore, shard_pairs: int) -> None:
         self._store, self._shard_pairs = store, shard_pairs
+        self.checksums: dict[str, str] = {}
         self._pending: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
         self._shards: dict[str, list[int]] = {split: [] for split in SPLITS}
         self._tokens = dict.fromkeys(SPLITS, 0)
@@ -323,7 +328,10 @@ class _Writer:
         rows = self._pending[split]
         if rows:
             table = pa.Table.from_pylist(rows, schema=PAIR_SCHEMA)
-            self._store.write_table(f"{shard_name(split, len(self._shards[split]))}.parquet", table)
+            path = f"{shard_name(split, len(self._shards[split]))}.parquet"
+            with self._store.table_writer(path, table.schema) as file:
+                file.write(table)
+            self.checksums[path] = file.sha256
             self._shards[split].append(len(rows))
             self._pending[split] = []
 

@@ -1,0 +1,114 @@
+"""What a run of many shards costs its driver: planning, scheduling and finishing the reference stage, and the sampler.
+
+    python benchmarks/scale_out.py --shards 10000 100000 --rows 100000 1000000
+
+The shards are fake (ten rows each, no tensors), everything around them is the pipeline's own: the pairs' manifest, markers and
+feature files on disk, the plan of what is missing, Ray Data's actor pool, the reference's manifest, the sampler. One process per
+number; prints one JSON object with seconds and the driver's resident memory (MiB) before and at its peak.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROWS_PER_SHARD = 10
+
+
+def resident_mib() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+
+class Nothing:
+    """An actor that does with a shard what costs nothing."""
+
+    def __init__(self, recipe: dict[str, Any]) -> None:
+        pass
+
+    def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
+        return {"failed": {}, "shard": task["shard"]}
+
+
+def measured(action: Callable[[], Any]) -> dict[str, float]:
+    """Seconds, and the driver's memory before and at its peak."""
+    before, peak, done = resident_mib(), [0.0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.05):
+            peak[0] = max(peak[0], resident_mib())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    started = time.perf_counter()
+    action()
+    seconds = time.perf_counter() - started
+    done.set()
+    thread.join()
+    return {"seconds": seconds, "before_mib": before, "grown_mib": max(peak[0], resident_mib()) - before}
+
+
+def reference_stage(shards: int) -> dict[str, Any]:
+    """Plan, schedule and finish `shards` shards whose files are there, or are not."""
+    from pipelines.actor_pool import run_tasks
+    from pipelines.cluster import ray_session
+    from pipelines.pair_table import PairTable
+    from pipelines.recipe import validate_recipe
+    from pipelines.reference import scored_shards
+    from pipelines.reference_store import feature_path
+    from pipelines.reference_worker import marker_path
+    from pipelines.store import RunStore
+
+    recipe = validate_recipe({"run_dir": "unused", "model": {"name_or_path": "unused"}, "data": {"sources": [{"path": "unused"}]}})
+    found: dict[str, Any] = {"shards": shards}
+    with tempfile.TemporaryDirectory() as folder:
+        store = RunStore(folder)
+        pairs = PairTable(store, {"counts": {"shards": {"train": [ROWS_PER_SHARD] * shards}}})
+        for number in range(shards):
+            for path, text in (
+                (feature_path("reference_logps", "train", number), "x"),
+                (marker_path("reference_logps", "train", number), '{"bytes": 1, "sha256": "", "failed": {}, "tokens": 9}'),
+            ):
+                target = Path(folder, path)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_text(text)
+        found["plan"] = measured(lambda: scored_shards(store, "reference_logps", pairs))
+    tasks = [{"split": "train", "shard": number, "features": ["reference_logps"]} for number in range(shards)]
+    with ray_session(recipe.ray):
+        list(run_tasks(tasks[:100], Nothing, recipe, 2, "warm", True))
+        found["schedule"] = measured(lambda: [None for _ in run_tasks(tasks, Nothing, recipe, 2, "tasks", True, calls_at_once=3)])
+    return found
+
+
+def sampler(rows: int) -> dict[str, Any]:
+    """One epoch's order and the micro-batches of a hundred steps."""
+    from pipelines.sampler import Sampler
+
+    made = Sampler(rows, 1024, 0)
+    return {"rows": rows, "steps": measured(lambda: [made.pair_indices(step) for step in range(0, rows // 1024, max(1, rows // 102400))])}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", type=int, nargs="*", default=[10_000, 100_000])
+    parser.add_argument("--rows", type=int, nargs="*", default=[100_000, 1_000_000])
+    parser.add_argument("--one", choices=("shards", "rows"), help="measure the single number in this process")
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(reference_stage(options.shards[0]) if options.one == "shards" else sampler(options.rows[0])))
+        return
+    runs: dict[str, list[Any]] = {"shards": [], "rows": []}
+    for kind, counts in (("shards", options.shards), ("rows", options.rows)):
+        for count in counts:
+            command = [sys.executable, __file__, "--one", kind, f"--{kind}", str(count)]
+            runs[kind].append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]))
+    print(json.dumps({"benchmark": "scale_out", **runs}))
+
+
+if __name__ == "__main__":
+    main()
