@@ -20,7 +20,7 @@ _API_SERVER = "RAY_API_SERVER_ADDRESS"
 def ray_session(config: RaySection) -> Iterator[None]:
     """Ray for the duration of a command; leaves a session that was already there alone.
 
-    Raises: UserError if Ray cannot use ray.temp_dir.
+    Raises: UserError for a ray.address that does not answer or refuses the token, or a ray.temp_dir that Ray cannot use.
     """
     # Quieter and quicker local sessions; a user's own settings win.
     for name, value in (
@@ -41,7 +41,10 @@ def ray_session(config: RaySection) -> Iterator[None]:
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=config.worker_logs)
+        try:
+            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=config.worker_logs)
+        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+            raise UserError(f"ray.address = {address!r}: {str(error).splitlines()[0]}") from error
     else:
         # Nothing preempts a private cluster of one machine, and nobody scrapes it.
         for name in ("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "RAY_TRAIN_METRICS_ENABLED", "RAY_enable_metrics_collection"):

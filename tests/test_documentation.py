@@ -1,16 +1,25 @@
 """What the documents show works: python blocks run, commands and recipes exist, linked files are there."""
 
 import ast
+import itertools
+import os
 import re
+import shlex
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 import yaml
 
 from pipelines.cli import app
 from pipelines.recipe import packaged, validate_recipe
 
 ROOT = Path(__file__).parent.parent
+PROGRAMS = ("sparsepo", "make", "ray", "python", "pytest", "kubectl", "docker")
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -29,6 +38,142 @@ def test_readme_library_example_runs(capsys: pytest.CaptureFixture[str]) -> None
 def test_readme_recipe_is_valid() -> None:
     (recipe,) = blocks((ROOT / "README.md").read_text(), "yaml")
     assert validate_recipe(yaml.safe_load(recipe)).objective.name == "sparsepo"
+
+
+def command_lines(text: str) -> list[list[str]]:
+    """Every shell command of a document's fenced blocks, as words: environment settings left out, `--` and srun taken apart."""
+    found = []
+    for language, block in fenced(text):
+        if language not in ("", "sh", "console", "bash"):
+            continue
+        inline = r"<<'END'\n.*?\nEND\n|python -c \"\n.*?\n\".*?\n"
+        script = re.sub(inline, "\n", block, flags=re.S).replace("\\\n", " ")
+        for line in script.splitlines():
+            if not re.match(rf"\s*(?:[A-Z_]+=\S+ |srun )*(?:\.venv/bin/)?(?:{'|'.join(PROGRAMS)})\b", line):
+                continue
+            words = shlex.split(line, comments=True)
+            while words[0] == "srun" or re.fullmatch(r"[A-Z_]+=.*", words[0]):
+                words = words[1:]
+            if "--" in words:
+                found += [words[: words.index("--")], words[words.index("--") + 1 :]]
+            else:
+                found.append(words)
+    return found
+
+
+def fenced(text: str) -> list[tuple[str, str]]:
+    """(language, body) of every fenced block."""
+    found: list[tuple[str, str]] = []
+    language: str | None = None
+    for line in text.splitlines(keepends=True):
+        if line.startswith("```"):
+            language = line.strip("`\n") if language is None else None
+            if language is not None:
+                found.append((language, ""))
+        elif language is not None:
+            found[-1] = (language, found[-1][1] + line)
+    return found
+
+
+def check_command(words: list[str]) -> None:
+    """The program's own parser takes it, or the files and targets it names are there."""
+    program, *arguments = words
+    program = program.removeprefix(".venv/bin/")
+    if program == "sparsepo" and arguments != ["--help"]:
+        commands: Any = typer.main.get_command(app)
+        context = commands.commands[arguments[0]].make_context(arguments[0], list(arguments[1:]), resilient_parsing=False)
+        if arguments[0] == "submit":
+            check_command(["sparsepo", *context.params["command"]])
+        if arguments[0] == "job":
+            group = commands.commands["job"]
+            group.commands[arguments[1]].make_context(arguments[1], list(arguments[2:]))
+    elif program == "ray":
+        from ray.scripts.scripts import cli
+
+        command = cli.commands[arguments[0]]
+        known = {name for option in command.params for name in option.opts}
+        assert {word.split("=")[0] for word in arguments if word.startswith("--")} <= known, words
+    elif program == "make":
+        makefile = (ROOT / "Makefile").read_text()
+        assert all(re.search(rf"^{target}:", makefile, re.M) for target in arguments), words
+    elif program in ("python", "pytest") and arguments[0] != "-":
+        assert (ROOT / arguments[0]).exists(), words
+        if program == "python":
+            script = (ROOT / arguments[0]).read_text()
+            assert all(f'"{word.split("=")[0]}"' in script for word in arguments if word.startswith("--")), words
+    elif program in ("kubectl", "docker"):
+        files = [word for flag, word in itertools.pairwise(arguments) if flag in ("-f", "-k")]
+        assert all((ROOT / file).exists() for file in files), words
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
+def test_commands_are_ones_that_the_programs_take(document: Path) -> None:
+    """The walk-through of docs/index.md and docs/recipes.md is run as it stands in test_quickstart.py."""
+    for words in command_lines(document.read_text()):
+        check_command(words)
+
+
+def test_a_wrong_command_would_be_found() -> None:
+    for line in (
+        "sparsepo run x.yaml --nonsense",
+        "ray start --hed",
+        "make nonsense",
+        "sparsepo submit run x --nonsense",
+        "kubectl apply -f nowhere.yaml",
+    ):
+        with pytest.raises((AssertionError, Exception)):
+            check_command(shlex.split(line))
+
+
+def messages() -> list[re.Pattern[str]]:
+    """Every text of the code with enough of its own in it, what is filled in left open."""
+    found = []
+    for file in sorted([*(ROOT / "pipelines").rglob("*.py"), *(ROOT / "sparsepo").rglob("*.py")]):
+        for node in ast.walk(ast.parse(file.read_text())):
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            fixed: list[str | None] = []
+            for part in parts:
+                # Texts for str.format have their gaps inside.
+                is_text = isinstance(part, ast.Constant) and isinstance(part.value, str)
+                fixed += [None if piece.startswith("{") else piece for piece in re.split(r"(\{\w+\})", part.value)] if is_text else [None]
+            if sum(len(part) for part in fixed if part) >= 15:
+                found.append(re.compile("".join(".+?" if part is None else re.escape(part.replace("`", "")) for part in fixed)))
+    return found
+
+
+def test_every_error_of_the_troubleshooting_page_is_one_that_is_said() -> None:
+    """Each quoted line has a whole message of the code in it."""
+    known = messages()
+    quoted = re.findall(r"^\*\*\d+\. (.*?)\*\* ", (ROOT / "docs" / "troubleshooting.md").read_text(), re.M)
+    assert len(quoted) >= 20
+    unsaid = [line for heading in quoted for line in re.findall(r"`([^`]{12,})`", heading) if not any(m.search(line) for m in known)]
+    assert unsaid == []
+    assert not any(m.search("the cluster has no more coffee for this run") for m in known)
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    """Strict: a warning fails it. Every public name of the library is in the API page."""
+    import sparsepo
+
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "-f", str(ROOT / ".ci" / "mkdocs.yml"), "--site-dir", str(tmp_path)]
+    built = subprocess.run(command, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    assert "WARNING" not in built.stdout + built.stderr
+    page = (tmp_path / "api" / "index.html").read_text()
+    constants = {"FEATURES", "OBJECTIVES"}
+    assert [name for name in sparsepo.__all__ if f'id="sparsepo.{name}"' not in page and name not in constants] == []
+
+
+def test_the_versions_agree() -> None:
+    import sparsepo
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert sparsepo.__version__ == project["version"]
+    assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text()
+    for file in (ROOT / "pipelines" / "deploy").rglob("*.yaml"):
+        for tag in re.findall(r"sparsepo:(\S+)|newTag: (\S+)", file.read_text()):
+            assert project["version"] in tag, file
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
