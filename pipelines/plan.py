@@ -13,7 +13,7 @@ from pipelines.models import compute_device, hf_config, load_tokenizer, referenc
 from pipelines.pair_table import SPLITS
 from pipelines.placement import Placement
 from pipelines.policy import count_adapter_parameters
-from pipelines.prepare import pairs_store
+from pipelines.prepare import check_lengths, pairs_store
 from pipelines.reference_cost import count_parameters, settle_mode
 from pipelines.reference_features import formats_of, head_bytes, reference_model_dir, stored_bytes
 from pipelines.reference_worker import batch_tokens
@@ -176,7 +176,9 @@ def _data(recipe: Recipe) -> dict[str, Any]:
             "exact": True,
             **{key: counts[key] for key in ("pairs", "shards", "model_tokens", "shared_tokens", "scored_tokens")},
         }
-    tokenizer = load_tokenizer(str(resolve_model(recipe.model.tokenizer or recipe.model.name_or_path, tokenizer_only=True)))
+    directory = resolve_model(recipe.model.tokenizer or recipe.model.name_or_path, tokenizer_only=True)
+    check_lengths(recipe, directory)
+    tokenizer = load_tokenizer(str(directory))
     encoder = PairEncoder(tokenizer, recipe.data)
     data = recipe.data
     held = {"validation": data.validation_fraction, "test": data.test_fraction}

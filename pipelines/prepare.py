@@ -74,7 +74,7 @@ def run_prepare(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
     """
     record = prepare_record(recipe)
     directory = resolve_model(recipe.model.tokenizer or recipe.model.name_or_path, tokenizer_only=True)
-    _check_lengths(recipe, directory)
+    check_lengths(recipe, directory)
     tasks = _tasks(recipe)
     record.begin()
     dataset = _tokenised(tasks, recipe, recipe.model.tokenizer or recipe.model.name_or_path)
@@ -99,7 +99,8 @@ def run_prepare(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
     return record.finish(counts, writer.checksums)
 
 
-def _check_lengths(recipe: Recipe, directory: Path) -> None:
+def check_lengths(recipe: Recipe, directory: Path) -> None:
+    """UserError if rows may be longer than the model in that directory reads."""
     limit = max_positions(directory)
     data = recipe.data
     longest = data.max_tokens or data.max_prompt_tokens + data.max_response_tokens

@@ -44,21 +44,60 @@ def without_network(command: list[str]) -> list[str]:
     return command
 
 
-@pytest.mark.slow
-def test_quickstart_ends_in_a_report_and_helps(tmp_path: Path) -> None:
-    command = without_network([sys.executable, "-m", "pipelines", "quickstart", f"dir={tmp_path}/q", "--quiet"])
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """(directory in which the quickstart has run, what it printed)."""
+    folder = tmp_path_factory.mktemp("checkout")
+    done = subprocess.run(
+        without_network([sys.executable, "-m", "pipelines", "quickstart", "--quiet"]), capture_output=True, text=True, cwd=folder
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    page = tmp_path / "q" / "report" / "index.html"
-    assert f"report: {page}" in done.stdout
+    return folder, done.stdout
+
+
+@pytest.mark.slow
+def test_quickstart_ends_in_a_report_and_helps(finished: tuple[Path, str]) -> None:
+    root = finished[0] / "quickstart" / "seed-0"
+    page = root / "report" / "index.html"
+    assert f"report: {page}" in finished[1]
     assert page.stat().st_size > 50_000
     for name in ("mapo", "sparsepo"):
-        sentiment = json.loads((tmp_path / "q" / name / "evaluation" / "sentiment.json").read_text())
+        sentiment = json.loads((root / name / "evaluation" / "sentiment.json").read_text())
         assert sentiment["num_prompts"] >= 200
         assert sentiment["reward/gain"]["low"] > 0
         assert sentiment["distinct_2/after"] > 0.8 * sentiment["distinct_2/before"]
         assert sentiment["kl/policy_reference"]["mean"] > 0
-        masks = json.loads((tmp_path / "q" / name / "evaluation" / "masks.json").read_text())
+        masks = json.loads((root / name / "evaluation" / "masks.json").read_text())
         assert masks["auc/chance"] == 0.5
         assert {"auc/reward_mask", "auc/random_mask", "auc/token_kl"} <= set(masks)
         assert abs(masks["auc/random_mask"]["mean"] - 0.5) < 0.05
+
+
+def shell_blocks(document: str) -> list[str]:
+    text = (Path(__file__).parents[2] / "docs" / document).read_text()
+    return re.findall(r"^```sh\n(.*?)^```", text, re.S | re.M)
+
+
+def recipe_of(document: str) -> tuple[str, str]:
+    """(file name, text) of the recipe that a document has the reader write."""
+    text = (Path(__file__).parents[2] / "docs" / document).read_text()
+    (body,) = re.findall(r"^```yaml\n# (\S+\.yaml)\n(.*?)^```", text, re.S | re.M)
+    return body
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_walk_through_of_the_documents_runs_as_it_stands(finished: tuple[Path, str]) -> None:
+    """Start page, then recipes: every command in order, in the directory in which `make quickstart` ran."""
+    folder, _ = finished
+    name, text = recipe_of("recipes.md")
+    (folder / name).write_text(text)
+    script = "".join(shell_blocks("index.md") + shell_blocks("recipes.md"))
+    assert script.count("sparsepo ") >= 10
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-ec", script], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-1500:]
+    assert "prepare: already done, skipped" in done.stdout, "the second run of the same recipe"
+    for report in ("comparison", "runs/comparison"):
+        assert list((folder / report).rglob("index.html"))
+    assert (folder / "runs" / "base" / "sft" / "train" / "model" / "model.safetensors").is_file()
