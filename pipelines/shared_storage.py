@@ -30,12 +30,13 @@ def check_shared(recipe: Recipe) -> None:
         return
     with_marker: dict[str, tuple[str, Path]] = {}
     try:
-        for key, path in _outputs(recipe):
+        inputs = dict(_inputs(recipe))
+        for key, path in list(_outputs(recipe)):
             marker = f".tmp-shared-{uuid.uuid4().hex}"
             RunStore(path).write_bytes(marker, b"")
             with_marker[key] = (path, Path(path, marker))
         looked_for = {key: (path, str(marker)) for key, (path, marker) in with_marker.items()}
-        looked_for |= {key: (path, path) for key, path in _inputs(recipe)}
+        looked_for |= {key: (path, path) for key, path in inputs.items()}
         if looked_for:
             _look_everywhere(others, looked_for)
     finally:
@@ -78,15 +79,20 @@ def _missing(files: dict[str, str]) -> list[str]:
 
 
 def _outputs(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """Local directories that stages write and other machines read."""
+    """Local directories that stages write and other machines read; finished pairs and stores elsewhere may be read-only."""
+    yield from ((key, path) for key, path in _stores(recipe) if key == "run_dir" or not Path(path).exists())
+
+
+def _stores(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for key, path in (("run_dir", recipe.run_dir), ("paths.pairs", recipe.paths.pairs), ("paths.reference", recipe.paths.reference)):
         if path and "://" not in path:
             yield key, path
 
 
 def _inputs(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """Local models and data that machines read for themselves; names of a hub are none."""
-    named = [(f"model.{key}", getattr(recipe.model, key)) for key in type(recipe.model).model_fields]
+    """Local models, data and finished stages that machines read for themselves; names of a hub are none."""
+    named: list[tuple[str, str | None]] = [(key, path) for key, path in _stores(recipe) if key != "run_dir"]
+    named += [(f"model.{key}", getattr(recipe.model, key)) for key in type(recipe.model).model_fields]
     for split in ("sources", "validation", "test"):
         named += [(f"data.{split}[{i}].path", source.path) for i, source in enumerate(getattr(recipe.data, split))]
     for section in ("reward", "judge"):

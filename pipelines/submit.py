@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import UserError
+from pipelines.errors import StageFailed, UserError
 from pipelines.recipe import load_recipe, to_yaml, write_yaml
 from pipelines.sweep import RECIPE
 from pipelines.sweep_file import is_sweep, load_sweep
@@ -35,6 +35,7 @@ _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,99}")
 _SECRET = re.compile(r"(^|_)(KEY|KEYS|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)($|_)", re.I)
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _POLL_SECONDS = 1.0
+_PATIENCE_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -104,12 +105,17 @@ class Cluster:
         return max(named, key=lambda job: job.attempt)
 
     def start(self, job: Job, entrypoint: Sequence[str], package: Path, environment: dict[str, str]) -> Job:
-        self._client.submit_job(
-            entrypoint=shlex.join(("python", "-m", "pipelines", *entrypoint)),
-            submission_id=job.id,
-            runtime_env={"working_dir": str(package), "env_vars": {"PYTHONUNBUFFERED": "1", **environment}},
-            metadata={"sparsepo_name": job.name, "sparsepo_command": job.command, "sparsepo_digest": job.digest},
-        )
+        """Send the package and start its command. UserError if the cluster has a job of that id, or will not have this one."""
+        try:
+            self._client.submit_job(
+                entrypoint=shlex.join(("python", "-m", "pipelines", *entrypoint)),
+                submission_id=job.id,
+                runtime_env={"working_dir": str(package), "env_vars": {"PYTHONUNBUFFERED": "1", **environment}},
+                metadata={"sparsepo_name": job.name, "sparsepo_command": job.command, "sparsepo_digest": job.digest},
+            )
+        except RuntimeError as error:
+            reasons = [line for line in str(error).splitlines() if line.strip()]
+            raise UserError(f"{self.address} does not take the job {job.id}: {reasons[-1] if reasons else error}") from error
         return self.latest(job.id)
 
     def stop(self, job: Job) -> None:
@@ -135,15 +141,31 @@ class Cluster:
                 received += len(text)
                 show(text, received)
 
-        while not (job := self.latest(job.id)).ended:
+        while not (job := self._state(job)).ended:
             if job.status != "PENDING":
                 with contextlib.suppress(Exception):  # aiohttp's and Ray's; the job's state is asked for next
                     asyncio.run(read())
             time.sleep(_POLL_SECONDS)
-        with contextlib.suppress(RuntimeError):  # the machine that had the log is gone
+        with contextlib.suppress(RuntimeError, OSError):  # the machine that had the log is gone
             text = self.logs(job)
             show(text, len(text))
         return job
+
+    def _state(self, job: Job) -> Job:
+        """The job as it is now; a dashboard that is gone for a moment is waited for.
+
+        Raises: StageFailed if it stays away.
+        """
+        limit = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                return self.latest(job.id)
+            except (OSError, RuntimeError) as error:  # requests' errors are OSErrors
+                if time.monotonic() > limit:
+                    raise StageFailed(
+                        f"{self.address} has not answered for {_PATIENCE_SECONDS:.0f} s; the job may go on: sparsepo job logs {job.name} --follow"
+                    ) from error
+                time.sleep(_POLL_SECONDS)
 
 
 def submit(

@@ -19,20 +19,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ISOLATED = os.geteuid() == 0 and Path("/usr/sbin/ip").exists()
+ROOT = Path(__file__).parent.parent
 _PORT, _DASHBOARD = 6379, 8265
 _COUNTER = itertools.count()
 
-# The shared directory is put back below the private /tmp. Paths with several hosts' state: /tmp, /dev/shm, ~/.cache.
+# What of /tmp the hosts keep (KEPT, separated by colons) is put back below their private one.
 _ENTER = """
 set -e
 mount --make-rprivate /
-mkdir -p /run/shared && mount -t tmpfs tmpfs /run/shared && mkdir /run/shared/d
-mount --bind "$SHARED" /run/shared/d
+mkdir -p /run/kept && mount -t tmpfs tmpfs /run/kept
+IFS=:
+number=0
+for path in $KEPT; do mkdir /run/kept/$number; mount --bind "$path" /run/kept/$number; number=$((number + 1)); done
 mount -t tmpfs tmpfs /tmp
 mount -t tmpfs -o size=1g tmpfs /dev/shm
-mkdir -p "$SHARED" && mount --bind /run/shared/d "$SHARED"
+number=0
+for path in $KEPT; do mkdir -p "$path"; mount --bind /run/kept/$number "$path"; number=$((number + 1)); done
+unset IFS
 mount --bind "$HOSTS_FILE" /etc/hosts
 hostname "$HOST_NAME"
+cd "$HOST_DIRECTORY"
 exec "$@"
 """
 
@@ -109,6 +115,13 @@ class Hosts:
         process.wait()
         self._remove_network(number)
 
+    def cut_off(self, number: int) -> None:
+        """Its network is gone, its processes are not (without isolation they are)."""
+        if ISOLATED:
+            _ip(f"link set {self._bridge}v{number} down")
+        else:
+            os.killpg(self._processes[number].pid, signal.SIGKILL)
+
     def running(self) -> list[int]:
         return sorted(self._processes)
 
@@ -141,7 +154,8 @@ class Hosts:
             str(Path(sys.executable).parent / "ray"), "start", "--block", "--disable-usage-stats", f"--node-ip-address={self.ip(number)}",
             f"--object-store-memory={128 * 2**20}", "--num-gpus=0", *options,
         ]  # fmt: skip
-        environment = {**self.environment, "SHARED": str(self.shared), "HOSTS_FILE": str(self._hosts_file), "HOST_NAME": f"host-{number}"}
+        environment = {**self.environment, "KEPT": self._kept(), "HOSTS_FILE": str(self._hosts_file)}
+        environment |= {"HOST_NAME": f"host-{number}", "HOST_DIRECTORY": str(ROOT)}
         if ISOLATED:
             self._add_network(number)
             namespace = f"{self._bridge}-{number}"
@@ -157,6 +171,11 @@ class Hosts:
             self._processes[number] = subprocess.Popen(
                 command, env=environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
             )
+
+    def _kept(self) -> str:
+        """The shared directory, and checkout and environment where they lie in /tmp too; outer ones first."""
+        program = {ROOT, Path(sys.prefix), Path(sys.base_prefix)}
+        return ":".join(sorted({str(path) for path in (self.shared, *program) if path.is_relative_to("/tmp")}))
 
     def _add_network(self, number: int) -> None:
         namespace, cable = f"{self._bridge}-{number}", f"{self._bridge}v{number}"

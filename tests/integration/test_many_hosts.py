@@ -127,7 +127,7 @@ def test_wrong_and_missing_tokens_are_refused_in_one_line(cluster: Hosts, tmp_pa
 def test_a_run_survives_hosts_and_its_driver(
     cluster: Hosts, object_store: ObjectStore, inputs: dict[str, str], recipe_in: MakeRecipe, tmp_path: Path, ray_cluster: None
 ) -> None:
-    """One host of three killed while scoring, then the driver; started again elsewhere as a job, one host killed while training.
+    """One host of three killed while scoring, then the driver; started again elsewhere as a job, one host cut off while training.
 
     Reference and weights are those of the same recipe on one machine with a disk, bit for bit.
     """
@@ -167,9 +167,10 @@ def test_a_run_survives_hosts_and_its_driver(
     training = host_of(cluster, "ray::RayTrainWorker")
     if ISOLATED:
         assert training in (1, 2, 4)
-    cluster.kill_host(training or 2)
+    cluster.cut_off(training or 2)
     assert not store.exists("train/manifest.json"), "training was not over"
     followed = sparsepo(cluster, "job", "logs", "survivor", "--follow", "--address", cluster.address)
+    cluster.kill_host(training or 2)
     assert followed.returncode == 0, followed.stdout[-3000:] + followed.stderr
     assert "report: s3://bucket/run/report/index.html" in followed.stdout
     assert "survivor: succeeded" in followed.stderr
