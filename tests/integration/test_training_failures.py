@@ -30,17 +30,19 @@ MakeRecipe = Callable[..., Recipe]
 ROOT = Path(__file__).parents[2]
 
 
-def test_killed_workers_nodes_and_drivers_change_no_bit(tmp_path: Path) -> None:
-    """Three fixed seeds of benchmarks/kill_trials.py, and a node that never comes back: one worker goes on, to rounding."""
+def test_killed_workers_change_no_bit(tmp_path: Path) -> None:
+    """A fixed seed of benchmarks/kill_trials.py, and a node that never comes back: one worker goes on, to rounding.
+
+    Hosts that die are in test_many_hosts.py, drivers in test_kill.py.
+    """
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_ADDRESS", "RAY_API_SERVER"))} | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "benchmarks/kill_trials.py", "--seeds", "0,1,2,3", "--targets", "worker,node,driver,shrink", "--work", str(tmp_path)],
+        [sys.executable, "benchmarks/kill_trials.py", "--seeds", "0,3", "--targets", "worker,shrink", "--work", str(tmp_path)],
         cwd=ROOT, capture_output=True, text=True, timeout=900, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     trials = {t["target"]: t for t in json.loads(done.stdout.splitlines()[-1])["trials"]}
-    for target in ("worker", "node", "driver"):
-        assert trials[target]["identical"] and trials[target]["difference"] == 0, trials[target]
+    assert trials["worker"]["identical"] and trials["worker"]["difference"] == 0, trials["worker"]
     assert trials["shrink"]["difference"] < 1e-4 and not trials["shrink"]["identical"], trials["shrink"]
     assert all(t["log_is_whole"] and 0 < t["killed_after_step"] < 30 for t in trials.values())
 
