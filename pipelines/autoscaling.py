@@ -6,11 +6,14 @@ from collections.abc import Callable
 from pipelines.config import Recipe
 from pipelines.errors import UserError
 
+_HEAD = "node:__internal_head__"  # Ray's mark
 Say = Callable[[str], None]
 
 
 def wait_for_workers(recipe: Recipe, say: Say) -> None:
-    """Ask for what training takes where it is not there yet: with ray.autoscaling, or on a head that only schedules.
+    """Ask for what training takes where it is not there (yet, or any more): with ray.autoscaling, or where the head has no CPUs.
+
+    Such a head schedules for machines that come with work and go without, or that are still starting.
 
     The request is a placement group of this job's own, taken back once it is met: the machines stay for the cluster's idle
     time, and a driver that dies asks for nothing any more.
@@ -20,10 +23,11 @@ def wait_for_workers(recipe: Recipe, say: Say) -> None:
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
 
+    grows = _head_only_schedules() if recipe.ray.autoscaling is None else recipe.ray.autoscaling
+    if not grows:
+        return
     have = ray.cluster_resources()
     is_empty = not have.get("CPU", 0) and not have.get("GPU", 0)
-    if recipe.ray.autoscaling is False or (recipe.ray.autoscaling is None and not is_empty):
-        return
     bundle, count = _wanted(recipe, has_gpus=is_empty or have.get("GPU", 0) > 0)
     if all(have.get(name, 0) >= value * count for name, value in bundle.items()):
         return
@@ -39,6 +43,13 @@ def wait_for_workers(recipe: Recipe, say: Say) -> None:
             )
     finally:
         remove_placement_group(group)
+
+
+def _head_only_schedules() -> bool:
+    import ray
+
+    heads = [node["Resources"] for node in ray.nodes() if node["Alive"] and _HEAD in node["Resources"]]
+    return any(not head.get("CPU", 0) and not head.get("GPU", 0) for head in heads)
 
 
 def _wanted(recipe: Recipe, has_gpus: bool) -> tuple[dict[str, float], int]:

@@ -429,8 +429,7 @@ class RaySection(Section):
     worker_logs: print what workers print; it is in the log files of Ray anyway.
     cpus_per_run, gpus_per_run: what the actors and workers of this run may take, for several runs side by side; a fraction of a GPU
     is for one worker.
-    autoscaling: whether machines come on demand, so that missing ones are waited for; by default where only a head without CPUs is
-    there. scale_up_timeout_s: how long they are waited for.
+    autoscaling: whether machines come on demand, so that missing ones are waited for; by default where the head has no CPUs. scale_up_timeout_s: how long they are waited for.
     """
 
     address: str | None = None
