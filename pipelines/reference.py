@@ -159,6 +159,9 @@ def _finish(
         for split in SPLITS:
             start = 0
             for number in range(pairs.num_shards(split)):
+                if (split, number) not in markers:
+                    lost = feature_path(name, split, number)
+                    raise StageFailed(f"{store.root}/{lost} is not what was written there: run the same command again")
                 marker = markers[split, number]
                 outputs[feature_path(name, split, number)] = {"sha256": marker["sha256"], "bytes": marker["bytes"]}
                 for row, reason in marker["failed"].items():
