@@ -91,11 +91,11 @@ def sparsepo(cluster: Hosts, *arguments: str, **changed: str) -> subprocess.Comp
     """The command line outside of all hosts, as a user has it on a laptop."""
     environment = {**cluster.environment, "AWS_ENDPOINT_URL": ADDRESS, **changed}
     return subprocess.run(
-        [sys.executable, "-m", "pipelines", *arguments], env=environment, capture_output=True, text=True, timeout=420, check=False
+        [sys.executable, "-m", "pipelines", *arguments], env=environment, capture_output=True, text=True, timeout=800, check=False
     )
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 150) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 300) -> None:
     limit = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < limit
