@@ -13,7 +13,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pipelines.quickstart_world import write_untrained_model
 
@@ -22,6 +24,27 @@ WORDS = ["good", "bad", "film", "story", "actor", "plot", "very", "quite", "the"
 
 def resident_mib() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+
+def measured(action: Callable[[], Any]) -> dict[str, float]:
+    """Seconds of an action, and this process's memory before and at its peak in MiB."""
+    before = peak = resident_mib()
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.05):
+            peak = max(peak, resident_mib())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    started = time.perf_counter()
+    action()
+    seconds = time.perf_counter() - started
+    done.set()
+    thread.join()
+    peak = max(peak, resident_mib())
+    return {"before_mib": before, "peak_mib": peak, "grown_mib": peak - before, "seconds": seconds}
 
 
 def write_rows(path: Path, count: int) -> None:
@@ -36,7 +59,7 @@ def measure(model: str, count: int, work: Path) -> dict[str, float]:
     """Prepare and score `count` pairs in this process; watch it while the reference stage runs."""
     from pipelines.cluster import ray_session
     from pipelines.recipe import validate_recipe
-    from pipelines.reference import run_reference
+    from pipelines.reference import reference_record, run_reference
     from pipelines.run import run_stages
 
     rows = work / f"{count}.jsonl"
@@ -47,27 +70,8 @@ def measure(model: str, count: int, work: Path) -> dict[str, float]:
     )
     with ray_session(recipe.ray):
         run_stages(recipe, ("prepare",), lambda line: None, quiet=True)
-        peak, running = [resident_mib()], threading.Event()
-        before = peak[0]
-
-        def watch() -> None:
-            while not running.wait(0.05):
-                peak[0] = max(peak[0], resident_mib())
-
-        thread = threading.Thread(target=watch)
-        thread.start()
-        started = time.perf_counter()
-        counts = run_reference(recipe, quiet=True)["counts"]
-        running.set()
-        thread.join()
-    return {
-        "pairs": count,
-        "before_mib": before,
-        "peak_mib": peak[0],
-        "grown_mib": peak[0] - before,
-        "seconds": time.perf_counter() - started,
-        "written_gib": counts["bytes"] / 2**30,
-    }
+        found = measured(lambda: run_reference(recipe, quiet=True))
+    return {"pairs": count, **found, "written_gib": reference_record(recipe).manifest()["counts"]["bytes"] / 2**30}
 
 
 def main() -> None:

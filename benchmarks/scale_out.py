@@ -12,17 +12,12 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from driver_memory import measured
+
 ROWS_PER_SHARD = 10
-
-
-def resident_mib() -> float:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
 
 
 class Nothing:
@@ -33,24 +28,6 @@ class Nothing:
 
     def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
         return {"failed": {}, "shard": task["shard"]}
-
-
-def measured(action: Callable[[], Any]) -> dict[str, float]:
-    """Seconds, and the driver's memory before and at its peak."""
-    before, peak, done = resident_mib(), [0.0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.05):
-            peak[0] = max(peak[0], resident_mib())
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    started = time.perf_counter()
-    action()
-    seconds = time.perf_counter() - started
-    done.set()
-    thread.join()
-    return {"seconds": seconds, "before_mib": before, "grown_mib": max(peak[0], resident_mib()) - before}
 
 
 def reference_stage(shards: int) -> dict[str, Any]:

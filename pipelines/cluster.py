@@ -16,6 +16,11 @@ Result = TypeVar("Result")
 _API_SERVER = "RAY_API_SERVER_ADDRESS"
 
 
+def cluster_address(config: RaySection) -> str | None:
+    """Where the running cluster is that a command uses; None for a Ray of its own on this machine."""
+    return config.address or os.environ.get("RAY_ADDRESS")
+
+
 @contextlib.contextmanager
 def ray_session(config: RaySection) -> Iterator[None]:
     """Ray for the duration of a command; leaves a session that was already there alone.
@@ -39,7 +44,7 @@ def ray_session(config: RaySection) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = config.address or os.environ.get("RAY_ADDRESS")
+    address = cluster_address(config)
     if address:
         try:
             ray.init(address=address, logging_level=logging.WARNING, log_to_driver=config.worker_logs)
@@ -51,7 +56,7 @@ def ray_session(config: RaySection) -> Iterator[None]:
             os.environ.setdefault(name, "0")
         # Ray Train's clean-up of placement groups asks the dashboard's state API, and finds it by itself only where no other Ray
         # runs on this machine. Ray's processes inherit the variable.
-        port = _free_port()
+        port = free_port()
         os.environ[_API_SERVER] = f"http://127.0.0.1:{port}"
         try:
             _start_local(config, port)
@@ -83,7 +88,8 @@ def _start_local(config: RaySection, port: int) -> None:
     )
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback that nothing listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         found: int = probe.getsockname()[1]

@@ -1,12 +1,11 @@
 """run: prepare -> reference -> train -> evaluate -> report, skipping every stage whose output already matches."""
 
-import os
 import time
 from collections.abc import Callable
 from typing import Any
 
 from pipelines.autoscaling import wait_for_workers
-from pipelines.cluster import ray_session
+from pipelines.cluster import cluster_address, ray_session
 from pipelines.config import Recipe
 from pipelines.errors import UserError
 from pipelines.evaluate import evaluate_record, run_evaluate
@@ -54,7 +53,7 @@ def run_stages(recipe: Recipe, stages: tuple[str, ...], say: Say, quiet: bool = 
 
 def settled(recipe: Recipe, start_ray: Callable[[], None]) -> Recipe:
     """The recipe with what `auto` leaves to the devices decided; on a cluster that takes its devices."""
-    if recipe.ray.address or os.environ.get("RAY_ADDRESS"):
+    if cluster_address(recipe.ray):
         start_ray()
     return settle_mode(recipe, scoring_device())
 
@@ -78,7 +77,7 @@ class LazyRay:
         if first:
             self._session.__enter__()
             self._started = True
-        if self._recipe.ray.address or os.environ.get("RAY_ADDRESS"):
+        if cluster_address(self._recipe.ray):
             wait_for_workers(self._recipe, self._say)  # idle machines may have gone since the last stage
             if first:
                 check_shared(self._recipe)

@@ -174,8 +174,8 @@ def submit(
     """Start a command as a job, or find the job that already runs it.
 
     Args:
-        command: as after `sparsepo`. program: its click command, which checks the options. name: of the job; made from the
-            command and the run directory by default. forwarded: NAME or NAME=VALUE of environment variables for the job.
+        command: as after `sparsepo`. program: its click command, which checks the options. name: of the job; made from
+            command and recipe by default. forwarded: NAME or NAME=VALUE of environment variables for the job.
     Raises: UserError for a command that would fail on the cluster too, before anything is sent.
     """
     environment = _environment(forwarded)
@@ -214,20 +214,19 @@ def packaged_command(command: Sequence[str], program: Any) -> Iterator[tuple[Pat
             shutil.copytree(
                 Path(__file__).parent.parent / source, package / source, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
             )
-        overrides = parameters.get("overrides") or []
-        if parameters.get("sweep") or ("recipe" in parameters and is_sweep(parameters["recipe"])):
-            yield package, _replaced(command, parameters.get("sweep") or parameters["recipe"], overrides, _write_sweep(parameters, package))
-        elif "recipe" in parameters:
-            recipe = load_recipe(parameters["recipe"], overrides)
-            (package / "recipe.yaml").write_text(write_yaml(recipe))
-            yield package, _replaced(command, parameters["recipe"], overrides, "recipe.yaml")
-        else:
+        file, overrides = parameters.get("sweep") or parameters.get("recipe"), parameters.get("overrides") or []
+        if file is None:
             yield package, list(command)
+        elif "sweep" in parameters or is_sweep(file):
+            yield package, _replaced(command, file, overrides, _write_sweep(file, overrides, package))
+        else:
+            (package / "recipe.yaml").write_text(write_yaml(load_recipe(file, overrides)))
+            yield package, _replaced(command, file, overrides, "recipe.yaml")
 
 
-def _write_sweep(parameters: dict[str, Any], package: Path) -> str:
+def _write_sweep(file: str, overrides: Sequence[str], package: Path) -> str:
     """The sweep file with its overrides; the recipes it names go along."""
-    sweep = load_sweep(parameters.get("sweep") or parameters["recipe"], parameters.get("overrides") or [])
+    sweep = load_sweep(file, overrides)
     folder = package / "recipes"
 
     def carried(value: Any) -> Any:

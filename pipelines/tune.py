@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.autoscaling import wait_for_workers
-from pipelines.cluster import even_cpus, interruptible, node_cpus, ray_session
+from pipelines.cluster import cluster_address, even_cpus, interruptible, node_cpus, ray_session
 from pipelines.config import Recipe
 from pipelines.errors import UserError
 from pipelines.prepare import open_pairs
@@ -54,7 +54,7 @@ def run_tune(sweep: Sweep, say: Say, quiet: bool = False, resume: bool = False) 
             raise UserError(f"{store.root} holds a sweep that was interrupted: add --resume to go on with it, or choose another run_dir")
     first = sweep.recipe_at(sweep.sample_of_points()[0], sweep.run_dir)
     with ray_session(first.ray):
-        if first.ray.address or os.environ.get("RAY_ADDRESS"):
+        if cluster_address(first.ray):
             wait_for_workers(first, say)
             check_shared(first)
         share = share_of(sweep)

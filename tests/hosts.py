@@ -9,7 +9,6 @@ import itertools
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+
+from pipelines.cluster import free_port
 
 ISOLATED = os.geteuid() == 0 and Path("/usr/sbin/ip").exists()
 ROOT = Path(__file__).parent.parent
@@ -79,8 +80,8 @@ class Hosts:
         if autoscaling is not None:
             (self.shared / "autoscaling.json").write_text(autoscaling.read_text())
             self._head_options = [f"--autoscaling-config={self.shared}/autoscaling.json"]
-        self._port = _DASHBOARD if ISOLATED else _free_port()
-        self._gcs = _PORT if ISOLATED else _free_port()
+        self._port = _DASHBOARD if ISOLATED else free_port()
+        self._gcs = _PORT if ISOLATED else free_port()
         self.address = f"http://{self.ip(0)}:{self._port}"
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
@@ -221,10 +222,3 @@ def hosts(folder: Path, workers: int, environment: dict[str, str] | None = None,
 
 def _ip(arguments: str) -> None:
     subprocess.run(["ip", *arguments.split()], check=True, capture_output=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        found: int = probe.getsockname()[1]
-    return found
