@@ -1,9 +1,9 @@
-"""Memory of the driver while the reference stage runs, for several numbers of pairs.
+"""Memory of the driver while prepare and the reference stage run, for several numbers of pairs.
 
     python benchmarks/driver_memory.py --pairs 10000 200000 --work /tmp/bench
 
 One process per number, on synthetic pairs and a model of a million parameters made on the spot; prints one JSON object with the resident memory of the driver
-before the stage and its peak during it, in MiB. Actors hold one window of rows each, whatever the number of pairs.
+before each stage and its peak during it, in MiB. Actors hold one window of rows each, whatever the number of pairs.
 """
 
 import argparse
@@ -69,9 +69,14 @@ def measure(model: str, count: int, work: Path) -> dict[str, float]:
         {"run_dir": str(work / str(count)), "model": {"name_or_path": model}, "data": data, "objective": {"name": "tdpo1"}}
     )
     with ray_session(recipe.ray):
-        run_stages(recipe, ("prepare",), lambda line: None, quiet=True)
+        prepared = measured(lambda: run_stages(recipe, ("prepare",), lambda line: None, quiet=True))
         found = measured(lambda: run_reference(recipe, quiet=True))
-    return {"pairs": count, **found, "written_gib": reference_record(recipe).manifest()["counts"]["bytes"] / 2**30}
+    return {
+        "pairs": count,
+        "prepare": prepared,
+        "reference": found,
+        "written_gib": reference_record(recipe).manifest()["counts"]["bytes"] / 2**30,
+    }
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
-"""What a run of many shards costs its driver: planning, scheduling and finishing the reference stage, and the sampler.
+"""What a run of many shards costs its driver: deciding on prepare's rows, planning, scheduling and finishing the reference stage, and the sampler.
 
-    python benchmarks/scale_out.py --shards 10000 100000 --rows 100000 1000000
+    python benchmarks/scale_out.py --shards 10000 100000 --rows 100000 1000000 --prepared 1000000 10000000
 
 The shards are fake (ten rows each, no tensors), everything around them is the pipeline's own: the pairs' manifest, markers and
 feature files on disk, the plan of what is missing, Ray Data's actor pool, the reference's manifest, the sampler. One process per
@@ -17,7 +17,7 @@ from typing import Any
 
 from driver_memory import measured
 
-ROWS_PER_SHARD = 10
+ROWS_PER_SHARD, ROWS_PER_TASK = 10, 1000
 
 
 class Nothing:
@@ -62,6 +62,37 @@ def reference_stage(shards: int) -> dict[str, Any]:
     return found
 
 
+def prepare_stage(rows: int) -> dict[str, Any]:
+    """Decide on the digests of `rows` rows, a tenth of them duplicates, and say what every shard of 1,024 pairs holds."""
+    import numpy as np
+    import pyarrow as pa
+
+    from pipelines.config import DataSection
+    from pipelines.row_plan import DIGEST, RowPlan
+
+    data = DataSection.model_validate({"sources": [{"path": "unused"}]})
+    rng = np.random.default_rng(0)
+
+    def digest(start: int) -> pa.Table:
+        count = min(ROWS_PER_TASK, rows - start)
+        keys = rng.integers(0, rows * 5, (count, 3), dtype=np.uint32)
+        keys[:, 1:] = 0  # so that about a tenth of the rows come twice
+        key = pa.Array.from_buffers(pa.binary(12), count, [None, pa.py_buffer(keys.tobytes())])
+        columns = {"source": np.zeros(count), "row": np.arange(start, start + count), "split": np.zeros(count), "copies": np.ones(count)}
+        arrays = [pa.array(columns[name]).cast(DIGEST.field(name).type) for name in columns]
+        return pa.table([*arrays, pa.array(rng.random(count)), key, key, pa.nulls(count, pa.string())], schema=DIGEST)
+
+    def decide() -> None:
+        plan = RowPlan(data)
+        for start in range(0, rows, ROWS_PER_TASK):
+            plan.add(digest(start))
+        plan.settle()
+        for _ in plan.shards(1024):
+            pass
+
+    return {"rows": rows, "plan": measured(decide)}
+
+
 def sampler(rows: int) -> dict[str, Any]:
     """One epoch's order and the micro-batches of a hundred steps."""
     from pipelines.sampler import Sampler
@@ -70,18 +101,22 @@ def sampler(rows: int) -> dict[str, Any]:
     return {"rows": rows, "steps": measured(lambda: [made.pair_indices(step) for step in range(0, rows // 1024, max(1, rows // 102400))])}
 
 
+_MEASURES = {"shards": reference_stage, "rows": sampler, "prepared": prepare_stage}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=int, nargs="*", default=[10_000, 100_000])
     parser.add_argument("--rows", type=int, nargs="*", default=[100_000, 1_000_000])
-    parser.add_argument("--one", choices=("shards", "rows"), help="measure the single number in this process")
+    parser.add_argument("--prepared", type=int, nargs="*", default=[1_000_000, 10_000_000])
+    parser.add_argument("--one", choices=list(_MEASURES), help="measure the single number in this process")
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(reference_stage(options.shards[0]) if options.one == "shards" else sampler(options.rows[0])))
+        print(json.dumps(_MEASURES[options.one](getattr(options, options.one)[0])))
         return
-    runs: dict[str, list[Any]] = {"shards": [], "rows": []}
-    for kind, counts in (("shards", options.shards), ("rows", options.rows)):
-        for count in counts:
+    runs: dict[str, list[Any]] = {kind: [] for kind in _MEASURES}
+    for kind in _MEASURES:
+        for count in getattr(options, kind):
             command = [sys.executable, __file__, "--one", kind, f"--{kind}", str(count)]
             runs[kind].append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]))
     print(json.dumps({"benchmark": "scale_out", **runs}))

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from pipelines.cluster import even_cpus, node_cpus
 from pipelines.config import Recipe
 from pipelines.errors import Failure, StageFailed, UserError
+from pipelines.shared_storage import local_paths, require_seen
 
 # Ray Data's driver keeps about 9 KiB per block: more tasks than this share blocks, so that its memory does not grow with them. An actor
 # still gets many, so that they end at about the same time.
@@ -55,7 +56,7 @@ def run_tasks(
     blocks = min(len(tasks), max(_MOST_BLOCKS, _BLOCKS_PER_ACTOR * actors))
     dataset = ray.data.from_items([{"task": json.dumps(task)} for task in tasks], override_num_blocks=blocks).map_batches(
         _JsonActor,
-        fn_constructor_args=(actor, recipe.model_dump(mode="json"), cpus),
+        fn_constructor_args=(actor, recipe.model_dump(mode="json"), cpus, local_paths(recipe)),
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(
@@ -89,16 +90,24 @@ def quieten_ray_data() -> None:
 
 
 class _JsonActor:
-    def __init__(self, actor: type, recipe: dict[str, Any], threads: int) -> None:
+    def __init__(self, actor: type, recipe: dict[str, Any], threads: int, paths: dict[str, str]) -> None:
         if not torch.cuda.is_available():
             torch.set_num_threads(min(threads, os.cpu_count() or 1))
-        self._actor = actor(recipe)
+        self._blind: UserError | None = None
+        try:
+            require_seen(paths)
+        except UserError as error:
+            self._blind = error
+        else:
+            self._actor = actor(recipe)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return pa.table({"result": [json.dumps(self._outcome(json.loads(task))) for task in batch["task"].to_pylist()]})
 
     def _outcome(self, task: dict[str, Any]) -> dict[str, Any]:
         try:
+            if self._blind is not None:
+                raise self._blind
             return {"value": self._actor(task)}
         except (UserError, StageFailed) as error:  # raised where the tasks are read, in one line
             return {"failure": asdict(Failure.of(error))}

@@ -1,18 +1,16 @@
 """prepare: sources of any form -> tokenised, split, counted pairs in RUN/pairs (Ray Data).
 
-Tasks read their chunk, render, tokenise and truncate; the driver sees hashes first (duplicates, overlap with held-out
-prompts, limits), then streams the kept rows into shards. Rows are dropped with a reason into rejected_rows.jsonl.
+Tasks read their chunk, render, tokenise and truncate; the driver decides from hashes (duplicates, overlap with held-out
+prompts, limits), and tasks write the shards. Rows are dropped with a reason into rejected_rows.jsonl.
 """
 
 import hashlib
 import json
-from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from tqdm import tqdm
 
 from pipelines import sources
 from pipelines.actor_pool import quieten_ray_data
@@ -24,7 +22,10 @@ from pipelines.models import (
     resolve_model,
     tokenizer_fingerprint,
 )
-from pipelines.pair_table import PAIR_SCHEMA, SPLITS, PairTable, shard_name
+from pipelines.pair_table import PAIR_SCHEMA, PairTable
+from pipelines.pair_writer import write_shards
+from pipelines.row_plan import RowPlan, digest_of
+from pipelines.shared_storage import local_paths, require_seen
 from pipelines.stage_record import MANIFEST, StageRecord
 from pipelines.store import RunStore
 from pipelines.text_forms import (
@@ -77,26 +78,16 @@ def run_prepare(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
     check_lengths(recipe, directory)
     tasks = _tasks(recipe)
     record.begin()
-    dataset = _tokenised(tasks, recipe, recipe.model.tokenizer or recipe.model.name_or_path)
-    plan = _Plan(recipe, _roles(recipe.data))
-    for batch in dataset.select_columns(["source", "row", "prompt_hash", "pair_id", "reason", "fatal"]).iter_batches(
-        batch_size=None, batch_format="pyarrow"
-    ):
-        plan.observe(batch)
-    plan.settle()
-    writer = _Writer(record.store, recipe.data.shard_pairs)
-    progress = tqdm(total=plan.num_seen, desc="prepare", unit="row", disable=quiet)
-    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        writer.add(batch, plan)
-        progress.update(batch.num_rows)
-    progress.close()
-    counts = writer.close()
+    blocks = _tokenised(tasks, recipe, recipe.model.tokenizer or recipe.model.name_or_path).to_arrow_refs()
+    plan = _plan(recipe.data, blocks)
+    counts, checksums = write_shards(plan, blocks, record.store, local_paths(recipe), recipe.data.shard_pairs, quiet)
+    record.store.write_bytes(REJECTED_ROWS, "".join(json.dumps(row) + "\n" for row in plan.rejected_rows()).encode())
     counts["rejected"] = dict(sorted(plan.reasons.items()))
     counts["exact_duplicates"] = plan.num_duplicates
     if counts["pairs"]["train"] == 0:
         reasons = ", ".join(f"{reason}: {n}" for reason, n in plan.reasons.most_common(5)) or "the sources are empty"
         raise UserError(f"no usable training pair in {', '.join(s.path for s in recipe.data.sources)} ({reasons})")
-    return record.finish(counts, writer.checksums)
+    return record.finish(counts, checksums)
 
 
 def check_lengths(recipe: Recipe, directory: Path) -> None:
@@ -108,10 +99,6 @@ def check_lengths(recipe: Recipe, directory: Path) -> None:
         raise UserError(
             f"data.max_prompt_tokens + max_response_tokens = {longest} (or data.max_tokens): the model reads at most {limit} tokens"
         )
-
-
-def _roles(data: DataSection) -> list[str]:
-    return ["train"] * len(data.sources) + ["validation"] * len(data.validation) + ["test"] * len(data.test)
 
 
 def _tasks(recipe: Recipe) -> list[dict[str, Any]]:
@@ -160,14 +147,51 @@ def _tokenised(tasks: list[dict[str, Any]], recipe: Recipe, tokenizer: str) -> A
     quieten_ray_data()
     return (
         ray.data.from_items(tasks, override_num_blocks=len(tasks))
-        .map_batches(_run_task, batch_size=1, batch_format="pyarrow", fn_kwargs={"data": recipe.data, "tokenizer_name": tokenizer})
+        .map_batches(
+            _run_task,
+            batch_size=1,
+            batch_format="pyarrow",
+            fn_kwargs={"data": recipe.data, "tokenizer_name": tokenizer, "paths": local_paths(recipe)},
+        )
         .materialize()
     )
 
 
-def _run_task(batch: pa.Table, data: DataSection, tokenizer_name: str) -> pa.Table:
-    """Ray Data task: one chunk -> a table of pairs and rejected rows."""
+def _plan(data: DataSection, blocks: list[Any]) -> RowPlan:
+    """Decide on all rows from a digest of every block. UserError for what a task found that ends the stage."""
+    import ray
+
+    digest = ray.remote(_digest)
+    waiting = [digest.remote(block, data) for block in blocks]
+    plan = RowPlan(data)
+    for number, pending in enumerate(waiting):
+        found, fatal = ray.get(pending)
+        if fatal:
+            raise UserError(fatal)
+        plan.add(found)
+        waiting[number] = None  # the object store may forget it
+    plan.settle()
+    return plan
+
+
+def _digest(block: pa.Table, data: DataSection) -> tuple[pa.Table | None, str | None]:
+    """Ray task: (the block's digest, None), or (None, what ends the stage)."""
+    fatal = next(filter(None, block["fatal"].to_pylist()), None)
+    return (None, fatal) if fatal else (digest_of(block, data), None)
+
+
+def _run_task(batch: pa.Table, data: DataSection, tokenizer_name: str, paths: dict[str, str]) -> pa.Table:
+    """Ray Data task: one chunk -> a table of pairs and rejected rows, or of one row that says what ends the stage."""
     (task,) = batch.to_pylist()
+    try:
+        require_seen(paths)
+        rows = _rows_of_chunk(task, data, tokenizer_name)
+    except UserError as error:
+        rows = [{"source": task["source"], "fatal": str(error)}]
+    return pa.Table.from_pylist(rows, schema=_TASK_SCHEMA)
+
+
+def _rows_of_chunk(task: dict[str, Any], data: DataSection, tokenizer_name: str) -> list[dict[str, Any]]:
     source = (*data.sources, *data.validation, *data.test)[task["source"]]
     # By name: a model from a hub or an object store lies elsewhere on every machine.
     tokenizer = load_tokenizer(str(resolve_model(tokenizer_name, tokenizer_only=True)))
@@ -182,9 +206,7 @@ def _run_task(batch: pa.Table, data: DataSection, tokenizer_name: str) -> pa.Tab
                 rows.append({**base, **_columns(pair, encoder.encode(pair))})
         except RowRejected as reason:
             rows.append({**base, "reason": str(reason)})
-        except UserError as error:
-            return pa.Table.from_pylist([{**base, "fatal": str(error)}], schema=_TASK_SCHEMA)
-    return pa.Table.from_pylist(rows, schema=_TASK_SCHEMA)
+    return rows
 
 
 def _columns(pair: RawPair, encoded: Encoded) -> dict[str, Any]:
@@ -209,142 +231,3 @@ def _columns(pair: RawPair, encoded: Encoded) -> dict[str, Any]:
 def prompt_hash(prompt: str) -> str:
     """Hash of a prompt with case and white space normalised: what the split and the overlap check compare."""
     return hashlib.sha256(" ".join(prompt.lower().split()).encode()).hexdigest()[:24]
-
-
-def _unit(*parts: Any) -> float:
-    """A uniform number in [0, 1) that depends on the parts alone."""
-    return int.from_bytes(hashlib.sha256("|".join(map(str, parts)).encode()).digest()[:8], "big") / 2**64
-
-
-@dataclass
-class _Plan:
-    """What happens to every row, decided from hashes before any row is written."""
-
-    recipe: Recipe
-    roles: list[str]
-    num_seen: int = 0
-    num_duplicates: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-    _rows: list[tuple[str, str, str]] = field(default_factory=list)  # (split or "", content hash, prompt hash) per row
-    fates: list[tuple[str, str, int]] = field(default_factory=list)  # (split, reason, copies) per row
-
-    def observe(self, batch: pa.Table) -> None:
-        data = self.recipe.data
-        for row in batch.to_pylist():
-            self.num_seen += 1
-            if row["fatal"]:
-                raise UserError(row["fatal"])
-            if row["reason"]:
-                self._rows.append(("", "", ""))
-                self.fates.append(("", row["reason"], 0))
-                continue
-            split = self.roles[row["source"]]
-            if split == "train":
-                at = _unit(data.split_seed, row["prompt_hash"])
-                if at < data.test_fraction:
-                    split = "test"
-                elif at < data.test_fraction + data.validation_fraction:
-                    split = "validation"
-            self._rows.append((split, row["pair_id"], row["prompt_hash"]))
-            self.fates.append((split, "", self._copies(row) if split == "train" else 1))
-
-    def _copies(self, row: dict[str, Any]) -> int:
-        weight = self.recipe.data.sources[row["source"]].weight
-        return int(weight) + (_unit("weight", row["source"], row["row"], row["pair_id"]) < weight - int(weight))
-
-    def settle(self) -> None:
-        """Apply overlap, duplicates and limits; afterwards `fates` is final."""
-        data = self.recipe.data
-        held_out = {prompt for split, _, prompt in self._rows if split in ("validation", "test")}
-        seen: set[tuple[str, str]] = set()
-        for i, (split, content, prompt) in enumerate(self._rows):
-            if not split:
-                continue
-            if split == "train" and prompt in held_out:
-                self.fates[i] = ("", "prompt is also in held-out data", 0)
-            elif (split, content) in seen:
-                self.num_duplicates += 1
-                if data.deduplicate:
-                    self.fates[i] = ("", "exact duplicate", 0)
-            elif self.fates[i][2] == 0:
-                self.fates[i] = ("", "left out by the source's weight", 0)
-            seen.add((split, content))
-        limits = {"train": data.max_train_pairs, "validation": data.max_validation_pairs, "test": data.max_test_pairs}
-        for split, limit in limits.items():
-            chosen = [i for i, fate in enumerate(self.fates) if fate[0] == split]
-            if limit is not None and len(chosen) > limit:
-                # A pseudo-random choice that does not depend on the order of the sources.
-                ranked = sorted(chosen, key=lambda i: (_unit("limit", data.split_seed, self._rows[i][1]), i))
-                for i in ranked[limit:]:
-                    self.fates[i] = ("", f"beyond max_{split}_pairs", 0)
-        self.reasons.update(reason for _, reason, _ in self.fates if reason)
-
-
-class _Writer:
-    """Streams rows in source order into shards and rejected_rows.jsonl.
-
-    Attributes:
-        checksums: path -> sha256 of every shard written.
-    """
-
-    def __init__(self, store: RunStore, shard_pairs: int) -> None:
-        self._store, self._shard_pairs = store, shard_pairs
-        self.checksums: dict[str, str] = {}
-        self._pending: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
-        self._shards: dict[str, list[int]] = {split: [] for split in SPLITS}
-        self._tokens = dict.fromkeys(SPLITS, 0)
-        self._shared = dict.fromkeys(SPLITS, 0)
-        self._scored = dict.fromkeys(SPLITS, 0)
-        self._truncated: Counter[str] = Counter()
-        self._occurrences: Counter[str] = Counter()
-        self._rejected: list[str] = []
-        self._next = 0
-
-    def add(self, batch: pa.Table, plan: _Plan) -> None:
-        for row in batch.to_pylist():
-            split, reason, copies = plan.fates[self._next]
-            self._next += 1
-            if reason:
-                self._rejected.append(json.dumps({"source": row["source"], "row": row["row"], "reason": reason}))
-                continue
-            for name in filter(None, row["truncated"].split(",")):
-                self._truncated[name] += 1
-            content = row["pair_id"]
-            for _ in range(copies):
-                occurrence = self._occurrences[f"{split}{content}"]
-                self._occurrences[f"{split}{content}"] += 1
-                self._keep(split, {**row, "pair_id": f"{content}-{occurrence}"})
-
-    def _keep(self, split: str, row: dict[str, Any]) -> None:
-        rejected = row["rejected_ids"]
-        responses = len(row["chosen_ids"]) + len(rejected or ())
-        self._scored[split] += responses
-        self._shared[split] += responses + len(row["prompt_ids"])
-        self._tokens[split] += responses + len(row["prompt_ids"]) * (1 if rejected is None else 2)
-        self._pending[split].append(row)
-        if len(self._pending[split]) == self._shard_pairs:
-            self._flush(split)
-
-    def _flush(self, split: str) -> None:
-        rows = self._pending[split]
-        if rows:
-            table = pa.Table.from_pylist(rows, schema=PAIR_SCHEMA)
-            path = f"{shard_name(split, len(self._shards[split]))}.parquet"
-            with self._store.table_writer(path, table.schema) as file:
-                file.write(table)
-            self.checksums[path] = file.sha256
-            self._shards[split].append(len(rows))
-            self._pending[split] = []
-
-    def close(self) -> dict[str, Any]:
-        for split in SPLITS:
-            self._flush(split)
-        self._store.write_bytes(REJECTED_ROWS, "".join(line + "\n" for line in self._rejected).encode())
-        return {
-            "pairs": {split: sum(self._shards[split]) for split in SPLITS},
-            "shards": self._shards,
-            "model_tokens": self._tokens,
-            "shared_tokens": self._shared,
-            "scored_tokens": self._scored,
-            "truncated": dict(sorted(self._truncated.items())),
-        }

@@ -44,6 +44,22 @@ def check_shared(recipe: Recipe) -> None:
             marker_path.unlink(missing_ok=True)
 
 
+def local_paths(recipe: Recipe) -> dict[str, str]:
+    """Key -> path of everything local that is there and that whoever works on this run has to see."""
+    return {key: path for key, path in (*_stores(recipe), *_inputs(recipe)) if Path(path).exists()}
+
+
+def require_seen(paths: dict[str, str]) -> None:
+    """Called on the machine that does the work, which may have joined after `check_shared` asked the others.
+
+    Raises: UserError naming the key, the path and this machine.
+    """
+    import ray
+
+    for key in _missing(paths):
+        raise UserError(f"{key} = {paths[key]}: the machine {ray.util.get_node_ip_address()} does not see it: {_CURE}")
+
+
 def _look_everywhere(nodes: list[dict[str, Any]], looked_for: dict[str, tuple[str, str]]) -> None:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

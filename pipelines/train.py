@@ -15,6 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pipelines.autoscaling import Places, second_choice
 from pipelines.cluster import even_cpus, interruptible, node_cpus
 from pipelines.config import Recipe, TrainSection
 from pipelines.errors import Failure, StageFailed, UserError
@@ -24,6 +25,7 @@ from pipelines.prepare import open_pairs, prepare_record
 from pipelines.reference import reference_record, usable_rows
 from pipelines.reference_features import feature_origins
 from pipelines.sampler import Sampler
+from pipelines.shared_storage import local_paths
 from pipelines.stage_record import StageRecord
 from pipelines.store import RunStore
 from pipelines.train_metrics import FOLDER, read_metrics
@@ -124,14 +126,15 @@ def _fit(recipe: Recipe, callbacks: list[Any]) -> None:
     cpus = train.cpus_per_worker or (1 if use_gpu else even_cpus(node_cpus(), train.num_workers, recipe.ray.cpus_per_run))
     if cpus * fewest > total_cpus:
         raise UserError(f"{_workers(train)} x {cpus:g} CPUs: the cluster has {total_cpus:g}")
+    places = Places({"CPU": cpus, "GPU": per_worker} if use_gpu else {"CPU": cpus}, fewest)
     elastic = {} if train.min_workers is None else {"elastic_resize_monitor_interval_s": _RESIZE_SECONDS}
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"recipe": recipe.model_dump(mode="json"), "threads": max(1, int(cpus))},
+        train_loop_config={"recipe": recipe.model_dump(mode="json"), "threads": max(1, int(cpus)), "paths": local_paths(recipe)},
         scaling_config=ScalingConfig(
             num_workers=train.num_workers if train.min_workers is None else (train.min_workers, train.num_workers),
             use_gpu=use_gpu,
-            resources_per_worker={"CPU": cpus, "GPU": per_worker} if use_gpu else {"CPU": cpus},
+            resources_per_worker=places.bundle,
             **elastic,
         ),
         run_config=RunConfig(
@@ -143,7 +146,8 @@ def _fit(recipe: Recipe, callbacks: list[Any]) -> None:
         ),
     )
     try:
-        interruptible(trainer.fit)
+        with second_choice(recipe, places, lambda text: tqdm.write(text, file=sys.stderr)):
+            interruptible(trainer.fit)
     except ray.train.TrainingFailedError as error:
         _raise_failure(train_store(recipe))
         raise StageFailed(f"training failed: {_root_cause(error)}") from error
@@ -163,7 +167,7 @@ def _root_cause(error: BaseException) -> str:
     failures = getattr(error, "worker_failures", None)
     text = str(next(iter(failures.values()))) if failures else str(error)
     lines = [line for line in text.strip().splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return lines[-1].removeprefix(f"{UserError.__module__}.UserError: ") if lines else type(error).__name__
 
 
 @contextlib.contextmanager

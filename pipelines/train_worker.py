@@ -25,11 +25,13 @@ def train_worker(config: dict[str, Any]) -> None:
     from pipelines.config import Recipe
     from pipelines.errors import Failure, StageFailed, Superseded, UserError
     from pipelines.placement import Placement, is_out_of_memory
+    from pipelines.shared_storage import require_seen
     from pipelines.store import RunStore
     from pipelines.trainer import Trainer
 
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
+    require_seen(config["paths"])  # raised, since a file that says so would be left where nobody looks
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     recipe = Recipe.model_validate(config["recipe"])

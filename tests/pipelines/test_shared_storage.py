@@ -1,0 +1,47 @@
+"""Work on a machine that does not see the run, as one that joins after the run asked the others: one line, and nothing written."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipelines import actor_pool, prepare, train
+from pipelines.config import Recipe
+from pipelines.errors import StageFailed, UserError
+from pipelines.prepare import run_prepare
+from pipelines.reference import run_reference
+from pipelines.shared_storage import local_paths
+from pipelines.train import run_train
+
+MakeRecipe = Callable[..., Recipe]
+LINE = "run_dir = /not/mounted/here: the machine .* does not see it: put it on a disk that every machine mounts"
+
+
+def unseen(recipe: Recipe) -> dict[str, str]:
+    return {**local_paths(recipe), "run_dir": "/not/mounted/here"}
+
+
+@pytest.mark.slow
+def test_workers_that_do_not_see_the_run_say_so_and_write_nothing(
+    make_recipe: MakeRecipe, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe("objective.name=tdpo1", "train.max_steps=2", "train.max_failures=0", "train.num_workers=1")
+    run = Path(recipe.run_dir)
+    with monkeypatch.context() as patched:
+        patched.setattr(prepare, "local_paths", unseen)
+        with pytest.raises(UserError, match=LINE):
+            run_prepare(recipe, quiet=True)
+    assert sorted(file.name for file in run.rglob("*") if file.is_file()) == ["started.json"]
+    assert local_paths(recipe)["run_dir"] == str(run)
+    run_prepare(recipe, quiet=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(actor_pool, "local_paths", unseen)
+        with pytest.raises(UserError, match=LINE):
+            run_reference(recipe, quiet=True)
+    assert sorted(file.name for file in (run / "reference").rglob("*") if file.is_file()) == ["started.json"]
+    run_reference(recipe, quiet=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "local_paths", unseen)
+        with pytest.raises(StageFailed, match=f"^training failed: {LINE}"):
+            run_train(recipe, quiet=True)
+    assert run_train(recipe, quiet=True)["counts"]["steps"] == 2
