@@ -1,13 +1,50 @@
 """Wait for the machines of an autoscaled cluster before its devices are counted; a cluster that has them passes at once."""
 
+import contextlib
 import math
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
-from pipelines.config import Recipe
+from pipelines.cluster import cluster_address
+from pipelines.config import RaySection, Recipe
 from pipelines.errors import UserError
 
 _HEAD = "node:__internal_head__"  # Ray's mark
+_LOOK_SECONDS = 0.5
+_MARK = 0.001  # of the resource that tells machines of the second choice: all of a machine's bundles fit
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Places:
+    """`count` times what one worker takes, each on one machine."""
+
+    bundle: dict[str, float]
+    count: int
+
+    def missing(self) -> int:
+        """How many of them the living machines have no room for, were they empty."""
+        import ray
+
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        room = sum(min(int(machine.get(name, 0) / value + 1e-9) for name, value in self.bundle.items()) for machine in machines)
+        return max(0, self.count - room)
+
+    def of_second_choice(self, config: RaySection, count: int, say: Say) -> list[dict[str, float]]:
+        """`count` bundles that only machines with ray.fallback_resource can take.
+
+        Ray's autoscaler asks again and again for the kind of machine with the highest priority, whether the cloud has any or not:
+        nothing but work that other machines cannot take makes it start another kind.
+        """
+        resource = str(config.fallback_resource)
+        say(f"cluster: {self.shown(count)} missing for {config.fallback_after_s} s; asking for machines with {resource!r}")
+        return [{**self.bundle, resource: _MARK}] * count
+
+    def shown(self, count: int) -> str:
+        return f"{count} x {' and '.join(f'{value:g} {name}' for name, value in self.bundle.items())}"
 
 
 def wait_for_workers(recipe: Recipe, say: Say) -> None:
@@ -21,44 +58,94 @@ def wait_for_workers(recipe: Recipe, say: Say) -> None:
     Raises: UserError if the machines do not come within ray.scale_up_timeout_s.
     """
     import ray
-    from ray.util.placement_group import placement_group, remove_placement_group
 
-    grows = _head_only_schedules() if recipe.ray.autoscaling is None else recipe.ray.autoscaling
-    if not grows:
+    if not _grows(recipe) or not (wanted := _places_of(recipe)).missing():
         return
     have = ray.cluster_resources()
-    is_empty = not have.get("CPU", 0) and not have.get("GPU", 0)
-    bundle, count = _wanted(recipe, has_gpus=is_empty or have.get("GPU", 0) > 0)
-    if all(have.get(name, 0) >= value * count for name, value in bundle.items()):
+    hint = "; train.use_gpu=false for a cluster without GPUs" if recipe.train.use_gpu is None and "GPU" in wanted.bundle else ""
+    say(f"cluster: has {have.get('CPU', 0):g} CPU and {have.get('GPU', 0):g} GPU; waiting for {wanted.shown(wanted.count)}{hint}")
+    config = recipe.ray
+    deadline = time.monotonic() + config.scale_up_timeout_s
+    is_second_turn = False
+    while (left := deadline - time.monotonic()) > 0:
+        missing = wanted.missing() if is_second_turn else 0
+        second = wanted.of_second_choice(config, missing, say) if missing else []
+        with _asked_for([wanted.bundle] * (wanted.count - missing) + second) as group:
+            if group.wait(left if config.fallback_resource is None else min(left, config.fallback_after_s)):
+                return
+        is_second_turn = not is_second_turn and config.fallback_resource is not None
+    raise UserError(
+        f"ray.scale_up_timeout_s = {config.scale_up_timeout_s}: {wanted.shown(wanted.count)} did not come; `ray status` says what the cluster"
+        f" could not start{hint}"
+    )
+
+
+@contextlib.contextmanager
+def second_choice(recipe: Recipe, wanted: Places, say: Say) -> Iterator[None]:
+    """While the block waits for `wanted` by itself and some of it is missing, ask for that on machines with ray.fallback_resource, by turns."""
+    if recipe.ray.fallback_resource is None or not _grows(recipe):
+        yield
         return
-    shown = f"{count} x {' and '.join(f'{value:g} {name}' for name, value in bundle.items())}"
-    hint = "; train.use_gpu=false for a cluster without GPUs" if recipe.train.use_gpu is None and "GPU" in bundle else ""
-    say(f"cluster: has {have.get('CPU', 0):g} CPU and {have.get('GPU', 0):g} GPU; waiting for {shown}{hint}")
-    group = placement_group([bundle] * count)
+    stop = threading.Event()
+    asking = threading.Thread(target=_ask_by_turns, args=(recipe.ray, wanted, say, stop), daemon=True)
+    asking.start()
     try:
-        if not group.wait(recipe.ray.scale_up_timeout_s):
-            raise UserError(
-                f"ray.scale_up_timeout_s = {recipe.ray.scale_up_timeout_s}: {shown} did not come; `ray status` says what the cluster"
-                f" could not start{hint}"
-            )
+        yield
+    finally:
+        stop.set()
+        asking.join()
+
+
+def _ask_by_turns(config: RaySection, wanted: Places, say: Say, stop: threading.Event) -> None:
+    import ray
+
+    def is_missing_for(seconds: float) -> bool:
+        """Whether something is missing all the time."""
+        end = time.monotonic() + seconds
+        while wanted.missing() and not stop.wait(_LOOK_SECONDS):
+            if time.monotonic() > end:
+                return True
+        return False
+
+    while not stop.wait(_LOOK_SECONDS):
+        with contextlib.suppress(ray.exceptions.RayError):  # a head that does not answer now is asked again
+            if is_missing_for(config.fallback_after_s):
+                with _asked_for(wanted.of_second_choice(config, wanted.missing(), say)):
+                    is_missing_for(config.fallback_after_s)
+
+
+@contextlib.contextmanager
+def _asked_for(bundles: list[dict[str, float]]) -> Iterator[Any]:
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    group = placement_group(bundles)
+    try:
+        yield group
     finally:
         remove_placement_group(group)
 
 
-def _head_only_schedules() -> bool:
+def _grows(recipe: Recipe) -> bool:
     import ray
 
+    if cluster_address(recipe.ray) is None:
+        return False
+    if recipe.ray.autoscaling is not None:
+        return recipe.ray.autoscaling
     heads = [node["Resources"] for node in ray.nodes() if node["Alive"] and _HEAD in node["Resources"]]
     return any(not head.get("CPU", 0) and not head.get("GPU", 0) for head in heads)
 
 
-def _wanted(recipe: Recipe, has_gpus: bool) -> tuple[dict[str, float], int]:
-    """(what one worker takes, how many): of the larger of training and one copy of the reference."""
+def _places_of(recipe: Recipe) -> Places:
+    """The larger of what training and one copy of the reference take."""
+    import ray
+
+    have = ray.cluster_resources()
     train = recipe.train
     workers = train.min_workers or train.num_workers
     bundle: dict[str, float] = {"CPU": float(train.cpus_per_worker or 1)}
+    has_gpus = have.get("GPU", 0) > 0 or not have.get("CPU", 0)
     if has_gpus if train.use_gpu is None else train.use_gpu:
-        share = recipe.ray.gpus_per_run or math.inf
-        bundle["GPU"] = min(1.0, share)
+        bundle["GPU"] = min(1.0, recipe.ray.gpus_per_run or math.inf)
         workers = max(workers, recipe.reference.gpus_per_model)
-    return bundle, workers
+    return Places(bundle, workers)

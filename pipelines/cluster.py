@@ -7,13 +7,15 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pipelines.config import RaySection
 from pipelines.errors import UserError
+from pipelines.own_code import TRUSTED_CODE
 
 Result = TypeVar("Result")
 _API_SERVER = "RAY_API_SERVER_ADDRESS"
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
 
 
 def cluster_address(config: RaySection) -> str | None:
@@ -47,7 +49,7 @@ def ray_session(config: RaySection) -> Iterator[None]:
     address = cluster_address(config)
     if address:
         try:
-            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=config.worker_logs)
+            ray.init(address=address, runtime_env=_environment(), logging_level=logging.WARNING, log_to_driver=config.worker_logs)
         except (ConnectionError, ray.exceptions.AuthenticationError) as error:
             raise UserError(f"ray.address = {address!r}: {str(error).splitlines()[0]}") from error
     else:
@@ -70,6 +72,12 @@ def ray_session(config: RaySection) -> Iterator[None]:
         ray.shutdown()
         if not address:
             os.environ.pop(_API_SERVER, None)
+
+
+def _environment() -> dict[str, Any] | None:
+    """What workers on other machines take over of this process's environment; a submitted job's workers have the job's own."""
+    listed = os.environ.get(TRUSTED_CODE)
+    return {"env_vars": {TRUSTED_CODE: listed}} if listed and _JOB not in os.environ else None
 
 
 def _start_local(config: RaySection, port: int) -> None:

@@ -6,9 +6,10 @@ from typing import Any
 
 from evaluation.benchmarks.code import CodeTask, code_benchmark, code_tasks
 from pipelines.actor_pool import run_tasks
-from pipelines.config import CodeSection, Recipe
+from pipelines.config import Recipe
 from pipelines.errors import UserError
 from pipelines.evaluate import CODE_SAMPLES, append_history, evaluate_record, evaluation_store
+from pipelines.evaluate_config import CodeSection
 from pipelines.models import file_hash
 from pipelines.sandbox import Limits, require_isolation, run_programs
 from pipelines.section import stage_settings

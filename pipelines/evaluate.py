@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from pipelines.actor_pool import run_tasks
-from pipelines.config import OpenAIJudge, Recipe, VaderReward
+from pipelines.config import Recipe
 from pipelines.errors import UserError
+from pipelines.evaluate_config import OpenAIJudge, VaderReward
 from pipelines.evaluate_worker import Evaluator, code_prompt_ids, prompt_ids
 from pipelines.leaderboard import task_files_hash
 from pipelines.models import ADAPTER_CONFIG, file_hash, load_tokenizer, resolve_model

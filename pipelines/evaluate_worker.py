@@ -6,8 +6,9 @@ from typing import Any
 import torch
 
 from evaluation.key_tokens import key_token_labels
-from pipelines.config import CodeSection, GenerationSection, Recipe
+from pipelines.config import Recipe
 from pipelines.errors import UserError
+from pipelines.evaluate_config import CodeSection, GenerationSection
 from pipelines.feature_source import FeatureSource
 from pipelines.generation import generate
 from pipelines.leaderboard import run_tasks_of

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from pipelines.config import GenerationSection
+from pipelines.evaluate_config import GenerationSection
 
 
 @torch.no_grad()

@@ -11,8 +11,8 @@ import httpx
 from tqdm import tqdm
 
 from evaluation.judging import joint_verdict, judge_messages, parse_verdict
-from pipelines.config import OpenAIJudge
 from pipelines.errors import StageFailed, UserError
+from pipelines.evaluate_config import OpenAIJudge
 from pipelines.stage_record import digest
 from pipelines.store import RunStore
 

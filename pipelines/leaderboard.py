@@ -6,8 +6,8 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from pipelines.config import LeaderboardSection
 from pipelines.errors import UserError
+from pipelines.evaluate_config import LeaderboardSection
 
 
 def check_tasks(section: LeaderboardSection) -> None:

@@ -1,7 +1,7 @@
 """Find, fingerprint and load models and tokenizers: the one place that decides files, dtype and device.
 
 A model is a directory of weights, or of a peft adapter that names its base: then it is always the base with the adapter
-merged. Weights are read from safetensors only, and `trust_remote_code` is never set.
+merged. Weights are read from safetensors only; code that a model brings runs only if it is trusted (own_code.py).
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from pipelines.errors import UserError
+from pipelines.own_code import code_hash, may_run, refused_code
 from pipelines.store import RunStore
 from sparsepo import verify_head
 
@@ -101,7 +102,7 @@ def _from_hub(name: str) -> Path:
         OfflineModeIsEnabled,
     )
 
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.py"]
     try:
         return Path(snapshot_download(name, local_files_only=True, allow_patterns=patterns))
     except HFValidationError as error:
@@ -114,16 +115,25 @@ def _from_hub(name: str) -> Path:
         raise UserError(f"model {name!r}: no such directory, not downloaded before, and the model hub cannot be reached") from error
 
 
+def from_directory(auto_class: Any, directory: Path, what: str = "", **settings: Any) -> Any:
+    """`auto_class.from_pretrained` without network, and without code of the model's own unless it is trusted.
+
+    Raises: UserError naming the directory, `what` is wrong and why.
+    """
+    try:
+        return auto_class.from_pretrained(directory, local_files_only=True, trust_remote_code=may_run(directory), **settings)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = refused_code(directory) or str(error).strip().splitlines()[0]
+        raise UserError(f"model directory {directory}: {what}{reason}") from error
+
+
 @lru_cache(maxsize=4)
 def load_tokenizer(directory: str) -> Any:
     """The fast tokenizer of a local directory; UserError if it has none or no EOS token."""
     from transformers import AutoTokenizer
 
     own = (Path(directory) / "tokenizer_config.json").is_file() or (Path(directory) / "tokenizer.json").is_file()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory if own else base_dir(Path(directory)), local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"model directory {directory}: no usable tokenizer ({str(error).splitlines()[0]})") from error
+    tokenizer = from_directory(AutoTokenizer, Path(directory) if own else base_dir(Path(directory)), "no usable tokenizer: ")
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"the tokenizer of {directory} has no EOS token: a response could not be ended; set eos_token in its tokenizer_config.json"
@@ -132,7 +142,7 @@ def load_tokenizer(directory: str) -> Any:
 
 
 def load_causal_lm(directory: str, dtype: torch.dtype, device: torch.device | str = "cpu", num_gpus: int = 1) -> Any:
-    """A causal language model in eval mode, without gradient checkpointing or remote code; an adapter is merged.
+    """A causal language model in eval mode, without gradient checkpointing; an adapter is merged.
 
     Args:
         num_gpus: more than one spreads the layers over the first GPUs that this process sees.
@@ -142,18 +152,16 @@ def load_causal_lm(directory: str, dtype: torch.dtype, device: torch.device | st
     base = base_dir(Path(directory))
     is_adapter = base != Path(directory)
     spread = {"device_map": "balanced"} if num_gpus > 1 else {}
-    try:
-        # An adapter is added in float32, or its update would be rounded to the base's precision.
-        model = AutoModelForCausalLM.from_pretrained(
-            base, dtype=torch.float32 if is_adapter else dtype, local_files_only=True, use_safetensors=True, **spread
-        )
-        if is_adapter:
-            from peft import PeftModel
+    # An adapter is added in float32, or its update would be rounded to the base's precision.
+    model = from_directory(AutoModelForCausalLM, base, dtype=torch.float32 if is_adapter else dtype, use_safetensors=True, **spread)
+    if is_adapter:
+        from peft import PeftModel
 
+        try:
             merged = PeftModel.from_pretrained(model, directory).merge_and_unload(safe_merge=True)
-            model = merged.to(dtype).requires_grad_(True)  # peft froze the base
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"model directory {directory}: {str(error).splitlines()[0]}") from error
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"model directory {directory}: {str(error).splitlines()[0]}") from error
+        model = merged.to(dtype).requires_grad_(True)  # peft froze the base
     model = model.eval() if spread else model.to(device).eval()
     try:
         verify_head(model)
@@ -166,7 +174,7 @@ def hf_config(directory: str | Path) -> Any:
     """The transformers configuration of a model directory (of the base for an adapter)."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(base_dir(Path(directory)), local_files_only=True)
+    return from_directory(AutoConfig, base_dir(Path(directory)))
 
 
 def model_config(directory: Path) -> dict[str, Any]:
@@ -182,12 +190,14 @@ def max_positions(directory: Path) -> int | None:
 
 
 def weights_fingerprint(directory: Path) -> str:
-    """Hash of the config's architecture and every weight file, an adapter's included; file hashes are cached by path, size and time."""
+    """Hash of the config's architecture, code that runs and every weight file, an adapter's too; file hashes are cached by path, size and time."""
     digest = hashlib.sha256()
     config = model_config(directory)
     for volatile in ("transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache"):
         config.pop(volatile, None)
     digest.update(json.dumps(config, sort_keys=True).encode())
+    if may_run(base_dir(directory)):
+        digest.update(code_hash(base_dir(directory)).encode())
     for file in weight_files(directory):
         digest.update(f"{file.name}:{file_hash(file)}".encode())
     if (directory / ADAPTER_CONFIG).is_file():

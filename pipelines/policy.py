@@ -9,7 +9,8 @@ from pipelines.batch_layout import BatchLayout
 from pipelines.config import LoraSection, Recipe
 from pipelines.errors import UserError
 from pipelines.hardware import micro_batch_tokens
-from pipelines.models import ADAPTER_CONFIG, hf_config, load_causal_lm, load_tokenizer, resolve_model
+from pipelines.models import ADAPTER_CONFIG, base_dir, hf_config, load_causal_lm, load_tokenizer, resolve_model
+from pipelines.own_code import may_run
 from pipelines.placement import Placement
 from pipelines.reference_features import reference_model_dir
 from pipelines.strategy import Strategy
@@ -46,9 +47,8 @@ def count_adapter_parameters(recipe: Recipe) -> int:
 
     directory = resolve_model(recipe.model.name_or_path)
     with torch.device("meta"):
-        found = _adapted(
-            AutoModelForCausalLM.from_config(hf_config(directory)), recipe.train.lora, directory, torch.float32, recipe.model.name_or_path
-        )
+        empty = AutoModelForCausalLM.from_config(hf_config(directory), trust_remote_code=may_run(base_dir(directory)))
+        found = _adapted(empty, recipe.train.lora, directory, torch.float32, recipe.model.name_or_path)
     return sum(p.numel() for p in found.parameters() if p.requires_grad)
 
 

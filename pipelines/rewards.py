@@ -1,13 +1,14 @@
 """Rewards of generated texts, by the recipe's reward section."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipelines.config import ClassifierReward, VaderReward
 from pipelines.errors import UserError
-from pipelines.models import compute_device, resolve_model
+from pipelines.evaluate_config import ClassifierReward, VaderReward
+from pipelines.models import compute_device, from_directory, resolve_model
 
 Reward = Callable[[list[str]], list[float]]
 
@@ -29,16 +30,24 @@ def _classifier(section: ClassifierReward) -> Reward:
 
 def load_classifier(name: str) -> tuple[Any, Any]:
     """A sequence classification model on this process's device, and its tokenizer with a padding token."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
-    directory = str(resolve_model(name))
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    model: Any = AutoModelForSequenceClassification.from_pretrained(directory, local_files_only=True, use_safetensors=True)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token  # masked out by the attention mask
+    directory = resolve_model(name)
+    tokenizer = padding_tokenizer(directory)
+    model: Any = from_directory(AutoModelForSequenceClassification, directory, use_safetensors=True)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id  # decoders find the last token by it
     return model.eval().to(compute_device()), tokenizer
+
+
+def padding_tokenizer(directory: Path) -> Any:
+    """The tokenizer of a local directory, with a padding token."""
+    from transformers import AutoTokenizer
+
+    tokenizer = from_directory(AutoTokenizer, directory)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # masked out by the attention mask
+    return tokenizer
 
 
 def label_index(config: Any, label: str, key: str) -> int:

@@ -20,9 +20,10 @@ import httpx
 
 from evaluation.gates import GateFailure, gate_failures
 from pipelines.claims import Claims, ClaimTimes
-from pipelines.config import Recipe, ScheduleSection
+from pipelines.config import Recipe
 from pipelines.errors import UserError
 from pipelines.evaluate import checkpoint_folder, evaluate_record, evaluation_store, numbers_of, read_results, run_evaluate
+from pipelines.evaluate_config import ScheduleSection
 from pipelines.stage_record import MANIFEST
 from pipelines.store import RunStore
 from pipelines.train import train_record, train_store

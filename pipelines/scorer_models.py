@@ -10,7 +10,15 @@ from torch import Tensor
 
 from pipelines.config import Recipe
 from pipelines.errors import UserError
-from pipelines.models import load_causal_lm, load_tokenizer, model_config, reference_dtype, resolve_model, weights_fingerprint
+from pipelines.models import (
+    from_directory,
+    load_causal_lm,
+    load_tokenizer,
+    model_config,
+    reference_dtype,
+    resolve_model,
+    weights_fingerprint,
+)
 from sparsepo.layouts import TokenizedPair
 from sparsepo.scorers import Pooling, pooled_states
 
@@ -76,10 +84,10 @@ class PromptEmbedder:
         directory = resolve_model(recipe.model.embedder)
         self._pooling = pooling_of(directory)
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-            model = AutoModel.from_pretrained(directory, local_files_only=True, use_safetensors=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"model.embedder = {directory}: {str(error).splitlines()[0]}") from error
+            self._tokenizer = from_directory(AutoTokenizer, directory)
+            model = from_directory(AutoModel, directory, use_safetensors=True)
+        except UserError as error:
+            raise UserError(f"model.embedder: {error}") from error
         self._model = model.to(device).eval()
 
     def embed(self, prompts: Sequence[str], pairs: Sequence[TokenizedPair]) -> Tensor:

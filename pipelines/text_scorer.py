@@ -5,10 +5,11 @@ from typing import Any
 
 from evaluation.metrics.bert_score import BertScorer
 from evaluation.metrics.entailment import EntailmentScorer
-from pipelines.config import ClassifierReward, EvaluateSection, Recipe, RewardModelJudge
+from pipelines.config import Recipe
 from pipelines.errors import UserError
-from pipelines.models import compute_device, hf_config, resolve_model
-from pipelines.rewards import build_reward, class_scores, label_index, load_classifier
+from pipelines.evaluate_config import ClassifierReward, EvaluateSection, RewardModelJudge
+from pipelines.models import compute_device, from_directory, hf_config, resolve_model
+from pipelines.rewards import build_reward, class_scores, label_index, load_classifier, padding_tokenizer
 
 WHO = ("start", "policy")
 
@@ -69,14 +70,11 @@ def _put(records: list[dict[str, Any]], name: str, values: list[float]) -> None:
 
 
 def _encoder(model: str) -> tuple[Any, Any]:
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
-    directory = str(resolve_model(model))
-    encoder: Any = AutoModel.from_pretrained(directory, local_files_only=True, use_safetensors=True)
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token  # masked out by the attention mask
-    return encoder.to(compute_device()), tokenizer
+    directory = resolve_model(model)
+    encoder: Any = from_directory(AutoModel, directory, use_safetensors=True)
+    return encoder.to(compute_device()), padding_tokenizer(directory)
 
 
 def _reward_model(judge: RewardModelJudge) -> Callable[[list[str], list[str]], list[float]]:

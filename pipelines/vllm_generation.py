@@ -6,11 +6,13 @@ Nobody has run this against a real vLLM yet: rows go in and come out as Ray's pr
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import util
+from pathlib import Path
 from typing import Any
 
 from pipelines.actor_pool import quieten_ray_data
-from pipelines.config import GenerationSection
 from pipelines.errors import UserError
+from pipelines.evaluate_config import GenerationSection
+from pipelines.own_code import may_run
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def vllm_processor(model: str, concurrency: int) -> Any:
 
     config = vLLMEngineProcessorConfig(
         model_source=model,
-        engine_kwargs={"trust_remote_code": False, "enable_prefix_caching": True},
+        engine_kwargs={"trust_remote_code": may_run(Path(model)), "enable_prefix_caching": True},
         concurrency=concurrency,
         chat_template_stage=False,
         tokenize_stage=False,

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from pipelines.cli import app
-from pipelines.config import ScheduleSection
+from pipelines.config import RaySection
+from pipelines.evaluate_config import ScheduleSection
 from pipelines.schedule import cron_trigger
 
 ROOT = Path(__file__).parent.parent
@@ -59,7 +60,9 @@ def test_the_cluster_file_lets_nobody_in_without_a_token() -> None:
     assert config["file_mounts"] == {"~/.ray/auth_token": "~/.ray/auth_token"}
     assert re.findall(r"# CHANGE (\d)", text) == list("12345")
     machines = config["available_node_types"]
-    assert machines["spot_gpu"]["resources"] == machines["on_demand_gpu"]["resources"], "one stands in for the other"
+    spot, second = machines["spot_gpu"], machines["on_demand_gpu"]
+    assert spot["priority"] > second.get("priority", 0)
+    assert second["resources"] == {**spot["resources"], RaySection().fallback_resource: 1}, "one stands in for the other when asked for"
 
 
 def test_manifests_fit_kuberays_schemas(tmp_path: Path) -> None:

@@ -73,6 +73,6 @@ class BertScore(evaluate.Metric):
     def _compute(self, predictions: list[str], references: list[str], model: str, layer: int | None = None) -> dict[str, Any]:
         from transformers import AutoModel, AutoTokenizer
 
-        encoder: Any = AutoModel.from_pretrained(model, local_files_only=True, use_safetensors=True)
-        scorer = BertScorer(encoder, AutoTokenizer.from_pretrained(model, local_files_only=True), layer)
+        encoder: Any = AutoModel.from_pretrained(model, local_files_only=True, trust_remote_code=False, use_safetensors=True)
+        scorer = BertScorer(encoder, AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False), layer)
         return {name: sum(values) / len(values) for name, values in scorer(predictions, references).items()}

@@ -64,7 +64,9 @@ class Entailment(evaluate.Metric):
     def _compute(self, predictions: list[str], references: list[str], model: str, label: str = "entailment") -> dict[str, Any]:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        classifier: Any = AutoModelForSequenceClassification.from_pretrained(model, local_files_only=True, use_safetensors=True)
-        scorer = EntailmentScorer(classifier, AutoTokenizer.from_pretrained(model, local_files_only=True), label)
+        classifier: Any = AutoModelForSequenceClassification.from_pretrained(
+            model, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        )
+        scorer = EntailmentScorer(classifier, AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False), label)
         values = scorer(predictions, references)
         return {"entailment": sum(values) / len(values)}

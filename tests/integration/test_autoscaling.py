@@ -29,7 +29,7 @@ def fake_config() -> dict[str, object]:
     for name, kind in kinds.items():
         kind["node_config"] = {}
         if name != "head":
-            kind["resources"] = {"CPU": 1}
+            kind["resources"] = {**{mark: 1 for mark in kind["resources"] if mark not in ("CPU", "GPU")}, "CPU": 1}
     kinds["ray.head.default"] = kinds.pop(config["head_node_type"])  # as the provider calls the head's
     return {
         "cluster_name": config["cluster_name"],
@@ -58,6 +58,7 @@ def fake_config() -> dict[str, object]:
 
 ENVIRONMENT = {
     "RAY_FAKE_CLUSTER": "1",
+    "SPOT_MACHINES": "1",
     "PYTHONPATH": str(ROOT / "tests"),
     "AUTOSCALER_UPDATE_INTERVAL_S": "1",
     "RAY_enable_autoscaler_v2": "1",
@@ -77,8 +78,10 @@ def config_in(folder: Path) -> Path:
     return file
 
 
-def test_a_job_brings_two_machines_and_they_go_again(recipe_in: MakeRecipe, tmp_path: Path) -> None:
-    recipe = recipe_in("unused", "train.num_workers=2", "train.max_steps=2", "train.use_gpu=false", "ray.scale_up_timeout_s=120")
+def test_a_job_brings_a_spot_machine_and_for_want_of_another_one_on_demand_and_they_go_again(recipe_in: MakeRecipe, tmp_path: Path) -> None:
+    recipe = recipe_in(
+        "unused", "train.num_workers=2", "train.max_steps=2", "train.use_gpu=false", "ray.scale_up_timeout_s=120", "ray.fallback_after_s=5"
+    )
     with hosts(tmp_path / "hosts", 0, ENVIRONMENT, autoscaling=config_in(tmp_path)) as cluster:
         inputs = cluster.shared / "inputs"
         inputs.mkdir()
@@ -106,7 +109,8 @@ def test_a_job_brings_two_machines_and_they_go_again(recipe_in: MakeRecipe, tmp_
         said = job.stdout.read()
         assert job.returncode == 0, said[-9000:]
         assert "cluster: has 0 CPU and 0 GPU; waiting for 2 x 1 CPU" in said
-        assert most == {"spot_gpu": 2}, "spot machines come first, and no more than the run takes"
+        assert "1 x 1 CPU missing for 5 s; asking for machines with 'on_demand'" in said
+        assert most == {"spot_gpu": 1, "on_demand_gpu": 1}, "spot machines come first, and no more of either than the run takes"
         assert (run_dir / "train" / "manifest.json").is_file()
         limit = time.monotonic() + 90
         while machines(cluster) and time.monotonic() < limit:

@@ -19,9 +19,10 @@ import pytest
 import yaml
 
 from pipelines.claims import Claims, ClaimTimes
-from pipelines.config import Recipe, ScheduleSection
+from pipelines.config import Recipe
 from pipelines.errors import UserError
 from pipelines.evaluate import read_history
+from pipelines.evaluate_config import ScheduleSection
 from pipelines.recipe import validate_recipe
 from pipelines.run import run_stages
 from pipelines.schedule import Scheduler, cron_trigger

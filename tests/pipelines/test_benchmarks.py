@@ -10,9 +10,10 @@ from text_models import write_encoder, write_entailment, write_reward_model
 
 from evaluation.metrics import rouge, self_bleu, vader_scores
 from pipelines.code_execution import read_code_tasks
-from pipelines.config import CodeSection, GenerationSection, Recipe
+from pipelines.config import Recipe
 from pipelines.errors import UserError
 from pipelines.evaluate import CODE_SAMPLES, SAMPLES, read_history, read_results, run_evaluate
+from pipelines.evaluate_config import CodeSection, GenerationSection
 from pipelines.leaderboard import check_tasks, task_files_hash
 from pipelines.recipe import validate_recipe
 from pipelines.run import run_stages

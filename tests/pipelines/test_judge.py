@@ -13,8 +13,8 @@ import httpx
 import pytest
 from text_models import write_constant_judge
 
-from pipelines.config import OpenAIJudge
 from pipelines.errors import StageFailed, UserError
+from pipelines.evaluate_config import OpenAIJudge
 from pipelines.judge import EndpointJudge
 from pipelines.store import RunStore
 

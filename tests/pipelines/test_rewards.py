@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig
 
-from pipelines.config import ClassifierReward, VaderReward
 from pipelines.errors import UserError
+from pipelines.evaluate_config import ClassifierReward, VaderReward
 from pipelines.rewards import build_reward
 
 

@@ -1,8 +1,10 @@
 """What must not happen: keys in what a run leaves behind, pickles among its files, names that lead out of a store, open doors."""
 
+import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,6 +21,8 @@ import pipelines.submit
 from pipelines.cli import app
 from pipelines.config import Recipe
 from pipelines.errors import UserError
+from pipelines.models import hf_config, load_causal_lm
+from pipelines.own_code import TRUSTED_CODE, code_hash
 from pipelines.placement import Placement
 from pipelines.recipe import write_yaml
 from pipelines.store import RunStore
@@ -47,13 +51,112 @@ def ray_logs() -> Iterator[Path]:
         yield Path(folder)
 
 
+CONFIGURATION = """
+import os
+from pathlib import Path
+from transformers import LlamaConfig
+
+Path(os.environ.get("RAN_FILE", os.devnull)).write_text("ran")
+
+
+class OwnConfig(LlamaConfig):
+    model_type = "MODEL_TYPE"
+"""
+MODELING = """
+from transformers import LlamaForCausalLM
+from .configuration_own import OwnConfig
+
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def model_with_code(model_dir: Path, folder: Path, model_type: str) -> Path:
+    """The tiny model with Python files that its config names; they leave the file $RAN_FILE when they run."""
+    shutil.copytree(model_dir, folder)
+    (folder / "configuration_own.py").write_text(CONFIGURATION.replace("MODEL_TYPE", model_type))
+    (folder / "modeling_own.py").write_text(MODELING)
+    config = json.loads((folder / "config.json").read_text())
+    names = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": model_type, "auto_map": names}))
+    return folder
+
+
+def test_code_of_a_model_runs_only_if_its_hash_is_listed(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused, listed, saved and loaded again, changed, named elsewhere; a listed model gives what the same weights give without code."""
+    ran = tmp_path / "ran"
+    monkeypatch.setenv("RAN_FILE", str(ran))
+    monkeypatch.delenv(TRUSTED_CODE, raising=False)
+    folder = model_with_code(model_dir, tmp_path / "own", "own_llama")
+    for load in (lambda where: hf_config(where), lambda where: load_causal_lm(str(where), torch.float32)):
+        with pytest.raises(
+            UserError, match=r"it needs code of its own \(configuration_own.py, modeling_own.py\), which is not run"
+        ) as error:
+            load(folder)
+    digest = str(error.value).rpartition("=")[2]
+    assert not ran.exists()
+
+    monkeypatch.setenv(TRUSTED_CODE, f"{'0' * 64},{digest}")
+    model = load_causal_lm(str(folder), torch.float32)
+    assert (type(model).__name__, ran.read_text()) == ("OwnForCausalLM", "ran")
+    ids = torch.arange(3, 40)[None]
+    assert torch.equal(model(ids).logits, load_causal_lm(str(model_dir), torch.float32)(ids).logits)
+    model.save_pretrained(tmp_path / "saved")
+    assert type(load_causal_lm(str(tmp_path / "saved"), torch.float32)).__name__ == "OwnForCausalLM", "the published copy brings the code"
+
+    ran.unlink()
+    with (folder / "modeling_own.py").open("a") as file:
+        file.write("# changed\n")
+    with pytest.raises(UserError, match="it needs code of its own"):
+        load_causal_lm(str(folder), torch.float32)
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"]["AutoConfig"] = "somebody/else--configuration_own.OwnConfig"
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setenv(TRUSTED_CODE, code_hash(folder))
+    with pytest.raises(UserError, match=r"somebody/else--configuration_own.OwnConfig\) lies in another repository"):
+        hf_config(folder)
+    assert not ran.exists()
+
+
+def test_a_model_that_transformers_knows_needs_no_code(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(TRUSTED_CODE, raising=False)
+    monkeypatch.setenv("RAN_FILE", str(tmp_path / "ran"))
+    folder = model_with_code(model_dir, tmp_path / "own", "llama")
+    assert type(load_causal_lm(str(folder), torch.float32)).__name__ == "LlamaForCausalLM"
+    assert not (tmp_path / "ran").exists()
+
+
+def test_every_call_that_could_run_a_models_code_says_whether() -> None:
+    """Left out, transformers asks on the terminal."""
+    calls = []
+    for package in ("sparsepo", "evaluation", "pipelines"):
+        for file in sorted((ROOT / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if (
+                    isinstance(node, ast.Call)
+                    and isinstance(node.func, ast.Attribute)
+                    and node.func.attr in ("from_pretrained", "from_config")
+                ):
+                    owner = ast.unparse(node.func.value)
+                    if owner.lower().startswith("auto"):
+                        calls.append(f"{file.name}: {owner}")
+                        assert "trust_remote_code" in [keyword.arg for keyword in node.keywords], calls[-1]
+    assert len(calls) >= 6, calls
+
+
 @pytest.mark.slow
-def test_no_key_and_no_pickle_in_what_a_run_leaves(make_recipe: MakeRecipe, tmp_path: Path, ray_logs: Path) -> None:
-    """A whole run with every key set, in a directory for Ray's logs of its own: no file and no output has a key, none of ours is a pickle."""
-    recipe = make_recipe("train.max_steps=2", "objective.name=mapo", "mask.kind=activation", f"ray.temp_dir={ray_logs}", "ray.num_cpus=2")
+def test_no_key_and_no_pickle_in_what_a_run_leaves(make_recipe: MakeRecipe, model_dir: Path, tmp_path: Path, ray_logs: Path) -> None:
+    """A whole run with every key set, in a directory for Ray's logs of its own: no file and no output has a key, none of ours is a pickle.
+
+    Its model brings code that is trusted: every stage runs it, and the trained model brings it too.
+    """
+    own = model_with_code(model_dir, tmp_path / "own", "llama")
+    overrides = ("train.max_steps=2", "objective.name=mapo", "mask.kind=activation", f"model.name_or_path={own}")
+    recipe = make_recipe(*overrides, f"ray.temp_dir={ray_logs}", "ray.num_cpus=2")
     file = tmp_path / "recipe.yaml"
     file.write_text(write_yaml(recipe))
-    environment = {**os.environ, **{name: f"{PLANTED}-{name}" for name in SECRETS}}
+    environment = {**os.environ, **{name: f"{PLANTED}-{name}" for name in SECRETS}, TRUSTED_CODE: code_hash(own)}
     done = subprocess.run(
         [sys.executable, "-m", "pipelines", "run", str(file)], env=environment, capture_output=True, text=True, timeout=400
     )
@@ -65,6 +168,9 @@ def test_no_key_and_no_pickle_in_what_a_run_leaves(make_recipe: MakeRecipe, tmp_
     assert [str(path) for path in left + logs if PLANTED.encode() in path.read_bytes()] == []
     ours = [path for path in left if ".ray" not in path.parts]
     assert [str(path) for path in ours if is_pickle(path.read_bytes())] == []
+    published = Path(recipe.run_dir, "train", "model")
+    assert json.loads((published / "config.json").read_text())["architectures"] == ["OwnForCausalLM"]
+    assert code_hash(published) == code_hash(own)
     assert is_pickle(b"\x80\x04\x95\x01") and is_pickle(b"cos\nsystem\n(S'x'\ntR.")
 
 
