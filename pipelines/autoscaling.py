@@ -27,21 +27,22 @@ class Places:
 
     def missing(self) -> int:
         """How many of them the living machines have no room for, were they empty."""
-        import ray
+        return self.count - self._room(_machines())
 
-        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        room = sum(min(int(machine.get(name, 0) / value + 1e-9) for name, value in self.bundle.items()) for machine in machines)
-        return max(0, self.count - room)
-
-    def of_second_choice(self, config: RaySection, count: int, say: Say) -> list[dict[str, float]]:
-        """`count` bundles that only machines with ray.fallback_resource can take.
+    def partly_of_second_choice(self, config: RaySection, say: Say) -> list[dict[str, float]]:
+        """Bundles for all, as many on machines with ray.fallback_resource as the other ones have no room for.
 
         Ray's autoscaler asks again and again for the kind of machine with the highest priority, whether the cloud has any or not:
         nothing but work that other machines cannot take makes it start another kind.
         """
         resource = str(config.fallback_resource)
-        say(f"cluster: {self.shown(count)} missing for {config.fallback_after_s} s; asking for machines with {resource!r}")
-        return [{**self.bundle, resource: _MARK}] * count
+        say(f"cluster: {self.shown(self.missing())} missing for {config.fallback_after_s} s; asking for machines with {resource!r}")
+        first = self._room([machine for machine in _machines() if not machine.get(resource)])
+        return [self.bundle] * first + [{**self.bundle, resource: _MARK}] * (self.count - first)
+
+    def _room(self, machines: list[dict[str, float]]) -> int:
+        found = sum(min(int(machine.get(name, 0) / value + 1e-9) for name, value in self.bundle.items()) for machine in machines)
+        return min(found, self.count)
 
     def shown(self, count: int) -> str:
         return f"{count} x {' and '.join(f'{value:g} {name}' for name, value in self.bundle.items())}"
@@ -68,9 +69,8 @@ def wait_for_workers(recipe: Recipe, say: Say) -> None:
     deadline = time.monotonic() + config.scale_up_timeout_s
     is_second_turn = False
     while (left := deadline - time.monotonic()) > 0:
-        missing = wanted.missing() if is_second_turn else 0
-        second = wanted.of_second_choice(config, missing, say) if missing else []
-        with _asked_for([wanted.bundle] * (wanted.count - missing) + second) as group:
+        bundles = wanted.partly_of_second_choice(config, say) if is_second_turn else [wanted.bundle] * wanted.count
+        with _asked_for(bundles) as group:
             if group.wait(left if config.fallback_resource is None else min(left, config.fallback_after_s)):
                 return
         is_second_turn = not is_second_turn and config.fallback_resource is not None
@@ -110,7 +110,7 @@ def _ask_by_turns(config: RaySection, wanted: Places, say: Say, stop: threading.
     while not stop.wait(_LOOK_SECONDS):
         with contextlib.suppress(ray.exceptions.RayError):  # a head that does not answer now is asked again
             if is_missing_for(config.fallback_after_s):
-                with _asked_for(wanted.of_second_choice(config, wanted.missing(), say)):
+                with _asked_for(wanted.partly_of_second_choice(config, say)):
                     is_missing_for(config.fallback_after_s)
 
 
@@ -126,14 +126,18 @@ def _asked_for(bundles: list[dict[str, float]]) -> Iterator[Any]:
 
 
 def _grows(recipe: Recipe) -> bool:
-    import ray
-
     if cluster_address(recipe.ray) is None:
         return False
     if recipe.ray.autoscaling is not None:
         return recipe.ray.autoscaling
-    heads = [node["Resources"] for node in ray.nodes() if node["Alive"] and _HEAD in node["Resources"]]
-    return any(not head.get("CPU", 0) and not head.get("GPU", 0) for head in heads)
+    return any(not head.get("CPU", 0) and not head.get("GPU", 0) for head in _machines() if _HEAD in head)
+
+
+def _machines() -> list[dict[str, float]]:
+    """The resources of every living machine."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _places_of(recipe: Recipe) -> Places:

@@ -1,14 +1,17 @@
-"""The machines of cluster.yaml come for a job and go after it, with Ray's autoscaler and its fake machines."""
+"""The machines of cluster.yaml come for a job, stand in for each other and go after it, with Ray's autoscaler and its fake machines."""
 
+import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from hosts import Hosts, hosts
@@ -72,17 +75,31 @@ def machines(cluster: Hosts) -> dict[str, int]:
     return {name: int(count) for count, name in re.findall(r"(\d+) (spot_gpu|on_demand_gpu)", shown.partition("Pending:")[0])}
 
 
+def raylets(mark: str) -> list[int]:
+    """The machines' main processes that were started with this environment, the oldest first."""
+    found = []
+    for process in psutil.process_iter(["name", "create_time"]):
+        with contextlib.suppress(psutil.Error):
+            if (
+                process.info["name"] == "raylet"
+                and process.environ().get("MACHINES_OF") == mark
+                and "/tmp/machine-" in " ".join(process.cmdline())
+            ):
+                found.append((process.info["create_time"], process.pid))
+    return [pid for _, pid in sorted(found)]
+
+
 def config_in(folder: Path) -> Path:
     file = folder / "autoscaling.json"
     file.write_text(json.dumps(fake_config()))
     return file
 
 
-def test_a_job_brings_a_spot_machine_and_for_want_of_another_one_on_demand_and_they_go_again(recipe_in: MakeRecipe, tmp_path: Path) -> None:
-    recipe = recipe_in(
-        "unused", "train.num_workers=2", "train.max_steps=2", "train.use_gpu=false", "ray.scale_up_timeout_s=120", "ray.fallback_after_s=5"
-    )
-    with hosts(tmp_path / "hosts", 0, ENVIRONMENT, autoscaling=config_in(tmp_path)) as cluster:
+def test_machines_come_for_a_job_are_replaced_while_it_trains_and_go_again(recipe_in: MakeRecipe, tmp_path: Path) -> None:
+    """The cloud has one spot machine in all: another one on demand comes for the second worker, and one more when the first is taken away."""
+    seconds = ("ray.scale_up_timeout_s=120", "ray.fallback_after_s=5")
+    recipe = recipe_in("unused", "train.num_workers=2", "train.epochs=12", "train.checkpoint_every=4", "train.use_gpu=false", *seconds)
+    with hosts(tmp_path / "hosts", 0, {**ENVIRONMENT, "MACHINES_OF": str(tmp_path)}, autoscaling=config_in(tmp_path)) as cluster:
         inputs = cluster.shared / "inputs"
         inputs.mkdir()
         subprocess.run(["cp", "-r", recipe.model.name_or_path, recipe.data.sources[0].path, str(inputs)], check=True)
@@ -90,28 +107,33 @@ def test_a_job_brings_a_spot_machine_and_for_want_of_another_one_on_demand_and_t
         file = tmp_path / "recipe.yaml"
         file.write_text(write_yaml(recipe))
         run_dir = cluster.shared / "run"
-        overrides = [
-            f"run_dir={run_dir}",
-            f"model.name_or_path={model}",
-            f"data.sources=[{{path: '{pairs}'}}]",
-            "evaluate.benchmarks=[preference]",
-        ]
+        overrides = [f"run_dir={run_dir}", f"model.name_or_path={model}", f"data.sources=[{{path: '{pairs}'}}]"]
 
         assert machines(cluster) == {}
-        command = [sys.executable, "-m", "pipelines", "submit", "--address", cluster.address, "run", str(file), *overrides, "--follow"]
+        command = [sys.executable, "-m", "pipelines", "submit", "--address", cluster.address, "run", str(file), *overrides]
         outside = {**cluster.environment, "HOME": os.environ["HOME"]}
-        job = subprocess.Popen(command, env=outside, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        most: dict[str, int] = {}
+        log = tmp_path / "log"
+        with log.open("w") as output:
+            job = subprocess.Popen(
+                [*command, "evaluate.benchmarks=[preference]", "--follow"], env=outside, stdout=output, stderr=subprocess.STDOUT
+            )
+        counts: list[dict[str, int]] = []
+        is_taken = False
         while job.poll() is None:
-            most = max(most, machines(cluster), key=lambda found: sum(found.values()))
+            counts.append(machines(cluster))
+            if not is_taken and list((run_dir / "train" / "checkpoints").glob("step-*/state.json")):
+                assert counts[-1] == {"spot_gpu": 1, "on_demand_gpu": 1}, (
+                    "spot machines come first, and no more of either than the run takes"
+                )
+                os.kill(raylets(str(tmp_path))[0], signal.SIGKILL)
+                is_taken = True
             time.sleep(1)
-        assert job.stdout is not None
-        said = job.stdout.read()
+        said = log.read_text()
         assert job.returncode == 0, said[-9000:]
         assert "cluster: has 0 CPU and 0 GPU; waiting for 2 x 1 CPU" in said
-        assert "1 x 1 CPU missing for 5 s; asking for machines with 'on_demand'" in said
-        assert most == {"spot_gpu": 1, "on_demand_gpu": 1}, "spot machines come first, and no more of either than the run takes"
-        assert (run_dir / "train" / "manifest.json").is_file()
+        assert said.count("1 x 1 CPU missing for 5 s; asking for machines with 'on_demand'") >= 2
+        assert {"on_demand_gpu": 2} in counts, counts
+        assert json.loads((run_dir / "train" / "manifest.json").read_text())["counts"]["steps"] == 72
         limit = time.monotonic() + 90
         while machines(cluster) and time.monotonic() < limit:
             time.sleep(1)
