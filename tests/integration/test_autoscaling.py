@@ -132,7 +132,7 @@ def test_machines_come_for_a_job_are_replaced_while_it_trains_and_go_again(recip
         assert job.returncode == 0, said[-9000:]
         assert "cluster: has 0 CPU and 0 GPU; waiting for 2 x 1 CPU" in said
         assert said.count("1 x 1 CPU missing for 5 s; asking for machines with 'on_demand'") >= 2
-        assert {"on_demand_gpu": 2} in counts, counts
+        assert any(found.get("on_demand_gpu", 0) >= 2 for found in counts), "the second worker came back on a machine on demand"
         assert json.loads((run_dir / "train" / "manifest.json").read_text())["counts"]["steps"] == 72
         limit = time.monotonic() + 90
         while machines(cluster) and time.monotonic() < limit:
