@@ -1,6 +1,6 @@
 """Memory of the driver while prepare and the reference stage run, for several numbers of pairs.
 
-    python benchmarks/driver_memory.py --pairs 10000 200000 --work /tmp/bench
+    python benchmarks/driver_memory.py --pairs 10000 200000 1000000 --work /tmp/bench
 
 One process per number, on synthetic pairs and a model of a million parameters made on the spot; prints one JSON object with the resident memory of the driver
 before each stage and its peak during it, in MiB. Actors hold one window of rows each, whatever the number of pairs.

@@ -73,7 +73,7 @@ def wait_for_workers(recipe: Recipe, say: Say) -> None:
         with _asked_for(bundles) as group:
             if group.wait(left if config.fallback_resource is None else min(left, config.fallback_after_s)):
                 return
-        is_second_turn = not is_second_turn and config.fallback_resource is not None
+        is_second_turn = not is_second_turn and config.fallback_resource is not None and wanted.missing() > 0
     raise UserError(
         f"ray.scale_up_timeout_s = {config.scale_up_timeout_s}: {wanted.shown(wanted.count)} did not come; `ray status` says what the cluster"
         f" could not start{hint}"

@@ -122,9 +122,9 @@ def from_directory(auto_class: Any, directory: Path, what: str = "", **settings:
     """
     try:
         return auto_class.from_pretrained(directory, local_files_only=True, trust_remote_code=may_run(directory), **settings)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = refused_code(directory) or str(error).strip().splitlines()[0]
-        raise UserError(f"model directory {directory}: {what}{reason}") from error
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        refused = refused_code(directory) if "trust_remote_code" in str(error) else None
+        raise UserError(f"model directory {directory}: {what}{refused or str(error).strip().splitlines()[0]}") from error
 
 
 @lru_cache(maxsize=4)
