@@ -1,14 +1,18 @@
-"""Speed of the reference stage: the scoring actor against a bare forward loop, and against TRL's precompute, in one process.
+"""Speed of the reference stage: the scoring actor against a bare forward loop, and against TRL's
+precompute, in one process.
 
-    python benchmarks/reference_stage.py --model pythia-1.4b --tokenizer DIR --pairs pairs.jsonl --work /tmp/bench
+    python benchmarks/reference_stage.py --model pythia-1.4b --tokenizer DIR --pairs pairs.jsonl
+    --work /tmp/bench
 
-Prints the result as JSON, again after every peer that is added: the last line is the whole. Rates are pairs per second and tokens per second, where a pair counts 2 * prompt + chosen + rejected
+Prints the result as JSON, again after every peer that is added: the last line is the whole. Rates
+are pairs per second and tokens per second, where a pair counts 2 * prompt + chosen + rejected
 tokens on every side, however often a side really computes the prompt.
 
-stage: what one actor does with whole shards (read, score, copy, hash, write, fsync), several shards in work at once.
-bare:  the same batches, already laid out, through the backbone and the chunked log-probabilities; nothing is kept.
-trl:   DPOTrainer's own precompute_ref_log_probs over the same rows, for every batch size asked for.
-ray:   the whole stage through Ray, its start and the loading of the model included.
+stage: what one actor does with whole shards (read, score, copy, hash, write, fsync), several shards
+in work at once. bare:  the same batches, already laid out, through the backbone and the chunked
+log-probabilities; nothing is kept. trl:   DPOTrainer's own precompute_ref_log_probs over the same
+rows, for every batch size asked for. ray:   the whole stage through Ray, its start and the loading
+of the model included.
 """
 
 import argparse
@@ -64,7 +68,12 @@ def timed(work: Callable[[], Any]) -> tuple[float, float]:
 
 
 def rates(seconds: float, gib: float, pairs: int, tokens: int) -> dict[str, float]:
-    return {"seconds": seconds, "pairs_per_second": pairs / seconds, "tokens_per_second": tokens / seconds, "peak_gib": gib}
+    return {
+        "seconds": seconds,
+        "pairs_per_second": pairs / seconds,
+        "tokens_per_second": tokens / seconds,
+        "peak_gib": gib,
+    }
 
 
 def write_pairs(source: Path, target: Path, limit: int | None, repeat: int) -> None:
@@ -73,12 +82,23 @@ def write_pairs(source: Path, target: Path, limit: int | None, repeat: int) -> N
     with target.open("w") as file:
         for copy in range(repeat):
             for row in rows:
-                prompt = row["prompt"] if copy == 0 else f"{row['prompt'][:1]}{copy}{row['prompt'][1:]}"
-                file.write(json.dumps({"prompt": prompt, "chosen": row["chosen"], "rejected": row["rejected"]}) + "\n")
+                prompt = (
+                    row["prompt"] if copy == 0 else f"{row['prompt'][:1]}{copy}{row['prompt'][1:]}"
+                )
+                file.write(
+                    json.dumps(
+                        {"prompt": prompt, "chosen": row["chosen"], "rejected": row["rejected"]}
+                    )
+                    + "\n"
+                )
 
 
-def trl_seconds(model_dir: Path, rows: list[dict[str, str]], batch: int, work: Path, length: int) -> tuple[float, float]:
-    """Seconds of DPOTrainer's precompute alone (tokenising, loading and hashing the model are left out)."""
+def trl_seconds(
+    model_dir: Path, rows: list[dict[str, str]], batch: int, work: Path, length: int
+) -> tuple[float, float]:
+    """Seconds of DPOTrainer's precompute alone (tokenising, loading and hashing the model are
+    left out).
+    """
     import trl
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -95,7 +115,9 @@ def trl_seconds(model_dir: Path, rows: list[dict[str, str]], batch: int, work: P
     on_gpu = torch.cuda.is_available()
     dtype = torch.bfloat16 if on_gpu else torch.float32
     for part in (rows[: 4 * batch], rows):  # the first is a warm-up
-        model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, attn_implementation="sdpa").to("cuda" if on_gpu else "cpu")
+        model = AutoModelForCausalLM.from_pretrained(
+            model_dir, dtype=dtype, attn_implementation="sdpa"
+        ).to("cuda" if on_gpu else "cpu")
         arguments = trl.DPOConfig(
             output_dir=str(work / "trl"),
             precompute_ref_log_probs=True,
@@ -109,7 +131,12 @@ def trl_seconds(model_dir: Path, rows: list[dict[str, str]], batch: int, work: P
         )
         tokenizer = AutoTokenizer.from_pretrained(model_dir)
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-        Timed(model=model, args=arguments, train_dataset=Dataset.from_list(part), processing_class=tokenizer)
+        Timed(
+            model=model,
+            args=arguments,
+            train_dataset=Dataset.from_list(part),
+            processing_class=tokenizer,
+        )
         del model
         if on_gpu:
             torch.cuda.empty_cache()
@@ -117,20 +144,34 @@ def trl_seconds(model_dir: Path, rows: list[dict[str, str]], batch: int, work: P
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="model directory, or a shape of benchmarks/shapes.py")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", required=True, help="model directory, or a shape of benchmarks/shapes.py"
+    )
     parser.add_argument("--tokenizer", default="", help="directory of the tokenizer, for a shape")
-    parser.add_argument("--pairs", required=True, type=Path, help="JSON lines with prompt, chosen, rejected")
+    parser.add_argument(
+        "--pairs", required=True, type=Path, help="JSON lines with prompt, chosen, rejected"
+    )
     parser.add_argument("--limit", type=int, default=None, help="rows of the file")
     parser.add_argument("--repeat", type=int, default=1, help="copies of them")
     parser.add_argument("--features", choices=WANTED, default="kl")
     parser.add_argument("--layout", choices=("auto", "packed", "padded"), default="auto")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--batch-tokens", type=int, default=None)
-    parser.add_argument("--max-tokens", type=int, default=512, help="of a prompt, and of a response")
+    parser.add_argument(
+        "--max-tokens", type=int, default=512, help="of a prompt, and of a response"
+    )
     parser.add_argument("--shard-pairs", type=int, default=512)
-    parser.add_argument("--trl-batches", default="8,16,32", help="batch sizes of TRL, comma separated; empty to leave it out")
-    parser.add_argument("--trl-rows", type=int, default=None, help="rows that TRL scores; all by default")
+    parser.add_argument(
+        "--trl-batches",
+        default="8,16,32",
+        help="batch sizes of TRL, comma separated; empty to leave it out",
+    )
+    parser.add_argument(
+        "--trl-rows", type=int, default=None, help="rows that TRL scores; all by default"
+    )
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--ray", action="store_true", help="run the stage through Ray too")
     parser.add_argument("--work", type=Path, required=True)
@@ -170,13 +211,19 @@ def main() -> None:
         if options.ray:
             ray_recipe = recipe_in("ray")
             started = time.perf_counter()
-            through_ray = {**run_reference(ray_recipe, quiet=True)["counts"], "seconds": time.perf_counter() - started}
+            through_ray = {
+                **run_reference(ray_recipe, quiet=True)["counts"],
+                "seconds": time.perf_counter() - started,
+            }
     pairs = open_pairs(recipe)
     shards, total = pairs.num_shards("train"), pairs.num_rows("train")
     tokens = sum(pairs.lengths("train"))
     scorer: Any = ShardScorer(recipe.model_dump(mode="json"))
     features = sorted(recipe.stored_features())
-    tasks = [{"split": "train", "shard": number, "features": features, "fingerprint": "0" * 32} for number in range(shards)]
+    tasks = [
+        {"split": "train", "shard": number, "features": features, "fingerprint": "0" * 32}
+        for number in range(shards)
+    ]
 
     def stage() -> None:
         shutil.rmtree(options.work / "stage" / "reference", ignore_errors=True)
@@ -189,7 +236,10 @@ def main() -> None:
     batches = []
     for number in range(shards):
         for window in scorer._windows(pairs.shard("train", number)):
-            batches += [layout.inputs([window.pairs[i] for i in places]) for places in layout.batches(window.pairs)]
+            batches += [
+                layout.inputs([window.pairs[i] for i in places])
+                for places in layout.batches(window.pairs)
+            ]
     model: Any
     head: Any
     model, head, device = scorer._reference.causal_lm, scorer._reference.head, scorer._device
@@ -198,7 +248,11 @@ def main() -> None:
     def bare() -> None:
         for batch in batches:
             inputs = batch.to(device)
-            score_tokens(scored_rows(run_backbone(model, inputs).last_hidden_state, inputs), head, inputs.labels)
+            score_tokens(
+                scored_rows(run_backbone(model, inputs).last_hidden_state, inputs),
+                head,
+                inputs.labels,
+            )
 
     bare()
     found: dict[str, list[tuple[float, float]]] = {"bare": [], "stage": []}
@@ -206,13 +260,18 @@ def main() -> None:
         found["bare"].append(timed(bare))
         found["stage"].append(timed(stage))
     best = {name: min(times) for name, times in found.items()}
-    written = sum(path.stat().st_size for path in (options.work / "stage" / "reference").rglob("*.parquet"))
+    written = sum(
+        path.stat().st_size for path in (options.work / "stage" / "reference").rglob("*.parquet")
+    )
     scored = sum(
-        json.loads(p.read_text())["tokens"] for p in (options.work / "stage" / "reference" / "shards" / features[0]).glob("*.json")
+        json.loads(p.read_text())["tokens"]
+        for p in (options.work / "stage" / "reference" / "shards" / features[0]).glob("*.json")
     )
     result: dict[str, Any] = {
         "benchmark": "reference_stage",
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"cpu, {torch.get_num_threads()} threads",
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "model": options.model,
         "features": features,
@@ -241,7 +300,10 @@ def main() -> None:
     if sizes:
         texts = [
             {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-            for prompt, chosen, rejected in zip(*(pairs.column("train", name) for name in ("prompt", "chosen", "rejected")), strict=True)
+            for prompt, chosen, rejected in zip(
+                *(pairs.column("train", name) for name in ("prompt", "chosen", "rejected")),
+                strict=True,
+            )
         ]
         count = min(total, options.trl_rows or total)
         counted = sum(pairs.lengths("train")[:count])
@@ -249,7 +311,11 @@ def main() -> None:
         best_rate = 0.0
         for size in sizes:
             print(json.dumps(result), flush=True)
-            run = rates(*trl_seconds(directory, texts[:count], size, options.work, 2 * options.max_tokens), count, counted)
+            run = rates(
+                *trl_seconds(directory, texts[:count], size, options.work, 2 * options.max_tokens),
+                count,
+                counted,
+            )
             best_rate = max(best_rate, run["pairs_per_second"])
             result["trl"][str(size)] = run
             result["stage_over_best_trl"] = result["stage"]["pairs_per_second"] / best_rate

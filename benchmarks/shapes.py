@@ -1,4 +1,6 @@
-"""Models of a known shape with random weights, for benchmarks where speed matters and text does not."""
+"""Models of a known shape with random weights, for benchmarks where speed matters and text does
+not.
+"""
 
 import shutil
 from pathlib import Path
@@ -55,7 +57,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def model_directory(model: str, tokenizer: str, work: Path) -> Path:
-    """A model directory: `model` itself if it is one, else a random model of that shape with the named tokenizer.
+    """A model directory: `model` itself if it is one, else a random model of that shape with the
+    named tokenizer.
 
     Raises: SystemExit naming the shapes if it is neither.
     """
@@ -71,7 +74,9 @@ def model_directory(model: str, tokenizer: str, work: Path) -> Path:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         settings = dict(SHAPES[model])
         with torch.device(device):
-            built = AutoModelForCausalLM.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings), dtype=torch.bfloat16)
+            built = AutoModelForCausalLM.from_config(
+                AutoConfig.for_model(settings.pop("model_type"), **settings), dtype=torch.bfloat16
+            )
         built.save_pretrained(folder)
         for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
             if (Path(tokenizer) / name).is_file():

@@ -1,11 +1,15 @@
-"""What a sweep costs beyond its trainings: the same configurations as trials of one sweep and as single commands.
+"""What a sweep costs beyond its trainings: the same configurations as trials of one sweep and as
+single commands.
 
     python benchmarks/sweep_overhead.py --trials 12 --steps 300 --work /tmp/overhead
 
-A tiny model, MaPO, one beta and one CPU per trial, `--at-once` trials or commands side by side. `sweep_seconds`: the wall time of the whole
-`sparsepo tune` command without its prepare and reference, times --at-once (so idle places count); `single_seconds`: the sum over the
-trials of `sparsepo train` of their recipes into empty directories, with the same pairs and reference. Both start Ray, workers and all. With --block the two
-sides alternate, so that a machine that slows down slows both; every block then pays its own start of Ray. Prints one JSON line per block, then the sums.
+A tiny model, MaPO, one beta and one CPU per trial, `--at-once` trials or commands side by side.
+`sweep_seconds`: the wall time of the whole `sparsepo tune` command without its prepare and
+reference, times --at-once (so idle places count); `single_seconds`: the sum over the trials of
+`sparsepo train` of their recipes into empty directories, with the same pairs and reference. Both
+start Ray, workers and all. With --block the two sides alternate, so that a machine that slows down
+slows both; every block then pays its own start of Ray. Prints one JSON line per block, then the
+sums.
 """
 
 import argparse
@@ -24,7 +28,11 @@ from kill_trials import write_world
 
 def timed(*arguments: str) -> float:
     started = time.monotonic()
-    subprocess.run([sys.executable, "-m", "pipelines", *arguments, "--quiet"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", "pipelines", *arguments, "--quiet"],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     return time.monotonic() - started
 
 
@@ -56,11 +64,18 @@ def write_sweep(work: Path, name: str, betas: list[float], steps: int, at_once: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--at-once", type=int, default=1)
-    parser.add_argument("--block", type=int, default=12, help="trials per sweep; fewer than --trials makes several sweeps")
+    parser.add_argument(
+        "--block",
+        type=int,
+        default=12,
+        help="trials per sweep; fewer than --trials makes several sweeps",
+    )
     parser.add_argument("--work", type=Path, required=True)
     options = parser.parse_args()
     work: Path = options.work.absolute()
@@ -68,7 +83,13 @@ def main() -> None:
     work.mkdir(parents=True)
     write_world(work)
     betas = [round(0.05 * (i + 1), 2) for i in range(options.trials)]
-    total: dict[str, Any] = {"trials": len(betas), "steps": options.steps, "sweep_seconds": 0.0, "single_seconds": 0.0, "stage_runs": []}
+    total: dict[str, Any] = {
+        "trials": len(betas),
+        "steps": options.steps,
+        "sweep_seconds": 0.0,
+        "single_seconds": 0.0,
+        "stage_runs": [],
+    }
     for number, start in enumerate(range(0, len(betas), options.block)):
         block = betas[start : start + options.block]
         file = write_sweep(work, f"sweep-{number}", block, options.steps, options.at_once)
@@ -78,7 +99,12 @@ def main() -> None:
         trials = json.loads((work / f"sweep-{number}" / "trials.json").read_text())
         assert [trial["status"] for trial in trials] == ["finished"] * len(block)
         commands = [
-            ("train", f"{trial['run_dir']}/config.yaml", f"run_dir={work}/single-{trial['number']}-{number}", "ray.cpus_per_run=null")
+            (
+                "train",
+                f"{trial['run_dir']}/config.yaml",
+                f"run_dir={work}/single-{trial['number']}-{number}",
+                "ray.cpus_per_run=null",
+            )
             for trial in trials
         ]
         with ThreadPoolExecutor(options.at_once) as pool:

@@ -1,16 +1,21 @@
-"""Speed and memory of a training step: the pipeline under Ray Train, its own bare loop, and TRL's DPOTrainer, on the same rows.
+"""Speed and memory of a training step: the pipeline under Ray Train, its own bare loop, and TRL's
+DPOTrainer, on the same rows.
 
-    python benchmarks/train_step.py --model pythia-1.4b --tokenizer DIR --lengths 256+256 --work /tmp/bench
-    python benchmarks/train_step.py --model DIR --pairs pairs.jsonl --methods mapo,sparsepo-all --work /tmp/bench
+    python benchmarks/train_step.py --model pythia-1.4b --tokenizer DIR --lengths 256+256 --work
+    /tmp/bench python benchmarks/train_step.py --model DIR --pairs pairs.jsonl --methods
+    mapo,sparsepo-all --work /tmp/bench
 
-Prints one JSON line per measurement, then all of them as one. Rates are pairs per second and tokens per second, where a pair
-counts 2 * prompt + chosen + rejected tokens on every side, however often a side really computes the prompt; padding never counts.
-Peak memory is that of the GPU's allocator over a whole run.
+Prints one JSON line per measurement, then all of them as one. Rates are pairs per second and tokens
+per second, where a pair counts 2 * prompt + chosen + rejected tokens on every side, however often a
+side really computes the prompt; padding never counts. Peak memory is that of the GPU's allocator
+over a whole run.
 
-ray:    the train stage as a user runs it, over its steps after the warm-up; validation and the final writing are outside.
-bare:   the same model, optimizer and micro-batches, laid out and on the device before, without logging or checkpoints.
-trl:    DPOTrainer with precomputed or online reference, SDPA, without checkpointing, for every batch size asked for.
-State (weights, gradients, Adam) is bfloat16 with --precision bfloat16, and float32 with bfloat16 compute with --precision mixed.
+ray:    the train stage as a user runs it, over its steps after the warm-up; validation and the
+final writing are outside. bare:   the same model, optimizer and micro-batches, laid out and on the
+device before, without logging or checkpoints. trl:    DPOTrainer with precomputed or online
+reference, SDPA, without checkpointing, for every batch size asked for. State (weights, gradients,
+Adam) is bfloat16 with --precision bfloat16, and float32 with bfloat16 compute with --precision
+mixed.
 """
 
 import argparse
@@ -42,7 +47,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "simpo": {"objective": {"name": "simpo"}},
     "dpo": {"objective": {"name": "dpo"}},
     "mapo": {"objective": {"name": "mapo"}, "mask": {"kind": "activation"}},
-    "sparsepo-last": {"objective": {"name": "sparsepo"}, "mask": {"kind": "learned", "architecture": "simple_last"}},
+    "sparsepo-last": {
+        "objective": {"name": "sparsepo"},
+        "mask": {"kind": "learned", "architecture": "simple_last"},
+    },
     "sparsepo-all": {
         "objective": {"name": "sparsepo"},
         "mask": {"kind": "learned", "architecture": "simple_all"},
@@ -73,15 +81,25 @@ def peak_gib() -> float:
 
 
 def write_synthetic_pairs(tokenizer_dir: Path, lengths: str, count: int, target: Path) -> None:
-    """Rows of exact lengths: every word is one token, and the response's last token is the end token that both sides add."""
+    """Rows of exact lengths: every word is one token, and the response's last token is the end
+    token that both sides add.
+    """
     from transformers import AutoTokenizer
 
     prompt_tokens, response_tokens = (int(part) for part in lengths.split("+"))
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
     words = [
-        text for i in range(len(tokenizer)) if (text := tokenizer.decode([i])).startswith(" ") and text[1:].isascii() and text[1:].isalpha()
+        text
+        for i in range(len(tokenizer))
+        if (text := tokenizer.decode([i])).startswith(" ")
+        and text[1:].isascii()
+        and text[1:].isalpha()
     ]
-    words = [word for word in words if len(tokenizer(word + word, add_special_tokens=False).input_ids) == 2]
+    words = [
+        word
+        for word in words
+        if len(tokenizer(word + word, add_special_tokens=False).input_ids) == 2
+    ]
     rng = random.Random(0)
 
     def draw(number: int) -> str:
@@ -89,14 +107,20 @@ def write_synthetic_pairs(tokenizer_dir: Path, lengths: str, count: int, target:
 
     with target.open("w") as file:
         for _ in range(count):
-            row = {"prompt": draw(prompt_tokens), "chosen": draw(response_tokens - 1), "rejected": draw(response_tokens - 1)}
+            row = {
+                "prompt": draw(prompt_tokens),
+                "chosen": draw(response_tokens - 1),
+                "rejected": draw(response_tokens - 1),
+            }
             file.write(json.dumps(row) + "\n")
 
 
 def measured_ray(recipe: Recipe, warmup: int) -> dict[str, float]:
     """The train stage under Ray: rates from its own log."""
     run_train(recipe, quiet=True)
-    first, *records = [r for r in read_metrics(RunStore(f"{recipe.run_dir}/train")) if "kind" not in r][warmup - 1 :]
+    first, *records = [
+        r for r in read_metrics(RunStore(f"{recipe.run_dir}/train")) if "kind" not in r
+    ][warmup - 1 :]
     seconds = records[-1]["elapsed_seconds"] - first["elapsed_seconds"]
     tokens = sum(r["tokens_per_second"] * r["step_seconds"] for r in records)
     pairs = sum(r["pairs_per_second"] * r["step_seconds"] for r in records)
@@ -106,19 +130,26 @@ def measured_ray(recipe: Recipe, warmup: int) -> dict[str, float]:
         "median_step_seconds": statistics.median(r["step_seconds"] for r in records),
         "peak_gib": records[-1]["memory_gib"],
     }
-    return found | ({"mfu": statistics.median(r["mfu"] for r in records)} if "mfu" in records[-1] else {})
+    return found | (
+        {"mfu": statistics.median(r["mfu"] for r in records)} if "mfu" in records[-1] else {}
+    )
 
 
 def measured_bare(recipe: Recipe, steps: int, warmup: int) -> dict[str, float]:
     """The same step without the pipeline around it; the run directory must hold no checkpoint."""
     free_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trainer = Trainer(recipe, Placement.choose(recipe.train.precision, device, 0, 1), torch.get_num_threads())
+    trainer = Trainer(
+        recipe, Placement.choose(recipe.train.precision, device, 0, 1), torch.get_num_threads()
+    )
     work = []
     for step in range(steps):
         rows = trainer.rows_of_step(step)
         loader = trainer.loader
-        batches = [(b.inputs.to(device), b.features.to(device)) for b in loader.stream(loader.cuts("train", rows))]
+        batches = [
+            (b.inputs.to(device), b.features.to(device))
+            for b in loader.stream(loader.cuts("train", rows))
+        ]
         work.append((rows, batches))
     started, pairs, tokens = 0.0, 0, 0
     for number, (rows, batches) in enumerate(work):
@@ -137,7 +168,11 @@ def measured_bare(recipe: Recipe, steps: int, warmup: int) -> dict[str, float]:
             pairs, tokens = pairs + len(rows), tokens + sum(trainer.lengths[row] for row in rows)
     synchronize()
     seconds = time.perf_counter() - started
-    found = {"pairs_per_second": pairs / seconds, "tokens_per_second": tokens / seconds, "peak_gib": peak_gib()}
+    found = {
+        "pairs_per_second": pairs / seconds,
+        "tokens_per_second": tokens / seconds,
+        "peak_gib": peak_gib(),
+    }
     trainer.close()
     del trainer, work
     free_memory()
@@ -145,9 +180,17 @@ def measured_bare(recipe: Recipe, steps: int, warmup: int) -> dict[str, float]:
 
 
 def measured_trl(
-    directory: Path, rows: list[dict[str, str]], tokens: list[int], batch: int, options: argparse.Namespace, work: Path, precompute: bool
+    directory: Path,
+    rows: list[dict[str, str]],
+    tokens: list[int],
+    batch: int,
+    options: argparse.Namespace,
+    work: Path,
+    precompute: bool,
 ) -> dict[str, float]:
-    """DPOTrainer over whole batches of the rows, its reference log-probabilities computed before or in every step."""
+    """DPOTrainer over whole batches of the rows, its reference log-probabilities computed before
+    or in every step.
+    """
     import trl
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -157,7 +200,9 @@ def measured_trl(
     rows, tokens = rows[: steps * batch], tokens[: steps * batch]
     on_gpu = torch.cuda.is_available()
     dtype = torch.bfloat16 if options.precision == "bfloat16" else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation="sdpa").to("cuda" if on_gpu else "cpu")
+    model = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=dtype, attn_implementation="sdpa"
+    ).to("cuda" if on_gpu else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(directory)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     times: list[float] = []
@@ -171,7 +216,11 @@ def measured_trl(
     if options.lora:
         from peft import LoraConfig
 
-        adapters = {"peft_config": LoraConfig(r=options.lora, lora_alpha=2 * options.lora, task_type="CAUSAL_LM")}
+        adapters = {
+            "peft_config": LoraConfig(
+                r=options.lora, lora_alpha=2 * options.lora, task_type="CAUSAL_LM"
+            )
+        }
     trainer = trl.DPOTrainer(
         model=model,
         args=trl.DPOConfig(
@@ -196,46 +245,86 @@ def measured_trl(
     )
     trainer.train()
     seconds = times[-1] - times[options.warmup - 1]
-    # The sampler shuffles: with a mean over all rows the share of the measured ones is met closely enough.
+    # The sampler shuffles: with a mean over all rows the share of the measured ones is met closely
+    # enough.
     pairs = (len(times) - options.warmup) * batch
-    found = {"pairs_per_second": pairs / seconds, "tokens_per_second": pairs * statistics.mean(tokens) / seconds, "peak_gib": peak_gib()}
+    found = {
+        "pairs_per_second": pairs / seconds,
+        "tokens_per_second": pairs * statistics.mean(tokens) / seconds,
+        "peak_gib": peak_gib(),
+    }
     del trainer, model
     free_memory()
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="model directory, or a shape of benchmarks/shapes.py")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", required=True, help="model directory, or a shape of benchmarks/shapes.py"
+    )
     parser.add_argument("--tokenizer", default="", help="directory of the tokenizer, for a shape")
-    parser.add_argument("--lengths", default="256+256", help="prompt+response tokens of synthetic pairs")
-    parser.add_argument("--pairs", type=Path, default=None, help="JSON lines with prompt, chosen, rejected, instead of synthetic ones")
+    parser.add_argument(
+        "--lengths", default="256+256", help="prompt+response tokens of synthetic pairs"
+    )
+    parser.add_argument(
+        "--pairs",
+        type=Path,
+        default=None,
+        help="JSON lines with prompt, chosen, rejected, instead of synthetic ones",
+    )
     parser.add_argument("--count", type=int, default=512, help="pairs to use")
     parser.add_argument("--methods", default="mapo", help=f"comma separated: {', '.join(METHODS)}")
-    parser.add_argument("--sides", default="ray,bare,trl-precompute", help="comma separated: ray, bare, trl-precompute, trl-online")
+    parser.add_argument(
+        "--sides",
+        default="ray,bare,trl-precompute",
+        help="comma separated: ray, bare, trl-precompute, trl-online",
+    )
     parser.add_argument("--precision", choices=("bfloat16", "mixed", "float32"), default="bfloat16")
     parser.add_argument("--layout", choices=("auto", "packed", "padded"), default="auto")
     parser.add_argument("--strategy", choices=("ddp", "fsdp"), default="ddp")
-    parser.add_argument("--global-batch", type=int, default=8, help="pairs per optimizer step and worker")
+    parser.add_argument(
+        "--global-batch", type=int, default=8, help="pairs per optimizer step and worker"
+    )
     parser.add_argument("--micro-batch-tokens", type=int, default=None)
     parser.add_argument("--no-compile", action="store_true")
-    parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, on every side")
-    parser.add_argument("--lora", type=int, default=0, help="rank of adapters, on every side; 0 trains all weights")
-    parser.add_argument("--workers", default="1", help="comma separated worker counts of the ray side (weak scaling)")
-    parser.add_argument("--trl-batches", default="8,16,32", help="batch sizes of TRL, comma separated")
+    parser.add_argument(
+        "--checkpointing", action="store_true", help="gradient checkpointing, on every side"
+    )
+    parser.add_argument(
+        "--lora", type=int, default=0, help="rank of adapters, on every side; 0 trains all weights"
+    )
+    parser.add_argument(
+        "--workers",
+        default="1",
+        help="comma separated worker counts of the ray side (weak scaling)",
+    )
+    parser.add_argument(
+        "--trl-batches", default="8,16,32", help="batch sizes of TRL, comma separated"
+    )
     parser.add_argument("--trl-pairs", type=int, default=512, help="pairs that TRL trains on")
-    parser.add_argument("--steps", type=int, default=None, help="optimizer steps of ray and bare; all pairs once by default")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=None,
+        help="optimizer steps of ray and bare; all pairs once by default",
+    )
     parser.add_argument("--warmup", type=int, default=8, help="steps left out of every rate")
     parser.add_argument("--work", type=Path, required=True)
     options = parser.parse_args()
 
     options.work.mkdir(parents=True, exist_ok=True)
     directory = model_directory(options.model, options.tokenizer, options.work)
-    rows_file = options.work / f"pairs-{options.lengths if options.pairs is None else options.pairs.stem}-{options.count}.jsonl"
+    name = options.lengths if options.pairs is None else options.pairs.stem
+    rows_file = options.work / f"pairs-{name}-{options.count}.jsonl"
     if options.pairs is None:
         write_synthetic_pairs(directory, options.lengths, options.count, rows_file)
     else:
-        rows_file.write_text("".join(line + "\n" for line in options.pairs.read_text().splitlines()[: options.count]))
+        rows_file.write_text(
+            "".join(line + "\n" for line in options.pairs.read_text().splitlines()[: options.count])
+        )
 
     def recipe_of(method: str, name: str, workers: int = 1) -> Recipe:
         run_dir = options.work / name
@@ -259,8 +348,15 @@ def main() -> None:
             {
                 "run_dir": str(run_dir),
                 "model": {"name_or_path": str(directory)},
-                "data": {"sources": [{"path": str(rows_file), "form": "text"}], "max_prompt_tokens": 1024, "max_response_tokens": 1024},
-                "paths": {"pairs": str(rows_file.with_suffix("")), "reference": f"{rows_file.with_suffix('')}-{directory.name}-reference"},
+                "data": {
+                    "sources": [{"path": str(rows_file), "form": "text"}],
+                    "max_prompt_tokens": 1024,
+                    "max_response_tokens": 1024,
+                },
+                "paths": {
+                    "pairs": str(rows_file.with_suffix("")),
+                    "reference": f"{rows_file.with_suffix('')}-{directory.name}-reference",
+                },
                 **METHODS[method],
                 "train": train,
             }
@@ -268,7 +364,9 @@ def main() -> None:
 
     sides, results = options.sides.split(","), []
     common = {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"cpu, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
         "python": platform.python_version(),
         "model": options.model,
@@ -286,20 +384,44 @@ def main() -> None:
                 run_stages(recipe, stages, lambda line: None, quiet=True)
                 if "ray" in sides:
                     rate = measured_ray(recipe, options.warmup)
-                    results.append(say(side="ray", method=method, workers=workers, strategy=options.strategy, **common, **rate))
+                    results.append(
+                        say(
+                            side="ray",
+                            method=method,
+                            workers=workers,
+                            strategy=options.strategy,
+                            **common,
+                            **rate,
+                        )
+                    )
                 shutil.rmtree(recipe.run_dir, ignore_errors=True)
     for method in methods:
         if "bare" in sides:
             recipe = recipe_of(method, f"{method}-bare")
             steps = options.steps or options.count // options.global_batch
-            results.append(say(side="bare", method=method, **common, **measured_bare(recipe, steps, options.warmup)))
+            results.append(
+                say(
+                    side="bare",
+                    method=method,
+                    **common,
+                    **measured_bare(recipe, steps, options.warmup),
+                )
+            )
     for side in ("trl-precompute", "trl-online"):
         if side in sides:
             pairs = open_pairs(recipe_of(methods[0], "first"))
             rows = [json.loads(line) for line in rows_file.read_text().splitlines()]
             for batch in (int(size) for size in options.trl_batches.split(",") if size):
                 try:
-                    rate = measured_trl(directory, rows, pairs.lengths("train"), batch, options, options.work, side == "trl-precompute")
+                    rate = measured_trl(
+                        directory,
+                        rows,
+                        pairs.lengths("train"),
+                        batch,
+                        options,
+                        options.work,
+                        side == "trl-precompute",
+                    )
                 except torch.OutOfMemoryError:
                     say(side=side, batch=batch, out_of_memory=True, **common)
                     break

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 def pareto_front(values: Sequence[Sequence[float]], maximise: Sequence[bool]) -> list[int]:
     """Indices of the points that no other point dominates, best in the first objective first.
 
-    A point dominates another if it is at least as good in every objective and better in one; of equal points all stay.
+    A point dominates another if it is at least as good in every objective and better in one; of
+    equal points all stay.
 
     Args:
         values: [points, objectives], finite. maximise: per objective.
@@ -25,8 +26,10 @@ def pareto_front(values: Sequence[Sequence[float]], maximise: Sequence[bool]) ->
 
 
 def knee_point(values: Sequence[Sequence[float]], maximise: Sequence[bool]) -> int:
-    """The index of the front's knee: with every objective scaled to the front's range, the point farthest below the plane
-    through the extremes (Das 1999), which is the one whose scaled costs have the smallest sum. Ties go to the first objective's better.
+    """The index of the front's knee: with every objective scaled to the front's range, the point
+    farthest below the plane
+    through the extremes (Das 1999), which is the one whose scaled costs have the smallest sum. Ties
+    go to the first objective's better.
 
     Raises: ValueError without points.
     """

@@ -31,29 +31,52 @@ def gate_failures(
     """What of one gate does not hold; a metric that is missing, or not a number, fails.
 
     Args:
-        values: numbers of the evaluation; release: those of the release that max_drop and max_rise compare with.
+        values: numbers of the evaluation; release: those of the release that max_drop and max_rise
+            compare with.
     """
     value = values.get(metric)
     if value is None or value != value:
-        return [GateFailure(metric, value, None, f"{metric} is not reported{_near(metric, values)}")]
+        return [
+            GateFailure(metric, value, None, f"{metric} is not reported{_near(metric, values)}")
+        ]
     found = []
     if minimum is not None and value < minimum:
-        found.append(GateFailure(metric, value, minimum, f"{metric} = {value:.6g} is below {minimum:g}"))
+        found.append(
+            GateFailure(metric, value, minimum, f"{metric} = {value:.6g} is below {minimum:g}")
+        )
     if maximum is not None and value > maximum:
-        found.append(GateFailure(metric, value, maximum, f"{metric} = {value:.6g} is above {maximum:g}"))
+        found.append(
+            GateFailure(metric, value, maximum, f"{metric} = {value:.6g} is above {maximum:g}")
+        )
     if max_drop is not None or max_rise is not None:
         before = (release or {}).get(metric)
         if before is None:
-            return [*found, GateFailure(metric, value, None, f"{metric} is not reported by the release{_near(metric, release or {})}")]
+            return [
+                *found,
+                GateFailure(
+                    metric,
+                    value,
+                    None,
+                    f"{metric} is not reported by the release{_near(metric, release or {})}",
+                ),
+            ]
         if max_drop is not None and value < before - max_drop:
-            message = f"{metric} = {value:.6g} is {before - value:.6g} below the release's {before:.6g}, allowed are {max_drop:g}"
+            message = (
+                f"{metric} = {value:.6g} is {before - value:.6g} below the release's {before:.6g}, "
+                f"allowed are {max_drop:g}"
+            )
             found.append(GateFailure(metric, value, before - max_drop, message))
         if max_rise is not None and value > before + max_rise:
-            message = f"{metric} = {value:.6g} is {value - before:.6g} above the release's {before:.6g}, allowed are {max_rise:g}"
+            message = (
+                f"{metric} = {value:.6g} is {value - before:.6g} above the release's {before:.6g}, "
+                f"allowed are {max_rise:g}"
+            )
             found.append(GateFailure(metric, value, before + max_rise, message))
     return found
 
 
 def _near(metric: str, values: Mapping[str, float]) -> str:
-    near = difflib.get_close_matches(metric, [key for key in values if not key.endswith(("/low", "/high"))], n=1, cutoff=0.4)
+    near = difflib.get_close_matches(
+        metric, [key for key in values if not key.endswith(("/low", "/high"))], n=1, cutoff=0.4
+    )
     return f": did you mean {near[0]!r}?" if near else ""

@@ -1,12 +1,16 @@
-"""What a judge model is asked, how its answer is read, and what two answers in swapped order amount to."""
+"""What a judge model is asked, how its answer is read, and what two answers in swapped order
+amount to.
+"""
 
 import re
 from typing import Literal
 
 Verdict = Literal["policy", "opponent", "tie", "failed"]
 
-_INSTRUCTIONS = """You compare two replies to the same conversation. Judge which one is more helpful, correct and harmless to the person who asked. \
-Do not let length, order or style decide by themselves. Think in a sentence or two, then end with exactly one of these verdicts:
+_INSTRUCTIONS = """You compare two replies to the same conversation. \
+Judge which one is more helpful, correct and harmless to the person who asked. \
+Do not let length, order or style decide by themselves. Think in a sentence or two, then end with \
+exactly one of these verdicts:
 [[A]] if reply A is better, [[B]] if reply B is better, [[C]] if they are equally good."""
 _QUESTION = "[Conversation]\n{prompt}\n\n[Reply A]\n{a}\n\n[Reply B]\n{b}"
 _VERDICT = re.compile(r"\[\[\s*([ABC])\s*\]\]")
@@ -14,8 +18,15 @@ _VERDICT = re.compile(r"\[\[\s*([ABC])\s*\]\]")
 
 def judge_messages(prompt: str, a: str, b: str) -> list[dict[str, str]]:
     """Chat messages that ask for a verdict; an empty reply is named as such."""
-    shown = {"prompt": prompt.strip(), "a": a.strip() or "(no reply)", "b": b.strip() or "(no reply)"}
-    return [{"role": "system", "content": _INSTRUCTIONS}, {"role": "user", "content": _QUESTION.format(**shown)}]
+    shown = {
+        "prompt": prompt.strip(),
+        "a": a.strip() or "(no reply)",
+        "b": b.strip() or "(no reply)",
+    }
+    return [
+        {"role": "system", "content": _INSTRUCTIONS},
+        {"role": "user", "content": _QUESTION.format(**shown)},
+    ]
 
 
 def parse_verdict(answer: str) -> Literal["a", "b", "tie"] | None:
@@ -28,10 +39,12 @@ def parse_verdict(answer: str) -> Literal["a", "b", "tie"] | None:
 
 
 def joint_verdict(policy_first: str | None, policy_second: str | None) -> Verdict:
-    """One verdict from both orders: who wins in both wins, judges who change their mind with the order mean a tie.
+    """One verdict from both orders: who wins in both wins, judges who change their mind with the
+    order mean a tie.
 
     Args:
-        policy_first: "a", "b" or "tie" with the policy's reply as A; policy_second: with it as B; None: no verdict was had.
+        policy_first: "a", "b" or "tie" with the policy's reply as A; policy_second: with it as B;
+            None: no verdict was had.
     """
     if policy_first is None or policy_second is None:
         return "failed"

@@ -1,4 +1,6 @@
-"""Wait for the machines of an autoscaled cluster before its devices are counted; a cluster that has them passes at once."""
+"""Wait for the machines of an autoscaled cluster before its devices are counted; a cluster that
+has them passes at once.
+"""
 
 import contextlib
 import math
@@ -14,7 +16,8 @@ from pipelines.errors import UserError
 
 _HEAD = "node:__internal_head__"  # Ray's mark
 _LOOK_SECONDS = 0.5
-_MARK = 0.001  # of the resource that tells machines of the second choice: all of a machine's bundles fit
+# of the resource that tells machines of the second choice: all of a machine's bundles fit
+_MARK = 0.001
 Say = Callable[[str], None]
 
 
@@ -30,31 +33,43 @@ class Places:
         return self.count - self._room(_machines())
 
     def partly_of_second_choice(self, config: RaySection, say: Say) -> list[dict[str, float]]:
-        """Bundles for all, as many on machines with ray.fallback_resource as the other ones have no room for.
+        """Bundles for all, as many on machines with ray.fallback_resource as the other ones have no
+        room for.
 
-        Ray's autoscaler asks again and again for the kind of machine with the highest priority, whether the cloud has any or not:
-        nothing but work that other machines cannot take makes it start another kind.
+        Ray's autoscaler asks again and again for the kind of machine with the highest priority,
+        whether the cloud has any or not: nothing but work that other machines cannot take makes it
+        start another kind.
         """
         resource = str(config.fallback_resource)
-        say(f"cluster: {self.shown(self.missing())} missing for {config.fallback_after_s} s; asking for machines with {resource!r}")
+        say(
+            f"cluster: {self.shown(self.missing())} missing for {config.fallback_after_s} s; "
+            f"asking for machines with {resource!r}"
+        )
         first = self._room([machine for machine in _machines() if not machine.get(resource)])
         return [self.bundle] * first + [{**self.bundle, resource: _MARK}] * (self.count - first)
 
     def _room(self, machines: list[dict[str, float]]) -> int:
-        found = sum(min(int(machine.get(name, 0) / value + 1e-9) for name, value in self.bundle.items()) for machine in machines)
+        found = sum(
+            min(int(machine.get(name, 0) / value + 1e-9) for name, value in self.bundle.items())
+            for machine in machines
+        )
         return min(found, self.count)
 
     def shown(self, count: int) -> str:
-        return f"{count} x {' and '.join(f'{value:g} {name}' for name, value in self.bundle.items())}"
+        return (
+            f"{count} x {' and '.join(f'{value:g} {name}' for name, value in self.bundle.items())}"
+        )
 
 
 def wait_for_workers(recipe: Recipe, say: Say) -> None:
-    """Ask for what training takes where it is not there (yet, or any more): with ray.autoscaling, or where the head has no CPUs.
+    """Ask for what training takes where it is not there (yet, or any more): with ray.autoscaling,
+    or where the head has no CPUs.
 
-    Such a head schedules for machines that come with work and go without, or that are still starting.
+    Such a head schedules for machines that come with work and go without, or that are still
+    starting.
 
-    The request is a placement group of this job's own, taken back once it is met: the machines stay for the cluster's idle
-    time, and a driver that dies asks for nothing any more.
+    The request is a placement group of this job's own, taken back once it is met: the machines stay
+    for the cluster's idle time, and a driver that dies asks for nothing any more.
 
     Raises: UserError if the machines do not come within ray.scale_up_timeout_s.
     """
@@ -63,31 +78,50 @@ def wait_for_workers(recipe: Recipe, say: Say) -> None:
     if not _grows(recipe) or not (wanted := _places_of(recipe)).missing():
         return
     have = ray.cluster_resources()
-    hint = "; train.use_gpu=false for a cluster without GPUs" if recipe.train.use_gpu is None and "GPU" in wanted.bundle else ""
-    say(f"cluster: has {have.get('CPU', 0):g} CPU and {have.get('GPU', 0):g} GPU; waiting for {wanted.shown(wanted.count)}{hint}")
+    hint = (
+        "; train.use_gpu=false for a cluster without GPUs"
+        if recipe.train.use_gpu is None and "GPU" in wanted.bundle
+        else ""
+    )
+    say(
+        f"cluster: has {have.get('CPU', 0):g} CPU and {have.get('GPU', 0):g} GPU; waiting for "
+        f"{wanted.shown(wanted.count)}{hint}"
+    )
     config = recipe.ray
     deadline = time.monotonic() + config.scale_up_timeout_s
     is_second_turn = False
     while (left := deadline - time.monotonic()) > 0:
-        bundles = wanted.partly_of_second_choice(config, say) if is_second_turn else [wanted.bundle] * wanted.count
+        bundles = (
+            wanted.partly_of_second_choice(config, say)
+            if is_second_turn
+            else [wanted.bundle] * wanted.count
+        )
         with _asked_for(bundles) as group:
-            if group.wait(left if config.fallback_resource is None else min(left, config.fallback_after_s)):
+            if group.wait(
+                left if config.fallback_resource is None else min(left, config.fallback_after_s)
+            ):
                 return
-        is_second_turn = not is_second_turn and config.fallback_resource is not None and wanted.missing() > 0
+        is_second_turn = (
+            not is_second_turn and config.fallback_resource is not None and wanted.missing() > 0
+        )
     raise UserError(
-        f"ray.scale_up_timeout_s = {config.scale_up_timeout_s}: {wanted.shown(wanted.count)} did not come; `ray status` says what the cluster"
-        f" could not start{hint}"
+        f"ray.scale_up_timeout_s = {config.scale_up_timeout_s}: {wanted.shown(wanted.count)} did "
+        f"not come; `ray status` says what the cluster could not start{hint}"
     )
 
 
 @contextlib.contextmanager
 def second_choice(recipe: Recipe, wanted: Places, say: Say) -> Iterator[None]:
-    """While the block waits for `wanted` by itself and some of it is missing, ask for that on machines with ray.fallback_resource, by turns."""
+    """While the block waits for `wanted` by itself and some of it is missing, ask for that on
+    machines with ray.fallback_resource, by turns.
+    """
     if recipe.ray.fallback_resource is None or not _grows(recipe):
         yield
         return
     stop = threading.Event()
-    asking = threading.Thread(target=_ask_by_turns, args=(recipe.ray, wanted, say, stop), daemon=True)
+    asking = threading.Thread(
+        target=_ask_by_turns, args=(recipe.ray, wanted, say, stop), daemon=True
+    )
     asking.start()
     try:
         yield
@@ -108,7 +142,9 @@ def _ask_by_turns(config: RaySection, wanted: Places, say: Say, stop: threading.
         return False
 
     while not stop.wait(_LOOK_SECONDS):
-        with contextlib.suppress(ray.exceptions.RayError):  # a head that does not answer now is asked again
+        with contextlib.suppress(
+            ray.exceptions.RayError
+        ):  # a head that does not answer now is asked again
             if is_missing_for(config.fallback_after_s):
                 with _asked_for(wanted.partly_of_second_choice(config, say)):
                     is_missing_for(config.fallback_after_s)
@@ -130,7 +166,9 @@ def _grows(recipe: Recipe) -> bool:
         return False
     if recipe.ray.autoscaling is not None:
         return recipe.ray.autoscaling
-    return any(not head.get("CPU", 0) and not head.get("GPU", 0) for head in _machines() if _HEAD in head)
+    return any(
+        not head.get("CPU", 0) and not head.get("GPU", 0) for head in _machines() if _HEAD in head
+    )
 
 
 def _machines() -> list[dict[str, float]]:

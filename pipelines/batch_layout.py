@@ -1,4 +1,5 @@
-"""How pairs become model inputs: which layout a model takes, and how rows are cut into batches within a token budget.
+"""How pairs become model inputs: which layout a model takes, and how rows are cut into batches
+within a token budget.
 
 Batches and padding are a pure function of the pairs, the layout and the budget.
 """
@@ -19,10 +20,11 @@ _SMALLEST_SHARE = 16  # of the budget
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """padded: every response its own sequence; shared: one row per pair, the prompt once; packed: one row of many pairs.
+    """padded: every response its own sequence; shared: one row per pair, the prompt once; packed:
+    one row of many pairs.
 
-    is_balanced: packed rows of about equal width, rounded up to a sixteenth of the budget; otherwise full rows and a rest,
-    rounded up to the budget or a half, quarter, ... of it.
+    is_balanced: packed rows of about equal width, rounded up to a sixteenth of the budget;
+    otherwise full rows and a rest, rounded up to the budget or a half, quarter, ... of it.
     """
 
     kind: Literal["padded", "shared", "packed"]
@@ -50,7 +52,10 @@ class BatchLayout:
             obstacle = enable_packing(transformer_of(model))
             if obstacle is not None:
                 if wanted == "packed":
-                    raise UserError(f"{setting}=packed: {type(transformer_of(model)).__name__} cannot: {obstacle}; use auto or padded")
+                    raise UserError(
+                        f"{setting}=packed: {type(transformer_of(model)).__name__} cannot: "
+                        f"{obstacle}; use auto or padded"
+                    )
                 return cls("padded", budget, is_balanced)
         uses_flex = {uses_flex_attention(transformer_of(model)) for model in models}
         return cls("packed" if uses_flex == {True} else "shared", budget, is_balanced)
@@ -60,15 +65,21 @@ class BatchLayout:
         return self.kind != "padded"
 
     def batches(self, pairs: Sequence[TokenizedPair]) -> list[list[int]]:
-        """Positions of the pairs of every batch, widest first; a pair beyond the budget is a batch of its own."""
+        """Positions of the pairs of every batch, widest first; a pair beyond the budget is a
+        batch of its own.
+        """
         places = range(len(pairs))
         if self.kind == "packed":
             cut = balanced_batches if self.is_balanced else consecutive_batches
             return cut(places, [pair.shared_width() for pair in pairs], self.budget)
         if self.kind == "shared":
-            return token_budget_batches(places, [pair.shared_width() for pair in pairs], 1, self.budget)
+            return token_budget_batches(
+                places, [pair.shared_width() for pair in pairs], 1, self.budget
+            )
         sequences = max((len(pair.responses()) for pair in pairs), default=2)
-        return token_budget_batches(places, [pair.width() for pair in pairs], sequences, self.budget)
+        return token_budget_batches(
+            places, [pair.width() for pair in pairs], sequences, self.budget
+        )
 
     def inputs(self, pairs: Sequence[TokenizedPair]) -> ModelInputs:
         if self.kind == "padded":
@@ -84,6 +95,10 @@ class BatchLayout:
             step = -(-self.budget // _SMALLEST_SHARE // _ROW_MULTIPLE) * _ROW_MULTIPLE
             return -(-tokens // step) * step
         width = max(_ROW_MULTIPLE, -(-self.budget // _ROW_MULTIPLE) * _ROW_MULTIPLE)
-        while width > max(_ROW_MULTIPLE, self.budget // _SMALLEST_SHARE) and tokens <= width // 2 and width // 2 % _ROW_MULTIPLE == 0:
+        while (
+            width > max(_ROW_MULTIPLE, self.budget // _SMALLEST_SHARE)
+            and tokens <= width // 2
+            and width // 2 % _ROW_MULTIPLE == 0
+        ):
             width //= 2
         return width

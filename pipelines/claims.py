@@ -1,4 +1,6 @@
-"""Who does a piece of work: claims in a run store, so that of several processes on several machines one does it."""
+"""Who does a piece of work: claims in a run store, so that of several processes on several
+machines one does it.
+"""
 
 import contextlib
 import os
@@ -20,8 +22,11 @@ _FOLDER = "claims"
 
 @dataclass(frozen=True)
 class ClaimTimes:
-    """Seconds: a claim is renewed every `renew`, counts as abandoned after `abandoned` without renewal, and has to stand for `settle`
-    before it is believed. settle must exceed the time that a write takes; clocks of the machines must agree within `abandoned`."""
+    """Seconds: a claim is renewed every `renew`, counts as abandoned after `abandoned` without
+    renewal, and has to stand for `settle`
+    before it is believed. settle must exceed the time that a write takes; clocks of the machines
+    must agree within `abandoned`.
+    """
 
     renew: float = 20.0
     abandoned: float = 120.0
@@ -29,15 +34,23 @@ class ClaimTimes:
 
 
 class Claims:
-    """Named claims below a store. Neither a lock service nor exclusive creation is needed, which object stores do not have.
+    """Named claims below a store.
 
-    A claim is written, left to settle and read again: the last writer of several has it. Claims of processes that have died on this
-    machine are free at once, others when they have not been renewed.
+    Neither a lock service nor exclusive creation is needed, which object stores do not have.
+
+    A claim is written, left to settle and read again: the last writer of several has it. Claims of
+    processes that have died on this machine are free at once, others when they have not been
+    renewed.
     """
 
     def __init__(self, store: RunStore, times: ClaimTimes | None = None) -> None:
         self._store, self._times = store, times or ClaimTimes()
-        self._me = {"holder": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid(), "boot": _start_of(os.getpid())}
+        self._me = {
+            "holder": uuid.uuid4().hex,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "boot": _start_of(os.getpid()),
+        }
 
     @contextmanager
     def holding(self, name: str) -> Iterator[bool]:
@@ -85,12 +98,17 @@ class Claims:
 
     def _renew(self, path: str, done: threading.Event) -> None:
         while not done.wait(self._times.renew):
-            with contextlib.suppress(StageFailed, UserError):  # a store that is away may come back before the claim counts as abandoned
+            with contextlib.suppress(
+                StageFailed, UserError
+            ):  # a store that is away may come back before the claim counts as abandoned
                 self._write(path)
 
 
 def _start_of(pid: int) -> str | None:
-    """When a process of this machine started, in the kernel's ticks; None if it does not run. Pids are used again, starts are not."""
+    """When a process of this machine started, in the kernel's ticks; None if it does not run.
+
+    Pids are used again, starts are not.
+    """
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:

@@ -1,4 +1,8 @@
-"""The command line. Exit codes: 0 ok, 2 the user's input is wrong, 3 a quality gate failed, 130 interrupted, 1 anything else."""
+"""The command line.
+
+Exit codes: 0 ok, 2 the user's input is wrong, 3 a quality gate failed, 130 interrupted, 1 anything
+else.
+"""
 
 import json
 import os
@@ -19,20 +23,36 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Token-masked preference optimisation on Ray: SparsePO, MaPO, TDPO, DPO.",
 )
-jobs = typer.Typer(no_args_is_help=True, help="Jobs that `submit` has started: list, status, logs, stop.")
+jobs = typer.Typer(
+    no_args_is_help=True, help="Jobs that `submit` has started: list, status, logs, stop."
+)
 app.add_typer(jobs, name="job")
 
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe file, or the name of a packaged recipe.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. train.learning_rate=1e-5")]
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="Recipe file, or the name of a packaged recipe.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. train.learning_rate=1e-5"),
+]
 _INTERRUPTED = "interrupted; run the same command again to resume (a sweep: with --resume)"
 CodeExecution = Annotated[
-    bool, typer.Option("--allow-code-execution", help="Run the programs that the code benchmark samples, each in a sandbox (Linux).")
+    bool,
+    typer.Option(
+        "--allow-code-execution",
+        help="Run the programs that the code benchmark samples, each in a sandbox (Linux).",
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no summaries.")]
 
 
 @app.command()
-def run(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = False, allow_code_execution: CodeExecution = False) -> None:
+def run(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    allow_code_execution: CodeExecution = False,
+) -> None:
     """prepare -> reference -> train -> evaluate -> report; finished stages are skipped."""
     stages = ("prepare", "reference", "train", "evaluate", "report")
     _stages(recipe, overrides, stages, quiet, allow_code_execution)
@@ -50,9 +70,15 @@ def reference(
     overrides: Overrides = None,
     quiet: Quiet = False,
     check: Annotated[
-        bool, typer.Option("--check", help="Verify every file of the finished store instead; exit code 1 if one is bad.")
+        bool,
+        typer.Option(
+            "--check",
+            help="Verify every file of the finished store instead; exit code 1 if one is bad.",
+        ),
     ] = False,
-    repair: Annotated[bool, typer.Option("--repair", help="Verify, and score again what is damaged.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Verify, and score again what is damaged.")
+    ] = False,
 ) -> None:
     """Score the pairs once with the frozen reference model."""
     if check or repair:
@@ -69,14 +95,19 @@ def train(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = Fa
 
 @app.command()
 def evaluate(
-    recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = False, allow_code_execution: CodeExecution = False
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    allow_code_execution: CodeExecution = False,
 ) -> None:
     """The recipe's benchmarks of the trained model beside its starting model."""
     _stages(recipe, overrides, ("evaluate",), quiet, allow_code_execution)
 
 
 @app.command()
-def report(run_dirs: Annotated[list[str], typer.Argument(metavar="RUN...")], output: str | None = None) -> None:
+def report(
+    run_dirs: Annotated[list[str], typer.Argument(metavar="RUN...")], output: str | None = None
+) -> None:
     """Write the HTML report of one run, or the comparison of several."""
     from pipelines.report import run_report
 
@@ -110,10 +141,17 @@ def sample(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = F
 
 @app.command()
 def tune(
-    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="Sweep file, or the name of a packaged sweep.")],
+    sweep: Annotated[
+        str, typer.Argument(metavar="SWEEP", help="Sweep file, or the name of a packaged sweep.")
+    ],
     overrides: Overrides = None,
     quiet: Quiet = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted sweep, and try its failed trials again.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on with an interrupted sweep, and try its failed trials again."
+        ),
+    ] = False,
 ) -> None:
     """Search any config key with Ray Tune; the reference is scored once."""
     from pipelines.sweep_file import load_sweep
@@ -127,12 +165,33 @@ def schedule(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     quiet: Quiet = False,
-    cron: Annotated[str | None, typer.Option(help="Times as in crontab, e.g. '0 */2 * * *'; schedule.cron by default.")] = None,
-    timezone: Annotated[str | None, typer.Option(help="Time zone of the times, e.g. Europe/Berlin; schedule.timezone by default.")] = None,
-    once: Annotated[bool, typer.Option("--once", help="Evaluate what is new now, then end: for crontab and Kubernetes.")] = False,
-    keep_going: Annotated[bool, typer.Option("--keep-going", help="Go on after a failed gate; the exit code is 3 all the same.")] = False,
+    cron: Annotated[
+        str | None,
+        typer.Option(help="Times as in crontab, e.g. '0 */2 * * *'; schedule.cron by default."),
+    ] = None,
+    timezone: Annotated[
+        str | None,
+        typer.Option(
+            help="Time zone of the times, e.g. Europe/Berlin; schedule.timezone by default."
+        ),
+    ] = None,
+    once: Annotated[
+        bool,
+        typer.Option(
+            "--once", help="Evaluate what is new now, then end: for crontab and Kubernetes."
+        ),
+    ] = False,
+    keep_going: Annotated[
+        bool,
+        typer.Option(
+            "--keep-going", help="Go on after a failed gate; the exit code is 3 all the same."
+        ),
+    ] = False,
     until_trained: Annotated[
-        bool, typer.Option("--until-trained", help="End when training has and all checkpoints are evaluated.")
+        bool,
+        typer.Option(
+            "--until-trained", help="End when training has and all checkpoints are evaluated."
+        ),
     ] = False,
 ) -> None:
     """Evaluate every new checkpoint of a run at certain times; exit code 3 if a gate fails."""
@@ -144,7 +203,11 @@ def schedule(
 
     given = [
         *(overrides or ()),
-        *(f"schedule.{key}={json.dumps(value)}" for key, value in (("cron", cron), ("timezone", timezone)) if value),
+        *(
+            f"schedule.{key}={json.dumps(value)}"
+            for key, value in (("cron", cron), ("timezone", timezone))
+            if value
+        ),
     ]
     loaded = load_recipe(recipe, given)
     with LazyRay(loaded, _say(quiet)) as start:
@@ -154,20 +217,43 @@ def schedule(
         signal.signal(signal.SIGTERM, lambda *_: scheduler.stop())
         outcome = scheduler.tick() if once else scheduler.run(keep_going, until_trained)
     if outcome.failures:
-        raise GateFailed(outcome.failures[0].message + (f" (and {len(outcome.failures) - 1} more)" if len(outcome.failures) > 1 else ""))
+        raise GateFailed(
+            outcome.failures[0].message
+            + (f" (and {len(outcome.failures) - 1} more)" if len(outcome.failures) > 1 else "")
+        )
 
 
-Address = Annotated[str | None, typer.Option(help="The cluster's dashboard, e.g. http://HEAD:8265; RAY_API_SERVER_ADDRESS by default.")]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="The cluster's dashboard, e.g. http://HEAD:8265; RAY_API_SERVER_ADDRESS by default."
+    ),
+]
 JobName = Annotated[str, typer.Argument(metavar="NAME", help="As `sparsepo submit` has shown it.")]
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
 def submit(
-    command: Annotated[list[str], typer.Argument(metavar="COMMAND...", help="Any other command with its arguments, e.g. run mine.yaml")],
+    command: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="COMMAND...", help="Any other command with its arguments, e.g. run mine.yaml"
+        ),
+    ],
     address: Address = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Show the job's output until it ends, and end with its exit code.")] = False,
-    name: Annotated[str | None, typer.Option(help="Of the job; made from command and recipe by default.")] = None,
-    env: Annotated[list[str] | None, typer.Option(metavar="NAME[=VALUE]", help="An environment variable for the job.")] = None,
+    follow: Annotated[
+        bool,
+        typer.Option(
+            "--follow", help="Show the job's output until it ends, and end with its exit code."
+        ),
+    ] = False,
+    name: Annotated[
+        str | None, typer.Option(help="Of the job; made from command and recipe by default.")
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[=VALUE]", help="An environment variable for the job."),
+    ] = None,
 ) -> None:
     """Run a command as a job of a Ray cluster; submitted again while it runs, it is found again."""
     from pipelines.submit import submit as start
@@ -202,7 +288,9 @@ def job_status(name: JobName, address: Address = None) -> None:
 
 @jobs.command("logs")
 def job_logs(
-    name: JobName, address: Address = None, follow: Annotated[bool, typer.Option("--follow", help="Until the job ends.")] = False
+    name: JobName,
+    address: Address = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Until the job ends.")] = False,
 ) -> None:
     """What the job has printed."""
     from pipelines.submit import Cluster
@@ -235,7 +323,11 @@ def _follow(cluster: "Cluster", job: "Job") -> None:
     try:
         job = cluster.follow(job, lambda text: print(text, end="", flush=True))
     except KeyboardInterrupt:
-        _fail(f"{job.id} goes on; `sparsepo job logs {job.name} --follow` shows it, `sparsepo job stop {job.name}` ends it", 130)
+        _fail(
+            f"{job.id} goes on; `sparsepo job logs {job.name} --follow` shows it, `sparsepo job "
+            f"stop {job.name}` ends it",
+            130,
+        )
     print(f"{job.id}: {job.status.lower()}", file=sys.stderr)
     if code := exit_code_of(job):
         raise typer.Exit(code)
@@ -243,10 +335,18 @@ def _follow(cluster: "Cluster", job: "Job") -> None:
 
 @app.command()
 def plan(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE|SWEEP", help="Recipe or sweep: a file, or the name of a packaged one.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE|SWEEP", help="Recipe or sweep: a file, or the name of a packaged one."
+        ),
+    ],
     overrides: Overrides = None,
     tflops: Annotated[
-        float | None, typer.Option(min=1e-6, help="TFLOP/s that one device sustains; assumed from its name by default.")
+        float | None,
+        typer.Option(
+            min=1e-6, help="TFLOP/s that one device sustains; assumed from its name by default."
+        ),
     ] = None,
 ) -> None:
     """Rows, tokens, storage, memory, hours and steps; runs nothing."""
@@ -255,7 +355,11 @@ def plan(
     from pipelines.sweep_file import is_sweep, load_sweep
 
     given = overrides or ()
-    found = plan_sweep(load_sweep(recipe, given), tflops) if is_sweep(recipe) else run_plan(load_recipe(recipe, given), tflops)
+    found = (
+        plan_sweep(load_sweep(recipe, given), tflops)
+        if is_sweep(recipe)
+        else run_plan(load_recipe(recipe, given), tflops)
+    )
     print(json.dumps(found, indent=2))
 
 
@@ -269,7 +373,10 @@ def status(run_dir: Annotated[str, typer.Argument(metavar="RUN")]) -> None:
 
 
 @app.command()
-def quickstart(overrides: Annotated[list[str] | None, typer.Argument(metavar="[seed=N] [dir=PATH]")] = None, quiet: Quiet = False) -> None:
+def quickstart(
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[seed=N] [dir=PATH]")] = None,
+    quiet: Quiet = False,
+) -> None:
     """Every stage on a small world made on the spot: no network, no GPU, under three minutes."""
     from pipelines.quickstart import run_quickstart
 
@@ -284,20 +391,32 @@ def _say(quiet: bool) -> Callable[[str], None]:
     return (lambda line: None) if quiet else (lambda line: print(line, flush=True))
 
 
-def _stages(recipe: str, overrides: list[str] | None, stages: tuple[str, ...], quiet: bool, allow_code_execution: bool = False) -> None:
+def _stages(
+    recipe: str,
+    overrides: list[str] | None,
+    stages: tuple[str, ...],
+    quiet: bool,
+    allow_code_execution: bool = False,
+) -> None:
     from pipelines.recipe import load_recipe
     from pipelines.run import run_stages
 
     loaded = load_recipe(recipe, overrides or ())
     has_programs = "evaluate" in stages and "code" in loaded.evaluate.benchmarks
     if allow_code_execution and not has_programs:
-        raise UserError("--allow-code-execution: evaluate.benchmarks does not name code, so there are no programs to run")
+        raise UserError(
+            "--allow-code-execution: evaluate.benchmarks does not name code, so there are no "
+            "programs to run"
+        )
     if allow_code_execution:
         at = stages.index("evaluate") + 1
         stages = (*stages[:at], "execute", *stages[at:])
     run_stages(loaded, stages, _say(quiet), quiet)
     if has_programs and not allow_code_execution:
-        _say(quiet)("evaluate: the sampled programs were not run; to run them in sandboxes, add --allow-code-execution to the same command")
+        _say(quiet)(
+            "evaluate: the sampled programs were not run; to run them in sandboxes, add "
+            "--allow-code-execution to the same command"
+        )
 
 
 def _check_reference(recipe: str, overrides: list[str] | None, quiet: bool, repair: bool) -> None:
@@ -319,7 +438,10 @@ def _check_reference(recipe: str, overrides: list[str] | None, quiet: bool, repa
             manifest, damage = check_reference(loaded, quiet)
             if damage:
                 raise StageFailed(f"still bad after scoring again: {damage[0].message}")
-    say(f"reference: {len(manifest['outputs'])} files, {manifest['counts']['bytes'] / 2**20:.1f} MiB, all good")
+    say(
+        f"reference: {len(manifest['outputs'])} files, {manifest['counts']['bytes'] / 2**20:.1f} "
+        "MiB, all good"
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -19,7 +19,9 @@ _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted 
 
 
 def cluster_address(config: RaySection) -> str | None:
-    """Where the running cluster is that a command uses; None for a Ray of its own on this machine."""
+    """Where the running cluster is that a command uses; None for a Ray of its own on this
+    machine.
+    """
     return config.address or os.environ.get("RAY_ADDRESS")
 
 
@@ -27,7 +29,8 @@ def cluster_address(config: RaySection) -> str | None:
 def ray_session(config: RaySection) -> Iterator[None]:
     """Ray for the duration of a command; leaves a session that was already there alone.
 
-    Raises: UserError for a ray.address that does not answer or refuses the token, or a ray.temp_dir that Ray cannot use.
+    Raises: UserError for a ray.address that does not answer or refuses the token, or a ray.temp_dir
+        that Ray cannot use.
     """
     # Quieter and quicker local sessions; a user's own settings win.
     for name, value in (
@@ -49,15 +52,24 @@ def ray_session(config: RaySection) -> Iterator[None]:
     address = cluster_address(config)
     if address:
         try:
-            ray.init(address=address, runtime_env=_environment(), logging_level=logging.WARNING, log_to_driver=config.worker_logs)
+            ray.init(
+                address=address,
+                runtime_env=_environment(),
+                logging_level=logging.WARNING,
+                log_to_driver=config.worker_logs,
+            )
         except (ConnectionError, ray.exceptions.AuthenticationError) as error:
             raise UserError(f"ray.address = {address!r}: {str(error).splitlines()[0]}") from error
     else:
         # Nothing preempts a private cluster of one machine, and nobody scrapes it.
-        for name in ("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "RAY_TRAIN_METRICS_ENABLED", "RAY_enable_metrics_collection"):
+        for name in (
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER",
+            "RAY_TRAIN_METRICS_ENABLED",
+            "RAY_enable_metrics_collection",
+        ):
             os.environ.setdefault(name, "0")
-        # Ray Train's clean-up of placement groups asks the dashboard's state API, and finds it by itself only where no other Ray
-        # runs on this machine. Ray's processes inherit the variable.
+        # Ray Train's clean-up of placement groups asks the dashboard's state API, and finds it by
+        # itself only where no other Ray runs on this machine. Ray's processes inherit the variable.
         port = free_port()
         os.environ[_API_SERVER] = f"http://127.0.0.1:{port}"
         try:
@@ -65,7 +77,9 @@ def ray_session(config: RaySection) -> Iterator[None]:
         except OSError as error:
             if config.temp_dir is None:
                 raise
-            raise UserError(f"ray.temp_dir = {config.temp_dir!r}: {str(error).splitlines()[0]}") from error
+            raise UserError(
+                f"ray.temp_dir = {config.temp_dir!r}: {str(error).splitlines()[0]}"
+            ) from error
     try:
         yield
     finally:
@@ -75,7 +89,9 @@ def ray_session(config: RaySection) -> Iterator[None]:
 
 
 def _environment() -> dict[str, Any] | None:
-    """What workers on other machines take over of this process's environment; a submitted job's workers have the job's own."""
+    """What workers on other machines take over of this process's environment; a submitted job's
+    workers have the job's own.
+    """
     listed = os.environ.get(TRUSTED_CODE)
     return {"env_vars": {TRUSTED_CODE: listed}} if listed and _JOB not in os.environ else None
 
@@ -108,21 +124,35 @@ def node_cpus() -> list[int]:
     """CPUs of every living node that has any."""
     import ray
 
-    return [cpus for node in ray.nodes() if node["Alive"] and (cpus := int(node["Resources"].get("CPU", 0)))]
+    return [
+        cpus
+        for node in ray.nodes()
+        if node["Alive"] and (cpus := int(node["Resources"].get("CPU", 0)))
+    ]
 
 
 def even_cpus(nodes: Sequence[int], parts: int, limit: int | None = None) -> int:
-    """CPUs that each of some equal parts can take, none across nodes: the most that fit, 1 at least.
+    """CPUs that each of some equal parts can take, none across nodes: the most that fit, 1 at
+    least.
 
     Args:
         nodes: CPUs of every node. limit: CPUs that the parts may take together.
     """
-    most = max((cpus for cpus in range(1, max(nodes, default=1) + 1) if sum(node // cpus for node in nodes) >= parts), default=1)
+    most = max(
+        (
+            cpus
+            for cpus in range(1, max(nodes, default=1) + 1)
+            if sum(node // cpus for node in nodes) >= parts
+        ),
+        default=1,
+    )
     return most if limit is None else max(1, min(most, limit // parts))
 
 
 def interruptible(call: Callable[[], Result]) -> Result:
-    """Run `call` in a thread of its own: in the main thread Ray Train and Ray Tune replace the SIGINT handler."""
+    """Run `call` in a thread of its own: in the main thread Ray Train and Ray Tune replace the
+    SIGINT handler.
+    """
     outcome: Future[Result] = Future()
 
     def body() -> None:

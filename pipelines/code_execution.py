@@ -1,4 +1,6 @@
-"""execute: run the sampled programs of the code benchmark against their tests, in sandboxes; a step of its own, started only on request."""
+"""execute: run the sampled programs of the code benchmark against their tests, in sandboxes; a
+step of its own, started only on request.
+"""
 
 import json
 from pathlib import Path
@@ -21,7 +23,10 @@ _PROGRAMS_PER_TASK = 64
 
 
 def read_code_tasks(section: CodeSection) -> list[CodeTask]:
-    """The tasks of evaluate.code.tasks. UserError naming the file, the row and what is wrong with it."""
+    """The tasks of evaluate.code.tasks.
+
+    UserError naming the file, the row and what is wrong with it.
+    """
     path = Path(section.tasks)
     if not path.is_file():
         raise UserError(f"evaluate.code.tasks = {section.tasks!r}: no such file")
@@ -43,21 +48,32 @@ def read_code_tasks(section: CodeSection) -> list[CodeTask]:
 
 
 def execute_record(recipe: Recipe) -> StageRecord:
-    """The record of a recipe's executed programs, in RUN/evaluation/code. The recipe's benchmarks must name code."""
+    """The record of a recipe's executed programs, in RUN/evaluation/code.
+
+    The recipe's benchmarks must name code.
+    """
     assert recipe.evaluate.code is not None
     evaluation = evaluate_record(recipe)
     settings = {
-        key: value for key, value in stage_settings(recipe, "evaluate").items() if key.startswith(("evaluate.code.", "evaluate.bootstrap"))
+        key: value
+        for key, value in stage_settings(recipe, "evaluate").items()
+        if key.startswith(("evaluate.code.", "evaluate.bootstrap"))
     }
     settings.pop("evaluate.code.tasks")
-    inputs = {"evaluation": evaluation.fingerprint(), "tasks": file_hash(Path(recipe.evaluate.code.tasks))}
+    inputs = {
+        "evaluation": evaluation.fingerprint(),
+        "tasks": file_hash(Path(recipe.evaluate.code.tasks)),
+    }
     return StageRecord("execute", evaluation.store.at(CODE), settings, inputs)
 
 
 def run_execute(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
-    """Run every program in evaluation/samples/code.jsonl; returns the manifest. Needs a running Ray.
+    """Run every program in evaluation/samples/code.jsonl; returns the manifest.
 
-    Raises: UserError if a machine that would run them cannot isolate them; nothing has run there then.
+    Needs a running Ray.
+
+    Raises: UserError if a machine that would run them cannot isolate them; nothing has run there
+        then.
     """
     section = recipe.evaluate.code
     assert section is not None
@@ -73,23 +89,56 @@ def run_execute(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
         for text in row[f"{who}_texts"]
     ]
     chunks = [
-        {"kind": "programs", "number": n, "programs": [p[2:] for p in programs[i : i + _PROGRAMS_PER_TASK]]}
+        {
+            "kind": "programs",
+            "number": n,
+            "programs": [p[2:] for p in programs[i : i + _PROGRAMS_PER_TASK]],
+        }
         for n, i in enumerate(range(0, len(programs), _PROGRAMS_PER_TASK))
     ]
     parts = TaskParts(record.store)
     todo = parts.missing(chunks)
-    parts.add(todo, run_tasks(todo, ProgramRunner, recipe, recipe.evaluate.num_actors, "execute", quiet, gpus_per_actor=0))
+    parts.add(
+        todo,
+        run_tasks(
+            todo,
+            ProgramRunner,
+            recipe,
+            recipe.evaluate.num_actors,
+            "execute",
+            quiet,
+            gpus_per_actor=0,
+        ),
+    )
     verdicts = [verdict for found in parts.results(chunks) for verdict in found]
     records = {
-        row["task_id"]: {"task_id": row["task_id"], "start_passed": [], "policy_passed": [], "start_timeout": 0, "policy_timeout": 0}
+        row["task_id"]: {
+            "task_id": row["task_id"],
+            "start_passed": [],
+            "policy_passed": [],
+            "start_timeout": 0,
+            "policy_timeout": 0,
+        }
         for row in samples
     }
     lines = []
     for (task_id, who, program, _), (status, message) in zip(programs, verdicts, strict=True):
         records[task_id][f"{who}_passed"].append(status == "passed")
         records[task_id][f"{who}_timeout"] += status == "timeout"
-        lines.append(json.dumps({"task_id": task_id, "model": who, "status": status, "message": message, "program": program}))
-    result = code_benchmark(list(records.values()), section.k, recipe.evaluate.bootstrap_samples, recipe.evaluate.seed)
+        lines.append(
+            json.dumps(
+                {
+                    "task_id": task_id,
+                    "model": who,
+                    "status": status,
+                    "message": message,
+                    "program": program,
+                }
+            )
+        )
+    result = code_benchmark(
+        list(records.values()), section.k, recipe.evaluate.bootstrap_samples, recipe.evaluate.seed
+    )
     record.store.write_bytes("verdicts.jsonl", "".join(line + "\n" for line in lines).encode())
     append_history(evaluation, {"code": result}, record, None)
     manifest = record.finish({"benchmarks": ["code"], "results": {"code": result}})
@@ -111,5 +160,7 @@ class ProgramRunner:
         self._at_once = section.num_runners
 
     def __call__(self, task: dict[str, Any]) -> list[tuple[str, str]]:
-        found = run_programs([(program, tests) for program, tests in task["programs"]], self._limits, self._at_once)
+        found = run_programs(
+            [(program, tests) for program, tests in task["programs"]], self._limits, self._at_once
+        )
         return [(verdict.status, verdict.message) for verdict in found]

@@ -14,8 +14,9 @@ from sparsepo.records import FEATURES
 class ModelSection(Section):
     """Locations only: the contents they name are fingerprinted as stage inputs.
 
-    reference: the starting model unless named. positive_scorer, negative_scorer: the two models that tis_dpo weighs tokens
-    with. embedder: a sentence-embedding model for rpo; without one, the mean of the reference's last hidden states.
+    reference: the starting model unless named. positive_scorer, negative_scorer: the two models
+    that tis_dpo weighs tokens with. embedder: a sentence-embedding model for rpo; without one, the
+    mean of the reference's last hidden states.
     """
 
     name_or_path: str = Field(min_length=1)
@@ -41,17 +42,21 @@ class ColumnNames(Section):
 
 
 class Source(Section):
-    """One data source. `path`: a local or object-store file, directory or glob, or a Hugging Face data set name.
+    """One data source.
 
-    form: text = prompt/chosen/rejected strings; conversational = message lists; hh = transcripts; scored = candidates
-    with scores; chosen_only = prompt/chosen strings; text_only = one text column (for sft).
-    weight: expected copies of each training row.
+    `path`: a local or object-store file, directory or glob, or a Hugging Face data set name.
+
+    form: text = prompt/chosen/rejected strings; conversational = message lists; hh = transcripts;
+    scored = candidates with scores; chosen_only = prompt/chosen strings; text_only = one text
+    column (for sft). weight: expected copies of each training row.
     """
 
     STAGE = "prepare"
     path: str = Field(min_length=1)
     format: Literal["auto", "jsonl", "parquet", "csv", "huggingface"] = "auto"
-    form: Literal["auto", "text", "conversational", "hh", "scored", "chosen_only", "text_only"] = "auto"
+    form: Literal["auto", "text", "conversational", "hh", "scored", "chosen_only", "text_only"] = (
+        "auto"
+    )
     columns: ColumnNames = ColumnNames()
     weight: float = Field(1.0, gt=0, le=100)
     split: str = "train"
@@ -84,17 +89,23 @@ class DataSection(Section):
     @model_validator(mode="after")
     def _fractions(self) -> "DataSection":
         if self.validation_fraction + self.test_fraction >= 1:
-            raise ValueError(f"validation_fraction + test_fraction = {self.validation_fraction + self.test_fraction}: must be below 1")
+            raise ValueError(
+                "validation_fraction + test_fraction = "
+                f"{self.validation_fraction + self.test_fraction}: must be below 1"
+            )
         return self
 
 
 class ReferenceSection(Section):
-    """mode: stored = scored once, read from disk; online = the frozen model runs beside training; auto takes the cheaper.
+    """mode: stored = scored once, read from disk; online = the frozen model runs beside training;
+    auto takes the cheaper.
 
-    features: stored beyond what objective and mask need. topk: keep only the k likeliest tokens for the KL, which is then a
-    lower bound. layers_dtype: how states of all layers are stored, compute = in the reference's dtype. layout: packed
-    shares the prompt between both responses and packs pairs where the model allows it. batch_tokens: tokens per forward,
-    padding included. gpus_per_model: GPUs over which one copy is spread. max_failed_fraction: rows that may fail alone.
+    features: stored beyond what objective and mask need. topk: keep only the k likeliest tokens for
+    the KL, which is then a lower bound. layers_dtype: how states of all layers are stored, compute
+    = in the reference's dtype. layout: packed shares the prompt between both responses and packs
+    pairs where the model allows it. batch_tokens: tokens per forward, padding included.
+    gpus_per_model: GPUs over which one copy is spread. max_failed_fraction: rows that may fail
+    alone.
     """
 
     STAGE = "reference"
@@ -122,7 +133,8 @@ class ReferenceSection(Section):
 
 
 class LoraSection(Section):
-    """Low-rank adapters on the policy through peft; masks stay trainable. target_modules: peft's own choice for the model by default.
+    """Low-rank adapters on the policy through peft; masks stay trainable. target_modules: peft's
+    own choice for the model by default.
 
     save: adapter = the adapter alone, naming its base; merged = whole weights.
     """
@@ -138,8 +150,8 @@ class LoraSection(Section):
 class SelectionSection(Section):
     """Which checkpoints are worth keeping, by a metric of the validations.
 
-    keep_best: that many best checkpoints are kept beside the newest ones. patience: validations without improvement after
-    which training stops. publish: which weights become RUN/train/model.
+    keep_best: that many best checkpoints are kept beside the newest ones. patience: validations
+    without improvement after which training stops. publish: which weights become RUN/train/model.
     """
 
     STAGE = "train"
@@ -154,11 +166,13 @@ class SelectionSection(Section):
 
 
 class TrainSection(Section):
-    """precision: mixed = float32 master weights and bfloat16 compute. strategy: ddp = every worker holds the model; fsdp = sharded (FSDP2).
+    """precision: mixed = float32 master weights and bfloat16 compute. strategy: ddp = every worker
+    holds the model; fsdp = sharded (FSDP2).
 
-    layout: packed shares the prompt between both responses and packs pairs where the model allows it. micro_batch_tokens: tokens
-    per forward and backward, padding included. auto_microbatch: halve it when memory runs out, and go on from the last
-    checkpoint. compile: torch.compile the decoder layers (by default on GPUs). min_workers: go on with so many when workers are lost.
+    layout: packed shares the prompt between both responses and packs pairs where the model allows
+    it. micro_batch_tokens: tokens per forward and backward, padding included. auto_microbatch:
+    halve it when memory runs out, and go on from the last checkpoint. compile: torch.compile the
+    decoder layers (by default on GPUs). min_workers: go on with so many when workers are lost.
     """
 
     STAGE = "train"
@@ -191,21 +205,29 @@ class TrainSection(Section):
     checkpoint_every: int = of_stage(None, 100, ge=1)
     keep_checkpoints: int = of_stage(None, 2, ge=1)
     max_failures: int = of_stage(None, 2, ge=0)
-    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = of_stage(None, ("tensorboard",))
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = of_stage(
+        None, ("tensorboard",)
+    )
     tracker_project: str = of_stage(None, "sparsepo", min_length=1)
     tracker_group: str | None = of_stage(None, None, min_length=1)
 
     @model_validator(mode="after")
     def _fits(self) -> "TrainSection":
         if self.min_workers is not None and self.min_workers > self.num_workers:
-            raise ValueError(f"min_workers = {self.min_workers}: must be at most num_workers = {self.num_workers}")
+            raise ValueError(
+                f"min_workers = {self.min_workers}: must be at most num_workers = "
+                f"{self.num_workers}"
+            )
         if self.selection.is_active() and self.validate_every is None:
             raise ValueError("selection chooses between validations: set train.validate_every")
         return self
 
 
 class PathsSection(Section):
-    """Where shared stage outputs live; by default inside run_dir. Runs that name the same place share the work."""
+    """Where shared stage outputs live; by default inside run_dir.
+
+    Runs that name the same place share the work.
+    """
 
     pairs: str | None = None
     reference: str | None = None
@@ -214,13 +236,12 @@ class PathsSection(Section):
 class RaySection(Section):
     """address: of a running cluster; None starts a local one unless RAY_ADDRESS is set.
 
-    worker_logs: print what workers print; it is in the log files of Ray anyway.
-    cpus_per_run, gpus_per_run: what the actors and workers of this run may take, for several runs side by side; a fraction of a GPU
-    is for one worker.
-    autoscaling: whether machines come with work, so that missing ones are waited for; by default where the head has no CPUs.
-    scale_up_timeout_s: how long they are waited for.
-    fallback_resource: what only machines of the second choice have: some that are missing for fallback_after_s are asked for with it,
-    and in turn without.
+    worker_logs: print what workers print; it is in the log files of Ray anyway. cpus_per_run,
+    gpus_per_run: what the actors and workers of this run may take, for several runs side by side; a
+    fraction of a GPU is for one worker. autoscaling: whether machines come with work, so that
+    missing ones are waited for; by default where the head has no CPUs. scale_up_timeout_s: how long
+    they are waited for. fallback_resource: what only machines of the second choice have: some that
+    are missing for fallback_after_s are asked for with it, and in turn without.
     """
 
     address: str | None = None
@@ -255,29 +276,51 @@ class Recipe(Section):
         share = self.ray.gpus_per_run
         if share is not None and share != int(share) and (share > 1 or self.train.num_workers > 1):
             raise ValueError(
-                f"ray.gpus_per_run={share} with train.num_workers={self.train.num_workers}: a fraction of one GPU is for one worker"
+                f"ray.gpus_per_run={share} with train.num_workers={self.train.num_workers}: a "
+                "fraction of one GPU is for one worker"
             )
         name, built = self.objective.name, self.objective.build()
         if self.mask.kind not in built.mask_kinds:
-            raise ValueError(f"mask.kind={self.mask.kind} with objective.name={name}: allowed is {' or '.join(sorted(built.mask_kinds))}")
-        wanted = self.required_features() | frozenset(self.reference.features)
-        if "scorer_log_ratios" in wanted and not (self.model.positive_scorer and self.model.negative_scorer):
             raise ValueError(
-                f"objective.name={name} needs the feature scorer_log_ratios of the reference stage: set model.positive_scorer and "
-                "model.negative_scorer (models that prefer good and bad responses)"
+                f"mask.kind={self.mask.kind} with objective.name={name}: allowed is "
+                f"{' or '.join(sorted(built.mask_kinds))}"
+            )
+        wanted = self.required_features() | frozenset(self.reference.features)
+        if "scorer_log_ratios" in wanted and not (
+            self.model.positive_scorer and self.model.negative_scorer
+        ):
+            raise ValueError(
+                f"objective.name={name} needs the feature scorer_log_ratios of the reference "
+                "stage: set model.positive_scorer and model.negative_scorer (models that prefer "
+                "good and bad responses)"
             )
         if "reference_topk" in wanted and self.reference.topk is None:
-            raise ValueError("reference.features names reference_topk: say how many tokens with reference.topk")
+            raise ValueError(
+                "reference.features names reference_topk: say how many tokens with reference.topk"
+            )
         if self.reference.topk is not None and "reference_topk" not in wanted:
-            raise ValueError(f"reference.topk={self.reference.topk}: objective.name={name} has no KL to approximate; leave it out")
-        if self.reference.layers_dtype == "int8" and ("reference_layers" not in wanted or self.reference.mode == "online"):
-            raise ValueError("reference.layers_dtype=int8: no states of all layers are stored; leave it out")
+            raise ValueError(
+                f"reference.topk={self.reference.topk}: objective.name={name} has no KL to "
+                "approximate; leave it out"
+            )
+        if self.reference.layers_dtype == "int8" and (
+            "reference_layers" not in wanted or self.reference.mode == "online"
+        ):
+            raise ValueError(
+                "reference.layers_dtype=int8: no states of all layers are stored; leave it out"
+            )
         if self.reference.topk is not None and "reference_hidden" in self.mask.requires():
             raise ValueError(
-                f"reference.topk={self.reference.topk} with this mask: its hidden states already give the exact KL; leave reference.topk out"
+                f"reference.topk={self.reference.topk} with this mask: its hidden states already "
+                "give the exact KL; leave reference.topk out"
             )
-        if self.train.selection.is_active() and not (self.data.validation or self.data.validation_fraction):
-            raise ValueError("train.selection chooses by a validation metric: set data.validation_fraction or data.validation")
+        if self.train.selection.is_active() and not (
+            self.data.validation or self.data.validation_fraction
+        ):
+            raise ValueError(
+                "train.selection chooses by a validation metric: set data.validation_fraction or "
+                "data.validation"
+            )
         conflict = self.objective.conflict(self.data.min_gap)
         if conflict:
             raise ValueError(conflict)
@@ -291,7 +334,9 @@ class Recipe(Section):
         return wanted
 
     def reference_mode(self) -> Literal["stored", "online"]:
-        """An `auto` that reference_cost.py has not settled is online exactly when the mask reads every layer."""
+        """An `auto` that reference_cost.py has not settled is online exactly when the mask reads
+        every layer.
+        """
         if self.reference.mode != "auto":
             return self.reference.mode
         return "online" if "reference_layers" in self.required_features() else "stored"
@@ -300,9 +345,15 @@ class Recipe(Section):
         """What the frozen reference computes beside training (empty when it is stored)."""
         if self.reference_mode() == "stored":
             return frozenset()
-        return frozenset(name for name in self.required_features() if FEATURES[name].origin == "reference")
+        return frozenset(
+            name for name in self.required_features() if FEATURES[name].origin == "reference"
+        )
 
     def stored_features(self) -> frozenset[str]:
-        """What the reference stage writes for this recipe; scorers and embedder never run beside training."""
-        made = frozenset(name for name in self.required_features() if FEATURES[name].stage == "reference")
+        """What the reference stage writes for this recipe; scorers and embedder never run beside
+        training.
+        """
+        made = frozenset(
+            name for name in self.required_features() if FEATURES[name].stage == "reference"
+        )
         return (made - self.online_features()) | frozenset(self.reference.features)

@@ -9,7 +9,10 @@ class UserError(Exception):
 
 
 class StageFailed(Exception):
-    """A stage could not finish for a reason that is not the input's form (say, a diverged loss). Exit code 1."""
+    """A stage could not finish for a reason that is not the input's form (say, a diverged loss).
+
+    Exit code 1.
+    """
 
 
 class GateFailed(Exception):

@@ -1,4 +1,6 @@
-"""evaluate: benchmarks of a trained run's model beside the model it started from (Ray Data actor pools)."""
+"""evaluate: benchmarks of a trained run's model beside the model it started from (Ray Data actor
+pools).
+"""
 
 import json
 import time
@@ -23,7 +25,8 @@ from pipelines.store import RunStore
 from pipelines.task_parts import TaskParts
 from pipelines.train import train_record, train_store
 
-# The modules that benchmarks and their models need are heavy, and of no use to the other stages, which import this one for its record.
+# The modules that benchmarks and their models need are heavy, and of no use to the other stages,
+# which import this one for its record.
 if TYPE_CHECKING:
     from pipelines.judge import EndpointJudge
 
@@ -40,13 +43,19 @@ def evaluation_store(recipe: Recipe) -> RunStore:
 
 
 def evaluate_record(recipe: Recipe, step: int | None = None) -> StageRecord:
-    """The stage record of the evaluation of a recipe's model, or of its checkpoint after `step` steps.
+    """The stage record of the evaluation of a recipe's model, or of its checkpoint after `step`
+    steps.
 
     Raises: UserError if a file that the recipe names does not exist.
     """
     inputs: dict[str, Any] = {"train": train_record(recipe).fingerprint()}
-    if recipe.evaluate.leaderboard is not None and recipe.evaluate.leaderboard.include_path is not None:
-        inputs["leaderboard.include_path"] = task_files_hash(recipe.evaluate.leaderboard.include_path)
+    if (
+        recipe.evaluate.leaderboard is not None
+        and recipe.evaluate.leaderboard.include_path is not None
+    ):
+        inputs["leaderboard.include_path"] = task_files_hash(
+            recipe.evaluate.leaderboard.include_path
+        )
     store = evaluation_store(recipe)
     if step is not None:
         inputs["step"] = step
@@ -59,7 +68,11 @@ def evaluate_record(recipe: Recipe, step: int | None = None) -> StageRecord:
                 raise UserError(f"evaluate.{key} = {name!r}: no such file")
             inputs[key] = file_hash(Path(name))
     record = StageRecord.of(recipe, "evaluate", store, inputs)
-    settings = {key: value for key, value in record.settings.items() if key.removeprefix("evaluate.") not in files}
+    settings = {
+        key: value
+        for key, value in record.settings.items()
+        if key.removeprefix("evaluate.") not in files
+    }
     return StageRecord(record.stage, record.store, settings, inputs)
 
 
@@ -68,19 +81,27 @@ def checkpoint_folder(step: int) -> str:
 
 
 def run_evaluate(recipe: Recipe, quiet: bool = False, step: int | None = None) -> dict[str, Any]:
-    """Evaluate RUN/train/model, or a checkpoint, on held-out pairs and prompts; returns the stage's manifest. Needs a running Ray.
+    """Evaluate RUN/train/model, or a checkpoint, on held-out pairs and prompts; returns the stage's
+    manifest. Needs a running Ray.
 
-    A killed evaluation goes on where it was: what a finished task found is kept in evaluation/parts.
-    Raises: UserError if the run has no trained model or no held-out pair, or a model or file that a benchmark needs does not exist.
+    A killed evaluation goes on where it was: what a finished task found is kept in
+    evaluation/parts.
+    Raises: UserError if the run has no trained model or no held-out pair, or a model or file that a
+        benchmark needs does not exist.
     """
     from pipelines.judge import EndpointJudge
     from pipelines.leaderboard import check_tasks
     from pipelines.text_scorer import check_text_models
 
     if step is None and not train_store(recipe).exists("model"):
-        raise UserError(f"{train_store(recipe).root} has no trained model: run `sparsepo train` first")
+        raise UserError(
+            f"{train_store(recipe).root} has no trained model: run `sparsepo train` first"
+        )
     if not recipe.objective.build().uses_rejected:
-        raise UserError(f"objective.name = {recipe.objective.name!r} has no preferences to evaluate: train it with `sparsepo sft`")
+        raise UserError(
+            f"objective.name = {recipe.objective.name!r} has no preferences to evaluate: train it "
+            "with `sparsepo sft`"
+        )
     record = evaluate_record(recipe, step)
     settings = recipe.evaluate
     check_text_models(settings)
@@ -95,18 +116,30 @@ def run_evaluate(recipe: Recipe, quiet: bool = False, step: int | None = None) -
     pairs = open_pairs(recipe)
     if pairs.num_rows(settings.split) == 0:
         raise UserError(
-            f"evaluate.split = {settings.split!r}: prepare kept no such pair; set data.{settings.split}_fraction or data.{settings.split}"
+            f"evaluate.split = {settings.split!r}: prepare kept no such pair; set "
+            f"data.{settings.split}_fraction or data.{settings.split}"
         )
     tasks = [{**task, "step": step} for task in _tasks(recipe, pairs)]
     record.begin()
     parts = TaskParts(record.store)
     todo = _with_vllm_samples(recipe, parts.missing(tasks), pairs)
     parts.add(todo, run_tasks(todo, Evaluator, recipe, settings.num_actors, "evaluate", quiet))
-    found: dict[str, Records] = {"pair": [], "response": [], "sample": [], "program": [], "leaderboard": []}
+    found: dict[str, Records] = {
+        "pair": [],
+        "response": [],
+        "sample": [],
+        "program": [],
+        "leaderboard": [],
+    }
     for records in parts.results(tasks):
         for kind, items in records.items():
             found[kind] += items
-    samples = _scored(sorted(found["sample"], key=lambda s: (s["temperature_number"], s["order"])), recipe, parts, quiet)
+    samples = _scored(
+        sorted(found["sample"], key=lambda s: (s["temperature_number"], s["order"])),
+        recipe,
+        parts,
+        quiet,
+    )
     if judge is not None:
         _ask(judge, samples, quiet)
     results = _results(recipe, found, samples)
@@ -124,7 +157,9 @@ def run_evaluate(recipe: Recipe, quiet: bool = False, step: int | None = None) -
 
 
 def _tasks(recipe: Recipe, pairs: PairTable) -> list[dict[str, Any]]:
-    """What the evaluating actors do; a function of recipe and pairs, so that a resumed evaluation has the same tasks."""
+    """What the evaluating actors do; a function of recipe and pairs, so that a resumed
+    evaluation has the same tasks.
+    """
     settings = recipe.evaluate
     usable = usable_rows(recipe, pairs, settings.split)
     tasks: list[dict[str, Any]] = []
@@ -138,11 +173,19 @@ def _tasks(recipe: Recipe, pairs: PairTable) -> list[dict[str, Any]]:
             first.setdefault(prompts[row], row)
         chosen = list(enumerate(list(first.values())[: settings.num_prompts]))
         lengths = {row: len(pairs.pairs(settings.split, [row])[0].prompt) for _, row in chosen}
-        chosen.sort(key=lambda item: lengths[item[1]])  # prompts of one length need no padding beside each other
+        chosen.sort(
+            key=lambda item: lengths[item[1]]
+        )  # prompts of one length need no padding beside each other
         for t, temperature in enumerate(settings.sampling_temperatures()):
             for number, items in _chunks(chosen, settings.sequences_per_batch):
-                named = {"rows": [row for _, row in items], "order": [at for at, _ in items], "temperature": temperature}
-                tasks.append({"kind": f"samples{t}", "temperature_number": t, "number": number, **named})
+                named = {
+                    "rows": [row for _, row in items],
+                    "order": [at for at, _ in items],
+                    "temperature": temperature,
+                }
+                tasks.append(
+                    {"kind": f"samples{t}", "temperature_number": t, "number": number, **named}
+                )
     if "code" in settings.benchmarks:
         from pipelines.code_execution import read_code_tasks
 
@@ -150,42 +193,67 @@ def _tasks(recipe: Recipe, pairs: PairTable) -> list[dict[str, Any]]:
         at_once = min(settings.code.num_samples, settings.sequences_per_batch)
         prompts_each = max(1, settings.sequences_per_batch // at_once)
         found = read_code_tasks(settings.code)
-        for number, items in _chunks(sorted(found, key=lambda task: len(task.prompt)), prompts_each):
+        for number, items in _chunks(
+            sorted(found, key=lambda task: len(task.prompt)), prompts_each
+        ):
             for start in range(0, settings.code.num_samples, at_once):
                 drawn = min(at_once, settings.code.num_samples - start)
-                named = {"task_ids": [task.task_id for task in items], "prompts": [task.prompt for task in items], "num_samples": drawn}
-                tasks.append({"kind": f"programs{start}", "number": number, "start": start, **named})
+                named = {
+                    "task_ids": [task.task_id for task in items],
+                    "prompts": [task.prompt for task in items],
+                    "num_samples": drawn,
+                }
+                tasks.append(
+                    {"kind": f"programs{start}", "number": number, "start": start, **named}
+                )
     if "leaderboard" in settings.benchmarks:
         tasks.append({"kind": "leaderboard", "number": 0})
     return tasks
 
 
-def _with_vllm_samples(recipe: Recipe, tasks: list[dict[str, Any]], pairs: PairTable) -> list[dict[str, Any]]:
+def _with_vllm_samples(
+    recipe: Recipe, tasks: list[dict[str, Any]], pairs: PairTable
+) -> list[dict[str, Any]]:
     """The tasks with their samples, where the recipe has vLLM draw them."""
     settings, code = recipe.evaluate, recipe.evaluate.code
     by_rows = settings.generation.engine == "vllm"
     by_programs = code is not None and code.generation.engine == "vllm"
-    wanted = {i for i, t in enumerate(tasks) if (by_rows and "order" in t) or (by_programs and "task_ids" in t)}
+    wanted = {
+        i
+        for i, t in enumerate(tasks)
+        if (by_rows and "order" in t) or (by_programs and "task_ids" in t)
+    }
     if not wanted:
         return tasks
     from pipelines.vllm_generation import Request, vllm_samples
 
-    tokenizer = load_tokenizer(str(resolve_model(recipe.model.tokenizer or recipe.model.name_or_path, tokenizer_only=True)))
+    tokenizer = load_tokenizer(
+        str(resolve_model(recipe.model.tokenizer or recipe.model.name_or_path, tokenizer_only=True))
+    )
     requests: dict[int, list[list[Request]]] = {}
     for i in wanted:
         task = tasks[i]
         if "order" in task:
             prompts = prompt_ids(pairs, settings.split, task["rows"])
-            generation, count = settings.generation.model_copy(update={"temperature": task["temperature"]}), 1
+            generation, count = (
+                settings.generation.model_copy(update={"temperature": task["temperature"]}),
+                1,
+            )
         else:
             assert code is not None
             prompts = [code_prompt_ids(tokenizer, code, prompt) for prompt in task["prompts"]]
             generation, count = code.generation, task["num_samples"]
         seed = int(digest([settings.seed, task["kind"], task["number"]])[:8], 16)
-        requests[i] = [[Request(prompt, generation, seed + at * count + k) for k in range(count)] for at, prompt in enumerate(prompts)]
+        requests[i] = [
+            [Request(prompt, generation, seed + at * count + k) for k in range(count)]
+            for at, prompt in enumerate(prompts)
+        ]
     flat = [request for i in sorted(wanted) for each in requests[i] for request in each]
     found = {i: {**tasks[i], "drawn": {}} for i in wanted}
-    for who, model in (("policy", f"{train_store(recipe).root}/model"), ("start", str(resolve_model(recipe.model.name_or_path)))):
+    for who, model in (
+        ("policy", f"{train_store(recipe).root}/model"),
+        ("start", str(resolve_model(recipe.model.name_or_path))),
+    ):
         samples = iter(vllm_samples(model, tokenizer.eos_token_id, flat))
         for i in sorted(wanted):
             found[i]["drawn"][who] = [[next(samples) for _ in each] for each in requests[i]]
@@ -204,11 +272,14 @@ def _check_engine(recipe: Recipe, step: int | None) -> None:
 
     require_vllm()
     if step is not None:
-        raise UserError("generation.engine = 'vllm': checkpoints have no model directory that vLLM could load; take engine=transformers")
+        raise UserError(
+            "generation.engine = 'vllm': checkpoints have no model directory that vLLM could "
+            "load; take engine=transformers"
+        )
     if not train_store(recipe).is_local or train_store(recipe).exists(f"model/{ADAPTER_CONFIG}"):
         raise UserError(
-            f"generation.engine = 'vllm': {train_store(recipe).root}/model must be whole weights on a disk that every node sees "
-            "(train.lora.save=merged)"
+            f"generation.engine = 'vllm': {train_store(recipe).root}/model must be whole weights "
+            "on a disk that every node sees (train.lora.save=merged)"
         )
 
 
@@ -224,15 +295,20 @@ def _scored(samples: Records, recipe: Recipe, parts: TaskParts, quiet: bool) -> 
     wanted = {
         "reward": "sentiment" in settings.benchmarks,
         "judge": "dialogue" in settings.benchmarks and not isinstance(settings.judge, OpenAIJudge),
-        "bert_score": "summarization" in settings.benchmarks and settings.summarization.bert_score_model is not None,
-        "entailment": "summarization" in settings.benchmarks and settings.summarization.entailment_model is not None,
+        "bert_score": "summarization" in settings.benchmarks
+        and settings.summarization.bert_score_model is not None,
+        "entailment": "summarization" in settings.benchmarks
+        and settings.summarization.entailment_model is not None,
     }
     names = [name for name, is_wanted in wanted.items() if is_wanted]
     if not names or not samples:
         return samples
     if names == ["reward"] and isinstance(settings.reward, VaderReward):
         return TextScorer(recipe.model_dump(mode="json"))({"records": samples, "wanted": names})
-    tasks = [{"kind": "scores", "number": number, "records": items, "wanted": names} for number, items in _chunks(samples, _TEXTS_PER_TASK)]
+    tasks = [
+        {"kind": "scores", "number": number, "records": items, "wanted": names}
+        for number, items in _chunks(samples, _TEXTS_PER_TASK)
+    ]
     todo = parts.missing(tasks)
     parts.add(todo, run_tasks(todo, TextScorer, recipe, settings.num_actors, "score texts", quiet))
     return [record for found in parts.results(tasks) for record in found]
@@ -243,12 +319,16 @@ def _ask(judge: "EndpointJudge", samples: Records, quiet: bool) -> None:
     from evaluation.benchmarks.dialogue import OPPONENTS
 
     for opponent in OPPONENTS:
-        prompts, ours, theirs = ([s[key] for s in samples] for key in ("prompt", "policy_text", f"{opponent}_text"))
+        prompts, ours, theirs = (
+            [s[key] for s in samples] for key in ("prompt", "policy_text", f"{opponent}_text")
+        )
         for sample, found in zip(samples, judge.compare(prompts, ours, theirs, quiet), strict=True):
             sample |= {f"{opponent}_{key}": value for key, value in found.items()}
 
 
-def _results(recipe: Recipe, found: dict[str, Records], samples: Records) -> dict[str, dict[str, Any]]:
+def _results(
+    recipe: Recipe, found: dict[str, Records], samples: Records
+) -> dict[str, dict[str, Any]]:
     from evaluation.benchmarks import (
         dialogue_benchmark,
         leaderboard_benchmark,
@@ -259,23 +339,39 @@ def _results(recipe: Recipe, found: dict[str, Records], samples: Records) -> dic
     )
 
     settings = recipe.evaluate
-    of_samples = {"sentiment": sentiment_benchmark, "dialogue": dialogue_benchmark, "summarization": summarization_benchmark}
+    of_samples = {
+        "sentiment": sentiment_benchmark,
+        "dialogue": dialogue_benchmark,
+        "summarization": summarization_benchmark,
+    }
     results: dict[str, dict[str, Any]] = {}
     if "preference" in settings.benchmarks:
-        results["preference"] = preference_benchmark(found["pair"], settings.bootstrap_samples, settings.seed)
+        results["preference"] = preference_benchmark(
+            found["pair"], settings.bootstrap_samples, settings.seed
+        )
     if "masks" in settings.benchmarks:
-        results["masks"] = masks_benchmark(found["response"], settings.bootstrap_samples, settings.seed)
+        results["masks"] = masks_benchmark(
+            found["response"], settings.bootstrap_samples, settings.seed
+        )
     if "leaderboard" in settings.benchmarks:
-        results["leaderboard"] = leaderboard_benchmark(found["leaderboard"], settings.bootstrap_samples, settings.seed)
+        results["leaderboard"] = leaderboard_benchmark(
+            found["leaderboard"], settings.bootstrap_samples, settings.seed
+        )
     for name in settings.sampled_benchmarks():
         results[name] = {}
         for t, temperature in enumerate(settings.sampling_temperatures()):
             drawn = [s for s in samples if s["temperature_number"] == t]
             if name == "dialogue" and not isinstance(settings.judge, OpenAIJudge):
                 _compare_scores(drawn)
-            numbers = of_samples[name](drawn, temperature, settings.bootstrap_samples, settings.seed)
+            numbers = of_samples[name](
+                drawn, temperature, settings.bootstrap_samples, settings.seed
+            )
             # The first temperature has the plain names; the others say theirs.
-            results[name] |= numbers if t == 0 else {f"temperature={temperature:g}/{key}": value for key, value in numbers.items()}
+            results[name] |= (
+                numbers
+                if t == 0
+                else {f"temperature={temperature:g}/{key}": value for key, value in numbers.items()}
+            )
     return results
 
 
@@ -286,7 +382,9 @@ def _compare_scores(samples: Records) -> None:
     for sample in samples:
         for opponent in OPPONENTS:
             difference = sample["policy_judge_score"] - sample[f"{opponent}_judge_score"]
-            sample[f"{opponent}_verdict"] = "policy" if difference > 0 else "opponent" if difference < 0 else "tie"
+            sample[f"{opponent}_verdict"] = (
+                "policy" if difference > 0 else "opponent" if difference < 0 else "tie"
+            )
             sample[f"{opponent}_consistent"] = None
 
 
@@ -294,7 +392,9 @@ def _by_task(programs: Records) -> Records:
     """One record per programming task, with all samples of both models in order."""
     found: dict[str, dict[str, Any]] = {}
     for part in sorted(programs, key=lambda p: p["start"]):
-        record = found.setdefault(part["task_id"], {"task_id": part["task_id"], "start_texts": [], "policy_texts": []})
+        record = found.setdefault(
+            part["task_id"], {"task_id": part["task_id"], "start_texts": [], "policy_texts": []}
+        )
         for who in ("start", "policy"):
             record[f"{who}_texts"] += part[f"{who}_texts"]
     return list(found.values())
@@ -304,35 +404,57 @@ def _lines(records: Records) -> bytes:
     return "".join(json.dumps(r) + "\n" for r in records).encode()
 
 
-def append_history(store: RunStore, results: dict[str, dict[str, Any]], record: StageRecord, step: int | None) -> None:
-    """One row with every number of the results, in a Parquet file of its own: one file per checkpoint, or per evaluation of a model."""
-    values: dict[str, Any] = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "fingerprint": record.fingerprint(), "step": step}
+def append_history(
+    store: RunStore, results: dict[str, dict[str, Any]], record: StageRecord, step: int | None
+) -> None:
+    """One row with every number of the results, in a Parquet file of its own: one file per
+    checkpoint, or per evaluation of a model.
+    """
+    values: dict[str, Any] = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "fingerprint": record.fingerprint(),
+        "step": step,
+    }
     table = pa.table({key: [value] for key, value in (values | numbers_of(results)).items()})
     name = f"{record.stage}-{record.fingerprint()}" if step is None else f"step-{step:08d}"
     store.write_table(f"{HISTORY}/{name}.parquet", table)
 
 
 def read_history(store: RunStore) -> list[dict[str, Any]]:
-    """The rows of an evaluation's history: checkpoints in step order, then models as their files are named."""
-    rows = [{"step": None, **row} for name in store.names(HISTORY) for row in store.read_table(f"{HISTORY}/{name}").to_pylist()]
+    """The rows of an evaluation's history: checkpoints in step order, then models as their files
+    are named.
+    """
+    rows = [
+        {"step": None, **row}
+        for name in store.names(HISTORY)
+        for row in store.read_table(f"{HISTORY}/{name}").to_pylist()
+    ]
     return sorted(rows, key=lambda row: (row["step"] is None, row["step"] or 0))
 
 
 def numbers_of(results: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """<benchmark>/<name> -> number, with /low and /high where there is an interval; tables and missing values are left out."""
+    """<benchmark>/<name> -> number, with /low and /high where there is an interval; tables and
+    missing values are left out.
+    """
     found: dict[str, float] = {}
     for benchmark, result in results.items():
         for key, value in result.items():
             name = f"{benchmark}/{key}"
             if isinstance(value, dict) and "mean" in value:
-                found |= {name: float(value["mean"]), f"{name}/low": float(value["low"]), f"{name}/high": float(value["high"])}
+                found |= {
+                    name: float(value["mean"]),
+                    f"{name}/low": float(value["low"]),
+                    f"{name}/high": float(value["high"]),
+                }
             elif isinstance(value, int | float) and not isinstance(value, bool):
                 found[name] = float(value)
     return found
 
 
 def read_results(evaluation: RunStore) -> dict[str, dict[str, Any]]:
-    """benchmark -> numbers of a finished evaluation, those of executed programs among them; empty if it is not finished."""
+    """benchmark -> numbers of a finished evaluation, those of executed programs among them;
+    empty if it is not finished.
+    """
     results: dict[str, dict[str, Any]] = {}
     for place in (evaluation, evaluation.at("code")):
         if place.exists(MANIFEST):

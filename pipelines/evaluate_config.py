@@ -27,7 +27,9 @@ RewardSection = Annotated[VaderReward | ClassifierReward, Field(discriminator="k
 
 
 class GenerationSection(Section):
-    """engine: transformers everywhere, or vllm where it is installed (through ray.data.llm; other samples, from the same distribution)."""
+    """engine: transformers everywhere, or vllm where it is installed (through ray.data.llm;
+    other samples, from the same distribution).
+    """
 
     STAGE = "evaluate"
     engine: Literal["transformers", "vllm"] = "transformers"
@@ -37,7 +39,8 @@ class GenerationSection(Section):
 
 
 class RewardModelJudge(Section):
-    """A local sequence classification model that scores conversation and reply; the higher score wins, equal ones tie.
+    """A local sequence classification model that scores conversation and reply; the higher score
+    wins, equal ones tie.
 
     label: whose probability is the score; by default the model's only logit.
     """
@@ -49,10 +52,13 @@ class RewardModelJudge(Section):
 
 
 class OpenAIJudge(Section):
-    """Any endpoint that speaks OpenAI's chat completions. Both orders are asked; who changes their mind with the order means a tie.
+    """Any endpoint that speaks OpenAI's chat completions.
 
-    base_url: up to and without /chat/completions. api_key_env: environment variable with the key, if the endpoint wants one.
-    max_tries: of one question, nonsense answers included. max_failed_fraction: questions that may stay without a verdict.
+    Both orders are asked; who changes their mind with the order means a tie.
+
+    base_url: up to and without /chat/completions. api_key_env: environment variable with the key,
+    if the endpoint wants one. max_tries: of one question, nonsense answers included.
+    max_failed_fraction: questions that may stay without a verdict.
     """
 
     STAGE = "evaluate"
@@ -87,8 +93,9 @@ class SummarizationSection(Section):
 class CodeSection(Section):
     """Programs for the tasks of a file in HumanEval's or MBPP's format (JSON lines).
 
-    apply_chat_template: ask for the function in a chat message, for models tuned to answer; otherwise the prompt is continued as it stands.
-    k: of pass@k, as far as num_samples reaches. timeout_seconds: wall clock per program. num_runners: programs at once and node.
+    apply_chat_template: ask for the function in a chat message, for models tuned to answer;
+    otherwise the prompt is continued as it stands. k: of pass@k, as far as num_samples reaches.
+    timeout_seconds: wall clock per program. num_runners: programs at once and node.
     """
 
     STAGE = "evaluate"
@@ -97,7 +104,9 @@ class CodeSection(Section):
     apply_chat_template: bool = False
     num_samples: int = Field(20, ge=1)
     k: tuple[int, ...] = Field((1, 10, 100), min_length=1)
-    generation: GenerationSection = GenerationSection(max_new_tokens=256, temperature=0.8, top_p=0.95)
+    generation: GenerationSection = GenerationSection(
+        max_new_tokens=256, temperature=0.8, top_p=0.95
+    )
     timeout_seconds: float = Field(10.0, gt=0)
     memory_mib: int = Field(512, ge=64)
     num_runners: int | None = of_stage(None, None, ge=1)
@@ -119,12 +128,19 @@ class LeaderboardSection(Section):
 
 
 class EvaluateSection(Section):
-    """temperatures: of the samples that sentiment, dialogue and summarization look at, the first being the one of unqualified metric names;
-    by default generation.temperature alone. sequences_per_batch: sampled together; other numbers draw other samples.
+    """temperatures: of the samples that sentiment, dialogue and summarization look at, the first
+    being the one of unqualified metric names;
+    by default generation.temperature alone. sequences_per_batch: sampled together; other numbers
+    draw other samples.
     """
 
     STAGE = "evaluate"
-    benchmarks: tuple[Literal["preference", "sentiment", "masks", "dialogue", "summarization", "code", "leaderboard"], ...] = (
+    benchmarks: tuple[
+        Literal[
+            "preference", "sentiment", "masks", "dialogue", "summarization", "code", "leaderboard"
+        ],
+        ...,
+    ] = (
         "preference",
         "sentiment",
         "masks",
@@ -148,7 +164,11 @@ class EvaluateSection(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> "EvaluateSection":
-        for benchmark, key in (("dialogue", "judge"), ("code", "code"), ("leaderboard", "leaderboard")):
+        for benchmark, key in (
+            ("dialogue", "judge"),
+            ("code", "code"),
+            ("leaderboard", "leaderboard"),
+        ):
             if benchmark in self.benchmarks and getattr(self, key) is None:
                 raise ValueError(f"benchmarks names {benchmark}: set evaluate.{key}")
         if len(set(self.temperatures)) < len(self.temperatures):
@@ -157,7 +177,9 @@ class EvaluateSection(Section):
 
     def sampled_benchmarks(self) -> list[str]:
         """Those that look at samples for held-out prompts."""
-        return [name for name in ("sentiment", "dialogue", "summarization") if name in self.benchmarks]
+        return [
+            name for name in ("sentiment", "dialogue", "summarization") if name in self.benchmarks
+        ]
 
     def sampling_temperatures(self) -> tuple[float, ...]:
         return self.temperatures or (self.generation.temperature,)
@@ -178,7 +200,8 @@ class SampleSection(Section):
 class Gate(Section):
     """A condition on one number of an evaluation, named <benchmark>/<name> as in its JSON.
 
-    min, max: limits of the value. max_drop, max_rise: how far it may lie below or above the release's (schedule.release).
+    min, max: limits of the value. max_drop, max_rise: how far it may lie below or above the
+    release's (schedule.release).
     """
 
     metric: str = Field(min_length=1)
@@ -190,7 +213,9 @@ class Gate(Section):
     @model_validator(mode="after")
     def _limits(self) -> "Gate":
         if (self.min, self.max, self.max_drop, self.max_rise) == (None,) * 4:
-            raise ValueError(f"the gate on {self.metric} has no limit: set min, max, max_drop or max_rise")
+            raise ValueError(
+                f"the gate on {self.metric} has no limit: set min, max, max_drop or max_rise"
+            )
         return self
 
     def compares(self) -> bool:
@@ -200,8 +225,9 @@ class Gate(Section):
 class ScheduleSection(Section):
     """Evaluation of every new checkpoint at certain times.
 
-    cron: five fields as in crontab (minute hour day month weekday). release: a run directory with a finished evaluation, which gates with
-    max_drop and max_rise compare with. webhook_env: environment variable with the address that is told of failed gates.
+    cron: five fields as in crontab (minute hour day month weekday). release: a run directory with a
+    finished evaluation, which gates with max_drop and max_rise compare with. webhook_env:
+    environment variable with the address that is told of failed gates.
     """
 
     cron: str | None = None
@@ -214,7 +240,10 @@ class ScheduleSection(Section):
     @model_validator(mode="after")
     def _fits(self) -> "ScheduleSection":
         if self.release is None and any(gate.compares() for gate in self.gates):
-            raise ValueError("a gate with max_drop or max_rise compares with a release: set schedule.release to its run directory")
+            raise ValueError(
+                "a gate with max_drop or max_rise compares with a release: set schedule.release "
+                "to its run directory"
+            )
         if self.webhook is not None and self.webhook_env is not None:
             raise ValueError("set webhook or webhook_env, not both")
         return self

@@ -1,4 +1,5 @@
-"""Where a micro-batch's features come from: the pairs, the reference stage's store, or a frozen model beside the policy.
+"""Where a micro-batch's features come from: the pairs, the reference stage's store, or a frozen
+model beside the policy.
 
 The training loop asks for features and cannot tell which.
 """
@@ -27,8 +28,10 @@ class FeatureSource:
 
     Args:
         pairs: the prepared pairs. wanted: names of Features' fields.
-        online: the frozen reference, if it runs here; otherwise its features are read from the store.
-        store: the finished reference stage; needed for every wanted feature that neither the pairs nor `online` give.
+        online: the frozen reference, if it runs here; otherwise its features are read from the
+            store.
+        store: the finished reference stage; needed for every wanted feature that neither the pairs
+            nor `online` give.
     """
 
     def __init__(
@@ -41,7 +44,9 @@ class FeatureSource:
         wanted = frozenset(wanted)
         self._pairs, self._model, self._store = pairs, online, store
         self._from_pairs = sorted(name for name in wanted if FEATURES[name].origin == "pairs")
-        self._online = frozenset(n for n in wanted if online is not None and FEATURES[n].origin == "reference")
+        self._online = frozenset(
+            n for n in wanted if online is not None and FEATURES[n].origin == "reference"
+        )
         self._stored = sorted(wanted - self._online - set(self._from_pairs))
         self._needs_head = "reference_hidden" in wanted
         assert not self._stored or store is not None
@@ -56,7 +61,8 @@ class FeatureSource:
         return self._store.head()
 
     def features(self, split: str, rows: Sequence[int], inputs: ModelInputs) -> Features:
-        """The wanted features of the rows' scored tokens and pairs, in canonical order, on the inputs' device.
+        """The wanted features of the rows' scored tokens and pairs, in canonical order, on the
+        inputs' device.
 
         Raises: UserError if the pairs or the store lack one.
         """
@@ -73,13 +79,17 @@ class FeatureSource:
         return Features(**found)
 
     def fetch(self, split: str, rows: Sequence[int]) -> None:
-        """Start to bring what `read` will want of these rows near, if it lies on an object store."""
+        """Start to bring what `read` will want of these rows near, if it lies on an object
+        store.
+        """
         if self._stored:
             assert self._store is not None
             self._store.fetch(split, rows, self._stored)
 
     def complete(self, read: Features, inputs: ModelInputs) -> Features:
-        """What was read, moved to the inputs' device, with what the frozen reference computes there."""
+        """What was read, moved to the inputs' device, with what the frozen reference computes
+        there.
+        """
         features = read.to(inputs.labels.device)
         if self._store is not None:
             features = self._store.expanded(features)
@@ -88,8 +98,12 @@ class FeatureSource:
         return replace(features, **_present(self._model.features(inputs, self._online)))
 
 
-def feature_source(recipe: Recipe, pairs: PairTable, device: torch.device, online: ReferenceModel | None = None) -> FeatureSource:
-    """The source that recipe.reference.mode asks for. UserError if a stored one is missing or does not match.
+def feature_source(
+    recipe: Recipe, pairs: PairTable, device: torch.device, online: ReferenceModel | None = None
+) -> FeatureSource:
+    """The source that recipe.reference.mode asks for.
+
+    UserError if a stored one is missing or does not match.
 
     Args:
         online: the frozen reference if it is loaded already; loaded here if one is needed.
@@ -97,7 +111,12 @@ def feature_source(recipe: Recipe, pairs: PairTable, device: torch.device, onlin
     wanted = recipe.required_features()
     if online is None and recipe.online_features():
         online = load_reference(recipe, device)
-    return FeatureSource(pairs, wanted, online, open_reference(recipe, pairs) if recipe.stored_features() & wanted else None)
+    return FeatureSource(
+        pairs,
+        wanted,
+        online,
+        open_reference(recipe, pairs) if recipe.stored_features() & wanted else None,
+    )
 
 
 def _present(features: Features) -> dict[str, Tensor]:
@@ -105,17 +124,27 @@ def _present(features: Features) -> dict[str, Tensor]:
 
 
 def _scores(pairs: PairTable, split: str, rows: Sequence[int]) -> Tensor:
-    cure = "set data.sources[].columns.chosen_score and rejected_score, or use the scored form (prompt, responses, scores)"
-    return torch.tensor(_both_sides(pairs, split, rows, ("chosen_score", "rejected_score"), f"no scores: {cure}"), dtype=torch.float64)
+    cure = (
+        "set data.sources[].columns.chosen_score and rejected_score, or use the scored form "
+        "(prompt, responses, scores)"
+    )
+    return torch.tensor(
+        _both_sides(pairs, split, rows, ("chosen_score", "rejected_score"), f"no scores: {cure}"),
+        dtype=torch.float64,
+    )
 
 
 def _weights(pairs: PairTable, split: str, rows: Sequence[int]) -> Tensor:
     cure = "set data.sources[].columns.chosen_weights and rejected_weights"
-    values = _both_sides(pairs, split, rows, ("chosen_weights", "rejected_weights"), f"no token weights: {cure}")
+    values = _both_sides(
+        pairs, split, rows, ("chosen_weights", "rejected_weights"), f"no token weights: {cure}"
+    )
     return torch.tensor([weight for weights in values for side in weights for weight in side])
 
 
-def _both_sides(pairs: PairTable, split: str, rows: Sequence[int], names: tuple[str, str], lacking: str) -> list[tuple[Any, ...]]:
+def _both_sides(
+    pairs: PairTable, split: str, rows: Sequence[int], names: tuple[str, str], lacking: str
+) -> list[tuple[Any, ...]]:
     """Two columns of the rows; UserError for the first row that has not both."""
     values = pairs.values(split, rows, names)
     for row, sides in zip(rows, values, strict=True):
@@ -126,7 +155,12 @@ def _both_sides(pairs: PairTable, split: str, rows: Sequence[int], names: tuple[
 
 def _keys(pairs: PairTable, split: str, rows: Sequence[int]) -> Tensor:
     ids = pairs.values(split, rows, ("pair_id",))
-    return torch.tensor([int.from_bytes(hashlib.sha256(i.encode()).digest()[:8], "big", signed=True) for (i,) in ids])
+    return torch.tensor(
+        [
+            int.from_bytes(hashlib.sha256(i.encode()).digest()[:8], "big", signed=True)
+            for (i,) in ids
+        ]
+    )
 
 
 _READERS = {"preference_scores": _scores, "external_weights": _weights, "pair_keys": _keys}

@@ -10,12 +10,17 @@ from pipelines.evaluate_config import GenerationSection
 
 @torch.no_grad()
 def generate(
-    causal_lm: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], settings: GenerationSection, seed: int, num_samples: int = 1
+    causal_lm: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    settings: GenerationSection,
+    seed: int,
+    num_samples: int = 1,
 ) -> list[list[int]]:
     """Continuations of each prompt, prompt excluded, end token included where one was drawn.
 
-    The model's own generation defaults (top-k, penalties) are switched off: samples come from the recipe's distribution.
-    The process's random state is left as it was.
+    The model's own generation defaults (top-k, penalties) are switched off: samples come from the
+    recipe's distribution. The process's random state is left as it was.
 
     Returns: len(prompts) * num_samples lists of token ids, prompt by prompt.
     """
@@ -31,15 +36,30 @@ def generate(
     sampled = settings.temperature > 0
     eos = tokenizer.eos_token_id
     options = (
-        {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0} if sampled else {"do_sample": False}
+        {
+            "do_sample": True,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "top_k": 0,
+        }
+        if sampled
+        else {"do_sample": False}
     )
     causal_lm.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=eos)
     config = GenerationConfig(
-        max_new_tokens=settings.max_new_tokens, eos_token_id=eos, pad_token_id=eos, num_return_sequences=num_samples, **options
+        max_new_tokens=settings.max_new_tokens,
+        eos_token_id=eos,
+        pad_token_id=eos,
+        num_return_sequences=num_samples,
+        **options,
     )
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        output = causal_lm.generate(input_ids=input_ids.to(device), attention_mask=attention.to(device), generation_config=config)
+        output = causal_lm.generate(
+            input_ids=input_ids.to(device),
+            attention_mask=attention.to(device),
+            generation_config=config,
+        )
     found = []
     for ids in output[:, width:].tolist():
         found.append(ids[: ids.index(eos) + 1] if eos in ids else ids)

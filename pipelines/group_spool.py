@@ -1,4 +1,5 @@
-"""Row groups of an object store's Parquet files on the local disk: fetched by several threads ahead of their use, kept while there is room.
+"""Row groups of an object store's Parquet files on the local disk: fetched by several threads ahead
+of their use, kept while there is room.
 
 A step reads a few rows of many files; one after the other that takes longer than the step.
 """
@@ -24,14 +25,19 @@ class GroupSpool:
     """The local copy.
 
     Args:
-        limit_bytes: of the copy; half of the free disk by default. What was used longest ago goes first.
+        limit_bytes: of the copy; half of the free disk by default. What was used longest ago goes
+            first.
     """
 
     def __init__(self, store: RunStore, limit_bytes: int | None = None) -> None:
         self._store = store
         self._folder = Path(tempfile.mkdtemp(prefix="sparsepo-groups-"))
         self._removal = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        self._limit = int(_SHARE_OF_DISK * shutil.disk_usage(self._folder).free) if limit_bytes is None else limit_bytes
+        self._limit = (
+            int(_SHARE_OF_DISK * shutil.disk_usage(self._folder).free)
+            if limit_bytes is None
+            else limit_bytes
+        )
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="groups")
         self._lock = threading.Lock()
         self._groups: OrderedDict[tuple[str, int], Future[Path]] = OrderedDict()
@@ -57,9 +63,14 @@ class GroupSpool:
         path, group = key
         try:
             with self._store.open_parquet(path, metadata) as source:
-                table = self._store.trying(lambda: source.read_row_group(group), path).combine_chunks()
+                table = self._store.trying(
+                    lambda: source.read_row_group(group), path
+                ).combine_chunks()
             target = self._folder / f"{abs(hash(key)):x}"
-            with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            with (
+                pa.OSFile(str(target), "wb") as sink,
+                pa.ipc.new_file(sink, table.schema) as writer,
+            ):
                 writer.write_table(table)
         except BaseException:
             with self._lock:

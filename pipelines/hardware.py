@@ -1,4 +1,6 @@
-"""What a device computes per second and what fits on it, as assumptions to plan with; nothing is measured."""
+"""What a device computes per second and what fits on it, as assumptions to plan with; nothing is
+measured.
+"""
 
 import os
 from typing import Any
@@ -9,7 +11,8 @@ from pipelines.config import Recipe
 from pipelines.models import hf_config, resolve_model
 from pipelines.placement import Placement
 
-# Dense bfloat16 peak in TFLOP/s by a part of the device's name, the longest match wins (vendors' data sheets).
+# Dense bfloat16 peak in TFLOP/s by a part of the device's name, the longest match wins (vendors'
+# data sheets).
 _PEAK_TFLOPS = {
     "B200": 2250.0,
     "GB200": 2450.0,
@@ -56,18 +59,23 @@ def peak_tflops(name: str) -> float | None:
 
 
 def activation_bytes_per_token(config: Any, itemsize: int, checkpointing: bool) -> int:
-    """What a forward keeps for the backward, per token: about 8 d + 3 ffn values per layer, or each layer's input and one layer.
+    """What a forward keeps for the backward, per token: about 8 d + 3 ffn values per layer, or each
+    layer's input and one layer.
 
     Measured: 36 d bytes per layer in bfloat16 for GPT-NeoX (ffn = 4 d).
     """
     width, layers = config.hidden_size, config.num_hidden_layers
-    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * width
+    inner = (
+        getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * width
+    )
     layer = itemsize * (8 * width + 3 * inner)
     return int(layers * itemsize * width + layer if checkpointing else layers * layer)
 
 
 def micro_batch_tokens(recipe: Recipe, device: torch.device) -> int:
-    """train.micro_batch_tokens, or what is likely to fit: a pure function of the recipe, the model and the device's size."""
+    """train.micro_batch_tokens, or what is likely to fit: a pure function of the recipe, the
+    model and the device's size.
+    """
     if recipe.train.micro_batch_tokens is not None:
         return recipe.train.micro_batch_tokens
     if device.type != "cuda":
@@ -75,6 +83,10 @@ def micro_batch_tokens(recipe: Recipe, device: torch.device) -> int:
     config = hf_config(resolve_model(recipe.model.name_or_path)).get_text_config()
     itemsize = Placement.choose(recipe.train.precision, device, 0, 1).compute.itemsize
     per_token = activation_bytes_per_token(config, itemsize, recipe.train.gradient_checkpointing)
-    room = _ACTIVATION_SHARE * torch.cuda.get_device_properties(device).total_memory * min(1.0, recipe.ray.gpus_per_run or 1.0)
+    room = (
+        _ACTIVATION_SHARE
+        * torch.cuda.get_device_properties(device).total_memory
+        * min(1.0, recipe.ray.gpus_per_run or 1.0)
+    )
     fitting = int(room / per_token) // 1024 * 1024
     return max(_SMALLEST_MICRO_BATCH, min(_LARGEST_MICRO_BATCH, fitting))

@@ -1,4 +1,6 @@
-"""Verdicts of a judge behind an OpenAI-compatible endpoint: both orders asked, nonsense asked again, answers kept."""
+"""Verdicts of a judge behind an OpenAI-compatible endpoint: both orders asked, nonsense asked
+again, answers kept.
+"""
 
 import os
 import threading
@@ -18,7 +20,8 @@ from pipelines.store import RunStore
 
 _ANSWERS, _KEPT_TOGETHER = "verdicts", 32
 _WAITS_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0)
-# What the endpoint says that no repetition will change: of any question, or of this one (too long, say).
+# What the endpoint says that no repetition will change: of any question, or of this one (too long,
+# say).
 _LASTING, _REFUSED = frozenset({401, 403, 404, 405}), frozenset({400, 413, 422})
 Answer = Literal["a", "b", "tie"]
 
@@ -31,7 +34,8 @@ class EndpointJudge:
     """Asks questions, several at once.
 
     Args:
-        store: answers are kept in verdicts/, so that a question answered once is not asked again by a resumed evaluation.
+        store: answers are kept in verdicts/, so that a question answered once is not asked again by
+            a resumed evaluation.
     Raises: UserError if the environment variable of the key is not set.
     """
 
@@ -41,7 +45,10 @@ class EndpointJudge:
         if settings.api_key_env is not None:
             key = os.environ.get(settings.api_key_env)
             if not key:
-                raise UserError(f"evaluate.judge.api_key_env = {settings.api_key_env!r}: this environment variable is not set")
+                raise UserError(
+                    f"evaluate.judge.api_key_env = {settings.api_key_env!r}: this environment "
+                    "variable is not set"
+                )
             self._headers["Authorization"] = f"Bearer {key}"
         self._known: dict[str, str] = {}
         for name in store.names(_ANSWERS):
@@ -50,11 +57,15 @@ class EndpointJudge:
         self._reason = "answers had no verdict in them"
         self._lock = threading.Lock()
 
-    def compare(self, prompts: Sequence[str], ours: Sequence[str], theirs: Sequence[str], quiet: bool) -> list[dict[str, Any]]:
-        """Per prompt verdict ("policy", "opponent", "tie", "failed") and consistent (True, False or None for a failed one).
+    def compare(
+        self, prompts: Sequence[str], ours: Sequence[str], theirs: Sequence[str], quiet: bool
+    ) -> list[dict[str, Any]]:
+        """Per prompt verdict ("policy", "opponent", "tie", "failed") and consistent (True, False or
+        None for a failed one).
 
-        Raises: UserError for what the endpoint refuses for good (a wrong key, an unknown model); StageFailed if more questions than
-            evaluate.judge.max_failed_fraction stay without a verdict.
+        Raises: UserError for what the endpoint refuses for good (a wrong key, an unknown model);
+            StageFailed if more questions than evaluate.judge.max_failed_fraction stay without a
+            verdict.
         """
         questions = []
         for prompt, our, their in zip(prompts, ours, theirs, strict=True):
@@ -62,7 +73,9 @@ class EndpointJudge:
         try:
             with (
                 httpx.Client(
-                    base_url=self._settings.base_url.rstrip("/"), headers=self._headers, timeout=self._settings.timeout_seconds
+                    base_url=self._settings.base_url.rstrip("/"),
+                    headers=self._headers,
+                    timeout=self._settings.timeout_seconds,
                 ) as client,
                 ThreadPoolExecutor(self._settings.num_threads) as pool,
             ):
@@ -80,15 +93,25 @@ class EndpointJudge:
         failed = answers.count(None)
         if failed > self._settings.max_failed_fraction * len(answers):
             raise StageFailed(
-                f"{failed} of {len(answers)} questions to the judge {self._settings.model} at {self._settings.base_url} stayed without a verdict: "
-                f"{self._reason} (allowed: a fraction of evaluate.judge.max_failed_fraction = {self._settings.max_failed_fraction}); the others are kept"
+                f"{failed} of {len(answers)} questions to the judge {self._settings.model} at "
+                f"{self._settings.base_url} stayed without a verdict: {self._reason} (allowed: a "
+                "fraction of evaluate.judge.max_failed_fraction = "
+                f"{self._settings.max_failed_fraction}); the others are kept"
             )
         pairs = zip(answers[::2], answers[1::2], strict=True)
-        return [{"verdict": joint_verdict(a, b), "consistent": None if None in (a, b) else _same(a, b)} for a, b in pairs]
+        return [
+            {"verdict": joint_verdict(a, b), "consistent": None if None in (a, b) else _same(a, b)}
+            for a, b in pairs
+        ]
 
     def _answer(self, client: httpx.Client, messages: list[dict[str, str]]) -> Answer | None:
         settings = self._settings
-        body = {"model": settings.model, "messages": messages, "max_tokens": settings.max_tokens, "temperature": settings.temperature}
+        body = {
+            "model": settings.model,
+            "messages": messages,
+            "max_tokens": settings.max_tokens,
+            "temperature": settings.temperature,
+        }
         key = digest([settings.base_url, body])
         if key in self._known:
             return parse_verdict(self._known[key])
@@ -108,7 +131,10 @@ class EndpointJudge:
                 if full:
                     self._keep()
                 return verdict
-            body = {**body, "temperature": max(settings.temperature, 0.5)}  # at 0 it would say the same again
+            body = {
+                **body,
+                "temperature": max(settings.temperature, 0.5),
+            }  # at 0 it would say the same again
         return None
 
     def _ask(self, client: httpx.Client, body: dict[str, Any]) -> str | None:
@@ -120,7 +146,8 @@ class EndpointJudge:
             return None
         if response.status_code in _LASTING:
             raise UserError(
-                f"the judge {self._settings.model} at {self._settings.base_url} refuses: {response.status_code} {response.text.strip()[:200]!r}"
+                f"the judge {self._settings.model} at {self._settings.base_url} refuses: "
+                f"{response.status_code} {response.text.strip()[:200]!r}"
             )
         if response.status_code in _REFUSED:
             raise _Refused(f"{response.status_code} {response.text.strip()[:200]!r}")

@@ -1,4 +1,6 @@
-"""lm-evaluation-harness on a model in memory: nothing is fetched that a task file does not name, no code of a task is run."""
+"""lm-evaluation-harness on a model in memory: nothing is fetched that a task file does not name,
+no code of a task is run.
+"""
 
 import difflib
 import hashlib
@@ -13,12 +15,18 @@ from pipelines.evaluate_config import LeaderboardSection
 def check_tasks(section: LeaderboardSection) -> None:
     """UserError if the harness is not installed, or does not know a task."""
     if util.find_spec("lm_eval") is None:
-        raise UserError("evaluate.benchmarks names leaderboard: install lm-evaluation-harness with `pip install sparsepo[leaderboard]`")
+        raise UserError(
+            "evaluate.benchmarks names leaderboard: install lm-evaluation-harness with `pip "
+            "install sparsepo[leaderboard]`"
+        )
     known = _manager(section).all_tasks
     for task in section.tasks:
         if task not in known:
             near = difflib.get_close_matches(task, known, n=1)
-            raise UserError(f"evaluate.leaderboard.tasks: no task {task!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            raise UserError(
+                f"evaluate.leaderboard.tasks: no task {task!r}"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+            )
 
 
 def task_files_hash(include_path: str) -> str:
@@ -32,10 +40,13 @@ def task_files_hash(include_path: str) -> str:
     return found.hexdigest()[:32]
 
 
-def run_tasks_of(section: LeaderboardSection, causal_lm: Any, tokenizer: Any, seed: int) -> dict[str, Any]:
+def run_tasks_of(
+    section: LeaderboardSection, causal_lm: Any, tokenizer: Any, seed: int
+) -> dict[str, Any]:
     """The section's tasks on a model.
 
-    Returns: values: task -> metric -> one number per document, in order; settings: how the harness was run.
+    Returns: values: task -> metric -> one number per document, in order; settings: how the harness
+        was run.
     """
     import lm_eval
     from lm_eval.models.huggingface import HFLM
@@ -57,7 +68,9 @@ def run_tasks_of(section: LeaderboardSection, causal_lm: Any, tokenizer: Any, se
     )
     values: dict[str, dict[str, list[float]]] = {}
     for task, documents in results["samples"].items():
-        ordered = sorted(documents, key=lambda document: (document.get("filter", ""), document["doc_id"]))
+        ordered = sorted(
+            documents, key=lambda document: (document.get("filter", ""), document["doc_id"])
+        )
         for metric in ordered[0]["metrics"]:
             numbers = [document[metric] for document in ordered]
             if all(isinstance(number, int | float) for number in numbers):
@@ -68,7 +81,9 @@ def run_tasks_of(section: LeaderboardSection, causal_lm: Any, tokenizer: Any, se
         "batch_size": section.batch_size,
         "num_fewshot": dict(results["n-shot"]),
         "task_versions": dict(results["versions"]),
-        "chat_template_sha256": None if template is None else hashlib.sha256(str(template).encode()).hexdigest(),
+        "chat_template_sha256": None
+        if template is None
+        else hashlib.sha256(str(template).encode()).hexdigest(),
     }
     return {"values": values, "settings": settings}
 

@@ -33,7 +33,9 @@ class MaskConfig(Section):
         return ()
 
     def build(self, reference_config: Any, seed: int) -> TokenMasks:
-        """The module; learned masks are freshly initialised from `seed` for the reference model of this config."""
+        """The module; learned masks are freshly initialised from `seed` for the reference model
+        of this config.
+        """
         return UniformMask()
 
 
@@ -78,7 +80,9 @@ class RandomMaskConfig(FrozenMaskConfig):
 
 
 class ExternalMaskConfig(FrozenMaskConfig):
-    """Weights from the data's columns data.sources[].columns.chosen_weights and rejected_weights."""
+    """Weights from the data's columns data.sources[].columns.chosen_weights and
+    rejected_weights.
+    """
 
     kind: Literal["external"] = "external"
 
@@ -91,7 +95,9 @@ class ExternalMaskConfig(FrozenMaskConfig):
 
 class LearnedMaskConfig(MaskConfig):
     kind: Literal["learned"] = "learned"
-    architecture: Literal["simple_last", "simple_all", "ml_last", "ml_all", "binary_last", "binary_all"] = "simple_all"
+    architecture: Literal[
+        "simple_last", "simple_all", "ml_last", "ml_all", "binary_last", "binary_all"
+    ] = "simple_all"
     sharing: Literal["common", "independent"] = "common"
     terms: Terms = "both"
     layer_activation: Literal["relu", "none", "rescale"] = "relu"
@@ -100,13 +106,19 @@ class LearnedMaskConfig(MaskConfig):
     target_sparsity: float | None = Field(None, gt=0, lt=1)
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
-    # While the policy still is the reference, a mask's gradient is rounding noise of about 1e-7, which Adam's usual
-    # epsilon would turn into full steps.
+    # While the policy still is the reference, a mask's gradient is rounding noise of about 1e-7,
+    # which Adam's usual epsilon would turn into full steps.
     adam_eps: float = Field(1e-6, gt=0)
 
     @model_validator(mode="after")
     def _fits(self) -> "LearnedMaskConfig":
-        check_mask_options(self.architecture, self.layer_activation, self.mixer_activation, self.dropout, self.target_sparsity)
+        check_mask_options(
+            self.architecture,
+            self.layer_activation,
+            self.mixer_activation,
+            self.dropout,
+            self.target_sparsity,
+        )
         return self
 
     def requires(self) -> frozenset[str]:
@@ -117,7 +129,9 @@ class LearnedMaskConfig(MaskConfig):
 
     def build(self, reference_config: Any, seed: int) -> TokenMasks:
         names = ("layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps")
-        norm_eps = next((float(v) for n in names if (v := getattr(reference_config, n, None))), 1e-5)
+        norm_eps = next(
+            (float(v) for n in names if (v := getattr(reference_config, n, None))), 1e-5
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return LearnedMasks(
@@ -135,4 +149,7 @@ class LearnedMaskConfig(MaskConfig):
             )
 
 
-AnyMask = Annotated[NoMask | ActivationMaskConfig | RandomMaskConfig | ExternalMaskConfig | LearnedMaskConfig, Field(discriminator="kind")]
+AnyMask = Annotated[
+    NoMask | ActivationMaskConfig | RandomMaskConfig | ExternalMaskConfig | LearnedMaskConfig,
+    Field(discriminator="kind"),
+]

@@ -1,6 +1,7 @@
 """The micro-batches of one rank: cut, laid out and read ahead of the moment that needs them.
 
-Which rows a micro-batch holds is a pure function of the global batch, the layout and the number of ranks.
+Which rows a micro-batch holds is a pure function of the global batch, the layout and the number of
+ranks.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,9 @@ _READ_AHEAD = 2  # micro-batches
 
 @dataclass(frozen=True)
 class Cut:
-    """The rows of one micro-batch. is_filler: it only keeps a rank in step with the others and counts for nothing."""
+    """The rows of one micro-batch. is_filler: it only keeps a rank in step with the others and
+    counts for nothing.
+    """
 
     split: str
     rows: tuple[int, ...]
@@ -38,10 +41,12 @@ class MicroBatch:
 
 
 class MicroBatchLoader:
-    """Cuts global batches, and reads a few micro-batches ahead: memory does not grow with the global batch.
+    """Cuts global batches, and reads a few micro-batches ahead: memory does not grow with the
+    global batch.
 
     Args:
-        aligned: every rank gets as many micro-batches as the one with the most, filled up with fillers.
+        aligned: every rank gets as many micro-batches as the one with the most, filled up with
+            fillers.
         uses_rejected: False drops the rejected responses.
     """
 
@@ -57,7 +62,9 @@ class MicroBatchLoader:
         self._pairs, self._source, self._placement = pairs, source, placement
         self.layout = layout
         self._aligned, self._uses_rejected = aligned, uses_rejected
-        self._cuts = lru_cache(maxsize=2)(self._cut)  # every step is cut once, one step before it runs
+        self._cuts = lru_cache(maxsize=2)(
+            self._cut
+        )  # every step is cut once, one step before it runs
         # One thread reads: the store's and the table's caches are not made for several.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="micro-batches")
         self._ahead: dict[Cut, Future[MicroBatch]] = {}
@@ -72,7 +79,9 @@ class MicroBatchLoader:
         missing = max((len(cuts) for cuts in others), default=0) - len(mine)
         if missing > 0:
             lengths = self._lengths(split)
-            found += [Cut(split, (min(rows, key=lambda row: (lengths[row], row)),), is_filler=True)] * missing
+            found += [
+                Cut(split, (min(rows, key=lambda row: (lengths[row], row)),), is_filler=True)
+            ] * missing
         return found
 
     def stream(self, cuts: Sequence[Cut], then: Sequence[Cut] = ()) -> Iterator[MicroBatch]:
@@ -88,31 +97,50 @@ class MicroBatchLoader:
             yield self._ahead.pop(cut).result()
 
     def bring_near(self, split: str, rows: Sequence[int]) -> None:
-        """Start to fetch what this rank will read of a later global batch, if it lies on an object store."""
+        """Start to fetch what this rank will read of a later global batch, if it lies on an
+        object store.
+        """
         place = self._placement
-        self._pool.submit(self._source.fetch, split, rank_share(rows, self._lengths(split), place.rank, place.world))
+        self._pool.submit(
+            self._source.fetch,
+            split,
+            rank_share(rows, self._lengths(split), place.rank, place.world),
+        )
 
     def _shares(self, split: str, rows: Sequence[int]) -> list[list[list[int]]]:
-        """The rows of every micro-batch: this rank's, then (if ranks are kept in step) the others'."""
+        """The rows of every micro-batch: this rank's, then (if ranks are kept in step) the
+        others'.
+        """
         rank, world = self._placement.rank, self._placement.world
-        ranks = [rank, *(other for other in range(world) if other != rank)] if self._aligned else [rank]
+        ranks = (
+            [rank, *(other for other in range(world) if other != rank)] if self._aligned else [rank]
+        )
         found = []
         for one in ranks:
             share = rank_share(rows, self._lengths(split), one, world)
             tokens = self._tokens(split, share)
-            found.append([[share[place] for place in places] for places in self.layout.batches(tokens)])
+            found.append(
+                [[share[place] for place in places] for places in self.layout.batches(tokens)]
+            )
         return found
 
     def _read(self, cut: Cut) -> MicroBatch:
         self._source.fetch(cut.split, cut.rows)
-        inputs, features = self.layout.inputs(self._tokens(cut.split, cut.rows)), self._source.read(cut.split, cut.rows)
+        inputs, features = (
+            self.layout.inputs(self._tokens(cut.split, cut.rows)),
+            self._source.read(cut.split, cut.rows),
+        )
         if self._placement.device.type == "cuda":
             inputs, features = inputs.pinned(), features.pinned()
         return MicroBatch(cut, inputs, features)
 
     def _tokens(self, split: str, rows: Sequence[int]) -> list[TokenizedPair]:
         pairs = self._pairs.pairs(split, rows)
-        return pairs if self._uses_rejected else [TokenizedPair(pair.prompt, pair.chosen, None) for pair in pairs]
+        return (
+            pairs
+            if self._uses_rejected
+            else [TokenizedPair(pair.prompt, pair.chosen, None) for pair in pairs]
+        )
 
     def _lengths(self, split: str) -> list[int]:
         return self._pairs.lengths(split, self.layout.shares_prompts)

@@ -26,15 +26,25 @@ def model_card(recipe: Recipe, counts: dict[str, Any], pairs: dict[str, Any]) ->
     final = counts["final"]
     rows = "".join(f"| `{key}` | {final[key]:.4g} |\n" for key in _SHOWN if key in final)
     held_out = counts.get("validation", {})
-    rows += "".join(f"| `{key}` | {value:.4g} |\n" for key, value in held_out.items() if key.removeprefix("validation/") in _SHOWN)
-    sources = "".join(f"- `{source.path}`, split {source.split}\n" for source in recipe.data.sources)
+    rows += "".join(
+        f"| `{key}` | {value:.4g} |\n"
+        for key, value in held_out.items()
+        if key.removeprefix("validation/") in _SHOWN
+    )
+    sources = "".join(
+        f"- `{source.path}`, split {source.split}\n" for source in recipe.data.sources
+    )
     kept = ", ".join(f"{pairs['pairs'][split]:,} {split}" for split in SPLITS)
     dropped = "; ".join(f"{reason}: {number:,}" for reason, number in pairs["rejected"].items())
     base, lora = recipe.model.name_or_path, recipe.train.lora
     library, load = "transformers", "`transformers.AutoModelForCausalLM.from_pretrained(...)`"
     front = ""
     if lora is not None and lora.save == "adapter":
-        library, load = "peft", "`peft.AutoPeftModelForCausalLM.from_pretrained(...)`, which finds the base model in adapter_config.json"
+        library, load = (
+            "peft",
+            "`peft.AutoPeftModelForCausalLM.from_pretrained(...)`, which finds the base model in "
+            "adapter_config.json",
+        )
         front = f"base_model: {base}\n"
     masks = ""
     if recipe.mask.kind == "learned":
@@ -47,7 +57,8 @@ tags: [sparsepo, {recipe.objective.name}]
 
 # {recipe.objective.name} from {base}
 
-Trained by sparsepo for {counts["steps"]} steps{ended} on {counts["pairs"]:,} pairs. Load with {load}.
+Trained by sparsepo for {counts["steps"]} steps{ended} on {counts["pairs"]:,} pairs. \
+Load with {load}.
 {masks}
 | metric at the last step | value |
 |---|---|

@@ -1,7 +1,9 @@
-"""Find, fingerprint and load models and tokenizers: the one place that decides files, dtype and device.
+"""Find, fingerprint and load models and tokenizers: the one place that decides files, dtype and
+device.
 
-A model is a directory of weights, or of a peft adapter that names its base: then it is always the base with the adapter
-merged. Weights are read from safetensors only; code that a model brings runs only if it is trusted (own_code.py).
+A model is a directory of weights, or of a peft adapter that names its base: then it is always the
+base with the adapter merged. Weights are read from safetensors only; code that a model brings runs
+only if it is trusted (own_code.py).
 """
 
 import contextlib
@@ -27,13 +29,20 @@ _HASH_CACHE = _CACHE / "hashes.json"
 
 
 def resolve_model(name_or_path: str, tokenizer_only: bool = False) -> Path:
-    """The local directory of a model: a directory, or a hub name already downloaded, or (if online) fetched now.
+    """The local directory of a model: a directory, or a hub name already downloaded, or (if online)
+    fetched now.
 
-    A location on an object store is downloaded once per machine and content, into SPARSEPO_CACHE (~/.cache/sparsepo).
+    A location on an object store is downloaded once per machine and content, into SPARSEPO_CACHE
+    (~/.cache/sparsepo).
 
-    Raises: UserError if there is no such model, or the directory holds no config, tokenizer or weights.
+    Raises: UserError if there is no such model, or the directory holds no config, tokenizer or
+        weights.
     """
-    path = _from_object_store(name_or_path) if "://" in name_or_path else Path(name_or_path).expanduser()
+    path = (
+        _from_object_store(name_or_path)
+        if "://" in name_or_path
+        else Path(name_or_path).expanduser()
+    )
     if not path.is_dir():
         if path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1:
             raise UserError(f"model {name_or_path!r}: no such directory")
@@ -44,12 +53,15 @@ def resolve_model(name_or_path: str, tokenizer_only: bool = False) -> Path:
     if not (path / "config.json").is_file():
         raise UserError(f"model directory {path}: no config.json")
     if not tokenizer_only and not list(path.glob("*.safetensors")):
-        raise UserError(f"model directory {path}: no weights (*.safetensors); pickled weights are not read")
+        raise UserError(
+            f"model directory {path}: no weights (*.safetensors); pickled weights are not read"
+        )
     return path.resolve()
 
 
 def base_dir(directory: Path) -> Path:
-    """The directory of a model's own weights: of the base model for an adapter, else the model's own.
+    """The directory of a model's own weights: of the base model for an adapter, else the model's
+    own.
 
     Raises: UserError if an adapter's base is not there.
     """
@@ -57,26 +69,36 @@ def base_dir(directory: Path) -> Path:
         return directory
     name = json.loads((directory / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
     if not name:
-        raise UserError(f"adapter {directory}: its {ADAPTER_CONFIG} names no base_model_name_or_path")
+        raise UserError(
+            f"adapter {directory}: its {ADAPTER_CONFIG} names no base_model_name_or_path"
+        )
     beside = directory / name
     try:
         base = resolve_model(str(beside) if not Path(name).is_dir() and beside.is_dir() else name)
     except UserError as error:
         raise UserError(f"adapter {directory}: its base {error}") from error
     if (base / ADAPTER_CONFIG).is_file():
-        raise UserError(f"adapter {directory}: its base {base} is an adapter too; merge that one first")
+        raise UserError(
+            f"adapter {directory}: its base {base} is an adapter too; merge that one first"
+        )
     return base
 
 
 def _check_adapter(path: Path) -> None:
     if list(path.glob("model*.safetensors")):
-        raise UserError(f"model directory {path}: it holds both an adapter and whole weights; keep one of them")
+        raise UserError(
+            f"model directory {path}: it holds both an adapter and whole weights; keep one of them"
+        )
     if not (path / ADAPTER_WEIGHTS).is_file():
-        raise UserError(f"adapter {path}: no weights ({ADAPTER_WEIGHTS}); pickled weights are not read")
+        raise UserError(
+            f"adapter {path}: no weights ({ADAPTER_WEIGHTS}); pickled weights are not read"
+        )
 
 
 def _from_object_store(uri: str) -> Path:
-    """The downloaded copy of what lies there now: other sizes or times of its files make another copy."""
+    """The downloaded copy of what lies there now: other sizes or times of its files make another
+    copy.
+    """
     store = RunStore(uri.rstrip("/"))
     files = store.files()
     if not files:
@@ -85,7 +107,10 @@ def _from_object_store(uri: str) -> Path:
     target = _CACHE / "models" / hashlib.sha256(listing.encode()).hexdigest()[:32]
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
-        with store.as_local_directory("") as copy, tempfile.TemporaryDirectory(dir=target.parent, prefix=".tmp-") as staging:
+        with (
+            store.as_local_directory("") as copy,
+            tempfile.TemporaryDirectory(dir=target.parent, prefix=".tmp-") as staging,
+        ):
             # Whole or not at all, whoever else on this machine is at it.
             shutil.copytree(copy, Path(staging) / "model")
             with contextlib.suppress(OSError):
@@ -111,20 +136,34 @@ def _from_hub(name: str) -> Path:
         pass
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError, HfHubHTTPError, OSError, RuntimeError) as error:
-        raise UserError(f"model {name!r}: no such directory, not downloaded before, and the model hub cannot be reached") from error
+    except (
+        OfflineModeIsEnabled,
+        LocalEntryNotFoundError,
+        HfHubHTTPError,
+        OSError,
+        RuntimeError,
+    ) as error:
+        raise UserError(
+            f"model {name!r}: no such directory, not downloaded before, and the model hub cannot "
+            "be reached"
+        ) from error
 
 
 def from_directory(auto_class: Any, directory: Path, what: str = "", **settings: Any) -> Any:
-    """`auto_class.from_pretrained` without network, and without code of the model's own unless it is trusted.
+    """`auto_class.from_pretrained` without network, and without code of the model's own unless it
+    is trusted.
 
     Raises: UserError naming the directory, `what` is wrong and why.
     """
     try:
-        return auto_class.from_pretrained(directory, local_files_only=True, trust_remote_code=may_run(directory), **settings)
+        return auto_class.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=may_run(directory), **settings
+        )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         refused = refused_code(directory) if "trust_remote_code" in str(error) else None
-        raise UserError(f"model directory {directory}: {what}{refused or str(error).strip().splitlines()[0]}") from error
+        raise UserError(
+            f"model directory {directory}: {what}{refused or str(error).strip().splitlines()[0]}"
+        ) from error
 
 
 @lru_cache(maxsize=4)
@@ -132,16 +171,25 @@ def load_tokenizer(directory: str) -> Any:
     """The fast tokenizer of a local directory; UserError if it has none or no EOS token."""
     from transformers import AutoTokenizer
 
-    own = (Path(directory) / "tokenizer_config.json").is_file() or (Path(directory) / "tokenizer.json").is_file()
-    tokenizer = from_directory(AutoTokenizer, Path(directory) if own else base_dir(Path(directory)), "no usable tokenizer: ")
+    own = (Path(directory) / "tokenizer_config.json").is_file() or (
+        Path(directory) / "tokenizer.json"
+    ).is_file()
+    tokenizer = from_directory(
+        AutoTokenizer,
+        Path(directory) if own else base_dir(Path(directory)),
+        "no usable tokenizer: ",
+    )
     if tokenizer.eos_token_id is None:
         raise UserError(
-            f"the tokenizer of {directory} has no EOS token: a response could not be ended; set eos_token in its tokenizer_config.json"
+            f"the tokenizer of {directory} has no EOS token: a response could not be ended; set "
+            "eos_token in its tokenizer_config.json"
         )
     return tokenizer
 
 
-def load_causal_lm(directory: str, dtype: torch.dtype, device: torch.device | str = "cpu", num_gpus: int = 1) -> Any:
+def load_causal_lm(
+    directory: str, dtype: torch.dtype, device: torch.device | str = "cpu", num_gpus: int = 1
+) -> Any:
     """A causal language model in eval mode, without gradient checkpointing; an adapter is merged.
 
     Args:
@@ -153,7 +201,13 @@ def load_causal_lm(directory: str, dtype: torch.dtype, device: torch.device | st
     is_adapter = base != Path(directory)
     spread = {"device_map": "balanced"} if num_gpus > 1 else {}
     # An adapter is added in float32, or its update would be rounded to the base's precision.
-    model = from_directory(AutoModelForCausalLM, base, dtype=torch.float32 if is_adapter else dtype, use_safetensors=True, **spread)
+    model = from_directory(
+        AutoModelForCausalLM,
+        base,
+        dtype=torch.float32 if is_adapter else dtype,
+        use_safetensors=True,
+        **spread,
+    )
     if is_adapter:
         from peft import PeftModel
 
@@ -190,7 +244,9 @@ def max_positions(directory: Path) -> int | None:
 
 
 def weights_fingerprint(directory: Path) -> str:
-    """Hash of the config's architecture, code that runs and every weight file, an adapter's too; file hashes are cached by path, size and time."""
+    """Hash of the config's architecture, code that runs and every weight file, an adapter's too;
+    file hashes are cached by path, size and time.
+    """
     digest = hashlib.sha256()
     config = model_config(directory)
     for volatile in ("transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache"):
@@ -202,7 +258,11 @@ def weights_fingerprint(directory: Path) -> str:
         digest.update(f"{file.name}:{file_hash(file)}".encode())
     if (directory / ADAPTER_CONFIG).is_file():
         adapter = json.loads((directory / ADAPTER_CONFIG).read_text())
-        digest.update(json.dumps({k: v for k, v in adapter.items() if k != "base_model_name_or_path"}, sort_keys=True).encode())
+        digest.update(
+            json.dumps(
+                {k: v for k, v in adapter.items() if k != "base_model_name_or_path"}, sort_keys=True
+            ).encode()
+        )
     return digest.hexdigest()[:32]
 
 
@@ -214,13 +274,22 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Hash of what decides token ids: the tokenizer's own serialisation, its template and its end token."""
-    parts = [tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template), str(tokenizer.eos_token_id), str(tokenizer.bos_token_id)]
+    """Hash of what decides token ids: the tokenizer's own serialisation, its template and its
+    end token.
+    """
+    parts = [
+        tokenizer.backend_tokenizer.to_str(),
+        str(tokenizer.chat_template),
+        str(tokenizer.eos_token_id),
+        str(tokenizer.bos_token_id),
+    ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
 def file_hash(file: Path) -> str:
-    """sha256 of a local file, remembered across runs for an unchanged path, size and modification time."""
+    """sha256 of a local file, remembered across runs for an unchanged path, size and
+    modification time.
+    """
     stat = file.stat()
     key = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
     try:

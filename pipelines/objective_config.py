@@ -1,4 +1,7 @@
-"""One class per objective: its options and their ranges. A subclass of ObjectiveConfig is an alternative of `objective.name`."""
+"""One class per objective: its options and their ranges.
+
+A subclass of ObjectiveConfig is an alternative of `objective.name`.
+"""
 
 from functools import reduce
 from operator import or_
@@ -17,7 +20,9 @@ class ObjectiveConfig(Section):
     name: str
 
     def conflict(self, min_gap: float) -> str | None:
-        """Why this objective cannot work with data prepared with this data.min_gap; None if it can."""
+        """Why this objective cannot work with data prepared with this data.min_gap; None if it
+        can.
+        """
         return None
 
     def build(self) -> Objective:
@@ -65,8 +70,9 @@ class ODPOConfig(LogisticConfig):
         if min_gap >= self.min_gap:
             return None
         return (
-            f"data.min_gap={min_gap} with objective.name={self.name}: must be at least objective.min_gap={self.min_gap}, so that "
-            "prepare drops the pairs whose scores are too close"
+            f"data.min_gap={min_gap} with objective.name={self.name}: must be at least "
+            f"objective.min_gap={self.min_gap}, so that prepare drops the pairs whose scores are "
+            "too close"
         )
 
 
@@ -114,10 +120,14 @@ class SFTConfig(ObjectiveConfig):
 def _alternatives(base: type[ObjectiveConfig]) -> list[type[ObjectiveConfig]]:
     """The classes that name an objective, in the order of OBJECTIVES."""
     below = [found for child in base.__subclasses__() for found in _alternatives(child)] or [base]
-    return sorted(below, key=lambda section: list(OBJECTIVES).index(section.model_fields["name"].default))
+    return sorted(
+        below, key=lambda section: list(OBJECTIVES).index(section.model_fields["name"].default)
+    )
 
 
 if TYPE_CHECKING:
     AnyObjective = ObjectiveConfig
 else:
-    AnyObjective = Annotated[reduce(or_, _alternatives(ObjectiveConfig)), Field(discriminator="name")]
+    AnyObjective = Annotated[
+        reduce(or_, _alternatives(ObjectiveConfig)), Field(discriminator="name")
+    ]

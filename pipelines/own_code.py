@@ -1,7 +1,9 @@
-"""Python files that a model brings along (transformers' `trust_remote_code`): run only if their hash is on a list.
+"""Python files that a model brings along (transformers' `trust_remote_code`): run only if their
+hash is on a list.
 
-The list is in the environment of whoever starts a command, not in the recipe: a recipe from elsewhere cannot trust its own
-model. It holds hashes of the code, not names: what runs is what was read, wherever the model lies.
+The list is in the environment of whoever starts a command, not in the recipe: a recipe from
+elsewhere cannot trust its own model. It holds hashes of the code, not names: what runs is what was
+read, wherever the model lies.
 """
 
 import hashlib
@@ -16,21 +18,31 @@ _CONFIGS = ("config.json", "tokenizer_config.json")
 
 
 def may_run(directory: Path) -> bool:
-    """What `trust_remote_code` is for this directory: True if it brings code and the code is on the list."""
+    """What `trust_remote_code` is for this directory: True if it brings code and the code is on
+    the list.
+    """
     if not _entry_points(directory) or code_hash(directory) not in _listed():
         return False
     for name in _entry_points(directory):
         if "--" in name:
-            raise UserError(f"model directory {directory}: its code ({name}) lies in another repository; copy its files into the directory")
+            raise UserError(
+                f"model directory {directory}: its code ({name}) lies in another repository; copy "
+                "its files into the directory"
+            )
     return True
 
 
 def refused_code(directory: Path) -> str | None:
-    """Why a directory that brings code does not load, and what to do; None if it brings none or it may run."""
+    """Why a directory that brings code does not load, and what to do; None if it brings none or
+    it may run.
+    """
     if not _entry_points(directory) or may_run(directory):
         return None
     files = ", ".join(str(file.relative_to(directory)) for file in _files(directory)) or "elsewhere"
-    return f"it needs code of its own ({files}), which is not run; if you have read and trust it, set {TRUSTED_CODE}={code_hash(directory)}"
+    return (
+        f"it needs code of its own ({files}), which is not run; if you have read and trust it, set "
+        f"{TRUSTED_CODE}={code_hash(directory)}"
+    )
 
 
 def code_hash(directory: Path) -> str:
@@ -38,7 +50,9 @@ def code_hash(directory: Path) -> str:
     digest = hashlib.sha256()
     for file in _files(directory):
         content = file.read_bytes()
-        digest.update(f"{file.relative_to(directory).as_posix()}\0{len(content)}\0".encode() + content)
+        digest.update(
+            f"{file.relative_to(directory).as_posix()}\0{len(content)}\0".encode() + content
+        )
     return digest.hexdigest()
 
 
@@ -47,7 +61,9 @@ def _files(directory: Path) -> list[Path]:
 
 
 def _entry_points(directory: Path) -> list[str]:
-    """What the configurations name as their classes, `module.Class` or `repository--module.Class`."""
+    """What the configurations name as their classes, `module.Class` or
+    `repository--module.Class`.
+    """
     found: list[str] = []
     for config in _CONFIGS:
         if (directory / config).is_file():

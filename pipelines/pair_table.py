@@ -44,16 +44,22 @@ def shard_name(split: str, number: int) -> str:
 class PairTable:
     """Read access to RUN/pairs of a finished prepare stage.
 
-    Rows of a split are numbered 0..n-1 across its shards. Opening reads the manifest only; shards load when touched.
+    Rows of a split are numbered 0..n-1 across its shards. Opening reads the manifest only; shards
+    load when touched.
     """
 
     def __init__(self, store: RunStore, manifest: dict[str, Any]) -> None:
         self._store = store
         self._sizes: dict[str, list[int]] = manifest["counts"]["shards"]
-        self._starts = {split: np.concatenate([[0], np.cumsum(sizes)]).tolist() for split, sizes in self._sizes.items()}
+        self._starts = {
+            split: np.concatenate([[0], np.cumsum(sizes)]).tolist()
+            for split, sizes in self._sizes.items()
+        }
         self._load = lru_cache(maxsize=_LOADED_SHARDS)(self._read)
         self._lengths = lru_cache(maxsize=None)(self._sum_lengths)
-        self._pairs = lru_cache(maxsize=_LOADED_SHARDS)(lambda split, number: pairs_of(self._load(split, number)))
+        self._pairs = lru_cache(maxsize=_LOADED_SHARDS)(
+            lambda split, number: pairs_of(self._load(split, number))
+        )
 
     def num_rows(self, split: str) -> int:
         return int(self._starts[split][-1]) if split in self._starts else 0
@@ -84,24 +90,37 @@ class PairTable:
             found.append(self._pairs(split, shard)[offset])
         return found
 
-    def values(self, split: str, rows: Sequence[int], names: Sequence[str]) -> list[tuple[Any, ...]]:
-        """The named columns of the given rows; a column that the pairs were prepared without counts as missing (None)."""
+    def values(
+        self, split: str, rows: Sequence[int], names: Sequence[str]
+    ) -> list[tuple[Any, ...]]:
+        """The named columns of the given rows; a column that the pairs were prepared without
+        counts as missing (None).
+        """
         found = []
         for row in rows:
             shard, offset = self.locate(split, row)
             table = self._load(split, shard)
-            found.append(tuple(table[name][offset].as_py() if name in table.column_names else None for name in names))
+            found.append(
+                tuple(
+                    table[name][offset].as_py() if name in table.column_names else None
+                    for name in names
+                )
+            )
         return found
 
     def column(self, split: str, name: str) -> list[Any]:
         """All values of a column of a split, in row order."""
         values: list[Any] = []
         for number in range(self.num_shards(split)):
-            values += self._store.read_table(f"{shard_name(split, number)}.parquet", [name])[name].to_pylist()
+            values += self._store.read_table(f"{shard_name(split, number)}.parquet", [name])[
+                name
+            ].to_pylist()
         return values
 
     def lengths(self, split: str, shared: bool = False) -> list[int]:
-        """Model tokens of every row, the prompt counted once per response, or once per pair if it is shared."""
+        """Model tokens of every row, the prompt counted once per response, or once per pair if
+        it is shared.
+        """
         return self._lengths(split, shared)
 
     def _sum_lengths(self, split: str, shared: bool) -> list[int]:
@@ -109,7 +128,8 @@ class PairTable:
         for number in range(self.num_shards(split)):
             table = self.shard(split, number)
             prompt, chosen, rejected = (
-                pc.fill_null(pc.list_value_length(table[c]), 0).to_numpy() for c in ("prompt_ids", "chosen_ids", "rejected_ids")
+                pc.fill_null(pc.list_value_length(table[c]), 0).to_numpy()
+                for c in ("prompt_ids", "chosen_ids", "rejected_ids")
             )
             prompts = 1 if shared else 1 + (rejected > 0)
             totals += (prompt * prompts + chosen + rejected).tolist()
@@ -127,7 +147,11 @@ def pairs_of(table: pa.Table) -> list[TokenizedPair]:
 
     def cut(name: str) -> list[np.ndarray | None]:
         column = table[name].combine_chunks()
-        values, ends, valid = column.values.to_numpy(), column.offsets.to_numpy(), column.is_valid().to_numpy(zero_copy_only=False)
+        values, ends, valid = (
+            column.values.to_numpy(),
+            column.offsets.to_numpy(),
+            column.is_valid().to_numpy(zero_copy_only=False),
+        )
         return [values[ends[i] : ends[i + 1]] if valid[i] else None for i in range(len(column))]
 
     sides = zip(cut("prompt_ids"), cut("chosen_ids"), cut("rejected_ids"), strict=True)

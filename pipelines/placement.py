@@ -15,7 +15,8 @@ class Placement:
     """Where and in which numbers one rank trains.
 
     Attributes:
-        device: the rank's device. weights: dtype of trained parameters and optimizer state. compute: dtype of matrix products.
+        device: the rank's device. weights: dtype of trained parameters and optimizer state.
+            compute: dtype of matrix products.
         rank, world: of the worker group. strategy: ddp = replicated, fsdp = sharded.
     """
 
@@ -27,12 +28,28 @@ class Placement:
     strategy: Literal["ddp", "fsdp"] = "ddp"
 
     @classmethod
-    def choose(cls, precision: str, device: torch.device, rank: int, world: int, strategy: Literal["ddp", "fsdp"] = "ddp") -> "Placement":
-        """`auto` is float32 on CPU and mixed (float32 master weights, bfloat16 compute) on a GPU."""
+    def choose(
+        cls,
+        precision: str,
+        device: torch.device,
+        rank: int,
+        world: int,
+        strategy: Literal["ddp", "fsdp"] = "ddp",
+    ) -> "Placement":
+        """`auto` is float32 on CPU and mixed (float32 master weights, bfloat16 compute) on a
+        GPU.
+        """
         if precision == "auto":
             precision = "mixed" if device.type == "cuda" else "float32"
         weights = torch.bfloat16 if precision == "bfloat16" else torch.float32
-        return cls(device, weights, torch.float32 if precision == "float32" else torch.bfloat16, rank, world, strategy)
+        return cls(
+            device,
+            weights,
+            torch.float32 if precision == "float32" else torch.bfloat16,
+            rank,
+            world,
+            strategy,
+        )
 
     @property
     def uses_autocast(self) -> bool:
@@ -70,4 +87,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error)
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
+    return isinstance(error, RuntimeError) and (
+        "can't allocate memory" in text or "not enough memory" in text
+    )

@@ -1,4 +1,6 @@
-"""The model that is trained: loaded, adapted, laid out, compiled and spread; and written out again."""
+"""The model that is trained: loaded, adapted, laid out, compiled and spread; and written out
+again.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,14 @@ from pipelines.batch_layout import BatchLayout
 from pipelines.config import LoraSection, Recipe
 from pipelines.errors import UserError
 from pipelines.hardware import micro_batch_tokens
-from pipelines.models import ADAPTER_CONFIG, base_dir, hf_config, load_causal_lm, load_tokenizer, resolve_model
+from pipelines.models import (
+    ADAPTER_CONFIG,
+    base_dir,
+    hf_config,
+    load_causal_lm,
+    load_tokenizer,
+    resolve_model,
+)
 from pipelines.own_code import may_run
 from pipelines.placement import Placement
 from pipelines.reference_features import reference_model_dir
@@ -22,7 +31,9 @@ from sparsepo.model import PolicyModel
 
 
 def build_masks(recipe: Recipe) -> TokenMasks:
-    """The recipe's masks; learned ones freshly initialised from train.seed for the reference model."""
+    """The recipe's masks; learned ones freshly initialised from train.seed for the reference
+    model.
+    """
     return recipe.mask.build(hf_config(reference_model_dir(recipe)), recipe.train.seed)
 
 
@@ -31,7 +42,9 @@ def load_policy_model(recipe: Recipe, placement: Placement) -> Any:
     lora = recipe.train.lora
     directory = resolve_model(recipe.model.name_or_path)
     # A frozen base needs no master weights.
-    causal_lm = load_causal_lm(str(directory), placement.compute if lora else placement.weights, placement.device)
+    causal_lm = load_causal_lm(
+        str(directory), placement.compute if lora else placement.weights, placement.device
+    )
     if lora is None:
         return causal_lm
     with torch.random.fork_rng():
@@ -47,16 +60,25 @@ def count_adapter_parameters(recipe: Recipe) -> int:
 
     directory = resolve_model(recipe.model.name_or_path)
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(hf_config(directory), trust_remote_code=may_run(base_dir(directory)))
-        found = _adapted(empty, recipe.train.lora, directory, torch.float32, recipe.model.name_or_path)
+        empty = AutoModelForCausalLM.from_config(
+            hf_config(directory), trust_remote_code=may_run(base_dir(directory))
+        )
+        found = _adapted(
+            empty, recipe.train.lora, directory, torch.float32, recipe.model.name_or_path
+        )
     return sum(p.numel() for p in found.parameters() if p.requires_grad)
 
 
-def _adapted(causal_lm: Any, lora: LoraSection, directory: Path, weights: torch.dtype, name: str) -> Any:
+def _adapted(
+    causal_lm: Any, lora: LoraSection, directory: Path, weights: torch.dtype, name: str
+) -> Any:
     from peft import LoraConfig, get_peft_model
 
     if lora.save == "adapter" and (directory / ADAPTER_CONFIG).is_file():
-        raise UserError(f"train.lora.save = adapter: the starting model {directory} is an adapter itself; use train.lora.save=merged")
+        raise UserError(
+            f"train.lora.save = adapter: the starting model {directory} is an adapter itself; use "
+            "train.lora.save=merged"
+        )
     settings = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
@@ -67,16 +89,32 @@ def _adapted(causal_lm: Any, lora: LoraSection, directory: Path, weights: torch.
     try:
         found = get_peft_model(causal_lm, settings, autocast_adapter_dtype=weights == torch.float32)
     except ValueError as error:
-        names = sorted({name.rsplit(".", 1)[-1] for name, m in causal_lm.named_modules() if isinstance(m, torch.nn.Linear)})
+        names = sorted(
+            {
+                name.rsplit(".", 1)[-1]
+                for name, m in causal_lm.named_modules()
+                if isinstance(m, torch.nn.Linear)
+            }
+        )
         raise UserError(
-            f"train.lora.target_modules = {settings.target_modules}: {str(error).splitlines()[0]}; linear layers are {', '.join(names)}"
+            f"train.lora.target_modules = {settings.target_modules}: "
+            f"{str(error).splitlines()[0]}; linear layers are {', '.join(names)}"
         ) from error
-    found.peft_config["default"].base_model_name_or_path = str(directory) if Path(name).is_dir() else name
+    found.peft_config["default"].base_model_name_or_path = (
+        str(directory) if Path(name).is_dir() else name
+    )
     return found.eval()
 
 
-def lay_out(recipe: Recipe, causal_lm: Any, online: ReferenceModel | None, placement: Placement, most: int | None) -> BatchLayout:
-    """The training's layout, for which the models are prepared, with at most `most` tokens per micro-batch.
+def lay_out(
+    recipe: Recipe,
+    causal_lm: Any,
+    online: ReferenceModel | None,
+    placement: Placement,
+    most: int | None,
+) -> BatchLayout:
+    """The training's layout, for which the models are prepared, with at most `most` tokens per
+    micro-batch.
 
     Raises: UserError if the models cannot take what is asked for.
     """
@@ -86,8 +124,12 @@ def lay_out(recipe: Recipe, causal_lm: Any, online: ReferenceModel | None, place
     return BatchLayout.choose(recipe.train.layout, models, budget, "train.layout", is_balanced=True)
 
 
-def build_policy(recipe: Recipe, causal_lm: Any, head: LMHead | None, strategy: Strategy) -> PolicyModel:
-    """Policy and masks on the rank's device, checkpointed, compiled and spread as the recipe says."""
+def build_policy(
+    recipe: Recipe, causal_lm: Any, head: LMHead | None, strategy: Strategy
+) -> PolicyModel:
+    """Policy and masks on the rank's device, checkpointed, compiled and spread as the recipe
+    says.
+    """
     transformer, device = transformer_of(causal_lm), strategy.placement.device
     if recipe.train.gradient_checkpointing:
         checkpoint_activations(transformer)
@@ -95,7 +137,9 @@ def build_policy(recipe: Recipe, causal_lm: Any, head: LMHead | None, strategy: 
             transformer.enable_input_require_grads()
     if recipe.train.compile if recipe.train.compile is not None else device.type == "cuda":
         for layer in decoder_layers(transformer):
-            layer.compile(dynamic=False)  # rows come in few widths, and kernels for one width are faster
+            layer.compile(
+                dynamic=False
+            )  # rows come in few widths, and kernels for one width are faster
     policy = PolicyModel(causal_lm, build_masks(recipe), head).to(device)
     strategy.spread(policy)
     return policy
@@ -104,7 +148,8 @@ def build_policy(recipe: Recipe, causal_lm: Any, head: LMHead | None, strategy: 
 def write_model(recipe: Recipe, causal_lm: Any, strategy: Strategy, folder: Path | None) -> None:
     """The trained model in Hugging Face layout with its tokenizer, into the folder of rank 0.
 
-    Every rank must call it, the others with None: a sharded model is put together one parameter at a time.
+    Every rank must call it, the others with None: a sharded model is put together one parameter at
+    a time.
     """
     state = {}
     for name, parameter in causal_lm.named_parameters():
@@ -123,5 +168,7 @@ def write_model(recipe: Recipe, causal_lm: Any, strategy: Strategy, folder: Path
             for file in folder.iterdir():
                 file.unlink()
             merged.save_pretrained(folder)
-    directory = resolve_model(recipe.model.tokenizer or recipe.model.name_or_path, tokenizer_only=True)
+    directory = resolve_model(
+        recipe.model.tokenizer or recipe.model.name_or_path, tokenizer_only=True
+    )
     load_tokenizer(str(directory)).save_pretrained(folder)

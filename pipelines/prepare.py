@@ -1,7 +1,8 @@
 """prepare: sources of any form -> tokenised, split, counted pairs in RUN/pairs (Ray Data).
 
-Tasks read their chunk, render, tokenise and truncate; the driver decides from hashes (duplicates, overlap with held-out
-prompts, limits), and tasks write the shards. Rows are dropped with a reason into rejected_rows.jsonl.
+Tasks read their chunk, render, tokenise and truncate; the driver decides from hashes (duplicates,
+overlap with held-out prompts, limits), and tasks write the shards. Rows are dropped with a reason
+into rejected_rows.jsonl.
 """
 
 import hashlib
@@ -47,8 +48,13 @@ def pairs_store(recipe: Recipe) -> RunStore:
 
 
 def prepare_record(recipe: Recipe) -> StageRecord:
-    """The stage record of a recipe's pairs. UserError if a source or the tokenizer does not exist."""
-    tokenizer_dir = resolve_model(recipe.model.tokenizer or recipe.model.name_or_path, tokenizer_only=True)
+    """The stage record of a recipe's pairs.
+
+    UserError if a source or the tokenizer does not exist.
+    """
+    tokenizer_dir = resolve_model(
+        recipe.model.tokenizer or recipe.model.name_or_path, tokenizer_only=True
+    )
     inputs = {
         "sources": [sources.fingerprint(s) for s in recipe.data.sources],
         "validation": [sources.fingerprint(s) for s in recipe.data.validation],
@@ -71,22 +77,37 @@ def open_pairs(recipe: Recipe) -> PairTable:
 def run_prepare(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
     """Prepare the recipe's pairs and return the stage's manifest. Needs a running Ray.
 
-    Raises: UserError for a missing file or column, a tokenizer that cannot do the form, or no usable row at all.
+    Raises: UserError for a missing file or column, a tokenizer that cannot do the form, or no
+        usable row at all.
     """
     record = prepare_record(recipe)
-    directory = resolve_model(recipe.model.tokenizer or recipe.model.name_or_path, tokenizer_only=True)
+    directory = resolve_model(
+        recipe.model.tokenizer or recipe.model.name_or_path, tokenizer_only=True
+    )
     check_lengths(recipe, directory)
     tasks = _tasks(recipe)
     record.begin()
-    blocks = _tokenised(tasks, recipe, recipe.model.tokenizer or recipe.model.name_or_path).to_arrow_refs()
+    blocks = _tokenised(
+        tasks, recipe, recipe.model.tokenizer or recipe.model.name_or_path
+    ).to_arrow_refs()
     plan = _plan(recipe.data, blocks)
-    counts, checksums = write_shards(plan, blocks, record.store, local_paths(recipe), recipe.data.shard_pairs, quiet)
-    record.store.write_bytes(REJECTED_ROWS, "".join(json.dumps(row) + "\n" for row in plan.rejected_rows()).encode())
+    counts, checksums = write_shards(
+        plan, blocks, record.store, local_paths(recipe), recipe.data.shard_pairs, quiet
+    )
+    record.store.write_bytes(
+        REJECTED_ROWS, "".join(json.dumps(row) + "\n" for row in plan.rejected_rows()).encode()
+    )
     counts["rejected"] = dict(sorted(plan.reasons.items()))
     counts["exact_duplicates"] = plan.num_duplicates
     if counts["pairs"]["train"] == 0:
-        reasons = ", ".join(f"{reason}: {n}" for reason, n in plan.reasons.most_common(5)) or "the sources are empty"
-        raise UserError(f"no usable training pair in {', '.join(s.path for s in recipe.data.sources)} ({reasons})")
+        reasons = (
+            ", ".join(f"{reason}: {n}" for reason, n in plan.reasons.most_common(5))
+            or "the sources are empty"
+        )
+        raise UserError(
+            f"no usable training pair in {', '.join(s.path for s in recipe.data.sources)} "
+            f"({reasons})"
+        )
     return record.finish(counts, checksums)
 
 
@@ -97,14 +118,21 @@ def check_lengths(recipe: Recipe, directory: Path) -> None:
     longest = data.max_tokens or data.max_prompt_tokens + data.max_response_tokens
     if limit is not None and longest > limit:
         raise UserError(
-            f"data.max_prompt_tokens + max_response_tokens = {longest} (or data.max_tokens): the model reads at most {limit} tokens"
+            f"data.max_prompt_tokens + max_response_tokens = {longest} (or data.max_tokens): the "
+            f"model reads at most {limit} tokens"
         )
 
 
 def _tasks(recipe: Recipe) -> list[dict[str, Any]]:
-    """One task per chunk, the source's form resolved and its columns checked before anything runs."""
+    """One task per chunk, the source's form resolved and its columns checked before anything
+    runs.
+    """
     tasks = []
-    everything: tuple[Source, ...] = (*recipe.data.sources, *recipe.data.validation, *recipe.data.test)
+    everything: tuple[Source, ...] = (
+        *recipe.data.sources,
+        *recipe.data.validation,
+        *recipe.data.test,
+    )
     for number, source in enumerate(everything):
         chunks = sources.chunks_of(source, recipe.data.rows_per_task)
         if not chunks:
@@ -114,31 +142,44 @@ def _tasks(recipe: Recipe) -> list[dict[str, Any]]:
         for name in needed_columns(form, source.columns):
             if name not in columns:
                 raise UserError(
-                    f"data source {source.path!r} (form {form}) has no column {name!r}: its columns are {', '.join(sorted(columns))}"
+                    f"data source {source.path!r} (form {form}) has no column {name!r}: its "
+                    f"columns are {', '.join(sorted(columns))}"
                 )
         if recipe.objective.build().uses_rejected and form in ("chosen_only", "text_only"):
-            raise UserError(f"data source {source.path!r} has no rejected responses: objective {recipe.objective.name} needs them")
+            raise UserError(
+                f"data source {source.path!r} has no rejected responses: objective "
+                f"{recipe.objective.name} needs them"
+            )
         _check_features(recipe, source, form)
-        tasks += [{"source": number, "form": form, "chunk": json.dumps(asdict(chunk))} for chunk in chunks]
+        tasks += [
+            {"source": number, "form": form, "chunk": json.dumps(asdict(chunk))} for chunk in chunks
+        ]
     return tasks
 
 
 def _check_features(recipe: Recipe, source: Source, form: str) -> None:
     """UserError if objective or mask read something from the pairs that this source cannot give."""
     names, wanted = source.columns, recipe.required_features()
-    if "preference_scores" in wanted and form != "scored" and not (names.chosen_score and names.rejected_score and form == "text"):
+    if (
+        "preference_scores" in wanted
+        and form != "scored"
+        and not (names.chosen_score and names.rejected_score and form == "text")
+    ):
         raise UserError(
-            f"data source {source.path!r} (form {form}) has no scores, which objective {recipe.objective.name} needs: use the scored form, "
-            "or the text form with data.sources[].columns.chosen_score and rejected_score"
+            f"data source {source.path!r} (form {form}) has no scores, which objective "
+            f"{recipe.objective.name} needs: use the scored form, or the text form with "
+            "data.sources[].columns.chosen_score and rejected_score"
         )
     has_weights = bool(names.chosen_weights and names.rejected_weights)
     if "external_weights" in wanted and not has_weights:
         raise UserError(
-            f"data source {source.path!r} has no token weights, which mask.kind=external needs: set data.sources[].columns.chosen_weights "
-            "and rejected_weights"
+            f"data source {source.path!r} has no token weights, which mask.kind=external needs: "
+            "set data.sources[].columns.chosen_weights and rejected_weights"
         )
     if has_weights and form == "scored":
-        raise UserError(f"data source {source.path!r}: candidates of the scored form cannot carry token weights")
+        raise UserError(
+            f"data source {source.path!r}: candidates of the scored form cannot carry token weights"
+        )
 
 
 def _tokenised(tasks: list[dict[str, Any]], recipe: Recipe, tokenizer: str) -> Any:
@@ -151,14 +192,21 @@ def _tokenised(tasks: list[dict[str, Any]], recipe: Recipe, tokenizer: str) -> A
             _run_task,
             batch_size=1,
             batch_format="pyarrow",
-            fn_kwargs={"data": recipe.data, "tokenizer_name": tokenizer, "paths": local_paths(recipe)},
+            fn_kwargs={
+                "data": recipe.data,
+                "tokenizer_name": tokenizer,
+                "paths": local_paths(recipe),
+            },
         )
         .materialize()
     )
 
 
 def _plan(data: DataSection, blocks: list[Any]) -> RowPlan:
-    """Decide on all rows from a digest of every block. UserError for what a task found that ends the stage."""
+    """Decide on all rows from a digest of every block.
+
+    UserError for what a task found that ends the stage.
+    """
     import ray
 
     digest = ray.remote(_digest)
@@ -180,8 +228,12 @@ def _digest(block: pa.Table, data: DataSection) -> tuple[pa.Table | None, str | 
     return (None, fatal) if fatal else (digest_of(block, data), None)
 
 
-def _run_task(batch: pa.Table, data: DataSection, tokenizer_name: str, paths: dict[str, str]) -> pa.Table:
-    """Ray Data task: one chunk -> a table of pairs and rejected rows, or of one row that says what ends the stage."""
+def _run_task(
+    batch: pa.Table, data: DataSection, tokenizer_name: str, paths: dict[str, str]
+) -> pa.Table:
+    """Ray Data task: one chunk -> a table of pairs and rejected rows, or of one row that says
+    what ends the stage.
+    """
     (task,) = batch.to_pylist()
     try:
         require_seen(paths)
@@ -191,7 +243,9 @@ def _run_task(batch: pa.Table, data: DataSection, tokenizer_name: str, paths: di
     return pa.Table.from_pylist(rows, schema=_TASK_SCHEMA)
 
 
-def _rows_of_chunk(task: dict[str, Any], data: DataSection, tokenizer_name: str) -> list[dict[str, Any]]:
+def _rows_of_chunk(
+    task: dict[str, Any], data: DataSection, tokenizer_name: str
+) -> list[dict[str, Any]]:
     source = (*data.sources, *data.validation, *data.test)[task["source"]]
     # By name: a model from a hub or an object store lies elsewhere on every machine.
     tokenizer = load_tokenizer(str(resolve_model(tokenizer_name, tokenizer_only=True)))
@@ -229,5 +283,7 @@ def _columns(pair: RawPair, encoded: Encoded) -> dict[str, Any]:
 
 
 def prompt_hash(prompt: str) -> str:
-    """Hash of a prompt with case and white space normalised: what the split and the overlap check compare."""
+    """Hash of a prompt with case and white space normalised: what the split and the overlap
+    check compare.
+    """
     return hashlib.sha256(" ".join(prompt.lower().split()).encode()).hexdigest()[:24]

@@ -1,7 +1,7 @@
 """quickstart: the whole pipeline on a small world of its own: no network, no GPU.
 
-world -> sft -> sample -> prepare -> reference -> train, evaluate (DPO, MaPO, SparsePO side by side) -> report. Only this
-file is special: every stage is the one that real recipes use.
+world -> sft -> sample -> prepare -> reference -> train, evaluate (DPO, MaPO, SparsePO side by side)
+-> report. Only this file is special: every stage is the one that real recipes use.
 """
 
 import json
@@ -25,10 +25,18 @@ REVIEWS, TRAIN_PROMPTS, TEST_PROMPTS = 2000, 480, 240
 _GENERATION = {"max_new_tokens": 40, "temperature": 1.0}
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "dpo": {"objective": {"name": "dpo", "beta": 0.1}, "mask": {"kind": "none"}},
-    "mapo": {"objective": {"name": "mapo", "beta": 0.1}, "mask": {"kind": "activation", "hooks": "all"}},
+    "mapo": {
+        "objective": {"name": "mapo", "beta": 0.1},
+        "mask": {"kind": "activation", "hooks": "all"},
+    },
     "sparsepo": {
         "objective": {"name": "sparsepo", "beta": 0.1, "l1_reward": 0.0, "l1_kl": 0.0},
-        "mask": {"kind": "learned", "architecture": "simple_last", "sharing": "independent", "learning_rate": 0.005},
+        "mask": {
+            "kind": "learned",
+            "architecture": "simple_last",
+            "sharing": "independent",
+            "learning_rate": 0.005,
+        },
     },
 }
 
@@ -49,16 +57,23 @@ def run_quickstart(overrides: Sequence[str], say: Say, quiet: bool) -> str:
         marker.write_text(json.dumps({"seed": seed}))
     elif json.loads(marker.read_text())["seed"] != seed:
         raise UserError(
-            f"{root} holds the quickstart of seed {json.loads(marker.read_text())['seed']}, now seed={seed}: give another dir=PATH"
+            f"{root} holds the quickstart of seed {json.loads(marker.read_text())['seed']}, now "
+            f"seed={seed}: give another dir=PATH"
         )
-    say(f"world: {REVIEWS} reviews, {TRAIN_PROMPTS} training and {TEST_PROMPTS} test prompts in {world}")
-    # Three one-CPU runs side by side, on any machine: the start-up of one overlaps the steps of another.
+    say(
+        f"world: {REVIEWS} reviews, {TRAIN_PROMPTS} training and {TEST_PROMPTS} test prompts in "
+        f"{world}"
+    )
+    # Three one-CPU runs side by side, on any machine: the start-up of one overlaps the steps of
+    # another.
     with ray_session(RaySection(num_cpus=len(OBJECTIVES), num_gpus=0)):
         start_model = run_sft(_sft_recipe(root, seed), say, quiet)
         sampling = _sampling_recipe(root, seed, start_model)
         if not sample_record(sampling).is_complete():
             counts = run_sample(sampling, quiet)["counts"]
-            say(f"sample: {counts['candidates']} candidates for {counts['prompts']} prompts, scored")
+            say(
+                f"sample: {counts['candidates']} candidates for {counts['prompts']} prompts, scored"
+            )
         _split_candidates(root)
         recipes = {name: _preference_recipe(root, seed, start_model, name) for name in OBJECTIVES}
         # One store serves the three runs: it holds what all of them need.
@@ -71,11 +86,15 @@ def run_quickstart(overrides: Sequence[str], say: Say, quiet: bool) -> str:
 
 
 def _side_by_side(recipes: dict[str, Recipe], say: Say) -> None:
-    """Train and evaluate the runs at the same time; the first error, or Ctrl-C, stops waiting for the others."""
+    """Train and evaluate the runs at the same time; the first error, or Ctrl-C, stops waiting
+    for the others.
+    """
     pool = ThreadPoolExecutor(max_workers=len(recipes))
     try:
         futures = [
-            pool.submit(run_stages, recipe, ("reference", "train", "evaluate"), _prefixed(say, name), True)
+            pool.submit(
+                run_stages, recipe, ("reference", "train", "evaluate"), _prefixed(say, name), True
+            )
             for name, recipe in recipes.items()
         ]
         for future in futures:
@@ -102,10 +121,20 @@ def _sft_recipe(root: Path, seed: int) -> Recipe:
         {
             "run_dir": str(root / "sft"),
             "model": {"name_or_path": str(root / "world" / "model")},
-            "data": {"sources": [{"path": str(root / "world" / "reviews.jsonl")}], "max_prompt_tokens": 40, "max_response_tokens": 60},
+            "data": {
+                "sources": [{"path": str(root / "world" / "reviews.jsonl")}],
+                "max_prompt_tokens": 40,
+                "max_response_tokens": 60,
+            },
             "objective": {"name": "sft"},
             "ray": {"cpus_per_run": 2},
-            "train": {"global_batch_size": 64, "epochs": 2, "learning_rate": 3e-3, "seed": seed, "checkpoint_every": 50},
+            "train": {
+                "global_batch_size": 64,
+                "epochs": 2,
+                "learning_rate": 3e-3,
+                "seed": seed,
+                "checkpoint_every": 50,
+            },
         }
     )
 
@@ -115,8 +144,17 @@ def _sampling_recipe(root: Path, seed: int, model: str) -> Recipe:
         {
             "run_dir": str(root),
             "model": {"name_or_path": model},
-            "data": {"sources": [{"path": str(root / "world" / "prompts.jsonl")}], "max_prompt_tokens": 40, "max_response_tokens": 60},
-            "sample": {"num_candidates": 4, "seed": seed, "generation": _GENERATION, "batch_prompts": 120},
+            "data": {
+                "sources": [{"path": str(root / "world" / "prompts.jsonl")}],
+                "max_prompt_tokens": 40,
+                "max_response_tokens": 60,
+            },
+            "sample": {
+                "num_candidates": 4,
+                "seed": seed,
+                "generation": _GENERATION,
+                "batch_prompts": 120,
+            },
             "ray": {"cpus_per_run": 2},
         }
     )
@@ -136,7 +174,13 @@ def _preference_recipe(root: Path, seed: int, model: str, name: str) -> Recipe:
                 "shard_pairs": 256,
             },
             **OBJECTIVES[name],
-            "train": {"global_batch_size": 32, "epochs": 3, "learning_rate": 5e-4, "seed": seed, "checkpoint_every": 20},
+            "train": {
+                "global_batch_size": 32,
+                "epochs": 3,
+                "learning_rate": 5e-4,
+                "seed": seed,
+                "checkpoint_every": 20,
+            },
             "evaluate": {
                 "num_prompts": TEST_PROMPTS,
                 "generation": _GENERATION,
@@ -151,7 +195,10 @@ def _preference_recipe(root: Path, seed: int, model: str, name: str) -> Recipe:
 
 def _split_candidates(root: Path) -> None:
     """Part the candidates by the split of their prompt."""
-    splits = {r["prompt"]: r["split"] for r in map(json.loads, (root / "world" / "prompts.jsonl").read_text().splitlines())}
+    splits = {
+        r["prompt"]: r["split"]
+        for r in map(json.loads, (root / "world" / "prompts.jsonl").read_text().splitlines())
+    }
     lines: dict[str, list[str]] = {"train": [], "test": []}
     for line in (root / "sample" / CANDIDATES).read_text().splitlines():
         lines[splits[json.loads(line)["prompt"]]].append(line + "\n")
@@ -167,7 +214,11 @@ def _prefixed(say: Say, name: str) -> Say:
 
 
 def _verdict(recipes: dict[str, Recipe]) -> str:
-    lines = ["", f"{'':10} {'reward gain [95 %]':28} {'kl/policy_reference':>20} {'distinct-2':>16} {'AUC of key tokens':>18}"]
+    lines = [
+        "",
+        f"{'':10} {'reward gain [95 %]':28} {'kl/policy_reference':>20} {'distinct-2':>16} "
+        f"{'AUC of key tokens':>18}",
+    ]
     masks: dict[str, Any] = {}
     for name, recipe in recipes.items():
         folder = Path(recipe.run_dir) / "evaluation"
@@ -176,10 +227,15 @@ def _verdict(recipes: dict[str, Recipe]) -> str:
         gain = sentiment["reward/gain"]
         interval = f"{gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"
         distinct = f"{sentiment['distinct_2/before']:.3f} -> {sentiment['distinct_2/after']:.3f}"
-        found = "no mask" if recipe.mask.kind == "none" else f"{masks['auc/reward_mask']['mean']:.3f}"
-        lines.append(f"{name:10} {interval:28} {sentiment['kl/policy_reference']['mean']:>20.2f} {distinct:>16} {found:>18}")
+        found = (
+            "no mask" if recipe.mask.kind == "none" else f"{masks['auc/reward_mask']['mean']:.3f}"
+        )
+        lines.append(
+            f"{name:10} {interval:28} {sentiment['kl/policy_reference']['mean']:>20.2f} "
+            f"{distinct:>16} {found:>18}"
+        )
     lines.append(
-        f"for comparison, AUC of a random mask {masks['auc/random_mask']['mean']:.3f}, of the token KL "
-        f"{masks['auc/token_kl']['mean']:.3f}; chance level 0.5"
+        f"for comparison, AUC of a random mask {masks['auc/random_mask']['mean']:.3f}, of the "
+        f"token KL {masks['auc/token_kl']['mean']:.3f}; chance level 0.5"
     )
     return "\n".join(lines)

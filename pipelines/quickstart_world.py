@@ -1,8 +1,9 @@
-"""The quickstart's own small world: short film reviews from a grammar, a tokenizer and an untrained model.
+"""The quickstart's own small world: short film reviews from a grammar, a tokenizer and an untrained
+model.
 
-Openings (prompts) for training and for testing come from disjoint sets of templates; both draw on the same words. A
-review's remaining sentences are neutral or carry sentiment words of either sign, so a model trained on them has
-something to prefer and nothing to copy.
+Openings (prompts) for training and for testing come from disjoint sets of templates; both draw on
+the same words. A review's remaining sentences are neutral or carry sentiment words of either sign,
+so a model trained on them has something to prefer and nothing to copy.
 """
 
 import json
@@ -11,51 +12,61 @@ from collections.abc import Iterator
 from pathlib import Path
 
 POSITIVE = (
-    "wonderful brilliant superb delightful charming lovely excellent fantastic terrific beautiful amazing great good fun funny "
-    "clever heartwarming joyful enjoyable impressive fascinating graceful sincere warm splendid perfect outstanding marvelous "
-    "pleasant hilarious inspiring magnificent thrilling elegant glorious engaging amusing exciting gorgeous stunning"
+    "wonderful brilliant superb delightful charming lovely excellent fantastic terrific "
+    "beautiful amazing great good fun funny clever heartwarming joyful enjoyable impressive "
+    "fascinating graceful sincere warm splendid perfect outstanding marvelous pleasant hilarious "
+    "inspiring magnificent thrilling elegant glorious engaging amusing exciting gorgeous "
+    "stunning"
 ).split()
 NEGATIVE = (
-    "awful terrible horrible boring dreadful bad weak stupid dull annoying pathetic lousy miserable disappointing ugly ridiculous "
-    "rotten foolish irritating painful poor lame frustrating cruel confusing depressing tragic unpleasant worthless embarrassing "
-    "lazy gloomy disgusting crude nasty messy dismal hopeless awkward idiotic"
+    "awful terrible horrible boring dreadful bad weak stupid dull annoying pathetic lousy "
+    "miserable disappointing ugly ridiculous rotten foolish irritating painful poor lame "
+    "frustrating cruel confusing depressing tragic unpleasant worthless embarrassing lazy gloomy "
+    "disgusting crude nasty messy dismal hopeless awkward idiotic"
 ).split()
-PRAISE = "loved enjoyed admired adored appreciated liked praised celebrated recommended treasured".split()
-BLAME = "hated disliked regretted despised criticized resented mocked rejected ruined suffered".split()
+PRAISE = (
+    "loved enjoyed admired adored appreciated liked praised celebrated recommended treasured"
+).split()
+BLAME = (
+    "hated disliked regretted despised criticized resented mocked rejected ruined suffered"
+).split()
 
 GENRES = (
-    "western documentary musical feature trilogy drama melodrama cartoon noir sequel remake biopic anthology satire epic "
-    "fable serial mockumentary adaptation travelogue"
+    "western documentary musical feature trilogy drama melodrama cartoon noir sequel remake "
+    "biopic anthology satire epic fable serial mockumentary adaptation travelogue"
 ).split()
 ROLES = (
-    "teacher sailor farmer lawyer painter baker plumber pilot nurse librarian janitor gardener carpenter tailor clerk "
-    "miner printer potter fisherman waiter student accountant mechanic photographer journalist violinist chemist barber "
-    "blacksmith shepherd"
+    "teacher sailor farmer lawyer painter baker plumber pilot nurse librarian janitor gardener "
+    "carpenter tailor clerk miner printer potter fisherman waiter student accountant mechanic "
+    "photographer journalist violinist chemist barber blacksmith shepherd"
 ).split()
 PLACES = (
-    "harbor village island desert mountain valley suburb market museum station factory library theater castle canyon "
-    "forest river lagoon monastery observatory lighthouse warehouse orchard vineyard courtyard tavern embassy airport "
-    "hospital academy"
+    "harbor village island desert mountain valley suburb market museum station factory library "
+    "theater castle canyon forest river lagoon monastery observatory lighthouse warehouse "
+    "orchard vineyard courtyard tavern embassy airport hospital academy"
 ).split()
 THINGS = (
-    "map letter suitcase lantern notebook telescope violin bicycle photograph compass painting ledger camera radio "
-    "manuscript envelope necklace typewriter clock piano wagon carpet statue kettle mirror ladder bottle blanket "
-    "umbrella coin"
+    "map letter suitcase lantern notebook telescope violin bicycle photograph compass painting "
+    "ledger camera radio manuscript envelope necklace typewriter clock piano wagon carpet statue "
+    "kettle mirror ladder bottle blanket umbrella coin"
 ).split()
 PARTS = (
-    "acting plot script dialogue music camera editing lighting costume pacing ending opening score cast scenery "
-    "narration soundtrack screenplay choreography photography casting makeup story finale premise direction montage "
-    "subplot staging voiceover"
+    "acting plot script dialogue music camera editing lighting costume pacing ending opening "
+    "score cast scenery narration soundtrack screenplay choreography photography casting makeup "
+    "story finale premise direction montage subplot staging voiceover"
 ).split()
 VERBS = (
-    "finds carries repairs borrows paints delivers studies sketches copies sells buys measures translates photographs "
-    "catalogs polishes follows collects records examines"
+    "finds carries repairs borrows paints delivers studies sketches copies sells buys measures "
+    "translates photographs catalogs polishes follows collects records examines"
 ).split()
 NAMES = (
-    "Anna Boris Clara Dmitri Elena Felix Greta Hugo Ines Jonas Karla Leo Mara Nils Olga Pavel Quinn Rosa Sven Tilda "
-    "Ursula Viktor Wanda Xenia Yuri Zelda Arthur Bella Conrad Doris"
+    "Anna Boris Clara Dmitri Elena Felix Greta Hugo Ines Jonas Karla Leo Mara Nils Olga Pavel "
+    "Quinn Rosa Sven Tilda Ursula Viktor Wanda Xenia Yuri Zelda Arthur Bella Conrad Doris"
 ).split()
-PEOPLE = "director producer composer writer audience crowd publicist cameraman narrator editor neighbor cousin".split()
+PEOPLE = (
+    "director producer composer writer audience crowd publicist cameraman narrator editor "
+    "neighbor cousin"
+).split()
 TIMES = "yesterday tonight recently twice already again later earlier afterwards meanwhile".split()
 PERIODS = "weeks months summers winters decades evenings mornings semesters".split()
 COLORS = "blue green yellow brown purple orange gray crimson turquoise violet".split()
@@ -112,7 +123,9 @@ def opening(rng: random.Random, templates: tuple[str, ...]) -> str:
 
 
 def continuation(rng: random.Random) -> str:
-    """The rest of a review: three sentences, each neutral or of random sentiment; starts with a space."""
+    """The rest of a review: three sentences, each neutral or of random sentiment; starts with a
+    space.
+    """
     sentences = []
     for _ in range(3):
         if rng.random() < 0.3:
@@ -123,10 +136,15 @@ def continuation(rng: random.Random) -> str:
 
 
 def write_world(folder: Path, seed: int, num_reviews: int, num_train: int, num_test: int) -> None:
-    """Write reviews.jsonl (for sft), prompts.jsonl (train and test), key_words.txt and an untrained model directory."""
+    """Write reviews.jsonl (for sft), prompts.jsonl (train and test), key_words.txt and an
+    untrained model directory.
+    """
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    reviews = [{"prompt": opening(rng, TRAIN_OPENINGS), "chosen": continuation(rng)} for _ in range(num_reviews)]
+    reviews = [
+        {"prompt": opening(rng, TRAIN_OPENINGS), "chosen": continuation(rng)}
+        for _ in range(num_reviews)
+    ]
     _write_lines(folder / "reviews.jsonl", reviews)
     prompts = [{"prompt": p, "split": "train"} for p in _distinct(rng, TRAIN_OPENINGS, num_train)]
     prompts += [{"prompt": p, "split": "test"} for p in _distinct(rng, TEST_OPENINGS, num_test)]
@@ -137,7 +155,9 @@ def write_world(folder: Path, seed: int, num_reviews: int, num_train: int, num_t
 
 
 def write_untrained_model(folder: Path, texts: list[str], seed: int) -> None:
-    """A byte-level BPE tokenizer trained on the texts and a randomly initialised Llama of about a million parameters."""
+    """A byte-level BPE tokenizer trained on the texts and a randomly initialised Llama of about
+    a million parameters.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -149,10 +169,15 @@ def write_untrained_model(folder: Path, texts: list[str], seed: int) -> None:
     bpe.train_from_iterator(
         texts,
         trainers.BpeTrainer(
-            vocab_size=2000, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+            vocab_size=2000,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
         ),
     )
-    bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bpe.token_to_id("<s>"))])
+    bpe.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", bpe.token_to_id("<s>"))]
+    )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")
     tokenizer.save_pretrained(folder)
     with torch.random.fork_rng(devices=[]):

@@ -18,7 +18,8 @@ from pipelines.config import Recipe
 from pipelines.errors import UserError
 from pipelines.store import RunStore
 
-# Alternatives of a tagged union: a key that belongs to another alternative must not survive an override of the tag.
+# Alternatives of a tagged union: a key that belongs to another alternative must not survive an
+# override of the tag.
 _TAG_KEYS = ("objective.name", "mask.kind", "evaluate.reward.kind", "evaluate.judge.kind")
 _FLOAT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
@@ -38,7 +39,9 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def read_mapping(name: str, kind: Literal["recipe", "sweep"]) -> dict[str, Any]:
-    """Read a YAML mapping from a file (on an object store too), or from what is packaged under that name."""
+    """Read a YAML mapping from a file (on an object store too), or from what is packaged under
+    that name.
+    """
     try:
         loaded = OmegaConf.create(_text_of(name, kind))
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
@@ -59,7 +62,9 @@ def _text_of(name: str, kind: Literal["recipe", "sweep"]) -> str:
         return store.read_bytes(file).decode()
     path, known = Path(name), packaged(kind)
     if not path.is_file() and name not in known:
-        raise UserError(f"{kind} {name!r}: no such file, nor a packaged {kind} ({', '.join(known)})")
+        raise UserError(
+            f"{kind} {name!r}: no such file, nor a packaged {kind} ({', '.join(known)})"
+        )
     return (path if path.is_file() else known[name]).read_text()
 
 
@@ -67,15 +72,20 @@ def validate_recipe(mapping: dict[str, Any], overrides: Sequence[str] = ()) -> R
     """Apply overrides to a mapping and validate it."""
     for item in overrides:
         if "=" not in item:
-            raise UserError(f"override {item!r}: write it as key=value, for example train.learning_rate=1e-5")
+            raise UserError(
+                f"override {item!r}: write it as key=value, for example train.learning_rate=1e-5"
+            )
     try:
         base = OmegaConf.create(mapping)
-        # Tags first: switching a tagged union's alternative discards the other alternative's keys, not the given ones.
+        # Tags first: switching a tagged union's alternative discards the other alternative's keys,
+        # not the given ones.
         for item in sorted(overrides, key=lambda item: item.partition("=")[0] not in _TAG_KEYS):
             _override(base, item)
         merged = OmegaConf.to_container(base, resolve=True)
     except (OmegaConfBaseException, YAMLError, TypeError, ValueError, IndexError) as error:
-        raise UserError(f"overrides {' '.join(overrides) or '(none)'}: {_first_line(error)}") from error
+        raise UserError(
+            f"overrides {' '.join(overrides) or '(none)'}: {_first_line(error)}"
+        ) from error
     try:
         return Recipe.model_validate(_with_absolute_paths(merged))
     except ValidationError as error:
@@ -83,18 +93,34 @@ def validate_recipe(mapping: dict[str, Any], overrides: Sequence[str] = ()) -> R
 
 
 def _with_absolute_paths(mapping: Any) -> Any:
-    """Local paths made absolute: workers may run in another directory. Names that are no path stay as they are."""
+    """Local paths made absolute: workers may run in another directory.
+
+    Names that are no path stay as they are.
+    """
 
     def absolute(section: Any, *keys: str, always: bool = False) -> None:
         for key in keys:
             value = section.get(key) if isinstance(section, dict) else None
-            if isinstance(value, str) and value and "://" not in value and (always or Path(value).expanduser().exists()):
+            if (
+                isinstance(value, str)
+                and value
+                and "://" not in value
+                and (always or Path(value).expanduser().exists())
+            ):
                 section[key] = str(Path(value).expanduser().absolute())
 
     if isinstance(mapping, dict):
         absolute(mapping, "run_dir", always=True)
         absolute(mapping.get("paths"), "pairs", "reference", always=True)
-        absolute(mapping.get("model"), "name_or_path", "reference", "tokenizer", "positive_scorer", "negative_scorer", "embedder")
+        absolute(
+            mapping.get("model"),
+            "name_or_path",
+            "reference",
+            "tokenizer",
+            "positive_scorer",
+            "negative_scorer",
+            "embedder",
+        )
         evaluate: Any = mapping.get("evaluate") or {}
         absolute(evaluate, "key_words")
         if isinstance(evaluate, dict):
@@ -148,7 +174,9 @@ def set_keys(mapping: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
 
 
 def unknown_key_message(key: str) -> str | None:
-    """None if `key` is a leaf or section of the recipe schema, else a line that names the nearest valid key."""
+    """None if `key` is a leaf or section of the recipe schema, else a line that names the
+    nearest valid key.
+    """
     valid = _all_keys(Recipe, "")
     if key in valid:
         return None
@@ -174,9 +202,15 @@ def _explain(error: ValidationError) -> str:
         line = (f"{key}: " if key else "") + str(first["ctx"]["error"])
     elif first["type"] == "union_tag_invalid":
         context = first["ctx"]
-        line = f"{key}.{context['discriminator'].strip(chr(39))} = {context['tag']!r}: allowed are {context['expected_tags']}"
+        line = (
+            f"{key}.{context['discriminator'].strip(chr(39))} = {context['tag']!r}: allowed are "
+            f"{context['expected_tags']}"
+        )
     elif first["type"] == "union_tag_not_found":
-        line = f"{key}: needs the key {first['ctx']['discriminator']}: one of {', '.join(map(repr, _tags_of(key)))}"
+        line = (
+            f"{key}: needs the key {first['ctx']['discriminator']}: one of "
+            f"{', '.join(map(repr, _tags_of(key)))}"
+        )
     else:
         shown = "" if isinstance(value, dict) else f" = {value!r}"
         line = f"{key}{shown}: {first['msg'][0].lower()}{first['msg'][1:]}"
@@ -195,8 +229,14 @@ def _tags_of(key: str) -> list[str]:
 
 
 def _all_tags() -> set[str]:
-    """Every alternative's name in the schema's tagged unions; they appear in error locations but are no keys."""
-    return {tag for key in ("objective", "mask", "evaluate.reward", "evaluate.judge") for tag in _tags_of(key)}
+    """Every alternative's name in the schema's tagged unions; they appear in error locations but
+    are no keys.
+    """
+    return {
+        tag
+        for key in ("objective", "mask", "evaluate.reward", "evaluate.judge")
+        for tag in _tags_of(key)
+    }
 
 
 def _all_keys(model: type[BaseModel], prefix: str) -> set[str]:
@@ -221,7 +261,11 @@ def _nearest(key: str, valid: set[str]) -> str:
     if not near:
         last = key.rsplit(".", 1)[-1]
         near = [k for k in sorted(valid) if k.rsplit(".", 1)[-1] == last][:1]
-    return f": did you mean {near[0]!r}?" if near else f": valid top-level keys are {', '.join(sorted(k for k in valid if '.' not in k))}"
+    return (
+        f": did you mean {near[0]!r}?"
+        if near
+        else f": valid top-level keys are {', '.join(sorted(k for k in valid if '.' not in k))}"
+    )
 
 
 def _first_line(error: BaseException) -> str:

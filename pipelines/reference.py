@@ -1,7 +1,8 @@
-"""reference: score every pair once with the frozen reference (Ray Data actor pool), resumably, shard by shard.
+"""reference: score every pair once with the frozen reference (Ray Data actor pool), resumably,
+shard by shard.
 
-A shard's files are published before its markers (one per feature); a restart scores what has no marker. The store does not
-depend on the number of actors or on kills.
+A shard's files are published before its markers (one per feature); a restart scores what has no
+marker. The store does not depend on the number of actors or on kills.
 """
 
 import json
@@ -19,7 +20,13 @@ from pipelines.mask_config import ActivationMaskConfig
 from pipelines.models import hf_config, reference_dtype, weights_fingerprint
 from pipelines.pair_table import SPLITS, PairTable
 from pipelines.prepare import open_pairs, pairs_store, prepare_record
-from pipelines.reference_features import formats_of, head_bytes, origins_of, reference_model_dir, stored_bytes
+from pipelines.reference_features import (
+    formats_of,
+    head_bytes,
+    origins_of,
+    reference_model_dir,
+    stored_bytes,
+)
 from pipelines.reference_store import HEAD_FILE, ReferenceStore, feature_path
 from pipelines.reference_worker import ShardScorer, marker_path, reference_store
 from pipelines.stage_record import MANIFEST, StageRecord
@@ -32,27 +39,39 @@ _READERS = 32  # markers that are read at a time
 
 
 def reference_record(recipe: Recipe) -> StageRecord:
-    """The stage record of a recipe's reference. UserError if the model does not exist or has no such hooks."""
+    """The stage record of a recipe's reference.
+
+    UserError if the model does not exist or has no such hooks.
+    """
     prepared = prepare_record(recipe)
     inputs = {"weights": weights_fingerprint(Path(reference_model_dir(recipe)))}
-    # Each by name, so that a refusal can say what of the pairs differs: the template, a truncation, a file.
-    inputs |= {f"pairs.{key}": value for key, value in {**prepared.settings, **prepared.inputs}.items()}
+    # Each by name, so that a refusal can say what of the pairs differs: the template, a truncation,
+    # a file.
+    inputs |= {
+        f"pairs.{key}": value for key, value in {**prepared.settings, **prepared.inputs}.items()
+    }
     record = StageRecord.of(recipe, "reference", reference_store(recipe), inputs)
-    # The dtype that `auto` means depends on the device: record what it resolved to. Hooks matter only to their feature,
-    # so that a run without an activation mask can share the store of one that has it.
+    # The dtype that `auto` means depends on the device: record what it resolved to. Hooks matter
+    # only to their feature, so that a run without an activation mask can share the store of one
+    # that has it.
     dtype = str(reference_dtype(recipe.reference.dtype, scoring_device())).removeprefix("torch.")
-    settings = {**{k: v for k, v in record.settings.items() if not k.startswith("mask.")}, "reference.dtype": dtype}
+    settings = {
+        **{k: v for k, v in record.settings.items() if not k.startswith("mask.")},
+        "reference.dtype": dtype,
+    }
     return StageRecord(record.stage, record.store, settings, inputs)
 
 
 def run_reference(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
-    """Score the recipe's pairs for the features it needs and return the manifest. Needs a running Ray.
+    """Score the recipe's pairs for the features it needs and return the manifest.
 
-    With the reference online nothing is scored and the manifest says so. Features that an existing store lacks are added
-    without scoring the others again.
+    Needs a running Ray.
 
-    Raises: UserError for a store of another recipe or a full disk; StageFailed if more rows fail than
-        reference.max_failed_fraction allows.
+    With the reference online nothing is scored and the manifest says so. Features that an existing
+    store lacks are added without scoring the others again.
+
+    Raises: UserError for a store of another recipe or a full disk; StageFailed if more rows fail
+        than reference.max_failed_fraction allows.
     """
     record = reference_record(recipe)
     wanted = recipe.stored_features()
@@ -71,7 +90,15 @@ def run_reference(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
     _check_disk(recipe, missing, tasks, pairs, record.store)
     _score(tasks, recipe, pairs, quiet)
     _sweep(record.store, missing)
-    return _finish(record, recipe, pairs, known, {name: origins[name] for name in missing}, len(tasks), warnings)
+    return _finish(
+        record,
+        recipe,
+        pairs,
+        known,
+        {name: origins[name] for name in missing},
+        len(tasks),
+        warnings,
+    )
 
 
 def _known(record: StageRecord) -> dict[str, Any]:
@@ -89,7 +116,9 @@ def _sweep(store: RunStore, features: list[str]) -> None:
 
 
 def _tasks(record: StageRecord, pairs: PairTable, missing: list[str]) -> list[dict[str, Any]]:
-    """The shards without a marker, or whose file is not the one the marker saw, with the features that they lack."""
+    """The shards without a marker, or whose file is not the one the marker saw, with the
+    features that they lack.
+    """
     tasks = []
     fingerprint = record.fingerprint()
     scored = {name: scored_shards(record.store, name, pairs) for name in missing}
@@ -97,14 +126,24 @@ def _tasks(record: StageRecord, pairs: PairTable, missing: list[str]) -> list[di
         for number in range(pairs.num_shards(split)):
             lacking = [name for name in missing if (split, number) not in scored[name]]
             if lacking:
-                tasks.append({"split": split, "shard": number, "features": lacking, "fingerprint": fingerprint})
+                tasks.append(
+                    {
+                        "split": split,
+                        "shard": number,
+                        "features": lacking,
+                        "fingerprint": fingerprint,
+                    }
+                )
     return tasks
 
 
-def scored_shards(store: RunStore, feature: str, pairs: PairTable) -> dict[tuple[str, int], dict[str, Any]]:
+def scored_shards(
+    store: RunStore, feature: str, pairs: PairTable
+) -> dict[tuple[str, int], dict[str, Any]]:
     """(split, shard) -> marker of every shard of a feature whose file is the one the marker saw.
 
-    Two listings and the markers, many at a time: on an object store a request takes tens of milliseconds.
+    Two listings and the markers, many at a time: on an object store a request takes tens of
+    milliseconds.
     """
     markers = set(store.names(f"shards/{feature}"))
     sizes = {f"{feature}/{path}": size for path, size, _ in store.at(feature).files()}
@@ -117,7 +156,9 @@ def scored_shards(store: RunStore, feature: str, pairs: PairTable) -> dict[tuple
     with ThreadPoolExecutor(_READERS) as pool:
         read = pool.map(lambda shard: store.read_json(marker_path(feature, *shard)), found)
         return {
-            shard: marker for shard, marker in zip(found, read, strict=True) if sizes.get(feature_path(feature, *shard)) == marker["bytes"]
+            shard: marker
+            for shard, marker in zip(found, read, strict=True)
+            if sizes.get(feature_path(feature, *shard)) == marker["bytes"]
         }
 
 
@@ -129,23 +170,39 @@ def _score(tasks: list[dict[str, Any]], recipe: Recipe, pairs: PairTable, quiet:
     for task, result in zip(
         tasks,
         run_tasks(
-            tasks, ShardScorer, recipe, settings.num_actors, "reference", quiet, settings.gpus_per_model, calls_at_once=CALLS_AT_ONCE
+            tasks,
+            ShardScorer,
+            recipe,
+            settings.num_actors,
+            "reference",
+            quiet,
+            settings.gpus_per_model,
+            calls_at_once=CALLS_AT_ONCE,
         ),
         strict=True,
     ):
         if "error" in result:
             raise UserError(result["error"]) if result["is_users"] else StageFailed(result["error"])
-        failed |= {f"{task['split']} shard {task['shard']} row {row}": reason for row, reason in result["failed"].items()}
+        failed |= {
+            f"{task['split']} shard {task['shard']} row {row}": reason
+            for row, reason in result["failed"].items()
+        }
         if len(failed) > allowed:
             row, reason = next(iter(failed.items()))
             raise StageFailed(
-                f"{len(failed)} rows could not be scored, reference.max_failed_fraction = {settings.max_failed_fraction} allows "
-                f"{int(allowed)}; the first: {row}: {reason}"
+                f"{len(failed)} rows could not be scored, reference.max_failed_fraction = "
+                f"{settings.max_failed_fraction} allows {int(allowed)}; the first: {row}: {reason}"
             )
 
 
 def _finish(
-    record: StageRecord, recipe: Recipe, pairs: PairTable, known: dict[str, Any], added: dict[str, str], scored: int, warnings: list[str]
+    record: StageRecord,
+    recipe: Recipe,
+    pairs: PairTable,
+    known: dict[str, Any],
+    added: dict[str, str],
+    scored: int,
+    warnings: list[str],
 ) -> dict[str, Any]:
     """Publish the manifest from the shards' markers."""
     store = record.store
@@ -161,9 +218,15 @@ def _finish(
             for number in range(pairs.num_shards(split)):
                 if (split, number) not in markers:
                     lost = feature_path(name, split, number)
-                    raise StageFailed(f"{store.root}/{lost} is not what was written there: run the same command again")
+                    raise StageFailed(
+                        f"{store.root}/{lost} is not what was written there: run the same command "
+                        "again"
+                    )
                 marker = markers[split, number]
-                outputs[feature_path(name, split, number)] = {"sha256": marker["sha256"], "bytes": marker["bytes"]}
+                outputs[feature_path(name, split, number)] = {
+                    "sha256": marker["sha256"],
+                    "bytes": marker["bytes"],
+                }
                 for row, reason in marker["failed"].items():
                     failed.setdefault(split, {}).setdefault(str(start + int(row)), reason)
                 devices.add(marker["device"])
@@ -173,13 +236,20 @@ def _finish(
     if "reference_hidden" in added:
         outputs[HEAD_FILE] = {"sha256": store.checksum(HEAD_FILE), "bytes": store.size(HEAD_FILE)}
     if len(devices) > 1:
-        warnings = [*warnings, f"{store.root} was scored on different devices: {', '.join(sorted(devices))}; their rounding differs"]
+        warnings = [
+            *warnings,
+            f"{store.root} was scored on different devices: {', '.join(sorted(devices))}; their "
+            "rounding differs",
+        ]
     dtype = getattr(torch, record.settings["reference.dtype"])
     features = {**known["features"], **added}
     counts = {
         "mode": "stored" if features else "online",
         "features": features,
-        "formats": {**known["formats"], **{name: form.to_json() for name, form in formats_of(recipe, added, dtype).items()}},
+        "formats": {
+            **known["formats"],
+            **{name: form.to_json() for name, form in formats_of(recipe, added, dtype).items()},
+        },
         "dtype": record.settings["reference.dtype"],
         "tokens": max([known["tokens"], *tokens.values()]),
         "bytes": sum(output["bytes"] for output in outputs.values()),
@@ -193,26 +263,39 @@ def _finish(
     return record.finish(counts, outputs)
 
 
-def _write_failed_rows(store: RunStore, pairs: PairTable, failed: dict[str, dict[str, str]]) -> None:
+def _write_failed_rows(
+    store: RunStore, pairs: PairTable, failed: dict[str, dict[str, str]]
+) -> None:
     lines = []
     for split, reasons in failed.items():
         rows = sorted(map(int, reasons))
         for row, (pair_id,) in zip(rows, pairs.values(split, rows, ("pair_id",)), strict=True):
-            lines.append(json.dumps({"split": split, "row": row, "pair_id": pair_id, "reason": reasons[str(row)]}) + "\n")
+            lines.append(
+                json.dumps(
+                    {"split": split, "row": row, "pair_id": pair_id, "reason": reasons[str(row)]}
+                )
+                + "\n"
+            )
     if lines:
         store.write_bytes(FAILED_ROWS, "".join(lines).encode())
 
 
 def open_reference(recipe: Recipe, pairs: PairTable) -> ReferenceStore:
-    """The finished store of a recipe; UserError if it was made by another model, from other pairs or is not there."""
+    """The finished store of a recipe; UserError if it was made by another model, from other
+    pairs or is not there.
+    """
     record = reference_record(recipe)
     if not record.is_complete():
-        raise UserError(f"{record.store.root} has no finished reference stage: run `sparsepo reference` first")
+        raise UserError(
+            f"{record.store.root} has no finished reference stage: run `sparsepo reference` first"
+        )
     return ReferenceStore(record.store, record.manifest(), pairs)
 
 
 def has_features(recipe: Recipe) -> bool:
-    """Whether the finished store holds what the recipe needs; UserError if it holds a feature made in another way."""
+    """Whether the finished store holds what the recipe needs; UserError if it holds a feature
+    made in another way.
+    """
     record = reference_record(recipe)
     wanted = recipe.stored_features()
     known: dict[str, str] = record.manifest()["counts"]["features"]
@@ -233,8 +316,8 @@ def check_origins(record: StageRecord, known: dict[str, str], wanted: dict[str, 
     for name, how in wanted.items():
         if known.get(name, how) != how:
             raise UserError(
-                f"{record.store.root} holds {name} made with {known[name]!r}, now {how!r} is asked for: choose another run_dir or "
-                "paths.reference"
+                f"{record.store.root} holds {name} made with {known[name]!r}, now {how!r} is "
+                "asked for: choose another run_dir or paths.reference"
             )
 
 
@@ -247,7 +330,13 @@ def check_hooks(recipe: Recipe) -> None:
             raise UserError(f"mask.hooks: {error}") from error
 
 
-def _check_disk(recipe: Recipe, features: list[str], tasks: list[dict[str, Any]], pairs: PairTable, store: RunStore) -> None:
+def _check_disk(
+    recipe: Recipe,
+    features: list[str],
+    tasks: list[dict[str, Any]],
+    pairs: PairTable,
+    store: RunStore,
+) -> None:
     """UserError if the local disk has not the room that the shards still to be scored will take."""
     if not store.is_local or not tasks:
         return
@@ -260,8 +349,8 @@ def _check_disk(recipe: Recipe, features: list[str], tasks: list[dict[str, Any]]
     free = disk.f_bavail * disk.f_frsize
     if needed > free:
         raise UserError(
-            f"the reference store needs {needed / 2**30:.2f} GiB more and {store.root} has {free / 2**30:.2f} GiB free: free some, set "
-            "paths.reference, or reference.mode=online"
+            f"the reference store needs {needed / 2**30:.2f} GiB more and {store.root} has "
+            f"{free / 2**30:.2f} GiB free: free some, set paths.reference, or reference.mode=online"
         )
 
 
@@ -269,5 +358,9 @@ def scoring_device() -> torch.device:
     """The kind of device that the actors will score on."""
     import ray
 
-    gpus = ray.cluster_resources().get("GPU", 0) if ray.is_initialized() else float(torch.cuda.is_available())
+    gpus = (
+        ray.cluster_resources().get("GPU", 0)
+        if ray.is_initialized()
+        else float(torch.cuda.is_available())
+    )
     return torch.device("cuda" if gpus else "cpu")

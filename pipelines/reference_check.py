@@ -1,4 +1,6 @@
-"""`reference --check` and `--repair`: is every file of the store there, whole and this store's own?"""
+"""`reference --check` and `--repair`: is every file of the store there, whole and this store's
+own?
+"""
 
 import json
 from collections.abc import Iterator
@@ -14,7 +16,14 @@ from pipelines.errors import UserError
 from pipelines.pair_table import SPLITS, PairTable, shard_name
 from pipelines.prepare import open_pairs
 from pipelines.reference import reference_record
-from pipelines.reference_store import HEAD_FILE, HEAD_SETTINGS, check_label, check_size, damaged, feature_path
+from pipelines.reference_store import (
+    HEAD_FILE,
+    HEAD_SETTINGS,
+    check_label,
+    check_size,
+    damaged,
+    feature_path,
+)
 from pipelines.reference_worker import marker_path
 from pipelines.stage_record import MANIFEST
 from pipelines.store import RunStore
@@ -33,7 +42,8 @@ class Damage:
 
 
 def check_reference(recipe: Recipe, quiet: bool = False) -> tuple[dict[str, Any], list[Damage]]:
-    """Compare every file of a finished store with the manifest: presence, size, owner, checksum and rows.
+    """Compare every file of a finished store with the manifest: presence, size, owner, checksum and
+    rows.
 
     Returns: the manifest, and what is damaged.
     Raises: UserError if the store is unfinished or another recipe's.
@@ -41,16 +51,27 @@ def check_reference(recipe: Recipe, quiet: bool = False) -> tuple[dict[str, Any]
     record = reference_record(recipe)
     pairs = open_pairs(recipe)
     if not record.is_complete():
-        raise UserError(f"{record.store.root} has no finished reference stage: {_progress(record.store, pairs)}; run `sparsepo reference`")
+        raise UserError(
+            f"{record.store.root} has no finished reference stage: "
+            f"{_progress(record.store, pairs)}; run `sparsepo reference`"
+        )
     manifest = record.manifest()
     files = list(_files(manifest, pairs))
     found: list[Damage] = []
     with (
         ThreadPoolExecutor(_READERS) as pool,
-        tqdm(total=manifest["counts"]["bytes"], desc="check", unit="B", unit_scale=True, disable=quiet) as progress,
+        tqdm(
+            total=manifest["counts"]["bytes"],
+            desc="check",
+            unit="B",
+            unit_scale=True,
+            disable=quiet,
+        ) as progress,
     ):
         for (feature, split, number), problem in zip(
-            files, pool.map(lambda file: _problem(record.store, manifest, pairs, *file), files), strict=True
+            files,
+            pool.map(lambda file: _problem(record.store, manifest, pairs, *file), files),
+            strict=True,
         ):
             path = feature_path(feature, split, number) if feature != HEAD_FILE else HEAD_FILE
             progress.update(manifest["outputs"].get(path, {"bytes": 0})["bytes"])
@@ -60,7 +81,10 @@ def check_reference(recipe: Recipe, quiet: bool = False) -> tuple[dict[str, Any]
 
 
 def discard_damaged(recipe: Recipe, damage: list[Damage]) -> Recipe:
-    """Forget damaged files; returns the recipe that scores them again. The manifest no longer promises them from here on."""
+    """Forget damaged files; returns the recipe that scores them again.
+
+    The manifest no longer promises them from here on.
+    """
     record = reference_record(recipe)
     manifest = record.manifest()
     counts, outputs = dict(manifest["counts"]), dict(manifest["outputs"])
@@ -68,14 +92,23 @@ def discard_damaged(recipe: Recipe, damage: list[Damage]) -> Recipe:
     lost = {"reference_hidden" if item.feature == HEAD_FILE else item.feature for item in damage}
     counts["features"] = {name: how for name, how in counts["features"].items() if name not in lost}
     if counts["features"]:
-        record.finish(counts, {path: value for path, value in outputs.items() if path.split("/")[0] not in lost})
+        record.finish(
+            counts,
+            {path: value for path, value in outputs.items() if path.split("/")[0] not in lost},
+        )
     else:
         record.store.delete(MANIFEST)
     for item in damage:
-        feature, split, number = ("reference_hidden", "train", 0) if item.feature == HEAD_FILE else (item.feature, item.split, item.number)
+        feature, split, number = (
+            ("reference_hidden", "train", 0)
+            if item.feature == HEAD_FILE
+            else (item.feature, item.split, item.number)
+        )
         record.store.delete(marker_path(feature, split, number))
     wanted = tuple(sorted(set(recipe.reference.features) | lost))
-    return recipe.model_copy(update={"reference": recipe.reference.model_copy(update={"features": wanted})})
+    return recipe.model_copy(
+        update={"reference": recipe.reference.model_copy(update={"features": wanted})}
+    )
 
 
 def _files(manifest: dict[str, Any], pairs: PairTable) -> Iterator[tuple[str, str, int]]:
@@ -87,7 +120,14 @@ def _files(manifest: dict[str, Any], pairs: PairTable) -> Iterator[tuple[str, st
         yield HEAD_FILE, "", 0
 
 
-def _problem(store: RunStore, manifest: dict[str, Any], pairs: PairTable, feature: str, split: str, number: int) -> str:
+def _problem(
+    store: RunStore,
+    manifest: dict[str, Any],
+    pairs: PairTable,
+    feature: str,
+    split: str,
+    number: int,
+) -> str:
     """What is wrong with one file, or an empty string."""
     path = HEAD_FILE if feature == HEAD_FILE else feature_path(feature, split, number)
     expected = manifest["outputs"].get(path)
@@ -98,12 +138,23 @@ def _problem(store: RunStore, manifest: dict[str, Any], pairs: PairTable, featur
         if feature != HEAD_FILE:
             try:
                 with store.open_parquet(path) as file:
-                    check_label(store, path, file.schema_arrow, manifest["fingerprint"], feature, shard_name(split, number))
+                    check_label(
+                        store,
+                        path,
+                        file.schema_arrow,
+                        manifest["fingerprint"],
+                        feature,
+                        shard_name(split, number),
+                    )
                     rows = file.metadata.num_rows
             except (pa.ArrowInvalid, OSError) as error:
                 raise damaged(store, path, str(error)) from error
             if rows != pairs.shard_rows(split, number):
-                raise damaged(store, path, f"it has {rows} rows, the pairs have {pairs.shard_rows(split, number)}")
+                raise damaged(
+                    store,
+                    path,
+                    f"it has {rows} rows, the pairs have {pairs.shard_rows(split, number)}",
+                )
         else:
             json.loads(store.read_bytes(HEAD_SETTINGS))
         if store.checksum(path) != expected["sha256"]:
@@ -115,5 +166,8 @@ def _problem(store: RunStore, manifest: dict[str, Any], pairs: PairTable, featur
 
 def _progress(store: RunStore, pairs: PairTable) -> str:
     total = sum(pairs.num_shards(split) for split in SPLITS)
-    scored = [f"{feature} {len(store.names(f'shards/{feature}'))} of {total} shards" for feature in store.names("shards")]
+    scored = [
+        f"{feature} {len(store.names(f'shards/{feature}'))} of {total} shards"
+        for feature in store.names("shards")
+    ]
     return ", ".join(scored) or "nothing is scored"

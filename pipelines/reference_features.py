@@ -24,9 +24,11 @@ class FeatureFormat:
     """How one feature lies on disk.
 
     Attributes:
-        encoding: list = a list of float32 per response (or per pair), readable by anything; raw = the little-endian bytes of
-            `dtype` [tokens, *shape]; int8 = states [L, d] packed to int8; topk = k outcomes packed (both sparsepo.compression).
-        dtype: of the values, or what int8 states are expanded to. shape: of one token's (or pair's) values.
+        encoding: list = a list of float32 per response (or per pair), readable by anything; raw =
+            the little-endian bytes of `dtype` [tokens, *shape]; int8 = states [L, d] packed to
+            int8; topk = k outcomes packed (both sparsepo.compression).
+        dtype: of the values, or what int8 states are expanded to. shape: of one token's (or pair's)
+            values.
     """
 
     encoding: Literal["list", "raw", "int8", "topk"]
@@ -54,18 +56,26 @@ def reference_model_dir(recipe: Recipe) -> str:
     return str(resolve_model(recipe.model.reference or recipe.model.name_or_path))
 
 
-def formats_of(recipe: Recipe, features: Iterable[str], dtype: torch.dtype) -> dict[str, FeatureFormat]:
+def formats_of(
+    recipe: Recipe, features: Iterable[str], dtype: torch.dtype
+) -> dict[str, FeatureFormat]:
     """The format of every feature for a reference in this dtype."""
     directory = reference_model_dir(recipe)
     name = str(dtype).removeprefix("torch.")
     found = {}
     for feature in sorted(features):
         if feature == "reference_hidden":
-            found[feature] = FeatureFormat("raw", name, (hf_config(directory).get_text_config().hidden_size,))
+            found[feature] = FeatureFormat(
+                "raw", name, (hf_config(directory).get_text_config().hidden_size,)
+            )
         elif feature == "reference_layers":
             config = hf_config(directory).get_text_config()
-            encoding: Literal["int8", "raw"] = "int8" if recipe.reference.layers_dtype == "int8" else "raw"
-            found[feature] = FeatureFormat(encoding, name, (config.num_hidden_layers, config.hidden_size))
+            encoding: Literal["int8", "raw"] = (
+                "int8" if recipe.reference.layers_dtype == "int8" else "raw"
+            )
+            found[feature] = FeatureFormat(
+                encoding, name, (config.num_hidden_layers, config.hidden_size)
+            )
         elif feature == "reference_topk":
             assert recipe.reference.topk is not None
             found[feature] = FeatureFormat("topk", "uint8", (recipe.reference.topk,))
@@ -77,14 +87,20 @@ def formats_of(recipe: Recipe, features: Iterable[str], dtype: torch.dtype) -> d
 
 
 def stored_bytes(formats: dict[str, FeatureFormat], counts: dict[str, Any]) -> int:
-    """Forecast of the store's size from the prepare stage's counts (pairs, scored_tokens and shards by split)."""
+    """Forecast of the store's size from the prepare stage's counts (pairs, scored_tokens and
+    shards by split).
+    """
     tokens, pairs = sum(counts["scored_tokens"].values()), sum(counts["pairs"].values())
     shards = sum(len(sizes) for sizes in counts["shards"].values())
     total = 0
     for name, form in formats.items():
         per_token = FEATURES[name].per == "token"
         values = pairs * (2 if per_token else 1)
-        total += (tokens if per_token else pairs) * form.token_bytes() + values * _BYTES_PER_VALUE + shards * _BYTES_PER_FILE
+        total += (
+            (tokens if per_token else pairs) * form.token_bytes()
+            + values * _BYTES_PER_VALUE
+            + shards * _BYTES_PER_FILE
+        )
     return total
 
 
@@ -97,13 +113,21 @@ def head_bytes(recipe: Recipe, features: Iterable[str], dtype: torch.dtype) -> i
 
 
 def feature_origins(recipe: Recipe) -> dict[str, str]:
-    """What the recipe's scorers' and embedder's features are made of, by feature: an input of training like the reference."""
-    made_elsewhere = frozenset(name for name in recipe.required_features() if FEATURES[name].origin in ("scorers", "embedder"))
+    """What the recipe's scorers' and embedder's features are made of, by feature: an input of
+    training like the reference.
+    """
+    made_elsewhere = frozenset(
+        name
+        for name in recipe.required_features()
+        if FEATURES[name].origin in ("scorers", "embedder")
+    )
     return origins_of(recipe, made_elsewhere)
 
 
 def stored_origins(recipe: Recipe) -> dict[str, str]:
-    """What distinguishes the features this recipe stores from others of the same name; recipes that agree can share a store."""
+    """What distinguishes the features this recipe stores from others of the same name; recipes
+    that agree can share a store.
+    """
     return {name: how for name, how in origins_of(recipe, recipe.stored_features()).items() if how}
 
 
@@ -114,13 +138,17 @@ def origins_of(recipe: Recipe, features: Iterable[str]) -> dict[str, str]:
         "scorer_log_ratios": scorer_fingerprints,
         "prompt_embedding": embedder_fingerprint,
         "reference_topk": lambda recipe: f"top {recipe.reference.topk}",
-        "reference_layers": lambda recipe: "int8" if recipe.reference.layers_dtype == "int8" else "",
+        "reference_layers": lambda recipe: (
+            "int8" if recipe.reference.layers_dtype == "int8" else ""
+        ),
     }
     return {name: makers[name](recipe) if name in makers else "" for name in sorted(features)}
 
 
 def _mask_settings(recipe: Recipe) -> str:
     if not isinstance(recipe.mask, ActivationMaskConfig):
-        raise UserError("reference.features names activation_mask: say which with mask.kind=activation")
+        raise UserError(
+            "reference.features names activation_mask: say which with mask.kind=activation"
+        )
     hooks = recipe.mask.hooks if isinstance(recipe.mask.hooks, str) else "+".join(recipe.mask.hooks)
     return f"{recipe.mask.mapping}:{hooks}"

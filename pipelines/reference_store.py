@@ -1,8 +1,10 @@
-"""The reference's features on disk: one Parquet file per feature and shard, rows aligned with the pairs' shards.
+"""The reference's features on disk: one Parquet file per feature and shard, rows aligned with the
+pairs' shards.
 
-Plain features are lists of floats; wide ones raw little-endian bytes in row groups of at most 4 MiB, so that one row is
-read without its neighbours. Nothing is compressed: the size is known before. Every file names, in its metadata, the
-store, feature and shard it belongs to. A row that could not be scored is null.
+Plain features are lists of floats; wide ones raw little-endian bytes in row groups of at most 4
+MiB, so that one row is read without its neighbours. Nothing is compressed: the size is known
+before. Every file names, in its metadata, the store, feature and shard it belongs to. A row that
+could not be scored is null.
 """
 
 import json
@@ -39,11 +41,18 @@ def feature_path(feature: str, split: str, number: int) -> str:
     return f"{feature}/{shard_name(split, number)}.parquet"
 
 
-def feature_schema(feature: str, form: FeatureFormat, split: str, number: int, fingerprint: str) -> pa.Schema:
-    """Columns chosen and rejected of a feature per token, the column pair of one per pair, and what the file belongs to."""
+def feature_schema(
+    feature: str, form: FeatureFormat, split: str, number: int, fingerprint: str
+) -> pa.Schema:
+    """Columns chosen and rejected of a feature per token, the column pair of one per pair, and
+    what the file belongs to.
+    """
     kind = pa.list_(pa.float32()) if form.encoding == "list" else pa.large_binary()
     names = SIDES if FEATURES[feature].per == "token" else ("pair",)
-    label = json.dumps({"store": fingerprint, "feature": feature, "shard": shard_name(split, number)}, sort_keys=True)
+    label = json.dumps(
+        {"store": fingerprint, "feature": feature, "shard": shard_name(split, number)},
+        sort_keys=True,
+    )
     return pa.schema([(name, kind) for name in names], metadata={_METADATA: label.encode()})
 
 
@@ -54,7 +63,8 @@ def label_of(schema: pa.Schema) -> dict[str, str]:
 
 
 class ColumnBuilder:
-    """The column of one side of some rows, gathered on the device that scores them: no value passes through Python objects.
+    """The column of one side of some rows, gathered on the device that scores them: no value passes
+    through Python objects.
 
     Args:
         lengths: values (tokens, or 1 for a pair) of every row; 0 for a row without this side.
@@ -65,7 +75,11 @@ class ColumnBuilder:
         self._form = form
         self._lengths = np.asarray(lengths, dtype=np.int64)
         self._ends = np.cumsum(self._lengths)
-        dtype, width = (torch.float32, form.token_bytes() // 4) if form.encoding == "list" else (torch.uint8, form.token_bytes())
+        dtype, width = (
+            (torch.float32, form.token_bytes() // 4)
+            if form.encoding == "list"
+            else (torch.uint8, form.token_bytes())
+        )
         self._values = torch.zeros(int(self._lengths.sum()), width, dtype=dtype, device=device)
         self._is_finite = torch.ones(len(self._values), dtype=torch.bool, device=device)
         self._copied: torch.cuda.Event | None = None
@@ -75,10 +89,14 @@ class ColumnBuilder:
         chosen = np.asarray(rows)
         lengths = self._lengths[chosen]
         ends = np.cumsum(lengths)
-        places = np.repeat(self._ends[chosen] - ends, lengths) + np.arange(int(ends[-1]) if len(ends) else 0)
+        places = np.repeat(self._ends[chosen] - ends, lengths) + np.arange(
+            int(ends[-1]) if len(ends) else 0
+        )
         index = torch.from_numpy(places).to(values.device, non_blocking=True)
         values = values.float() if self._form.encoding == "list" else values
-        flat = values[:, None] if values.ndim == 1 else values.flatten(1)  # a side may be empty, which reshape refuses
+        flat = (
+            values[:, None] if values.ndim == 1 else values.flatten(1)
+        )  # a side may be empty, which reshape refuses
         if flat.dtype != torch.uint8:
             self._is_finite.index_copy_(0, index, flat.isfinite().all(1))
         self._values.index_copy_(0, index, flat.contiguous().view(self._values.dtype))
@@ -108,15 +126,23 @@ class ColumnBuilder:
         self._wait()
         valid = self._lengths > 0
         valid[list(dropped)] = False
-        bits = None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little").tobytes())
+        bits = (
+            None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little").tobytes())
+        )
         data = self._values.flatten().numpy()
         rows = len(self._lengths)
         offsets = np.concatenate([[0], self._ends])
         if self._form.encoding == "list":
             values = pa.Array.from_buffers(pa.float32(), len(data), [None, pa.py_buffer(data)])
             places = (offsets * self._values.shape[1]).astype(np.int32)
-            return pa.Array.from_buffers(pa.list_(pa.float32()), rows, [bits, pa.py_buffer(places)], children=[values])
-        return pa.Array.from_buffers(pa.large_binary(), rows, [bits, pa.py_buffer(offsets * self._form.token_bytes()), pa.py_buffer(data)])
+            return pa.Array.from_buffers(
+                pa.list_(pa.float32()), rows, [bits, pa.py_buffer(places)], children=[values]
+            )
+        return pa.Array.from_buffers(
+            pa.large_binary(),
+            rows,
+            [bits, pa.py_buffer(offsets * self._form.token_bytes()), pa.py_buffer(data)],
+        )
 
 
 def write_head(store: RunStore, head: LMHead) -> None:
@@ -131,14 +157,18 @@ def write_head(store: RunStore, head: LMHead) -> None:
 def read_head(store: RunStore) -> LMHead:
     """The stored head on CPU in its stored dtype; UserError if the store has none."""
     if not store.exists(HEAD_FILE):
-        raise UserError(f"{store.root} has no {HEAD_FILE}: run the reference stage with the feature reference_hidden")
+        raise UserError(
+            f"{store.root} has no {HEAD_FILE}: run the reference stage with the feature "
+            "reference_hidden"
+        )
     tensors = load(store.read_bytes(HEAD_FILE))
     settings = store.read_json(HEAD_SETTINGS)
     return LMHead(tensors["weight"], tensors.get("bias"), settings["softcap"], settings["scale"])
 
 
 class ReferenceStore:
-    """Read access to RUN/reference of a finished stage; answers the same call as the online reference.
+    """Read access to RUN/reference of a finished stage; answers the same call as the online
+    reference.
 
     Args:
         store: the stage's directory. manifest: its manifest. pairs: the pairs it was scored on.
@@ -149,7 +179,9 @@ class ReferenceStore:
         counts = manifest["counts"]
         self._fingerprint: str = manifest["fingerprint"]
         self._outputs: dict[str, dict[str, Any]] = manifest["outputs"]
-        self._formats = {name: FeatureFormat.from_json(found) for name, found in counts["formats"].items()}
+        self._formats = {
+            name: FeatureFormat.from_json(found) for name, found in counts["formats"].items()
+        }
         self.available = frozenset(counts["features"])
         self._spool = None if store.is_local else GroupSpool(store)
         self._footers: dict[str, tuple[pq.FileMetaData, list[int]]] = {}
@@ -160,20 +192,29 @@ class ReferenceStore:
         return read_head(self._store)
 
     def features(self, split: str, rows: Sequence[int], wanted: Iterable[str]) -> Features:
-        """Features of the given rows' scored tokens in canonical order, on CPU, compact ones still packed.
+        """Features of the given rows' scored tokens in canonical order, on CPU, compact ones still
+        packed.
 
-        Raises: UserError naming a feature the store lacks, or a file that is missing, damaged or of another store.
+        Raises: UserError naming a feature the store lacks, or a file that is missing, damaged or of
+            another store.
         """
         found: dict[str, Tensor] = {}
         for feature in wanted:
             if feature not in self.available:
-                raise UserError(f"{self._store.root} lacks the feature {feature}: it holds {', '.join(sorted(self.available))}")
+                raise UserError(
+                    f"{self._store.root} lacks the feature {feature}: it holds "
+                    f"{', '.join(sorted(self.available))}"
+                )
             parts = [part for row in rows for part in self._row(feature, split, row)]
-            found[feature] = torch.stack(parts) if FEATURES[feature].per == "pair" else torch.cat(parts)
+            found[feature] = (
+                torch.stack(parts) if FEATURES[feature].per == "pair" else torch.cat(parts)
+            )
         return Features(**found)
 
     def fetch(self, split: str, rows: Sequence[int], wanted: Iterable[str]) -> None:
-        """Start to bring what these rows need to the local disk; nothing happens if it is there already."""
+        """Start to bring what these rows need to the local disk; nothing happens if it is there
+        already.
+        """
         if self._spool is None:
             return
         for feature in wanted:
@@ -187,7 +228,12 @@ class ReferenceStore:
         if form is None or form.encoding != "int8" or features.reference_layers is None:
             return features
         layers, width = form.shape
-        return replace(features, reference_layers=unpack_states(features.reference_layers, layers, width, getattr(torch, form.dtype)))
+        return replace(
+            features,
+            reference_layers=unpack_states(
+                features.reference_layers, layers, width, getattr(torch, form.dtype)
+            ),
+        )
 
     def _row(self, feature: str, split: str, row: int) -> list[Tensor]:
         path, group, at = self._place(feature, split, row)
@@ -208,14 +254,25 @@ class ReferenceStore:
         return parts
 
     def _place(self, feature: str, split: str, row: int) -> tuple[str, int, int]:
-        """(file, row group, row within it) of a row's feature; the file is checked when it is met first."""
+        """(file, row group, row within it) of a row's feature; the file is checked when it is
+        met first.
+        """
         shard, offset = self._pairs.locate(split, row)
         path = feature_path(feature, split, shard)
         if path not in self._footers:
             check_size(self._store, path, self._outputs[path]["bytes"])
             file = self._open(path)
-            check_label(self._store, path, file.schema_arrow, self._fingerprint, feature, shard_name(split, shard))
-            ends = list(accumulate(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)))
+            check_label(
+                self._store,
+                path,
+                file.schema_arrow,
+                self._fingerprint,
+                feature,
+                shard_name(split, shard),
+            )
+            ends = list(
+                accumulate(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
+            )
             self._footers[path] = (file.metadata, ends)
         ends = self._footers[path][1]
         group = bisect_right(ends, offset)
@@ -225,7 +282,9 @@ class ReferenceStore:
         if path not in self._files:
             known = self._footers.get(path)
             try:
-                self._files[path] = self._store.open_parquet(path, None if known is None else known[0])
+                self._files[path] = self._store.open_parquet(
+                    path, None if known is None else known[0]
+                )
             except (pa.ArrowInvalid, OSError) as error:
                 raise damaged(self._store, path, str(error)) from error
             if len(self._files) > _OPEN_FILES:
@@ -258,13 +317,22 @@ def check_size(store: RunStore, path: str, expected: int) -> None:
         raise damaged(store, path, f"it has {size} bytes, the manifest says {expected}")
 
 
-def check_label(store: RunStore, path: str, schema: pa.Schema, fingerprint: str, feature: str, shard: str) -> None:
+def check_label(
+    store: RunStore, path: str, schema: pa.Schema, fingerprint: str, feature: str, shard: str
+) -> None:
     """UserError if a file belongs to another store, feature or shard."""
     label, wanted = label_of(schema), {"store": fingerprint, "feature": feature, "shard": shard}
     if label != wanted:
-        found = ", ".join(f"{key} {label.get(key, 'none')}, not {value}" for key, value in wanted.items() if label.get(key) != value)
+        found = ", ".join(
+            f"{key} {label.get(key, 'none')}, not {value}"
+            for key, value in wanted.items()
+            if label.get(key) != value
+        )
         raise damaged(store, path, f"it is of {found}")
 
 
 def damaged(store: RunStore, path: str, reason: str) -> UserError:
-    return UserError(f"{store.root}/{path} is damaged or foreign: {reason.splitlines()[0]}; run `sparsepo reference RECIPE --repair`")
+    return UserError(
+        f"{store.root}/{path} is damaged or foreign: {reason.splitlines()[0]}; run `sparsepo "
+        "reference RECIPE --repair`"
+    )

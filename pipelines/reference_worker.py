@@ -1,8 +1,9 @@
 """The scoring actor: whole shards in, feature files and their markers out.
 
-Rows are scored in windows of consecutive rows, and in batches of similar length within a window: both depend on the shard,
-the layout and the token budget alone. Several shards are in work at once, so that others are read and written while one is
-scored. A row that fails is scored alone, and reported if it fails again; its shard goes on without it.
+Rows are scored in windows of consecutive rows, and in batches of similar length within a window:
+both depend on the shard, the layout and the token budget alone. Several shards are in work at once,
+so that others are read and written while one is scored. A row that fails is scored alone, and
+reported if it fails again; its shard goes on without it.
 """
 
 import contextlib
@@ -44,10 +45,21 @@ def reference_store(recipe: Recipe) -> RunStore:
 
 
 def load_reference(recipe: Recipe, device: torch.device, num_gpus: int = 1) -> ReferenceModel:
-    """The frozen reference model of a recipe on a device (or spread over several GPUs), with the recipe's hooks."""
+    """The frozen reference model of a recipe on a device (or spread over several GPUs), with the
+    recipe's hooks.
+    """
     mask = recipe.mask
-    hooks, mapping = (mask.hooks, mask.mapping) if isinstance(mask, ActivationMaskConfig) else ("all", "zn_rescale")
-    model = load_causal_lm(reference_model_dir(recipe), reference_dtype(recipe.reference.dtype, device), device, num_gpus)
+    hooks, mapping = (
+        (mask.hooks, mask.mapping)
+        if isinstance(mask, ActivationMaskConfig)
+        else ("all", "zn_rescale")
+    )
+    model = load_causal_lm(
+        reference_model_dir(recipe),
+        reference_dtype(recipe.reference.dtype, device),
+        device,
+        num_gpus,
+    )
     return ReferenceModel(model, hooks, mapping, recipe.reference.topk or 64)
 
 
@@ -73,10 +85,15 @@ class _Window:
         """Values of every row in the feature's columns: tokens of both sides, or one per pair."""
         if FEATURES[feature].per == "pair":
             return [[1] * len(self.pairs)]
-        return [[len(p.chosen) for p in self.pairs], [0 if p.rejected is None else len(p.rejected) for p in self.pairs]]
+        return [
+            [len(p.chosen) for p in self.pairs],
+            [0 if p.rejected is None else len(p.rejected) for p in self.pairs],
+        ]
 
     def sides_of(self, rows: Sequence[int]) -> list[Tensor]:
-        """Places of the chosen and of the rejected responses' tokens in the canonical order of some rows."""
+        """Places of the chosen and of the rejected responses' tokens in the canonical order of
+        some rows.
+        """
         lengths = [len(response) for row in rows for response in self.pairs[row].responses()]
         side = np.concatenate([np.arange(len(self.pairs[row].responses())) for row in rows])
         of_token = np.repeat(side, lengths)
@@ -84,7 +101,10 @@ class _Window:
 
 
 class ShardScorer:
-    """Actor: scores whole shards and publishes their feature files. Models are loaded when a feature first needs them."""
+    """Actor: scores whole shards and publishes their feature files.
+
+    Models are loaded when a feature first needs them.
+    """
 
     def __init__(self, recipe: dict[str, Any]) -> None:
         self._recipe = Recipe.model_validate(recipe)
@@ -97,7 +117,11 @@ class ShardScorer:
 
     @cached_property
     def _reference(self) -> ReferenceModel:
-        return load_reference(self._recipe, self._device, self._recipe.reference.gpus_per_model if self._device.type == "cuda" else 1)
+        return load_reference(
+            self._recipe,
+            self._device,
+            self._recipe.reference.gpus_per_model if self._device.type == "cuda" else 1,
+        )
 
     @cached_property
     def _scorers(self) -> tuple[Any, Any]:
@@ -106,7 +130,9 @@ class ShardScorer:
     @cached_property
     def _embedder(self) -> PromptEmbedder:
         own = self._recipe.model.embedder is not None
-        return PromptEmbedder(self._recipe, None if own else self._reference.causal_lm, self._device)
+        return PromptEmbedder(
+            self._recipe, None if own else self._reference.causal_lm, self._device
+        )
 
     @cached_property
     def _vocabulary(self) -> int:
@@ -121,49 +147,78 @@ class ShardScorer:
         return self._layout_for(list(self._scorers))
 
     def _layout_for(self, models: list[Any]) -> BatchLayout:
-        return BatchLayout.choose(self._recipe.reference.layout, models, self._budget, "reference.layout")
+        return BatchLayout.choose(
+            self._recipe.reference.layout, models, self._budget, "reference.layout"
+        )
 
     def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
         try:
-            return self._score_shard(task["split"], task["shard"], task["features"], task["fingerprint"])
+            return self._score_shard(
+                task["split"], task["shard"], task["features"], task["fingerprint"]
+            )
         except UserError as failure:
             return {"error": str(failure), "is_users": True}
         except torch.OutOfMemoryError:
             name, budget = self._device_name(), self._budget
-            return {"error": f"out of memory on {name} with {budget} tokens per batch: lower reference.batch_tokens", "is_users": False}
+            return {
+                "error": f"out of memory on {name} with {budget} tokens per batch: lower "
+                "reference.batch_tokens",
+                "is_users": False,
+            }
 
-    def _score_shard(self, split: str, number: int, features: list[str], fingerprint: str) -> dict[str, Any]:
+    def _score_shard(
+        self, split: str, number: int, features: list[str], fingerprint: str
+    ) -> dict[str, Any]:
         table = self._pairs.shard(split, number)
         with self._models:  # importing transformers is not safe from two threads either
             formats = formats_of(self._recipe, features, self._dtype)
-        schemas = {name: feature_schema(name, form, split, number, fingerprint) for name, form in formats.items()}
+        schemas = {
+            name: feature_schema(name, form, split, number, fingerprint)
+            for name, form in formats.items()
+        }
         failures: dict[int, str] = {}
         tokens = 0
         topk_error: dict[str, float] | None = None
         with contextlib.ExitStack() as files:
             writers = {
-                name: files.enter_context(self._store.table_writer(feature_path(name, split, number), schema, compression=None))
+                name: files.enter_context(
+                    self._store.table_writer(
+                        feature_path(name, split, number), schema, compression=None
+                    )
+                )
                 for name, schema in schemas.items()
             }
             for window in self._windows(table):
                 with self._models:
                     columns = self._score_window(window, formats)
-                    if "reference_topk" in features and split == "train" and number == 0 and window.first == 0:
+                    if (
+                        "reference_topk" in features
+                        and split == "train"
+                        and number == 0
+                        and window.first == 0
+                    ):
                         topk_error = self._topk_error(window)
                 self._note_infinite(columns, window)
                 for name, sides in columns.items():
                     arrays = [side.array(window.failures) for side in sides]
                     writers[name].write(pa.table(arrays, schema=schemas[name]))
                 failures |= {window.first + row: reason for row, reason in window.failures.items()}
-                tokens += sum(len(response) for pair in window.pairs for response in pair.responses())
+                tokens += sum(
+                    len(response) for pair in window.pairs for response in pair.responses()
+                )
         if "reference_hidden" in features and number == 0:
             write_head(self._store, self._reference.head)
         failed = {str(row): reason for row, reason in sorted(failures.items())}
         marker: dict[str, Any] = {"tokens": tokens, "failed": failed, "device": self._device_name()}
         for name, writer in writers.items():
-            extra = {"topk_error": topk_error} if name == "reference_topk" and topk_error is not None else {}
+            extra = (
+                {"topk_error": topk_error}
+                if name == "reference_topk" and topk_error is not None
+                else {}
+            )
             self._store.write_json(
-                marker_path(name, split, number), {**marker, **extra, "sha256": writer.sha256, "bytes": writer.num_bytes}
+                marker_path(name, split, number),
+                {**marker, **extra, "sha256": writer.sha256, "bytes": writer.num_bytes},
             )
         return {"tokens": tokens, "failed": failed, "rows": table.num_rows}
 
@@ -181,18 +236,27 @@ class ShardScorer:
         if pairs:
             yield _Window(first, pairs[first:], prompts[first:].to_pylist())
 
-    def _score_window(self, window: _Window, formats: dict[str, FeatureFormat]) -> dict[str, list[ColumnBuilder]]:
+    def _score_window(
+        self, window: _Window, formats: dict[str, FeatureFormat]
+    ) -> dict[str, list[ColumnBuilder]]:
         """Feature -> its columns of the window's rows, on their way to the CPU.
 
         The GPU is not waited for, so that another thread's window follows without a gap.
         """
-        columns = {name: [ColumnBuilder(n, form, self._place(name)) for n in window.lengths(name)] for name, form in formats.items()}
+        columns = {
+            name: [ColumnBuilder(n, form, self._place(name)) for n in window.lengths(name)]
+            for name, form in formats.items()
+        }
         for origin in sorted({FEATURES[name].origin for name in formats}):
             names = [name for name in formats if FEATURES[name].origin == origin]
             layout = self._layout(origin)
-            usable = [row for row in range(len(window.pairs)) if not self._obstacle(window, row, origin)]
+            usable = [
+                row for row in range(len(window.pairs)) if not self._obstacle(window, row, origin)
+            ]
             for places in layout.batches([window.pairs[row] for row in usable]):
-                for rows, found in self._score_rows([usable[place] for place in places], window, origin, names, layout):
+                for rows, found in self._score_rows(
+                    [usable[place] for place in places], window, origin, names, layout
+                ):
                     self._put(columns, rows, found, window)
         for sides in columns.values():
             for side in sides:
@@ -210,14 +274,22 @@ class ShardScorer:
             return self._reference.head.weight.device
         return torch.device("cpu") if feature == "prompt_embedding" else self._device
 
-    def _put(self, columns: dict[str, list[ColumnBuilder]], rows: list[int], found: dict[str, Tensor], window: _Window) -> None:
+    def _put(
+        self,
+        columns: dict[str, list[ColumnBuilder]],
+        rows: list[int],
+        found: dict[str, Tensor],
+        window: _Window,
+    ) -> None:
         sides = window.sides_of(rows)
         for name, values in found.items():
             if FEATURES[name].per == "pair":
                 columns[name][0].put(rows, values)
                 continue
             for column, places in zip(columns[name], sides, strict=True):
-                column.put(rows, values.index_select(0, places.to(values.device, non_blocking=True)))
+                column.put(
+                    rows, values.index_select(0, places.to(values.device, non_blocking=True))
+                )
 
     def _layout(self, origin: str) -> BatchLayout:
         if origin == "embedder":
@@ -225,11 +297,18 @@ class ShardScorer:
         return self._reference_layout if origin == "reference" else self._scorer_layout
 
     def _obstacle(self, window: _Window, row: int, origin: str) -> bool:
-        """Whether a row cannot be scored at all; a GPU would be lost to a token beyond its embeddings."""
+        """Whether a row cannot be scored at all; a GPU would be lost to a token beyond its
+        embeddings.
+        """
         if origin == "reference":
-            largest = max(int(np.max(ids)) for ids in (window.pairs[row].prompt, *window.pairs[row].responses()))
+            largest = max(
+                int(np.max(ids))
+                for ids in (window.pairs[row].prompt, *window.pairs[row].responses())
+            )
             if largest >= self._vocabulary:
-                window.failures[row] = f"token {largest} is beyond the reference's vocabulary of {self._vocabulary}"
+                window.failures[row] = (
+                    f"token {largest} is beyond the reference's vocabulary of {self._vocabulary}"
+                )
         return row in window.failures
 
     def _score_rows(
@@ -251,11 +330,17 @@ class ShardScorer:
         else:
             yield rows, found
 
-    def _score_batch(self, rows: list[int], window: _Window, origin: str, names: list[str], layout: BatchLayout) -> dict[str, Tensor]:
+    def _score_batch(
+        self, rows: list[int], window: _Window, origin: str, names: list[str], layout: BatchLayout
+    ) -> dict[str, Tensor]:
         """Feature -> [S, ...] in canonical order, or [rows, e]."""
         pairs = [window.pairs[row] for row in rows]
         if origin == "embedder":
-            return {"prompt_embedding": self._embedder.embed([window.prompts[row] for row in rows], pairs)}
+            return {
+                "prompt_embedding": self._embedder.embed(
+                    [window.prompts[row] for row in rows], pairs
+                )
+            }
         inputs = layout.inputs(pairs).to(self._device)
         if origin == "scorers":
             return {"scorer_log_ratios": scorer_log_ratios(*self._scorers, inputs)}
@@ -269,7 +354,8 @@ class ShardScorer:
 
     @torch.no_grad()
     def _topk_error(self, window: _Window) -> dict[str, float] | None:
-        """What top-k loses of the KL, on the first tokens, with hidden states moved by noise in the policy's place.
+        """What top-k loses of the KL, on the first tokens, with hidden states moved by noise in the
+        policy's place.
 
         At this point the policy still is the reference, whose KL is zero either way.
         """
@@ -277,10 +363,16 @@ class ShardScorer:
         if not pairs:
             return None
         layout = self._reference_layout
-        inputs = layout.inputs([pairs[place] for place in layout.batches(pairs)[0]]).to(self._device)
+        inputs = layout.inputs([pairs[place] for place in layout.batches(pairs)[0]]).to(
+            self._device
+        )
         hidden = self._reference.features(inputs, ["reference_hidden"]).reference_hidden
         assert hidden is not None
-        hidden, labels, head = hidden[:_TOPK_SAMPLE], inputs.labels[:_TOPK_SAMPLE].to(hidden.device), self._reference.head
+        hidden, labels, head = (
+            hidden[:_TOPK_SAMPLE],
+            inputs.labels[:_TOPK_SAMPLE].to(hidden.device),
+            self._reference.head,
+        )
         topk = topk_of(hidden, head, self._recipe.reference.topk or 64)
         noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0)).to(hidden)
         moved = hidden + 0.1 * hidden.float().std().to(hidden.dtype) * noise

@@ -14,16 +14,21 @@ from pipelines.train_metrics import read_metrics
 
 
 def run_report(run_dirs: Sequence[str], output: str | None = None) -> str:
-    """Write report/index.html and report/results.json below `output` (default: the first run); returns the page's path.
+    """Write report/index.html and report/results.json below `output` (default: the first run);
+    returns the page's path.
 
     Raises: UserError naming a directory that holds no finished training.
     """
     views = [_view(run) for run in run_dirs]
     names = _labels(run_dirs, views)
-    views = [RunView(**{**vars(view), "name": name}) for view, name in zip(views, names, strict=True)]
+    views = [
+        RunView(**{**vars(view), "name": name}) for view, name in zip(views, names, strict=True)
+    ]
     store = RunStore(f"{output or run_dirs[0]}/report")
     title = f"sparsepo: {views[0].name}" if len(views) == 1 else f"sparsepo: {', '.join(names)}"
-    store.write_json("results.json", {view.name: {**view.results, "checkpoints": view.history} for view in views})
+    store.write_json(
+        "results.json", {view.name: {**view.results, "checkpoints": view.history} for view in views}
+    )
     store.write_bytes("index.html", render_report(views, title).encode())
     return f"{store.root}/index.html"
 
@@ -32,7 +37,9 @@ def _view(run_dir: str) -> RunView:
     store = RunStore(run_dir)
     train = store.at("train")
     if not store.exists(CONFIG) or not train.exists(MANIFEST):
-        raise UserError(f"{store.root} holds no finished training run (no {CONFIG} or no train/{MANIFEST})")
+        raise UserError(
+            f"{store.root} holds no finished training run (no {CONFIG} or no train/{MANIFEST})"
+        )
     text = store.read_bytes(CONFIG).decode()
     recipe = from_yaml(text)
     evaluation = store.at("evaluation")
@@ -58,8 +65,18 @@ def _checkpoints(evaluation: RunStore) -> list[dict[str, Any]]:
         if row["step"] is None:
             continue
         gates = f"{checkpoint_folder(row['step'])}/gates.json"
-        found = evaluation.read_json(gates) if evaluation.exists(gates) else {"passed": None, "failures": []}
-        rows.append({**row, "passed": found["passed"], "failed": "; ".join(f["message"] for f in found["failures"])})
+        found = (
+            evaluation.read_json(gates)
+            if evaluation.exists(gates)
+            else {"passed": None, "failures": []}
+        )
+        rows.append(
+            {
+                **row,
+                "passed": found["passed"],
+                "failed": "; ".join(f["message"] for f in found["failures"]),
+            }
+        )
     return rows
 
 

@@ -29,7 +29,9 @@ def _classifier(section: ClassifierReward) -> Reward:
 
 
 def load_classifier(name: str) -> tuple[Any, Any]:
-    """A sequence classification model on this process's device, and its tokenizer with a padding token."""
+    """A sequence classification model on this process's device, and its tokenizer with a padding
+    token.
+    """
     from transformers import AutoModelForSequenceClassification
 
     directory = resolve_model(name)
@@ -51,10 +53,14 @@ def padding_tokenizer(directory: Path) -> Any:
 
 
 def label_index(config: Any, label: str, key: str) -> int:
-    """The output of a label, any case; UserError that names the recipe's key and the labels there are."""
+    """The output of a label, any case; UserError that names the recipe's key and the labels
+    there are.
+    """
     labels = {str(name).upper(): int(index) for index, name in config.id2label.items()}
     if label.upper() not in labels:
-        raise UserError(f"{key} = {label!r}: the classifier {config.name_or_path} has {', '.join(labels)}")
+        raise UserError(
+            f"{key} = {label!r}: the classifier {config.name_or_path} has {', '.join(labels)}"
+        )
     return labels[label.upper()]
 
 
@@ -63,7 +69,9 @@ def class_scores(model: Any, tokenizer: Any, texts: list[str], index: int) -> li
     """One output for each text: a probability, or the logit of a model that has no other."""
     found: list[float] = []
     for start in range(0, len(texts), 32):
-        inputs = tokenizer(texts[start : start + 32], return_tensors="pt", padding=True, truncation=True).to(model.device)
+        inputs = tokenizer(
+            texts[start : start + 32], return_tensors="pt", padding=True, truncation=True
+        ).to(model.device)
         logits = model(**inputs).logits.float()
         found += (logits.softmax(-1) if logits.shape[-1] > 1 else logits)[:, index].tolist()
     return found

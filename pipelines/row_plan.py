@@ -1,7 +1,8 @@
 """What happens to every row of the sources: its split, its copies, or the reason why it is dropped.
 
-A row's own part is drawn where it is read, from hashes alone. What depends on other rows (duplicates, held-out prompts,
-limits) is decided here from a digest of some 50 bytes a row, so that one process plans many millions.
+A row's own part is drawn where it is read, from hashes alone. What depends on other rows
+(duplicates, held-out prompts, limits) is decided here from a digest of some 50 bytes a row, so that
+one process plans many millions.
 """
 
 import hashlib
@@ -40,13 +41,18 @@ _Numbers = npt.NDArray[Any]
 def digest_of(block: pa.Table, data: DataSection) -> pa.Table:
     """What the plan needs of a block of rows: their own part, drawn from place and hashes.
 
-    split: by the prompt, so that pairs of one prompt stay together. copies: of a training row by its source's weight, a fraction
-    by chance. rank: what a limit goes by; it does not depend on the order of the sources.
+    split: by the prompt, so that pairs of one prompt stay together. copies: of a training row by
+    its source's weight, a fraction by chance. rank: what a limit goes by; it does not depend on the
+    order of the sources.
 
     Args:
         block: with source, row, pair_id, prompt_hash, and reason where a row is no pair.
     """
-    roles = ["train"] * len(data.sources) + ["validation"] * len(data.validation) + ["test"] * len(data.test)
+    roles = (
+        ["train"] * len(data.sources)
+        + ["validation"] * len(data.validation)
+        + ["test"] * len(data.test)
+    )
     rows = []
     for row in block.select(["source", "row", "pair_id", "prompt_hash", "reason"]).to_pylist():
         digest = {"source": row["source"], "row": row["row"], "reason": row["reason"]}
@@ -57,7 +63,9 @@ def digest_of(block: pa.Table, data: DataSection) -> pa.Table:
                 split = _drawn_split(data, prompt)
             if split == "train":
                 weight = data.sources[row["source"]].weight
-                copies = int(weight) + (_unit("weight", row["source"], row["row"], pair) < weight - int(weight))
+                copies = int(weight) + (
+                    _unit("weight", row["source"], row["row"], pair) < weight - int(weight)
+                )
             rank = _unit("limit", data.split_seed, pair)
             digest |= {"split": SPLITS.index(split), "copies": copies, "rank": rank}
             digest |= {"pair": bytes.fromhex(pair), "prompt": bytes.fromhex(prompt)}
@@ -74,12 +82,16 @@ def _drawn_split(data: DataSection, prompt_hash: str) -> str:
 
 def _unit(*parts: Any) -> float:
     """A uniform number in [0, 1) that depends on the parts alone."""
-    return int.from_bytes(hashlib.sha256("|".join(map(str, parts)).encode()).digest()[:8], "big") / 2**64
+    return (
+        int.from_bytes(hashlib.sha256("|".join(map(str, parts)).encode()).digest()[:8], "big")
+        / 2**64
+    )
 
 
 @dataclass(frozen=True)
 class ShardRows:
-    """The rows of one shard, in order: `rows` counts within a block of the prepared rows, `occurrences` a pair's copies in its split.
+    """The rows of one shard, in order: `rows` counts within a block of the prepared rows,
+    `occurrences` a pair's copies in its split.
 
     Attributes:
         parts: (block, rows [n], occurrences [n]) for every block that has some.
@@ -91,10 +103,12 @@ class ShardRows:
 
 
 class RowPlan:
-    """Collects every block's digest in order (`add`), decides (`settle`), and says what every shard holds (`shards`).
+    """Collects every block's digest in order (`add`), decides (`settle`), and says what every shard
+    holds (`shards`).
 
     Attributes after `settle`:
-        reasons: why rows were dropped -> how many. num_duplicates: rows whose pair came before in its split. num_rows: read in all.
+        reasons: why rows were dropped -> how many. num_duplicates: rows whose pair came before in
+            its split. num_rows: read in all.
     """
 
     def __init__(self, data: DataSection) -> None:
@@ -111,19 +125,28 @@ class RowPlan:
     def settle(self) -> None:
         """Apply overlap with held-out prompts, duplicates, weights and limits; `add` is over."""
         self._ends = np.cumsum([digest.num_rows for digest in self._digests])
-        table = pa.concat_tables(self._digests or [_with_coded_reasons(DIGEST.empty_table())]).unify_dictionaries()
+        table = pa.concat_tables(
+            self._digests or [_with_coded_reasons(DIGEST.empty_table())]
+        ).unify_dictionaries()
         self._digests = []
         self.num_rows = table.num_rows
         self._source, self._row = table["source"].to_numpy(), table["row"].to_numpy()
         self._reason, self._reasons = _coded_reasons(table["reason"])
         self._split = pc.fill_null(table["split"], _DROPPED).to_numpy().copy()
         self._copies = pc.fill_null(table["copies"], 0).to_numpy().copy()
-        rank, pair, prompt = pc.fill_null(table["rank"], 0.0).to_numpy(), _codes(table["pair"]), _codes(table["prompt"])
+        rank, pair, prompt = (
+            pc.fill_null(table["rank"], 0.0).to_numpy(),
+            _codes(table["pair"]),
+            _codes(table["prompt"]),
+        )
         del table
 
         held_out = np.zeros(prompt.max(initial=0) + 1, bool)
         held_out[prompt[self._split > _TRAIN]] = True
-        self._drop(np.flatnonzero((self._split == _TRAIN) & held_out[prompt]), "prompt is also in held-out data")
+        self._drop(
+            np.flatnonzero((self._split == _TRAIN) & held_out[prompt]),
+            "prompt is also in held-out data",
+        )
         # A pair counts once per split.
         usable = np.flatnonzero(self._split != _DROPPED)
         pair = pair.astype(np.int64) * len(SPLITS) + self._split
@@ -133,7 +156,10 @@ class RowPlan:
         self.num_duplicates = int(again.sum())
         if self._data.deduplicate:
             self._drop(usable[again], "exact duplicate")
-        self._drop(np.flatnonzero((self._split != _DROPPED) & (self._copies == 0)), "left out by the source's weight")
+        self._drop(
+            np.flatnonzero((self._split != _DROPPED) & (self._copies == 0)),
+            "left out by the source's weight",
+        )
         for number, name in enumerate(SPLITS):
             limit = getattr(self._data, f"max_{name}_pairs")
             kept = np.flatnonzero(self._split == number)
@@ -141,12 +167,22 @@ class RowPlan:
                 self._drop(kept[np.lexsort((kept, rank[kept]))[limit:]], f"beyond max_{name}_pairs")
         self._occurrence = _copies_before(pair, np.where(self._split == _DROPPED, 0, self._copies))
         counted = np.bincount(self._reason[self._reason >= 0], minlength=len(self._reasons))
-        self.reasons.update({reason: int(count) for reason, count in zip(self._reasons, counted, strict=True) if count})
+        self.reasons.update(
+            {
+                reason: int(count)
+                for reason, count in zip(self._reasons, counted, strict=True)
+                if count
+            }
+        )
 
     def rejected_rows(self) -> Iterator[dict[str, Any]]:
         """source, row and reason of every dropped row, in order."""
         for i in np.flatnonzero(self._reason >= 0):
-            yield {"source": int(self._source[i]), "row": int(self._row[i]), "reason": self._reasons[self._reason[i]]}
+            yield {
+                "source": int(self._source[i]),
+                "row": int(self._row[i]),
+                "reason": self._reasons[self._reason[i]],
+            }
 
     def num_pairs(self, split: str) -> int:
         """Pairs to write, copies counted."""
@@ -165,13 +201,21 @@ class RowPlan:
                 occurrences = self._occurrence[chosen] + places - (ends[at] - self._copies[chosen])
                 yield ShardRows(split, shard, self._by_block(chosen, occurrences))
 
-    def _by_block(self, rows: _Numbers, occurrences: _Numbers) -> list[tuple[int, _Numbers, _Numbers]]:
+    def _by_block(
+        self, rows: _Numbers, occurrences: _Numbers
+    ) -> list[tuple[int, _Numbers, _Numbers]]:
         blocks = np.searchsorted(self._ends, rows, side="right")
         cuts = [0, *(np.flatnonzero(np.diff(blocks)) + 1), len(rows)]
         parts = []
         for start, end in itertools.pairwise(cuts):
             block = int(blocks[start])
-            parts.append((block, rows[start:end] - (self._ends[block - 1] if block else 0), occurrences[start:end]))
+            parts.append(
+                (
+                    block,
+                    rows[start:end] - (self._ends[block - 1] if block else 0),
+                    occurrences[start:end],
+                )
+            )
         return parts
 
     def _drop(self, rows: _Numbers, reason: str) -> None:
@@ -189,7 +233,9 @@ def _with_coded_reasons(digest: pa.Table) -> pa.Table:
 def _coded_reasons(column: pa.ChunkedArray) -> tuple[_Numbers, list[str]]:
     """(the number of every row's reason or -1, the reasons)."""
     chunks = column.chunks
-    numbers = [pc.fill_null(chunk.indices, _DROPPED).to_numpy(zero_copy_only=False) for chunk in chunks]
+    numbers = [
+        pc.fill_null(chunk.indices, _DROPPED).to_numpy(zero_copy_only=False) for chunk in chunks
+    ]
     return np.concatenate(numbers).astype(np.int32), chunks[0].dictionary.to_pylist()
 
 

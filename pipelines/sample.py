@@ -1,4 +1,6 @@
-"""sample: n candidates per prompt from a model, scored, in the scored-candidates form that prepare reads."""
+"""sample: n candidates per prompt from a model, scored, in the scored-candidates form that
+prepare reads.
+"""
 
 import json
 from typing import Any
@@ -34,15 +36,26 @@ def sample_record(recipe: Recipe) -> StageRecord:
         "sources": [sources.fingerprint(s) for s in recipe.data.sources],
     }
     record = StageRecord.of(recipe, "sample", RunStore(f"{recipe.run_dir}/sample"), inputs)
-    shared = {"generation": recipe.sample.generation.model_dump(mode="json"), "reward": recipe.sample.reward.model_dump(mode="json")}
+    shared = {
+        "generation": recipe.sample.generation.model_dump(mode="json"),
+        "reward": recipe.sample.reward.model_dump(mode="json"),
+    }
     columns = [s.columns.prompt for s in recipe.data.sources]
-    return StageRecord(record.stage, record.store, {**record.settings, **shared, "prompt_columns": columns}, inputs)
+    return StageRecord(
+        record.stage, record.store, {**record.settings, **shared, "prompt_columns": columns}, inputs
+    )
 
 
 def run_sample(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
-    """Sample and score candidates for every distinct prompt of data.sources; returns the manifest. Needs a running Ray."""
+    """Sample and score candidates for every distinct prompt of data.sources; returns the manifest.
+
+    Needs a running Ray.
+    """
     if recipe.sample.generation.engine != "transformers":
-        raise UserError(f"sample.generation.engine = {recipe.sample.generation.engine!r}: candidates are drawn with transformers")
+        raise UserError(
+            f"sample.generation.engine = {recipe.sample.generation.engine!r}: candidates are "
+            "drawn with transformers"
+        )
     record = sample_record(recipe)
     prompts = _prompts(recipe)
     record.begin()
@@ -67,12 +80,16 @@ def _prompts(recipe: Recipe) -> list[str]:
             for _, row in sources.read_chunk(chunk):
                 value = (row or {}).get(source.columns.prompt)
                 if isinstance(value, list):
-                    value = tokenizer.apply_chat_template(value, tokenize=False, add_generation_prompt=True)
+                    value = tokenizer.apply_chat_template(
+                        value, tokenize=False, add_generation_prompt=True
+                    )
                 if isinstance(value, str) and value.strip():
                     found.setdefault(value)
     if not found:
         names = ", ".join(s.columns.prompt for s in recipe.data.sources)
-        raise UserError(f"no prompt in column {names} of {', '.join(s.path for s in recipe.data.sources)}")
+        raise UserError(
+            f"no prompt in column {names} of {', '.join(s.path for s in recipe.data.sources)}"
+        )
     ranked = sorted(found, key=lambda p: digest([recipe.sample.seed, p]))
     return ranked[: recipe.sample.max_prompts]
 
@@ -92,7 +109,12 @@ class CandidateSampler:
         settings, prompts = self._recipe.sample, task["prompts"]
         ids = [self._encoder.encode(RawPair(p, "x", "y")).prompt for p in prompts]
         seed = settings.seed * 1_000_003 + task["number"]
-        drawn = generate(self._model, self._tokenizer, ids, settings.generation, seed, settings.num_candidates)
+        drawn = generate(
+            self._model, self._tokenizer, ids, settings.generation, seed, settings.num_candidates
+        )
         texts = [self._tokenizer.decode(sample, skip_special_tokens=True) for sample in drawn]
         count = settings.num_candidates
-        return [{"prompt": prompt, "responses": texts[i * count : (i + 1) * count]} for i, prompt in enumerate(prompts)]
+        return [
+            {"prompt": prompt, "responses": texts[i * count : (i + 1) * count]}
+            for i, prompt in enumerate(prompts)
+        ]

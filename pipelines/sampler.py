@@ -1,7 +1,7 @@
 """Which pairs each optimizer step sees, and how ranks cut them into micro-batches: pure functions.
 
-The global batch of a step depends on the number of rows, the seed and the global batch size alone, so a restart,
-another worker count or another micro-batch budget sees the same pairs.
+The global batch of a step depends on the number of rows, the seed and the global batch size alone,
+so a restart, another worker count or another micro-batch budget sees the same pairs.
 """
 
 import heapq
@@ -15,7 +15,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Sampler:
-    """A deterministic permutation of the rows per epoch, cut into global batches; the last, smaller one is kept."""
+    """A deterministic permutation of the rows per epoch, cut into global batches; the last,
+    smaller one is kept.
+    """
 
     num_rows: int
     global_batch_size: int
@@ -44,7 +46,9 @@ def _permutation(num_rows: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def rank_share(indices: Sequence[int], lengths: Sequence[int], rank: int, world: int) -> list[int]:
-    """The rows of one rank: dealt by length, back and forth, so that ranks carry about the same number of tokens."""
+    """The rows of one rank: dealt by length, back and forth, so that ranks carry about the same
+    number of tokens.
+    """
     ordered = sorted(indices, key=lambda i: (-lengths[i], i))
     return [row for place, row in enumerate(ordered) if _dealt_to(place, world) == rank]
 
@@ -55,26 +59,38 @@ def _dealt_to(place: int, world: int) -> int:
 
 
 def token_budget_batches(
-    rows: Sequence[int], widths: Sequence[int] | Mapping[int, int], sequences_per_row: int, budget: int
+    rows: Sequence[int],
+    widths: Sequence[int] | Mapping[int, int],
+    sequences_per_row: int,
+    budget: int,
 ) -> list[list[int]]:
-    """Cut rows into batches of similar width whose padded size stays within the budget (one row at least).
+    """Cut rows into batches of similar width whose padded size stays within the budget (one row at
+    least).
 
     Args:
-        rows: positions (keys) of widths. widths: padded length of each row's longest sequence, tokens.
+        rows: positions (keys) of widths. widths: padded length of each row's longest sequence,
+            tokens.
         sequences_per_row: 2 for pairs, 1 for chosen-only data. budget: tokens, padding included.
     """
     batches: list[list[int]] = []
     for row in sorted(rows, key=lambda i: (-widths[i], i)):
         # Rows come widest first: the first of a batch is its width.
-        if batches and (len(batches[-1]) + 1) * sequences_per_row * widths[batches[-1][0]] <= budget:
+        if (
+            batches
+            and (len(batches[-1]) + 1) * sequences_per_row * widths[batches[-1][0]] <= budget
+        ):
             batches[-1].append(row)
         else:
             batches.append([row])
     return batches
 
 
-def consecutive_batches(rows: Sequence[int], widths: Sequence[int] | Mapping[int, int], budget: int) -> list[list[int]]:
-    """Cut rows into batches whose widths add up to at most the budget (one row at least), widest first."""
+def consecutive_batches(
+    rows: Sequence[int], widths: Sequence[int] | Mapping[int, int], budget: int
+) -> list[list[int]]:
+    """Cut rows into batches whose widths add up to at most the budget (one row at least), widest
+    first.
+    """
     batches: list[list[int]] = []
     used = 0
     for row in sorted(rows, key=lambda i: (-widths[i], i)):
@@ -87,8 +103,11 @@ def consecutive_batches(rows: Sequence[int], widths: Sequence[int] | Mapping[int
     return batches
 
 
-def balanced_batches(rows: Sequence[int], widths: Sequence[int] | Mapping[int, int], budget: int) -> list[list[int]]:
-    """Cut rows into as few batches of about equal total width as fit the budget (a row beyond it is a batch of its own).
+def balanced_batches(
+    rows: Sequence[int], widths: Sequence[int] | Mapping[int, int], budget: int
+) -> list[list[int]]:
+    """Cut rows into as few batches of about equal total width as fit the budget (a row beyond it is
+    a batch of its own).
 
     The widest row goes first, each into the emptiest batch.
     """

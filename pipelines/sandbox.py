@@ -1,7 +1,9 @@
 """Runs generated programs against their tests where they can do no harm, or not at all.
 
-Every program gets processes, files, network and users of its own (Linux namespaces), through sandbox_init.py; its tests run in a second such place
-(sandbox_program.py says why). What this does not stop: reading world-readable files below /usr and the interpreter's own directory, and faults of the kernel.
+Every program gets processes, files, network and users of its own (Linux namespaces), through
+sandbox_init.py; its tests run in a second such place (sandbox_program.py says why). What this does
+not stop: reading world-readable files below /usr and the interpreter's own directory, and faults of
+the kernel.
 """
 
 import itertools
@@ -29,7 +31,8 @@ class Limits:
     """Of one program; the wall clock runs from its start, the other limits are per process.
 
     Attributes:
-        memory_bytes: address space. file_bytes: largest file, and all files together. processes: threads count.
+        memory_bytes: address space. file_bytes: largest file, and all files together. processes:
+            threads count.
     """
 
     wall_seconds: float = 10.0
@@ -62,11 +65,18 @@ def require_isolation() -> None:
     """UserError saying what is missing if programs cannot be isolated on this machine."""
     verdict = run_program("def answer():\n    return 42\n", "assert answer() == 42\n", Limits())
     if verdict.status != "passed":
-        raise UserError(f"generated code is not run here, because the sandbox does not work: {verdict.message or verdict.status}")
+        raise UserError(
+            "generated code is not run here, because the sandbox does not work: "
+            f"{verdict.message or verdict.status}"
+        )
 
 
-def run_programs(programs: list[tuple[str, str]], limits: Limits, at_once: int | None = None) -> list[Verdict]:
-    """Verdicts of (program, tests) pairs, in order; `at_once` side by side (by default as many as there are cores)."""
+def run_programs(
+    programs: list[tuple[str, str]], limits: Limits, at_once: int | None = None
+) -> list[Verdict]:
+    """Verdicts of (program, tests) pairs, in order; `at_once` side by side (by default as many
+    as there are cores).
+    """
     with ThreadPoolExecutor(at_once or os.cpu_count() or 1) as pool:
         return list(pool.map(lambda pair: run_program(pair[0], pair[1], limits), programs))
 
@@ -77,10 +87,14 @@ def run_program(program: str, tests: str, limits: Limits) -> Verdict:
     Raises: UserError if the machine cannot isolate a program; nothing has run then.
     """
     if not sys.platform.startswith("linux"):
-        raise UserError(f"generated code is not run on {sys.platform}: isolating it needs Linux namespaces")
+        raise UserError(
+            f"generated code is not run on {sys.platform}: isolating it needs Linux namespaces"
+        )
     with tempfile.TemporaryDirectory(prefix="sparsepo-sandbox-") as folder:
         to_candidate, to_tester = os.pipe(), os.pipe()
-        candidate = _start("candidate", program, Path(folder), limits, to_candidate[0], to_tester[1])
+        candidate = _start(
+            "candidate", program, Path(folder), limits, to_candidate[0], to_tester[1]
+        )
         tester = _start("tester", tests, Path(folder), limits, to_tester[0], to_candidate[1])
         for descriptor in (*to_candidate, *to_tester):
             os.close(descriptor)
@@ -96,7 +110,8 @@ def run_program(program: str, tests: str, limits: Limits) -> Verdict:
     for process, message in errors.items():
         if process.returncode == _NOT_ISOLATED:
             raise UserError(
-                f"generated code is not run here, because it cannot be isolated: {message.decode(errors='replace').strip()[:200]}"
+                "generated code is not run here, because it cannot be isolated: "
+                f"{message.decode(errors='replace').strip()[:200]}"
             )
     if answer:
         found = json.loads(answer[4:])
@@ -106,7 +121,9 @@ def run_program(program: str, tests: str, limits: Limits) -> Verdict:
     return Verdict("failed", f"the tests ended with exit code {tester.returncode}")
 
 
-def _start(role: str, text: str, folder: Path, limits: Limits, read: int, write: int) -> subprocess.Popen[bytes]:
+def _start(
+    role: str, text: str, folder: Path, limits: Limits, read: int, write: int
+) -> subprocess.Popen[bytes]:
     source, root = folder / f"{role}.txt", folder / role
     source.write_text(text)
     root.mkdir()

@@ -1,11 +1,14 @@
-"""Both ends of a test inside sandboxes; started by sandbox.py as `python -I -S -c <this file> candidate|tester`.
+"""Both ends of a test inside sandboxes; started by sandbox.py as `python -I -S -c <this file>
+candidate|tester`.
 
-The candidate's program and the tests run in two processes that share nothing but two pipes. The tests call the candidate's functions over
-these; only plain values come back. So a program cannot leave early with success, change `assert`, return an object that equals
-everything, or read the expected values: all it can do is answer.
+The candidate's program and the tests run in two processes that share nothing but two pipes. The
+tests call the candidate's functions over these; only plain values come back. So a program cannot
+leave early with success, change `assert`, return an object that equals everything, or read the
+expected values: all it can do is answer.
 
-Standard library alone. Arguments: the role, and the descriptors to read from and to write to the other process. Standard input holds the
-program or the tests; the tester's standard output is the verdict.
+Standard library alone. Arguments: the role, and the descriptors to read from and to write to the
+other process. Standard input holds the program or the tests; the tester's standard output is the
+verdict.
 """
 
 import ast
@@ -21,7 +24,14 @@ import sys
 
 _LARGEST = 8 * 2**20  # bytes of a message
 _PLAIN = (type(None), bool, int, str)
-_SEQUENCES = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset, "deque": collections.deque, "iterator": iter}
+_SEQUENCES = {
+    "list": list,
+    "tuple": tuple,
+    "set": set,
+    "frozenset": frozenset,
+    "deque": collections.deque,
+    "iterator": iter,
+}
 _BY_REPR = {"Decimal": decimal.Decimal, "Fraction": fractions.Fraction}
 
 
@@ -47,7 +57,9 @@ def encode(value, depth=0):
     if kind is range:
         return {"range": [value.start, value.stop, value.step]}
     if isinstance(value, dict):
-        return {"dict": [[encode(k, depth + 1), encode(v, depth + 1)] for k, v in dict.items(value)]}
+        return {
+            "dict": [[encode(k, depth + 1), encode(v, depth + 1)] for k, v in dict.items(value)]
+        }
     for name, plain in _SEQUENCES.items():
         if plain is not iter and isinstance(value, plain):
             return {name: [encode(item, depth + 1) for item in plain.__iter__(value)]}
@@ -57,7 +69,18 @@ def encode(value, depth=0):
     if kind in (datetime.date, datetime.datetime):
         return {kind.__name__: value.isoformat()}
     if (
-        kind in (type(iter([])), type(iter(())), type(iter({})), type(iter("")), map, filter, zip, enumerate, reversed)
+        kind
+        in (
+            type(iter([])),
+            type(iter(())),
+            type(iter({})),
+            type(iter("")),
+            map,
+            filter,
+            zip,
+            enumerate,
+            reversed,
+        )
         or kind.__name__ == "generator"
     ):
         items = []
@@ -154,7 +177,14 @@ class Remote:
         self._name = name
 
     def __call__(self, *args, **kwargs):
-        send({"name": self._name, "call": True, "args": [encode(a) for a in args], "kwargs": {k: encode(v) for k, v in kwargs.items()}})
+        send(
+            {
+                "name": self._name,
+                "call": True,
+                "args": [encode(a) for a in args],
+                "kwargs": {k: encode(v) for k, v in kwargs.items()},
+            }
+        )
         reply = receive()
         if "error" in reply:
             raise_as(*reply["error"])
@@ -188,16 +218,28 @@ def tester():
         send({"passed": False, "message": ": ".join(map(str, reply["error"]))}, verdict)
         return
     tree = ast.parse(tests)
-    loaded = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
-    made = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
-    made |= {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    loaded = {
+        node.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+    }
+    made = {
+        node.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)
+    }
+    made |= {
+        node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+    }
     made |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
     for node in ast.walk(tree):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             made |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
     namespace = {"__name__": "tests"}
     for name in loaded - made - set(dir(builtins)):
-        namespace[name] = importlib.import_module(name) if name in sys.stdlib_module_names else Remote(name)
+        namespace[name] = (
+            importlib.import_module(name) if name in sys.stdlib_module_names else Remote(name)
+        )
     try:
         exec(compile(tree, "tests", "exec"), namespace)
     except BaseException as error:

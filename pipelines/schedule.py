@@ -1,7 +1,9 @@
-"""schedule: evaluate every new checkpoint of a run at certain times, keep the history, and stop when a gate fails.
+"""schedule: evaluate every new checkpoint of a run at certain times, keep the history, and stop
+when a gate fails.
 
-A checkpoint is evaluated once, whoever else evaluates the run: its evaluation has a directory and a history row of its own,
-and while it runs a claim. Times that passed while no scheduler ran are made up for once.
+A checkpoint is evaluated once, whoever else evaluates the run: its evaluation has a directory and a
+history row of its own, and while it runs a claim. Times that passed while no scheduler ran are made
+up for once.
 """
 
 import json
@@ -22,7 +24,14 @@ from evaluation.gates import GateFailure, gate_failures
 from pipelines.claims import Claims, ClaimTimes
 from pipelines.config import Recipe
 from pipelines.errors import UserError
-from pipelines.evaluate import checkpoint_folder, evaluate_record, evaluation_store, numbers_of, read_results, run_evaluate
+from pipelines.evaluate import (
+    checkpoint_folder,
+    evaluate_record,
+    evaluation_store,
+    numbers_of,
+    read_results,
+    run_evaluate,
+)
 from pipelines.evaluate_config import ScheduleSection
 from pipelines.stage_record import MANIFEST
 from pipelines.store import RunStore
@@ -53,11 +62,17 @@ class Scheduler:
 
     Args:
         start_ray: called before the first evaluation. times: of the claims, for tests.
-    Raises: UserError for a cron line, a time zone, a release or a webhook variable that cannot be used.
+    Raises: UserError for a cron line, a time zone, a release or a webhook variable that cannot be
+        used.
     """
 
     def __init__(
-        self, recipe: Recipe, start_ray: Callable[[], None], say: Say, quiet: bool = False, times: ClaimTimes | None = None
+        self,
+        recipe: Recipe,
+        start_ray: Callable[[], None],
+        say: Say,
+        quiet: bool = False,
+        times: ClaimTimes | None = None,
     ) -> None:
         self._recipe, self._start_ray, self._say, self._quiet = recipe, start_ray, say, quiet
         self._store = evaluation_store(recipe)
@@ -77,7 +92,9 @@ class Scheduler:
         until_trained: also end when training has finished and every checkpoint is evaluated.
         """
         if self._trigger is None:
-            raise UserError("a schedule needs times: give --cron or schedule.cron (or --once for a single look)")
+            raise UserError(
+                "a schedule needs times: give --cron or schedule.cron (or --once for a single look)"
+            )
         total = Outcome()
         due = self._first_time()
         while not self._stopping.is_set():
@@ -97,7 +114,9 @@ class Scheduler:
         return total
 
     def _first_time(self) -> datetime:
-        """Now, if a time has passed since the last tick of any scheduler of this run; else the next time."""
+        """Now, if a time has passed since the last tick of any scheduler of this run; else the
+        next time.
+        """
         now = datetime.now(UTC)
         if self._store.exists(_STATE):
             last = datetime.fromisoformat(self._store.read_json(_STATE)["last_tick"])
@@ -109,9 +128,13 @@ class Scheduler:
 
     def _next_time(self, after: datetime) -> datetime:
         assert self._trigger is not None
-        found: datetime | None = self._trigger.get_next_fire_time(None, after + timedelta(microseconds=1))
+        found: datetime | None = self._trigger.get_next_fire_time(
+            None, after + timedelta(microseconds=1)
+        )
         if found is None:
-            raise UserError(f"schedule.cron = {self._recipe.schedule.cron!r}: this time never comes again")
+            raise UserError(
+                f"schedule.cron = {self._recipe.schedule.cron!r}: this time never comes again"
+            )
         return found.astimezone(UTC)
 
     def tick(self) -> Outcome:
@@ -124,15 +147,21 @@ class Scheduler:
             with self._claims.holding(f"step-{step:08d}") as is_mine:
                 if not is_mine:
                     self._say(f"step {step}: another scheduler evaluates it")
-                elif not self._is_done(step):  # another may have finished it between our look and our claim
+                elif not self._is_done(
+                    step
+                ):  # another may have finished it between our look and our claim
                     outcome.add(self._evaluate(step))
         if not outcome.evaluated:
             self._say("schedule: nothing new")
         return outcome
 
     def unevaluated(self) -> list[int]:
-        """Steps of complete checkpoints that are not evaluated, or whose gates have not been looked at, ascending."""
-        return [step for step in completed_steps(train_store(self._recipe)) if not self._is_done(step)]
+        """Steps of complete checkpoints that are not evaluated, or whose gates have not been
+        looked at, ascending.
+        """
+        return [
+            step for step in completed_steps(train_store(self._recipe)) if not self._is_done(step)
+        ]
 
     def is_finished(self) -> bool:
         return train_record(self._recipe).store.exists(MANIFEST) and not self.unevaluated()
@@ -161,35 +190,65 @@ class Scheduler:
             failure
             for gate in self._recipe.schedule.gates
             for failure in gate_failures(
-                gate.metric, values, self._release, minimum=gate.min, maximum=gate.max, max_drop=gate.max_drop, max_rise=gate.max_rise
+                gate.metric,
+                values,
+                self._release,
+                minimum=gate.min,
+                maximum=gate.max,
+                max_drop=gate.max_drop,
+                max_rise=gate.max_rise,
             )
         ]
         self._event(step, "finished")
         self._say(
-            f"step {step}: evaluated" + ("" if not self._recipe.schedule.gates else ", gates passed" if not failures else ", gates failed")
+            f"step {step}: evaluated"
+            + (
+                ""
+                if not self._recipe.schedule.gates
+                else ", gates passed"
+                if not failures
+                else ", gates failed"
+            )
         )
         for failure in failures:
             self._say(f"step {step}: gate failed: {failure.message}")
         if failures and self._webhook is not None:
             self._call(step, failures)
-        # Last: a scheduler that was killed before this looks at the gates again, and tells the webhook again.
-        self._place(step).write_json(_GATES, {"passed": not failures, "failures": [f.as_dict() for f in failures]})
+        # Last: a scheduler that was killed before this looks at the gates again, and tells the
+        # webhook again.
+        self._place(step).write_json(
+            _GATES, {"passed": not failures, "failures": [f.as_dict() for f in failures]}
+        )
         return Outcome([step], failures)
 
     def _event(self, step: int, what: str) -> None:
         """A file per event: which process began and finished what, and when."""
-        record = {"step": step, "event": what, "time": datetime.now(UTC).isoformat(), "pid": os.getpid()}
+        record = {
+            "step": step,
+            "event": what,
+            "time": datetime.now(UTC).isoformat(),
+            "pid": os.getpid(),
+        }
         self._store.write_json(f"{_EVENTS}/{time.time_ns():020d}-{os.getpid()}.json", record)
 
     def _call(self, step: int, failures: list[GateFailure]) -> None:
         """Tell the webhook; an address that does not answer is said, and stops nothing."""
         assert self._webhook is not None
-        body = {"run_dir": self._recipe.run_dir, "step": step, "failures": [f.as_dict() for f in failures]}
+        body = {
+            "run_dir": self._recipe.run_dir,
+            "step": step,
+            "failures": [f.as_dict() for f in failures],
+        }
         reason = ""
         for attempt in range(_WEBHOOK_TRIES):
             time.sleep(attempt)
             try:
-                response = httpx.post(self._webhook, content=json.dumps(body), headers={"Content-Type": "application/json"}, timeout=10)
+                response = httpx.post(
+                    self._webhook,
+                    content=json.dumps(body),
+                    headers={"Content-Type": "application/json"},
+                    timeout=10,
+                )
             except httpx.HTTPError as error:
                 reason = type(error).__name__
                 continue
@@ -197,7 +256,11 @@ class Scheduler:
                 return
             reason = f"status {response.status_code}"
         # The address may hold a secret: its host is enough.
-        print(f"warning: the webhook at {urlsplit(self._webhook).hostname} was not told: {reason}", file=sys.stderr, flush=True)
+        print(
+            f"warning: the webhook at {urlsplit(self._webhook).hostname} was not told: {reason}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def cron_trigger(section: ScheduleSection) -> Any:
@@ -207,22 +270,38 @@ def cron_trigger(section: ScheduleSection) -> Any:
     try:
         zone = ZoneInfo(section.timezone)
     except (KeyError, ValueError, OSError) as error:
-        raise UserError(f"schedule.timezone = {section.timezone!r}: no such time zone; write it as Europe/Berlin or UTC") from error
+        raise UserError(
+            f"schedule.timezone = {section.timezone!r}: no such time zone; write it as "
+            "Europe/Berlin or UTC"
+        ) from error
     assert section.cron is not None
     try:
         minute, hour, day, month, weekday = section.cron.split()
         if day != "*" and weekday != "*":
-            raise ValueError("day and weekday are both given, and cron would take either of them; give one")
-        return CronTrigger(minute=minute, hour=hour, day=day, month=month, day_of_week=_weekdays(weekday), timezone=zone)
+            raise ValueError(
+                "day and weekday are both given, and cron would take either of them; give one"
+            )
+        return CronTrigger(
+            minute=minute,
+            hour=hour,
+            day=day,
+            month=month,
+            day_of_week=_weekdays(weekday),
+            timezone=zone,
+        )
     except (ValueError, KeyError) as error:
         reason = "needs five fields" if "unpack" in str(error) else str(error)
         raise UserError(
-            f"schedule.cron = {section.cron!r}: {reason}; write minute hour day month weekday, for example '0 */2 * * *'"
+            f"schedule.cron = {section.cron!r}: {reason}; write minute hour day month weekday, "
+            "for example '0 */2 * * *'"
         ) from error
 
 
 def _weekdays(field: str) -> str:
-    """A crontab's weekdays (0 and 7 are Sunday) as names: APScheduler counts from Monday. ValueError for what is none."""
+    """A crontab's weekdays (0 and 7 are Sunday) as names: APScheduler counts from Monday.
+
+    ValueError for what is none.
+    """
     if field == "*":
         return field
     found = set()
@@ -258,7 +337,9 @@ def _webhook_address(section: ScheduleSection) -> str | None:
         return section.webhook
     address = os.environ.get(section.webhook_env)
     if not address:
-        raise UserError(f"schedule.webhook_env = {section.webhook_env!r}: this environment variable is not set")
+        raise UserError(
+            f"schedule.webhook_env = {section.webhook_env!r}: this environment variable is not set"
+        )
     return address
 
 
@@ -267,4 +348,6 @@ def check_run(recipe: Recipe) -> None:
     train_record(recipe).check()
     evaluate_record(recipe)
     if not train_store(recipe).exists("started.json"):
-        raise UserError(f"{recipe.run_dir} has no training run to evaluate: start one with `sparsepo train`")
+        raise UserError(
+            f"{recipe.run_dir} has no training run to evaluate: start one with `sparsepo train`"
+        )

@@ -1,4 +1,6 @@
-"""The reference stage's other frozen models: the two scorers of TIS-DPO and the prompt embedder of RPO."""
+"""The reference stage's other frozen models: the two scorers of TIS-DPO and the prompt embedder
+of RPO.
+"""
 
 import json
 from collections.abc import Sequence
@@ -22,7 +24,13 @@ from pipelines.models import (
 from sparsepo.layouts import TokenizedPair
 from sparsepo.scorers import Pooling, pooled_states
 
-_POOLING: dict[str, Pooling] = {"mean": "mean", "mean_tokens": "mean", "cls": "first", "cls_token": "first", "lasttoken": "last"}
+_POOLING: dict[str, Pooling] = {
+    "mean": "mean",
+    "mean_tokens": "mean",
+    "cls": "first",
+    "cls_token": "first",
+    "lasttoken": "last",
+}
 
 
 def load_scorers(recipe: Recipe, device: torch.device) -> tuple[Any, Any]:
@@ -31,22 +39,35 @@ def load_scorers(recipe: Recipe, device: torch.device) -> tuple[Any, Any]:
     Raises: UserError if one does not exist or has another vocabulary than the recipe's tokenizer.
     """
     dtype = reference_dtype(recipe.reference.dtype, device)
-    vocabulary = load_tokenizer(str(resolve_model(recipe.model.tokenizer or recipe.model.name_or_path, tokenizer_only=True))).get_vocab()
+    vocabulary = load_tokenizer(
+        str(resolve_model(recipe.model.tokenizer or recipe.model.name_or_path, tokenizer_only=True))
+    ).get_vocab()
     models = []
-    for key, directory in zip(("positive_scorer", "negative_scorer"), scorer_dirs(recipe), strict=True):
+    for key, directory in zip(
+        ("positive_scorer", "negative_scorer"), scorer_dirs(recipe), strict=True
+    ):
         has_tokenizer = (Path(directory) / "tokenizer.json").is_file()
         if has_tokenizer and load_tokenizer(directory).get_vocab() != vocabulary:
-            raise UserError(f"model.{key} = {directory}: its tokenizer has another vocabulary than the policy's")
+            raise UserError(
+                f"model.{key} = {directory}: its tokenizer has another vocabulary than the policy's"
+            )
         model = load_causal_lm(directory, dtype, device)
         if model.get_input_embeddings().weight.shape[0] <= max(vocabulary.values()):
-            raise UserError(f"model.{key} = {directory}: it knows fewer tokens than the policy's tokenizer ({len(vocabulary)})")
+            raise UserError(
+                f"model.{key} = {directory}: it knows fewer tokens than the policy's tokenizer "
+                f"({len(vocabulary)})"
+            )
         models.append(model)
     return models[0], models[1]
 
 
 def scorer_dirs(recipe: Recipe) -> tuple[str, str]:
-    assert recipe.model.positive_scorer and recipe.model.negative_scorer, "the recipe's validation requires both"
-    return str(resolve_model(recipe.model.positive_scorer)), str(resolve_model(recipe.model.negative_scorer))
+    assert recipe.model.positive_scorer and recipe.model.negative_scorer, (
+        "the recipe's validation requires both"
+    )
+    return str(resolve_model(recipe.model.positive_scorer)), str(
+        resolve_model(recipe.model.negative_scorer)
+    )
 
 
 def scorer_fingerprints(recipe: Recipe) -> str:
@@ -62,7 +83,9 @@ def embedder_fingerprint(recipe: Recipe) -> str:
 
 def embedding_size(recipe: Recipe, reference_dir: str) -> int:
     """Numbers per prompt."""
-    config = model_config(resolve_model(recipe.model.embedder) if recipe.model.embedder else Path(reference_dir))
+    config = model_config(
+        resolve_model(recipe.model.embedder) if recipe.model.embedder else Path(reference_dir)
+    )
     return int(config.get("hidden_size") or config.get("n_embd") or config["d_model"])
 
 
@@ -91,13 +114,20 @@ class PromptEmbedder:
         self._model = model.to(device).eval()
 
     def embed(self, prompts: Sequence[str], pairs: Sequence[TokenizedPair]) -> Tensor:
-        """float32 [n, e] on CPU, one row per prompt; the texts for an embedder of its own, the token ids for the reference."""
+        """float32 [n, e] on CPU, one row per prompt; the texts for an embedder of its own, the
+        token ids for the reference.
+        """
         if self._tokenizer is None:
             ids: list[Any] = [list(pair.prompt) for pair in pairs]
         else:
             # Some tokenizers name no limit, which transformers spells as a huge number.
-            limit = min(self._tokenizer.model_max_length, getattr(self._model.config, "max_position_embeddings", None) or 512)
-            ids = self._tokenizer([text or " " for text in prompts], truncation=True, max_length=limit).input_ids
+            limit = min(
+                self._tokenizer.model_max_length,
+                getattr(self._model.config, "max_position_embeddings", None) or 512,
+            )
+            ids = self._tokenizer(
+                [text or " " for text in prompts], truncation=True, max_length=limit
+            ).input_ids
         return pooled_states(self._model, ids, self._pooling).cpu()
 
 
@@ -108,11 +138,16 @@ def pooling_of(directory: Path) -> Pooling:
     """
     modules = directory / "modules.json"
     if modules.is_file():
-        kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in json.loads(modules.read_text())]
+        kinds = [
+            str(module["type"]).rsplit(".", 1)[-1] for module in json.loads(modules.read_text())
+        ]
         # Normalize changes nothing: the similarity is a cosine.
-        if unknown := [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]:
+        if unknown := [
+            kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")
+        ]:
             raise UserError(
-                f"model.embedder = {directory}: its module {unknown[0]} is not supported, only Transformer, Pooling and Normalize"
+                f"model.embedder = {directory}: its module {unknown[0]} is not supported, only "
+                "Transformer, Pooling and Normalize"
             )
     file = directory / "1_Pooling" / "config.json"
     if not file.is_file():
@@ -122,8 +157,15 @@ def pooling_of(directory: Path) -> Pooling:
     chosen = (
         [mode]
         if isinstance(mode, str)
-        else [k.removeprefix("pooling_mode_") for k, on in settings.items() if on is True and k.startswith("pooling_mode_")]
+        else [
+            k.removeprefix("pooling_mode_")
+            for k, on in settings.items()
+            if on is True and k.startswith("pooling_mode_")
+        ]
     )
     if len(chosen) != 1 or chosen[0] not in _POOLING:
-        raise UserError(f"model.embedder = {directory}: pooling {'+'.join(chosen) or 'none'} is not supported, only mean, cls or lasttoken")
+        raise UserError(
+            f"model.embedder = {directory}: pooling {'+'.join(chosen) or 'none'} is not "
+            "supported, only mean, cls or lasttoken"
+        )
     return _POOLING[chosen[0]]

@@ -10,7 +10,9 @@ from pipelines.trial import is_number
 
 
 class SuggestPoint:
-    """Optuna's define-by-run form of a sweep's space: keys whose condition does not hold are not suggested."""
+    """Optuna's define-by-run form of a sweep's space: keys whose condition does not hold are not
+    suggested.
+    """
 
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
@@ -21,7 +23,9 @@ class SuggestPoint:
             values = self._sweep.space[key]
             if values.choice is not None:
                 # By place: Optuna's categories are plain values, a recipe's may be lists.
-                point[key] = values.choice[trial.suggest_categorical(key, list(range(len(values.choice))))]
+                point[key] = values.choice[
+                    trial.suggest_categorical(key, list(range(len(values.choice))))
+                ]
             elif values.int is not None:
                 point[key] = trial.suggest_int(key, *values.int)
             else:
@@ -31,12 +35,18 @@ class SuggestPoint:
 
 
 class Searcher(OptunaSearch):
-    """Ray Tune's Optuna adapter, for trials that may end without the objectives: those count as failed."""
+    """Ray Tune's Optuna adapter, for trials that may end without the objectives: those count as
+    failed.
+    """
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Nothing: stopping early is the scheduler's business, and a trial that trains does not know every objective yet."""
+        """Nothing: stopping early is the scheduler's business, and a trial that trains does not
+        know every objective yet.
+        """
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
         names = self.metric if isinstance(self.metric, list) else [self.metric]
         if result is None or not all(is_number(result.get(name)) for name in names):
             result, error = None, True
@@ -46,11 +56,23 @@ class Searcher(OptunaSearch):
 def searcher_of(sweep: Sweep) -> Searcher:
     sampler: optuna.samplers.BaseSampler
     if isinstance(sweep.searcher, NSGA2Search):
-        sampler = optuna.samplers.NSGAIISampler(population_size=sweep.searcher.population, seed=sweep.seed)
+        sampler = optuna.samplers.NSGAIISampler(
+            population_size=sweep.searcher.population, seed=sweep.seed
+        )
     else:
         assert isinstance(sweep.searcher, TPESearch)
-        sampler = optuna.samplers.TPESampler(n_startup_trials=sweep.searcher.startup_trials, seed=sweep.seed)
+        sampler = optuna.samplers.TPESampler(
+            n_startup_trials=sweep.searcher.startup_trials, seed=sweep.seed
+        )
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    metrics, modes = [goal.metric for goal in sweep.objectives], [goal.mode for goal in sweep.objectives]
+    metrics, modes = (
+        [goal.metric for goal in sweep.objectives],
+        [goal.mode for goal in sweep.objectives],
+    )
     several = len(metrics) > 1
-    return Searcher(SuggestPoint(sweep), metric=metrics if several else metrics[0], mode=modes if several else modes[0], sampler=sampler)
+    return Searcher(
+        SuggestPoint(sweep),
+        metric=metrics if several else metrics[0],
+        mode=modes if several else modes[0],
+        sampler=sampler,
+    )

@@ -1,7 +1,10 @@
-"""Base of every section of a recipe. Every field says, by its section or itself, whose stage's result it changes.
+"""Base of every section of a recipe.
 
-`stage_settings` reads that declaration; fingerprints, skipping and the refusal of a changed field derive from it alone.
-A field of stage None (workers, budgets, logging, locations) never invalidates anything.
+Every field says, by its section or itself, whose stage's result it changes.
+
+`stage_settings` reads that declaration; fingerprints, skipping and the refusal of a changed field
+derive from it alone. A field of stage None (workers, budgets, logging, locations) never invalidates
+anything.
 """
 
 from typing import Any, ClassVar, Literal

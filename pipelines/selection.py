@@ -11,7 +11,8 @@ class Selection:
     """Follows the metric; the same on every rank, and carried by checkpoints.
 
     Attributes:
-        best_step: step of the best validation so far, None before the first. has_ended: patience is used up.
+        best_step: step of the best validation so far, None before the first. has_ended: patience is
+            used up.
     """
 
     def __init__(self, settings: SelectionSection, state: Mapping[str, Any] | None = None) -> None:
@@ -25,7 +26,9 @@ class Selection:
         return self._settings.patience is not None and self._stale >= self._settings.patience
 
     def observe(self, step: int, validation: Mapping[str, float]) -> bool:
-        """Take in a validation. Returns: whether it is worth a checkpoint, because it is the best so far.
+        """Take in a validation.
+
+        Returns: whether it is worth a checkpoint, because it is the best so far.
 
         Raises: UserError if the validation has no such metric.
         """
@@ -34,7 +37,9 @@ class Selection:
         value = self.value_of(validation)
         if value is None:
             known = ", ".join(sorted(key for key in validation if key.startswith("validation/")))
-            raise UserError(f"train.selection.metric = {self._settings.metric!r}: validations report {known}")
+            raise UserError(
+                f"train.selection.metric = {self._settings.metric!r}: validations report {known}"
+            )
         if self._best is None or value < self._best:
             self._best, self.best_step, self._stale = value, step, 0
             return True
@@ -42,9 +47,17 @@ class Selection:
         return False
 
     def value_of(self, record: Mapping[str, Any]) -> float | None:
-        """The metric as a value of which lower is better; None if the record holds no validation."""
+        """The metric as a value of which lower is better; None if the record holds no
+        validation.
+        """
         value = record.get(self._settings.metric)
-        return None if value is None else float(value) if self._settings.mode == "min" else -float(value)
+        return (
+            None
+            if value is None
+            else float(value)
+            if self._settings.mode == "min"
+            else -float(value)
+        )
 
     def state(self) -> dict[str, Any]:
         return {"best": self._best, "best_step": self.best_step, "stale": self._stale}

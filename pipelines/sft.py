@@ -9,7 +9,9 @@ from pipelines.run import Say, run_stages
 
 
 def sft_recipe(recipe: Recipe) -> Recipe:
-    """The supervised form of a recipe; a preference recipe's goes to RUN/sft, so that both runs can stand together."""
+    """The supervised form of a recipe; a preference recipe's goes to RUN/sft, so that both runs
+    can stand together.
+    """
     if recipe.objective.name == "sft":
         return recipe
     changed: dict[str, Any] = {

@@ -1,7 +1,9 @@
-"""Data sources -> chunks that tasks read on their own, with every row's number in its file known beforehand.
+"""Data sources -> chunks that tasks read on their own, with every row's number in its file known
+beforehand.
 
-Ray Data's own readers neither number rows nor keep their order, and a pair's identity is (source, row number): so the
-driver only cuts files into chunks (byte ranges, row groups, index ranges) and the tasks do the reading.
+Ray Data's own readers neither number rows nor keep their order, and a pair's identity is (source,
+row number): so the driver only cuts files into chunks (byte ranges, row groups, index ranges) and
+the tasks do the reading.
 """
 
 import io
@@ -21,7 +23,13 @@ from pipelines.errors import UserError
 from pipelines.models import file_hash
 from pipelines.store import filesystem_of
 
-_SUFFIXES = {".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".csv": "csv"}
+_SUFFIXES = {
+    ".jsonl": "jsonl",
+    ".json": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".csv": "csv",
+}
 
 
 @dataclass(frozen=True)
@@ -42,14 +50,22 @@ class Chunk:
 
 
 def list_files(source: Source) -> list[tuple[str, str]]:
-    """(uri, format) of each file of a local or object-store source, sorted; empty if the path names no file."""
+    """(uri, format) of each file of a local or object-store source, sorted; empty if the path
+    names no file.
+    """
     filesystem, path = filesystem_of(source.path)
     if any(c in path for c in "*?["):
         import fnmatch
 
         folder = path[: path.rfind("/", 0, min(i for c in "*?[" if (i := path.find(c)) >= 0))]
-        infos = filesystem.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
-        paths = [info.path for info in infos if info.type == fs.FileType.File and fnmatch.fnmatch(info.path, path)]
+        infos = filesystem.get_file_info(
+            fs.FileSelector(folder, recursive=True, allow_not_found=True)
+        )
+        paths = [
+            info.path
+            for info in infos
+            if info.type == fs.FileType.File and fnmatch.fnmatch(info.path, path)
+        ]
     else:
         info = filesystem.get_file_info(path)
         if info.type == fs.FileType.NotFound:
@@ -58,7 +74,11 @@ def list_files(source: Source) -> list[tuple[str, str]]:
             paths = [path]
         else:
             infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
-            paths = [i.path for i in infos if i.type == fs.FileType.File and "." + i.base_name.rsplit(".", 1)[-1] in _SUFFIXES]
+            paths = [
+                i.path
+                for i in infos
+                if i.type == fs.FileType.File and "." + i.base_name.rsplit(".", 1)[-1] in _SUFFIXES
+            ]
     prefix = source.path.split("://")[0] + "://" if "://" in source.path else ""
     return [(prefix + p, _format_of(p, source)) for p in sorted(paths)]
 
@@ -68,7 +88,9 @@ def _format_of(path: str, source: Source) -> str:
         return source.format
     suffix = "." + path.rsplit(".", 1)[-1].lower()
     if suffix not in _SUFFIXES:
-        raise UserError(f"data source {path}: format not recognised; set format to jsonl, parquet or csv")
+        raise UserError(
+            f"data source {path}: format not recognised; set format to jsonl, parquet or csv"
+        )
     return _SUFFIXES[suffix]
 
 
@@ -76,7 +98,9 @@ def chunks_of(source: Source, rows_per_chunk: int) -> list[Chunk]:
     """Cut a source into chunks in row order. UserError if it does not exist or holds no file."""
     files = [] if source.format == "huggingface" else list_files(source)
     if not files:
-        if source.format == "huggingface" or (source.format == "auto" and _looks_like_hub_name(source.path)):
+        if source.format == "huggingface" or (
+            source.format == "auto" and _looks_like_hub_name(source.path)
+        ):
             rows = len(_hub_dataset(source.path, source.subset, source.data_dir, source.split))
             return [
                 Chunk(
@@ -91,7 +115,9 @@ def chunks_of(source: Source, rows_per_chunk: int) -> list[Chunk]:
                 )
                 for start in range(0, rows, rows_per_chunk)
             ]
-        raise UserError(f"data source {source.path!r}: no such file, directory or pattern with a match")
+        raise UserError(
+            f"data source {source.path!r}: no such file, directory or pattern with a match"
+        )
     chunks: list[Chunk] = []
     first = 0
     for uri, kind in files:
@@ -101,12 +127,17 @@ def chunks_of(source: Source, rows_per_chunk: int) -> list[Chunk]:
 
 
 def fingerprint(source: Source) -> str:
-    """What identifies a source's content: hashes of local files, else size and time, or the hub name and split."""
+    """What identifies a source's content: hashes of local files, else size and time, or the hub
+    name and split.
+    """
     files = [] if source.format == "huggingface" else list_files(source)
     if not files:
         if not _looks_like_hub_name(source.path) and source.format != "huggingface":
-            raise UserError(f"data source {source.path!r}: no such file, directory or pattern with a match")
-        return f"hub:{source.path}:{source.subset}:{source.data_dir}:{source.split}:{_hub_dataset(source.path, source.subset, source.data_dir, source.split)._fingerprint}"
+            raise UserError(
+                f"data source {source.path!r}: no such file, directory or pattern with a match"
+            )
+        named = (source.path, source.subset, source.data_dir, source.split)
+        return f"hub:{':'.join(map(str, named))}:{_hub_dataset(*named)._fingerprint}"
     parts = []
     for uri, _ in files:
         filesystem, path = filesystem_of(uri)
@@ -166,17 +197,23 @@ def _file_chunks(uri: str, kind: str, first: int, rows_per_chunk: int) -> tuple[
         if kind == "csv":
             rows = _read_csv(filesystem, path).num_rows
             for start in range(0, rows, rows_per_chunk):
-                chunks.append(Chunk(kind, uri, first + start, start, min(start + rows_per_chunk, rows)))
+                chunks.append(
+                    Chunk(kind, uri, first + start, start, min(start + rows_per_chunk, rows))
+                )
             return chunks, first + rows
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"data source {uri}: not readable as {kind} ({str(error).splitlines()[0]})") from error
+        raise UserError(
+            f"data source {uri}: not readable as {kind} ({str(error).splitlines()[0]})"
+        ) from error
     if kind != "jsonl":
         raise UserError(f"data source {uri}: format {kind!r} cannot be read from a file")
     start = position = rows = 0
     with filesystem.open_input_stream(path) as raw, io.BufferedReader(raw) as stream:
         for line in stream:
             if position == 0 and line.lstrip().startswith(b"["):
-                raise UserError(f"data source {uri}: a JSON array, not JSON lines; write one object per line")
+                raise UserError(
+                    f"data source {uri}: a JSON array, not JSON lines; write one object per line"
+                )
             position += len(line)
             rows += bool(line.strip())
             if rows == rows_per_chunk:
@@ -202,7 +239,12 @@ def _read_csv(filesystem: fs.FileSystem, path: str) -> pa.Table:
 
 
 def _looks_like_hub_name(path: str) -> bool:
-    return "://" not in path and path.count("/") <= 1 and not path.startswith((".", "/", "~")) and "." not in path.rsplit("/", 1)[-1]
+    return (
+        "://" not in path
+        and path.count("/") <= 1
+        and not path.startswith((".", "/", "~"))
+        and "." not in path.rsplit("/", 1)[-1]
+    )
 
 
 @lru_cache(maxsize=4)
@@ -213,5 +255,6 @@ def _hub_dataset(name: str, subset: str | None, data_dir: str | None, split: str
         return load_dataset(name, subset, data_dir=data_dir, split=split)
     except Exception as error:  # the library raises many kinds; the user needs one line
         raise UserError(
-            f"data source {name!r} is neither a file nor a data set that can be loaded: {str(error).splitlines()[0]}"
+            f"data source {name!r} is neither a file nor a data set that can be loaded: "
+            f"{str(error).splitlines()[0]}"
         ) from error

@@ -1,7 +1,8 @@
-"""Stage records: what a stage was made from, so that it is skipped when it matches and refused when it does not.
+"""Stage records: what a stage was made from, so that it is skipped when it matches and refused when
+it does not.
 
-`started.json` appears when a stage begins, `manifest.json` when it is complete. Both hold the stage's own settings and
-its inputs' fingerprints; status, skipping and refusal read nothing else.
+`started.json` appears when a stage begins, `manifest.json` when it is complete. Both hold the
+stage's own settings and its inputs' fingerprints; status, skipping and refusal read nothing else.
 """
 
 import hashlib
@@ -27,7 +28,8 @@ class StageRecord:
     """A stage of a recipe at one place.
 
     Attributes:
-        stage: its name. store: rooted at the stage's directory. settings: dotted key -> value that the result depends on.
+        stage: its name. store: rooted at the stage's directory. settings: dotted key -> value that
+            the result depends on.
         inputs: name -> fingerprint of everything the stage reads.
     """
 
@@ -37,7 +39,9 @@ class StageRecord:
     inputs: dict[str, Any]
 
     @classmethod
-    def of(cls, recipe: Recipe, stage: Stage, store: RunStore, inputs: dict[str, Any]) -> "StageRecord":
+    def of(
+        cls, recipe: Recipe, stage: Stage, store: RunStore, inputs: dict[str, Any]
+    ) -> "StageRecord":
         return cls(stage, store, stage_settings(recipe, stage), inputs)
 
     def fingerprint(self) -> str:
@@ -45,14 +49,18 @@ class StageRecord:
         return digest({"stage": self.stage, "settings": self.settings, "inputs": self.inputs})
 
     def is_complete(self) -> bool:
-        """True if the stage's manifest exists and matches; UserError naming the difference if it does not match."""
+        """True if the stage's manifest exists and matches; UserError naming the difference if it
+        does not match.
+        """
         if not self.store.exists(MANIFEST):
             return False
         self._compare(self.store.read_json(MANIFEST))
         return True
 
     def check(self) -> None:
-        """UserError naming the difference if another configuration started or finished here; nothing is written."""
+        """UserError naming the difference if another configuration started or finished here;
+        nothing is written.
+        """
         for name in (STARTED, MANIFEST):
             if self.store.exists(name):
                 self._compare(self.store.read_json(name))
@@ -64,7 +72,9 @@ class StageRecord:
         else:
             self.store.write_json(STARTED, self._body())
 
-    def finish(self, counts: dict[str, Any], outputs: dict[str, Any] | None = None) -> dict[str, Any]:
+    def finish(
+        self, counts: dict[str, Any], outputs: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Publish the manifest: the stage is complete from here on. Returns it."""
         manifest = {**self._body(), "counts": counts, "outputs": outputs or {}}
         self.store.write_json(MANIFEST, manifest)
@@ -75,12 +85,15 @@ class StageRecord:
         return loaded
 
     def version_changes(self) -> list[str]:
-        """What has another version now than when this stage began, one line each; empty if it has not begun."""
+        """What has another version now than when this stage began, one line each; empty if it
+        has not begun.
+        """
         if not self.store.exists(STARTED):
             return []
         then, now = self.store.read_json(STARTED)["versions"], library_versions()
         return [
-            f"{self.store.root} was begun with {name} {then.get(name, 'unknown')}, this is {version}; their rounding may differ"
+            f"{self.store.root} was begun with {name} {then.get(name, 'unknown')}, this is "
+            f"{version}; their rounding may differ"
             for name, version in now.items()
             if then.get(name) != version
         ]
@@ -99,14 +112,19 @@ class StageRecord:
     def _compare(self, found: dict[str, Any]) -> None:
         if found.get("schema_version") != SCHEMA_VERSION:
             raise UserError(
-                f"{self.store.root} was written with schema version {found.get('schema_version')}, this program writes {SCHEMA_VERSION}"
+                f"{self.store.root} was written with schema version "
+                f"{found.get('schema_version')}, this program writes {SCHEMA_VERSION}"
             )
-        for kind, ours, theirs in (("setting", self.settings, found["settings"]), ("input", self.inputs, found["inputs"])):
+        for kind, ours, theirs in (
+            ("setting", self.settings, found["settings"]),
+            ("input", self.inputs, found["inputs"]),
+        ):
             for key in sorted({*ours, *theirs}):
                 if ours.get(key) != theirs.get(key):
                     raise UserError(
-                        f"{self.store.root} holds another run's {self.stage} stage: {kind} {key} was {_short(theirs.get(key))}, "
-                        f"now it is {_short(ours.get(key))}; choose another run_dir or restore the {kind}"
+                        f"{self.store.root} holds another run's {self.stage} stage: {kind} {key} "
+                        f"was {_short(theirs.get(key))}, now it is {_short(ours.get(key))}; "
+                        f"choose another run_dir or restore the {kind}"
                     )
 
 

@@ -1,8 +1,9 @@
 """The run store: every write of the pipeline goes through it, to a local disk or an object store.
 
-A file appears under its final name complete or not at all: on a local disk by temporary name, fsync and rename, on an
-object store by one upload to the final key. Paths are relative to the store's root and use '/'. Calls to an object store
-that fail for a passing reason are repeated, beyond what pyarrow repeats itself.
+A file appears under its final name complete or not at all: on a local disk by temporary name, fsync
+and rename, on an object store by one upload to the final key. Paths are relative to the store's
+root and use '/'. Calls to an object store that fail for a passing reason are repeated, beyond what
+pyarrow repeats itself.
 """
 
 import contextlib
@@ -32,17 +33,30 @@ _SPOOLED_BYTES = 2**26  # of an upload that is kept in memory; the rest waits on
 _WAITS_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
 # What an object store says that no repetition will change.
 _LASTING = re.compile(
-    r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY|SIGNATURE|INVALID_CLIENT|MISSING_AUTH|HTTP (code|status) 4(?!08|29)"
+    r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY|SIGNATURE|INVALID_CLIENT|MISSING_AUTH|HTTP "
+    r"(code|status) 4(?!08|29)"
 )
 # Errors of a local write that the user can mend.
 _WRITE_ERRORS = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EFBIG, errno.ENAMETOOLONG}
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EEXIST,
+        errno.ENOTDIR,
+        errno.EFBIG,
+        errno.ENAMETOOLONG,
+    }
 )
 Result = TypeVar("Result")
 
 
 def filesystem_of(uri: str) -> tuple[fs.FileSystem, str]:
-    """(file system, path on it) of a local path or a URI pyarrow knows; UserError naming a URI it does not."""
+    """(file system, path on it) of a local path or a URI pyarrow knows; UserError naming a URI
+    it does not.
+    """
     try:
         if re.match(r"^[a-z][a-z0-9+.-]+://", uri):
             found: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(uri)
@@ -53,16 +67,18 @@ def filesystem_of(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 class RunStore:
-    """Reads and atomic writes below one root directory or prefix; cheap to build, so workers build their own.
+    """Reads and atomic writes below one root directory or prefix; cheap to build, so workers build
+    their own.
 
-    Raises: UserError for a root that cannot be opened, a lasting refusal (permissions, full disk, no such bucket);
-        StageFailed if an object store stays unreachable.
+    Raises: UserError for a root that cannot be opened, a lasting refusal (permissions, full disk,
+        no such bucket); StageFailed if an object store stays unreachable.
     """
 
     def __init__(self, root: str) -> None:
         if "://" in root and "?" in root:
             raise UserError(
-                f"{root!r}: options in a location are not read; set them in the environment (AWS_ENDPOINT_URL, AWS_REGION, ...)"
+                f"{root!r}: options in a location are not read; set them in the environment "
+                "(AWS_ENDPOINT_URL, AWS_REGION, ...)"
             )
         self.root = root if "://" in root else os.path.abspath(os.path.expanduser(root))
         self._fs, self._path = filesystem_of(root)
@@ -79,11 +95,15 @@ class RunStore:
 
     def _full(self, path: str) -> str:
         if ".." in path.split("/") or path.startswith("/"):
-            raise UserError(f"{path!r} would leave {self.root}: names in a store are relative and have no '..'")
+            raise UserError(
+                f"{path!r} would leave {self.root}: names in a store are relative and have no '..'"
+            )
         return f"{self._path.rstrip('/')}/{path}" if path else self._path
 
     def trying(self, action: Callable[[], Result], path: str) -> Result:
-        """Call `action`, which reads or writes `path` whole; on an object store again after errors that may pass."""
+        """Call `action`, which reads or writes `path` whole; on an object store again after
+        errors that may pass.
+        """
         if self.is_local:
             return action()
         for wait in (*_WAITS_SECONDS, None):
@@ -96,7 +116,10 @@ class RunStore:
                 if isinstance(error, PermissionError) or _LASTING.search(message):
                     raise UserError(f"{self.root}/{path}: {message}") from error
                 if wait is None:
-                    raise StageFailed(f"{self.root}/{path}: still failing after {len(_WAITS_SECONDS) + 1} tries: {message}") from error
+                    raise StageFailed(
+                        f"{self.root}/{path}: still failing after {len(_WAITS_SECONDS) + 1} "
+                        f"tries: {message}"
+                    ) from error
                 time.sleep(wait)
         raise AssertionError("the last try returns or raises")
 
@@ -104,17 +127,26 @@ class RunStore:
         return self.trying(lambda: self._fs.get_file_info(self._full(path)), path)
 
     def _list(self, path: str) -> list[fs.FileInfo]:
-        return self.trying(lambda: self._fs.get_file_info(fs.FileSelector(self._full(path), allow_not_found=True)), path)
+        return self.trying(
+            lambda: self._fs.get_file_info(fs.FileSelector(self._full(path), allow_not_found=True)),
+            path,
+        )
 
     def exists(self, path: str = "") -> bool:
         return bool(self._info(path).type != fs.FileType.NotFound)
 
     def names(self, path: str = "") -> list[str]:
-        """Names directly below `path`, sorted, temporary ones left out; empty if it does not exist."""
-        return sorted(name for info in self._list(path) if not (name := info.base_name).startswith(_TEMPORARY))
+        """Names directly below `path`, sorted, temporary ones left out; empty if it does not
+        exist.
+        """
+        return sorted(
+            name for info in self._list(path) if not (name := info.base_name).startswith(_TEMPORARY)
+        )
 
     def files(self) -> list[tuple[str, int, int]]:
-        """(path, bytes, time of change in ns) of every file below the root, sorted; temporary ones are left out."""
+        """(path, bytes, time of change in ns) of every file below the root, sorted; temporary
+        ones are left out.
+        """
         selector = fs.FileSelector(self._path, recursive=True, allow_not_found=True)
         found = self.trying(lambda: self._fs.get_file_info(selector), "")
         start = len(self._path.rstrip("/")) + 1
@@ -141,9 +173,16 @@ class RunStore:
         return json.loads(self.read_bytes(path))
 
     def open_parquet(self, path: str, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
-        """Every page's checksum is verified when it is read. metadata: the footer, if it has been read before."""
+        """Every page's checksum is verified when it is read. metadata: the footer, if it has
+        been read before.
+        """
         return self.trying(
-            lambda: pq.ParquetFile(self._fs.open_input_file(self._full(path)), metadata=metadata, page_checksum_verification=True), path
+            lambda: pq.ParquetFile(
+                self._fs.open_input_file(self._full(path)),
+                metadata=metadata,
+                page_checksum_verification=True,
+            ),
+            path,
         )
 
     def read_table(self, path: str, columns: list[str] | None = None) -> pa.Table:
@@ -166,8 +205,12 @@ class RunStore:
             writer.write(table)
 
     @contextlib.contextmanager
-    def table_writer(self, path: str, schema: pa.Schema, compression: str | None = "zstd") -> Iterator["TableWriter"]:
-        """Publish a Parquet file table by table; it appears when the block ends without an error."""
+    def table_writer(
+        self, path: str, schema: pa.Schema, compression: str | None = "zstd"
+    ) -> Iterator["TableWriter"]:
+        """Publish a Parquet file table by table; it appears when the block ends without an
+        error.
+        """
         with self._publishing(path) as target:
             writer = TableWriter(target, schema, compression)
             try:
@@ -178,7 +221,9 @@ class RunStore:
             writer.close()
 
     def publish_file(self, source: Path, path: str) -> None:
-        """Move a complete local file to `path`, replacing what was there; consumes `source`, which should be a staged one."""
+        """Move a complete local file to `path`, replacing what was there; consumes `source`,
+        which should be a staged one.
+        """
         if self.is_local:
             target = self.local_path(path)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -229,13 +274,24 @@ class RunStore:
             return
         with tempfile.TemporaryDirectory(prefix="sparsepo-") as folder:
             target = fs.LocalFileSystem()
-            self.trying(lambda: fs.copy_files(self._full(path), folder, source_filesystem=self._fs, destination_filesystem=target), path)
+            self.trying(
+                lambda: fs.copy_files(
+                    self._full(path),
+                    folder,
+                    source_filesystem=self._fs,
+                    destination_filesystem=target,
+                ),
+                path,
+            )
             yield Path(folder)
 
     def delete(self, path: str) -> None:
         """Remove a file or a directory tree; nothing happens if it does not exist."""
         kind = self._info(path).type
-        remove = {fs.FileType.Directory: self._fs.delete_dir, fs.FileType.File: self._fs.delete_file}.get(kind)
+        remove = {
+            fs.FileType.Directory: self._fs.delete_dir,
+            fs.FileType.File: self._fs.delete_file,
+        }.get(kind)
         if remove is not None:
             with contextlib.suppress(FileNotFoundError):
                 self.trying(lambda: remove(self._full(path)), path)
@@ -262,7 +318,8 @@ class RunStore:
     def _publishing(self, path: str) -> Iterator[Any]:
         full = self._full(path)
         if not self.is_local:
-            # Whole first: closing an upload stream after an error would publish what was written so far.
+            # Whole first: closing an upload stream after an error would publish what was written so
+            # far.
             with tempfile.SpooledTemporaryFile(max_size=_SPOOLED_BYTES) as spool:
                 yield spool
 
@@ -290,7 +347,11 @@ class RunStore:
         except OSError as error:
             if error.errno not in _WRITE_ERRORS:
                 raise
-            kept = "; what was published before is kept" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+            kept = (
+                "; what was published before is kept"
+                if error.errno in (errno.ENOSPC, errno.EDQUOT)
+                else ""
+            )
             raise UserError(f"cannot write {full}: {os.strerror(error.errno)}{kept}") from error
 
 
@@ -320,7 +381,9 @@ class TableWriter:
         self._writer.close()
 
     def abandon(self) -> None:
-        """Forget the file: pyarrow would otherwise write its footer when the writer is collected."""
+        """Forget the file: pyarrow would otherwise write its footer when the writer is
+        collected.
+        """
         self._writer.is_open = False
 
     @property

@@ -1,7 +1,9 @@
-"""How a policy is spread over ranks and how their gradients are summed: replicated (ddp) or sharded (fsdp).
+"""How a policy is spread over ranks and how their gradients are summed: replicated (ddp) or sharded
+(fsdp).
 
-Both sum in a fixed order, so that a run has the same bits every time with the same number of workers. Every rank calls the
-same methods in the same order; a rank without a micro-batch contributes zero.
+Both sum in a fixed order, so that a run has the same bits every time with the same number of
+workers. Every rank calls the same methods in the same order; a rank without a micro-batch
+contributes zero.
 """
 
 import math
@@ -25,7 +27,8 @@ class Strategy(ABC):
     """One rank's part of the policy.
 
     Attributes:
-        aligns_micro_batches: every rank must run the same number of forwards, because they exchange parameters.
+        aligns_micro_batches: every rank must run the same number of forwards, because they exchange
+            parameters.
     """
 
     aligns_micro_batches: bool
@@ -35,7 +38,10 @@ class Strategy(ABC):
 
     @abstractmethod
     def spread(self, policy: PolicyModel) -> None:
-        """Place the policy; its parameters may be other objects afterwards. Call before the optimizer is built."""
+        """Place the policy; its parameters may be other objects afterwards.
+
+        Call before the optimizer is built.
+        """
 
     @abstractmethod
     def spread_frozen(self, causal_lm: Any) -> None:
@@ -59,7 +65,9 @@ class Strategy(ABC):
 
     @abstractmethod
     def rows_of(self, parameter: Tensor) -> tuple[int, int] | None:
-        """The rows [start, stop) of a parameter that this rank holds; None if it holds all, as every other rank does."""
+        """The rows [start, stop) of a parameter that this rank holds; None if it holds all, as
+        every other rank does.
+        """
 
     @abstractmethod
     def whole(self, parameter: Tensor) -> Tensor:
@@ -71,7 +79,10 @@ def strategy_of(placement: Placement) -> Strategy:
 
 
 class Replicated(Strategy):
-    """Every rank holds everything. Gradients are summed in buckets while the last backward still runs."""
+    """Every rank holds everything.
+
+    Gradients are summed in buckets while the last backward still runs.
+    """
 
     aligns_micro_batches = False
 
@@ -102,7 +113,10 @@ class Replicated(Strategy):
 
 
 class Sharded(Strategy):
-    """FSDP2: every decoder layer is gathered when it runs. Masks and adapters are small and stay whole on every rank."""
+    """FSDP2: every decoder layer is gathered when it runs.
+
+    Masks and adapters are small and stay whole on every rank.
+    """
 
     aligns_micro_batches = True
 
@@ -114,13 +128,25 @@ class Sharded(Strategy):
             torch.utils._pytree.register_dataclass(TokenScores)
         is_adapted = any(not p.requires_grad for p in policy.causal_lm.parameters())
         whole = set(policy.masks.parameters())
-        whole |= {p for p in policy.causal_lm.parameters() if p.requires_grad} if is_adapted else set()
+        whole |= (
+            {p for p in policy.causal_lm.parameters() if p.requires_grad} if is_adapted else set()
+        )
         place = self.placement
-        mixed = MixedPrecisionPolicy(param_dtype=place.compute, reduce_dtype=place.weights) if place.weights != place.compute else None
-        self._shard([*decoder_layers(transformer_of(policy.causal_lm)), policy], mixed or MixedPrecisionPolicy(), whole)
+        mixed = (
+            MixedPrecisionPolicy(param_dtype=place.compute, reduce_dtype=place.weights)
+            if place.weights != place.compute
+            else None
+        )
+        self._shard(
+            [*decoder_layers(transformer_of(policy.causal_lm)), policy],
+            mixed or MixedPrecisionPolicy(),
+            whole,
+        )
         self._modules = [module for module in policy.modules() if isinstance(module, FSDPModule)]
         for module in self._modules:
-            module.set_gradient_divide_factor(1.0)  # a sum: the loss is divided by the global count already
+            module.set_gradient_divide_factor(
+                1.0
+            )  # a sum: the loss is divided by the global count already
             module.set_force_sum_reduction_for_comms(True)
         self._whole = [p for p in whole if p.requires_grad]
         order = {id(p): i for i, p in enumerate(policy.parameters())}
@@ -133,7 +159,9 @@ class Sharded(Strategy):
         from torch.distributed.fsdp import MixedPrecisionPolicy
 
         transformer = transformer_of(causal_lm)
-        self._shard([*decoder_layers(transformer), transformer.base_model], MixedPrecisionPolicy(), set())
+        self._shard(
+            [*decoder_layers(transformer), transformer.base_model], MixedPrecisionPolicy(), set()
+        )
 
     def _shard(self, modules: Sequence[nn.Module], policy: Any, whole: set[nn.Parameter]) -> None:
         from torch.distributed.device_mesh import init_device_mesh
@@ -144,7 +172,9 @@ class Sharded(Strategy):
             fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=whole)
 
     def expect_last_backward(self) -> None:
-        """Nothing: sums of whole gradients among FSDP2's own collectives would come in another order on every rank."""
+        """Nothing: sums of whole gradients among FSDP2's own collectives would come in another
+        order on every rank.
+        """
 
     def finish_gradients(self) -> None:
         _fill_missing(self._split)
@@ -154,8 +184,12 @@ class Sharded(Strategy):
         squares = torch.zeros((), dtype=torch.float64, device=self.placement.device)
         for parameters in (self._split, self._whole):
             if parameters:
-                norm: Any = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-                squares += (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).double().square()
+                norm: Any = nn.utils.get_total_norm(
+                    [p.grad for p in parameters if p.grad is not None]
+                )
+                squares += (
+                    (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).double().square()
+                )
         norm = squares.sqrt().float()
         for parameters in (self._split, self._whole):
             if parameters:
@@ -185,9 +219,10 @@ def _fill_missing(parameters: Sequence[nn.Parameter]) -> None:
 
 
 class _BucketSum:
-    """Sums gradients over ranks bucket by bucket, in one order on every rank: from the last parameter to the first, which is
-    about the order in which a backward completes them. A bucket starts once it and all before it are complete. One rank alone
-    has nothing to sum.
+    """Sums gradients over ranks bucket by bucket, in one order on every rank: from the last
+    parameter to the first, which is
+    about the order in which a backward completes them. A bucket starts once it and all before it
+    are complete. One rank alone has nothing to sum.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], world: int) -> None:
@@ -230,7 +265,9 @@ class _BucketSum:
             self._start()
         for bucket, flat, work in self._started:
             work.wait()
-            for parameter, summed in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+            for parameter, summed in zip(
+                bucket, flat.split([p.numel() for p in bucket]), strict=True
+            ):
                 parameter.grad = summed.view_as(parameter)
         self._is_armed = False
         self._reset()
@@ -240,7 +277,9 @@ def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]
     bucket: list[nn.Parameter] = []
     size = 0
     for parameter in parameters:
-        if bucket and (size + parameter.numel() > _BUCKET_ELEMENTS or parameter.dtype != bucket[0].dtype):
+        if bucket and (
+            size + parameter.numel() > _BUCKET_ELEMENTS or parameter.dtype != bucket[0].dtype
+        ):
             yield bucket
             bucket, size = [], 0
         bucket.append(parameter)

@@ -1,7 +1,9 @@
-"""submit: any command as a job of a Ray cluster, with this installation's code and the checked recipe in its package.
+"""submit: any command as a job of a Ray cluster, with this installation's code and the checked
+recipe in its package.
 
-The package holds the three source packages and the recipe, nothing else: data, models and run directories stay where every
-machine of the cluster sees them. A job has a name that a repeated submission finds again, so that retries do not run it twice.
+The package holds the three source packages and the recipe, nothing else: data, models and run
+directories stay where every machine of the cluster sees them. A job has a name that a repeated
+submission finds again, so that retries do not run it twice.
 """
 
 import asyncio
@@ -31,7 +33,8 @@ Say = Callable[[str], None]
 PACKAGES = ("sparsepo", "pipelines", "evaluation")
 PACKAGE_LIMIT_BYTES = 20 * 2**20  # the code and a recipe are one; more is a mistake
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,99}")
-# Variables that hold keys by their names: what a job's environment holds, everybody who may use the cluster can read.
+# Variables that hold keys by their names: what a job's environment holds, everybody who may use the
+# cluster can read.
 _SECRET = re.compile(r"(^|_)(KEY|KEYS|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)($|_)", re.I)
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _POLL_SECONDS = 1.0
@@ -43,7 +46,8 @@ class Job:
     """A job of the cluster.
 
     Attributes:
-        name: as the user knows it. id: of this attempt (name, then name-2, ...). digest: of command and recipe.
+        name: as the user knows it. id: of this attempt (name, then name-2, ...). digest: of command
+            and recipe.
     """
 
     id: str
@@ -63,7 +67,11 @@ class Job:
         return int(self.id.removeprefix(self.name).removeprefix("-") or 1)
 
     def line(self) -> str:
-        started = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(self.started_ms / 1000)) + "Z" if self.started_ms else "not started"
+        started = (
+            time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(self.started_ms / 1000)) + "Z"
+            if self.started_ms
+            else "not started"
+        )
         code = f" (exit code {self.exit_code})" if self.exit_code else ""
         return f"{self.id:<40} {self.status + code:<24} {started:<22} {self.command}"
 
@@ -71,7 +79,8 @@ class Job:
 class Cluster:
     """The jobs of one cluster, through its dashboard.
 
-    Raises: UserError if nothing answers at the address, or if it refuses the token (or the lack of one).
+    Raises: UserError if nothing answers at the address, or if it refuses the token (or the lack of
+        one).
     """
 
     def __init__(self, address: str | None, say: Say) -> None:
@@ -83,13 +92,21 @@ class Cluster:
         os.environ["RAY_API_SERVER_ADDRESS"] = self.address
         from ray.job_submission import JobSubmissionClient
 
-        for chatty in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging"):
+        for chatty in (
+            "ray.dashboard.modules.dashboard_sdk",
+            "ray.dashboard.modules.job.sdk",
+            "ray._private.runtime_env.packaging",
+        ):
             logging.getLogger(chatty).setLevel(logging.WARNING)
         self._client = JobSubmissionClient(self.address)
 
     def jobs(self) -> list[Job]:
         """Jobs that `sparsepo submit` has started, oldest first."""
-        found = [_job(details) for details in self._client.list_jobs() if "sparsepo_name" in (details.metadata or {})]
+        found = [
+            _job(details)
+            for details in self._client.list_jobs()
+            if "sparsepo_name" in (details.metadata or {})
+        ]
         return sorted(found, key=lambda job: job.started_ms or 0)
 
     def attempts(self, name: str) -> list[Job]:
@@ -101,21 +118,39 @@ class Cluster:
         named = [job for job in jobs if name in (job.name, job.id)]
         if not named:
             known = sorted({job.name for job in jobs})
-            raise UserError(f"job {name!r}: no such job on {self.address}" + (f"; it has {', '.join(known)}" if known else ""))
+            raise UserError(
+                f"job {name!r}: no such job on {self.address}"
+                + (f"; it has {', '.join(known)}" if known else "")
+            )
         return max(named, key=lambda job: job.attempt)
 
-    def start(self, job: Job, entrypoint: Sequence[str], package: Path, environment: dict[str, str]) -> Job:
-        """Send the package and start its command. UserError if the cluster has a job of that id, or will not have this one."""
+    def start(
+        self, job: Job, entrypoint: Sequence[str], package: Path, environment: dict[str, str]
+    ) -> Job:
+        """Send the package and start its command.
+
+        UserError if the cluster has a job of that id, or will not have this one.
+        """
         try:
             self._client.submit_job(
                 entrypoint=shlex.join(("python", "-m", "pipelines", *entrypoint)),
                 submission_id=job.id,
-                runtime_env={"working_dir": str(package), "env_vars": {"PYTHONUNBUFFERED": "1", **environment}},
-                metadata={"sparsepo_name": job.name, "sparsepo_command": job.command, "sparsepo_digest": job.digest},
+                runtime_env={
+                    "working_dir": str(package),
+                    "env_vars": {"PYTHONUNBUFFERED": "1", **environment},
+                },
+                metadata={
+                    "sparsepo_name": job.name,
+                    "sparsepo_command": job.command,
+                    "sparsepo_digest": job.digest,
+                },
             )
         except RuntimeError as error:
             reasons = [line for line in str(error).splitlines() if line.strip()]
-            raise UserError(f"{self.address} does not take the job {job.id}: {reasons[-1] if reasons else error}") from error
+            raise UserError(
+                f"{self.address} does not take the job {job.id}: "
+                f"{reasons[-1] if reasons else error}"
+            ) from error
         return self.latest(job.id)
 
     def stop(self, job: Job) -> None:
@@ -126,7 +161,9 @@ class Cluster:
         return found
 
     def follow(self, job: Job, write: Callable[[str], None]) -> Job:
-        """Write the job's output as it comes, until the job ends; a connection that breaks is made again."""
+        """Write the job's output as it comes, until the job ends; a connection that breaks is
+        made again.
+        """
         shown = 0
 
         def show(text: str, end: int) -> None:
@@ -143,7 +180,9 @@ class Cluster:
 
         while not (job := self._state(job)).ended:
             if job.status != "PENDING":
-                with contextlib.suppress(Exception):  # aiohttp's and Ray's; the job's state is asked for next
+                with contextlib.suppress(
+                    Exception
+                ):  # aiohttp's and Ray's; the job's state is asked for next
                     asyncio.run(read())
             time.sleep(_POLL_SECONDS)
         with contextlib.suppress(RuntimeError, OSError):  # the machine that had the log is gone
@@ -163,26 +202,36 @@ class Cluster:
             except (OSError, RuntimeError) as error:  # requests' errors are OSErrors
                 if time.monotonic() > limit:
                     raise StageFailed(
-                        f"{self.address} has not answered for {_PATIENCE_SECONDS:.0f} s; the job may go on: sparsepo job logs {job.name} --follow"
+                        f"{self.address} has not answered for {_PATIENCE_SECONDS:.0f} s; the job "
+                        f"may go on: sparsepo job logs {job.name} --follow"
                     ) from error
                 time.sleep(_POLL_SECONDS)
 
 
 def submit(
-    command: Sequence[str], program: Any, address: str | None, name: str | None, forwarded: Sequence[str], say: Say
+    command: Sequence[str],
+    program: Any,
+    address: str | None,
+    name: str | None,
+    forwarded: Sequence[str],
+    say: Say,
 ) -> tuple[Cluster, Job]:
     """Start a command as a job, or find the job that already runs it.
 
     Args:
-        command: as after `sparsepo`. program: its click command, which checks the options. name: of the job; made from
-            command and recipe by default. forwarded: NAME or NAME=VALUE of environment variables for the job.
+        command: as after `sparsepo`. program: its click command, which checks the options. name: of
+            the job; made from command and recipe by default. forwarded: NAME or NAME=VALUE of
+            environment variables for the job.
     Raises: UserError for a command that would fail on the cluster too, before anything is sent.
     """
     environment = _environment(forwarded)
     with packaged_command(command, program) as (package, resolved):
         size = sum(path.stat().st_size for path in package.rglob("*") if path.is_file())
         if size > PACKAGE_LIMIT_BYTES:
-            raise UserError(f"the package has {size / 2**20:.0f} MiB: at most {PACKAGE_LIMIT_BYTES // 2**20} are sent")
+            raise UserError(
+                f"the package has {size / 2**20:.0f} MiB: at most {PACKAGE_LIMIT_BYTES // 2**20} "
+                "are sent"
+            )
         digest = _digest(resolved, package)
         name = _checked_name(name) if name else f"sparsepo-{command[0]}-{digest[:10]}"
         cluster = Cluster(address, say)
@@ -190,35 +239,57 @@ def submit(
         if before and not before[-1].ended:
             if before[-1].digest != digest:
                 raise UserError(
-                    f"--name {name}: {before[-1].id} runs another command or recipe (`sparsepo {before[-1].command}`); choose another"
-                    f" name, or end it with `sparsepo job stop {name}`"
+                    f"--name {name}: {before[-1].id} runs another command or recipe (`sparsepo "
+                    f"{before[-1].command}`); choose another name, or end it with `sparsepo job "
+                    f"stop {name}`"
                 )
-            say(f"submit: {before[-1].id} runs already ({before[-1].status.lower()}); not started twice")
+            say(
+                f"submit: {before[-1].id} runs already ({before[-1].status.lower()}); not started "
+                "twice"
+            )
             return cluster, before[-1]
         identity = f"{name}-{len(before) + 1}" if before else name
-        job = cluster.start(Job(identity, name, "PENDING", shlex.join(command), digest), resolved, package, environment)
+        job = cluster.start(
+            Job(identity, name, "PENDING", shlex.join(command), digest),
+            resolved,
+            package,
+            environment,
+        )
         say(f"submit: {job.id} on {cluster.address}: {size / 2**10:.0f} KiB of code and recipe")
     return cluster, job
 
 
 @contextlib.contextmanager
 def packaged_command(command: Sequence[str], program: Any) -> Iterator[tuple[Path, list[str]]]:
-    """(directory to send, command to run in it). The recipe with its overrides becomes recipe.yaml, a sweep sweep.yaml."""
+    """(directory to send, command to run in it).
+
+    The recipe with its overrides becomes recipe.yaml, a sweep sweep.yaml.
+    """
     if not command or command[0] not in program.commands or command[0] in ("submit", "job"):
         allowed = ", ".join(sorted(set(program.commands) - {"submit", "job"}))
-        raise UserError(f"submit {' '.join(command) or '(nothing)'}: the command must be one of {allowed}")
+        raise UserError(
+            f"submit {' '.join(command) or '(nothing)'}: the command must be one of {allowed}"
+        )
     parameters = _parameters(program.commands[command[0]], command)
     with tempfile.TemporaryDirectory(prefix="sparsepo-package-") as folder:
         package = Path(folder)
         for source in PACKAGES:
             shutil.copytree(
-                Path(__file__).parent.parent / source, package / source, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
+                Path(__file__).parent.parent / source,
+                package / source,
+                ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*"),
             )
-        file, overrides = parameters.get("sweep") or parameters.get("recipe"), parameters.get("overrides") or []
+        file, overrides = (
+            parameters.get("sweep") or parameters.get("recipe"),
+            parameters.get("overrides") or [],
+        )
         if file is None:
             yield package, list(command)
         elif "sweep" in parameters or is_sweep(file):
-            yield package, _replaced(command, file, overrides, _write_sweep(file, overrides, package))
+            yield (
+                package,
+                _replaced(command, file, overrides, _write_sweep(file, overrides, package)),
+            )
         else:
             (package / "recipe.yaml").write_text(write_yaml(load_recipe(file, overrides)))
             yield package, _replaced(command, file, overrides, "recipe.yaml")
@@ -234,7 +305,11 @@ def _write_sweep(file: str, overrides: Sequence[str], package: Path) -> str:
             return {key: carried(item) for key, item in value.items()}
         if isinstance(value, list):
             return [carried(item) for item in value]
-        if not isinstance(value, str) or not value.endswith((".yaml", ".yml")) or not Path(value).is_file():
+        if (
+            not isinstance(value, str)
+            or not value.endswith((".yaml", ".yml"))
+            or not Path(value).is_file()
+        ):
             return value
         folder.mkdir(exist_ok=True)
         target = folder / Path(value).name
@@ -257,7 +332,9 @@ def _parameters(program: Any, command: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _replaced(command: Sequence[str], file: str, overrides: Sequence[str], target: str) -> list[str]:
+def _replaced(
+    command: Sequence[str], file: str, overrides: Sequence[str], target: str
+) -> list[str]:
     """The command with its file replaced and its overrides left out: they are in the file."""
     rest = list(command[1:])
     rest[rest.index(file)] = target
@@ -276,7 +353,10 @@ def _digest(command: Sequence[str], package: Path) -> str:
 
 def _checked_name(name: str) -> str:
     if not _NAME.fullmatch(name):
-        raise UserError(f"--name {name!r}: letters, digits, '.', '_' and '-', 100 at most, the first a letter or digit")
+        raise UserError(
+            f"--name {name!r}: letters, digits, '.', '_' and '-', 100 at most, the first a letter "
+            "or digit"
+        )
     return name
 
 
@@ -287,7 +367,8 @@ def _environment(forwarded: Sequence[str]) -> dict[str, str]:
         name, sign, value = item.partition("=")
         if _SECRET.search(name):
             raise UserError(
-                f"--env {name}: everybody who may use the cluster can read a job's environment; set keys on its machines (docs/clusters.md)"
+                f"--env {name}: everybody who may use the cluster can read a job's environment; "
+                "set keys on its machines (docs/clusters.md)"
             )
         if not sign and name not in os.environ:
             raise UserError(f"--env {name}: not set here; write {name}=VALUE")
@@ -298,11 +379,17 @@ def _environment(forwarded: Sequence[str]) -> dict[str, str]:
 def _checked_address(address: str | None) -> str:
     found = address or os.environ.get("RAY_API_SERVER_ADDRESS") or ""
     if not found:
-        raise UserError("submit needs --address http://HEAD:8265 (or RAY_API_SERVER_ADDRESS): where the cluster's dashboard listens")
+        raise UserError(
+            "submit needs --address http://HEAD:8265 (or RAY_API_SERVER_ADDRESS): where the "
+            "cluster's dashboard listens"
+        )
     if "://" not in found:
         found = f"http://{found}"
     if not re.fullmatch(r"https?://[^/\s]+/?", found):
-        raise UserError(f"--address {address!r}: must be http://HOST:PORT or https://HOST:PORT of the cluster's dashboard")
+        raise UserError(
+            f"--address {address!r}: must be http://HOST:PORT or https://HOST:PORT of the "
+            "cluster's dashboard"
+        )
     return found.rstrip("/")
 
 
@@ -322,21 +409,28 @@ def _check_access(address: str, token: str | None, place: str, say: Say) -> None
     open_to_all = _answer(address, None)
     if open_to_all == 200:
         say(
-            f"warning: {address} answers without a token: whoever reaches it can run code there. Start Ray with RAY_AUTH_MODE=token"
-            " (docs/clusters.md)"
+            f"warning: {address} answers without a token: whoever reaches it can run code there. "
+            "Start Ray with RAY_AUTH_MODE=token (docs/clusters.md)"
         )
         return
     if open_to_all not in (401, 403):
-        raise UserError(f"--address {address}: no Ray dashboard answers there (HTTP status {open_to_all})")
+        raise UserError(
+            f"--address {address}: no Ray dashboard answers there (HTTP status {open_to_all})"
+        )
     if token is None:
-        raise UserError(f"{address} wants a token: put the cluster's into ~/.ray/auth_token, or name its file in RAY_AUTH_TOKEN_PATH")
+        raise UserError(
+            f"{address} wants a token: put the cluster's into ~/.ray/auth_token, or name its file "
+            "in RAY_AUTH_TOKEN_PATH"
+        )
     if (refused := _answer(address, token)) != 200:
         raise UserError(f"{address} refuses the token of {place} (HTTP status {refused})")
 
 
 def _answer(address: str, token: str | None) -> int:
     """The status of a question for the cluster's jobs."""
-    request = urllib.request.Request(f"{address}/api/jobs/", headers={"Authorization": f"Bearer {token}"} if token else {})
+    request = urllib.request.Request(
+        f"{address}/api/jobs/", headers={"Authorization": f"Bearer {token}"} if token else {}
+    )
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:
             found: int = answer.status
@@ -344,7 +438,9 @@ def _answer(address: str, token: str | None) -> int:
     except urllib.error.HTTPError as error:
         return error.code
     except (OSError, ValueError) as error:
-        raise UserError(f"--address {address}: nothing answers there ({getattr(error, 'reason', error)})") from error
+        raise UserError(
+            f"--address {address}: nothing answers there ({getattr(error, 'reason', error)})"
+        ) from error
 
 
 def _job(details: Any) -> Job:
@@ -360,7 +456,9 @@ def _job(details: Any) -> Job:
 
 
 def exit_code_of(job: Job) -> int:
-    """What the command itself would have ended with; a job that was stopped counts as interrupted."""
+    """What the command itself would have ended with; a job that was stopped counts as
+    interrupted.
+    """
     if job.status == "STOPPED":
         return 130
     if job.status == "SUCCEEDED":

@@ -1,6 +1,7 @@
 """Sweeps: a base recipe, a search space over its keys, what to optimise, and how.
 
-A point of the space is a plain mapping of the searched keys to values; keys whose condition does not hold are absent.
+A point of the space is a plain mapping of the searched keys to values; keys whose condition does
+not hold are absent.
 """
 
 import itertools
@@ -31,8 +32,9 @@ class _Part(BaseModel):
 class Range(_Part):
     """Values of one searched key: exactly one of grid, choice, uniform, loguniform, int.
 
-    grid: every value is tried; choice: one of the values at random; uniform, loguniform: [low, high] real numbers;
-    int: [low, high] whole numbers, both included. when: searched key -> value or values with which this key exists.
+    grid: every value is tried; choice: one of the values at random; uniform, loguniform: [low,
+    high] real numbers; int: [low, high] whole numbers, both included. when: searched key -> value
+    or values with which this key exists.
     """
 
     grid: tuple[Any, ...] | None = Field(None, min_length=1)
@@ -47,7 +49,9 @@ class Range(_Part):
         kinds = [name for name in type(self).model_fields if name != "when"]
         given = [name for name in kinds if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of {', '.join(kinds)}; got {', '.join(given) or 'none'}")
+            raise ValueError(
+                f"give exactly one of {', '.join(kinds)}; got {', '.join(given) or 'none'}"
+            )
         bounds = self.bounds()
         if bounds is not None and not bounds[0] < bounds[1]:
             raise ValueError(f"range [{bounds[0]}, {bounds[1]}] is empty: low must be below high")
@@ -64,7 +68,10 @@ class Range(_Part):
         return self.uniform or self.loguniform or self.int
 
     def conditions(self) -> dict[str, tuple[Any, ...]]:
-        return {key: tuple(value) if isinstance(value, list | tuple) else (value,) for key, value in self.when.items()}
+        return {
+            key: tuple(value) if isinstance(value, list | tuple) else (value,)
+            for key, value in self.when.items()
+        }
 
     def draw(self, rng: random.Random) -> Any:
         """A value of a choice or of a range of numbers."""
@@ -80,7 +87,9 @@ class Range(_Part):
 
 
 class Goal(_Part):
-    """A metric to optimise: train/... of the last step, validation/... of the last validation, evaluation/<benchmark>/..."""
+    """A metric to optimise: train/... of the last step, validation/... of the last validation,
+    evaluation/<benchmark>/...
+    """
 
     metric: str = Field(pattern="^(train|validation|evaluation)/.+")
     mode: Literal["max", "min"] = "max"
@@ -93,7 +102,9 @@ class RandomSearch(_Part):
 
 
 class TPESearch(_Part):
-    """Optuna's tree-structured Parzen estimator, for one objective or several; startup_trials are drawn at random first."""
+    """Optuna's tree-structured Parzen estimator, for one objective or several; startup_trials
+    are drawn at random first.
+    """
 
     name: Literal["tpe"]
     startup_trials: int = Field(10, ge=1)
@@ -111,7 +122,9 @@ class NoScheduler(_Part):
 
 
 class ASHA(_Part):
-    """Stop what is behind at a rung: successive halving by a validation metric. grace_steps: optimizer steps that every trial gets."""
+    """Stop what is behind at a rung: successive halving by a validation metric. grace_steps:
+    optimizer steps that every trial gets.
+    """
 
     name: Literal["asha"]
     metric: str | None = Field(None, pattern="^validation/")
@@ -127,7 +140,8 @@ class ASHA(_Part):
 
 
 class Pick(_Part):
-    """Which trial becomes best.yaml: the best by `metric`, or (None) the only objective's best or the front's knee.
+    """Which trial becomes best.yaml: the best by `metric`, or (None) the only objective's best or
+    the front's knee.
 
     where: conditions that it must fulfil, such as "evaluation/sentiment/kl/policy_reference <= 5".
     """
@@ -149,16 +163,21 @@ class Pick(_Part):
             try:
                 found.append((match[1], match[2], float(match[3])))  # type: ignore[index]
             except (TypeError, ValueError) as error:
-                raise ValueError(f"where: {text!r} is no condition: write it as METRIC <= NUMBER (or <, >=, >)") from error
+                raise ValueError(
+                    f"where: {text!r} is no condition: write it as METRIC <= NUMBER (or <, >=, >)"
+                ) from error
         return found
 
 
 class Sweep(_Part):
-    """A validated sweep file. `recipe` is a file or packaged name; `overrides` apply to every trial.
+    """A validated sweep file.
 
-    seeds: every point is trained once per value of train.seed (none given: once, with the recipe's). num_samples: draws per grid
-    point, or trials in all for an Optuna searcher. evaluate_all: evaluate every trial, even if no objective asks for it.
-    hours: after that long what still runs is stopped. max_failures: times that a trial whose process died is tried again.
+    `recipe` is a file or packaged name; `overrides` apply to every trial.
+
+    seeds: every point is trained once per value of train.seed (none given: once, with the
+    recipe's). num_samples: draws per grid point, or trials in all for an Optuna searcher.
+    evaluate_all: evaluate every trial, even if no objective asks for it. hours: after that long
+    what still runs is stopped. max_failures: times that a trial whose process died is tried again.
     """
 
     run_dir: str = Field(min_length=1)
@@ -166,7 +185,9 @@ class Sweep(_Part):
     overrides: tuple[str, ...] = ()
     space: dict[str, Range] = Field(min_length=1)
     objectives: tuple[Goal, ...] = Field((Goal(metric="validation/rewards/margins"),), min_length=1)
-    searcher: Annotated[RandomSearch | TPESearch | NSGA2Search, Field(discriminator="name")] = RandomSearch()
+    searcher: Annotated[RandomSearch | TPESearch | NSGA2Search, Field(discriminator="name")] = (
+        RandomSearch()
+    )
     scheduler: Annotated[NoScheduler | ASHA, Field(discriminator="name")] = NoScheduler()
     num_samples: int = Field(1, ge=1)
     seeds: tuple[int, ...] = ()
@@ -185,16 +206,32 @@ class Sweep(_Part):
             for parent, allowed in values.conditions().items():
                 listed = self.space[parent].values() if parent in self.space else None
                 if listed is None:
-                    raise ValueError(f"space: {key} when {parent}: only a searched key with grid or choice can be a condition")
+                    raise ValueError(
+                        f"space: {key} when {parent}: only a searched key with grid or choice can "
+                        "be a condition"
+                    )
                 missing = [value for value in allowed if value not in listed]
                 if missing:
-                    raise ValueError(f"space: {key} when {parent} is {missing[0]!r}: searched are {', '.join(map(repr, listed))}")
+                    raise ValueError(
+                        f"space: {key} when {parent} is {missing[0]!r}: searched are "
+                        f"{', '.join(map(repr, listed))}"
+                    )
         assert self._order
         grids = [key for key, values in self.space.items() if values.grid]
         if self.searcher.name != "random" and grids:
-            raise ValueError(f"space: {grids[0]} is a grid, which searcher {self.searcher.name} does not walk through: use choice")
-        if self.searcher.name == "random" and len(grids) == len(self.space) and self.num_samples > 1:
-            raise ValueError(f"num_samples = {self.num_samples}: every key is a grid, so all draws are the same; repeat points with seeds")
+            raise ValueError(
+                f"space: {grids[0]} is a grid, which searcher {self.searcher.name} does not walk "
+                "through: use choice"
+            )
+        if (
+            self.searcher.name == "random"
+            and len(grids) == len(self.space)
+            and self.num_samples > 1
+        ):
+            raise ValueError(
+                f"num_samples = {self.num_samples}: every key is a grid, so all draws are the "
+                "same; repeat points with seeds"
+            )
         if self.searcher.name == "nsga2" and len(self.objectives) < 2:
             raise ValueError("searcher nsga2 is for two objectives or more: use tpe for one")
         if len({goal.metric for goal in self.objectives}) < len(self.objectives):
@@ -202,10 +239,17 @@ class Sweep(_Part):
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: a seed is named twice")
         if self.seeds and "train.seed" in self.space:
-            raise ValueError("train.seed is searched and repeated: leave it out of space, or leave seeds out")
-        if self.scheduler.name == "asha" and self.scheduler.metric is None and not self.objectives[0].metric.startswith("validation/"):
             raise ValueError(
-                f"scheduler asha: {self.objectives[0].metric} is not known while a trial trains: give scheduler.metric and mode"
+                "train.seed is searched and repeated: leave it out of space, or leave seeds out"
+            )
+        if (
+            self.scheduler.name == "asha"
+            and self.scheduler.metric is None
+            and not self.objectives[0].metric.startswith("validation/")
+        ):
+            raise ValueError(
+                f"scheduler asha: {self.objectives[0].metric} is not known while a trial trains: "
+                "give scheduler.metric and mode"
             )
         return self
 
@@ -214,16 +258,26 @@ class Sweep(_Part):
         """The searched keys, conditions before what depends on them."""
         order: list[str] = []
         while len(order) < len(self.space):
-            ready = [key for key, values in self.space.items() if key not in order and all(parent in order for parent in values.when)]
+            ready = [
+                key
+                for key, values in self.space.items()
+                if key not in order and all(parent in order for parent in values.when)
+            ]
             if not ready:
-                raise ValueError(f"space: the conditions of {', '.join(k for k in self.space if k not in order)} go in a circle")
+                raise ValueError(
+                    "space: the conditions of "
+                    f"{', '.join(k for k in self.space if k not in order)} go in a circle"
+                )
             order += ready
         return order
 
     def active_keys(self, point: Point) -> Iterator[str]:
         """The keys that exist, each once those before it are in `point`."""
         for key in self._order:
-            if all(parent in point and point[parent] in allowed for parent, allowed in self.space[key].conditions().items()):
+            if all(
+                parent in point and point[parent] in allowed
+                for parent, allowed in self.space[key].conditions().items()
+            ):
                 yield key
 
     @cached_property
@@ -243,7 +297,8 @@ class Sweep(_Part):
         if not left:
             yield point
             return
-        # Grids and conditions first, so that every grid point draws its own values of everything else.
+        # Grids and conditions first, so that every grid point draws its own values of everything
+        # else.
         conditions = {parent for values in self.space.values() for parent in values.when}
         key = min(left, key=lambda key: (not self.space[key].grid, key not in conditions))
         values = self.space[key]
@@ -251,7 +306,9 @@ class Sweep(_Part):
             yield from self._expand({**point, key: value}, rng)
 
     def sample_of_points(self) -> list[Point]:
-        """All points, or for a searcher all combinations of listed values and ends of ranges (a random part of very many)."""
+        """All points, or for a searcher all combinations of listed values and ends of ranges (a
+        random part of very many).
+        """
         if self.points is not None:
             return self.points
         corners = {key: r.values() or r.bounds() or () for key, r in self.space.items()}
@@ -259,7 +316,10 @@ class Sweep(_Part):
         listed = list(combinations)
         if len(listed) > _MAX_CHECKED:
             rng = random.Random(self.seed)
-            listed = [tuple(rng.choice(values) for values in corners.values()) for _ in range(_MAX_CHECKED)]
+            listed = [
+                tuple(rng.choice(values) for values in corners.values())
+                for _ in range(_MAX_CHECKED)
+            ]
         found: dict[str, Point] = {}
         for values in listed:
             every = dict(zip(corners, values, strict=True))
@@ -273,11 +333,17 @@ class Sweep(_Part):
         return self.num_samples if self.points is None else len(self.points)
 
     def evaluates(self) -> bool:
-        wanted = [goal.metric for goal in self.objectives] + [metric for metric, _, _ in self.pick.limits()] + [self.pick.metric or ""]
+        wanted = (
+            [goal.metric for goal in self.objectives]
+            + [metric for metric, _, _ in self.pick.limits()]
+            + [self.pick.metric or ""]
+        )
         return self.evaluate_all or any(metric.startswith("evaluation/") for metric in wanted)
 
     def has_one_method(self) -> bool:
-        """Whether all points report the same metrics: objectives and masks have some of their own."""
+        """Whether all points report the same metrics: objectives and masks have some of their
+        own.
+        """
         return not {RECIPE, "objective.name", "mask.kind"} & set(self.space)
 
     def guide(self) -> Goal:
@@ -292,7 +358,10 @@ class Sweep(_Part):
         base = self._mapping(str(point.get(RECIPE, self.recipe)))
         group = self.run_dir.rstrip("/").rsplit("/", 1)[-1]
         own = [_as_override(key, value) for key, value in point.items() if key != RECIPE]
-        return validate_recipe(set_keys(base, {"run_dir": run_dir, "train.tracker_group": group}), (*self.overrides, *own))
+        return validate_recipe(
+            set_keys(base, {"run_dir": run_dir, "train.tracker_group": group}),
+            (*self.overrides, *own),
+        )
 
     def _mapping(self, recipe: str) -> dict[str, Any]:
         if recipe not in self._mappings:
@@ -308,7 +377,15 @@ class Sweep(_Part):
 
     def settings(self) -> dict[str, Any]:
         """What the trials' results depend on: another value of these is another sweep."""
-        left_out = {"run_dir", "recipe", "overrides", "pick", "hours", "max_concurrent_trials", "max_failures"}
+        left_out = {
+            "run_dir",
+            "recipe",
+            "overrides",
+            "pick",
+            "hours",
+            "max_concurrent_trials",
+            "max_failures",
+        }
         if self.searcher.name == "random":
             left_out.add("objectives")
         found = self.model_dump(mode="json", by_alias=True, exclude=left_out)
@@ -320,7 +397,11 @@ class Sweep(_Part):
                 seen.add(name)
                 recipe = self.recipe_at(point, self.run_dir)
                 for stage in get_args(Stage):
-                    found |= {f"{name}: {k}": v for k, v in stage_settings(recipe, stage).items() if k not in self.space}
+                    found |= {
+                        f"{name}: {k}": v
+                        for k, v in stage_settings(recipe, stage).items()
+                        if k not in self.space
+                    }
         return found
 
     def title(self, point: Point) -> str:
@@ -328,7 +409,8 @@ class Sweep(_Part):
 
 
 def _as_override(key: str, value: Any) -> str:
-    return f"{key}={yaml.safe_dump(value, default_flow_style=True, width=float('inf')).removesuffix('...' + chr(10)).strip()}"
+    dumped = yaml.safe_dump(value, default_flow_style=True, width=float("inf"))
+    return f"{key}={dumped.removesuffix('...' + chr(10)).strip()}"
 
 
 def _short(value: Any) -> str:

@@ -27,7 +27,8 @@ def load_sweep(name: str, overrides: Sequence[str] = ()) -> Sweep:
     """Read and check a sweep file, or a packaged sweep by name.
 
     Args:
-        overrides: key=value; keys of the sweep replace what the file says, all others are overrides of the recipe.
+        overrides: key=value; keys of the sweep replace what the file says, all others are overrides
+            of the recipe.
     Raises: UserError naming what is wrong.
     """
     loaded = read_mapping(name, "sweep")
@@ -36,7 +37,10 @@ def load_sweep(name: str, overrides: Sequence[str] = ()) -> Sweep:
         key, sign, text = item.partition("=")
         if sign and key.partition(".")[0] in Sweep.model_fields.keys() - {"overrides"}:
             if key.startswith("space."):
-                loaded["space"] = {**(loaded.get("space") or {}), key.removeprefix("space."): yaml.safe_load(text)}
+                loaded["space"] = {
+                    **(loaded.get("space") or {}),
+                    key.removeprefix("space."): yaml.safe_load(text),
+                }
             else:
                 loaded = _with_key(loaded, key, yaml.safe_load(text))
         else:
@@ -47,7 +51,9 @@ def load_sweep(name: str, overrides: Sequence[str] = ()) -> Sweep:
         if message:
             raise UserError(f"sweep file {name!r}, space: {message}")
     run_dir = loaded.get("run_dir") or ""
-    loaded["run_dir"] = run_dir if "://" in run_dir or not run_dir else str(Path(run_dir).expanduser().absolute())
+    loaded["run_dir"] = (
+        run_dir if "://" in run_dir or not run_dir else str(Path(run_dir).expanduser().absolute())
+    )
     _make_absolute(loaded)
     try:
         sweep = Sweep.model_validate(loaded)
@@ -63,7 +69,9 @@ def load_sweep(name: str, overrides: Sequence[str] = ()) -> Sweep:
 
 
 def _with_key(mapping: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """A copy of a sweep mapping with one dotted key set; the keys of its space have dots of their own."""
+    """A copy of a sweep mapping with one dotted key set; the keys of its space have dots of
+    their own.
+    """
     space = mapping.get("space")
     config = OmegaConf.create({k: v for k, v in mapping.items() if k != "space"})
     OmegaConf.update(config, key, value, force_add=True, merge=False)
@@ -78,14 +86,21 @@ def _check_metrics(sweep: Sweep, recipe: Recipe) -> None:
     if sweep.scheduler.name != "none":
         asked.append(("scheduler", sweep.guide().metric))
         if recipe.train.validate_every is None:
-            raise UserError("scheduler asha compares trials while they train: set train.validate_every in overrides")
+            raise UserError(
+                "scheduler asha compares trials while they train: set train.validate_every in "
+                "overrides"
+            )
     for where, metric in asked:
         if metric.startswith("validation/") and not held_out:
-            raise UserError(f"{where}: {metric} needs held-out pairs: set data.validation_fraction or data.validation in overrides")
+            raise UserError(
+                f"{where}: {metric} needs held-out pairs: set data.validation_fraction or "
+                "data.validation in overrides"
+            )
         benchmark = metric.split("/")[1]
         if metric.startswith("evaluation/") and benchmark not in recipe.evaluate.benchmarks:
             raise UserError(
-                f"{where}: {metric}: no trial runs the benchmark {benchmark!r}: it runs {', '.join(recipe.evaluate.benchmarks)}"
+                f"{where}: {metric}: no trial runs the benchmark {benchmark!r}: it runs "
+                f"{', '.join(recipe.evaluate.benchmarks)}"
             )
 
 
@@ -93,7 +108,11 @@ def _make_absolute(loaded: dict[str, Any]) -> None:
     """Recipe files made absolute: trials may run in another directory. Packaged names stay."""
 
     def absolute(value: Any) -> Any:
-        return str(Path(value).absolute()) if isinstance(value, str) and Path(value).is_file() else value
+        return (
+            str(Path(value).absolute())
+            if isinstance(value, str) and Path(value).is_file()
+            else value
+        )
 
     if RECIPE in loaded:
         loaded[RECIPE] = absolute(loaded[RECIPE])
@@ -106,18 +125,36 @@ def _make_absolute(loaded: dict[str, Any]) -> None:
         for mapping, name in places:
             if name in mapping:
                 found = mapping[name]
-                mapping[name] = [absolute(value) for value in found] if isinstance(found, list) else absolute(found)
+                mapping[name] = (
+                    [absolute(value) for value in found]
+                    if isinstance(found, list)
+                    else absolute(found)
+                )
 
 
 def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(place.split(".")[-1], [*Sweep.model_fields, *Range.model_fields], n=1, cutoff=0.5)
-        return f"unknown key {place!r}" + (f": did you mean {near[0]!r}?" if near else f": known are {', '.join(Sweep.model_fields)}")
-    message = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"][0].lower() + first["msg"][1:]
+        near = difflib.get_close_matches(
+            place.split(".")[-1], [*Sweep.model_fields, *Range.model_fields], n=1, cutoff=0.5
+        )
+        return f"unknown key {place!r}" + (
+            f": did you mean {near[0]!r}?"
+            if near
+            else f": known are {', '.join(Sweep.model_fields)}"
+        )
+    message = (
+        str(first["ctx"]["error"])
+        if first["type"] == "value_error"
+        else first["msg"][0].lower() + first["msg"][1:]
+    )
     value = first.get("input")
     shown = (
-        f" = {value!r}" if place and not isinstance(value, dict | list | tuple) and first["type"] not in ("missing", "value_error") else ""
+        f" = {value!r}"
+        if place
+        and not isinstance(value, dict | list | tuple)
+        and first["type"] not in ("missing", "value_error")
+        else ""
     )
     return f"{place}{shown}: {message}" if place else message

@@ -1,4 +1,6 @@
-"""What the trials of a sweep share: pairs and reference scores, made once per distinct setting of those stages."""
+"""What the trials of a sweep share: pairs and reference scores, made once per distinct setting
+of those stages.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +23,8 @@ class SharedStore:
     """One pair table and one reference store.
 
     Attributes:
-        fingerprint: of the reference stage's settings and inputs. origins: feature -> how it is made. recipes: of the points that use it.
+        fingerprint: of the reference stage's settings and inputs. origins: feature -> how it is
+            made. recipes: of the points that use it.
     """
 
     fingerprint: str
@@ -30,21 +33,37 @@ class SharedStore:
 
     def serves(self, fingerprint: str, origins: dict[str, str]) -> bool:
         """Whether nothing that both store is made differently."""
-        return fingerprint == self.fingerprint and all(self.origins.get(name, how) == how for name, how in origins.items())
+        return fingerprint == self.fingerprint and all(
+            self.origins.get(name, how) == how for name, how in origins.items()
+        )
 
     def features(self) -> frozenset[str]:
         return frozenset[str]().union(*(recipe.stored_features() for recipe in self.recipes))
 
     def maker(self, run_dir: str) -> Recipe:
-        """The recipe whose prepare and reference stages make this store: one that knows how to make each of its features."""
-        lead = next((r for r in self.recipes if "activation_mask" in r.stored_features()), self.recipes[0])
-        model = {key: next((v for r in self.recipes if (v := getattr(r.model, key))), None) for key in _MODELS}
+        """The recipe whose prepare and reference stages make this store: one that knows how to
+        make each of its features.
+        """
+        lead = next(
+            (r for r in self.recipes if "activation_mask" in r.stored_features()), self.recipes[0]
+        )
+        model = {
+            key: next((v for r in self.recipes if (v := getattr(r.model, key))), None)
+            for key in _MODELS
+        }
         reference: dict[str, Any] = {"features": tuple(sorted(self.features()))}
         for key, default in (("topk", None), ("layers_dtype", "compute")):
-            reference[key] = next((v for r in self.recipes if (v := getattr(r.reference, key)) != default), default)
+            reference[key] = next(
+                (v for r in self.recipes if (v := getattr(r.reference, key)) != default), default
+            )
         whole = {"cpus_per_run": None, "gpus_per_run": None}  # nothing runs beside it
         parts = {"model": model, "reference": reference, "ray": whole}
-        made = lead.model_copy(update={name: getattr(lead, name).model_copy(update=values) for name, values in parts.items()})
+        made = lead.model_copy(
+            update={
+                name: getattr(lead, name).model_copy(update=values)
+                for name, values in parts.items()
+            }
+        )
         return self.shared(made, run_dir)
 
     def shared(self, recipe: Recipe, run_dir: str) -> Recipe:
@@ -68,14 +87,22 @@ class SharedStores:
 
     @classmethod
     def of(cls, sweep: Sweep) -> "SharedStores":
-        """Group the points by what they share; features of several points go into one store unless they are made differently."""
+        """Group the points by what they share; features of several points go into one store
+        unless they are made differently.
+        """
         stores: list[SharedStore] = []
         recipes = [trial_recipe(sweep, point, sweep.run_dir) for point in sweep.sample_of_points()]
-        # Those with most features first, so that a small one finds the store that already has all it needs.
+        # Those with most features first, so that a small one finds the store that already has all
+        # it needs.
         known: dict[str, str] = {}  # a fingerprint reads the data: once per distinct setting
         for recipe in sorted(recipes, key=lambda recipe: -len(recipe.stored_features())):
             parts = [recipe.data, recipe.model, recipe.reference]
-            key = digest([*(part.model_dump(mode="json") for part in parts), recipe.objective.build().uses_rejected])
+            key = digest(
+                [
+                    *(part.model_dump(mode="json") for part in parts),
+                    recipe.objective.build().uses_rejected,
+                ]
+            )
             fingerprint = known[key] = known.get(key) or reference_record(recipe).fingerprint()
             origins = stored_origins(recipe)
             found = next((store for store in stores if store.serves(fingerprint, origins)), None)
@@ -87,11 +114,15 @@ class SharedStores:
 
     @classmethod
     def from_json(cls, run_dir: str, stores: Sequence[dict[str, Any]]) -> "SharedStores":
-        return cls(run_dir, [SharedStore(store["fingerprint"], store["origins"], []) for store in stores])
+        return cls(
+            run_dir, [SharedStore(store["fingerprint"], store["origins"], []) for store in stores]
+        )
 
     def to_json(self) -> list[dict[str, Any]]:
         """What a trial needs to find its store."""
-        return [{"fingerprint": store.fingerprint, "origins": store.origins} for store in self._stores]
+        return [
+            {"fingerprint": store.fingerprint, "origins": store.origins} for store in self._stores
+        ]
 
     def makers(self) -> list[tuple[Recipe, int]]:
         """The recipe that makes each store, and how many points use it."""
@@ -103,7 +134,10 @@ class SharedStores:
         for store in self._stores:
             if store.serves(fingerprint, origins):
                 return store.shared(recipe, self._run_dir)
-        raise StageFailed("the sweep made no pairs and reference for this point: too many combinations of keys that change them")
+        raise StageFailed(
+            "the sweep made no pairs and reference for this point: too many combinations of keys "
+            "that change them"
+        )
 
     def make(self, say: Any, quiet: bool) -> dict[str, int]:
         """Run what is not there yet; returns how often each stage ran."""
@@ -114,8 +148,13 @@ class SharedStores:
                 run_prepare(recipe, quiet)
                 runs["prepare"] += 1
             stored, record = recipe.stored_features(), reference_record(recipe)
-            if (stored or recipe.required_features()) and not (record.is_complete() and has_features(recipe)):
-                say(f"tune: reference ({', '.join(sorted(stored)) or 'online'}), for {points} points")
+            if (stored or recipe.required_features()) and not (
+                record.is_complete() and has_features(recipe)
+            ):
+                say(
+                    f"tune: reference ({', '.join(sorted(stored)) or 'online'}), for {points} "
+                    "points"
+                )
                 run_reference(recipe, quiet)
                 runs["reference"] += 1
         return runs
@@ -123,4 +162,8 @@ class SharedStores:
 
 def trial_recipe(sweep: Sweep, point: Point, run_dir: str) -> Recipe:
     """The recipe of a point, with stored or online decided by what the whole sweep costs."""
-    return settle_mode(sweep.recipe_at(point, run_dir), scoring_device(), sweep.num_trials() * max(1, len(sweep.seeds)))
+    return settle_mode(
+        sweep.recipe_at(point, run_dir),
+        scoring_device(),
+        sweep.num_trials() * max(1, len(sweep.seeds)),
+    )

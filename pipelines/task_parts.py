@@ -10,9 +10,11 @@ _FOLDER = "parts"
 
 
 class TaskParts:
-    """`parts/<kind>-<number>.json` below a stage's store: one file per finished task, removed when the stage is complete.
+    """`parts/<kind>-<number>.json` below a stage's store: one file per finished task, removed when
+    the stage is complete.
 
-    Tasks are dictionaries with kind and number, which name them; what a task means must depend on the stage's settings alone.
+    Tasks are dictionaries with kind and number, which name them; what a task means must depend on
+    the stage's settings alone.
     """
 
     def __init__(self, store: RunStore) -> None:

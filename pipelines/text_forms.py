@@ -1,8 +1,9 @@
 """The forms preference data comes in -> (prompt, chosen, rejected) -> token ids.
 
-Text: prompt and response are tokenised separately and joined; BOS only if the tokenizer's own encoding adds it; one EOS
-ends the response. Conversational: the chat template's text up to the assistant's turn is the prompt, its remainder up to
-and including the end-of-turn token is the response; nothing is added.
+Text: prompt and response are tokenised separately and joined; BOS only if the tokenizer's own
+encoding adds it; one EOS ends the response. Conversational: the chat template's text up to the
+assistant's turn is the prompt, its remainder up to and including the end-of-turn token is the
+response; nothing is added.
 """
 
 import math
@@ -18,7 +19,10 @@ HH_TURN = "\n\nAssistant:"
 
 @dataclass(frozen=True)
 class RawPair:
-    """One pair before tokenisation. `is_chat`: strings are rendered by a chat template and already end themselves."""
+    """One pair before tokenisation.
+
+    `is_chat`: strings are rendered by a chat template and already end themselves.
+    """
 
     prompt: str
     chosen: str
@@ -47,8 +51,10 @@ def detect_form(columns: set[str], names: ColumnNames, first_row: dict[str, Any]
     if names.text in columns:
         return "text_only"
     raise UserError(
-        f"columns {sorted(columns)} fit no form: want {names.prompt}/{names.chosen}/{names.rejected}, "
-        f"{names.prompt}/{names.responses}/{names.scores} or {names.text} (set data.sources[].columns)"
+        f"columns {sorted(columns)} fit no form: want "
+        f"{names.prompt}/{names.chosen}/{names.rejected}, "
+        f"{names.prompt}/{names.responses}/{names.scores} or {names.text} (set "
+        "data.sources[].columns)"
     )
 
 
@@ -62,19 +68,37 @@ def needed_columns(form: str, names: ColumnNames) -> list[str]:
         "chosen_only": [names.prompt, names.chosen],
         "text_only": [names.text],
     }[form]
-    return needed + [name for name in (names.chosen_score, names.rejected_score, names.chosen_weights, names.rejected_weights) if name]
+    return needed + [
+        name
+        for name in (
+            names.chosen_score,
+            names.rejected_score,
+            names.chosen_weights,
+            names.rejected_weights,
+        )
+        if name
+    ]
 
 
-def pairs_of_row(row: dict[str, Any], form: str, data: DataSection, names: ColumnNames, tokenizer: Any) -> Iterator[RawPair]:
-    """The pairs a row gives (one, or several for scored candidates). Raises RowRejected with the reason."""
+def pairs_of_row(
+    row: dict[str, Any], form: str, data: DataSection, names: ColumnNames, tokenizer: Any
+) -> Iterator[RawPair]:
+    """The pairs a row gives (one, or several for scored candidates).
+
+    Raises RowRejected with the reason.
+    """
     weights: dict[str, Any] = {
-        side: _weights(row, name) for side in ("chosen_weights", "rejected_weights") if (name := getattr(names, side))
+        side: _weights(row, name)
+        for side in ("chosen_weights", "rejected_weights")
+        if (name := getattr(names, side))
     }
     for pair in _texts_of_row(row, form, data, names, tokenizer):
         yield replace(pair, **weights) if weights else pair
 
 
-def _texts_of_row(row: dict[str, Any], form: str, data: DataSection, names: ColumnNames, tokenizer: Any) -> Iterator[RawPair]:
+def _texts_of_row(
+    row: dict[str, Any], form: str, data: DataSection, names: ColumnNames, tokenizer: Any
+) -> Iterator[RawPair]:
     if form == "scored":
         yield from _scored_pairs(row, data, names)
         return
@@ -92,10 +116,21 @@ def _texts_of_row(row: dict[str, Any], form: str, data: DataSection, names: Colu
         yield _checked(RawPair(chosen_prompt, chosen, rejected))
         return
     other = _text(row, names.rejected) if form == "text" else None
-    chosen_score, rejected_score = _score(row, names.chosen_score), _score(row, names.rejected_score)
-    if chosen_score is not None and rejected_score is not None and chosen_score - rejected_score < data.min_gap:
+    chosen_score, rejected_score = (
+        _score(row, names.chosen_score),
+        _score(row, names.rejected_score),
+    )
+    if (
+        chosen_score is not None
+        and rejected_score is not None
+        and chosen_score - rejected_score < data.min_gap
+    ):
         raise RowRejected("score gap below min_gap")
-    yield _checked(RawPair(_text(row, names.prompt), _text(row, names.chosen), other, chosen_score, rejected_score))
+    yield _checked(
+        RawPair(
+            _text(row, names.prompt), _text(row, names.chosen), other, chosen_score, rejected_score
+        )
+    )
 
 
 def _checked(pair: RawPair) -> RawPair:
@@ -135,7 +170,9 @@ def _score(row: dict[str, Any], name: str | None) -> float | None:
 
 def _weights(row: dict[str, Any], name: str) -> list[float]:
     value = row.get(name)
-    if not isinstance(value, list) or not all(isinstance(w, (int, float)) and not isinstance(w, bool) for w in value):
+    if not isinstance(value, list) or not all(
+        isinstance(w, (int, float)) and not isinstance(w, bool) for w in value
+    ):
         raise RowRejected(f"{name} is not a list of numbers")
     if not all(math.isfinite(w) and w >= 0 for w in value):
         raise RowRejected(f"{name} holds a weight that is negative or not finite")
@@ -151,12 +188,22 @@ def _split_transcript(transcript: str) -> tuple[str, str]:
 
 
 def _scored_pairs(row: dict[str, Any], data: DataSection, names: ColumnNames) -> Iterator[RawPair]:
-    prompt, responses, scores = _text(row, names.prompt), row.get(names.responses), row.get(names.scores)
-    if not isinstance(responses, list) or not isinstance(scores, list) or len(responses) != len(scores):
+    prompt, responses, scores = (
+        _text(row, names.prompt),
+        row.get(names.responses),
+        row.get(names.scores),
+    )
+    if (
+        not isinstance(responses, list)
+        or not isinstance(scores, list)
+        or len(responses) != len(scores)
+    ):
         raise RowRejected(f"{names.responses} and {names.scores} must be lists of one length")
     if not all(isinstance(r, str) for r in responses):
         raise RowRejected(f"{names.responses} holds something that is not a string")
-    if not all(isinstance(s, (int, float)) and not isinstance(s, bool) and math.isfinite(s) for s in scores):
+    if not all(
+        isinstance(s, (int, float)) and not isinstance(s, bool) and math.isfinite(s) for s in scores
+    ):
         raise RowRejected(f"{names.scores} holds something that is not a finite number")
     order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
     if len(order) < 2:
@@ -171,14 +218,24 @@ def _scored_pairs(row: dict[str, Any], data: DataSection, names: ColumnNames) ->
         if gap <= 0 or gap < data.min_gap or responses[better] == responses[worse]:
             continue
         kept += 1
-        yield _checked(RawPair(prompt, responses[better], responses[worse], float(scores[better]), float(scores[worse])))
+        yield _checked(
+            RawPair(
+                prompt,
+                responses[better],
+                responses[worse],
+                float(scores[better]),
+                float(scores[worse]),
+            )
+        )
     if not kept:
         raise RowRejected("score gap below min_gap")
 
 
 def _chat_pair(row: dict[str, Any], names: ColumnNames, tokenizer: Any) -> RawPair:
     if tokenizer.chat_template is None:
-        raise UserError("conversational data needs a tokenizer with a chat template: this one has none")
+        raise UserError(
+            "conversational data needs a tokenizer with a chat template: this one has none"
+        )
     chosen, rejected, prompt = row.get(names.chosen), row.get(names.rejected), row.get(names.prompt)
     if isinstance(chosen, dict):
         chosen = [chosen]
@@ -210,24 +267,33 @@ def _chat_pair(row: dict[str, Any], names: ColumnNames, tokenizer: Any) -> RawPa
 
 
 def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("role"), str)
+        and isinstance(value.get("content"), str)
+    )
 
 
 def _render(messages: list[dict[str, str]], tokenizer: Any) -> tuple[str, str]:
     messages = [{"role": m["role"], "content": m["content"]} for m in messages]
-    prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+    prompt = tokenizer.apply_chat_template(
+        messages[:-1], tokenize=False, add_generation_prompt=True
+    )
     whole = tokenizer.apply_chat_template(messages, tokenize=False)
     if not whole.startswith(prompt):
         raise UserError(
-            f"the chat template of {tokenizer.name_or_path} does not render a prompt as a prefix of the whole conversation: "
-            "responses cannot be told apart from prompts; use text form or another template"
+            f"the chat template of {tokenizer.name_or_path} does not render a prompt as a prefix "
+            "of the whole conversation: responses cannot be told apart from prompts; use text "
+            "form or another template"
         )
     return prompt, whole[len(prompt) :]
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one pair and, if given, a weight per response token; `truncated` names the parts that were cut."""
+    """Token ids of one pair and, if given, a weight per response token; `truncated` names the
+    parts that were cut.
+    """
 
     prompt: list[int]
     chosen: list[int]
@@ -243,13 +309,19 @@ class PairEncoder:
     def __init__(self, tokenizer: Any, data: DataSection) -> None:
         self._tokenizer, self._data = tokenizer, data
         probe = tokenizer("a").input_ids
-        self._adds_bos = tokenizer.bos_token_id is not None and len(probe) > 0 and probe[0] == tokenizer.bos_token_id
+        self._adds_bos = (
+            tokenizer.bos_token_id is not None
+            and len(probe) > 0
+            and probe[0] == tokenizer.bos_token_id
+        )
         self._special = set(tokenizer.all_special_ids)
 
     def encode(self, pair: RawPair) -> Encoded:
-        """Raises RowRejected if the prompt is too long under `drop`, nothing of a response is left, or weights do not fit it.
+        """Raises RowRejected if the prompt is too long under `drop`, nothing of a response is left,
+        or weights do not fit it.
 
-        Weights are one per token of the whole response; the end token's may be left out and is 1 then.
+        Weights are one per token of the whole response; the end token's may be left out and is 1
+        then.
         """
         prompt = self._ids(pair.prompt) if pair.prompt else []
         if self._adds_bos and not (pair.is_chat and prompt[:1] == [self._tokenizer.bos_token_id]):
@@ -258,11 +330,17 @@ class PairEncoder:
         if pair.rejected is not None:
             responses.append(self._response(pair.rejected, pair.is_chat))
         if not prompt:
-            # Text without any prompt and without BOS: the first token has nothing to be predicted from.
+            # Text without any prompt and without BOS: the first token has nothing to be predicted
+            # from.
             if pair.rejected is not None:
                 raise RowRejected("empty prompt")
             prompt, responses[0] = responses[0][:1], responses[0][1:]
-        weights = [self._fitted(given, ids) for given, ids in zip((pair.chosen_weights, pair.rejected_weights), responses, strict=False)]
+        weights = [
+            self._fitted(given, ids)
+            for given, ids in zip(
+                (pair.chosen_weights, pair.rejected_weights), responses, strict=False
+            )
+        ]
         truncated = []
         if len(prompt) > self._data.max_prompt_tokens:
             if self._data.prompt_overflow == "drop":
@@ -300,7 +378,9 @@ class PairEncoder:
             return weights
         if len(weights) == len(ids) - 1:
             return [*weights, 1.0]
-        raise RowRejected(f"{len(weights)} token weights for a response of {len(ids)} tokens (end token included)")
+        raise RowRejected(
+            f"{len(weights)} token weights for a response of {len(ids)} tokens (end token included)"
+        )
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
@@ -312,5 +392,8 @@ class PairEncoder:
             return [*ids, self._tokenizer.eos_token_id]
         ends = [i for i, token in enumerate(ids) if token in self._special]
         if not ends:
-            raise UserError(f"the chat template of {self._tokenizer.name_or_path} ends the assistant's turn with no special token")
+            raise UserError(
+                f"the chat template of {self._tokenizer.name_or_path} ends the assistant's turn "
+                "with no special token"
+            )
         return ids[: ends[-1] + 1]

@@ -1,4 +1,5 @@
-"""Mirrors of the training metrics: TensorBoard, Weights & Biases, MLflow, and Ray's gauges for Prometheus.
+"""Mirrors of the training metrics: TensorBoard, Weights & Biases, MLflow, and Ray's gauges for
+Prometheus.
 
 Our own JSON lines (train_metrics.py) are the record; these are views of it.
 """
@@ -44,13 +45,19 @@ class Tracker(ABC):
 
 
 class TensorBoard(Tracker):
-    """Event files in RUN/train/tensorboard; an object store gets them with every checkpoint, since they grow."""
+    """Event files in RUN/train/tensorboard; an object store gets them with every checkpoint,
+    since they grow.
+    """
 
     def __init__(self, store: RunStore, resume_step: int) -> None:
         from tensorboardX import SummaryWriter
 
         self._store = store
-        self._folder = store.local_path(_BOARD) if store.is_local else Path(tempfile.mkdtemp(prefix="sparsepo-board-"))
+        self._folder = (
+            store.local_path(_BOARD)
+            if store.is_local
+            else Path(tempfile.mkdtemp(prefix="sparsepo-board-"))
+        )
         self._board = SummaryWriter(str(self._folder), purge_step=resume_step + 1)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -69,13 +76,18 @@ class TensorBoard(Tracker):
 
 
 class WeightsAndBiases(Tracker):
-    """One run per run directory, resumed under the same id. Offline unless the environment says otherwise and holds a key."""
+    """One run per run directory, resumed under the same id.
+
+    Offline unless the environment says otherwise and holds a key.
+    """
 
     def __init__(self, recipe: Recipe, store: RunStore) -> None:
         try:
             import wandb
         except ImportError as error:
-            raise UserError("train.trackers names wandb, which is not installed: pip install wandb") from error
+            raise UserError(
+                "train.trackers names wandb, which is not installed: pip install wandb"
+            ) from error
         if not os.environ.get("WANDB_MODE") and not os.environ.get("WANDB_API_KEY"):
             os.environ["WANDB_MODE"] = "offline"
         try:
@@ -91,7 +103,8 @@ class WeightsAndBiases(Tracker):
             )
         except (wandb.errors.Error, OSError) as error:
             raise UserError(
-                f"train.trackers names wandb, which refuses: {str(error).splitlines()[0]}; WANDB_MODE=offline needs no login"
+                f"train.trackers names wandb, which refuses: {str(error).splitlines()[0]}; "
+                "WANDB_MODE=offline needs no login"
             ) from error
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -102,18 +115,26 @@ class WeightsAndBiases(Tracker):
 
 
 class MLflow(Tracker):
-    """One run per run directory, found again by its tag; in RUN/train/mlruns unless MLFLOW_TRACKING_URI names a server."""
+    """One run per run directory, found again by its tag; in RUN/train/mlruns unless
+    MLFLOW_TRACKING_URI names a server.
+    """
 
     def __init__(self, recipe: Recipe, store: RunStore) -> None:
         try:
             import mlflow
         except ImportError as error:
-            raise UserError("train.trackers names mlflow, which is not installed: pip install mlflow-skinny") from error
+            raise UserError(
+                "train.trackers names mlflow, which is not installed: pip install mlflow-skinny"
+            ) from error
         uri = os.environ.get("MLFLOW_TRACKING_URI")
         if uri is None:
             if not store.is_local:
-                raise UserError("train.trackers names mlflow, and run_dir is no local path: set MLFLOW_TRACKING_URI")
-            # A plain directory needs no server and no database; MLflow wants to be told that this is meant.
+                raise UserError(
+                    "train.trackers names mlflow, and run_dir is no local path: set "
+                    "MLFLOW_TRACKING_URI"
+                )
+            # A plain directory needs no server and no database; MLflow wants to be told that this
+            # is meant.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             uri = store.local_path("mlruns").as_uri()
         self._mlflow: Any = mlflow
@@ -122,14 +143,21 @@ class MLflow(Tracker):
             mlflow.set_experiment(recipe.train.tracker_project)
             tag = digest(recipe.run_dir)[:12]
             group = {"group": recipe.train.tracker_group} if recipe.train.tracker_group else {}
-            found = mlflow.search_runs(filter_string=f"tags.sparsepo_run = '{tag}'", output_format="list")
+            found = mlflow.search_runs(
+                filter_string=f"tags.sparsepo_run = '{tag}'", output_format="list"
+            )
             if found:
                 mlflow.start_run(run_id=found[0].info.run_id)
             else:
-                mlflow.start_run(run_name=recipe.run_dir.rstrip("/").rsplit("/", 1)[-1], tags={"sparsepo_run": tag, **group})
+                mlflow.start_run(
+                    run_name=recipe.run_dir.rstrip("/").rsplit("/", 1)[-1],
+                    tags={"sparsepo_run": tag, **group},
+                )
                 mlflow.log_dict(recipe.model_dump(mode="json"), "recipe.json")
         except (mlflow.exceptions.MlflowException, OSError) as error:
-            raise UserError(f"train.trackers names mlflow at {uri}, which refuses: {str(error).splitlines()[0]}") from error
+            raise UserError(
+                f"train.trackers names mlflow at {uri}, which refuses: {str(error).splitlines()[0]}"
+            ) from error
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._mlflow.log_metrics(dict(values), step=step)
@@ -139,13 +167,18 @@ class MLflow(Tracker):
 
 
 class RayGauges(Tracker):
-    """Gauges sparsepo_train_* with the tag run, which Ray exports to Prometheus when its metrics collection is on."""
+    """Gauges sparsepo_train_* with the tag run, which Ray exports to Prometheus when its metrics
+    collection is on.
+    """
 
     def __init__(self, recipe: Recipe) -> None:
         from ray.util.metrics import Gauge
 
         self._gauges = {
-            key: Gauge(f"sparsepo_train_{key.replace('/', '_')}", description=text, tag_keys=("run",)) for key, text in _GAUGES.items()
+            key: Gauge(
+                f"sparsepo_train_{key.replace('/', '_')}", description=text, tag_keys=("run",)
+            )
+            for key, text in _GAUGES.items()
         }
         self._tags = {"run": recipe.run_dir}
 
@@ -160,7 +193,10 @@ class RayGauges(Tracker):
 
 
 def build_trackers(recipe: Recipe, store: RunStore, resume_step: int) -> list[Tracker]:
-    """The recipe's trackers, and Ray's gauges inside a Ray worker. UserError for one that is not installed or refuses."""
+    """The recipe's trackers, and Ray's gauges inside a Ray worker.
+
+    UserError for one that is not installed or refuses.
+    """
     import ray
 
     found: list[Tracker] = []

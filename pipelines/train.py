@@ -1,7 +1,8 @@
 """train: fine-tune on the prepared pairs with Ray Train; resumes at the last published checkpoint.
 
-Checkpoints are ours (see train_checkpoint.py), not Ray's: they are durable the moment they are published and hold no
-pickle. Ray Train places the workers, joins them and restarts them after a failure.
+Checkpoints are ours (see train_checkpoint.py), not Ray's: they are durable the moment they are
+published and hold no pickle. Ray Train places the workers, joins them and restarts them after a
+failure.
 """
 
 import contextlib
@@ -58,12 +59,15 @@ def train_record(recipe: Recipe) -> StageRecord:
     else:
         inputs["pairs"] = prepare_record(recipe).fingerprint()
     record = StageRecord.of(recipe, "train", train_store(recipe), inputs)
-    # The activation mask is made by the reference stage, but which one was trained with is this stage's business.
+    # The activation mask is made by the reference stage, but which one was trained with is this
+    # stage's business.
     mask = {f"mask.{key}": value for key, value in recipe.mask.model_dump(mode="json").items()}
     return StageRecord(record.stage, record.store, {**record.settings, **mask}, inputs)
 
 
-def run_train(recipe: Recipe, quiet: bool = False, callbacks: list[Any] | None = None) -> dict[str, Any]:
+def run_train(
+    recipe: Recipe, quiet: bool = False, callbacks: list[Any] | None = None
+) -> dict[str, Any]:
     """Train, or resume, and return the stage's manifest. Needs a running Ray.
 
     Raises: UserError for impossible resources; StageFailed if the loss stops being finite.
@@ -77,28 +81,49 @@ def run_train(recipe: Recipe, quiet: bool = False, callbacks: list[Any] | None =
             store.delete(name)
     pairs = open_pairs(recipe)
     num_pairs = len(usable_rows(recipe, pairs, "train"))
-    steps = Sampler(num_pairs, recipe.train.global_batch_size, recipe.train.seed).num_steps(recipe.train.epochs, recipe.train.max_steps)
+    steps = Sampler(num_pairs, recipe.train.global_batch_size, recipe.train.seed).num_steps(
+        recipe.train.epochs, recipe.train.max_steps
+    )
     with _progress(store, steps, quiet):
         _fit_within_memory(recipe, callbacks or [], store)
     _raise_failure(store)
     if not store.exists("model"):
-        raise StageFailed("training ended without a model: another command has taken over this run, or see the workers' output above")
+        raise StageFailed(
+            "training ended without a model: another command has taken over this run, or see the "
+            "workers' output above"
+        )
     records = list(read_metrics(store))
     last = [r for r in records if "kind" not in r][-1]
     counts: dict[str, Any] = {"steps": last["step"], "pairs": num_pairs, "final": last}
     if last["step"] < steps:
-        counts["stopped_early"] = f"{recipe.train.selection.metric} did not improve: step {last['step']} of {steps}"
-    counts["warnings"] = [f"step {r['step']}: {m}" for r in records if r.get("kind") == "warning" for m in r["messages"]]
+        counts["stopped_early"] = (
+            f"{recipe.train.selection.metric} did not improve: step {last['step']} of {steps}"
+        )
+    counts["warnings"] = [
+        f"step {r['step']}: {m}"
+        for r in records
+        if r.get("kind") == "warning"
+        for m in r["messages"]
+    ]
     validations = [r for r in records if r.get("kind") == "validation"]
     if validations:
         counts["validation"] = validations[-1]
-    store.write_bytes("model/README.md", model_card(recipe, counts, prepare_record(recipe).manifest()["counts"]).encode())
-    outputs = {f"model/{name}": store.checksum(f"model/{name}") for name in store.names("model") if name.endswith(".safetensors")}
+    store.write_bytes(
+        "model/README.md",
+        model_card(recipe, counts, prepare_record(recipe).manifest()["counts"]).encode(),
+    )
+    outputs = {
+        f"model/{name}": store.checksum(f"model/{name}")
+        for name in store.names("model")
+        if name.endswith(".safetensors")
+    }
     return record.finish(counts, outputs)
 
 
 def _fit_within_memory(recipe: Recipe, callbacks: list[Any], store: RunStore) -> None:
-    """Train; with train.auto_microbatch again with half the budget, as long as halving it is what ended a worker group."""
+    """Train; with train.auto_microbatch again with half the budget, as long as halving it is
+    what ended a worker group.
+    """
     while True:
         before = remembered_budget(store)
         try:
@@ -121,18 +146,30 @@ def _fit(recipe: Recipe, callbacks: list[Any]) -> None:
     per_worker = min(1, gpus)  # a fraction is for one worker alone
     use_gpu = gpus > 0 if train.use_gpu is None else train.use_gpu
     if use_gpu and (gpus == 0 or gpus < fewest * per_worker):
-        raise UserError(f"{_workers(train)} with a GPU each: the cluster has {gpus:g} GPUs for this run")
+        raise UserError(
+            f"{_workers(train)} with a GPU each: the cluster has {gpus:g} GPUs for this run"
+        )
     total_cpus = recipe.ray.cpus_per_run or resources.get("CPU", 1)
-    cpus = train.cpus_per_worker or (1 if use_gpu else even_cpus(node_cpus(), train.num_workers, recipe.ray.cpus_per_run))
+    cpus = train.cpus_per_worker or (
+        1 if use_gpu else even_cpus(node_cpus(), train.num_workers, recipe.ray.cpus_per_run)
+    )
     if cpus * fewest > total_cpus:
         raise UserError(f"{_workers(train)} x {cpus:g} CPUs: the cluster has {total_cpus:g}")
     places = Places({"CPU": cpus, "GPU": per_worker} if use_gpu else {"CPU": cpus}, fewest)
-    elastic = {} if train.min_workers is None else {"elastic_resize_monitor_interval_s": _RESIZE_SECONDS}
+    elastic = (
+        {} if train.min_workers is None else {"elastic_resize_monitor_interval_s": _RESIZE_SECONDS}
+    )
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"recipe": recipe.model_dump(mode="json"), "threads": max(1, int(cpus)), "paths": local_paths(recipe)},
+        train_loop_config={
+            "recipe": recipe.model_dump(mode="json"),
+            "threads": max(1, int(cpus)),
+            "paths": local_paths(recipe),
+        },
         scaling_config=ScalingConfig(
-            num_workers=train.num_workers if train.min_workers is None else (train.min_workers, train.num_workers),
+            num_workers=train.num_workers
+            if train.min_workers is None
+            else (train.min_workers, train.num_workers),
             use_gpu=use_gpu,
             resources_per_worker=places.bundle,
             **elastic,
@@ -154,7 +191,11 @@ def _fit(recipe: Recipe, callbacks: list[Any]) -> None:
 
 
 def _workers(train: TrainSection) -> str:
-    return f"train.num_workers = {train.num_workers}" if train.min_workers is None else f"train.min_workers = {train.min_workers}"
+    return (
+        f"train.num_workers = {train.num_workers}"
+        if train.min_workers is None
+        else f"train.min_workers = {train.min_workers}"
+    )
 
 
 def _raise_failure(store: RunStore) -> None:
@@ -167,7 +208,11 @@ def _root_cause(error: BaseException) -> str:
     failures = getattr(error, "worker_failures", None)
     text = str(next(iter(failures.values()))) if failures else str(error)
     lines = [line for line in text.strip().splitlines() if line.strip()]
-    return lines[-1].removeprefix(f"{UserError.__module__}.UserError: ") if lines else type(error).__name__
+    return (
+        lines[-1].removeprefix(f"{UserError.__module__}.UserError: ")
+        if lines
+        else type(error).__name__
+    )
 
 
 @contextlib.contextmanager
@@ -194,7 +239,12 @@ def _progress(store: RunStore, steps: int, quiet: bool) -> Iterator[None]:
                             continue
                         bar.n = max(bar.n, record["step"])
                         bar.set_postfix(
-                            {label: form.format(record[key]) for key, (label, form) in _SHOWN.items() if key in record}, refresh=False
+                            {
+                                label: form.format(record[key])
+                                for key, (label, form) in _SHOWN.items()
+                                if key in record
+                            },
+                            refresh=False,
                         )
                     bar.refresh()
                 if finished:

@@ -1,9 +1,11 @@
-"""Training checkpoints: one safetensors file per rank and a state.json, written while training goes on.
+"""Training checkpoints: one safetensors file per rank and a state.json, written while training goes
+on.
 
-checkpoints/step-NNNNNNNN/shard-<attempt>-<rank>-of-<world>.safetensors holds rows of parameters and of their optimizer state; its
-metadata says which. Any number of ranks can read what any other number wrote. A folder counts only with its state.json, which
-rank 0 writes last, once every file it names is there; a partial one is never resumed from. Ranks do not talk to each other
-while they write: a rank that dies leaves nobody waiting.
+checkpoints/step-NNNNNNNN/shard-<attempt>-<rank>-of-<world>.safetensors holds rows of parameters and
+of their optimizer state; its metadata says which. Any number of ranks can read what any other
+number wrote. A folder counts only with its state.json, which rank 0 writes last, once every file it
+names is there; a partial one is never resumed from. Ranks do not talk to each other while they
+write: a rank that dies leaves nobody waiting.
 """
 
 import json
@@ -36,7 +38,11 @@ def step_folder(step: int) -> str:
 def completed_steps(store: RunStore) -> list[int]:
     """Steps with a complete checkpoint, ascending."""
     names = [name for name in store.names(FOLDER) if name.startswith("step-")]
-    return [int(name.removeprefix("step-")) for name in names if store.exists(f"{FOLDER}/{name}/{STATE}")]
+    return [
+        int(name.removeprefix("step-"))
+        for name in names
+        if store.exists(f"{FOLDER}/{name}/{STATE}")
+    ]
 
 
 def read_state(store: RunStore, step: int) -> dict[str, Any]:
@@ -45,9 +51,12 @@ def read_state(store: RunStore, step: int) -> dict[str, Any]:
 
 
 def claim(store: RunStore, attempt: str) -> int:
-    """Make a run this worker group's, and find the step to resume from (0: none). Rank 0 alone; the others are told.
+    """Make a run this worker group's, and find the step to resume from (0: none).
 
-    An older group that still lives commits nothing from here on, so that what all ranks resume from stays the newest.
+    Rank 0 alone; the others are told.
+
+    An older group that still lives commits nothing from here on, so that what all ranks resume from
+    stays the newest.
     """
     store.write_json(ATTEMPT, {"attempt": attempt})
     return max(completed_steps(store), default=0)
@@ -55,7 +64,9 @@ def claim(store: RunStore, attempt: str) -> int:
 
 @dataclass(frozen=True)
 class Retention:
-    """Which checkpoints stay: the newest, and the best by a value in their state (lower is better), as many of each."""
+    """Which checkpoints stay: the newest, and the best by a value in their state (lower is
+    better), as many of each.
+    """
 
     newest: int
     best: int = 0
@@ -68,7 +79,9 @@ class Retention:
 
 
 class Checkpointer:
-    """One rank's writer. `save` returns as soon as the state is copied; errors of the writing thread come with `failure`.
+    """One rank's writer.
+
+    `save` returns as soon as the state is copied; errors of the writing thread come with `failure`.
 
     Args:
         attempt: names this worker group, which has claimed the run; the same on every rank.
@@ -83,7 +96,12 @@ class Checkpointer:
         strategy: Strategy,
         retention: Retention,
     ) -> None:
-        self._store, self._attempt, self._strategy, self._retention = store, attempt, strategy, retention
+        self._store, self._attempt, self._strategy, self._retention = (
+            store,
+            attempt,
+            strategy,
+            retention,
+        )
         self._optimizer = optimizer
         self._parameters = dict(model.named_parameters())
         self._owners = _owners(self._parameters, strategy)
@@ -93,21 +111,29 @@ class Checkpointer:
         self._stopping = threading.Event()
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Start writing the state after `step` optimizer steps; waits for the save before, and writes nothing if that failed."""
+        """Start writing the state after `step` optimizer steps; waits for the save before, and
+        writes nothing if that failed.
+        """
         if self.failure(wait=True):
             return
         place = self._strategy.placement
-        self._pending = self._pool.submit(self._write, step, self._copied(), {"step": step, "world": place.world, **state})
+        self._pending = self._pool.submit(
+            self._write, step, self._copied(), {"step": step, "world": place.world, **state}
+        )
 
     def failure(self, wait: bool = False) -> Failure | None:
-        """Why the last save failed on this rank; None if it did not, or (without wait) is not finished."""
+        """Why the last save failed on this rank; None if it did not, or (without wait) is not
+        finished.
+        """
         if self._pending is None or not (wait or self._pending.done()):
             return None
         error = self._pending.exception()
         return None if error is None else Failure.of(error)
 
     def is_current(self) -> bool:
-        """False once another worker group has started on this run: this one's driver is gone, or was started twice."""
+        """False once another worker group has started on this run: this one's driver is gone, or
+        was started twice.
+        """
         return bool(self._store.read_json(ATTEMPT)["attempt"] == self._attempt)
 
     def close(self) -> None:
@@ -136,7 +162,9 @@ class Checkpointer:
         for name, tensor, start in self._tensors():
             if tensor.is_cuda:
                 if name not in self._host:
-                    self._host[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+                    self._host[name] = torch.empty(
+                        tensor.shape, dtype=tensor.dtype, pin_memory=True
+                    )
                 self._host[name].copy_(tensor, non_blocking=True)
                 found[name] = self._host[name]
             else:
@@ -146,7 +174,9 @@ class Checkpointer:
             torch.cuda.synchronize()
         return found, {_STARTS: json.dumps(starts)}
 
-    def _write(self, step: int, copied: tuple[dict[str, Tensor], dict[str, str]], state: dict[str, Any]) -> None:
+    def _write(
+        self, step: int, copied: tuple[dict[str, Tensor], dict[str, str]], state: dict[str, Any]
+    ) -> None:
         place = self._strategy.placement
         folder = step_folder(step)
         tensors, metadata = copied
@@ -164,7 +194,9 @@ class Checkpointer:
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while not all(self._store.exists(f"{folder}/{file}") for file in files):
             if self._stopping.is_set() or time.monotonic() > deadline:
-                raise StageFailed(f"checkpoint of step {step}: another worker did not write its part")
+                raise StageFailed(
+                    f"checkpoint of step {step}: another worker did not write its part"
+                )
             time.sleep(_POLL_SECONDS)
         if not self.is_current():
             raise Superseded
@@ -173,14 +205,21 @@ class Checkpointer:
         self._tidy(step, folder, set(files))
 
     def _file(self, rank: int) -> str:
-        return f"shard-{self._attempt}-{rank:05d}-of-{self._strategy.placement.world:05d}.safetensors"
+        return (
+            f"shard-{self._attempt}-{rank:05d}-of-{self._strategy.placement.world:05d}.safetensors"
+        )
 
     def _tidy(self, step: int, folder: str, files: set[str]) -> None:
-        """Drop what this save replaces: other attempts' files of the step, partial folders before it, checkpoints not worth keeping."""
+        """Drop what this save replaces: other attempts' files of the step, partial folders
+        before it, checkpoints not worth keeping.
+        """
         for name in self._store.names(folder):
             if name not in files | {STATE}:
                 self._store.delete(f"{folder}/{name}")
-        values = {other: read_state(self._store, other).get("selection_value") for other in completed_steps(self._store)}
+        values = {
+            other: read_state(self._store, other).get("selection_value")
+            for other in completed_steps(self._store)
+        }
         kept = self._retention.kept(values) | {step}
         for name in self._store.names(FOLDER):
             other = int(name.removeprefix("step-"))
@@ -188,8 +227,15 @@ class Checkpointer:
                 self._store.delete(f"{FOLDER}/{name}")
 
 
-def load_checkpoint(store: RunStore, step: int, model: nn.Module, optimizer: torch.optim.Optimizer | None, strategy: Strategy) -> None:
-    """Copy a checkpoint's weights, and optimizer state if one is given, into live objects, bit for bit.
+def load_checkpoint(
+    store: RunStore,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    strategy: Strategy,
+) -> None:
+    """Copy a checkpoint's weights, and optimizer state if one is given, into live objects, bit for
+    bit.
 
     Raises: UserError if a file is missing or damaged.
     """
@@ -197,7 +243,8 @@ def load_checkpoint(store: RunStore, step: int, model: nn.Module, optimizer: tor
     for file, size in files.items():
         if store.size(f"{step_folder(step)}/{file}") != size:
             raise UserError(
-                f"{store.root}/{step_folder(step)}/{file} is missing or damaged: remove {step_folder(step)} to resume before it"
+                f"{store.root}/{step_folder(step)}/{file} is missing or damaged: remove "
+                f"{step_folder(step)} to resume before it"
             )
     with store.as_local_directory(step_folder(step)) as folder:
         opened = [safe_open(folder / file, framework="pt") for file in sorted(files)]
@@ -207,7 +254,9 @@ def load_checkpoint(store: RunStore, step: int, model: nn.Module, optimizer: tor
             for name in source.keys():  # noqa: SIM118 - not a dictionary
                 pieces.setdefault(name, []).append((starts[name], source))
         parameters = dict(model.named_parameters())
-        assert {name.split("/", 1)[1] for name in pieces} == parameters.keys(), "another model's checkpoint: the stage record refuses it"
+        assert {name.split("/", 1)[1] for name in pieces} == parameters.keys(), (
+            "another model's checkpoint: the stage record refuses it"
+        )
         with torch.no_grad():
             for full, parts in sorted(pieces.items()):
                 kind, name = full.split("/", 1)
@@ -216,14 +265,18 @@ def load_checkpoint(store: RunStore, step: int, model: nn.Module, optimizer: tor
                     continue
                 value = _read(full, parts, strategy.rows_of(parameter))
                 if kind == "weights":
-                    (parameter.to_local() if hasattr(parameter, "to_local") else parameter).copy_(value)
+                    (parameter.to_local() if hasattr(parameter, "to_local") else parameter).copy_(
+                        value
+                    )
                 else:
                     assert optimizer is not None
                     optimizer.state[parameter][kind] = _like(parameter, value, kind)
 
 
 def _read(name: str, parts: Sequence[tuple[int, Any]], span: tuple[int, int] | None) -> Tensor:
-    """The rows [start, stop) of a tensor (None: all), put together from the files that hold some of them."""
+    """The rows [start, stop) of a tensor (None: all), put together from the files that hold some
+    of them.
+    """
     first = parts[0][1].get_slice(name)
     if not first.get_shape():
         scalar: Tensor = parts[0][1].get_tensor(name)
@@ -239,19 +292,29 @@ def _read(name: str, parts: Sequence[tuple[int, Any]], span: tuple[int, int] | N
 
 
 def _like(parameter: Any, value: Tensor, kind: str) -> Tensor:
-    """An optimizer tensor placed like its parameter; step counters stay where the optimizer makes them."""
+    """An optimizer tensor placed like its parameter; step counters stay where the optimizer
+    makes them.
+    """
     if value.ndim == 0 and kind == "step":
         return value.to(parameter.device) if parameter.is_cuda else value
     if hasattr(parameter, "to_local"):
         from torch.distributed.tensor import DTensor
 
         local = value.to(parameter.to_local().device)
-        return DTensor.from_local(local, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride())
+        return DTensor.from_local(
+            local,
+            parameter.device_mesh,
+            parameter.placements,
+            shape=parameter.shape,
+            stride=parameter.stride(),
+        )
     return value.to(parameter.device)
 
 
 def _owners(parameters: Mapping[str, Tensor], strategy: Strategy) -> dict[str, int]:
-    """Which rank writes a parameter that all hold: dealt by size, so that files are about equally large."""
+    """Which rank writes a parameter that all hold: dealt by size, so that files are about
+    equally large.
+    """
     loads = [0] * strategy.placement.world
     owners = {}
     for name, parameter in sorted(parameters.items(), key=lambda item: (-item[1].numel(), item[0])):

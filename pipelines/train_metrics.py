@@ -1,7 +1,7 @@
 """Training metrics: JSON lines in numbered parts, mirrored to the trackers.
 
-A part is published whole and covers consecutive steps; none crosses a checkpoint, so that resuming discards exactly the
-steps beyond it.
+A part is published whole and covers consecutive steps; none crosses a checkpoint, so that resuming
+discards exactly the steps beyond it.
 """
 
 import json
@@ -20,10 +20,17 @@ class MetricsWriter:
     """Collects records of rank 0 and publishes them as parts.
 
     Args:
-        resume_step: parts beyond it are discarded. may_write: whether this worker group still is the run's.
+        resume_step: parts beyond it are discarded. may_write: whether this worker group still is
+            the run's.
     """
 
-    def __init__(self, store: RunStore, resume_step: int, trackers: Sequence[Tracker], may_write: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        store: RunStore,
+        resume_step: int,
+        trackers: Sequence[Tracker],
+        may_write: Callable[[], bool],
+    ) -> None:
         self._store, self._trackers, self._may_write = store, trackers, may_write
         self._pending: list[dict[str, Any]] = []
         self._last_flush = time.monotonic()
@@ -34,14 +41,20 @@ class MetricsWriter:
     def add(self, record: dict[str, Any]) -> None:
         """Queue one record (it has a "step"); publishes at most once a second."""
         self._pending.append(record)
-        numbers = {key: float(value) for key, value in record.items() if isinstance(value, (int, float)) and key != "step"}
+        numbers = {
+            key: float(value)
+            for key, value in record.items()
+            if isinstance(value, (int, float)) and key != "step"
+        }
         for tracker in self._trackers:
             tracker.log(record["step"], numbers)
         if time.monotonic() - self._last_flush > _FLUSH_SECONDS:
             self.flush()
 
     def add_apart(self, record: dict[str, Any]) -> None:
-        """Publish one record of another kind ("validation", "warning") as a part of its own, after what is pending."""
+        """Publish one record of another kind ("validation", "warning") as a part of its own,
+        after what is pending.
+        """
         self.flush()
         self.add(record)
         self.flush()
@@ -59,7 +72,9 @@ class MetricsWriter:
             first, last = self._pending[0]["step"], self._pending[-1]["step"]
             lines = "".join(json.dumps(record) + "\n" for record in self._pending)
             kind = self._pending[0].get("kind", "train")
-            self._store.write_bytes(f"{FOLDER}/part-{first:08d}-{last:08d}-{kind}.jsonl", lines.encode())
+            self._store.write_bytes(
+                f"{FOLDER}/part-{first:08d}-{last:08d}-{kind}.jsonl", lines.encode()
+            )
         self._pending = []
 
     def close(self) -> None:
@@ -69,9 +84,11 @@ class MetricsWriter:
 
 
 def read_metrics(store: RunStore) -> Iterator[dict[str, Any]]:
-    """Every record published so far, in step order; records of validation and warnings carry a kind, training's none.
+    """Every record published so far, in step order; records of validation and warnings carry a
+    kind, training's none.
 
-    A worker group that outlives its killed driver for a moment may log a step that its successor logs too: one is kept.
+    A worker group that outlives its killed driver for a moment may log a step that its successor
+    logs too: one is kept.
     """
     found: dict[tuple[int, str], dict[str, Any]] = {}
     for name in store.names(FOLDER):

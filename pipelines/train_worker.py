@@ -11,9 +11,10 @@ MEMORY = "memory.json"
 def train_worker(config: dict[str, Any]) -> None:
     """Run one rank under Ray Train.
 
-    An error that is not to be retried is left in failure-RANK.json for the driver. With several workers it is raised too: others
-    may be waiting for this one, and Ray ends them with it; the group that Ray starts next finds the file and returns. Memory
-    that ran out is noted in memory.json, with the budget for the next group if the recipe lets it be halved.
+    An error that is not to be retried is left in failure-RANK.json for the driver. With several
+    workers it is raised too: others may be waiting for this one, and Ray ends them with it; the
+    group that Ray starts next finds the file and returns. Memory that ran out is noted in
+    memory.json, with the budget for the next group if the recipe lets it be halved.
     """
     import logging
     from dataclasses import asdict
@@ -31,7 +32,9 @@ def train_worker(config: dict[str, Any]) -> None:
 
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
-    require_seen(config["paths"])  # raised, since a file that says so would be left where nobody looks
+    require_seen(
+        config["paths"]
+    )  # raised, since a file that says so would be left where nobody looks
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     recipe = Recipe.model_validate(config["recipe"])
@@ -48,8 +51,15 @@ def train_worker(config: dict[str, Any]) -> None:
     trainer: Trainer | None = None
     try:
         train = recipe.train
-        placement = Placement.choose(train.precision, ray.train.torch.get_device(), rank, world, train.strategy)
-        trainer = Trainer(recipe, placement, config["threads"], remembered_budget(store) if train.auto_microbatch else None)
+        placement = Placement.choose(
+            train.precision, ray.train.torch.get_device(), rank, world, train.strategy
+        )
+        trainer = Trainer(
+            recipe,
+            placement,
+            config["threads"],
+            remembered_budget(store) if train.auto_microbatch else None,
+        )
         trainer.run(ray.train.report, is_preempted)
     except Superseded:
         return
@@ -75,7 +85,9 @@ def remembered_budget(store: Any) -> int | None:
 
 
 def note_memory(trainer: Any) -> Exception | None:
-    """Halve the budget for the next worker group; or, if there is none to be, what the user can change."""
+    """Halve the budget for the next worker group; or, if there is none to be, what the user can
+    change.
+    """
     from pipelines.errors import StageFailed
 
     train, budget, step = trainer.recipe.train, trainer.layout.budget, trainer.step + 1
@@ -83,12 +95,13 @@ def note_memory(trainer: Any) -> Exception | None:
     half = max(1, budget // 2)
     if not train.auto_microbatch:
         return StageFailed(
-            f"out of memory at step {step} with micro-batches of {budget} tokens: set train.micro_batch_tokens={half} "
-            f"(or train.auto_microbatch=true), {cure}"
+            f"out of memory at step {step} with micro-batches of {budget} tokens: set "
+            f"train.micro_batch_tokens={half} (or train.auto_microbatch=true), {cure}"
         )
     if trainer.is_one_pair_each:
         return StageFailed(
-            f"out of memory at step {step} with one pair per micro-batch: lower data.max_prompt_tokens or data.max_response_tokens, {cure}"
+            f"out of memory at step {step} with one pair per micro-batch: lower "
+            f"data.max_prompt_tokens or data.max_response_tokens, {cure}"
         )
     # From the budget of this group, whatever other ranks write: all of them halve the same number.
     trainer.store.write_json(MEMORY, {"micro_batch_tokens": half, "step": step, "was": budget})

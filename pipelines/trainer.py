@@ -1,4 +1,6 @@
-"""One training rank: a deterministic loop for all objectives, masks, layouts, strategies and worker counts."""
+"""One training rank: a deterministic loop for all objectives, masks, layouts, strategies and
+worker counts.
+"""
 
 import math
 import os
@@ -27,7 +29,14 @@ from pipelines.store import RunStore
 from pipelines.strategy import strategy_of
 from pipelines.throughput import Throughput
 from pipelines.trackers import build_trackers
-from pipelines.train_checkpoint import Checkpointer, Retention, claim, completed_steps, load_checkpoint, read_state
+from pipelines.train_checkpoint import (
+    Checkpointer,
+    Retention,
+    claim,
+    completed_steps,
+    load_checkpoint,
+    read_state,
+)
 from pipelines.train_metrics import MetricsWriter
 from sparsepo.backbone import transformer_of
 from sparsepo.masks import CollapseWatch, LearnedMasks
@@ -41,14 +50,18 @@ Sums = dict[str, tuple[float, float]]  # metric -> (sum, count)
 
 @dataclass(frozen=True)
 class Coupling:
-    """The gathered first pass of a coupled objective: values [N, c] of the global batch and each row's place in it."""
+    """The gathered first pass of a coupled objective: values [N, c] of the global batch and each
+    row's place in it.
+    """
 
     objective: CoupledObjective
     values: Tensor
     places: dict[int, int]
 
     def slice(self, rows: Sequence[int], device: torch.device) -> CoupledBatch:
-        return CoupledBatch(self.values.to(device), torch.tensor([self.places[row] for row in rows], device=device))
+        return CoupledBatch(
+            self.values.to(device), torch.tensor([self.places[row] for row in rows], device=device)
+        )
 
 
 class Trainer:
@@ -59,7 +72,13 @@ class Trainer:
         micro_batch_tokens: the largest budget to use, after memory ran out with the recipe's.
     """
 
-    def __init__(self, recipe: Recipe, placement: Placement, threads: int, micro_batch_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        placement: Placement,
+        threads: int,
+        micro_batch_tokens: int | None = None,
+    ) -> None:
         self.recipe, self.placement = recipe, placement
         self._began = time.monotonic()
         self.is_one_pair_each = False  # in this step: no smaller budget would help
@@ -73,10 +92,17 @@ class Trainer:
             torch.set_num_threads(min(self.threads, os.cpu_count() or 1))
         self.pairs = open_pairs(recipe)
         self.objective = recipe.objective.build()
-        self.rows = {split: usable_rows(recipe, self.pairs, split) for split in ("train", "validation")}
+        self.rows = {
+            split: usable_rows(recipe, self.pairs, split) for split in ("train", "validation")
+        }
         if not self.rows["train"]:
-            raise StageFailed("the reference stage could score no training pair: see failed_rows.jsonl in its directory")
-        self.sampler = Sampler(len(self.rows["train"]), recipe.train.global_batch_size, recipe.train.seed)
+            raise StageFailed(
+                "the reference stage could score no training pair: see failed_rows.jsonl in its "
+                "directory"
+            )
+        self.sampler = Sampler(
+            len(self.rows["train"]), recipe.train.global_batch_size, recipe.train.seed
+        )
         self.num_steps = self.sampler.num_steps(recipe.train.epochs, recipe.train.max_steps)
         self.strategy = strategy_of(placement)
         self._build(micro_batch_tokens)
@@ -85,7 +111,9 @@ class Trainer:
             load_checkpoint(self.store, self.step, self.model, self.optimizer, self.strategy)
         self.watch = CollapseWatch(recipe.mask.masked_terms(), state.get("collapse_streaks"))
         self.selection = Selection(recipe.train.selection, state.get("selection"))
-        keep_best = max(recipe.train.selection.keep_best, int(recipe.train.selection.publish == "best"))
+        keep_best = max(
+            recipe.train.selection.keep_best, int(recipe.train.selection.publish == "best")
+        )
         self.checkpoints = Checkpointer(
             self.store,
             attempt,
@@ -97,7 +125,9 @@ class Trainer:
         self.metrics: MetricsWriter | None = None
         if placement.rank == 0:
             trackers = build_trackers(recipe, self.store, self.step)
-            self.metrics = MetricsWriter(self.store, self.step, trackers, self.checkpoints.is_current)
+            self.metrics = MetricsWriter(
+                self.store, self.step, trackers, self.checkpoints.is_current
+            )
 
     def _build(self, micro_batch_tokens: int | None) -> None:
         recipe, place = self.recipe, self.placement
@@ -105,15 +135,28 @@ class Trainer:
         online = load_reference(recipe, place.device) if recipe.online_features() else None
         self.layout = lay_out(recipe, causal_lm, online, place, micro_batch_tokens)
         self.source = feature_source(recipe, self.pairs, place.device, online)
-        counted = [sum(p.numel() for p in model.parameters()) for model in (causal_lm, *([online.causal_lm] if online else []))]
+        counted = [
+            sum(p.numel() for p in model.parameters())
+            for model in (causal_lm, *([online.causal_lm] if online else []))
+        ]
         self.throughput = Throughput(
-            transformer_of(causal_lm).config, counted[0], recipe.train.lora is not None, sum(counted[1:]), place.device, place.world
+            transformer_of(causal_lm).config,
+            counted[0],
+            recipe.train.lora is not None,
+            sum(counted[1:]),
+            place.device,
+            place.world,
         )
         if online is not None:
             self.strategy.spread_frozen(online.causal_lm)
         self.model = build_policy(recipe, causal_lm, self.source.head(), self.strategy)
         self.loader = MicroBatchLoader(
-            self.pairs, self.source, self.layout, place, self.strategy.aligns_micro_batches, self.objective.uses_rejected
+            self.pairs,
+            self.source,
+            self.layout,
+            place,
+            self.strategy.aligns_micro_batches,
+            self.objective.uses_rejected,
         )
         self.lengths = self.pairs.lengths("train")
         self.shared_lengths = self.pairs.lengths("train", shared=True)
@@ -121,22 +164,40 @@ class Trainer:
     def _build_optimizer(self) -> torch.optim.AdamW:
         train, mask = self.recipe.train, self.recipe.mask
         policy = [p for p in self.model.causal_lm.parameters() if p.requires_grad]
-        groups = [{"params": policy, "base_lr": train.learning_rate, "weight_decay": train.weight_decay}]
+        groups = [
+            {"params": policy, "base_lr": train.learning_rate, "weight_decay": train.weight_decay}
+        ]
         mask_parameters = [p for p in self.model.masks.parameters() if p.requires_grad]
         if mask_parameters:
             assert isinstance(mask, LearnedMaskConfig)
             groups.append(
-                {"params": mask_parameters, "base_lr": mask.learning_rate, "weight_decay": mask.weight_decay, "eps": mask.adam_eps}
+                {
+                    "params": mask_parameters,
+                    "base_lr": mask.learning_rate,
+                    "weight_decay": mask.weight_decay,
+                    "eps": mask.adam_eps,
+                }
             )
         fused = self.placement.device.type == "cuda"
-        return torch.optim.AdamW(groups, lr=train.learning_rate, betas=train.adam_betas, eps=train.adam_eps, fused=fused or None)
+        return torch.optim.AdamW(
+            groups,
+            lr=train.learning_rate,
+            betas=train.adam_betas,
+            eps=train.adam_eps,
+            fused=fused or None,
+        )
 
-    def run(self, report: Callable[[dict[str, Any]], None], is_preempted: Callable[[], bool] = lambda: False) -> None:
+    def run(
+        self,
+        report: Callable[[dict[str, Any]], None],
+        is_preempted: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Train to the last step.
 
         Args:
-            report: called with metrics at every validation and checkpoint by every rank. is_preempted: whether this rank's machine is about
-                to be taken away; then a checkpoint is written at once.
+            report: called with metrics at every validation and checkpoint by every rank.
+                is_preempted: whether this rank's machine is about to be taken away; then a
+                checkpoint is written at once.
         """
         train = self.recipe.train
         if self.step == 0 and self.rows["validation"]:
@@ -147,14 +208,24 @@ class Trainer:
             if self.metrics is not None:
                 self.metrics.add(record)
                 if warnings:
-                    self.metrics.add_apart({"step": self.step, "kind": "warning", "messages": warnings})
+                    self.metrics.add_apart(
+                        {"step": self.step, "kind": "warning", "messages": warnings}
+                    )
             last, improved, validated = self.step == self.num_steps, False, {}
             latest: dict[str, Any] = dict(record)
-            if self.rows["validation"] and (last or (train.validate_every and self.step % train.validate_every == 0)):
+            if self.rows["validation"] and (
+                last or (train.validate_every and self.step % train.validate_every == 0)
+            ):
                 validated = self._validate()
                 improved = self.selection.observe(self.step, validated)
                 latest |= validated
-            if last or preempted or improved or self.selection.has_ended or self.step % train.checkpoint_every == 0:
+            if (
+                last
+                or preempted
+                or improved
+                or self.selection.has_ended
+                or self.step % train.checkpoint_every == 0
+            ):
                 self._checkpoint(latest)
                 if preempted:
                     self._raise_together(self.checkpoints.failure(wait=True))
@@ -167,8 +238,13 @@ class Trainer:
             self.metrics.close()
         self.placement.barrier()
 
-    def optimizer_step(self, is_preempted: Callable[[], bool] = lambda: False) -> tuple[dict[str, Any], bool]:
-        """One step: its record, and whether any rank's machine is about to be taken away. Every rank must call it."""
+    def optimizer_step(
+        self, is_preempted: Callable[[], bool] = lambda: False
+    ) -> tuple[dict[str, Any], bool]:
+        """One step: its record, and whether any rank's machine is about to be taken away.
+
+        Every rank must call it.
+        """
         started = time.monotonic()
         rows = self.rows_of_step(self.step)
         scale = self._learning_rate_factor(self.step)
@@ -177,7 +253,11 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         cuts = self.loader.cuts("train", rows)
         self.is_one_pair_each = all(len(cut.rows) == 1 for cut in cuts)
-        then = self.loader.cuts("train", self.rows_of_step(self.step + 1)) if self.step + 1 < self.num_steps else []
+        then = (
+            self.loader.cuts("train", self.rows_of_step(self.step + 1))
+            if self.step + 1 < self.num_steps
+            else []
+        )
         if self.step + _STEPS_AHEAD < self.num_steps:
             self.loader.bring_near("train", self.rows_of_step(self.step + _STEPS_AHEAD))
         summed, preempted = self._score_batch(rows, cuts, then, backward=True, flag=is_preempted())
@@ -185,14 +265,19 @@ class Trainer:
         grad_norm = float(self.strategy.clip(self.recipe.train.max_grad_norm))
         if not (math.isfinite(grad_norm) and math.isfinite(record["loss"])):
             raise Diverged(
-                f"loss {record['loss']} or gradient norm {grad_norm} is not finite at step {self.step + 1}; pairs "
-                f"{self._pair_ids('train', rows)}; {self._last_checkpoint()}; try a smaller train.learning_rate or objective.beta"
+                f"loss {record['loss']} or gradient norm {grad_norm} is not finite at step "
+                f"{self.step + 1}; pairs {self._pair_ids('train', rows)}; "
+                f"{self._last_checkpoint()}; try a smaller train.learning_rate or objective.beta"
             )
         self.optimizer.step()
         if isinstance(self.model.masks, LearnedMasks):
             self.model.masks.control(record)
         self.step += 1
-        rates = self.throughput.record([self.lengths[i] for i in rows], [self.shared_lengths[i] for i in rows], time.monotonic() - started)
+        rates = self.throughput.record(
+            [self.lengths[i] for i in rows],
+            [self.shared_lengths[i] for i in rows],
+            time.monotonic() - started,
+        )
         return {
             "step": self.step,
             "epoch": self.step / self.sampler.steps_per_epoch,
@@ -207,12 +292,17 @@ class Trainer:
         """Rows of the training split in the global batch of step 0, 1, ..."""
         return [self.rows["train"][place] for place in self.sampler.pair_indices(step)]
 
-    def _score_batch(self, rows: list[int], cuts: list[Cut], then: list[Cut], backward: bool, flag: bool = False) -> tuple[Sums, bool]:
-        """Sums of every metric over a global batch, of all ranks; this rank's micro-batches back-propagate if asked to.
+    def _score_batch(
+        self, rows: list[int], cuts: list[Cut], then: list[Cut], backward: bool, flag: bool = False
+    ) -> tuple[Sums, bool]:
+        """Sums of every metric over a global batch, of all ranks; this rank's micro-batches
+        back-propagate if asked to.
 
-        Every rank must call it. Args: then: cuts of the next call. Returns: the sums, and whether any rank's flag was set.
-        Raises: the error of one rank on every rank, if it meets scores or weights that the objective refuses, or could not write
-        its checkpoint: a rank that failed alone would leave the others waiting in the next collective.
+        Every rank must call it. Args: then: cuts of the next call. Returns: the sums, and whether
+        any rank's flag was set.
+        Raises: the error of one rank on every rank, if it meets scores or weights that the
+        objective refuses, or could not write its checkpoint: a rank that failed alone would leave
+        the others waiting in the next collective.
         """
         self._enter_mode(training=backward)
         coupling = self._coupling(rows, cuts)
@@ -230,7 +320,10 @@ class Trainer:
                     loss, totals = losses.sum() / len(rows), add_metrics(totals, metrics)
                 except ValueError as error:
                     pairs = self._pair_ids(batch.cut.split, batch.cut.rows)
-                    failure = Failure("stage", f"step {self.step + 1}: {error}; pairs {pairs}; {self._last_checkpoint()}")
+                    failure = Failure(
+                        "stage",
+                        f"step {self.step + 1}: {error}; pairs {pairs}; {self._last_checkpoint()}",
+                    )
             if backward:
                 # Without a loss: the collectives of a backward, and no gradient.
                 (scores.policy_logps.sum() * 0.0 if loss is None else loss).backward()
@@ -250,7 +343,9 @@ class Trainer:
                 raise failed.error()
 
     def _enter_mode(self, training: bool) -> None:
-        """Training mode where dropout is asked for; eval mode is what switches it off in every architecture."""
+        """Training mode where dropout is asked for; eval mode is what switches it off in every
+        architecture.
+        """
         train, mask = self.recipe.train, self.recipe.mask
         keep = train.dropout == "keep"
         self.model.train(training and keep)
@@ -260,7 +355,9 @@ class Trainer:
             for name, module in self.model.causal_lm.named_modules():
                 if "lora_dropout" in name:
                     module.train(training)
-        if training and (keep or adapts or (isinstance(mask, LearnedMaskConfig) and mask.dropout > 0)):
+        if training and (
+            keep or adapts or (isinstance(mask, LearnedMaskConfig) and mask.dropout > 0)
+        ):
             torch.manual_seed(hash((train.seed, self.step, self.placement.rank)))
 
     def _forward(self, batch: MicroBatch) -> TokenScores:
@@ -270,32 +367,53 @@ class Trainer:
             scores: TokenScores = self.model(inputs, features)
         return scores
 
-    def _losses(self, scores: TokenScores, batch: MicroBatch, coupling: Coupling | None) -> tuple[Tensor, Metrics]:
-        """Losses and metrics of a micro-batch; ValueError if its scores or weights are none that the objective accepts."""
+    def _losses(
+        self, scores: TokenScores, batch: MicroBatch, coupling: Coupling | None
+    ) -> tuple[Tensor, Metrics]:
+        """Losses and metrics of a micro-batch; ValueError if its scores or weights are none that
+        the objective accepts.
+        """
         if coupling is None:
             output = self.objective(scores)
         else:
-            output = coupling.objective(scores, coupling.slice(batch.cut.rows, self.placement.device))
+            output = coupling.objective(
+                scores, coupling.slice(batch.cut.rows, self.placement.device)
+            )
         return output.losses, output.metrics
 
     @torch.no_grad()
     def _coupling(self, rows: list[int], cuts: list[Cut]) -> Coupling | None:
-        """First pass of an objective that couples pairs: what all pairs of the batch need to know of each other."""
+        """First pass of an objective that couples pairs: what all pairs of the batch need to
+        know of each other.
+        """
         if not isinstance(self.objective, CoupledObjective):
             return None
         mine: dict[int, Tensor] = {}
         for batch in self.loader.stream(cuts, cuts):
             scores = self._forward(batch)
             if not batch.cut.is_filler:
-                mine |= dict(zip(batch.cut.rows, self.objective.shared_values(scores).cpu(), strict=True))
-        everyone = {row: value for part in self.placement.gather(mine) for row, value in part.items()}
-        return Coupling(self.objective, torch.stack([everyone[row] for row in rows]), {row: at for at, row in enumerate(rows)})
+                mine |= dict(
+                    zip(batch.cut.rows, self.objective.shared_values(scores).cpu(), strict=True)
+                )
+        everyone = {
+            row: value for part in self.placement.gather(mine) for row, value in part.items()
+        }
+        return Coupling(
+            self.objective,
+            torch.stack([everyone[row] for row in rows]),
+            {row: at for at, row in enumerate(rows)},
+        )
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
         rows = self.rows["validation"]
-        # A coupled loss depends on the size of its batch: the training's, so that both can be compared.
-        size = self.recipe.train.global_batch_size if self.objective.couples_pairs else _VALIDATION_PAIRS
+        # A coupled loss depends on the size of its batch: the training's, so that both can be
+        # compared.
+        size = (
+            self.recipe.train.global_batch_size
+            if self.objective.couples_pairs
+            else _VALIDATION_PAIRS
+        )
         parts = [rows[at : at + size] for at in range(0, len(rows), size)]
         cuts = [self.loader.cuts("validation", part) for part in parts] + [[]]
         summed: Sums = {}

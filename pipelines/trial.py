@@ -1,6 +1,8 @@
-"""One trial of a sweep: the train stage (and evaluation) of one point, once per seed, as Ray Tune runs it.
+"""One trial of a sweep: the train stage (and evaluation) of one point, once per seed, as Ray Tune
+runs it.
 
-SWEEP/trials/NNNN-xxxxxxxx/trial.json is its result; the runs lie beside it, in seed-S/ where seeds are repeated.
+SWEEP/trials/NNNN-xxxxxxxx/trial.json is its result; the runs lie beside it, in seed-S/ where seeds
+are repeated.
 """
 
 import difflib
@@ -32,8 +34,9 @@ Metrics = dict[str, float]
 class Trial(BaseModel):
     """What became of a point.
 
-    status: finished (message: an objective that it did not report); diverged = a loss was not finite; failed = another error; stopped = by the scheduler or the time limit.
-    metrics: means over the seeds, with <metric>/std where there are several. runs: metrics of every seed alone.
+    status: finished (message: an objective that it did not report); diverged = a loss was not
+    finite; failed = another error; stopped = by the scheduler or the time limit. metrics: means
+    over the seeds, with <metric>/std where there are several. runs: metrics of every seed alone.
     seconds: of this trial's training and evaluation. session: the command that wrote it.
     """
 
@@ -52,8 +55,10 @@ def run_trial(config: dict[str, Any], settings: dict[str, Any]) -> None:
     """Ray Tune trainable.
 
     Args:
-        config: number and point, below LISTED or (from a searcher) beside its own parameters. settings: sweep, stores, session, cpus_per_run and gpus_per_run, as JSON.
-    Raises: StageFailed for a point that failed, so that Tune knows; a point that diverged is a result.
+        config: number and point, below LISTED or (from a searcher) beside its own parameters.
+            settings: sweep, stores, session, cpus_per_run and gpus_per_run, as JSON.
+    Raises: StageFailed for a point that failed, so that Tune knows; a point that diverged is a
+        result.
     """
     from ray import tune
 
@@ -66,15 +71,28 @@ def run_trial(config: dict[str, Any], settings: dict[str, Any]) -> None:
         trial = known
     else:
         started = time.monotonic()
-        trial = Trial(number=number, point=point, run_dir=store.root, status="finished", session=settings["session"])
+        trial = Trial(
+            number=number,
+            point=point,
+            run_dir=store.root,
+            status="finished",
+            session=settings["session"],
+        )
         try:
             for recipe in seed_recipes(sweep, number, point):
                 _check_reported(sweep, settings["session"])
-                run = _run(recipe, sweep, settings, reports=sweep.scheduler.name != "none" and not trial.runs)
+                run = _run(
+                    recipe,
+                    sweep,
+                    settings,
+                    reports=sweep.scheduler.name != "none" and not trial.runs,
+                )
                 trial.runs[str(recipe.train.seed)] = run
                 missing = missing_objectives(sweep, run)
                 if missing and sweep.has_one_method():
-                    RunStore(sweep.run_dir).write_json(MISSING, {"session": settings["session"], "message": missing})
+                    RunStore(sweep.run_dir).write_json(
+                        MISSING, {"session": settings["session"], "message": missing}
+                    )
                     raise UserError(missing)
                 trial.message = missing
         except Superseded:
@@ -89,7 +107,9 @@ def run_trial(config: dict[str, Any], settings: dict[str, Any]) -> None:
         store.write_json(TRIAL, trial.model_dump(mode="json"))
     if trial.status == "failed":
         raise StageFailed(trial.message)
-    tune.report({**trial.metrics, "step": trial.metrics.get("train/step", 0.0), "status": trial.status})
+    tune.report(
+        {**trial.metrics, "step": trial.metrics.get("train/step", 0.0), "status": trial.status}
+    )
 
 
 def seed_recipes(sweep: Sweep, number: int, point: Point) -> list[Recipe]:
@@ -99,8 +119,12 @@ def seed_recipes(sweep: Sweep, number: int, point: Point) -> list[Recipe]:
         return [trial_recipe(sweep, point, folder)]
     found = []
     for seed in sweep.seeds:
-        recipe = trial_recipe(sweep, point, f"{folder}/seed-{seed}" if len(sweep.seeds) > 1 else folder)
-        found.append(recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed})}))
+        recipe = trial_recipe(
+            sweep, point, f"{folder}/seed-{seed}" if len(sweep.seeds) > 1 else folder
+        )
+        found.append(
+            recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed})})
+        )
     return found
 
 
@@ -118,15 +142,24 @@ def _run(recipe: Recipe, sweep: Sweep, settings: dict[str, Any], reports: bool) 
     metrics = named_metrics({**counts["final"], **counts.get("validation", {})})
     if sweep.evaluates():
         evaluation = evaluate_record(recipe)
-        results = (evaluation.manifest() if evaluation.is_complete() else run_evaluate(recipe, quiet=True))["counts"]["results"]
+        results = (
+            evaluation.manifest() if evaluation.is_complete() else run_evaluate(recipe, quiet=True)
+        )["counts"]["results"]
         metrics |= evaluation_metrics(results)
     return metrics
 
 
 def named_metrics(record: Mapping[str, Any]) -> Metrics:
     """A training record under the names that sweeps use: train/... and validation/..."""
-    numbers = {key: float(value) for key, value in record.items() if isinstance(value, int | float) and not isinstance(value, bool)}
-    return {key if key.startswith("validation/") else f"train/{key}": value for key, value in numbers.items()}
+    numbers = {
+        key: float(value)
+        for key, value in record.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    return {
+        key if key.startswith("validation/") else f"train/{key}": value
+        for key, value in numbers.items()
+    }
 
 
 def evaluation_metrics(results: dict[str, dict[str, Any]]) -> Metrics:
@@ -159,7 +192,9 @@ def _check_reported(sweep: Sweep, session: str) -> None:
 
 
 def joined(runs: list[Metrics]) -> Metrics:
-    """Means over the seeds and, with several, their sample standard deviations; intervals of single runs are left out then."""
+    """Means over the seeds and, with several, their sample standard deviations; intervals of
+    single runs are left out then.
+    """
     if len(runs) == 1:
         return runs[0]
     found: Metrics = {}
@@ -179,7 +214,9 @@ def _reporter() -> Any:
     from ray.tune.integration.ray_train import TuneReportCallback
 
     class Reporter(TuneReportCallback):
-        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        def after_report(
+            self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
+        ) -> None:
             values = named_metrics(metrics[0])
             if any(key.startswith("validation/") for key in values):
                 super().after_report(run_context, [{**values, "step": metrics[0]["step"]}], None)

@@ -1,7 +1,9 @@
-"""tune: a sweep over any config key with Ray Tune; prepare and reference run once and serve every trial.
+"""tune: a sweep over any config key with Ray Tune; prepare and reference run once and serve every
+trial.
 
-Each trial is the same training stage as `sparsepo train`, in its own run directory below SWEEP/trials (trial.py). Ray Tune
-schedules, stops and retries them; its own files, from which an interrupted sweep goes on, are in SWEEP/.ray.
+Each trial is the same training stage as `sparsepo train`, in its own run directory below
+SWEEP/trials (trial.py). Ray Tune schedules, stops and retries them; its own files, from which an
+interrupted sweep goes on, are in SWEEP/.ray.
 """
 
 import logging
@@ -38,8 +40,8 @@ def run_tune(sweep: Sweep, say: Say, quiet: bool = False, resume: bool = False) 
 
     Args:
         resume: go on with an interrupted sweep (or begin one), and try its failed trials again.
-    Raises: UserError for resources the cluster lacks, a metric no trial reports, or an interrupted sweep without `resume`;
-        StageFailed if every trial failed.
+    Raises: UserError for resources the cluster lacks, a metric no trial reports, or an interrupted
+        sweep without `resume`; StageFailed if every trial failed.
     """
     record = sweep_record(sweep)
     store = record.store
@@ -51,7 +53,10 @@ def run_tune(sweep: Sweep, say: Say, quiet: bool = False, resume: bool = False) 
     elif store.exists(STARTED):
         record.check()
         if not resume:
-            raise UserError(f"{store.root} holds a sweep that was interrupted: add --resume to go on with it, or choose another run_dir")
+            raise UserError(
+                f"{store.root} holds a sweep that was interrupted: add --resume to go on with it, "
+                "or choose another run_dir"
+            )
     first = sweep.recipe_at(sweep.sample_of_points()[0], sweep.run_dir)
     with ray_session(first.ray):
         if cluster_address(first.ray):
@@ -72,9 +77,18 @@ def run_tune(sweep: Sweep, say: Say, quiet: bool = False, resume: bool = False) 
         raise UserError(message)
     best = publish_results(sweep, trials, say)
     counts: dict[str, Any] = {
-        status: sum(trial.status == status for trial in trials) for status in ("finished", "diverged", "failed", "stopped")
+        status: sum(trial.status == status for trial in trials)
+        for status in ("finished", "diverged", "failed", "stopped")
     }
-    record.finish({"trials": len(trials), **counts, "stage_runs": runs, "shared_seconds": shared_seconds, "seconds": seconds})
+    record.finish(
+        {
+            "trials": len(trials),
+            **counts,
+            "stage_runs": runs,
+            "shared_seconds": shared_seconds,
+            "seconds": seconds,
+        }
+    )
     return best
 
 
@@ -92,16 +106,23 @@ class Share:
 
 
 def share_of(sweep: Sweep) -> Share:
-    """Fit as many trials into the running cluster as it holds whole: a trial that had to wait for half of its workers would block another.
+    """Fit as many trials into the running cluster as it holds whole: a trial that had to wait for
+    half of its workers would block another.
 
     Raises: UserError if not even one fits.
     """
     import ray
 
-    nodes = [(n["Resources"].get("CPU", 0.0), n["Resources"].get("GPU", 0.0)) for n in ray.nodes() if n["Alive"]]
+    nodes = [
+        (n["Resources"].get("CPU", 0.0), n["Resources"].get("GPU", 0.0))
+        for n in ray.nodes()
+        if n["Alive"]
+    ]
     recipes = [trial_recipe(sweep, point, sweep.run_dir) for point in sweep.sample_of_points()]
     most = min(sweep.max_concurrent_trials or sweep.num_trials(), sweep.num_trials())
-    found = min((_fitting(recipe, nodes, most) for recipe in recipes), key=lambda share: share.trials)
+    found = min(
+        (_fitting(recipe, nodes, most) for recipe in recipes), key=lambda share: share.trials
+    )
     return found
 
 
@@ -110,12 +131,22 @@ def _fitting(recipe: Recipe, nodes: Sequence[tuple[float, float]], most: int) ->
     workers = train.min_workers or train.num_workers
     gpus = sum(gpu for _, gpu in nodes)
     use_gpu = gpus > 0 if train.use_gpu is None else train.use_gpu
-    per_worker = (train.cpus_per_worker or 1, min(1.0, recipe.ray.gpus_per_run or 1.0) if use_gpu else 0.0)
+    per_worker = (
+        train.cpus_per_worker or 1,
+        min(1.0, recipe.ray.gpus_per_run or 1.0) if use_gpu else 0.0,
+    )
     trials = fitting_groups(nodes, per_worker, workers, most)
     if trials == 0:
-        needed = f"{workers} x {per_worker[0]:g} CPUs" + (f" and {per_worker[1]:g} GPUs" if use_gpu else "")
-        have = "; ".join(f"{cpu:g} CPUs" + (f", {gpu:g} GPUs" if gpu else "") for cpu, gpu in nodes if cpu or gpu)
-        raise UserError(f"train.num_workers = {train.num_workers}: a trial takes {needed}; the cluster's nodes have {have or 'none'}")
+        needed = f"{workers} x {per_worker[0]:g} CPUs" + (
+            f" and {per_worker[1]:g} GPUs" if use_gpu else ""
+        )
+        have = "; ".join(
+            f"{cpu:g} CPUs" + (f", {gpu:g} GPUs" if gpu else "") for cpu, gpu in nodes if cpu or gpu
+        )
+        raise UserError(
+            f"train.num_workers = {train.num_workers}: a trial takes {needed}; the cluster's "
+            f"nodes have {have or 'none'}"
+        )
     if use_gpu:
         return Share(trials, None, per_worker[1] * workers)
     if train.cpus_per_worker:
@@ -123,20 +154,26 @@ def _fitting(recipe: Recipe, nodes: Sequence[tuple[float, float]], most: int) ->
     return Share(trials, even_cpus(node_cpus(), trials * workers) * workers, None)
 
 
-def fitting_groups(nodes: Sequence[tuple[float, float]], worker: tuple[float, float], workers: int, most: int) -> int:
+def fitting_groups(
+    nodes: Sequence[tuple[float, float]], worker: tuple[float, float], workers: int, most: int
+) -> int:
     """How many groups of equal workers fit at the same time, each worker on one node.
 
     Args:
         nodes: (CPUs, GPUs) of every node. worker: what one takes of both. most: stop there.
     """
     places = sum(
-        int(min((have + 1e-9) // need for have, need in zip(node, worker, strict=True) if need)) if any(worker) else most * workers
+        int(min((have + 1e-9) // need for have, need in zip(node, worker, strict=True) if need))
+        if any(worker)
+        else most * workers
         for node in nodes
     )
     return min(most, places // workers)
 
 
-def _run_trials(sweep: Sweep, stores: SharedStores, share: Share, session: str, say: Say, resume: bool) -> list[Trial]:
+def _run_trials(
+    sweep: Sweep, stores: SharedStores, share: Share, session: str, say: Say, resume: bool
+) -> list[Trial]:
     from ray import tune
     from ray.tune.logger import JsonLoggerCallback
 
@@ -147,19 +184,31 @@ def _run_trials(sweep: Sweep, stores: SharedStores, share: Share, session: str, 
         "cpus_per_run": share.cpus_per_run,
         "gpus_per_run": share.gpus_per_run,
     }
-    # Our own files are the record; Tune's JSON lines are what it reads itself of trials that were stopped.
+    # Our own files are the record; Tune's JSON lines are what it reads itself of trials that were
+    # stopped.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a trial that diverged has none
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what happens to a trial is said in one line of ours
-    # The trial function only waits: its trainer's workers take CPUs and GPUs. Tune refuses a trial that takes nothing.
-    trainable = tune.with_resources(tune.with_parameters(run_trial, settings=settings), {"memory": 1})
+    os.environ.setdefault(
+        "TUNE_DISABLE_STRICT_METRIC_CHECKING", "1"
+    )  # a trial that diverged has none
+    logging.getLogger("ray.tune").setLevel(
+        logging.CRITICAL
+    )  # what happens to a trial is said in one line of ours
+    # The trial function only waits: its trainer's workers take CPUs and GPUs. Tune refuses a trial
+    # that takes nothing.
+    trainable = tune.with_resources(
+        tune.with_parameters(run_trial, settings=settings), {"memory": 1}
+    )
     place = RunStore(f"{sweep.run_dir}/{_RAY}").root
     path = f"{place}/{_NAME}"
     if resume and tune.Tuner.can_restore(path):
         tuner = tune.Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)
     else:
         points = sweep.points
-        listed = None if points is None else [{"number": i, "point": point} for i, point in enumerate(points)]
+        listed = (
+            None
+            if points is None
+            else [{"number": i, "point": point} for i, point in enumerate(points)]
+        )
         tuner = tune.Tuner(
             trainable,
             param_space=None if listed is None else {LISTED: tune.grid_search(listed)},
@@ -204,9 +253,15 @@ def _scheduler(sweep: Sweep, stores: SharedStores) -> Any:
     if not isinstance(asha, ASHA):
         return None
     guide = sweep.guide()
-    steps = max(_num_steps(stores.shared(trial_recipe(sweep, point, sweep.run_dir))) for point in sweep.sample_of_points())
+    steps = max(
+        _num_steps(stores.shared(trial_recipe(sweep, point, sweep.run_dir)))
+        for point in sweep.sample_of_points()
+    )
     if asha.grace_steps >= steps:
-        raise UserError(f"scheduler.grace_steps = {asha.grace_steps}: a trial has {steps} steps, so nothing could be stopped early")
+        raise UserError(
+            f"scheduler.grace_steps = {asha.grace_steps}: a trial has {steps} steps, so nothing "
+            "could be stopped early"
+        )
     return tune.schedulers.ASHAScheduler(
         time_attr="step",
         metric=guide.metric,
@@ -214,14 +269,17 @@ def _scheduler(sweep: Sweep, stores: SharedStores) -> Any:
         max_t=steps,
         grace_period=asha.grace_steps,
         reduction_factor=asha.reduction_factor,
-        stop_last_trials=False,  # the last step is not the end: the model is written and evaluated after it
+        # the last step is not the end: the model is written and evaluated after it
+        stop_last_trials=False,
     )
 
 
 def _num_steps(recipe: Recipe) -> int:
     pairs = len(usable_rows(recipe, open_pairs(recipe), "train"))
     train = recipe.train
-    return Sampler(pairs, train.global_batch_size, train.seed).num_steps(train.epochs, train.max_steps)
+    return Sampler(pairs, train.global_batch_size, train.seed).num_steps(
+        train.epochs, train.max_steps
+    )
 
 
 def _follower(sweep: Sweep, say: Say) -> Any:
@@ -229,16 +287,27 @@ def _follower(sweep: Sweep, say: Say) -> Any:
     from ray import tune
 
     class Follower(tune.Callback):  # type: ignore[misc]
-        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        def on_trial_complete(
+            self, iteration: int, trials: list[Any], trial: Any, **info: Any
+        ) -> None:
             self._say(trial, trial.last_result.get("status", "stopped"))
 
-        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        def on_trial_error(
+            self, iteration: int, trials: list[Any], trial: Any, **info: Any
+        ) -> None:
             self._say(trial, "failed")
 
         def _say(self, trial: Any, status: str) -> None:
             config, result = _chosen(trial.config), trial.last_result or {}
-            shown = [f"{goal.metric} {result[goal.metric]:.4g}" for goal in sweep.objectives if goal.metric in result]
-            say(f"trial {config['number']}: {status}: {sweep.title(config['point'])}" + (f": {', '.join(shown)}" if shown else ""))
+            shown = [
+                f"{goal.metric} {result[goal.metric]:.4g}"
+                for goal in sweep.objectives
+                if goal.metric in result
+            ]
+            say(
+                f"trial {config['number']}: {status}: {sweep.title(config['point'])}"
+                + (f": {', '.join(shown)}" if shown else "")
+            )
 
     return Follower()
 
@@ -258,5 +327,11 @@ def _trial_of(sweep: Sweep, result: Any) -> Trial:
     if result.error is not None:
         return Trial(**common, status="failed", message=str(result.error).strip().splitlines()[-1])
     known = result.metrics or {}
-    reported = {key: value for key, value in known.items() if key.startswith(("train/", "validation/")) and is_number(value)}
-    return Trial(**common, status="stopped", metrics=reported, seconds=known.get("time_total_s", 0.0))
+    reported = {
+        key: value
+        for key, value in known.items()
+        if key.startswith(("train/", "validation/")) and is_number(value)
+    }
+    return Trial(
+        **common, status="stopped", metrics=reported, seconds=known.get("time_total_s", 0.0)
+    )

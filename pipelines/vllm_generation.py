@@ -1,6 +1,7 @@
 """Sampling with vLLM through ray.data.llm, where vLLM is installed.
 
-Nobody has run this against a real vLLM yet: rows go in and come out as Ray's processor documents them, which a test holds.
+Nobody has run this against a real vLLM yet: rows go in and come out as Ray's processor documents
+them, which a test holds.
 """
 
 from collections.abc import Sequence
@@ -36,17 +37,25 @@ class Request:
             "skip_special_tokens": False,
             "detokenize": False,
         }
-        return {"number": number, "tokenized_prompt": [int(i) for i in self.prompt_ids], "sampling_params": sampling}
+        return {
+            "number": number,
+            "tokenized_prompt": [int(i) for i in self.prompt_ids],
+            "sampling_params": sampling,
+        }
 
 
 def require_vllm() -> None:
     """UserError if vLLM is not installed here."""
     if util.find_spec("vllm") is None:
-        raise UserError("generation.engine = 'vllm': vLLM is not installed; install it on every node, or take engine=transformers")
+        raise UserError(
+            "generation.engine = 'vllm': vLLM is not installed; install it on every node, or take "
+            "engine=transformers"
+        )
 
 
 def vllm_samples(model: str, eos: int, requests: Sequence[Request]) -> list[list[int]]:
-    """The continuation for each request by the model in a directory, end token included where one was drawn. Needs a running Ray.
+    """The continuation for each request by the model in a directory, end token included where one
+    was drawn. Needs a running Ray.
 
     The engine is started once for all of them.
     """
@@ -57,7 +66,10 @@ def vllm_samples(model: str, eos: int, requests: Sequence[Request]) -> list[list
     quieten_ray_data()
     sampler = vllm_processor(model, concurrency=max(1, int(ray.cluster_resources().get("GPU", 1))))
     rows = [request.row(number, eos) for number, request in enumerate(requests)]
-    found = {row["number"]: [int(i) for i in row["ids"]] for row in sampler(ray.data.from_items(rows)).iter_rows()}
+    found = {
+        row["number"]: [int(i) for i in row["ids"]]
+        for row in sampler(ray.data.from_items(rows)).iter_rows()
+    }
     return [found[number] for number in range(len(requests))]
 
 
@@ -74,4 +86,6 @@ def vllm_processor(model: str, concurrency: int) -> Any:
         detokenize_stage=False,
         log_engine_metrics=False,
     )
-    return build_processor(config, postprocess=lambda row: {"number": row["number"], "ids": row["generated_tokens"]})
+    return build_processor(
+        config, postprocess=lambda row: {"number": row["number"], "ids": row["generated_tokens"]}
+    )

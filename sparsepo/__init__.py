@@ -1,12 +1,21 @@
-"""sparsepo: token-masked preference optimisation (SparsePO, MaPO, TDPO, DPO and their relatives) for language models.
+"""sparsepo: token-masked preference optimisation (SparsePO, MaPO, TDPO, DPO and their relatives)
+for language models.
 
-The library needs torch, transformers and safetensors only; the pipeline around it lives in the package `pipelines`.
+The library needs torch, transformers and safetensors only; the pipeline around it lives in the
+package `pipelines`.
 """
 
 from sparsepo.backbone import enable_packing
 from sparsepo.kernels import LMHead, TopK, score_tokens
 from sparsepo.layouts import TokenizedPair, packed_layout, padded_layout
-from sparsepo.masks import ActivationMask, CollapseWatch, ExternalMask, LearnedMasks, RandomMask, UniformMask
+from sparsepo.masks import (
+    ActivationMask,
+    CollapseWatch,
+    ExternalMask,
+    LearnedMasks,
+    RandomMask,
+    UniformMask,
+)
 from sparsepo.model import PolicyModel, ReferenceModel, head_of, verify_head
 from sparsepo.objectives import (
     DPO,

@@ -1,8 +1,9 @@
 """Read a reference model's activations at MaPO's hook points from an unmodified transformers model.
 
-A family is a declarative table of hook points: where the tensor of each named point is found in terms of the family's own
-modules. To support a new family add one `Family` entry; nothing else changes. Tensors are reduced over features the moment they appear, so
-recording costs [batch, time] per point and never stores an activation.
+A family is a declarative table of hook points: where the tensor of each named point is found in
+terms of the family's own modules. To support a new family add one `Family` entry; nothing else
+changes. Tensors are reduced over features the moment they appear, so recording costs [batch, time]
+per point and never stores an activation.
 Source: hook names and types as in the released SparsePO code (arXiv:2410.05102).
 """
 
@@ -26,12 +27,14 @@ class HookPoint:
 
     Attributes:
         name: the released code's name, for example "attn.q".
-        module: path below the backbone, "{i}" standing for the block index; without it the point exists once.
+        module: path below the backbone, "{i}" standing for the block index; without it the point
+            exists once.
         side: which end of the module carries the tensor.
-        part: cuts the tensor: "heads_0..2" = q, k or v of each head's q|k|v triple (GPT-NeoX), "qkv_0..2" = q, k or v of
-            one projection with all q heads first (GPT-2, Phi-3), "heads_first" = all of a [batch, heads, time, features]
-            tensor, None = all of it.
-        rotary: the part after rotary embedding, recomputed from what the attention module was given.
+        part: cuts the tensor: "heads_0..2" = q, k or v of each head's q|k|v triple (GPT-NeoX),
+            "qkv_0..2" = q, k or v of one projection with all q heads first (GPT-2, Phi-3),
+            "heads_first" = all of a [batch, heads, time, features] tensor, None = all of it.
+        rotary: the part after rotary embedding, recomputed from what the attention module was
+            given.
         when: (name, value) of the config field without which the point does not exist.
     """
 
@@ -52,7 +55,8 @@ class Family:
     """Hook points of one transformers architecture.
 
     Attributes:
-        model_types: as in a transformers config. blocks: path of the list of blocks below the backbone.
+        model_types: as in a transformers config. blocks: path of the list of blocks below the
+            backbone.
         attention: name of a block's attention module, which is given the rotary embedding.
         points: in the order the forward reaches them.
     """
@@ -73,11 +77,26 @@ GPT_NEOX = Family(
         HookPoint("attn.q", "layers.{i}.attention.query_key_value", part="heads_0"),
         HookPoint("attn.k", "layers.{i}.attention.query_key_value", part="heads_1"),
         HookPoint("attn.v", "layers.{i}.attention.query_key_value", part="heads_2"),
-        HookPoint("attn.post_rota_emb_q", "layers.{i}.attention.query_key_value", part="heads_0", rotary=True),
-        HookPoint("attn.post_rota_emb_k", "layers.{i}.attention.query_key_value", part="heads_1", rotary=True),
+        HookPoint(
+            "attn.post_rota_emb_q",
+            "layers.{i}.attention.query_key_value",
+            part="heads_0",
+            rotary=True,
+        ),
+        HookPoint(
+            "attn.post_rota_emb_k",
+            "layers.{i}.attention.query_key_value",
+            part="heads_1",
+            rotary=True,
+        ),
         HookPoint("attn.v_out", "layers.{i}.attention.dense", side="input"),
         HookPoint("resid.torso.delta_attn", "layers.{i}.post_attention_dropout"),
-        HookPoint("resid.torso.post_attn", "layers.{i}.post_attention_layernorm", side="input", when=("use_parallel_residual", False)),
+        HookPoint(
+            "resid.torso.post_attn",
+            "layers.{i}.post_attention_layernorm",
+            side="input",
+            when=("use_parallel_residual", False),
+        ),
         HookPoint("resid.torso.post_ln_attn", "layers.{i}.post_attention_layernorm"),
         HookPoint("mlp.post_act", "layers.{i}.mlp.dense_4h_to_h", side="input"),
         HookPoint("resid.torso.delta_mlp", "layers.{i}.post_mlp_dropout"),
@@ -112,7 +131,9 @@ _Projections = tuple[HookPoint, HookPoint, HookPoint]
 
 
 def _projections(q: str = "q_proj", k: str = "k_proj", part: str | None = None) -> _Projections:
-    """q, k and v of a block with a projection each; q and k at the named modules, where they are last normalised."""
+    """q, k and v of a block with a projection each; q and k at the named modules, where they are
+    last normalised.
+    """
     return (
         HookPoint("attn.q", f"layers.{{i}}.self_attn.{q}", part=part),
         HookPoint("attn.k", f"layers.{{i}}.self_attn.{k}", part=part),
@@ -131,8 +152,8 @@ def _decoder(
 ) -> Family:
     """The Llama block and its relatives: rotary attention and gated MLP, one after the other.
 
-    delta_attn, delta_mlp: modules of a block whose output joins the residual stream. input_norm, mlp_norm: modules that
-    normalise before attention and MLP, if any does.
+    delta_attn, delta_mlp: modules of a block whose output joins the residual stream. input_norm,
+    mlp_norm: modules that normalise before attention and MLP, if any does.
     """
     q, k, v = projections
     block = "layers.{i}"
@@ -142,7 +163,11 @@ def _decoder(
         attention="self_attn",
         points=(
             embedding,
-            *([HookPoint("resid.torso.input_ln_attn", f"{block}.{input_norm}")] if input_norm else []),
+            *(
+                [HookPoint("resid.torso.input_ln_attn", f"{block}.{input_norm}")]
+                if input_norm
+                else []
+            ),
             q,
             k,
             v,
@@ -173,15 +198,34 @@ _FUSED = (
 LLAMA = _decoder(("llama", "mistral", "qwen2"), _projections(), _EMBEDDING, "self_attn", "mlp")
 QWEN3 = _decoder(("qwen3",), _projections("q_norm", "k_norm"), _EMBEDDING, "self_attn", "mlp")
 PHI3 = _decoder(("phi3",), _FUSED, _EMBEDDING, "self_attn", "mlp")
-GEMMA2 = _decoder(("gemma2",), _projections(), _SCALED_EMBEDDING, *_NORMALISED, mlp_norm="pre_feedforward_layernorm")
-GEMMA3 = _decoder(
-    ("gemma3_text",), _projections("q_norm", "k_norm", "heads_first"), _SCALED_EMBEDDING, *_NORMALISED, mlp_norm="pre_feedforward_layernorm"
+GEMMA2 = _decoder(
+    ("gemma2",),
+    _projections(),
+    _SCALED_EMBEDDING,
+    *_NORMALISED,
+    mlp_norm="pre_feedforward_layernorm",
 )
-# No normalisation before attention and MLP: only their outputs are normalised, and q and k as a whole.
-OLMO2 = _decoder(("olmo2",), _projections("q_norm", "k_norm"), _EMBEDDING, *_NORMALISED, input_norm=None, mlp_norm=None)
+GEMMA3 = _decoder(
+    ("gemma3_text",),
+    _projections("q_norm", "k_norm", "heads_first"),
+    _SCALED_EMBEDDING,
+    *_NORMALISED,
+    mlp_norm="pre_feedforward_layernorm",
+)
+# No normalisation before attention and MLP: only their outputs are normalised, and q and k as a
+# whole.
+OLMO2 = _decoder(
+    ("olmo2",),
+    _projections("q_norm", "k_norm"),
+    _EMBEDDING,
+    *_NORMALISED,
+    input_norm=None,
+    mlp_norm=None,
+)
 
-# Attention and MLP side by side behind one normalisation. The release takes v_out after the output projection and
-# post_ln_f before the final normalisation in this family; here both mean what they mean elsewhere.
+# Attention and MLP side by side behind one normalisation. The release takes v_out after the output
+# projection and post_ln_f before the final normalisation in this family; here both mean what they
+# mean elsewhere.
 GPTJ = Family(
     model_types=("gptj",),
     blocks="h",
@@ -211,7 +255,12 @@ GPT_BIGCODE = Family(
         HookPoint("resid.post_emb", "drop"),
         HookPoint("resid.torso.input_ln_attn", "h.{i}.ln_1"),
         *(
-            HookPoint(f"attn.{name}", "h.{i}.attn.c_attn", part=f"{rule}_{index}", when=("multi_query", multi_query))
+            HookPoint(
+                f"attn.{name}",
+                "h.{i}.attn.c_attn",
+                part=f"{rule}_{index}",
+                when=("multi_query", multi_query),
+            )
             for rule, multi_query in (("qkv", True), ("heads", False))
             for index, name in enumerate("qkv")
         ),
@@ -226,24 +275,40 @@ GPT_BIGCODE = Family(
     ),
 )
 
-FAMILIES: tuple[Family, ...] = (GPT_NEOX, GPT2, LLAMA, QWEN3, PHI3, GEMMA2, GEMMA3, OLMO2, GPTJ, GPT_BIGCODE)
+FAMILIES: tuple[Family, ...] = (
+    GPT_NEOX,
+    GPT2,
+    LLAMA,
+    QWEN3,
+    PHI3,
+    GEMMA2,
+    GEMMA3,
+    OLMO2,
+    GPTJ,
+    GPT_BIGCODE,
+)
 
 
 def family_of(model_type: str) -> Family:
-    """The hook table of a transformers model type; ValueError naming the supported types otherwise."""
+    """The hook table of a transformers model type; ValueError naming the supported types
+    otherwise.
+    """
     for family in FAMILIES:
         if model_type in family.model_types:
             return family
     known = ", ".join(name for family in FAMILIES for name in family.model_types)
     raise ValueError(
-        f"no activation hook table for model type {model_type!r} (known: {known}): looked for a Family with this model type in "
-        "sparsepo/activations.py; add one that names, per hook point, the module below the model's backbone that carries it, like "
+        f"no activation hook table for model type {model_type!r} (known: {known}): looked for a "
+        "Family with this model type in sparsepo/activations.py; add one that names, per hook "
+        "point, the module below the model's backbone that carries it, like "
         "HookPoint('attn.v_out', 'layers.{i}.self_attn.o_proj', side='input')"
     )
 
 
 def available_hooks(config: Any) -> tuple[str, ...]:
-    """Names of the hook points of a transformers config's family, "logits" last; ValueError for an unknown family."""
+    """Names of the hook points of a transformers config's family, "logits" last; ValueError for
+    an unknown family.
+    """
     return (*(point.name for point in _points(config)), "logits")
 
 
@@ -262,22 +327,33 @@ def select_hooks(config: Any, hooks: str | Iterable[str]) -> tuple[str, ...]:
     chosen = tuple(hooks)
     unknown = [name for name in chosen if name not in names]
     if unknown or not chosen:
-        raise ValueError(f"hooks {unknown or 'list is empty'}: model type {config.model_type!r} offers {', '.join(names)}")
+        raise ValueError(
+            f"hooks {unknown or 'list is empty'}: model type {config.model_type!r} offers "
+            f"{', '.join(names)}"
+        )
     return chosen
 
 
 def _points(config: Any) -> list[HookPoint]:
-    return [p for p in family_of(config.model_type).points if p.when is None or bool(getattr(config, p.when[0])) == p.when[1]]
+    return [
+        p
+        for p in family_of(config.model_type).points
+        if p.when is None or bool(getattr(config, p.when[0])) == p.when[1]
+    ]
 
 
 class ActivationRecorder:
-    """Context manager that records the reduced activation of each chosen hook point during forwards of a backbone.
+    """Context manager that records the reduced activation of each chosen hook point during forwards
+    of a backbone.
 
-    After a forward, `recorded[name][layer]` is float32 [batch, time]; layer is 0 for points that exist once.
-    The logits are not a backbone activation: `activation_mask` computes them from the last hidden states.
+    After a forward, `recorded[name][layer]` is float32 [batch, time]; layer is 0 for points that
+    exist once. The logits are not a backbone activation: `activation_mask` computes them from the
+    last hidden states.
     """
 
-    def __init__(self, backbone: nn.Module, hooks: Iterable[str], reduction: Reduction = "mean") -> None:
+    def __init__(
+        self, backbone: nn.Module, hooks: Iterable[str], reduction: Reduction = "mean"
+    ) -> None:
         self._backbone = backbone
         config: Any = backbone.config
         self._config = config
@@ -295,19 +371,34 @@ class ActivationRecorder:
         if any(point.rotary for point in self._points):
             for layer in range(num_layers):
                 path = f"{self._family.blocks}.{layer}.{self._family.attention}"
-                attention = _submodule(self._backbone, path, "post-rotary q and k", self._config.model_type)
-                self._handles.append(attention.register_forward_pre_hook(self._keep_attention_inputs, with_kwargs=True))
+                attention = _submodule(
+                    self._backbone, path, "post-rotary q and k", self._config.model_type
+                )
+                self._handles.append(
+                    attention.register_forward_pre_hook(
+                        self._keep_attention_inputs, with_kwargs=True
+                    )
+                )
         for point in self._points:
             for layer in range(num_layers if "{i}" in point.module else 1):
                 path = point.module.replace("{i}", str(layer))
                 module = _submodule(self._backbone, path, point.name, self._config.model_type)
                 if point.side == "input":
-                    self._handles.append(module.register_forward_pre_hook(self._on_input(point, layer)))
+                    self._handles.append(
+                        module.register_forward_pre_hook(self._on_input(point, layer))
+                    )
                 else:
-                    self._handles.append(module.register_forward_hook(self._on_output(point, layer)))
+                    self._handles.append(
+                        module.register_forward_hook(self._on_output(point, layer))
+                    )
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -345,16 +436,27 @@ class ActivationRecorder:
         self.recorded.setdefault(point.name, {})[layer] = reduced
 
     def _head_dim(self) -> int:
-        return int(getattr(self._config, "head_dim", None) or self._config.hidden_size // self._config.num_attention_heads)
+        return int(
+            getattr(self._config, "head_dim", None)
+            or self._config.hidden_size // self._config.num_attention_heads
+        )
 
     def _rotate(self, value: Tensor) -> Tensor:
-        """[batch, time, heads or features, ...] -> the same after the attention module's own rotary embedding."""
+        """[batch, time, heads or features, ...] -> the same after the attention module's own
+        rotary embedding.
+        """
         if value.ndim == 3:  # a projection's output: heads still folded into the features
             value = value.unflatten(-1, (-1, self._head_dim()))
         module = self._attention_inputs["module"]
         apply: Any = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb")  # noqa: B009
-        if hasattr(module, "embed_positions"):  # GPT-J: sines and cosines are the attention's own, of the first rotary_dim features
-            sin, cos = module.embed_positions[self._attention_inputs["position_ids"]].to(value.dtype).chunk(2, dim=-1)
+        if hasattr(
+            module, "embed_positions"
+        ):  # GPT-J: sines and cosines are the attention's own, of the first rotary_dim features
+            sin, cos = (
+                module.embed_positions[self._attention_inputs["position_ids"]]
+                .to(value.dtype)
+                .chunk(2, dim=-1)
+            )
             width = module.rotary_dim or value.shape[-1]
             return torch.cat([apply(value[..., :width], sin, cos), value[..., width:]], dim=-1)
         cos, sin = self._attention_inputs["position_embeddings"]
@@ -368,6 +470,7 @@ def _submodule(backbone: nn.Module, path: str, purpose: str, model_type: str) ->
         return backbone.get_submodule(path)
     except AttributeError as error:
         raise ValueError(
-            f"model type {model_type!r}: module {path!r} for {purpose} not found in {type(backbone).__name__}; "
-            "its hook table in sparsepo/activations.py does not fit this version of transformers"
+            f"model type {model_type!r}: module {path!r} for {purpose} not found in "
+            f"{type(backbone).__name__}; its hook table in sparsepo/activations.py does not fit "
+            "this version of transformers"
         ) from error

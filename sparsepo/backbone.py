@@ -1,7 +1,9 @@
-"""Run a transformer's backbone on rows of single sequences, or on packed rows whose responses share a prompt.
+"""Run a transformer's backbone on rows of single sequences, or on packed rows whose responses share
+a prompt.
 
-In a packed row a token attends to its own pair's earlier prompt tokens and its own response's earlier tokens. On a GPU the definition
-becomes a FlexAttention BlockMask, elsewhere (and for models without FlexAttention) a dense mask.
+In a packed row a token attends to its own pair's earlier prompt tokens and its own response's
+earlier tokens. On a GPU the definition becomes a FlexAttention BlockMask, elsewhere (and for models
+without FlexAttention) a dense mask.
 """
 
 import contextlib
@@ -30,7 +32,8 @@ def transformer_of(causal_lm: Any) -> Any:
     for name, settings in causal_lm.peft_config.items():
         if settings.is_prompt_learning:
             raise ValueError(
-                f"peft adapter {name!r} is {settings.peft_type.value}: only methods without virtual tokens, such as LoRA, work"
+                f"peft adapter {name!r} is {settings.peft_type.value}: only methods without "
+                "virtual tokens, such as LoRA, work"
             )
     return causal_lm.get_base_model()
 
@@ -47,7 +50,8 @@ def decoder_layers(transformer: Any) -> list[nn.Module]:
 def checkpoint_activations(transformer: Any) -> None:
     """Keep only the inputs of every decoder layer and run it again in the backward pass.
 
-    transformers' own gradient checkpointing works in training mode alone; a policy without dropout trains in eval mode.
+    transformers' own gradient checkpointing works in training mode alone; a policy without dropout
+    trains in eval mode.
     """
     for layer in decoder_layers(transformer):
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
@@ -72,7 +76,8 @@ def scored_rows(states: Tensor, inputs: ModelInputs) -> Tensor:
 def attention_argument(transformer: Any, inputs: ModelInputs) -> Any:
     """What a transformers model takes as `attention_mask` for these inputs.
 
-    The padding mask [R, T] of a padded layout; for packed rows a 4-D mask, or one per kind of layer where they differ.
+    The padding mask [R, T] of a padded layout; for packed rows a 4-D mask, or one per kind of layer
+    where they differ.
     """
     if inputs.segments is None:
         return inputs.attention_mask
@@ -87,11 +92,15 @@ def uses_flex_attention(transformer: Any) -> bool:
 
 @contextlib.contextmanager
 def without_flex_attention(transformer: Any) -> Iterator[None]:
-    """For rows of single sequences in a model that was prepared for packed ones: their mask would be built whole, per shape."""
+    """For rows of single sequences in a model that was prepared for packed ones: their mask
+    would be built whole, per shape.
+    """
     if not uses_flex_attention(transformer):
         yield
         return
-    transformer.set_attn_implementation("sdpa" if getattr(transformer, "_supports_sdpa", False) else "eager")
+    transformer.set_attn_implementation(
+        "sdpa" if getattr(transformer, "_supports_sdpa", False) else "eager"
+    )
     try:
         yield
     finally:
@@ -102,7 +111,8 @@ def without_flex_attention(transformer: Any) -> Iterator[None]:
 def enable_packing(transformer: Any) -> str | None:
     """Prepare a model for packed rows: FlexAttention where the model has it and sits on one GPU.
 
-    A short packed input is compared with the same sequences apart, so that a model that ignores masks or positions is found.
+    A short packed input is compared with the same sequences apart, so that a model that ignores
+    masks or positions is found.
 
     Returns: None, or why packed rows would be wrong for this model.
     """
@@ -110,23 +120,35 @@ def enable_packing(transformer: Any) -> str | None:
     if kinds - {FULL, SLIDING}:
         return f"it has layers of kind {', '.join(sorted(kinds - {FULL, SLIDING}))}"
     ids = [(17 * i + 5) % transformer.config.vocab_size for i in range(24)]
-    pairs = [TokenizedPair(ids[:6], ids[6:11], ids[11:14]), TokenizedPair(ids[14:18], ids[18:20], ids[20:24])]
+    pairs = [
+        TokenizedPair(ids[:6], ids[6:11], ids[11:14]),
+        TokenizedPair(ids[14:18], ids[18:20], ids[20:24]),
+    ]
     device = transformer.get_input_embeddings().weight.device
     states = []
     for layout in (padded_layout, packed_layout):
         inputs = layout(pairs).to(device)
         try:
-            states.append(scored_rows(run_backbone(transformer, inputs).last_hidden_state, inputs).double())
+            states.append(
+                scored_rows(run_backbone(transformer, inputs).last_hidden_state, inputs).double()
+            )
         except (ValueError, RuntimeError, IndexError, TypeError) as error:
             return f"it does not take a mask of its own ({str(error).splitlines()[0]})"
     apart, packed = states
     difference = float((apart - packed).norm() / apart.norm())
     allowed = 1e-3 if transformer.dtype == torch.float32 else 3e-2
     if not difference <= allowed:
-        return f"its states in packed rows differ by {difference:.1%} from the sequences apart (it ignores positions or masks)"
-    on_one_gpu = device.type == "cuda" and len(set(getattr(transformer, "hf_device_map", {"": 0}).values())) == 1
+        return (
+            f"its states in packed rows differ by {difference:.1%} from the sequences apart (it "
+            "ignores positions or masks)"
+        )
+    on_one_gpu = (
+        device.type == "cuda"
+        and len(set(getattr(transformer, "hf_device_map", {"": 0}).values())) == 1
+    )
     if on_one_gpu and getattr(transformer, "_supports_flex_attn", False):
-        # Beyond its limit of recompilations torch silently computes attention densely: room for every row width and model.
+        # Beyond its limit of recompilations torch silently computes attention densely: room for
+        # every row width and model.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
         transformer.set_attn_implementation("flex_attention")
     return None
@@ -148,7 +170,11 @@ def _mask(transformer: Any, inputs: ModelInputs, window: int | None) -> Any:
         """The definition; a segment is 4 * pair + part, part 0 is the prompt."""
         at, to = segments[row, query], segments[row, key]
         allowed = (at >> 2 == to >> 2) & ((to & 3 == 0) | (at == to)) & (key <= query)
-        return allowed if window is None else allowed & (positions[row, query] - positions[row, key] < window)
+        return (
+            allowed
+            if window is None
+            else allowed & (positions[row, query] - positions[row, key] < window)
+        )
 
     if uses_flex_attention(transformer):
         return _block_mask(segments, lambda row, head, query, key: attends(row, query, key))
@@ -158,13 +184,17 @@ def _mask(transformer: Any, inputs: ModelInputs, window: int | None) -> Any:
     dense = attends(row, place[:, None], place)[:, None]
     if transformer.config._attn_implementation == "sdpa":
         return dense
-    return torch.zeros(dense.shape, dtype=transformer.dtype, device=dense.device).masked_fill(~dense, torch.finfo(transformer.dtype).min)
+    return torch.zeros(dense.shape, dtype=transformer.dtype, device=dense.device).masked_fill(
+        ~dense, torch.finfo(transformer.dtype).min
+    )
 
 
 def _block_mask(segments: Tensor, mask_mod: Any) -> Any:
-    """A BlockMask that visits, for every block of queries, the blocks from the start of its first token's pair to itself.
+    """A BlockMask that visits, for every block of queries, the blocks from the start of its first
+    token's pair to itself.
 
-    Pairs are contiguous, so no other block can hold an allowed position; within them mask_mod decides.
+    Pairs are contiguous, so no other block can hold an allowed position; within them mask_mod
+    decides.
     """
     from torch.nn.attention.flex_attention import BlockMask
 
@@ -181,5 +211,8 @@ def _block_mask(segments: Tensor, mask_mod: Any) -> Any:
     order = torch.arange(blocks, device=segments.device).expand(rows, blocks, blocks)
     indices = torch.minimum(first[..., None] + order, last[..., None])
     return BlockMask.from_kv_blocks(
-        (last - first + 1).to(torch.int32)[:, None], indices.to(torch.int32)[:, None].contiguous(), BLOCK_SIZE=_BLOCK, mask_mod=mask_mod
+        (last - first + 1).to(torch.int32)[:, None],
+        indices.to(torch.int32)[:, None].contiguous(),
+        BLOCK_SIZE=_BLOCK,
+        mask_mod=mask_mod,
     )

@@ -11,7 +11,10 @@ from sparsepo.records import ModelInputs
 
 @dataclass(frozen=True)
 class TokenizedPair:
-    """One preference pair in token ids. `rejected` is None for chosen-only data (supervised fine-tuning)."""
+    """One preference pair in token ids.
+
+    `rejected` is None for chosen-only data (supervised fine-tuning).
+    """
 
     prompt: Sequence[int]
     chosen: Sequence[int]
@@ -40,7 +43,11 @@ def padded_layout(pairs: Sequence[TokenizedPair], pad_multiple: int = 1) -> Mode
     Raises: ValueError for an empty batch, prompt or response.
     """
     _check(pairs)
-    sequences = [(2 * i + side, pair.prompt, response) for i, pair in enumerate(pairs) for side, response in enumerate(pair.responses())]
+    sequences = [
+        (2 * i + side, pair.prompt, response)
+        for i, pair in enumerate(pairs)
+        for side, response in enumerate(pair.responses())
+    ]
     longest = max(len(prompt) + len(response) for _, prompt, response in sequences)
     width = -(-longest // pad_multiple) * pad_multiple
     input_ids = np.zeros((len(sequences), width), dtype=np.int64)
@@ -66,14 +73,18 @@ def padded_layout(pairs: Sequence[TokenizedPair], pad_multiple: int = 1) -> Mode
     )
 
 
-def packed_layout(pairs: Sequence[TokenizedPair], row_tokens: int | None = None, pad_multiple: int = 1) -> ModelInputs:
-    """Rows of whole pairs `prompt | chosen | rejected`, the prompt once; positions of both responses continue the prompt's.
+def packed_layout(
+    pairs: Sequence[TokenizedPair], row_tokens: int | None = None, pad_multiple: int = 1
+) -> ModelInputs:
+    """Rows of whole pairs `prompt | chosen | rejected`, the prompt once; positions of both
+    responses continue the prompt's.
 
     The row that predicts a response's first token is the prompt's last one, for both responses.
 
     Args:
         pairs: at least one; every prompt and response has at least one token.
-        row_tokens: a row takes the next pairs while they fit; None gives every pair a row of its own.
+        row_tokens: a row takes the next pairs while they fit; None gives every pair a row of its
+            own.
         pad_multiple: the rows' width is rounded up to a multiple of it.
     Raises: ValueError for an empty batch, prompt or response, or a pair longer than row_tokens.
     """
@@ -93,27 +104,39 @@ def packed_layout(pairs: Sequence[TokenizedPair], row_tokens: int | None = None,
     widest = max(sum(pairs[i].shared_width() for i in row) for row in rows)
     width = -(-widest // pad_multiple) * pad_multiple
     # One entry per part (prompt, chosen, rejected) of every pair, in the order of their tokens.
-    parts = [np.asarray(tokens, dtype=np.int64) for pair in pairs for tokens in (pair.prompt, *pair.responses())]
+    parts = [
+        np.asarray(tokens, dtype=np.int64)
+        for pair in pairs
+        for tokens in (pair.prompt, *pair.responses())
+    ]
     part = np.concatenate([np.arange(1 + len(pair.responses())) for pair in pairs])
     of_pair = np.repeat(np.arange(len(pairs)), [1 + len(pair.responses()) for pair in pairs])
     lengths = np.array([len(tokens) for tokens in parts])
     row_of_pair = np.repeat(np.arange(len(rows)), [len(members) for members in rows])
     row_of = row_of_pair[of_pair]
     ends = np.cumsum(lengths)
-    row_starts = np.concatenate([[0], np.cumsum(np.bincount(row_of, weights=lengths, minlength=len(rows)))[:-1]]).astype(np.int64)
+    row_starts = np.concatenate(
+        [[0], np.cumsum(np.bincount(row_of, weights=lengths, minlength=len(rows)))[:-1]]
+    ).astype(np.int64)
     starts = row_of * width + (ends - lengths) - row_starts[row_of]
     prompt = np.flatnonzero(part == 0)[of_pair]  # index of the part's prompt
     within = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
     places = np.repeat(starts, lengths) + within
-    input_ids, positions = np.zeros(len(rows) * width, dtype=np.int64), np.zeros(len(rows) * width, dtype=np.int64)
+    input_ids, positions = (
+        np.zeros(len(rows) * width, dtype=np.int64),
+        np.zeros(len(rows) * width, dtype=np.int64),
+    )
     segments = np.full(len(rows) * width, -1, dtype=np.int32)
     tokens = np.concatenate(parts)
     input_ids[places] = tokens
     positions[places] = within + np.repeat(np.where(part > 0, lengths[prompt], 0), lengths)
     segments[places] = np.repeat(4 * of_pair + part, lengths)
     is_scored = np.repeat(part > 0, lengths)
-    # A response's first token is predicted by its prompt's last row, every other by the row before it.
-    predictors = np.where(within == 0, np.repeat((starts + lengths)[prompt] - 1, lengths), places - 1)
+    # A response's first token is predicted by its prompt's last row, every other by the row before
+    # it.
+    predictors = np.where(
+        within == 0, np.repeat((starts + lengths)[prompt] - 1, lengths), places - 1
+    )
     shape = (len(rows), width)
     return ModelInputs(
         input_ids=torch.from_numpy(input_ids).view(shape),
@@ -133,4 +156,7 @@ def _check(pairs: Sequence[TokenizedPair]) -> None:
     for i, pair in enumerate(pairs):
         for response in pair.responses():
             if len(pair.prompt) == 0 or len(response) == 0:
-                raise ValueError(f"pair {i} has {len(pair.prompt)} prompt and {len(response)} response tokens: both must be > 0")
+                raise ValueError(
+                    f"pair {i} has {len(pair.prompt)} prompt and {len(response)} response tokens: "
+                    "both must be > 0"
+                )

@@ -1,4 +1,6 @@
-"""The two modules that run transformers: the policy, whose forward is the only one trained, and the frozen reference."""
+"""The two modules that run transformers: the policy, whose forward is the only one trained, and
+the frozen reference.
+"""
 
 from collections.abc import Iterable
 from typing import Any
@@ -25,42 +27,63 @@ _DIVIDED_BY = ("logits_scaling",)
 
 
 def head_of(causal_lm: Any) -> LMHead:
-    """The LM head of a transformers causal model (or of one that peft has wrapped), bias, soft-cap and logit scale included.
+    """The LM head of a transformers causal model (or of one that peft has wrapped), bias, soft-cap
+    and logit scale included.
 
     Raises: ValueError if the model has no output embeddings, or peft has replaced them.
     """
     transformer = transformer_of(causal_lm)
     layer = transformer.get_output_embeddings()
     if layer is None:
-        raise ValueError(f"{type(transformer).__name__} has no LM head (get_output_embeddings() is None)")
+        raise ValueError(
+            f"{type(transformer).__name__} has no LM head (get_output_embeddings() is None)"
+        )
     if type(layer).__module__.startswith("peft."):
-        raise ValueError(f"the LM head of {type(transformer).__name__} is a {type(layer).__name__}: leave it out of peft's target modules")
+        raise ValueError(
+            f"the LM head of {type(transformer).__name__} is a {type(layer).__name__}: leave it "
+            "out of peft's target modules"
+        )
     config = transformer.config
     scale = 1.0
     for name in _MULTIPLIED_BY:
         scale *= float(getattr(config, name, None) or 1.0)
     for name in _DIVIDED_BY:
         scale /= float(getattr(config, name, None) or 1.0)
-    return LMHead(layer.weight, getattr(layer, "bias", None), getattr(config, _SOFTCAP_FIELD, None), scale)
+    return LMHead(
+        layer.weight, getattr(layer, "bias", None), getattr(config, _SOFTCAP_FIELD, None), scale
+    )
 
 
 @torch.no_grad()
 def verify_head(causal_lm: Any) -> None:
     """Compare `head_of` with the model's own logits on two tokens.
 
-    Raises: ValueError if they differ, because the model changes its logits in a way that this version does not know.
+    Raises: ValueError if they differ, because the model changes its logits in a way that this
+        version does not know.
     """
     transformer = transformer_of(causal_lm)
-    ids = torch.zeros(1, 2, dtype=torch.long, device=transformer.get_input_embeddings().weight.device)
+    ids = torch.zeros(
+        1, 2, dtype=torch.long, device=transformer.get_input_embeddings().weight.device
+    )
     expected = transformer(input_ids=ids, use_cache=False).logits.float()
     hidden = transformer.base_model(input_ids=ids, use_cache=False).last_hidden_state
     head = head_of(causal_lm)  # on another GPU than the inputs if the model is spread over several
-    found = head.logits(hidden.flatten(0, 1).to(head.weight.device)).view_as(expected).to(expected.device)
+    found = (
+        head.logits(hidden.flatten(0, 1).to(head.weight.device))
+        .view_as(expected)
+        .to(expected.device)
+    )
     scale = float(expected.abs().max())
-    if not torch.allclose(found, expected, rtol=0, atol=(1e-4 if hidden.dtype == torch.float32 else 3e-2) * max(scale, 1e-6)):
+    if not torch.allclose(
+        found,
+        expected,
+        rtol=0,
+        atol=(1e-4 if hidden.dtype == torch.float32 else 3e-2) * max(scale, 1e-6),
+    ):
         raise ValueError(
-            f"{type(transformer).__name__} changes its logits beyond head bias, soft-cap ({_SOFTCAP_FIELD}) and scale "
-            f"({', '.join((*_MULTIPLIED_BY, *_DIVIDED_BY))}): add its rule to head_of in sparsepo/model.py"
+            f"{type(transformer).__name__} changes its logits beyond head bias, soft-cap "
+            f"({_SOFTCAP_FIELD}) and scale ({', '.join((*_MULTIPLIED_BY, *_DIVIDED_BY))}): add "
+            "its rule to head_of in sparsepo/model.py"
         )
 
 
@@ -75,36 +98,53 @@ class PolicyModel(nn.Module):
 
     Args:
         causal_lm: a transformers causal language model, or one that peft has wrapped (LoRA).
-        masks: the token masks; trained together with the policy when they have parameters, under LoRA too.
+        masks: the token masks; trained together with the policy when they have parameters, under
+            LoRA too.
         reference_head: the frozen reference's head, kept as buffers; required for token_kl.
     """
 
     reference_weight: Tensor | None
     reference_bias: Tensor | None
 
-    def __init__(self, causal_lm: nn.Module, masks: TokenMasks, reference_head: LMHead | None = None) -> None:
+    def __init__(
+        self, causal_lm: nn.Module, masks: TokenMasks, reference_head: LMHead | None = None
+    ) -> None:
         super().__init__()
         self.causal_lm: Any = causal_lm
         self.masks = masks
         self._reference_head = reference_head
         # Not persistent: the reference's head is stored once, with the reference.
-        self.register_buffer("reference_weight", None if reference_head is None else reference_head.weight.detach(), persistent=False)
-        bias = None if reference_head is None or reference_head.bias is None else reference_head.bias.detach()
+        self.register_buffer(
+            "reference_weight",
+            None if reference_head is None else reference_head.weight.detach(),
+            persistent=False,
+        )
+        bias = (
+            None
+            if reference_head is None or reference_head.bias is None
+            else reference_head.bias.detach()
+        )
         self.register_buffer("reference_bias", bias, persistent=False)
 
     def reference_head(self) -> LMHead | None:
         if self._reference_head is None:
             return None
         assert self.reference_weight is not None
-        return LMHead(self.reference_weight, self.reference_bias, self._reference_head.softcap, self._reference_head.scale)
+        return LMHead(
+            self.reference_weight,
+            self.reference_bias,
+            self._reference_head.softcap,
+            self._reference_head.scale,
+        )
 
     def forward(self, inputs: ModelInputs, features: Features) -> TokenScores:
         """Score the micro-batch's response tokens.
 
         Args:
-            inputs: any layout. features: reference features of the same scored tokens, in the same order.
-        Returns: TokenScores; token_kl is present iff features.reference_hidden and a reference head are (exact), or
-            features.reference_topk is (a lower bound).
+            inputs: any layout. features: reference features of the same scored tokens, in the same
+                order.
+        Returns: TokenScores; token_kl is present iff features.reference_hidden and a reference head
+            are (exact), or features.reference_topk is (a lower bound).
         """
         hidden = scored_states(self.causal_lm, inputs)
         reference_head = self.reference_head()
@@ -112,7 +152,8 @@ class PolicyModel(nn.Module):
         device = hidden.device.type
         if torch.is_autocast_enabled(device):
             hidden = hidden.to(torch.get_autocast_dtype(device))
-        # The primitive and the masks choose their own dtypes; autocast would undo that, and in the forward only.
+        # The primitive and the masks choose their own dtypes; autocast would undo that, and in the
+        # forward only.
         with torch.autocast(device, enabled=False):
             policy_logps, token_kl = score_tokens(
                 hidden,
@@ -120,7 +161,9 @@ class PolicyModel(nn.Module):
                 inputs.labels,
                 features.reference_hidden if uses_kl else None,
                 reference_head if uses_kl else None,
-                reference_topk=None if uses_kl or features.reference_topk is None else unpack_topk(features.reference_topk),
+                reference_topk=None
+                if uses_kl or features.reference_topk is None
+                else unpack_topk(features.reference_topk),
             )
             masks = self.masks(features, inputs.response_index, inputs.num_pairs)
         return TokenScores(
@@ -146,12 +189,18 @@ class ReferenceModel:
     Args:
         causal_lm: a transformers causal language model; set to eval mode here.
         topk: the k of reference_topk.
-        hooks: hook points for `activation_mask`: "all", a type, or a list of names. mapping: how they become weights.
-    Raises: ValueError for an unknown hook, or a family without a hook table, when activation_mask is requested.
+        hooks: hook points for `activation_mask`: "all", a type, or a list of names. mapping: how
+            they become weights.
+    Raises: ValueError for an unknown hook, or a family without a hook table, when activation_mask
+        is requested.
     """
 
     def __init__(
-        self, causal_lm: Any, hooks: str | Iterable[str] = "all", mapping: ActivationMapping = "zn_rescale", topk: int = 64
+        self,
+        causal_lm: Any,
+        hooks: str | Iterable[str] = "all",
+        mapping: ActivationMapping = "zn_rescale",
+        topk: int = 64,
     ) -> None:
         self.causal_lm = causal_lm.eval().requires_grad_(False)
         self.head = head_of(causal_lm).detached()
@@ -159,24 +208,40 @@ class ReferenceModel:
 
     @torch.no_grad()
     def features(self, inputs: ModelInputs, wanted: Iterable[str]) -> Features:
-        """Compute the wanted features (those of origin "reference" in FEATURES) in one forward, in canonical order.
+        """Compute the wanted features (those of origin "reference" in FEATURES) in one forward, in
+        canonical order.
 
         Raises: ValueError naming a feature that the reference model does not make.
         """
         names = frozenset(wanted)
         known = [name for name, kind in FEATURES.items() if kind.origin == "reference"]
         if names - set(known):
-            raise ValueError(f"the reference model does not make {sorted(names - set(known))}: it makes {', '.join(known)}")
-        hooks = select_hooks(transformer_of(self.causal_lm).config, self._hooks) if "activation_mask" in names else ()
+            raise ValueError(
+                f"the reference model does not make {sorted(names - set(known))}: it makes "
+                f"{', '.join(known)}"
+            )
+        hooks = (
+            select_hooks(transformer_of(self.causal_lm).config, self._hooks)
+            if "activation_mask" in names
+            else ()
+        )
         recorder = ActivationRecorder(
             transformer_of(self.causal_lm).base_model,
             [h for h in hooks if h != "logits"],
             "sigmoid_mean" if self._mapping == "sigmoid" else "mean",
         )
         inner: list[Tensor] = []  # outputs of all layers but the last, at the scored rows alone
-        layers_wanted = decoder_layers(transformer_of(self.causal_lm))[:-1] if "reference_layers" in names else []
+        layers_wanted = (
+            decoder_layers(transformer_of(self.causal_lm))[:-1]
+            if "reference_layers" in names
+            else []
+        )
         hooked = [
-            layer.register_forward_hook(lambda _, __, out: inner.append(scored_rows(out[0] if isinstance(out, tuple) else out, inputs)))
+            layer.register_forward_hook(
+                lambda _, __, out: inner.append(
+                    scored_rows(out[0] if isinstance(out, tuple) else out, inputs)
+                )
+            )
             for layer in layers_wanted
         ]
         try:
@@ -199,15 +264,22 @@ class ReferenceModel:
             layers = torch.stack([*(states.to(device) for states in inner), hidden], dim=1)
         weights = None
         if "activation_mask" in names:
-            recorded = {name: [scored(v) for _, v in sorted(layers_of.items())] for name, layers_of in recorder.recorded.items()}
+            recorded = {
+                name: [scored(v) for _, v in sorted(layers_of.items())]
+                for name, layers_of in recorder.recorded.items()
+            }
             if "logits" in hooks:
                 recorded["logits"] = [logit_activation(hidden, self.head, self._mapping)]
             num_responses = 2 * inputs.num_pairs
-            weights = activation_weights(recorded, response_index, num_responses, self._mapping, self.head.weight.shape[0])
+            weights = activation_weights(
+                recorded, response_index, num_responses, self._mapping, self.head.weight.shape[0]
+            )
         return Features(
             reference_logps=logps,
             reference_hidden=hidden if "reference_hidden" in names else None,
-            reference_topk=pack_topk(topk_of(hidden, self.head, self._topk)) if "reference_topk" in names else None,
+            reference_topk=pack_topk(topk_of(hidden, self.head, self._topk))
+            if "reference_topk" in names
+            else None,
             reference_layers=layers,
             activation_mask=weights,
         )

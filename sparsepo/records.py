@@ -1,7 +1,8 @@
 """Records that layouts, the reference, masks and objectives exchange.
 
-Per-token quantities are one-dimensional over the *scored* response tokens of a micro-batch, in canonical order: pair by
-pair, chosen before rejected, position ascending. Padding exists only inside the model's input.
+Per-token quantities are one-dimensional over the *scored* response tokens of a micro-batch, in
+canonical order: pair by pair, chosen before rejected, position ascending. Padding exists only
+inside the model's input.
 """
 
 from collections.abc import Callable
@@ -24,7 +25,12 @@ class _TensorRecord:
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> Self:
         values = {item.name: getattr(self, item.name) for item in fields(self)}  # type: ignore[arg-type]
-        return type(self)(**{name: change(value) if isinstance(value, Tensor) else value for name, value in values.items()})
+        return type(self)(
+            **{
+                name: change(value) if isinstance(value, Tensor) else value
+                for name, value in values.items()
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -35,12 +41,13 @@ class ModelInputs(_TensorRecord):
         input_ids: int64 [R, T].
         attention_mask: int64 [R, T], 1 = real token.
         position_ids: int64 [R, T].
-        score_rows: int64 [S], row of the flattened [R*T] hidden states that predicts each scored token.
+        score_rows: int64 [S], row of the flattened [R*T] hidden states that predicts each scored
+            token.
         labels: int64 [S], the scored tokens.
         response_index: int64 [S], 2*i for the chosen and 2*i+1 for the rejected response of pair i.
         num_pairs: pairs in the micro-batch.
-        segments: int32 [R, T] of rows that hold whole pairs: 4 * pair + part (0 prompt, 1 chosen, 2 rejected), -1 = padding;
-            None where every row is one sequence.
+        segments: int32 [R, T] of rows that hold whole pairs: 4 * pair + part (0 prompt, 1 chosen, 2
+            rejected), -1 = padding; None where every row is one sequence.
     """
 
     input_ids: Tensor
@@ -61,14 +68,17 @@ class Features(_TensorRecord):
         reference_logps: float [S], nats.
         reference_hidden: [S, d], input of the reference's LM head.
         reference_topk: uint8 [S, 6k + 4], the reference's k most likely tokens (compression.py).
-        reference_layers: [S, L, d], outputs of layers 1..L; the last has the final normalisation applied.
+        reference_layers: [S, L, d], outputs of layers 1..L; the last has the final normalisation
+            applied.
         activation_mask: float [S], MaPO's weight per token.
-        scorer_log_ratios: float [S], log-probability under the positive minus under the negative scorer, nats (TIS-DPO).
+        scorer_log_ratios: float [S], log-probability under the positive minus under the negative
+            scorer, nats (TIS-DPO).
         external_weights: float [S], weights that came with the data.
     Per pair:
         prompt_embedding: float [num_pairs, e], of any norm (RPO).
         preference_scores: float64 [num_pairs, 2], scores of chosen and rejected (ODPO).
-        pair_keys: int64 [num_pairs], a number that names the pair in every batch and run (random masks).
+        pair_keys: int64 [num_pairs], a number that names the pair in every batch and run (random
+            masks).
     """
 
     reference_logps: Tensor | None = None
@@ -85,7 +95,9 @@ class Features(_TensorRecord):
 
 @dataclass(frozen=True)
 class FeatureKind:
-    """Where a feature comes from: the reference model, the two scorers, the embedding model, or the pairs themselves."""
+    """Where a feature comes from: the reference model, the two scorers, the embedding model, or
+    the pairs themselves.
+    """
 
     origin: Literal["reference", "scorers", "embedder", "pairs"]
     per: Literal["token", "pair"]
@@ -118,18 +130,22 @@ class TokenScores:
 
     Attributes:
         policy_logps: [S] log pi(y_t | x, y_<t) in nats, with gradient.
-        reference_logps: [S] the reference's, no gradient; None when the objective needs no reference.
-        token_kl: [S] KL(reference || policy) >= 0 in nats over the full vocabulary, with gradient; None if not required.
+        reference_logps: [S] the reference's, no gradient; None when the objective needs no
+            reference.
+        token_kl: [S] KL(reference || policy) >= 0 in nats over the full vocabulary, with gradient;
+            None if not required.
         reward_mask: [S] weight of each log ratio.
         kl_mask: [S] weight of each token_kl.
         response_index: int64 [S], even = chosen, odd = rejected, non-decreasing.
         num_pairs: number of pairs.
-        l1_shares: factors of the (reward, kl) masks' L1 norms: (0.5, 0.5) when one mask serves both terms, 0 for a term
-            that is not masked.
-        signed_masks: weights may be negative (a learned mask without final activation); otherwise they are refused.
+        l1_shares: factors of the (reward, kl) masks' L1 norms: (0.5, 0.5) when one mask serves both
+            terms, 0 for a term that is not masked.
+        signed_masks: weights may be negative (a learned mask without final activation); otherwise
+            they are refused.
         mask_statistics: metrics of the masks themselves, as (sum, count).
         scorer_log_ratios, prompt_embedding, preference_scores: as in Features.
-    Raises: ValueError naming both shapes if a per-token field differs from policy_logps, or a per-pair one from num_pairs.
+    Raises: ValueError naming both shapes if a per-token field differs from policy_logps, or a
+        per-pair one from num_pairs.
     """
 
     policy_logps: Tensor
@@ -150,15 +166,31 @@ class TokenScores:
         expected = tuple(self.policy_logps.shape)
         if len(expected) != 1:
             raise ValueError(f"policy_logps must be one-dimensional, got shape {expected}")
-        for name in ("reference_logps", "token_kl", "reward_mask", "kl_mask", "response_index", "scorer_log_ratios"):
+        for name in (
+            "reference_logps",
+            "token_kl",
+            "reward_mask",
+            "kl_mask",
+            "response_index",
+            "scorer_log_ratios",
+        ):
             value = getattr(self, name)
             if value is not None and tuple(value.shape) != expected:
-                raise ValueError(f"{name} has shape {tuple(value.shape)}, policy_logps has {expected}: they must be equal")
+                raise ValueError(
+                    f"{name} has shape {tuple(value.shape)}, policy_logps has {expected}: they "
+                    "must be equal"
+                )
         for name, columns in (("prompt_embedding", None), ("preference_scores", 2)):
             value = getattr(self, name)
-            if value is not None and (value.ndim != 2 or len(value) != self.num_pairs or value.shape[1] != (columns or value.shape[1])):
+            if value is not None and (
+                value.ndim != 2
+                or len(value) != self.num_pairs
+                or value.shape[1] != (columns or value.shape[1])
+            ):
                 wanted = f"({self.num_pairs}, {columns or 'any'})"
-                raise ValueError(f"{name} has shape {tuple(value.shape)}, {self.num_pairs} pairs want {wanted}")
+                raise ValueError(
+                    f"{name} has shape {tuple(value.shape)}, {self.num_pairs} pairs want {wanted}"
+                )
 
     @classmethod
     def from_padded(
@@ -172,34 +204,46 @@ class TokenScores:
         scorer_log_ratios: Tensor | None = None,
         **per_pair: Any,
     ) -> Self:
-        """The record of padded tensors, as most training loops have them; what lies outside response_mask is never read.
+        """The record of padded tensors, as most training loops have them; what lies outside
+        response_mask is never read.
 
         Args:
-            response_mask: bool [num_pairs, 2, T], True = scored token; index 0 of the second axis is chosen.
-            policy_logps and the other token quantities: [num_pairs, 2, T]; masks left out weigh every token 1.
-            per_pair: further fields of the record (prompt_embedding, preference_scores, l1_shares, ...).
+            response_mask: bool [num_pairs, 2, T], True = scored token; index 0 of the second axis
+            is chosen. policy_logps and the other token quantities: [num_pairs, 2, T]; masks left
+            out weigh every token 1.
+            per_pair: further fields of the record (prompt_embedding, preference_scores, l1_shares,
+                ...).
         Raises: ValueError naming both shapes if they differ.
         """
         shape = tuple(response_mask.shape)
         if response_mask.dtype != torch.bool or len(shape) != 3 or shape[1] != 2:
-            raise ValueError(f"response_mask must be bool [num_pairs, 2, T], got {response_mask.dtype} {shape}")
+            raise ValueError(
+                f"response_mask must be bool [num_pairs, 2, T], got {response_mask.dtype} {shape}"
+            )
 
         def flat(name: str, value: Tensor) -> Tensor:
             if tuple(value.shape) != shape:
-                raise ValueError(f"{name} has shape {tuple(value.shape)}, response_mask has {shape}: they must be equal")
+                raise ValueError(
+                    f"{name} has shape {tuple(value.shape)}, response_mask has {shape}: they must "
+                    "be equal"
+                )
             return value[response_mask]
 
         logps = flat("policy_logps", policy_logps)
         ones = torch.ones_like(logps, requires_grad=False)
         return cls(
             policy_logps=logps,
-            reference_logps=None if reference_logps is None else flat("reference_logps", reference_logps),
+            reference_logps=None
+            if reference_logps is None
+            else flat("reference_logps", reference_logps),
             token_kl=None if token_kl is None else flat("token_kl", token_kl),
             reward_mask=ones if reward_mask is None else flat("reward_mask", reward_mask),
             kl_mask=ones if kl_mask is None else flat("kl_mask", kl_mask),
             response_index=response_mask.flatten(0, 1).nonzero()[:, 0],
             num_pairs=shape[0],
-            scorer_log_ratios=None if scorer_log_ratios is None else flat("scorer_log_ratios", scorer_log_ratios),
+            scorer_log_ratios=None
+            if scorer_log_ratios is None
+            else flat("scorer_log_ratios", scorer_log_ratios),
             **per_pair,
         )
 
@@ -208,11 +252,16 @@ class TokenScores:
         return self.policy_logps - self.require("reference_logps")
 
     def require(self, name: str) -> Tensor:
-        """A field by name; ValueError naming the feature and the stage that makes it if it is missing."""
+        """A field by name; ValueError naming the feature and the stage that makes it if it is
+        missing.
+        """
         value: Tensor | None = getattr(self, name)
         if value is None:
             feature = "reference_hidden" if name == "token_kl" else name
-            raise ValueError(f"{name} is missing: it needs the feature {feature!r}, which the {FEATURES[feature].stage} stage makes")
+            raise ValueError(
+                f"{name} is missing: it needs the feature {feature!r}, which the "
+                f"{FEATURES[feature].stage} stage makes"
+            )
         return value
 
     def per_response(self, values: Tensor) -> Tensor:
@@ -226,7 +275,9 @@ class TokenScores:
 
 @dataclass(frozen=True)
 class ObjectiveOutput:
-    """Losses and rewards per pair; metrics as (sum, count), so that they add over micro-batches and ranks."""
+    """Losses and rewards per pair; metrics as (sum, count), so that they add over micro-batches
+    and ranks.
+    """
 
     losses: Tensor
     chosen_rewards: Tensor
@@ -235,11 +286,16 @@ class ObjectiveOutput:
 
 
 def segment_sum(values: Tensor, index: Tensor, num_segments: int) -> Tensor:
-    """Sum values [S] with equal index: [num_segments]. Deterministic on CPU; gradient flows to values."""
+    """Sum values [S] with equal index: [num_segments].
+
+    Deterministic on CPU; gradient flows to values.
+    """
     return values.new_zeros(num_segments).index_add(0, index, values)
 
 
-def add_metrics(total: dict[str, tuple[Summand, Summand]], new: dict[str, tuple[Summand, Summand]]) -> dict[str, tuple[Summand, Summand]]:
+def add_metrics(
+    total: dict[str, tuple[Summand, Summand]], new: dict[str, tuple[Summand, Summand]]
+) -> dict[str, tuple[Summand, Summand]]:
     """Add (sum, count) metrics key by key; a key missing on one side counts as (0, 0)."""
     merged = dict(total)
     for key, (value, count) in new.items():

@@ -1,4 +1,6 @@
-"""What frozen models other than the reference say about pairs: token log ratios for TIS-DPO, prompt embeddings for RPO."""
+"""What frozen models other than the reference say about pairs: token log ratios for TIS-DPO,
+prompt embeddings for RPO.
+"""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -16,16 +18,21 @@ Pooling = Literal["mean", "first", "last"]
 
 @torch.no_grad()
 def scorer_log_ratios(positive: Any, negative: Any, inputs: ModelInputs) -> Tensor:
-    """[S] log-probability of each scored token under the positive scorer minus that under the negative one, nats.
+    """[S] log-probability of each scored token under the positive scorer minus that under the
+    negative one, nats.
 
     Args:
-        positive, negative: causal language models over the same tokens, in eval mode. The positive one prefers good responses
-            (for example tuned on chosen ones), the negative one bad responses. Source: Liu et al., arXiv:2410.04350.
+        positive, negative: causal language models over the same tokens, in eval mode. The positive
+            one prefers good responses (for example tuned on chosen ones), the negative one bad
+            responses. Source: Liu et al., arXiv:2410.04350.
     Raises: ValueError if their vocabularies differ.
     """
     heads = head_of(positive), head_of(negative)
     if heads[0].weight.shape[0] != heads[1].weight.shape[0]:
-        raise ValueError(f"the scorers' vocabularies differ: {heads[0].weight.shape[0]} and {heads[1].weight.shape[0]}")
+        raise ValueError(
+            f"the scorers' vocabularies differ: {heads[0].weight.shape[0]} and "
+            f"{heads[1].weight.shape[0]}"
+        )
     return (
         score_tokens(scored_states(positive, inputs), heads[0], inputs.labels)[0]
         - score_tokens(scored_states(negative, inputs), heads[1], inputs.labels)[0]
@@ -33,7 +40,9 @@ def scorer_log_ratios(positive: Any, negative: Any, inputs: ModelInputs) -> Tens
 
 
 @torch.no_grad()
-def pooled_states(model: Any, token_ids: Sequence[Sequence[int]], pooling: Pooling = "mean") -> Tensor:
+def pooled_states(
+    model: Any, token_ids: Sequence[Sequence[int]], pooling: Pooling = "mean"
+) -> Tensor:
     """One vector per text from a model's last hidden states: float32 [n, d].
 
     Args:

@@ -12,14 +12,25 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
-# Where the tests' own object store will listen: Ray's processes inherit it, so it is settled before they start.
+# Where the tests' own object store will listen: Ray's processes inherit it, so it is settled before
+# they start.
 with socket.socket() as _probe:
     _probe.bind(("127.0.0.1", 0))
     os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{_probe.getsockname()[1]}"
-os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+os.environ |= {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
 
 from pipelines.config import RaySection, Recipe
-from pipelines.quickstart_world import TEST_OPENINGS, TRAIN_OPENINGS, continuation, opening, write_untrained_model
+from pipelines.quickstart_world import (
+    TEST_OPENINGS,
+    TRAIN_OPENINGS,
+    continuation,
+    opening,
+    write_untrained_model,
+)
 from pipelines.recipe import validate_recipe
 
 # Parts of the example that test_new_objective.py puts into a copy of the packages.
@@ -31,7 +42,11 @@ def rows() -> list[dict[str, str]]:
     """120 preference rows of the quickstart's grammar."""
     rng = random.Random(7)
     return [
-        {"prompt": opening(rng, TRAIN_OPENINGS + TEST_OPENINGS), "chosen": continuation(rng), "rejected": continuation(rng)}
+        {
+            "prompt": opening(rng, TRAIN_OPENINGS + TEST_OPENINGS),
+            "chosen": continuation(rng),
+            "rejected": continuation(rng),
+        }
         for _ in range(120)
     ]
 
@@ -78,8 +93,17 @@ def recipe_in(model_dir: Path, pairs_file: Path) -> MakeRecipe:
                 "max_response_tokens": 24,
                 "shard_pairs": 32,
             },
-            "train": {"global_batch_size": 16, "learning_rate": 1e-3, "micro_batch_tokens": 512, "checkpoint_every": 2},
-            "evaluate": {"num_prompts": 16, "bootstrap_samples": 200, "generation": {"max_new_tokens": 8}},
+            "train": {
+                "global_batch_size": 16,
+                "learning_rate": 1e-3,
+                "micro_batch_tokens": 512,
+                "checkpoint_every": 2,
+            },
+            "evaluate": {
+                "num_prompts": 16,
+                "bootstrap_samples": 200,
+                "generation": {"max_new_tokens": 8},
+            },
             **top,
         }
         return validate_recipe(mapping, overrides)
@@ -89,7 +113,9 @@ def recipe_in(model_dir: Path, pairs_file: Path) -> MakeRecipe:
 
 @pytest.fixture
 def make_recipe(tmp_path: Path, recipe_in: MakeRecipe) -> MakeRecipe:
-    """The same in a run directory of the test's own: make_recipe("train.seed=1", ..., run_dir=...)."""
+    """The same in a run directory of the test's own: make_recipe("train.seed=1", ...,
+    run_dir=...).
+    """
 
     def make(*overrides: str, **top: Any) -> Recipe:
         return recipe_in(top.pop("run_dir", tmp_path / "run"), *overrides, **top)

@@ -1,6 +1,8 @@
-"""A node provider for Ray's autoscaler: Ray's fake machines, each with a directory of its own, and SPOT_MACHINES spot ones at most.
+"""A node provider for Ray's autoscaler: Ray's fake machines, each with a directory of its own, and
+SPOT_MACHINES spot ones at most.
 
-Ray's own ones share one directory, and a machine that comes removes the packages that the job on the head is running from.
+Ray's own ones share one directory, and a machine that comes removes the packages that the job on
+the head is running from.
 """
 
 import os
@@ -20,7 +22,9 @@ _MAKE = ray._private.parameter.RayParams
 class FakeMachines(FakeMultiNodeProvider):
     spot_left = int(os.environ.get("SPOT_MACHINES", "9"))
 
-    def _create_node_with_resources_and_labels(self, config: Any, tags: dict[str, str], count: int, *more: Any) -> None:
+    def _create_node_with_resources_and_labels(
+        self, config: Any, tags: dict[str, str], count: int, *more: Any
+    ) -> None:
         def with_directory(**settings: Any) -> Any:
             return _MAKE(**settings, temp_dir=f"/tmp/machine-{uuid.uuid4().hex[:8]}")
 

@@ -1,7 +1,9 @@
-"""A Ray cluster on several hosts of one machine, each with a network, a name, processes and a /tmp of its own.
+"""A Ray cluster on several hosts of one machine, each with a network, a name, processes and a /tmp
+of its own.
 
-As root a host is a set of namespaces joined by a bridge, so that nothing but the network and the directories it is told to
-share reaches another; without root, hosts are nodes that share all but their processes.
+As root a host is a set of namespaces joined by a bridge, so that nothing but the network and the
+directories it is told to share reaches another; without root, hosts are nodes that share all but
+their processes.
 """
 
 import contextlib
@@ -31,11 +33,17 @@ mount --make-rprivate /
 mkdir -p /run/kept && mount -t tmpfs tmpfs /run/kept
 IFS=:
 number=0
-for path in $KEPT; do mkdir /run/kept/$number; mount --bind "$path" /run/kept/$number; number=$((number + 1)); done
+for path in $KEPT; do
+    mkdir /run/kept/$number; mount --bind "$path" /run/kept/$number
+    number=$((number + 1))
+done
 mount -t tmpfs tmpfs /tmp
 mount -t tmpfs -o size=1g tmpfs /dev/shm
 number=0
-for path in $KEPT; do mkdir -p "$path"; mount --bind /run/kept/$number "$path"; number=$((number + 1)); done
+for path in $KEPT; do
+    mkdir -p "$path"; mount --bind /run/kept/$number "$path"
+    number=$((number + 1))
+done
 unset IFS
 mount --bind "$HOSTS_FILE" /etc/hosts
 hostname "$HOST_NAME"
@@ -45,12 +53,16 @@ exec "$@"
 
 
 class Hosts:
-    """A head without CPUs and hosts of one CPU each. Attributes: address: of the dashboard; shared: a directory that all see.
+    """A head without CPUs and hosts of one CPU each.
+
+    Attributes: address: of the dashboard; shared: a directory that all see.
 
     gateway: the address under which the hosts reach this process.
     """
 
-    def __init__(self, folder: Path, environment: dict[str, str], autoscaling: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, environment: dict[str, str], autoscaling: Path | None = None
+    ) -> None:
         self._number = (os.getpid() * 7 + next(_COUNTER)) % 250
         self._bridge = f"sp{self._number}"
         self.gateway = f"10.77.{self._number}.254" if ISOLATED else "127.0.0.1"
@@ -63,7 +75,9 @@ class Hosts:
         self._folder = folder
         names = "".join(f"{self.ip(i)} host-{i}\n" for i in range(16))
         self._hosts_file.write_text(f"127.0.0.1 localhost\n{names}")
-        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTEST_"))}
+        self.environment = {
+            k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTEST_"))
+        }
         self.environment |= {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token_file),
@@ -140,9 +154,22 @@ class Hosts:
         if not ISOLATED:
             return list(arguments)
         inside = subprocess.run(
-            ["pgrep", "-P", str(self._processes[number].pid)], capture_output=True, text=True, check=True
+            ["pgrep", "-P", str(self._processes[number].pid)],
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.split()[0]
-        return ["nsenter", "--target", inside, "--net", "--mount", "--uts", "--pid", "--", *arguments]
+        return [
+            "nsenter",
+            "--target",
+            inside,
+            "--net",
+            "--mount",
+            "--uts",
+            "--pid",
+            "--",
+            *arguments,
+        ]
 
     def stop(self) -> None:
         for number in list(self._processes):
@@ -152,16 +179,22 @@ class Hosts:
 
     def _start(self, number: int, *options: str) -> None:
         command = [
-            str(Path(sys.executable).parent / "ray"), "start", "--block", "--disable-usage-stats", f"--node-ip-address={self.ip(number)}",
+            str(Path(sys.executable).parent / "ray"), "start", "--block", "--disable-usage-stats",
+            f"--node-ip-address={self.ip(number)}",
             f"--object-store-memory={128 * 2**20}", "--num-gpus=0", *options,
         ]  # fmt: skip
-        environment = {**self.environment, "KEPT": self._kept(), "HOSTS_FILE": str(self._hosts_file)}
+        environment = {
+            **self.environment,
+            "KEPT": self._kept(),
+            "HOSTS_FILE": str(self._hosts_file),
+        }
         environment |= {"HOST_NAME": f"host-{number}", "HOST_DIRECTORY": str(ROOT)}
         if ISOLATED:
             self._add_network(number)
             namespace = f"{self._bridge}-{number}"
-            command = ["ip", "netns", "exec", namespace, "unshare", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child",
-                       "--mount-proc", "bash", "-c", _ENTER, "enter", *command]  # fmt: skip
+            own = ["--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"]
+            enter = ["unshare", *own, "bash", "-c", _ENTER, "enter"]
+            command = ["ip", "netns", "exec", namespace, *enter, *command]
         else:
             command += (
                 ["--dashboard-agent-listen-port=0", f"--temp-dir={self._folder}/ray"]
@@ -170,20 +203,33 @@ class Hosts:
             )
         with (self._folder / f"host-{number}.log").open("ab") as log:
             self._processes[number] = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+                command,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
 
     def _kept(self) -> str:
-        """The shared directory, and checkout and environment where they lie in /tmp too; outer ones first."""
+        """The shared directory, and checkout and environment where they lie in /tmp too; outer
+        ones first.
+        """
         program = {ROOT, Path(sys.prefix), Path(sys.base_prefix)}
-        return ":".join(sorted({str(path) for path in (self.shared, *program) if path.is_relative_to("/tmp")}))
+        return ":".join(
+            sorted({str(path) for path in (self.shared, *program) if path.is_relative_to("/tmp")})
+        )
 
     def _add_network(self, number: int) -> None:
         namespace, cable = f"{self._bridge}-{number}", f"{self._bridge}v{number}"
         _ip(f"netns add {namespace}")
         _ip(f"link add {cable} type veth peer name eth0 netns {namespace}")
         _ip(f"link set {cable} master {self._bridge} up")
-        for line in (f"addr add {self.ip(number)}/24 dev eth0", "link set eth0 up", "link set lo up"):
+        for line in (
+            f"addr add {self.ip(number)}/24 dev eth0",
+            "link set eth0 up",
+            "link set lo up",
+        ):
             _ip(f"-n {namespace} {line}")
 
     def _remove_network(self, number: int) -> None:
@@ -197,17 +243,25 @@ class Hosts:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             request = urllib.request.Request(
-                f"{self.address}/api/jobs/", headers={"Authorization": f"Bearer {self.token_file.read_text()}"}
+                f"{self.address}/api/jobs/",
+                headers={"Authorization": f"Bearer {self.token_file.read_text()}"},
             )
             with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=5):
                 return
-            assert self._processes[0].poll() is None, (self._folder / "host-0.log").read_text()[-3000:]
+            assert self._processes[0].poll() is None, (self._folder / "host-0.log").read_text()[
+                -3000:
+            ]
             time.sleep(0.3)
         raise AssertionError("the head's dashboard does not answer")
 
 
 @contextlib.contextmanager
-def hosts(folder: Path, workers: int, environment: dict[str, str] | None = None, autoscaling: Path | None = None) -> Iterator[Hosts]:
+def hosts(
+    folder: Path,
+    workers: int,
+    environment: dict[str, str] | None = None,
+    autoscaling: Path | None = None,
+) -> Iterator[Hosts]:
     """Started hosts, or a head alone whose machines come by an autoscaling configuration.
 
     GATEWAY in a variable of their environment is the address under which they reach this process.

@@ -19,7 +19,9 @@ class ObjectStore:
         from moto.server import ThreadedMotoServer
 
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
-        self._server: Any = ThreadedMotoServer(ip_address="0.0.0.0", port=urllib.parse.urlsplit(ADDRESS).port, verbose=False)
+        self._server: Any = ThreadedMotoServer(
+            ip_address="0.0.0.0", port=urllib.parse.urlsplit(ADDRESS).port, verbose=False
+        )
         self._server.start()
         self._answer = self._server._server.app
         self._server._server.app = self._serve

@@ -1,4 +1,6 @@
-"""What the documents show works: python blocks run, commands and recipes exist, linked files are there."""
+"""What the documents show works: python blocks run, commands and recipes exist, linked files are
+there.
+"""
 
 import ast
 import itertools
@@ -28,8 +30,12 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def test_readme_library_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    """Log ratios 0.5 - 0.1 chosen, 0.3 rejected: DPO's logit is 0.1 * 0.1, the loss log(1 + exp(-0.01)) = 0.6882. Five statements."""
-    (example,) = [b for b in blocks((ROOT / "README.md").read_text(), "python") if "TokenScores" in b]
+    """Log ratios 0.5 - 0.1 chosen, 0.3 rejected: DPO's logit is 0.1 * 0.1, the loss log(1 +
+    exp(-0.01)) = 0.6882. Five statements.
+    """
+    (example,) = [
+        b for b in blocks((ROOT / "README.md").read_text(), "python") if "TokenScores" in b
+    ]
     assert len(ast.parse(example).body) <= 6  # five and the import
     exec(compile(example, "README.md", "exec"), {})
     assert "0.6882" in capsys.readouterr().out
@@ -41,7 +47,9 @@ def test_readme_recipe_is_valid() -> None:
 
 
 def command_lines(text: str) -> list[list[str]]:
-    """Every shell command of a document's fenced blocks, as words: environment settings left out, `--` and srun taken apart."""
+    """Every shell command of a document's fenced blocks, as words: environment settings left
+    out, `--` and srun taken apart.
+    """
     found = []
     for language, block in fenced(text):
         if language not in ("", "sh", "console", "bash"):
@@ -49,7 +57,9 @@ def command_lines(text: str) -> list[list[str]]:
         inline = r"<<'END'\n.*?\nEND\n|python -c \"\n.*?\n\".*?\n"
         script = re.sub(inline, "\n", block, flags=re.S).replace("\\\n", " ")
         for line in script.splitlines():
-            if not re.match(rf"\s*(?:[A-Z_]+=\S+ |srun )*(?:\.venv/bin/)?(?:{'|'.join(PROGRAMS)})\b", line):
+            if not re.match(
+                rf"\s*(?:[A-Z_]+=\S+ |srun )*(?:\.venv/bin/)?(?:{'|'.join(PROGRAMS)})\b", line
+            ):
                 continue
             words = shlex.split(line, comments=True)
             while words[0] == "srun" or re.fullmatch(r"[A-Z_]+=.*", words[0]):
@@ -81,7 +91,9 @@ def check_command(words: list[str]) -> None:
     program = program.removeprefix(".venv/bin/")
     if program == "sparsepo" and arguments != ["--help"]:
         commands: Any = typer.main.get_command(app)
-        context = commands.commands[arguments[0]].make_context(arguments[0], list(arguments[1:]), resilient_parsing=False)
+        context = commands.commands[arguments[0]].make_context(
+            arguments[0], list(arguments[1:]), resilient_parsing=False
+        )
         if arguments[0] == "submit":
             check_command(["sparsepo", *context.params["command"]])
         if arguments[0] == "job":
@@ -100,7 +112,9 @@ def check_command(words: list[str]) -> None:
         assert (ROOT / arguments[0]).exists(), words
         if program == "python":
             script = (ROOT / arguments[0]).read_text()
-            assert all(f'"{word.split("=")[0]}"' in script for word in arguments if word.startswith("--")), words
+            assert all(
+                f'"{word.split("=")[0]}"' in script for word in arguments if word.startswith("--")
+            ), words
     elif program in ("kubectl", "docker"):
         files = [word for flag, word in itertools.pairwise(arguments) if flag in ("-f", "-k")]
         assert all((ROOT / file).exists() for file in files), words
@@ -108,7 +122,9 @@ def check_command(words: list[str]) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
 def test_commands_are_ones_that_the_programs_take(document: Path) -> None:
-    """The walk-through of docs/index.md and docs/recipes.md is run as it stands in test_quickstart.py."""
+    """The walk-through of docs/index.md and docs/recipes.md is run as it stands in
+    test_quickstart.py.
+    """
     for words in command_lines(document.read_text()):
         check_command(words)
 
@@ -135,18 +151,39 @@ def messages() -> list[re.Pattern[str]]:
             for part in parts:
                 # Texts for str.format have their gaps inside.
                 is_text = isinstance(part, ast.Constant) and isinstance(part.value, str)
-                fixed += [None if piece.startswith("{") else piece for piece in re.split(r"(\{\w+\})", part.value)] if is_text else [None]
+                fixed += (
+                    [
+                        None if piece.startswith("{") else piece
+                        for piece in re.split(r"(\{\w+\})", part.value)
+                    ]
+                    if is_text
+                    else [None]
+                )
             if sum(len(part) for part in fixed if part) >= 15:
-                found.append(re.compile("".join(".+?" if part is None else re.escape(part.replace("`", "")) for part in fixed)))
+                found.append(
+                    re.compile(
+                        "".join(
+                            ".+?" if part is None else re.escape(part.replace("`", ""))
+                            for part in fixed
+                        )
+                    )
+                )
     return found
 
 
 def test_every_error_of_the_troubleshooting_page_is_one_that_is_said() -> None:
     """Each quoted line has a whole message of the code in it."""
     known = messages()
-    quoted = re.findall(r"^\*\*\d+\. (.*?)\*\* ", (ROOT / "docs" / "troubleshooting.md").read_text(), re.M)
+    quoted = re.findall(
+        r"^\*\*\d+\. (.*?)\*\* ", (ROOT / "docs" / "troubleshooting.md").read_text(), re.M
+    )
     assert len(quoted) >= 20
-    unsaid = [line for heading in quoted for line in re.findall(r"`([^`]{12,})`", heading) if not any(m.search(line) for m in known)]
+    unsaid = [
+        line
+        for heading in quoted
+        for line in re.findall(r"`([^`]{12,})`", heading)
+        if not any(m.search(line) for m in known)
+    ]
     assert unsaid == []
     assert not any(m.search("the cluster has no more coffee for this run") for m in known)
 
@@ -156,13 +193,29 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     """Strict: a warning fails it. Every public name of the library is in the API page."""
     import sparsepo
 
-    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "-f", str(ROOT / ".ci" / "mkdocs.yml"), "--site-dir", str(tmp_path)]
-    built = subprocess.run(command, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--quiet",
+        "-f",
+        str(ROOT / ".ci" / "mkdocs.yml"),
+        "--site-dir",
+        str(tmp_path),
+    ]
+    built = subprocess.run(
+        command, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True
+    )
     assert built.returncode == 0, built.stderr
     assert "WARNING" not in built.stdout + built.stderr
     page = (tmp_path / "api" / "index.html").read_text()
     constants = {"FEATURES", "OBJECTIVES"}
-    assert [name for name in sparsepo.__all__ if f'id="sparsepo.{name}"' not in page and name not in constants] == []
+    assert [
+        name
+        for name in sparsepo.__all__
+        if f'id="sparsepo.{name}"' not in page and name not in constants
+    ] == []
 
 
 def test_the_versions_agree() -> None:
@@ -179,8 +232,16 @@ def test_the_versions_agree() -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
 def test_commands_and_links_exist(document: Path) -> None:
     text = document.read_text()
-    commands = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
-    named = set(re.findall(r"\bsparsepo ([a-z]+)\b(?= [A-Za-z./-]+\.yaml| RECIPE| SWEEP| runs/| seed=|`)", text))
+    commands = {
+        command.name or command.callback.__name__
+        for command in app.registered_commands
+        if command.callback
+    }
+    named = set(
+        re.findall(
+            r"\bsparsepo ([a-z]+)\b(?= [A-Za-z./-]+\.yaml| RECIPE| SWEEP| runs/| seed=|`)", text
+        )
+    )
     assert named <= commands
     for recipe in re.findall(r"sparsepo run ((?:imdb|hh)-[a-z0-9-]+)", text):
         assert recipe in packaged("recipe")

@@ -1,4 +1,6 @@
-"""Small models of other kinds, made on the spot: an encoder with WordPiece, classifiers, and a judge that always says the same."""
+"""Small models of other kinds, made on the spot: an encoder with WordPiece, classifiers, and a
+judge that always says the same.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -18,19 +20,35 @@ from transformers import (
 
 def word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
     """Whole words, with BERT's special tokens around a text or a pair."""
-    vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *dict.fromkeys(words)])}
+    vocabulary = {
+        token: i
+        for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *dict.fromkeys(words)])
+    }
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     special = [("[CLS]", 2), ("[SEP]", 3)]
-    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", special)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", special
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", model_max_length=64
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=64,
     )
 
 
 def _bert(words: list[str], **more: Any) -> tuple[BertConfig, PreTrainedTokenizerFast]:
     tokenizer = word_tokenizer(words)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 64}
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+    }
     return BertConfig(vocab_size=len(tokenizer), **sizes, **more), tokenizer
 
 
@@ -45,7 +63,9 @@ def write_encoder(folder: Path, words: list[str]) -> Path:
 
 def write_entailment(folder: Path, words: list[str]) -> Path:
     """An untrained three-way classifier of pairs."""
-    config, tokenizer = _bert(words, id2label={0: "contradiction", 1: "neutral", 2: "entailment"}, num_labels=3)
+    config, tokenizer = _bert(
+        words, id2label={0: "contradiction", 1: "neutral", 2: "entailment"}, num_labels=3
+    )
     torch.manual_seed(1)
     model = BertForSequenceClassification(config)
     with torch.no_grad():
@@ -75,7 +95,8 @@ def write_reward_model(folder: Path, words: list[str]) -> Path:
 
 
 def write_constant_judge(folder: Path, answer: list[str]) -> Path:
-    """A causal model whose next token is a function of the last one alone: after its chat template it says `answer` and ends.
+    """A causal model whose next token is a function of the last one alone: after its chat template
+    it says `answer` and ends.
 
     Embeddings are one-hot, the layers add nothing, the head is a permutation-like table.
     """
@@ -84,13 +105,21 @@ def write_constant_judge(folder: Path, answer: list[str]) -> Path:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<other>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>", unk_token="<other>", clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<end>",
+        unk_token="<other>",
+        clean_up_tokenization_spaces=False,
     )
-    fast.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}{% if add_generation_prompt %}<ask>{% endif %}"
+    fast.chat_template = (
+        "{% for m in messages %}{{ m['content'] }} {% endfor %}{% if add_generation_prompt "
+        "%}<ask>{% endif %}"
+    )
     size = len(tokens)
     width = -(-size // 4) * 4
     config = LlamaConfig(
-        vocab_size=size, hidden_size=width, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1, max_position_embeddings=4096,
+        vocab_size=size, hidden_size=width, intermediate_size=4, num_hidden_layers=1,
+        num_attention_heads=1, max_position_embeddings=4096,
         tie_word_embeddings=False, eos_token_id=1, pad_token_id=0, bos_token_id=None,
     )  # fmt: skip
     model = LlamaForCausalLM(config)

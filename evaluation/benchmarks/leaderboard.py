@@ -9,8 +9,9 @@ def leaderboard_benchmark(records: list[dict[str, Any]], samples: int, seed: int
     """Scores before and after with 95 % intervals over documents, and the gain paired by document.
 
     Args:
-        records: per model (model "start" or "policy"): values, task -> metric -> one number per document in order; settings, how the
-            harness was run (versions, shots, template, batch size).
+        records: per model (model "start" or "policy"): values, task -> metric -> one number per
+            document in order; settings, how the harness was run (versions, shots, template, batch
+            size).
     """
     values = {record["model"]: record["values"] for record in records}
     found: dict[str, Any] = {}
@@ -19,6 +20,8 @@ def leaderboard_benchmark(records: list[dict[str, Any]], samples: int, seed: int
             before = values["start"][task][metric]
             found[f"{task}/{metric}/before"] = mean_interval(before, samples, seed).as_dict()
             found[f"{task}/{metric}/after"] = mean_interval(after, samples, seed).as_dict()
-            found[f"{task}/{metric}/gain"] = mean_interval([a - b for a, b in zip(after, before, strict=True)], samples, seed).as_dict()
+            found[f"{task}/{metric}/gain"] = mean_interval(
+                [a - b for a, b in zip(after, before, strict=True)], samples, seed
+            ).as_dict()
     found["settings"] = records[0]["settings"]
     return found

@@ -1,4 +1,6 @@
-"""masks: how sparse the token weights are, which tokens carry them, and whether they find known key tokens."""
+"""masks: how sparse the token weights are, which tokens carry them, and whether they find known
+key tokens.
+"""
 
 import math
 from collections import defaultdict
@@ -9,19 +11,26 @@ import numpy as np
 from evaluation.metrics.auc import auc, mean_ranks
 
 
-def masks_benchmark(records: list[dict[str, Any]], samples: int, seed: int, top: int = 20) -> dict[str, Any]:
+def masks_benchmark(
+    records: list[dict[str, Any]], samples: int, seed: int, top: int = 20
+) -> dict[str, Any]:
     """Statistics over the scored tokens of held-out responses.
 
     Args:
-        records: per response: tokens (strings), reward_mask, kl_mask, token_kl (per token), is_key (bool per token, or
-            None when no key words are known).
+        records: per response: tokens (strings), reward_mask, kl_mask, token_kl (per token), is_key
+            (bool per token, or None when no key words are known).
         samples, seed: of the bootstrap over responses, and of the random mask.
-    Returns: per mask mean, max and share of exact zeros, the tokens with the largest mean weight (seen at least five
-        times), tables by kind of token and by position, Spearman's correlation with token KL (unless either is constant) and, given key words, the AUC of each mask beside token KL, a random mask and the chance level.
+    Returns: per mask mean, max and share of exact zeros, the tokens with the largest mean weight
+        (seen at least five times), tables by kind of token and by position, Spearman's correlation
+        with token KL (unless either is constant) and, given key words, the AUC of each mask beside
+        token KL, a random mask and the chance level.
     """
     if not records:
         raise ValueError("the masks benchmark needs at least one response")
-    result: dict[str, Any] = {"num_responses": len(records), "num_tokens": sum(len(r["tokens"]) for r in records)}
+    result: dict[str, Any] = {
+        "num_responses": len(records),
+        "num_tokens": sum(len(r["tokens"]) for r in records),
+    }
     for name in ("reward_mask", "kl_mask"):
         weights = np.concatenate([np.asarray(r[name], dtype=np.float64) for r in records])
         result[f"{name}/mean"] = float(weights.mean())
@@ -34,7 +43,9 @@ def masks_benchmark(records: list[dict[str, Any]], samples: int, seed: int, top:
         if correlation is not None:
             result[f"{name}/token_kl_correlation"] = correlation
     if records[0]["is_key"] is not None:
-        result["key_token_fraction"] = float(np.mean(np.concatenate([r["is_key"] for r in records])))
+        result["key_token_fraction"] = float(
+            np.mean(np.concatenate([r["is_key"] for r in records]))
+        )
         result["auc/chance"] = 0.5
         rng = np.random.default_rng(seed)
         for r in records:
@@ -45,17 +56,27 @@ def masks_benchmark(records: list[dict[str, Any]], samples: int, seed: int, top:
 
 
 def token_class(token: str) -> str:
-    """What a token is: word (has a letter), number, punctuation, space or special (an end mark such as </s>)."""
+    """What a token is: word (has a letter), number, punctuation, space or special (an end mark
+    such as </s>).
+    """
     text = token.strip()
     if not text:
         return "space"
     if len(text) > 2 and text[0] + text[-1] in ("<>", "[]"):
         return "special"
-    return "word" if any(c.isalpha() for c in text) else "number" if any(c.isdigit() for c in text) else "punctuation"
+    return (
+        "word"
+        if any(c.isalpha() for c in text)
+        else "number"
+        if any(c.isdigit() for c in text)
+        else "punctuation"
+    )
 
 
 def _by_class(records: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    """Per class of tokens: mean weight, share of zeros, count, and the class's share of the whole weight."""
+    """Per class of tokens: mean weight, share of zeros, count, and the class's share of the
+    whole weight.
+    """
     weights: dict[str, list[float]] = defaultdict(list)
     for record in records:
         for token, weight in zip(record["tokens"], record[name], strict=True):
@@ -73,7 +94,9 @@ def _by_class(records: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     ]
 
 
-def _by_position(records: list[dict[str, Any]], name: str, num_bins: int = 10) -> list[dict[str, float]]:
+def _by_position(
+    records: list[dict[str, Any]], name: str, num_bins: int = 10
+) -> list[dict[str, float]]:
     """Mean weight and share of zeros over tenths of the response."""
     found: list[list[float]] = [[] for _ in range(num_bins)]
     for record in records:
@@ -93,7 +116,9 @@ def _by_position(records: list[dict[str, Any]], name: str, num_bins: int = 10) -
 
 
 def _kl_correlation(records: list[dict[str, Any]], name: str) -> float | None:
-    """Spearman's rank correlation of weight and token KL over all tokens; None where either is constant."""
+    """Spearman's rank correlation of weight and token KL over all tokens; None where either is
+    constant.
+    """
     weights = np.concatenate([np.asarray(r[name], dtype=np.float64) for r in records])
     kl = np.concatenate([np.asarray(r["token_kl"], dtype=np.float64) for r in records])
     if np.ptp(weights) == 0 or np.ptp(kl) == 0:
@@ -106,12 +131,20 @@ def _top_tokens(records: list[dict[str, Any]], name: str, top: int) -> list[dict
     for record in records:
         for token, weight in zip(record["tokens"], record[name], strict=True):
             sums[token].append(float(weight))
-    means = {token: (sum(values) / len(values), len(values)) for token, values in sums.items() if len(values) >= 5}
+    means = {
+        token: (sum(values) / len(values), len(values))
+        for token, values in sums.items()
+        if len(values) >= 5
+    }
     ranked = sorted(means.items(), key=lambda item: (-item[1][0], item[0]))[:top]
-    return [{"token": token, "mean_weight": mean, "count": count} for token, (mean, count) in ranked]
+    return [
+        {"token": token, "mean_weight": mean, "count": count} for token, (mean, count) in ranked
+    ]
 
 
-def _auc_interval(records: list[dict[str, Any]], name: str, samples: int, seed: int) -> dict[str, float]:
+def _auc_interval(
+    records: list[dict[str, Any]], name: str, samples: int, seed: int
+) -> dict[str, float]:
     """AUC over all tokens with a bootstrap interval that resamples whole responses."""
     values = [np.asarray(r[name], dtype=np.float64) for r in records]
     labels = [np.asarray(r["is_key"], dtype=bool) for r in records]
@@ -120,7 +153,9 @@ def _auc_interval(records: list[dict[str, Any]], name: str, samples: int, seed: 
     draws = []
     for _ in range(samples):
         picked = rng.integers(0, len(records), len(records))
-        drawn = auc(np.concatenate([values[i] for i in picked]), np.concatenate([labels[i] for i in picked]))
+        drawn = auc(
+            np.concatenate([values[i] for i in picked]), np.concatenate([labels[i] for i in picked])
+        )
         if not math.isnan(drawn):
             draws.append(drawn)
     low, high = np.percentile(draws, [2.5, 97.5]) if draws else (math.nan, math.nan)

@@ -1,4 +1,6 @@
-"""preference: does the model prefer the held-out chosen responses, before and after, and by what margin?"""
+"""preference: does the model prefer the held-out chosen responses, before and after, and by what
+margin?
+"""
 
 from typing import Any
 
@@ -12,15 +14,16 @@ from evaluation.metrics.preference_accuracy import preference_hits
 def preference_benchmark(records: list[dict[str, Any]], samples: int, seed: int) -> dict[str, Any]:
     """Accuracies and margins with 95 % intervals over pairs.
 
-    Three accuracies, because they answer different questions: `logps` ranks by sequence log-probability (defined before
-    training too), `logps_per_token` the same per token, `implicit_reward` by the objective's own reward, for which the
-    starting model is a tie (0.5) by construction. Calibration compares sigmoid(|reward margin|), the probability that the implicit reward gives to
-    the response it favours, with how often that one was chosen.
+    Three accuracies, because they answer different questions: `logps` ranks by sequence
+    log-probability (defined before training too), `logps_per_token` the same per token,
+    `implicit_reward` by the objective's own reward, for which the starting model is a tie (0.5) by
+    construction. Calibration compares sigmoid(|reward margin|), the probability that the implicit
+    reward gives to the response it favours, with how often that one was chosen.
 
     Args:
-        records: per pair: policy_chosen, policy_rejected, start_chosen, start_rejected (sequence log-probabilities,
-            nats), num_chosen, num_rejected (tokens), reward_chosen, reward_rejected, kl_chosen, kl_rejected
-            (KL(reference || policy), nats per response).
+        records: per pair: policy_chosen, policy_rejected, start_chosen, start_rejected (sequence
+            log-probabilities, nats), num_chosen, num_rejected (tokens), reward_chosen,
+            reward_rejected, kl_chosen, kl_rejected (KL(reference || policy), nats per response).
         samples, seed: of the bootstrap.
     """
     if not records:
@@ -37,7 +40,8 @@ def preference_benchmark(records: list[dict[str, Any]], samples: int, seed: int)
     before_token = preference_hits(per_token("chosen", "start"), per_token("rejected", "start"))
     after_token = preference_hits(per_token("chosen", "policy"), per_token("rejected", "policy"))
     margins = [r["reward_chosen"] - r["reward_rejected"] for r in records]
-    # Bradley-Terry: the probability that the model gives to the recorded preference, folded so that it is the one of the favoured response.
+    # Bradley-Terry: the probability that the model gives to the recorded preference, folded so that
+    # it is the one of the favoured response.
     stated = 1 / (1 + np.exp(-np.abs(np.asarray(margins, dtype=np.float64))))
     hits = preference_hits(column("reward_chosen"), column("reward_rejected"))
 

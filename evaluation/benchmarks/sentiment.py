@@ -1,4 +1,6 @@
-"""sentiment: reward of samples before and after, against how far the policy moved: a point of the reward-KL frontier."""
+"""sentiment: reward of samples before and after, against how far the policy moved: a point of
+the reward-KL frontier.
+"""
 
 from collections import defaultdict
 from typing import Any
@@ -7,12 +9,15 @@ from evaluation.bootstrap import mean_interval
 from evaluation.metrics.distinct_n import distinct_n
 
 
-def sentiment_benchmark(records: list[dict[str, Any]], temperature: float, samples: int, seed: int) -> dict[str, Any]:
+def sentiment_benchmark(
+    records: list[dict[str, Any]], temperature: float, samples: int, seed: int
+) -> dict[str, Any]:
     """Rewards of both models on the same prompts, their paired gain, and the sequence KL.
 
     Args:
-        records: per prompt: policy_text, start_text, policy_reward, start_reward, policy_tokens, start_tokens,
-            kl_policy_reference = sum over the sample's tokens of KL(policy || reference), nats, full vocabulary.
+        records: per prompt: policy_text, start_text, policy_reward, start_reward, policy_tokens,
+            start_tokens, kl_policy_reference = sum over the sample's tokens of KL(policy ||
+            reference), nats, full vocabulary.
         temperature: that the samples were drawn at; the KL is the frontier's x-axis at 1.0 only.
     """
     if not records:

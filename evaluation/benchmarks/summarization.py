@@ -1,4 +1,6 @@
-"""summarization: how close samples come to the chosen summaries, how varied they are, and whether their source entails them."""
+"""summarization: how close samples come to the chosen summaries, how varied they are, and
+whether their source entails them.
+"""
 
 from typing import Any
 
@@ -6,16 +8,19 @@ from evaluation.bootstrap import mean_interval
 from evaluation.metrics.rouge import KINDS, rouge
 from evaluation.metrics.self_bleu import self_bleu
 
-# Texts that self-BLEU compares with each other: the work is quadratic, and the number changes the score.
+# Texts that self-BLEU compares with each other: the work is quadratic, and the number changes the
+# score.
 SELF_BLEU_TEXTS = 100
 
 
-def summarization_benchmark(records: list[dict[str, Any]], temperature: float, samples: int, seed: int) -> dict[str, Any]:
+def summarization_benchmark(
+    records: list[dict[str, Any]], temperature: float, samples: int, seed: int
+) -> dict[str, Any]:
     """Metrics of both models on the same prompts and their gain, paired by prompt.
 
     Args:
-        records: per prompt: chosen_text (the reference summary), policy_text, start_text and, where those were scored,
-            <who>_bert_score, <who>_entailment.
+        records: per prompt: chosen_text (the reference summary), policy_text, start_text and, where
+            those were scored, <who>_bert_score, <who>_entailment.
     """
     if not records:
         raise ValueError("the summarization benchmark needs at least one prompt")
@@ -26,13 +31,17 @@ def summarization_benchmark(records: list[dict[str, Any]], temperature: float, s
         texts = [r[f"{who}_text"] for r in records]
         values[who] = rouge(texts, references)
         values[who] |= {
-            name: [r[f"{who}_{name}"] for r in records] for name in ("bert_score", "entailment") if f"{who}_{name}" in records[0]
+            name: [r[f"{who}_{name}"] for r in records]
+            for name in ("bert_score", "entailment")
+            if f"{who}_{name}" in records[0]
         }
         values[who]["words"] = [float(len(text.split())) for text in texts]
         label = {"start": "before", "policy": "after"}[who]
         found[f"empty_fraction/{label}"] = sum(not text.strip() for text in texts) / len(texts)
         if len(texts) > 1:
-            found[f"self_bleu/{label}"] = mean_interval(self_bleu(texts[:SELF_BLEU_TEXTS]), samples, seed).as_dict()
+            found[f"self_bleu/{label}"] = mean_interval(
+                self_bleu(texts[:SELF_BLEU_TEXTS]), samples, seed
+            ).as_dict()
     for name in (*KINDS, "bert_score", "entailment", "words"):
         if name not in values["policy"]:
             continue
@@ -40,5 +49,7 @@ def summarization_benchmark(records: list[dict[str, Any]], temperature: float, s
         found[f"{name}/before"] = mean_interval(before, samples, seed).as_dict()
         found[f"{name}/after"] = mean_interval(after, samples, seed).as_dict()
         if name != "words":
-            found[f"{name}/gain"] = mean_interval([a - b for a, b in zip(after, before, strict=True)], samples, seed).as_dict()
+            found[f"{name}/gain"] = mean_interval(
+                [a - b for a, b in zip(after, before, strict=True)], samples, seed
+            ).as_dict()
     return found

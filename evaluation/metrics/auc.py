@@ -1,4 +1,7 @@
-"""How well token weights rank labelled key tokens above the others. Range: [0, 1]; chance 0.5. Higher is better."""
+"""How well token weights rank labelled key tokens above the others.
+
+Range: [0, 1]; chance 0.5. Higher is better.
+"""
 
 from typing import Any
 
@@ -16,7 +19,8 @@ def mean_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def auc(scores: Any, labels: Any) -> float:
-    """Area under the ROC curve: probability that a random key token outscores a random other one, ties counting half.
+    """Area under the ROC curve: probability that a random key token outscores a random other one,
+    ties counting half.
 
     Returns nan if either class is empty. ValueError if the lengths differ.
     """
@@ -35,7 +39,9 @@ class TokenAUC(evaluate.Metric):
     """compute(predictions=weights, references=labels) -> {"auc"}."""
 
     def _info(self) -> evaluate.MetricInfo:
-        features = datasets.Features({"predictions": datasets.Value("float64"), "references": datasets.Value("int32")})
+        features = datasets.Features(
+            {"predictions": datasets.Value("float64"), "references": datasets.Value("int32")}
+        )
         return evaluate.MetricInfo(description=__doc__ or "", citation="", features=features)
 
     def _compute(self, predictions: list[float], references: list[int]) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import evaluate
 def distinct_n(texts: list[str], n: int = 2) -> float:
     """Share of distinct word n-grams among all word n-grams of the texts; 0 if there is none.
 
-    It falls with the amount of text: compare samples of like number and length only. Source: Li et al., arXiv:1510.03055.
+    It falls with the amount of text: compare samples of like number and length only. Source: Li et
+    al., arXiv:1510.03055.
     """
     if n < 1:
         raise ValueError(f"n={n}: must be >= 1")
@@ -25,7 +26,9 @@ class DistinctN(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description=__doc__ or "", citation="", features=datasets.Features({"predictions": datasets.Value("string")})
+            description=__doc__ or "",
+            citation="",
+            features=datasets.Features({"predictions": datasets.Value("string")}),
         )
 
     def _compute(self, predictions: list[str], n: int = 2) -> dict[str, Any]:

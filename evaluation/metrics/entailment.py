@@ -1,4 +1,6 @@
-"""Consistency of a text with its source: share of its sentences that the source entails, by probability. Range: [0, 1]. Higher is better."""
+"""Consistency of a text with its source: share of its sentences that the source entails, by
+probability. Range: [0, 1]. Higher is better.
+"""
 
 import re
 from typing import Any
@@ -16,36 +18,55 @@ def sentences(text: str) -> list[str]:
 
 
 class EntailmentScorer:
-    """Probability that a premise entails a hypothesis, under a local three-way (or two-way) classifier.
+    """Probability that a premise entails a hypothesis, under a local three-way (or two-way)
+    classifier.
 
     Args:
-        model, tokenizer: of transformers, for sequence classification of pairs. label: the name of its entailment class, any case.
+        model, tokenizer: of transformers, for sequence classification of pairs. label: the name of
+            its entailment class, any case.
     Raises: ValueError naming the classes if there is no such label.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, label: str = "entailment", batch_size: int = 32) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, label: str = "entailment", batch_size: int = 32
+    ) -> None:
         names = {str(name).lower(): int(index) for index, name in model.config.id2label.items()}
         if label.lower() not in names:
             raise ValueError(f"the classifier has the labels {', '.join(names)}, not {label!r}")
-        self._model, self._tokenizer, self._index, self._batch_size = model.eval(), tokenizer, names[label.lower()], batch_size
+        self._model, self._tokenizer, self._index, self._batch_size = (
+            model.eval(),
+            tokenizer,
+            names[label.lower()],
+            batch_size,
+        )
 
     @torch.no_grad()
     def probabilities(self, premises: list[str], hypotheses: list[str]) -> list[float]:
         found: list[float] = []
         for start in range(0, len(premises), self._batch_size):
             chunk = slice(start, start + self._batch_size)
-            inputs = self._tokenizer(premises[chunk], hypotheses[chunk], return_tensors="pt", padding=True, truncation="only_first")
+            inputs = self._tokenizer(
+                premises[chunk],
+                hypotheses[chunk],
+                return_tensors="pt",
+                padding=True,
+                truncation="only_first",
+            )
             logits = self._model(**inputs.to(self._model.device)).logits
             found += logits.float().softmax(-1)[:, self._index].tolist()
         return found
 
     def __call__(self, texts: list[str], sources: list[str]) -> list[float]:
-        """Mean over the sentences of each text of P(source entails sentence); 0 for an empty text. ValueError if the lengths differ."""
+        """Mean over the sentences of each text of P(source entails sentence); 0 for an empty text.
+
+        ValueError if the lengths differ.
+        """
         if len(texts) != len(sources):
             raise ValueError(f"{len(texts)} texts and {len(sources)} sources")
         pieces = [sentences(text) for text in texts]
         flat = self.probabilities(
-            [source for source, parts in zip(sources, pieces, strict=True) for _ in parts], [part for parts in pieces for part in parts]
+            [source for source, parts in zip(sources, pieces, strict=True) for _ in parts],
+            [part for parts in pieces for part in parts],
         )
         remaining = iter(flat)
         values = [[next(remaining) for _ in parts] for parts in pieces]
@@ -53,20 +74,30 @@ class EntailmentScorer:
 
 
 class Entailment(evaluate.Metric):
-    """compute(predictions=texts, references=sources, model=local directory, label="entailment") -> {"entailment"}, the mean."""
+    """compute(predictions=texts, references=sources, model=local directory, label="entailment")
+    -> {"entailment"}, the mean.
+    """
 
     def _info(self) -> evaluate.MetricInfo:
         text = datasets.Value("string")
         return evaluate.MetricInfo(
-            description=__doc__ or "", citation="", features=datasets.Features({"predictions": text, "references": text})
+            description=__doc__ or "",
+            citation="",
+            features=datasets.Features({"predictions": text, "references": text}),
         )
 
-    def _compute(self, predictions: list[str], references: list[str], model: str, label: str = "entailment") -> dict[str, Any]:
+    def _compute(
+        self, predictions: list[str], references: list[str], model: str, label: str = "entailment"
+    ) -> dict[str, Any]:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         classifier: Any = AutoModelForSequenceClassification.from_pretrained(
             model, local_files_only=True, trust_remote_code=False, use_safetensors=True
         )
-        scorer = EntailmentScorer(classifier, AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False), label)
+        scorer = EntailmentScorer(
+            classifier,
+            AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False),
+            label,
+        )
         values = scorer(predictions, references)
         return {"entailment": sum(values) / len(values)}

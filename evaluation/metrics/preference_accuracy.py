@@ -1,4 +1,7 @@
-"""Share of pairs whose chosen response scores higher. Range: [0, 1]; chance 0.5; a tie counts one half. Higher is better."""
+"""Share of pairs whose chosen response scores higher.
+
+Range: [0, 1]; chance 0.5; a tie counts one half. Higher is better.
+"""
 
 from typing import Any
 
@@ -22,7 +25,9 @@ class PreferenceAccuracy(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         value = datasets.Value("float64")
         return evaluate.MetricInfo(
-            description=__doc__ or "", citation="", features=datasets.Features({"predictions": value, "references": value})
+            description=__doc__ or "",
+            citation="",
+            features=datasets.Features({"predictions": value, "references": value}),
         )
 
     def _compute(self, predictions: list[float], references: list[float]) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Sentiment of texts by VADER's lexicon. Unit: compound score. Range: [-1, 1]. Higher is more positive."""
+"""Sentiment of texts by VADER's lexicon.
+
+Unit: compound score. Range: [-1, 1]. Higher is more positive.
+"""
 
 from functools import lru_cache
 from typing import Any
@@ -15,7 +18,10 @@ def _analyzer() -> Any:
 
 
 def vader_scores(texts: list[str]) -> list[float]:
-    """Compound score of each text; 0 for an empty one. Source: Hutto & Gilbert, ICWSM 2014 (package vaderSentiment)."""
+    """Compound score of each text; 0 for an empty one.
+
+    Source: Hutto & Gilbert, ICWSM 2014 (package vaderSentiment).
+    """
     return [float(_analyzer().polarity_scores(text)["compound"]) for text in texts]
 
 
@@ -24,7 +30,9 @@ class VaderSentiment(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description=__doc__ or "", citation="", features=datasets.Features({"predictions": datasets.Value("string")})
+            description=__doc__ or "",
+            citation="",
+            features=datasets.Features({"predictions": datasets.Value("string")}),
         )
 
     def _compute(self, predictions: list[str]) -> dict[str, Any]:

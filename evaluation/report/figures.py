@@ -14,11 +14,18 @@ COLOURS = ("#3564a8", "#c8553d", "#3f8f5f", "#8a5fa8", "#b08a2e", "#4d8f9c", "#9
 Series = tuple[str, Sequence[float], Sequence[float]]
 
 
-def line_chart(title: str, y_label: str, series: Sequence[Series], names: Sequence[str], reference: float | None = None) -> str:
+def line_chart(
+    title: str,
+    y_label: str,
+    series: Sequence[Series],
+    names: Sequence[str],
+    reference: float | None = None,
+) -> str:
     """Curves over optimizer steps; a faint line is the raw value, the strong one its running mean.
 
     Args:
-        series: (name, steps, values). names: of all runs of the page, so that a run has one colour in every figure.
+        series: (name, steps, values). names: of all runs of the page, so that a run has one colour
+            in every figure.
     """
     figure, axes = new_axes(title, "optimizer step", y_label)
     for name, x, y in series:
@@ -38,7 +45,11 @@ def frontier_chart(points: Sequence[dict[str, Any]], reward_name: str) -> str:
     Args:
         points: name, kl, reward: dictionaries with mean, low, high.
     """
-    figure, axes = new_axes("Reward against distance from the reference", "kl/policy_reference, nats per response", reward_name)
+    figure, axes = new_axes(
+        "Reward against distance from the reference",
+        "kl/policy_reference, nats per response",
+        reward_name,
+    )
     for i, point in enumerate(points):
         x, y = point["kl"], point["reward"]
         axes.errorbar(
@@ -60,19 +71,37 @@ def profile_chart(title: str, x_label: str, y_label: str, series: Sequence[Serie
     """Lines with a mark at every value."""
     figure, axes = new_axes(title, x_label, y_label)
     for i, (name, x, y) in enumerate(series):
-        axes.plot(x, y, marker="o", markersize=3, color=COLOURS[i % len(COLOURS)], linewidth=1.6, label=name)
+        axes.plot(
+            x,
+            y,
+            marker="o",
+            markersize=3,
+            color=COLOURS[i % len(COLOURS)],
+            linewidth=1.6,
+            label=name,
+        )
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     if len(series) > 1:
         axes.legend(frameon=False, fontsize=8)
     return as_svg(figure)
 
 
-def bar_chart(title: str, y_label: str, bars: Sequence[tuple[str, dict[str, float]]], chance: float | None = None) -> str:
+def bar_chart(
+    title: str,
+    y_label: str,
+    bars: Sequence[tuple[str, dict[str, float]]],
+    chance: float | None = None,
+) -> str:
     """Bars with 95 % intervals and an optional chance line."""
     figure, axes = new_axes(title, "", y_label)
     for i, (_, value) in enumerate(bars):
-        error = [[max(0.0, value["mean"] - value["low"])], [max(0.0, value["high"] - value["mean"])]]
-        axes.bar([i], [value["mean"]], yerr=error, color=COLOURS[i % len(COLOURS)], width=0.6, capsize=3)
+        error = [
+            [max(0.0, value["mean"] - value["low"])],
+            [max(0.0, value["high"] - value["mean"])],
+        ]
+        axes.bar(
+            [i], [value["mean"]], yerr=error, color=COLOURS[i % len(COLOURS)], width=0.6, capsize=3
+        )
     axes.set_xticks(range(len(bars)), [name for name, _ in bars], fontsize=8)
     if chance is not None:
         axes.axhline(chance, color="#333", linewidth=1, linestyle="--", label=f"chance {chance:g}")
@@ -117,4 +146,8 @@ def as_svg(figure: Any) -> str:
     plt.close(figure)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    return re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", text, count=1) if 'width="' in text[:400] else text
+    return (
+        re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", text, count=1)
+        if 'width="' in text[:400]
+        else text
+    )

@@ -16,20 +16,50 @@ _CURVES = (
     ("loss", "Loss", "nats", None),
     ("rewards/margins", "Implicit reward margin", "beta x nats", 0.0),
     ("rewards/accuracies", "Implicit reward accuracy", "share of pairs", 0.5),
-    ("kl/reference_policy", "KL(reference || policy) on training responses", "nats per response", 0.0),
+    (
+        "kl/reference_policy",
+        "KL(reference || policy) on training responses",
+        "nats per response",
+        0.0,
+    ),
     ("masks/reward_mean", "Mean reward mask", "weight", None),
     ("masks/reward_zero_fraction", "Reward mask: share of exact zeros", "share of tokens", None),
     ("masks/kl_mean", "Mean KL mask", "weight", None),
     ("masks/kl_zero_fraction", "KL mask: share of exact zeros", "share of tokens", None),
-    ("masks/reward_kl_correlation", "Correlation of reward mask and token KL", "within responses", 0.0),
+    (
+        "masks/reward_kl_correlation",
+        "Correlation of reward mask and token KL",
+        "within responses",
+        0.0,
+    ),
     ("nll_per_token", "Negative log-likelihood", "nats per token", None),
 )
 _HISTORY = (
-    ("preference/accuracy/implicit_reward", "Checkpoints: implicit reward accuracy", "share of pairs", 0.5),
+    (
+        "preference/accuracy/implicit_reward",
+        "Checkpoints: implicit reward accuracy",
+        "share of pairs",
+        0.5,
+    ),
     ("sentiment/reward/after", "Checkpoints: reward of samples", "reward", None),
-    ("sentiment/kl/policy_reference", "Checkpoints: KL(policy || reference)", "nats per response", 0.0),
-    ("dialogue/win_rate/start", "Checkpoints: win rate against the starting model", "share of prompts", 0.5),
-    ("masks/reward_mask/zero_fraction", "Checkpoints: zeros of the reward mask", "share of tokens", None),
+    (
+        "sentiment/kl/policy_reference",
+        "Checkpoints: KL(policy || reference)",
+        "nats per response",
+        0.0,
+    ),
+    (
+        "dialogue/win_rate/start",
+        "Checkpoints: win rate against the starting model",
+        "share of prompts",
+        0.5,
+    ),
+    (
+        "masks/reward_mask/zero_fraction",
+        "Checkpoints: zeros of the reward mask",
+        "share of tokens",
+        None,
+    ),
 )
 
 
@@ -38,8 +68,10 @@ class RunView:
     """What the page shows of one run.
 
     Attributes:
-        name: shown label. recipe: resolved configuration. recipe_yaml: the same as text. counts: of the train stage.
-        data_counts: of prepare. metrics: training records in step order. results: benchmark name -> numbers.
+        name: shown label. recipe: resolved configuration. recipe_yaml: the same as text. counts: of
+            the train stage.
+        data_counts: of prepare. metrics: training records in step order. results: benchmark name ->
+            numbers.
         samples: of held-out prompts, both models. responses: tokens with weights for the heatmap.
         history: numbers of evaluated checkpoints, with step and passed (None without gates).
     """
@@ -60,7 +92,9 @@ def render_report(runs: Sequence[RunView], title: str) -> str:
     """One HTML page, scripts and styles inside. ValueError without a run."""
     if not runs:
         raise ValueError("a report needs at least one run")
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(["j2"]))
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(["j2"])
+    )
     environment.filters["num"] = _number
     environment.filters["interval"] = _interval
     environment.filters["signed"] = lambda v: f"{v:+.3f}"
@@ -78,7 +112,9 @@ def render_report(runs: Sequence[RunView], title: str) -> str:
         "profiles": {r.name: [Markup(svg) for svg in _profiles(r)] for r in runs},
         "frontier": Markup(_frontier(runs)) if any("sentiment" in r.results for r in runs) else "",
         "curves": [Markup(svg) for svg in _curves(runs)],
-        "auc": Markup(_auc(runs)) if any("auc/chance" in r.results.get("masks", {}) for r in runs) else "",
+        "auc": Markup(_auc(runs))
+        if any("auc/chance" in r.results.get("masks", {}) for r in runs)
+        else "",
         "examples": {r.name: _examples(r) for r in runs},
         "heatmaps": {r.name: _heatmap(r) for r in runs},
         "data_json": Markup(json.dumps({r.name: r.results for r in runs}).replace("</", "<\\/")),
@@ -87,15 +123,22 @@ def render_report(runs: Sequence[RunView], title: str) -> str:
 
 
 def _verdict(run: RunView) -> list[str]:
-    """What the evaluation found, in sentences; an interval that holds zero (or one half) is called no clear change."""
+    """What the evaluation found, in sentences; an interval that holds zero (or one half) is
+    called no clear change.
+    """
     found = []
-    sentiment, preference, dialogue = (run.results.get(name, {}) for name in ("sentiment", "preference", "dialogue"))
+    sentiment, preference, dialogue = (
+        run.results.get(name, {}) for name in ("sentiment", "preference", "dialogue")
+    )
     if sentiment:
         gain, kl = sentiment["reward/gain"], sentiment["kl/policy_reference"]
-        word = "rose" if gain["low"] > 0 else "fell" if gain["high"] < 0 else "did not clearly change"
+        word = (
+            "rose" if gain["low"] > 0 else "fell" if gain["high"] < 0 else "did not clearly change"
+        )
         found.append(
-            f"The reward of samples {word}: {sentiment['reward/before']['mean']:.3f} before, {sentiment['reward/after']['mean']:.3f} after "
-            f"({_signed_interval(gain)}), at a distance of {kl['mean']:.2f} nats from the reference."
+            f"The reward of samples {word}: {sentiment['reward/before']['mean']:.3f} before, "
+            f"{sentiment['reward/after']['mean']:.3f} after ({_signed_interval(gain)}), at a "
+            f"distance of {kl['mean']:.2f} nats from the reference."
         )
     if preference:
         rate = preference["accuracy/implicit_reward"]
@@ -106,17 +149,32 @@ def _verdict(run: RunView) -> list[str]:
             if rate["high"] < 0.5
             else "about as often as chance"
         )
-        found.append(f"The implicit reward prefers the held-out chosen response {word}: in {rate['mean']:.1%} of pairs.")
-    for opponent, label in (("chosen", "the chosen responses"), ("start", "the starting model's replies")):
+        found.append(
+            f"The implicit reward prefers the held-out chosen response {word}: in "
+            f"{rate['mean']:.1%} of pairs."
+        )
+    for opponent, label in (
+        ("chosen", "the chosen responses"),
+        ("start", "the starting model's replies"),
+    ):
         rate = dialogue.get(f"win_rate/{opponent}")
         if rate is not None:
-            word = "prefers" if rate["low"] > 0.5 else "does not prefer" if rate["high"] < 0.5 else "sees no clear difference between"
+            word = (
+                "prefers"
+                if rate["low"] > 0.5
+                else "does not prefer"
+                if rate["high"] < 0.5
+                else "sees no clear difference between"
+            )
             join = "and" if "difference" in word else "to"
-            found.append(f"The judge {word} its replies {join} {label}: win rate {_interval(rate)}.")
+            found.append(
+                f"The judge {word} its replies {join} {label}: win rate {_interval(rate)}."
+            )
     code = run.results.get("code", {})
     if "pass@1/gain" in code:
         found.append(
-            f"pass@1: {code['pass@1/before']['mean']:.3f} before, {code['pass@1/after']['mean']:.3f} after ({_signed_interval(code['pass@1/gain'])})."
+            f"pass@1: {code['pass@1/before']['mean']:.3f} before, "
+            f"{code['pass@1/after']['mean']:.3f} after ({_signed_interval(code['pass@1/gain'])})."
         )
     if run.results.get("summarization"):
         gain = run.results["summarization"]["rougeL/gain"]
@@ -130,7 +188,9 @@ def _paired(runs: Sequence[RunView]) -> list[dict[str, Any]]:
     for run in runs[1:]:
         difference = paired_difference(runs[0].samples, run.samples, "policy_reward")
         if difference is not None:
-            rows.append({"name": run.name, "against": runs[0].name, "difference": difference.as_dict()})
+            rows.append(
+                {"name": run.name, "against": runs[0].name, "difference": difference.as_dict()}
+            )
     return rows
 
 
@@ -140,11 +200,17 @@ def _history(runs: Sequence[RunView]) -> list[str]:
     for key, title, unit, reference in _HISTORY:
         series = []
         for run in runs:
-            points = [(row["step"], row[key]) for row in run.history if row.get("step") is not None and row.get(key) is not None]
+            points = [
+                (row["step"], row[key])
+                for row in run.history
+                if row.get("step") is not None and row.get(key) is not None
+            ]
             if len(points) > 1:
                 series.append((run.name, [p[0] for p in points], [p[1] for p in points]))
         if series:
-            charts.append(figures.line_chart(title, unit, series, [run.name for run in runs], reference))
+            charts.append(
+                figures.line_chart(title, unit, series, [run.name for run in runs], reference)
+            )
     return charts
 
 
@@ -152,13 +218,21 @@ def _profiles(run: RunView) -> list[str]:
     """Mean weight over the length of a response, one line per mask that weighs something."""
     masks = run.results.get("masks", {})
     series = [
-        ({"reward": "reward mask", "kl": "KL mask"}[term], [10 * i + 5.0 for i in range(len(rows))], [row["mean_weight"] for row in rows])
+        (
+            {"reward": "reward mask", "kl": "KL mask"}[term],
+            [10 * i + 5.0 for i in range(len(rows))],
+            [row["mean_weight"] for row in rows],
+        )
         for term in _masked_terms(run)
         if (rows := masks.get(f"{term}_mask/by_position"))
     ]
     if not series:
         return []
-    return [figures.profile_chart("Mean weight along a response", "position, % of the response", "mean weight", series)]
+    return [
+        figures.profile_chart(
+            "Mean weight along a response", "position, % of the response", "mean weight", series
+        )
+    ]
 
 
 def _frontier(runs: Sequence[RunView]) -> str:
@@ -172,8 +246,22 @@ def _frontier(runs: Sequence[RunView]) -> str:
                 continue
             prefix = key.removesuffix("kl/policy_reference")
             name = run.name + (f", T={numbers[f'{prefix}temperature']:g}" if prefix else "")
-            points.append({"name": name, "run": number, "kl": numbers[key], "reward": numbers[f"{prefix}reward/after"]})
-    points.append({"name": "starting model", "kl": zero, "reward": measured[0].results["sentiment"]["reward/before"], "is_start": True})
+            points.append(
+                {
+                    "name": name,
+                    "run": number,
+                    "kl": numbers[key],
+                    "reward": numbers[f"{prefix}reward/after"],
+                }
+            )
+    points.append(
+        {
+            "name": "starting model",
+            "kl": zero,
+            "reward": measured[0].results["sentiment"]["reward/before"],
+            "is_start": True,
+        }
+    )
     kind = measured[0].recipe["evaluate"]["reward"]["kind"]
     return figures.frontier_chart(points, f"mean reward of samples ({kind})")
 
@@ -187,7 +275,9 @@ def _curves(runs: Sequence[RunView]) -> list[str]:
             if points:
                 series.append((run.name, [p[0] for p in points], [p[1] for p in points]))
         if series:
-            charts.append(figures.line_chart(title, unit, series, [run.name for run in runs], reference))
+            charts.append(
+                figures.line_chart(title, unit, series, [run.name for run in runs], reference)
+            )
     return charts
 
 
@@ -197,25 +287,38 @@ def _auc(runs: Sequence[RunView]) -> str:
     for run in measured:
         masks = run.results["masks"]
         terms = _masked_terms(run)
-        both_shown = terms == ["reward", "kl"] and run.recipe["mask"].get("sharing") != "independent"
+        both_shown = (
+            terms == ["reward", "kl"] and run.recipe["mask"].get("sharing") != "independent"
+        )
         for term in terms[:1] if both_shown else terms:
             label = {"reward": "reward mask", "kl": "KL mask"}[term]
             bars.append((f"{run.name}\n{label}", masks[f"auc/{term}_mask"]))
     last = measured[-1].results["masks"]
     bars += [("token KL", last["auc/token_kl"]), ("random", last["auc/random_mask"])]
-    return figures.bar_chart("Do the weights find the key tokens?", "AUC over held-out tokens", bars, chance=0.5)
+    return figures.bar_chart(
+        "Do the weights find the key tokens?", "AUC over held-out tokens", bars, chance=0.5
+    )
 
 
 def _examples(run: RunView, count: int = 4) -> dict[str, list[dict[str, Any]]]:
     """Largest gains, largest losses and the first prompts as they come."""
-    ranked = sorted((s for s in run.samples if "policy_reward" in s), key=lambda s: s["policy_reward"] - s["start_reward"])
+    ranked = sorted(
+        (s for s in run.samples if "policy_reward" in s),
+        key=lambda s: s["policy_reward"] - s["start_reward"],
+    )
     if not ranked:
         return {"as they come": run.samples[:count]} if run.samples else {}
-    return {"as they come": run.samples[:count], "largest gains": ranked[::-1][:count], "largest losses": ranked[:count]}
+    return {
+        "as they come": run.samples[:count],
+        "largest gains": ranked[::-1][:count],
+        "largest losses": ranked[:count],
+    }
 
 
 def _heatmap(run: RunView) -> list[dict[str, Any]]:
-    """Responses with a colour strength per token, scaled to the largest weight shown; of the KL mask where only that is one."""
+    """Responses with a colour strength per token, scaled to the largest weight shown; of the KL
+    mask where only that is one.
+    """
     shown = []
     mask = "kl_mask" if _masked_terms(run) == ["kl"] else "reward_mask"
     for response in run.responses:
@@ -228,7 +331,8 @@ def _heatmap(run: RunView) -> list[dict[str, Any]]:
                     "text": token,
                     "alpha": round(max(weights[mask], 0.0) / largest * 0.85, 3),
                     "is_key": bool(response["is_key"] and response["is_key"][i]),
-                    "hint": "reward mask {reward_mask:.4g} | KL mask {kl_mask:.4g} | token KL {token_kl:.4g} nats".format(**weights),
+                    "hint": "reward mask {reward_mask:.4g} | KL mask {kl_mask:.4g} | token KL "
+                    "{token_kl:.4g} nats".format(**weights),
                 }
             )
         shown.append({"side": response["side"], "tokens": tokens})

@@ -1,9 +1,11 @@
-"""Hidden states + LM head -> per_token_logps and token_kl, without a [tokens, vocabulary] tensor beyond one chunk.
+"""Hidden states + LM head -> per_token_logps and token_kl, without a [tokens, vocabulary] tensor
+beyond one chunk.
 
-The backward recomputes the chunk's logits instead of keeping them. With g1 and g2 the upstream gradients of a token's
-log-probability and KL, the gradient of its logits is g1 * (onehot - p) + g2 * (p - p_reference).
-`score_tokens_eager` is the readable definition that tests compare with. On CUDA the element-wise part is one Triton kernel each
-way (vocabulary.py); elsewhere, in float64 and for a top-k reference it is torch.
+The backward recomputes the chunk's logits instead of keeping them. With g1 and g2 the upstream
+gradients of a token's log-probability and KL, the gradient of its logits is g1 * (onehot - p) + g2
+* (p - p_reference). `score_tokens_eager` is the readable definition that tests compare with. On
+CUDA the element-wise part is one Triton kernel each way (vocabulary.py); elsewhere, in float64 and
+for a top-k reference it is torch.
 """
 
 from dataclasses import dataclass, replace
@@ -16,7 +18,9 @@ from torch.nn import functional as F
 from sparsepo.kernels import vocabulary
 
 CHUNK_ELEMENTS = 2**25  # logits per chunk: 128 MiB in float32
-FUSED_CHUNK_ELEMENTS = 2**27  # of the kernels, which keep one copy in the states' dtype: 256 MiB in bfloat16
+FUSED_CHUNK_ELEMENTS = (
+    2**27
+)  # of the kernels, which keep one copy in the states' dtype: 256 MiB in bfloat16
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,8 @@ class LMHead:
     logits = softcap * tanh(scale * (h W^T + b) / softcap), without the parts that are None.
 
     Attributes:
-        weight: [V, d]. bias: [V] or None. softcap: > 0 or None. scale: multiplies the logits before the soft-cap.
+        weight: [V, d]. bias: [V] or None. softcap: > 0 or None. scale: multiplies the logits before
+            the soft-cap.
     """
 
     weight: Tensor
@@ -35,7 +40,11 @@ class LMHead:
     scale: float = 1.0
 
     def detached(self) -> "LMHead":
-        return replace(self, weight=self.weight.detach(), bias=None if self.bias is None else self.bias.detach())
+        return replace(
+            self,
+            weight=self.weight.detach(),
+            bias=None if self.bias is None else self.bias.detach(),
+        )
 
     @property
     def shape(self) -> vocabulary.Shape:
@@ -43,10 +52,16 @@ class LMHead:
 
     def product(self, hidden: Tensor) -> Tensor:
         """[S, d] -> [S, V] in the states' dtype, before scale and soft-cap."""
-        return F.linear(hidden, self.weight.to(hidden.dtype), None if self.bias is None else self.bias.to(hidden.dtype))
+        return F.linear(
+            hidden,
+            self.weight.to(hidden.dtype),
+            None if self.bias is None else self.bias.to(hidden.dtype),
+        )
 
     def linear_logits(self, hidden: Tensor) -> Tensor:
-        """[S, d] -> [S, V] after the scale, before the soft-cap; in float32, or float64 for float64 states."""
+        """[S, d] -> [S, V] after the scale, before the soft-cap; in float32, or float64 for
+        float64 states.
+        """
         logits = self.product(hidden)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return logits * self.scale if self.scale != 1.0 else logits
@@ -64,7 +79,9 @@ class ReferenceDistribution(Protocol):
         """KL(reference || policy) [n] of some tokens from the policy's log-probabilities [n, V]."""
 
     def target(self, rows: slice, log_probs: Tensor) -> Tensor:
-        """[n, V]: the gradient of the divergence with respect to the policy's logits is policy - target."""
+        """[n, V]: the gradient of the divergence with respect to the policy's logits is policy -
+        target.
+        """
 
 
 @dataclass(frozen=True)
@@ -89,10 +106,12 @@ class ReferenceStates:
 class TopK:
     """The reference's k most likely tokens and everything else as one outcome.
 
-    The divergence over these k + 1 outcomes is a lower bound of the exact one (data-processing inequality).
+    The divergence over these k + 1 outcomes is a lower bound of the exact one (data-processing
+    inequality).
 
     Attributes:
-        ids: int64 [S, k]. logps: float32 [S, k]. tail_logps: float32 [S], log of the other tokens' mass.
+        ids: int64 [S, k]. logps: float32 [S, k]. tail_logps: float32 [S], log of the other tokens'
+            mass.
     """
 
     ids: Tensor
@@ -106,7 +125,11 @@ class TopK:
 
     def target(self, rows: slice, log_probs: Tensor) -> Tensor:
         rest = (self.tail_logps[rows] - self._policy_tail(rows, log_probs))[:, None]
-        return (log_probs + rest).exp_().scatter_(1, self.ids[rows], self.logps[rows].exp().to(log_probs.dtype))
+        return (
+            (log_probs + rest)
+            .exp_()
+            .scatter_(1, self.ids[rows], self.logps[rows].exp().to(log_probs.dtype))
+        )
 
     def _policy_tail(self, rows: slice, log_probs: Tensor) -> Tensor:
         return log_probs.scatter(1, self.ids[rows], -torch.inf).logsumexp(-1)
@@ -121,7 +144,8 @@ def score_tokens(
     chunk_tokens: int | None = None,
     reference_topk: TopK | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities of the labels and, given a reference, the KL(reference || policy) of each token.
+    """Log-probabilities of the labels and, given a reference, the KL(reference || policy) of each
+    token.
 
     The KL is exact from the reference's hidden states, a lower bound from its top-k.
 
@@ -131,27 +155,38 @@ def score_tokens(
         labels: int64 [S].
         reference_hidden: [S, d_ref] or None; no gradient flows to it or to reference_head.
         reference_head: required with reference_hidden; same vocabulary.
-        chunk_tokens: tokens per chunk; by default the largest that keeps a chunk's logits at 2**25 elements.
+        chunk_tokens: tokens per chunk; by default the largest that keeps a chunk's logits at 2**25
+            elements.
         reference_topk: instead of reference_hidden and reference_head.
-    Returns: (per_token_logps [S], token_kl [S] or None), float32 (float64 for float64 states), nats.
+    Returns: (per_token_logps [S], token_kl [S] or None), float32 (float64 for float64 states),
+        nats.
     Raises: ValueError if lengths or vocabularies disagree.
     """
     if hidden.ndim != 2 or labels.shape != hidden.shape[:1]:
-        raise ValueError(f"hidden {tuple(hidden.shape)} and labels {tuple(labels.shape)} disagree: want [S, d] and [S]")
+        raise ValueError(
+            f"hidden {tuple(hidden.shape)} and labels {tuple(labels.shape)} disagree: want [S, d] "
+            "and [S]"
+        )
     if (reference_hidden is None) != (reference_head is None):
         raise ValueError("reference_hidden and reference_head must be given together")
     if reference_hidden is not None and reference_head is not None:
         if reference_hidden.shape[0] != hidden.shape[0]:
-            raise ValueError(f"reference_hidden has {reference_hidden.shape[0]} tokens, hidden has {hidden.shape[0]}")
+            raise ValueError(
+                f"reference_hidden has {reference_hidden.shape[0]} tokens, hidden has "
+                f"{hidden.shape[0]}"
+            )
         if reference_head.weight.shape[0] != head.weight.shape[0]:
             raise ValueError(
-                f"the reference's vocabulary ({reference_head.weight.shape[0]}) and the policy's ({head.weight.shape[0]}) differ"
+                f"the reference's vocabulary ({reference_head.weight.shape[0]}) and the policy's "
+                f"({head.weight.shape[0]}) differ"
             )
     reference: ReferenceDistribution | None = reference_topk
     if reference_hidden is not None and reference_head is not None:
         reference = ReferenceStates(reference_hidden.detach(), reference_head.detached())
     fused = vocabulary.is_available(hidden) and not isinstance(reference, TopK)
-    size = chunk_tokens or max(16, (FUSED_CHUNK_ELEMENTS if fused else CHUNK_ELEMENTS) // head.weight.shape[0])
+    size = chunk_tokens or max(
+        16, (FUSED_CHUNK_ELEMENTS if fused else CHUNK_ELEMENTS) // head.weight.shape[0]
+    )
     function = _FusedScoreTokens if fused else _ScoreTokens
     logps, kl = function.apply(hidden, head.weight, head.bias, labels, head, reference, size)
     return logps, (None if reference is None else kl)
@@ -211,7 +246,9 @@ class _ScoreTokens(torch.autograd.Function):
         head = LMHead(gradients.matrix, bias, ctx.softcap, ctx.scale)
         for rows in _chunks(hidden, ctx.size):
             linear = head.linear_logits(hidden[rows])
-            capped = linear if ctx.softcap is None else ctx.softcap * torch.tanh(linear / ctx.softcap)
+            capped = (
+                linear if ctx.softcap is None else ctx.softcap * torch.tanh(linear / ctx.softcap)
+            )
             log_probs = capped.log_softmax(-1)
             probs = log_probs.exp()
             g1 = grad_logps[rows, None]
@@ -246,10 +283,15 @@ class _FusedScoreTokens(torch.autograd.Function):
         parts = []
         for rows in _chunks(hidden, size):
             other, shape = _reference_product(reference, rows)
-            parts.append(vocabulary.row_statistics(head.product(hidden[rows]), head.shape, labels[rows], other, shape))
+            parts.append(
+                vocabulary.row_statistics(
+                    head.product(hidden[rows]), head.shape, labels[rows], other, shape
+                )
+            )
         nothing = hidden.new_zeros(0, dtype=torch.float32)
         logps, kl, normalizer, reference_normalizer = (
-            torch.cat([nothing, *(part[column] for part in parts)]) for column in range(len(vocabulary.RowStatistics._fields))
+            torch.cat([nothing, *(part[column] for part in parts)])
+            for column in range(len(vocabulary.RowStatistics._fields))
         )
         ctx.save_for_backward(hidden, weight, bias, labels, normalizer, reference_normalizer)
         if reference is None:
@@ -282,20 +324,25 @@ def _chunks(hidden: Tensor, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, hidden.shape[0], size)]
 
 
-def _reference_product(reference: ReferenceStates | None, rows: slice) -> tuple[Tensor | None, vocabulary.Shape]:
+def _reference_product(
+    reference: ReferenceStates | None, rows: slice
+) -> tuple[Tensor | None, vocabulary.Shape]:
     if reference is None:
         return None, vocabulary.Shape(None, 1.0)
     return reference.head.product(reference.hidden[rows]), reference.head.shape
 
 
 class _HeadGradients:
-    """Gathers the gradients of states, weight and bias from those of the chunks' logits; what nobody wants is not computed."""
+    """Gathers the gradients of states, weight and bias from those of the chunks' logits; what
+    nobody wants is not computed.
+    """
 
     def __init__(self, ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         self.matrix = weight.to(hidden.dtype)
         self._hidden, self._weight, self._bias = hidden, weight, bias
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        # A head in float64 sums in float64; several chunks are summed in float32 before they are rounded to the weight's dtype.
+        # A head in float64 sums in float64; several chunks are summed in float32 before they are
+        # rounded to the weight's dtype.
         self._sums = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         self._is_one_chunk = hidden.shape[0] <= ctx.size
         self.hidden = torch.empty_like(hidden) if wants_hidden else None
@@ -303,10 +350,16 @@ class _HeadGradients:
         if wants_weight and not self._is_one_chunk:
             self.weight = torch.zeros(weight.shape, dtype=self._sums, device=weight.device)
         self._wants_weight = wants_weight
-        self.bias = torch.zeros(bias.shape, dtype=self._sums, device=bias.device) if bias is not None and wants_bias else None
+        self.bias = (
+            torch.zeros(bias.shape, dtype=self._sums, device=bias.device)
+            if bias is not None and wants_bias
+            else None
+        )
 
     def add(self, rows: slice, low: Tensor, grad: Tensor) -> None:
-        """low: the gradient of the logits in the states' dtype; grad: the same, as precise as it is known."""
+        """low: the gradient of the logits in the states' dtype; grad: the same, as precise as it
+        is known.
+        """
         if self.hidden is not None:
             torch.mm(low, self.matrix, out=self.hidden[rows])
         if self._wants_weight:
@@ -315,7 +368,9 @@ class _HeadGradients:
             elif self._sums == low.dtype:
                 self.weight.addmm_(low.t(), self._hidden[rows])
             elif low.is_cuda:
-                torch.ops.aten.addmm.dtype_out(self.weight, low.t(), self._hidden[rows], self._sums, out=self.weight)
+                torch.ops.aten.addmm.dtype_out(
+                    self.weight, low.t(), self._hidden[rows], self._sums, out=self.weight
+                )
             else:
                 self.weight += low.t() @ self._hidden[rows]
         if self.bias is not None:

@@ -1,7 +1,8 @@
-"""Triton kernels that walk a row of logits once: what `score_tokens` needs of [n, V] without a second [n, V] tensor.
+"""Triton kernels that walk a row of logits once: what `score_tokens` needs of [n, V] without a
+second [n, V] tensor.
 
-Logits stay in the dtype of the matrix product; every sum is float32. Used on CUDA; elsewhere token_scoring.py computes the same
-with torch. Tests compare both with `score_tokens_eager`.
+Logits stay in the dtype of the matrix product; every sum is float32. Used on CUDA; elsewhere
+token_scoring.py computes the same with torch. Tests compare both with `score_tokens_eager`.
 """
 
 from typing import Any, NamedTuple
@@ -19,7 +20,9 @@ _BLOCK, _WARPS = 4096, 8
 
 
 class RowStatistics(NamedTuple):
-    """float32 [n] each: log-probability of the label, KL(reference || policy), log-sum-exp of policy and reference."""
+    """float32 [n] each: log-probability of the label, KL(reference || policy), log-sum-exp of
+    policy and reference.
+    """
 
     logps: Tensor
     kl: Tensor
@@ -28,7 +31,9 @@ class RowStatistics(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """How linear logits become logits: softcap * tanh(scale * x / softcap), softcap None = no cap."""
+    """How linear logits become logits: softcap * tanh(scale * x / softcap), softcap None = no
+    cap.
+    """
 
     softcap: float | None
     scale: float
@@ -36,11 +41,19 @@ class Shape(NamedTuple):
 
 def is_available(tensor: Tensor) -> bool:
     """Whether the kernels can take this tensor."""
-    return triton is not None and tensor.is_cuda and tensor.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return (
+        triton is not None
+        and tensor.is_cuda
+        and tensor.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    )
 
 
-def row_statistics(logits: Tensor, shape: Shape, labels: Tensor, reference: Tensor | None, reference_shape: Shape) -> RowStatistics:
-    """One pass over linear logits [n, V] of the policy and, if given, of the reference; kl is 0 without one."""
+def row_statistics(
+    logits: Tensor, shape: Shape, labels: Tensor, reference: Tensor | None, reference_shape: Shape
+) -> RowStatistics:
+    """One pass over linear logits [n, V] of the policy and, if given, of the reference; kl is 0
+    without one.
+    """
     out = [torch.zeros(len(logits), dtype=torch.float32, device=logits.device) for _ in range(4)]
     _launch(_statistics, logits, shape, reference, reference_shape, labels, *out)
     return RowStatistics(*out)
@@ -57,13 +70,32 @@ def logits_gradient_(
     grad_logps: Tensor,
     grad_kl: Tensor,
 ) -> Tensor:
-    """Replace linear logits [n, V] by their gradient, in place: g1 * (onehot - p) + g2 * (p - p_reference), through cap and scale."""
+    """Replace linear logits [n, V] by their gradient, in place: g1 * (onehot - p) + g2 * (p -
+    p_reference), through cap and scale.
+    """
     upstream = (grad_logps.contiguous(), grad_kl.contiguous())
-    _launch(_gradient, logits, shape, reference, reference_shape, labels, normalizer, reference_normalizer, *upstream)
+    _launch(
+        _gradient,
+        logits,
+        shape,
+        reference,
+        reference_shape,
+        labels,
+        normalizer,
+        reference_normalizer,
+        *upstream,
+    )
     return logits
 
 
-def _launch(kernel: Any, logits: Tensor, shape: Shape, reference: Tensor | None, reference_shape: Shape, *rows: Tensor) -> None:
+def _launch(
+    kernel: Any,
+    logits: Tensor,
+    shape: Shape,
+    reference: Tensor | None,
+    reference_shape: Shape,
+    *rows: Tensor,
+) -> None:
     """One program per row; `rows` are the kernel's tensors of one value per row."""
     num_rows, vocabulary = logits.shape
     kernel[(num_rows,)](
@@ -97,9 +129,11 @@ if triton is not None:
 
     @triton.jit
     def _statistics(
-        logits, reference, labels, logps, kl, normalizer, reference_normalizer, vocabulary, stride, reference_stride,
+        logits, reference, labels, logps, kl, normalizer, reference_normalizer, vocabulary, stride,
+        reference_stride,
         scale, cap, reference_scale, reference_cap,
-        HAS_REFERENCE: tl.constexpr, HAS_CAP: tl.constexpr, HAS_REFERENCE_CAP: tl.constexpr, BLOCK: tl.constexpr,
+        HAS_REFERENCE: tl.constexpr, HAS_CAP: tl.constexpr, HAS_REFERENCE_CAP: tl.constexpr,
+        BLOCK: tl.constexpr,
     ):  # fmt: skip
         row = tl.program_id(0).to(tl.int64)
         largest, total = -float("inf"), 0.0
@@ -107,7 +141,9 @@ if triton is not None:
         for start in range(0, vocabulary, BLOCK):
             place = start + tl.arange(0, BLOCK)
             inside = place < vocabulary
-            x = _shaped(tl.load(logits + row * stride + place, mask=inside, other=0.0), scale, cap, HAS_CAP)
+            x = _shaped(
+                tl.load(logits + row * stride + place, mask=inside, other=0.0), scale, cap, HAS_CAP
+            )
             bounded = tl.where(inside, x, -float("inf"))
             new = tl.maximum(largest, tl.max(bounded, 0))
             total = total * tl.exp(largest - new) + tl.sum(tl.exp(bounded - new), 0)
@@ -136,9 +172,11 @@ if triton is not None:
 
     @triton.jit
     def _gradient(
-        logits, reference, labels, normalizer, reference_normalizer, grad_logps, grad_kl, vocabulary, stride, reference_stride,
+        logits, reference, labels, normalizer, reference_normalizer, grad_logps, grad_kl,
+        vocabulary, stride, reference_stride,
         scale, cap, reference_scale, reference_cap,
-        HAS_REFERENCE: tl.constexpr, HAS_CAP: tl.constexpr, HAS_REFERENCE_CAP: tl.constexpr, BLOCK: tl.constexpr,
+        HAS_REFERENCE: tl.constexpr, HAS_CAP: tl.constexpr, HAS_REFERENCE_CAP: tl.constexpr,
+        BLOCK: tl.constexpr,
     ):  # fmt: skip
         row = tl.program_id(0).to(tl.int64)
         label = tl.load(labels + row)
@@ -150,7 +188,9 @@ if triton is not None:
         for start in range(0, vocabulary, BLOCK):
             place = start + tl.arange(0, BLOCK)
             inside = place < vocabulary
-            x = _shaped(tl.load(logits + row * stride + place, mask=inside, other=0.0), scale, cap, HAS_CAP)
+            x = _shaped(
+                tl.load(logits + row * stride + place, mask=inside, other=0.0), scale, cap, HAS_CAP
+            )
             p = tl.exp(x - log_total)
             grad = g1 * (tl.where(place == label, 1.0, 0.0) - p)
             if HAS_REFERENCE:
@@ -161,4 +201,8 @@ if triton is not None:
                 grad += g2 * (p - tl.exp(y - reference_log_total))
             if HAS_CAP:
                 grad *= 1 - (x / cap) * (x / cap)
-            tl.store(logits + row * stride + place, (grad * scale).to(logits.dtype.element_ty), mask=inside)
+            tl.store(
+                logits + row * stride + place,
+                (grad * scale).to(logits.dtype.element_ty),
+                mask=inside,
+            )

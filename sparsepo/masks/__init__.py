@@ -3,7 +3,13 @@
 from sparsepo.masks.activation import ACTIVATION_MAPPINGS, activation_weights
 from sparsepo.masks.base import MaskWeights, TokenMasks, UniformMask
 from sparsepo.masks.collapse import CollapseWatch
-from sparsepo.masks.frozen import ActivationMask, ExternalMask, FrozenMask, RandomMask, keep_heaviest
+from sparsepo.masks.frozen import (
+    ActivationMask,
+    ExternalMask,
+    FrozenMask,
+    RandomMask,
+    keep_heaviest,
+)
 from sparsepo.masks.learned import LEARNED_MASKS, LearnedMasks, check_mask_options
 
 __all__ = [

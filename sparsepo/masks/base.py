@@ -12,7 +12,9 @@ MaskedTerms = Literal["both", "reward", "kl"]
 
 
 class MaskWeights(NamedTuple):
-    """reward and kl: float [S], the weights of log ratios and KL; statistics of the mask itself as (sum, count)."""
+    """reward and kl: float [S], the weights of log ratios and KL; statistics of the mask itself
+    as (sum, count).
+    """
 
     reward: Tensor
     kl: Tensor
@@ -37,7 +39,8 @@ class TokenMasks(nn.Module, ABC):
         """Weights of the scored tokens, finite and >= 0 unless `signed`.
 
         Args:
-            features: of the same tokens. response_index: int64 [S], non-decreasing, as in TokenScores.
+            features: of the same tokens. response_index: int64 [S], non-decreasing, as in
+                TokenScores.
         Raises: ValueError naming the feature that is missing.
         """
 
@@ -57,7 +60,10 @@ def unit_weights(response_index: Tensor) -> Tensor:
 def require_feature(features: Features, name: str) -> Tensor:
     value: Tensor | None = getattr(features, name)
     if value is None:
-        raise ValueError(f"the mask needs the feature {name!r} of the {FEATURES[name].stage} stage, which is not in this batch")
+        raise ValueError(
+            f"the mask needs the feature {name!r} of the {FEATURES[name].stage} stage, which is "
+            "not in this batch"
+        )
     return value
 
 
@@ -77,6 +83,8 @@ def rescale_per_response(values: Tensor, response_index: Tensor, num_responses: 
     shape = (num_responses, *values.shape[1:])
     fixed = values.detach()
     low = fixed.new_full(shape, torch.inf).scatter_reduce(0, index, fixed, "amin").gather(0, index)
-    high = fixed.new_full(shape, -torch.inf).scatter_reduce(0, index, fixed, "amax").gather(0, index)
+    high = (
+        fixed.new_full(shape, -torch.inf).scatter_reduce(0, index, fixed, "amax").gather(0, index)
+    )
     span = high - low
     return torch.where(span > 0, (values - low) / span.where(span > 0, 1.0), 1.0)

@@ -9,7 +9,8 @@ _PATIENCE = 20
 class CollapseWatch:
     """Watches the masks' statistics and warns once per mask and way of collapsing.
 
-    A mask has collapsed when it is zero on every token, or has one value on all tokens of every response, on 20 steps in a row.
+    A mask has collapsed when it is zero on every token, or has one value on all tokens of every
+    response, on 20 steps in a row.
 
     Args:
         terms: names of the masked terms, "reward" and "kl".
@@ -21,7 +22,9 @@ class CollapseWatch:
         self.streaks: dict[str, int] = dict(streaks or {})
 
     def observe(self, record: Mapping[str, Any]) -> list[str]:
-        """Take one step's metrics (means over the global batch); returns the warnings that this step gives rise to."""
+        """Take one step's metrics (means over the global batch); returns the warnings that this
+        step gives rise to.
+        """
         warnings = []
         for term in self._terms:
             zeros, spread = record[f"masks/{term}_zero_fraction"], record[f"masks/{term}_spread"]
@@ -36,11 +39,13 @@ class CollapseWatch:
 
 _MESSAGES = {
     "zero": (
-        "the {term} mask has been zero on every token for {steps} steps and gets no gradient any more: hold its zeros with "
-        "mask.target_sparsity, lower objective.l1_{term} or mask.learning_rate, or try another train.seed"
+        "the {term} mask has been zero on every token for {steps} steps and gets no gradient any "
+        "more: hold its zeros with mask.target_sparsity, lower objective.l1_{term} or "
+        "mask.learning_rate, or try another train.seed"
     ),
     "equal": (
-        "the {term} mask has had one value on all tokens of every response for {steps} steps, so it selects nothing: raise "
-        "mask.learning_rate, set mask.target_sparsity, or use mask.kind=none, which costs less"
+        "the {term} mask has had one value on all tokens of every response for {steps} steps, so "
+        "it selects nothing: raise mask.learning_rate, set mask.target_sparsity, or use "
+        "mask.kind=none, which costs less"
     ),
 }

@@ -1,4 +1,6 @@
-"""Masks without parameters: the reference's activations, seeded random numbers, weights that came with the data."""
+"""Masks without parameters: the reference's activations, seeded random numbers, weights that
+came with the data.
+"""
 
 import math
 from abc import abstractmethod
@@ -6,7 +8,14 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from sparsepo.masks.base import MaskedTerms, MaskWeights, TokenMasks, position_in_response, require_feature, unit_weights
+from sparsepo.masks.base import (
+    MaskedTerms,
+    MaskWeights,
+    TokenMasks,
+    position_in_response,
+    require_feature,
+    unit_weights,
+)
 from sparsepo.records import Features, segment_sum
 
 
@@ -15,8 +24,8 @@ class FrozenMask(TokenMasks):
 
     Args:
         terms: which terms are masked; the other keeps weight 1.
-        keep_fraction: keep the heaviest ceil(keep_fraction * n) tokens of a response of n tokens and zero the others (ties:
-            the earlier token stays), in (0, 1]; None keeps all.
+        keep_fraction: keep the heaviest ceil(keep_fraction * n) tokens of a response of n tokens
+            and zero the others (ties: the earlier token stays), in (0, 1]; None keeps all.
     """
 
     def __init__(self, terms: MaskedTerms = "both", keep_fraction: float | None = None) -> None:
@@ -24,7 +33,9 @@ class FrozenMask(TokenMasks):
         if keep_fraction is not None and not 0 < keep_fraction <= 1:
             raise ValueError(f"keep_fraction={keep_fraction}: must be in (0, 1]")
         self.terms, self.keep_fraction = terms, keep_fraction
-        self.l1_shares = (0.5, 0.5) if terms == "both" else (float(terms == "reward"), float(terms == "kl"))
+        self.l1_shares = (
+            (0.5, 0.5) if terms == "both" else (float(terms == "reward"), float(terms == "kl"))
+        )
 
     @abstractmethod
     def weights(self, features: Features, response_index: Tensor, num_responses: int) -> Tensor:
@@ -35,19 +46,24 @@ class FrozenMask(TokenMasks):
         if self.keep_fraction is not None:
             weights = keep_heaviest(weights, response_index, 2 * num_pairs, self.keep_fraction)
         ones = unit_weights(response_index)
-        return MaskWeights(weights if self.terms != "kl" else ones, weights if self.terms != "reward" else ones, {})
+        return MaskWeights(
+            weights if self.terms != "kl" else ones, weights if self.terms != "reward" else ones, {}
+        )
 
 
 class ActivationMask(FrozenMask):
     """MaPO: the weights that the reference stage made of the reference's activations.
 
     Args:
-        signed: they may be negative, as raw activations are (mapping "none"). terms, keep_fraction: see FrozenMask.
+        signed: they may be negative, as raw activations are (mapping "none"). terms, keep_fraction:
+            see FrozenMask.
     """
 
     requires = frozenset({"activation_mask"})
 
-    def __init__(self, terms: MaskedTerms = "both", keep_fraction: float | None = None, signed: bool = False) -> None:
+    def __init__(
+        self, terms: MaskedTerms = "both", keep_fraction: float | None = None, signed: bool = False
+    ) -> None:
         super().__init__(terms, keep_fraction)
         self.signed = signed
 
@@ -67,12 +83,15 @@ class ExternalMask(FrozenMask):
 class RandomMask(FrozenMask):
     """Uniform weights in [0, 1) that depend on the seed, the pair and the token's place alone.
 
-    The same token has the same weight in every batch, epoch, worker count and run: a baseline for masks that look at the text.
+    The same token has the same weight in every batch, epoch, worker count and run: a baseline for
+    masks that look at the text.
     """
 
     requires = frozenset({"pair_keys"})
 
-    def __init__(self, seed: int = 0, terms: MaskedTerms = "both", keep_fraction: float | None = None) -> None:
+    def __init__(
+        self, seed: int = 0, terms: MaskedTerms = "both", keep_fraction: float | None = None
+    ) -> None:
         super().__init__(terms, keep_fraction)
         self.seed = seed
 
@@ -84,8 +103,12 @@ class RandomMask(FrozenMask):
         return bits.float() / 2**24
 
 
-def keep_heaviest(weights: Tensor, response_index: Tensor, num_responses: int, fraction: float) -> Tensor:
-    """Zero all but the heaviest ceil(fraction * n) of each response's n weights [S]; ties keep the earlier token."""
+def keep_heaviest(
+    weights: Tensor, response_index: Tensor, num_responses: int, fraction: float
+) -> Tensor:
+    """Zero all but the heaviest ceil(fraction * n) of each response's n weights [S]; ties keep
+    the earlier token.
+    """
     by_weight = torch.argsort(weights, descending=True, stable=True)
     order = by_weight[torch.argsort(response_index[by_weight], stable=True)]
     rank = torch.empty_like(order)
@@ -97,7 +120,9 @@ def keep_heaviest(weights: Tensor, response_index: Tensor, num_responses: int, f
 
 
 def _mixed(x: Tensor) -> Tensor:
-    """splitmix64's output function on int64 with wrap-around (Steele, Lea and Flood 2014, doi:10.1145/2714064.2660195)."""
+    """splitmix64's output function on int64 with wrap-around (Steele, Lea and Flood 2014,
+    doi:10.1145/2714064.2660195).
+    """
     x = x + -7046029254386353131  # 0x9E3779B97F4A7C15
     x = (x ^ _shifted(x, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
     x = (x ^ _shifted(x, 27)) * -7723592293110705685  # 0x94D049BB133111EB

@@ -1,14 +1,16 @@
-"""SparsePO: masks learned from the reference's hidden states, kept sparse by ReLU, an L1 penalty or a target.
+"""SparsePO: masks learned from the reference's hidden states, kept sparse by ReLU, an L1 penalty or
+a target.
 
-A mask scores one state per token (`*_last`: the last hidden state) or one per layer (`*_all`), with one linear map
-(`simple_*`, `binary_*`) or two in a row (`ml_*`, 200 units, no non-linearity between them):
+A mask scores one state per token (`*_last`: the last hidden state) or one per layer (`*_all`), with
+one linear map (`simple_*`, `binary_*`) or two in a row (`ml_*`, 200 units, no non-linearity between
+them):
 
-    *_last : f(score(h_L))
-    *_all  : f(mixer . [g(score_i(LN(h_i)))] for i = 1..L), one LayerNorm shared by all layers, no mixer bias
+    *_last : f(score(h_L)) *_all  : f(mixer . [g(score_i(LN(h_i)))] for i = 1..L), one LayerNorm
+    shared by all layers, no mixer bias
 
-f and g are relu, none (identity; weights may be negative) or rescale (min-max within the response). binary_* end in
-sign(relu(.)), with the gradient of the identity, because the released code's is zero everywhere. Values have no upper
-bound. Gradient flows to the mask's parameters only.
+f and g are relu, none (identity; weights may be negative) or rescale (min-max within the response).
+binary_* end in sign(relu(.)), with the gradient of the identity, because the released code's is
+zero everywhere. Values have no upper bound. Gradient flows to the mask's parameters only.
 Source: arXiv:2410.05102, section on SparsePO, and its released code.
 """
 
@@ -24,7 +26,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsepo.masks.base import MaskedTerms, MaskWeights, TokenMasks, require_feature, rescale_per_response, unit_weights
+from sparsepo.masks.base import (
+    MaskedTerms,
+    MaskWeights,
+    TokenMasks,
+    require_feature,
+    rescale_per_response,
+    unit_weights,
+)
 from sparsepo.records import Features, Metrics
 
 MaskSharing = Literal["common", "independent"]
@@ -32,8 +41,8 @@ MaskActivation = Literal["relu", "none", "rescale"]
 MASK_ACTIVATIONS: tuple[MaskActivation, ...] = ("relu", "none", "rescale")
 CONFIG_FILE, WEIGHTS_FILE = "mask_config.json", "masks.safetensors"
 _HIDDEN_UNITS = 200
-# The sparsity controller: gains of the error and of its sum; half the window that the density is measured in and the
-# smallest density believed, in units of the scores' standard deviation.
+# The sparsity controller: gains of the error and of its sum; half the window that the density is
+# measured in and the smallest density believed, in units of the scores' standard deviation.
 _GAIN, _DRIFT_GAIN, _WINDOW, _LEAST_DENSITY = 0.5, 0.5, 0.25, 0.3
 
 
@@ -65,7 +74,9 @@ class LinearScores(nn.Module):
 
     def __init__(self, num_states: int, hidden_size: int, initializer_range: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_states, hidden_size).normal_(std=initializer_range))
+        self.weight = nn.Parameter(
+            torch.empty(num_states, hidden_size).normal_(std=initializer_range)
+        )
         self.bias = nn.Parameter(torch.zeros(num_states))
 
     def forward(self, states: Tensor) -> Tensor:
@@ -75,14 +86,19 @@ class LinearScores(nn.Module):
 class TwoLayerScores(nn.Module):
     """ff2_i(ff1_i(h_i)) for each of n states: [S, n, d] -> [S, n].
 
-    Nothing non-linear stands between the maps, so their product is applied: same values and gradients, no [S, n, 200].
+    Nothing non-linear stands between the maps, so their product is applied: same values and
+    gradients, no [S, n, 200].
     """
 
     def __init__(self, num_states: int, hidden_size: int, initializer_range: float) -> None:
         super().__init__()
-        self.ff1_weight = nn.Parameter(torch.empty(num_states, _HIDDEN_UNITS, hidden_size).normal_(std=initializer_range))
+        self.ff1_weight = nn.Parameter(
+            torch.empty(num_states, _HIDDEN_UNITS, hidden_size).normal_(std=initializer_range)
+        )
         self.ff1_bias = nn.Parameter(torch.zeros(num_states, _HIDDEN_UNITS))
-        self.ff2_weight = nn.Parameter(torch.empty(num_states, _HIDDEN_UNITS).normal_(std=initializer_range))
+        self.ff2_weight = nn.Parameter(
+            torch.empty(num_states, _HIDDEN_UNITS).normal_(std=initializer_range)
+        )
         self.ff2_bias = nn.Parameter(torch.zeros(num_states))
 
     def forward(self, states: Tensor) -> Tensor:
@@ -111,24 +127,38 @@ class LearnedMask(nn.Module):
         self.architecture, self.dropout = architecture, dropout
         self.layer_activation, self.mixer_activation = layer_activation, mixer_activation
         num_states = num_layers if architecture.reads_all_layers else 1
-        self.state_shape = (num_layers, hidden_size) if architecture.reads_all_layers else (hidden_size,)
-        self.scores = (TwoLayerScores if architecture.is_two_layer else LinearScores)(num_states, hidden_size, initializer_range)
+        self.state_shape = (
+            (num_layers, hidden_size) if architecture.reads_all_layers else (hidden_size,)
+        )
+        self.scores = (TwoLayerScores if architecture.is_two_layer else LinearScores)(
+            num_states, hidden_size, initializer_range
+        )
         if architecture.reads_all_layers:
             self.layer_norm = nn.LayerNorm(hidden_size, eps=norm_eps)
             self.mixer = nn.Parameter(torch.empty(num_layers).normal_(std=initializer_range))
-        # Moved by the sparsity controller, never by the optimizer; parameters so that every checkpoint carries them.
+        # Moved by the sparsity controller, never by the optimizer; parameters so that every
+        # checkpoint carries them.
         self.shift = nn.Parameter(torch.zeros(()), requires_grad=False)
         self.drift = nn.Parameter(torch.zeros(()), requires_grad=False)
         self.window = nn.Parameter(torch.zeros(()), requires_grad=False)
 
-    def forward(self, states: Tensor, response_index: Tensor, num_responses: int) -> tuple[Tensor, Tensor]:
-        """(weights [S], scores [S] before the shift and the final activation) of states [S, d] or [S, L, d]."""
+    def forward(
+        self, states: Tensor, response_index: Tensor, num_responses: int
+    ) -> tuple[Tensor, Tensor]:
+        """(weights [S], scores [S] before the shift and the final activation) of states [S, d]
+        or [S, L, d].
+        """
         if tuple(states.shape[1:]) != self.state_shape:
-            raise ValueError(f"states end in {tuple(states.shape[1:])}, the mask was built for {self.state_shape}")
+            raise ValueError(
+                f"states end in {tuple(states.shape[1:])}, the mask was built for "
+                f"{self.state_shape}"
+            )
         states = states.to(self.shift.dtype)
         if self.architecture.reads_all_layers:
             states = F.dropout(self.layer_norm(states), self.dropout, self.training)
-            per_layer = _activated(self.scores(states), self.layer_activation, response_index, num_responses)
+            per_layer = _activated(
+                self.scores(states), self.layer_activation, response_index, num_responses
+            )
             scores, final = per_layer @ self.mixer, self.mixer_activation
         else:
             states = F.dropout(states, self.dropout, self.training)
@@ -145,13 +175,16 @@ class LearnedMasks(TokenMasks):
     Args:
         architecture: a key of LEARNED_MASKS.
         sharing: "common" = one mask serves both terms; "independent" = one each.
-        hidden_size, num_layers: of the reference model. initializer_range, norm_eps: its configuration's.
+        hidden_size, num_layers: of the reference model. initializer_range, norm_eps: its
+            configuration's.
         terms: which terms are masked; the other keeps weight 1.
-        layer_activation: of each layer's score; of the only one for `*_last`. mixer_activation: of the mixture (`*_all`).
+        layer_activation: of each layer's score; of the only one for `*_last`. mixer_activation: of
+            the mixture (`*_all`).
         dropout: of the states the mask reads, in training mode only.
-        target_sparsity: fraction of response tokens to hold at weight exactly 0, in (0, 1); see `control`. None leaves the
-            fraction to training.
-    Raises: ValueError for an unknown architecture, an option out of range, or one that the architecture would ignore.
+        target_sparsity: fraction of response tokens to hold at weight exactly 0, in (0, 1); see
+            `control`. None leaves the fraction to training.
+    Raises: ValueError for an unknown architecture, an option out of range, or one that the
+        architecture would ignore.
     """
 
     def __init__(
@@ -169,7 +202,9 @@ class LearnedMasks(TokenMasks):
         target_sparsity: float | None = None,
     ) -> None:
         super().__init__()
-        kind = check_mask_options(architecture, layer_activation, mixer_activation, dropout, target_sparsity)
+        kind = check_mask_options(
+            architecture, layer_activation, mixer_activation, dropout, target_sparsity
+        )
         self.config: dict[str, Any] = {
             "architecture": architecture,
             "sharing": sharing,
@@ -193,11 +228,24 @@ class LearnedMasks(TokenMasks):
             self.l1_shares = (float(terms != "kl"), float(terms != "reward"))
 
         def build() -> LearnedMask:
-            return LearnedMask(kind, hidden_size, num_layers, initializer_range, norm_eps, layer_activation, mixer_activation, dropout)
+            return LearnedMask(
+                kind,
+                hidden_size,
+                num_layers,
+                initializer_range,
+                norm_eps,
+                layer_activation,
+                mixer_activation,
+                dropout,
+            )
 
         self.common: LearnedMask | None = build() if sharing == "common" else None
-        self.reward: LearnedMask | None = build() if sharing == "independent" and terms != "kl" else None
-        self.kl: LearnedMask | None = build() if sharing == "independent" and terms != "reward" else None
+        self.reward: LearnedMask | None = (
+            build() if sharing == "independent" and terms != "kl" else None
+        )
+        self.kl: LearnedMask | None = (
+            build() if sharing == "independent" and terms != "reward" else None
+        )
 
     def forward(self, features: Features, response_index: Tensor, num_pairs: int) -> MaskWeights:
         states = require_feature(features, self._feature)
@@ -205,19 +253,23 @@ class LearnedMasks(TokenMasks):
         statistics: Metrics = {}
         for name, network in self._networks().items():
             values, scores = network(states, response_index, 2 * num_pairs)
-            for term in ("reward", "kl") if network is self.common and self.terms == "both" else (name,):
+            for term in (
+                ("reward", "kl") if network is self.common and self.terms == "both" else (name,)
+            ):
                 weights[term] = values
             if self.target_sparsity is not None:
                 statistics |= _score_statistics(name, scores.detach(), network)
         return MaskWeights(weights["reward"], weights["kl"], statistics)
 
     def control(self, record: Mapping[str, float]) -> None:
-        """Move each mask's shift towards target_sparsity: call once per optimizer step, on every rank, after the step.
+        """Move each mask's shift towards target_sparsity: call once per optimizer step, on every
+        rank, after the step.
 
-        The shift moves by what the fraction lacks, divided by the density of scores around the threshold (their share in a
-        window around it, from the same step). Integral control alone would lag: a learning mask's scores move by up to a
-        standard deviation per step, in one direction for a long time (an L1 penalty pushes all of them down). So the shift's
-        own drift is integrated too:
+        The shift moves by what the fraction lacks, divided by the density of scores around the
+        threshold (their share in a window around it, from the same step). Integral control alone
+        would lag: a learning mask's scores move by up to a standard deviation per step, in one
+        direction for a long time (an L1 penalty pushes all of them down). So the shift's own drift
+        is integrated too:
 
             step  = (target - zero fraction) / density
             drift = drift + 0.5 * step
@@ -226,8 +278,8 @@ class LearnedMasks(TokenMasks):
         Nothing happens without a target.
 
         Args:
-            record: means over the global batch of the objective's metrics (masks/*_zero_fraction, *_score_mean, ...), the
-                same on every rank.
+            record: means over the global batch of the objective's metrics (masks/*_zero_fraction,
+                *_score_mean, ...), the same on every rank.
         """
         if self.target_sparsity is None:
             return
@@ -236,7 +288,9 @@ class LearnedMasks(TokenMasks):
             deviation = math.sqrt(max(square - mean * mean, 0.0))
             window, least = float(network.window), _LEAST_DENSITY / max(deviation, 1e-12)
             density = record[f"masks/{name}_near_threshold"] / (2 * window) if window > 0 else least
-            step = (self.target_sparsity - record[f"masks/{name}_zero_fraction"]) / max(density, least)
+            step = (self.target_sparsity - record[f"masks/{name}_zero_fraction"]) / max(
+                density, least
+            )
             with torch.no_grad():
                 network.drift.add_(_DRIFT_GAIN * step).clamp_(-deviation, deviation)
                 network.shift.sub_(_GAIN * step + float(network.drift))
@@ -245,14 +299,21 @@ class LearnedMasks(TokenMasks):
     def _networks(self) -> dict[str, LearnedMask]:
         """Each network under the term whose metrics speak of it."""
         common = "kl" if self.terms == "kl" else "reward"
-        return {name: net for name, net in ((common, self.common), ("reward", self.reward), ("kl", self.kl)) if net is not None}
+        return {
+            name: net
+            for name, net in ((common, self.common), ("reward", self.reward), ("kl", self.kl))
+            if net is not None
+        }
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write mask_config.json and masks.safetensors into a local directory, creating it."""
         path = Path(directory)
         path.mkdir(parents=True, exist_ok=True)
         (path / CONFIG_FILE).write_text(json.dumps(self.config, indent=2, sort_keys=True) + "\n")
-        save_file({name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}, path / WEIGHTS_FILE)
+        save_file(
+            {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()},
+            path / WEIGHTS_FILE,
+        )
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> "LearnedMasks":
@@ -263,7 +324,9 @@ class LearnedMasks(TokenMasks):
         path = Path(directory)
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (path / name).is_file():
-                raise FileNotFoundError(f"no {name} in {path}: not a directory written by LearnedMasks.save_pretrained")
+                raise FileNotFoundError(
+                    f"no {name} in {path}: not a directory written by LearnedMasks.save_pretrained"
+                )
         masks = cls(**json.loads((path / CONFIG_FILE).read_text()))
         masks.load_state_dict(load_file(path / WEIGHTS_FILE))
         return masks.eval()
@@ -276,32 +339,58 @@ def check_mask_options(
     dropout: float,
     target_sparsity: float | None,
 ) -> MaskArchitecture:
-    """The architecture of these options. ValueError naming the option that is wrong or would be ignored."""
+    """The architecture of these options.
+
+    ValueError naming the option that is wrong or would be ignored.
+    """
     if architecture not in LEARNED_MASKS:
-        raise ValueError(f"mask architecture {architecture!r} is not one of {', '.join(LEARNED_MASKS)}")
+        raise ValueError(
+            f"mask architecture {architecture!r} is not one of {', '.join(LEARNED_MASKS)}"
+        )
     kind = LEARNED_MASKS[architecture]
-    for name, value in (("layer_activation", layer_activation), ("mixer_activation", mixer_activation)):
+    for name, value in (
+        ("layer_activation", layer_activation),
+        ("mixer_activation", mixer_activation),
+    ):
         if value not in MASK_ACTIVATIONS:
             raise ValueError(f"{name}={value!r} is not one of {', '.join(MASK_ACTIVATIONS)}")
     if not kind.reads_all_layers and mixer_activation != "relu":
-        raise ValueError(f"mixer_activation={mixer_activation!r}: {architecture} reads one layer and has no mixer")
-    name, final = ("mixer_activation", mixer_activation) if kind.reads_all_layers else ("layer_activation", layer_activation)
+        raise ValueError(
+            f"mixer_activation={mixer_activation!r}: {architecture} reads one layer and has no "
+            "mixer"
+        )
+    name, final = (
+        ("mixer_activation", mixer_activation)
+        if kind.reads_all_layers
+        else ("layer_activation", layer_activation)
+    )
     if kind.is_binary and final != "relu":
-        raise ValueError(f"{name}={final!r}: {architecture} ends in sign(relu(.)), only 'relu' is allowed")
+        raise ValueError(
+            f"{name}={final!r}: {architecture} ends in sign(relu(.)), only 'relu' is allowed"
+        )
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout={dropout}: must be in [0, 1)")
     if target_sparsity is not None:
         if not 0 < target_sparsity < 1:
             raise ValueError(f"target_sparsity={target_sparsity}: must be in (0, 1)")
         if final != "relu":
-            raise ValueError(f"target_sparsity={target_sparsity} with {name}={final!r}: only a mask that ends in relu has exact zeros")
+            raise ValueError(
+                f"target_sparsity={target_sparsity} with {name}={final!r}: only a mask that ends "
+                "in relu has exact zeros"
+            )
     return kind
 
 
-def _activated(values: Tensor, activation: MaskActivation, response_index: Tensor, num_responses: int) -> Tensor:
+def _activated(
+    values: Tensor, activation: MaskActivation, response_index: Tensor, num_responses: int
+) -> Tensor:
     if activation == "relu":
         return F.relu(values)
-    return values if activation == "none" else rescale_per_response(values, response_index, num_responses)
+    return (
+        values
+        if activation == "none"
+        else rescale_per_response(values, response_index, num_responses)
+    )
 
 
 def _score_statistics(name: str, scores: Tensor, network: LearnedMask) -> Metrics:

@@ -1,6 +1,13 @@
 """Preference objectives: a flat token record in, one loss per pair out."""
 
-from sparsepo.objectives.base import CoupledBatch, CoupledObjective, LogisticObjective, Objective, PairLosses, PreferenceObjective
+from sparsepo.objectives.base import (
+    CoupledBatch,
+    CoupledObjective,
+    LogisticObjective,
+    Objective,
+    PairLosses,
+    PreferenceObjective,
+)
 from sparsepo.objectives.dpo import DPO
 from sparsepo.objectives.dpop import DPOP
 from sparsepo.objectives.ipo import IPO

@@ -19,8 +19,10 @@ class Objective(ABC):
         name: as in recipes.
         requires: features the loss itself reads (the mask declares its own).
         uses_rejected: False for objectives on chosen responses alone.
-        couples_pairs: True if a pair's loss depends on other pairs of the global batch (see CoupledObjective).
-        mask_kinds: kinds of token mask that the loss can work with; "none" alone means that it reads no mask.
+        couples_pairs: True if a pair's loss depends on other pairs of the global batch (see
+            CoupledObjective).
+        mask_kinds: kinds of token mask that the loss can work with; "none" alone means that it
+            reads no mask.
     """
 
     name: ClassVar[str]
@@ -31,14 +33,18 @@ class Objective(ABC):
 
     @abstractmethod
     def __call__(self, scores: TokenScores) -> ObjectiveOutput:
-        """Losses [num_pairs] with gradient, implicit rewards [num_pairs] without, metrics as (sum, count).
+        """Losses [num_pairs] with gradient, implicit rewards [num_pairs] without, metrics as (sum,
+        count).
 
-        Raises: ValueError for an empty response, a missing feature, or weights that are negative or not finite.
+        Raises: ValueError for an empty response, a missing feature, or weights that are negative or
+            not finite.
         """
 
 
 class PairLosses(NamedTuple):
-    """losses [num_pairs] with gradient; rewards [num_pairs, 2], the implicit rewards of chosen and rejected."""
+    """losses [num_pairs] with gradient; rewards [num_pairs, 2], the implicit rewards of chosen
+    and rejected.
+    """
 
     losses: Tensor
     rewards: Tensor
@@ -48,7 +54,8 @@ class PreferenceObjective(Objective):
     """An objective on chosen and rejected responses; subclasses write `pair_losses`.
 
     Args:
-        nll_coef: adds nll_coef times the chosen response's negative log-likelihood per token (nats), >= 0.
+        nll_coef: adds nll_coef times the chosen response's negative log-likelihood per token
+            (nats), >= 0.
     """
 
     def __init__(self, *, nll_coef: float = 0.0) -> None:
@@ -85,8 +92,12 @@ class PreferenceObjective(Objective):
             "rewards/chosen": (rewards[:, 0].sum(), pairs),
             "rewards/rejected": (rewards[:, 1].sum(), pairs),
             "rewards/margins": (margins.sum(), pairs),
-            # A tie (the policy is still the reference) counts one half, so that chance level is 0.5.
-            "rewards/accuracies": (((margins > 0).float() + 0.5 * (margins == 0).float()).sum(), pairs),
+            # A tie (the policy is still the reference) counts one half, so that chance level is
+            # 0.5.
+            "rewards/accuracies": (
+                ((margins > 0).float() + 0.5 * (margins == 0).float()).sum(),
+                pairs,
+            ),
             "logps/chosen": (logps[:, 0].sum(), pairs),
             "logps/rejected": (logps[:, 1].sum(), pairs),
             "nll/chosen": (nll.detach().sum(), pairs),
@@ -97,10 +108,12 @@ class PreferenceObjective(Objective):
 
 
 class LogisticObjective(PreferenceObjective):
-    """losses = -(1-e) log sigmoid(logits) - e log sigmoid(-logits); subclasses write `logits_and_rewards`.
+    """losses = -(1-e) log sigmoid(logits) - e log sigmoid(-logits); subclasses write
+    `logits_and_rewards`.
 
     Args:
-        label_smoothing: e, assumed share of flipped preferences, in [0, 0.5). nll_coef: see PreferenceObjective.
+        label_smoothing: e, assumed share of flipped preferences, in [0, 0.5). nll_coef: see
+            PreferenceObjective.
     """
 
     def __init__(self, *, label_smoothing: float = 0.0, nll_coef: float = 0.0) -> None:
@@ -134,9 +147,9 @@ class CoupledBatch:
 class CoupledObjective(PreferenceObjective):
     """An objective whose losses depend on the whole global batch.
 
-    Called on scores alone, these are the whole batch. A trainer that cuts the batch takes two passes: `shared_values`
-    of every micro-batch without gradient, gathered; then each micro-batch with the gathered record. The sum of the slices'
-    losses and gradients equals the whole's.
+    Called on scores alone, these are the whole batch. A trainer that cuts the batch takes two
+    passes: `shared_values` of every micro-batch without gradient, gathered; then each micro-batch
+    with the gathered record. The sum of the slices' losses and gradients equals the whole's.
     """
 
     couples_pairs = True
@@ -147,11 +160,15 @@ class CoupledObjective(PreferenceObjective):
 
     @abstractmethod
     def slice_losses(self, scores: TokenScores, batch: CoupledBatch) -> PairLosses:
-        """The micro-batch's share: losses [num_pairs] whose sum over the batch is the batch's, in value and gradient."""
+        """The micro-batch's share: losses [num_pairs] whose sum over the batch is the batch's,
+        in value and gradient.
+        """
 
     def __call__(self, scores: TokenScores, batch: CoupledBatch | None = None) -> ObjectiveOutput:
         self.check(scores)
-        return self.assemble(scores, self.pair_losses(scores) if batch is None else self.slice_losses(scores, batch))
+        return self.assemble(
+            scores, self.pair_losses(scores) if batch is None else self.slice_losses(scores, batch)
+        )
 
 
 def positive(name: str, value: float) -> float:
@@ -169,20 +186,30 @@ def non_negative(name: str, value: float) -> float:
 
 
 def check_tokens(scores: TokenScores) -> None:
-    """ValueError naming the first response without a scored token, or the mask with a weight that is not allowed."""
+    """ValueError naming the first response without a scored token, or the mask with a weight
+    that is not allowed.
+    """
     if scores.num_pairs == 0:
         raise ValueError("every response needs at least one scored token: no pair at all")
     masks = {"reward_mask": scores.reward_mask.detach(), "kl_mask": scores.kl_mask.detach()}
     empty = scores.lengths() == 0
     # NaN is not >= 0 either, and infinity is not finite: one test for both.
-    wrong = {name: ~(weights.isfinite() & ((weights >= 0) | scores.signed_masks)) for name, weights in masks.items()}
+    wrong = {
+        name: ~(weights.isfinite() & ((weights >= 0) | scores.signed_masks))
+        for name, weights in masks.items()
+    }
     if not bool(torch.stack([empty.any(), *(bad.any() for bad in wrong.values())]).any()):
         return
     for pair, side in empty.nonzero().tolist():
-        raise ValueError(f"every response needs at least one scored token: pair {pair}, {'rejected' if side else 'chosen'}")
+        raise ValueError(
+            f"every response needs at least one scored token: pair {pair}, "
+            f"{'rejected' if side else 'chosen'}"
+        )
     for name, bad in wrong.items():
         for at in bad.nonzero().flatten().tolist():
-            raise ValueError(f"{name}[{at}]={float(masks[name][at])}: weights must be finite and >= 0")
+            raise ValueError(
+                f"{name}[{at}]={float(masks[name][at])}: weights must be finite and >= 0"
+            )
 
 
 def logistic_loss(logits: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -196,18 +223,23 @@ def logistic_loss(logits: Tensor, label_smoothing: float = 0.0) -> Tensor:
 def mask_metrics(scores: TokenScores, beta: float) -> Metrics:
     """Statistics of both masks, as (sum, count).
 
-    Per mask, under masks/reward_* and masks/kl_*: mean weight over tokens; largest weight, spread (largest minus smallest) and
-    L1 norm, means over responses; fraction of tokens with weight exactly 0; kl_correlation, the mean over responses of
-    Pearson's correlation with token_kl within the response (responses where either is constant are left out).
-    masks/effective_beta: beta times the mean reward weight.
+    Per mask, under masks/reward_* and masks/kl_*: mean weight over tokens; largest weight, spread
+    (largest minus smallest) and L1 norm, means over responses; fraction of tokens with weight
+    exactly 0; kl_correlation, the mean over responses of Pearson's correlation with token_kl within
+    the response (responses where either is constant are left out). masks/effective_beta: beta times
+    the mean reward weight.
     """
     responses = torch.tensor(float(2 * scores.num_pairs), device=scores.reward_mask.device)
     tokens = torch.tensor(float(scores.reward_mask.numel()), device=scores.reward_mask.device)
     metrics: Metrics = dict(scores.mask_statistics)
     for name, weights in (("reward", scores.reward_mask.detach()), ("kl", scores.kl_mask.detach())):
         empty = weights.new_zeros(2 * scores.num_pairs)
-        largest = empty.scatter_reduce(0, scores.response_index, weights, "amax", include_self=False)
-        smallest = empty.scatter_reduce(0, scores.response_index, weights, "amin", include_self=False)
+        largest = empty.scatter_reduce(
+            0, scores.response_index, weights, "amax", include_self=False
+        )
+        smallest = empty.scatter_reduce(
+            0, scores.response_index, weights, "amin", include_self=False
+        )
         metrics[f"masks/{name}_mean"] = (weights.sum(), tokens)
         metrics[f"masks/{name}_max"] = (largest.sum(), responses)
         metrics[f"masks/{name}_spread"] = ((largest - smallest).sum(), responses)
@@ -221,8 +253,12 @@ def mask_metrics(scores: TokenScores, beta: float) -> Metrics:
     return metrics
 
 
-def _mean_correlation(x: Tensor, y: Tensor, index: Tensor, num_responses: int) -> tuple[Tensor, Tensor]:
-    """Sum and count of Pearson's correlation within each response, over responses where both vary."""
+def _mean_correlation(
+    x: Tensor, y: Tensor, index: Tensor, num_responses: int
+) -> tuple[Tensor, Tensor]:
+    """Sum and count of Pearson's correlation within each response, over responses where both
+    vary.
+    """
     x, y = x.double(), y.double()
     counts = segment_sum(torch.ones_like(x), index, num_responses).clamp(min=1)
     x = x - (segment_sum(x, index, num_responses) / counts)[index]
@@ -230,7 +266,9 @@ def _mean_correlation(x: Tensor, y: Tensor, index: Tensor, num_responses: int) -
     xx, yy, xy = (segment_sum(value, index, num_responses) for value in (x * x, y * y, x * y))
     product = (xx * yy).sqrt()
     varies = product > 1e-18
-    correlation = torch.where(varies, xy / product.where(varies, torch.ones_like(product)), torch.zeros_like(product))
+    correlation = torch.where(
+        varies, xy / product.where(varies, torch.ones_like(product)), torch.zeros_like(product)
+    )
     return correlation.sum(), varies.double().sum()
 
 

@@ -1,4 +1,7 @@
-"""Direct preference optimisation. Source: Rafailov et al., arXiv:2305.18290, eq. 7; label smoothing: Mitchell 2023."""
+"""Direct preference optimisation.
+
+Source: Rafailov et al., arXiv:2305.18290, eq. 7; label smoothing: Mitchell 2023.
+"""
 
 from torch import Tensor
 
@@ -7,10 +10,11 @@ from sparsepo.records import TokenScores
 
 
 class DPO(LogisticObjective):
-    """logits = beta * (R_chosen - R_rejected), where R is the sum of a response's log ratios in nats.
+    """logits = beta * (R_chosen - R_rejected), where R is the sum of a response's log ratios in
+    nats.
 
-    The implicit reward is beta * R, so the margin is the logit. At the reference the loss is ln 2 (label_smoothing 0);
-    exchanging chosen and rejected negates the margin.
+    The implicit reward is beta * R, so the margin is the logit. At the reference the loss is ln 2
+    (label_smoothing 0); exchanging chosen and rejected negates the margin.
 
     Args:
         beta: inverse temperature, > 0. label_smoothing, nll_coef: see LogisticObjective.
@@ -18,7 +22,9 @@ class DPO(LogisticObjective):
 
     name = "dpo"
 
-    def __init__(self, beta: float = 0.1, label_smoothing: float = 0.0, nll_coef: float = 0.0) -> None:
+    def __init__(
+        self, beta: float = 0.1, label_smoothing: float = 0.0, nll_coef: float = 0.0
+    ) -> None:
         super().__init__(label_smoothing=label_smoothing, nll_coef=nll_coef)
         self.beta = positive("beta", beta)
 

@@ -1,4 +1,7 @@
-"""MaPO: the SparsePO loss with a frozen mask and no penalty. Source: Christopoulou et al., arXiv:2410.05102."""
+"""MaPO: the SparsePO loss with a frozen mask and no penalty.
+
+Source: Christopoulou et al., arXiv:2410.05102.
+"""
 
 from typing import ClassVar
 
@@ -10,11 +13,12 @@ from sparsepo.records import Metrics, TokenScores
 
 
 class MaPO(LogisticObjective):
-    """logits = beta * [(U + K)_chosen - (U + K)_rejected], U and K weighted by the reference's activations.
+    """logits = beta * [(U + K)_chosen - (U + K)_rejected], U and K weighted by the reference's
+    activations.
 
-    The same equation serves any frozen mask: random or external weights are its natural baselines. The implicit reward is
-    beta * (U + K), so the margin is the logit. At the reference the loss is ln 2; exchanging chosen and rejected negates the
-    margin.
+    The same equation serves any frozen mask: random or external weights are its natural baselines.
+    The implicit reward is beta * (U + K), so the margin is the logit. At the reference the loss is
+    ln 2; exchanging chosen and rejected negates the margin.
 
     Args:
         beta: inverse temperature, > 0. label_smoothing, nll_coef: see LogisticObjective.
@@ -24,7 +28,9 @@ class MaPO(LogisticObjective):
     requires: ClassVar[frozenset[str]] = frozenset({"reference_logps", "reference_hidden"})
     mask_kinds: ClassVar[frozenset[str]] = frozenset({"activation", "random", "external", "none"})
 
-    def __init__(self, beta: float = 0.1, label_smoothing: float = 0.0, nll_coef: float = 0.0) -> None:
+    def __init__(
+        self, beta: float = 0.1, label_smoothing: float = 0.0, nll_coef: float = 0.0
+    ) -> None:
         super().__init__(label_smoothing=label_smoothing, nll_coef=nll_coef)
         self.beta = positive("beta", beta)
 

@@ -1,4 +1,7 @@
-"""DPO with an offset: the margin has to grow with the difference of the scores. Source: Amini et al., arXiv:2402.10571."""
+"""DPO with an offset: the margin has to grow with the difference of the scores.
+
+Source: Amini et al., arXiv:2402.10571.
+"""
 
 from typing import ClassVar
 
@@ -11,24 +14,34 @@ from sparsepo.records import TokenScores
 class ODPO(LogisticObjective):
     """logits = beta * (R_chosen - R_rejected) - alpha * log(score_chosen - score_rejected).
 
-    R is the sum of a response's log ratios in nats. The implicit reward is beta * R, so the margin is the logit plus the
-    offset; at the reference the loss is -log sigmoid(-alpha log gap).
+    R is the sum of a response's log ratios in nats. The implicit reward is beta * R, so the margin
+    is the logit plus the offset; at the reference the loss is -log sigmoid(-alpha log gap).
 
     Args:
         beta: inverse temperature, > 0. alpha: weight of the offset, >= 0; 0 is DPO.
         min_gap: smallest score difference allowed, > 0: the logarithm of a small gap has no bound.
         label_smoothing, nll_coef: see LogisticObjective.
-    Raises: (on call) ValueError naming the first pair whose scores differ by less than min_gap, or are in the wrong order.
+    Raises: (on call) ValueError naming the first pair whose scores differ by less than min_gap, or
+        are in the wrong order.
     """
 
     name = "odpo"
     requires: ClassVar[frozenset[str]] = frozenset({"reference_logps", "preference_scores"})
 
     def __init__(
-        self, beta: float = 0.1, alpha: float = 1.0, min_gap: float = 1e-3, label_smoothing: float = 0.0, nll_coef: float = 0.0
+        self,
+        beta: float = 0.1,
+        alpha: float = 1.0,
+        min_gap: float = 1e-3,
+        label_smoothing: float = 0.0,
+        nll_coef: float = 0.0,
     ) -> None:
         super().__init__(label_smoothing=label_smoothing, nll_coef=nll_coef)
-        self.beta, self.alpha, self.min_gap = positive("beta", beta), non_negative("alpha", alpha), positive("min_gap", min_gap)
+        self.beta, self.alpha, self.min_gap = (
+            positive("beta", beta),
+            non_negative("alpha", alpha),
+            positive("min_gap", min_gap),
+        )
 
     def check(self, scores: TokenScores) -> None:
         super().check(scores)
@@ -38,7 +51,8 @@ class ODPO(LogisticObjective):
         for pair in wrong.nonzero().flatten().tolist():
             chosen, rejected = values[pair].tolist()
             raise ValueError(
-                f"preference_scores of pair {pair}: chosen {chosen}, rejected {rejected}; chosen must be larger by min_gap={self.min_gap}"
+                f"preference_scores of pair {pair}: chosen {chosen}, rejected {rejected}; chosen "
+                f"must be larger by min_gap={self.min_gap}"
             )
 
     def logits_and_rewards(self, scores: TokenScores) -> tuple[Tensor, Tensor]:

@@ -1,22 +1,33 @@
-"""Token-masked preference optimisation with learned sparse masks. Source: Christopoulou et al., arXiv:2410.05102."""
+"""Token-masked preference optimisation with learned sparse masks.
+
+Source: Christopoulou et al., arXiv:2410.05102.
+"""
 
 from typing import ClassVar
 
 from torch import Tensor
 
-from sparsepo.objectives.base import LogisticObjective, PairLosses, mask_metrics, non_negative, positive
+from sparsepo.objectives.base import (
+    LogisticObjective,
+    PairLosses,
+    mask_metrics,
+    non_negative,
+    positive,
+)
 from sparsepo.records import Metrics, TokenScores
 
 
 class SparsePO(LogisticObjective):
-    """losses = -log sigmoid(beta * logit) + l1_reward |a|_1 + l1_kl |b|_1, masks a (reward_mask) and b (kl_mask).
+    """losses = -log sigmoid(beta * logit) + l1_reward |a|_1 + l1_kl |b|_1, masks a (reward_mask)
+    and b (kl_mask).
 
-    logit = (U_chosen - U_rejected) - (K_rejected - K_chosen) with U = sum a_t r_t and K = sum b_t k_t, where r is the log
-    ratio and k = token_kl >= 0. Gradient flows through both, to the policy and to the masks. The implicit reward is
-    beta * (U + K), so the margin is exactly beta * logit; the released code logs beta * (U - K) instead. At the reference and
-    without penalty the loss is ln 2; exchanging chosen and rejected negates the margin.
-    The L1 norms sum over the chosen and the rejected response; one shared mask counts half in each and
-    an unmasked term not at all, as released (TokenScores.l1_shares).
+    logit = (U_chosen - U_rejected) - (K_rejected - K_chosen) with U = sum a_t r_t and K = sum b_t
+    k_t, where r is the log ratio and k = token_kl >= 0. Gradient flows through both, to the policy
+    and to the masks. The implicit reward is beta * (U + K), so the margin is exactly beta * logit;
+    the released code logs beta * (U - K) instead. At the reference and without penalty the loss is
+    ln 2; exchanging chosen and rejected negates the margin. The L1 norms sum over the chosen and
+    the rejected response; one shared mask counts half in each and an unmasked term not at all, as
+    released (TokenScores.l1_shares).
 
     Args:
         beta: inverse temperature, > 0. l1_reward, l1_kl: penalty per unit of weight, >= 0.
@@ -37,7 +48,10 @@ class SparsePO(LogisticObjective):
     ) -> None:
         super().__init__(label_smoothing=label_smoothing, nll_coef=nll_coef)
         self.beta = positive("beta", beta)
-        self.l1_reward, self.l1_kl = non_negative("l1_reward", l1_reward), non_negative("l1_kl", l1_kl)
+        self.l1_reward, self.l1_kl = (
+            non_negative("l1_reward", l1_reward),
+            non_negative("l1_kl", l1_kl),
+        )
 
     def logits_and_rewards(self, scores: TokenScores) -> tuple[Tensor, Tensor]:
         rewards = self.beta * masked_values(scores)
@@ -56,6 +70,10 @@ class SparsePO(LogisticObjective):
 
 
 def masked_values(scores: TokenScores) -> Tensor:
-    """U + K per response, [num_pairs, 2]: mask-weighted log ratios plus mask-weighted KL, in nats."""
-    weighted = scores.reward_mask * scores.log_ratios() + scores.kl_mask * scores.require("token_kl")
+    """U + K per response, [num_pairs, 2]: mask-weighted log ratios plus mask-weighted KL, in
+    nats.
+    """
+    weighted = scores.reward_mask * scores.log_ratios() + scores.kl_mask * scores.require(
+        "token_kl"
+    )
     return scores.per_response(weighted)

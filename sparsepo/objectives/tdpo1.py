@@ -11,9 +11,9 @@ from sparsepo.records import TokenScores
 class TDPO1(LogisticObjective):
     """logits = beta * [(R_chosen - R_rejected) - (K_rejected - K_chosen)].
 
-    R sums log ratios, K sums token_kl = KL(reference || policy), both unweighted; gradient flows through both K.
-    The implicit reward is beta * (R + K), so the margin is the logit. At the reference the loss is ln 2; exchanging chosen
-    and rejected negates the margin.
+    R sums log ratios, K sums token_kl = KL(reference || policy), both unweighted; gradient flows
+    through both K. The implicit reward is beta * (R + K), so the margin is the logit. At the
+    reference the loss is ln 2; exchanging chosen and rejected negates the margin.
 
     Args:
         beta: inverse temperature, > 0. label_smoothing, nll_coef: see LogisticObjective.
@@ -22,7 +22,9 @@ class TDPO1(LogisticObjective):
     name = "tdpo1"
     requires: ClassVar[frozenset[str]] = frozenset({"reference_logps", "reference_hidden"})
 
-    def __init__(self, beta: float = 0.1, label_smoothing: float = 0.0, nll_coef: float = 0.0) -> None:
+    def __init__(
+        self, beta: float = 0.1, label_smoothing: float = 0.0, nll_coef: float = 0.0
+    ) -> None:
         super().__init__(label_smoothing=label_smoothing, nll_coef=nll_coef)
         self.beta = positive("beta", beta)
 

@@ -11,18 +11,25 @@ from sparsepo.records import TokenScores
 class TDPO2(LogisticObjective):
     """logits = beta * [(R_chosen - R_rejected) - alpha * (K_rejected - stopgrad(K_chosen))].
 
-    R sums log ratios, K sums token_kl = KL(reference || policy); no gradient flows through the chosen response's K.
-    The implicit reward is beta * (R + alpha * K), so the margin is the logit. At the reference the loss is ln 2; exchanging
-    chosen and rejected negates the margin.
+    R sums log ratios, K sums token_kl = KL(reference || policy); no gradient flows through the
+    chosen response's K. The implicit reward is beta * (R + alpha * K), so the margin is the logit.
+    At the reference the loss is ln 2; exchanging chosen and rejected negates the margin.
 
     Args:
-        beta: inverse temperature, > 0. alpha: weight of the KL difference, >= 0. label_smoothing, nll_coef: see LogisticObjective.
+        beta: inverse temperature, > 0. alpha: weight of the KL difference, >= 0. label_smoothing,
+            nll_coef: see LogisticObjective.
     """
 
     name = "tdpo2"
     requires: ClassVar[frozenset[str]] = frozenset({"reference_logps", "reference_hidden"})
 
-    def __init__(self, beta: float = 0.1, alpha: float = 0.5, label_smoothing: float = 0.0, nll_coef: float = 0.0) -> None:
+    def __init__(
+        self,
+        beta: float = 0.1,
+        alpha: float = 0.5,
+        label_smoothing: float = 0.0,
+        nll_coef: float = 0.0,
+    ) -> None:
         super().__init__(label_smoothing=label_smoothing, nll_coef=nll_coef)
         self.beta, self.alpha = positive("beta", beta), non_negative("alpha", alpha)
 

@@ -13,13 +13,15 @@ from sparsepo.records import Metrics, TokenScores
 class TISDPO(LogisticObjective):
     """logits = beta * [sum w_t r_t (chosen) - sum w_t r_t (rejected)].
 
-    w_t = exp(mu * clamp(d_t, low, high)) for chosen and exp(-mu * clamp(d_t, low, high)) for rejected tokens, where d_t
-    (scorer_log_ratios) is a token's log-probability under a positive scorer minus that under a negative one. The weights
-    carry no gradient. The implicit reward is beta * sum w_t r_t, so the margin is the logit; at the reference the loss is
-    ln 2; exchanging chosen and rejected does not negate the margin, because the weights' sign changes with the side.
+    w_t = exp(mu * clamp(d_t, low, high)) for chosen and exp(-mu * clamp(d_t, low, high)) for
+    rejected tokens, where d_t (scorer_log_ratios) is a token's log-probability under a positive
+    scorer minus that under a negative one. The weights carry no gradient. The implicit reward is
+    beta * sum w_t r_t, so the margin is the logit; at the reference the loss is ln 2; exchanging
+    chosen and rejected does not negate the margin, because the weights' sign changes with the side.
 
     Args:
-        beta: inverse temperature, > 0. mu: strength of the weighting, > 0. low, high: bounds of d_t in nats, low < high.
+        beta: inverse temperature, > 0. mu: strength of the weighting, > 0. low, high: bounds of d_t
+            in nats, low < high.
         label_smoothing, nll_coef: see LogisticObjective.
     """
 
@@ -38,7 +40,12 @@ class TISDPO(LogisticObjective):
         super().__init__(label_smoothing=label_smoothing, nll_coef=nll_coef)
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ValueError(f"low={low}, high={high}: must be finite with low < high")
-        self.beta, self.mu, self.low, self.high = positive("beta", beta), positive("mu", mu), low, high
+        self.beta, self.mu, self.low, self.high = (
+            positive("beta", beta),
+            positive("mu", mu),
+            low,
+            high,
+        )
 
     def token_weights(self, scores: TokenScores) -> Tensor:
         """[S] w_t > 0, no gradient."""
@@ -52,4 +59,9 @@ class TISDPO(LogisticObjective):
 
     def extra_metrics(self, scores: TokenScores) -> Metrics:
         weights = self.token_weights(scores)
-        return {"weights/mean": (weights.sum(), torch.tensor(float(weights.numel()), device=weights.device))}
+        return {
+            "weights/mean": (
+                weights.sum(),
+                torch.tensor(float(weights.numel()), device=weights.device),
+            )
+        }

@@ -28,17 +28,31 @@ def test_both_orders_must_agree() -> None:
     for first, second in itertools.product(("a", "b", "tie"), repeat=2):
         expected = {("a", "b"): "policy", ("b", "a"): "opponent"}.get((first, second), "tie")
         assert joint_verdict(first, second) == expected
-    assert joint_verdict(None, "b") == joint_verdict("a", None) == joint_verdict(None, None) == "failed"
+    assert (
+        joint_verdict(None, "b")
+        == joint_verdict("a", None)
+        == joint_verdict(None, None)
+        == "failed"
+    )
 
 
 def test_replies_stand_in_their_places() -> None:
     text = judge_messages(" How? ", "first reply", " ")[1]["content"]
-    assert text.index("How?") < text.index("[Reply A]\nfirst reply") < text.index("[Reply B]\n(no reply)")
+    assert (
+        text.index("How?")
+        < text.index("[Reply A]\nfirst reply")
+        < text.index("[Reply B]\n(no reply)")
+    )
 
 
 def test_gates() -> None:
-    """Each limit alone, at its edge and beyond it; a missing metric and nan fail; a release that lacks the metric fails."""
-    values, release = {"m/accuracy": 0.6, "m/kl": 5.0, "m/nan": float("nan")}, {"m/accuracy": 0.65, "m/kl": 4.0}
+    """Each limit alone, at its edge and beyond it; a missing metric and nan fail; a release that
+    lacks the metric fails.
+    """
+    values, release = (
+        {"m/accuracy": 0.6, "m/kl": 5.0, "m/nan": float("nan")},
+        {"m/accuracy": 0.65, "m/kl": 4.0},
+    )
     assert not gate_failures("m/accuracy", values, minimum=0.6)
     assert not gate_failures("m/kl", values, maximum=5.0)
     assert not gate_failures("m/accuracy", values, release, max_drop=0.0500001)

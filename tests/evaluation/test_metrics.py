@@ -12,7 +12,14 @@ from evaluation.benchmarks import masks_benchmark, preference_benchmark, sentime
 from evaluation.benchmarks.masks import token_class
 from evaluation.bootstrap import mean_interval
 from evaluation.key_tokens import key_token_labels
-from evaluation.metrics import DistinctN, PreferenceAccuracy, TokenAUC, VaderSentiment, auc, distinct_n
+from evaluation.metrics import (
+    DistinctN,
+    PreferenceAccuracy,
+    TokenAUC,
+    VaderSentiment,
+    auc,
+    distinct_n,
+)
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=30))
@@ -22,7 +29,9 @@ def test_auc_is_the_share_of_ordered_pairs(items: list[tuple[int, bool]]) -> Non
     if not positives or not negatives:
         assert math.isnan(value)
         return
-    brute = sum((p > n) + 0.5 * (p == n) for p in positives for n in negatives) / (len(positives) * len(negatives))
+    brute = sum((p > n) + 0.5 * (p == n) for p in positives for n in negatives) / (
+        len(positives) * len(negatives)
+    )
     assert value == pytest.approx(brute)
 
 
@@ -35,7 +44,9 @@ def test_distinct_by_hand() -> None:
 
 
 def test_bootstrap_agrees_with_the_normal_interval_and_covers() -> None:
-    """For 400 normal values the percentile interval is the mean +- 1.96 standard errors, to a few per cent; it covers about 95 %."""
+    """For 400 normal values the percentile interval is the mean +- 1.96 standard errors, to a
+    few per cent; it covers about 95 %.
+    """
     rng = np.random.default_rng(0)
     values = rng.normal(2.0, 1.0, 400)
     interval = mean_interval(values.tolist(), 4000)
@@ -53,7 +64,9 @@ def test_bootstrap_agrees_with_the_normal_interval_and_covers() -> None:
 
 
 def test_masks_by_kind_and_position_by_hand() -> None:
-    """Weights 1, 0, 3 on a word, a full stop and an end mark; ranks 2, 1, 3 against token KL's 1, 2, 3: Spearman 0.5. A constant mask has none."""
+    """Weights 1, 0, 3 on a word, a full stop and an end mark; ranks 2, 1, 3 against token KL's
+    1, 2, 3: Spearman 0.5. A constant mask has none.
+    """
     record = {
         "tokens": [" good", ".", "</s>"],
         "reward_mask": [1.0, 0.0, 3.0],
@@ -62,12 +75,18 @@ def test_masks_by_kind_and_position_by_hand() -> None:
         "is_key": None,
     }
     found = masks_benchmark([record, {**record}], 100, 0)
-    assert {row["class"]: (row["mean_weight"], row["zero_fraction"], row["weight_fraction"]) for row in found["reward_mask/by_class"]} == {
+    assert {
+        row["class"]: (row["mean_weight"], row["zero_fraction"], row["weight_fraction"])
+        for row in found["reward_mask/by_class"]
+    } == {
         "word": (1.0, 0.0, 0.25),
         "punctuation": (0.0, 1.0, 0.0),
         "special": (3.0, 0.0, 0.75),
     }
-    assert [(row["from_fraction"], row["mean_weight"], row["count"]) for row in found["reward_mask/by_position"]] == [
+    assert [
+        (row["from_fraction"], row["mean_weight"], row["count"])
+        for row in found["reward_mask/by_position"]
+    ] == [
         (0.0, 1, 2),
         (0.3, 0, 2),
         (0.6, 3, 2),
@@ -81,8 +100,12 @@ def test_masks_by_kind_and_position_by_hand() -> None:
 def test_metric_classes_compute_without_a_network() -> None:
     assert TokenAUC().compute(predictions=[0.1, 0.9], references=[0, 1]) == {"auc": 1.0}
     assert DistinctN().compute(predictions=["a b a b", "b a"]) == {"distinct_n": 0.5}
-    assert PreferenceAccuracy().compute(predictions=[1.0, 2.0, 0.0], references=[0.0, 2.0, 1.0]) == {"accuracy": 0.5}
-    scores = VaderSentiment().compute(predictions=["a wonderful film", "an awful film", "a film"])["scores"]
+    assert PreferenceAccuracy().compute(
+        predictions=[1.0, 2.0, 0.0], references=[0.0, 2.0, 1.0]
+    ) == {"accuracy": 0.5}
+    scores = VaderSentiment().compute(predictions=["a wonderful film", "an awful film", "a film"])[
+        "scores"
+    ]
     assert scores[0] > 0 > scores[1]
     assert scores[2] == 0
 
@@ -90,17 +113,28 @@ def test_metric_classes_compute_without_a_network() -> None:
 def test_key_tokens_overlap_words() -> None:
     text = " Not bad , Badly good"
     offsets = [(0, 4), (4, 8), (8, 10), (10, 13), (13, 16), (16, 21)]
-    assert key_token_labels(text, offsets, frozenset({"bad", "good"})) == [False, True, False, False, False, True]
+    assert key_token_labels(text, offsets, frozenset({"bad", "good"})) == [
+        False,
+        True,
+        False,
+        False,
+        False,
+        True,
+    ]
 
 
 def test_preference_benchmark_by_hand() -> None:
     def pair(before: float, after: float, reward: float, length: int) -> dict[str, float]:
         return {
-            "start_chosen": before, "start_rejected": 0.0, "policy_chosen": after, "policy_rejected": -3.0, "num_chosen": length,
-            "num_rejected": 1, "reward_chosen": reward, "reward_rejected": 0.0, "kl_chosen": 1.0, "kl_rejected": 3.0,
+            "start_chosen": before, "start_rejected": 0.0, "policy_chosen": after,
+            "policy_rejected": -3.0, "num_chosen": length,
+            "num_rejected": 1, "reward_chosen": reward, "reward_rejected": 0.0, "kl_chosen": 1.0,
+            "kl_rejected": 3.0,
         }  # fmt: skip
 
-    result = preference_benchmark([pair(1, -2, 1, 1), pair(-1, -4, 0, 2), pair(-1, -2, -1, 1), pair(0, -2, 2, 1)], 200, 0)
+    result = preference_benchmark(
+        [pair(1, -2, 1, 1), pair(-1, -4, 0, 2), pair(-1, -2, -1, 1), pair(0, -2, 2, 1)], 200, 0
+    )
     assert result["accuracy/logps/before"]["mean"] == (1 + 0 + 0 + 0.5) / 4
     assert result["accuracy/logps/after"]["mean"] == 3 / 4
     assert result["accuracy/logps/gain"]["mean"] == pytest.approx((0 + 0 + 1 + 0.5) / 4)
@@ -111,13 +145,16 @@ def test_preference_benchmark_by_hand() -> None:
 
 
 def test_sentiment_gain_is_paired() -> None:
-    """Rewards that differ wildly between prompts but by exactly 0.1 within them: the gain's interval is a point."""
+    """Rewards that differ wildly between prompts but by exactly 0.1 within them: the gain's
+    interval is a point.
+    """
     rng = random.Random(0)
     records = []
     for _ in range(50):
         base = rng.uniform(-0.9, 0.8)
         records.append({
-            "policy_text": "a b", "start_text": "c d", "policy_reward": base + 0.1, "start_reward": base, "policy_tokens": 2,
+            "policy_text": "a b", "start_text": "c d", "policy_reward": base + 0.1,
+            "start_reward": base, "policy_tokens": 2,
             "start_tokens": 3, "kl_policy_reference": 1.5,
         })  # fmt: skip
     result = sentiment_benchmark(records, 1.0, 300, 0)
@@ -134,8 +171,10 @@ def test_masks_benchmark_finds_a_planted_mask() -> None:
     for _ in range(60):
         labels = [rng.random() < 0.3 for _ in range(10)]
         records.append({
-            "tokens": ["key" if y else "other" for y in labels], "is_key": labels, "reward_mask": [0.9 if y else 0.0 for y in labels],
-            "kl_mask": [0.0 if y else 0.5 for y in labels], "token_kl": [rng.random() for _ in labels],
+            "tokens": ["key" if y else "other" for y in labels], "is_key": labels,
+            "reward_mask": [0.9 if y else 0.0 for y in labels],
+            "kl_mask": [0.0 if y else 0.5 for y in labels],
+            "token_kl": [rng.random() for _ in labels],
         })  # fmt: skip
     result = masks_benchmark(records, 200, 0)
     assert result["auc/reward_mask"]["mean"] == 1.0

@@ -13,12 +13,18 @@ INTERVAL = {"mean": 0.25, "low": 0.125, "high": 0.375, "n": 9}
 
 def view(name: str) -> RunView:
     sentiment = {
-        "num_prompts": 9, "reward/before": INTERVAL, "reward/after": INTERVAL, "reward/gain": INTERVAL, "kl/policy_reference": INTERVAL,
+        "num_prompts": 9, "reward/before": INTERVAL, "reward/after": INTERVAL,
+        "reward/gain": INTERVAL, "kl/policy_reference": INTERVAL,
         "distinct_2/before": 0.5, "distinct_2/after": 0.25,
     }  # fmt: skip
     masks: dict[str, object] = {"auc/chance": 0.5}
     for mask in ("reward_mask", "kl_mask"):
-        masks |= {f"{mask}/mean": 0.5, f"{mask}/max": 2.0, f"{mask}/zero_fraction": 0.25, f"{mask}/top_tokens": [{"token": "<good>"}]}
+        masks |= {
+            f"{mask}/mean": 0.5,
+            f"{mask}/max": 2.0,
+            f"{mask}/zero_fraction": 0.25,
+            f"{mask}/top_tokens": [{"token": "<good>"}],
+        }
     masks |= {f"auc/{k}": INTERVAL for k in ("reward_mask", "kl_mask", "token_kl", "random_mask")}
     return RunView(
         name=name,
@@ -34,7 +40,15 @@ def view(name: str) -> RunView:
         data_counts={"pairs": {"train": 1234, "validation": 0, "test": 9}},
         metrics=[{"step": s, "loss": 0.7 - s / 10, "rewards/margins": s / 10} for s in range(1, 4)],
         results={"sentiment": sentiment, "masks": masks},
-        samples=[{"prompt": "<script>x</script>", "start_text": "s", "policy_text": "p", "start_reward": -0.5, "policy_reward": 0.5}],
+        samples=[
+            {
+                "prompt": "<script>x</script>",
+                "start_text": "s",
+                "policy_text": "p",
+                "start_reward": -0.5,
+                "policy_reward": 0.5,
+            }
+        ],
         responses=[
             {
                 "side": "chosen",
@@ -65,7 +79,9 @@ def test_page() -> None:
 
 
 def test_warnings_and_the_mask_that_is_one_are_shown() -> None:
-    """A KL-only mask colours the tokens and has the AUC bar; the reward mask, ones, does not; signed weights do not break the page."""
+    """A KL-only mask colours the tokens and has the AUC bar; the reward mask, ones, does not;
+    signed weights do not break the page.
+    """
     shown = view("one")
     mask = {**shown.recipe["mask"], "terms": "kl"}
     response = {**shown.responses[0], "kl_mask": [-1.0, 2.0], "reward_mask": [1.0, 1.0]}
@@ -74,4 +90,7 @@ def test_warnings_and_the_mask_that_is_one_are_shown() -> None:
     page = render_report([run], "Title")
     assert "warning:</strong> step 21: the kl mask has &lt;collapsed&gt;" in page
     assert re.findall(r"rgba\([^)]*,\s*([\d.]+)\)", page)[-2:] == ["0.0", "0.85"]
-    assert "KL mask" in page[: page.index("random")] and "reward mask" not in page[page.index("Do the weights") : page.index("random")]
+    assert (
+        "KL mask" in page[: page.index("random")]
+        and "reward mask" not in page[page.index("Do the weights") : page.index("random")]
+    )

@@ -1,4 +1,5 @@
-"""Make the compact golden set committed beside this file from the full one: `python tests/golden/compact.py FULL DEST`.
+"""Make the compact golden set committed beside this file from the full one: `python
+tests/golden/compact.py FULL DEST`.
 
 Keeps what test_golden.py compares, one small policy gradient and all mask gradients.
 """
@@ -11,7 +12,10 @@ from safetensors.torch import load_file, save_file
 
 KEEP = ("_mask", "_policy_token_logps", "_reference_token_logps", "_log_ratio", "_token_neg_kl")
 KEEP_EXACT = ("losses", "u", "d", "u_chosen", "u_rejected", "d_chosen", "d_rejected")
-POLICY_GRADIENTS = ("grad.gpt_neox.layers.2.attention.dense.weight", "grad.transformer.h.2.attn.c_proj.weight")
+POLICY_GRADIENTS = (
+    "grad.gpt_neox.layers.2.attention.dense.weight",
+    "grad.transformer.h.2.attn.c_proj.weight",
+)
 
 
 # Cases that keep the gradient of ml_*'s first map (200 x 32 per layer), the largest tensor by far.
@@ -33,7 +37,8 @@ def main(source: Path, destination: Path) -> None:
         for name, case in manifest["cases"].items():
             settings = case["settings"]
             learned = settings["kind"] == "sparsepo"
-            # Two ml_all masks hold 150 kB of weights a case: ml_all_common and ml_last_indep test the same code.
+            # Two ml_all masks hold 150 kB of weights a case: ml_all_common and ml_last_indep test
+            # the same code.
             if "crash" in case or name.startswith("sparse_ml_all_indep"):
                 continue
             cases[name] = {"file": case["file"], "settings": settings}
@@ -45,8 +50,15 @@ def main(source: Path, destination: Path) -> None:
                 (destination / arch / file).parent.mkdir(parents=True, exist_ok=True)
                 save_file(tensors, destination / arch / file)
         for file in ("policy", "reference", "inputs"):
-            save_file(load_file(source / arch / f"{file}.safetensors"), destination / arch / f"{file}.safetensors")
-        compact = {"config": manifest["config"], "cases": cases, "hook_tensors_full": manifest["hook_tensors_full"]}
+            save_file(
+                load_file(source / arch / f"{file}.safetensors"),
+                destination / arch / f"{file}.safetensors",
+            )
+        compact = {
+            "config": manifest["config"],
+            "cases": cases,
+            "hook_tensors_full": manifest["hook_tensors_full"],
+        }
         (destination / arch / "manifest.json").write_text(json.dumps(compact, sort_keys=True))
 
 

@@ -1,6 +1,7 @@
 """Parity with the released code's numbers.
 
-SPARSEPO_GOLDEN_DIR points the tests at any directory of the golden layout; the default is the compact set beside this file.
+SPARSEPO_GOLDEN_DIR points the tests at any directory of the golden layout; the default is the
+compact set beside this file.
 """
 
 import json
@@ -39,14 +40,25 @@ def manifest(arch: str) -> dict[str, Any]:
 
 
 def cases() -> list[tuple[str, str]]:
-    """Every case of the set (the full one: 87, less gpt2/mapo_mlp, on which the release crashes; see mapo_mlp_mlpfixed)."""
-    return [(arch, name) for arch in ARCHITECTURES for name, case in manifest(arch)["cases"].items() if "crash" not in case]
+    """Every case of the set (the full one: 87, less gpt2/mapo_mlp, on which the release crashes;
+    see mapo_mlp_mlpfixed).
+    """
+    return [
+        (arch, name)
+        for arch in ARCHITECTURES
+        for name, case in manifest(arch)["cases"].items()
+        if "crash" not in case
+    ]
 
 
 def load_model(arch: str, which: str) -> Any:
     meta = manifest(arch)
-    settings = {k: v for k, v in meta["config"].items() if k not in ("architectures", "torch_dtype")}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), attn_implementation="eager")
+    settings = {
+        k: v for k, v in meta["config"].items() if k not in ("architectures", "torch_dtype")
+    }
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(**settings), attn_implementation="eager"
+    )
     weights = load_file(GOLDEN / arch / f"{which}.safetensors")
     head = type(model).__name__ == "GPTNeoXForCausalLM" and "lm_head.weight" in model.state_dict()
     if head:
@@ -58,7 +70,9 @@ def load_model(arch: str, which: str) -> Any:
 
 
 def inputs_of(arch: str) -> tuple[ModelInputs, Tensor]:
-    """The golden batch (rows chosen 0..2, rejected 0..2) in canonical order, and the [rows, T] response mask."""
+    """The golden batch (rows chosen 0..2, rejected 0..2) in canonical order, and the [rows, T]
+    response mask.
+    """
     raw = load_file(GOLDEN / arch / "inputs.safetensors")
     order = [0, 3, 1, 4, 2, 5]
     ids = raw["concatenated_input_ids"][order].long()
@@ -82,13 +96,17 @@ def inputs_of(arch: str) -> tuple[ModelInputs, Tensor]:
 
 def hooks_of(settings: dict[str, Any], config: Any) -> list[str]:
     """The released code's fired hooks as an explicit list (it leaves some out on GPT-2)."""
-    fired = {name.rsplit("_", 1)[0] if name[-1].isdigit() else name for name in settings["hooks_fired"]}
+    fired = {
+        name.rsplit("_", 1)[0] if name[-1].isdigit() else name for name in settings["hooks_fired"]
+    }
     return [name for name in available_hooks(config) if name in fired]
 
 
 def learned_masks(arch: str, settings: dict[str, Any]) -> LearnedMasks:
     config = manifest(arch)["config"]
-    terms = {(True, True): "both", (True, False): "reward", (False, True): "kl"}[settings["mask_on_reward"], settings["mask_on_kl"]]
+    terms = {(True, True): "both", (True, False): "reward", (False, True): "kl"}[
+        settings["mask_on_reward"], settings["mask_on_kl"]
+    ]
     activations = {"relu": "relu", "none": "none", "resc": "rescale"}
     masks = LearnedMasks(
         settings["mask_model"],
@@ -100,13 +118,19 @@ def learned_masks(arch: str, settings: dict[str, Any]) -> LearnedMasks:
         layer_activation=activations[settings["layer_activation"]],
         mixer_activation=activations[settings["mixer_activation"]],
     )
-    missing, unexpected = masks.load_state_dict(renamed(load_file(GOLDEN / arch / settings["mask_weights"])), strict=False)
-    assert not unexpected and all(name.endswith((".shift", ".drift", ".window")) for name in missing)  # the release has no controller
+    missing, unexpected = masks.load_state_dict(
+        renamed(load_file(GOLDEN / arch / settings["mask_weights"])), strict=False
+    )
+    assert not unexpected and all(
+        name.endswith((".shift", ".drift", ".window")) for name in missing
+    )  # the release has no controller
     return masks
 
 
 def renamed(released: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Released mask parameter (or gradient) names -> ours; the per-layer maps are stacked in layer order."""
+    """Released mask parameter (or gradient) names -> ours; the per-layer maps are stacked in
+    layer order.
+    """
     sides = {"common_mask": "common", "rw_mask": "reward", "kl_mask": "kl"}
     out: dict[str, Any] = {}
     for key, value in sorted(released.items()):
@@ -121,12 +145,16 @@ def renamed(released: dict[str, Tensor]) -> dict[str, Tensor]:
             ours = name if kind == "w" else f"{kind}_{name}"
             flat = value.squeeze(0) if kind != "ff1" else value
             out.setdefault(f"{sides[prefix]}.scores.{ours}", []).append(flat)
-    return {key: torch.stack(value) if isinstance(value, list) else value for key, value in out.items()}
+    return {
+        key: torch.stack(value) if isinstance(value, list) else value for key, value in out.items()
+    }
 
 
 def flat(expected: dict[str, Tensor], key: str, scored: Tensor) -> Tensor:
     """Golden [B, T] chosen and rejected columns -> our flat canonical order."""
-    both = torch.stack([expected[f"chosen_{key}"], expected[f"rejected_{key}"]], dim=1).flatten(0, 1)
+    both = torch.stack([expected[f"chosen_{key}"], expected[f"rejected_{key}"]], dim=1).flatten(
+        0, 1
+    )
     return both[scored[:, :-1]]
 
 
@@ -139,9 +167,16 @@ def test_case(arch: str, name: str) -> None:
     compare(arch, name)
 
 
-@pytest.mark.parametrize(("arch", "name"), [(a, n) for a, n in cases() if is_rescaled(manifest(a)["cases"][n]["settings"])])
-def test_rescaled_masks_with_the_releases_rounding(arch: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the release's float16 minimum and maximum in place of our float32 ones, rescaled masks agree as tightly as the others."""
+@pytest.mark.parametrize(
+    ("arch", "name"),
+    [(a, n) for a, n in cases() if is_rescaled(manifest(a)["cases"][n]["settings"])],
+)
+def test_rescaled_masks_with_the_releases_rounding(
+    arch: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the release's float16 minimum and maximum in place of our float32 ones, rescaled
+    masks agree as tightly as the others.
+    """
 
     def rounded(values: Tensor, response_index: Tensor, num_responses: int) -> Tensor:
         out = torch.empty_like(values)
@@ -162,17 +197,27 @@ def compare(arch: str, name: str, float16_statistics: bool = False) -> None:
     inputs, scored = inputs_of(arch)
     policy, reference = load_model(arch, "policy"), load_model(arch, "reference")
     is_mapo = settings["kind"] == "mapo"
-    # Release rounds the statistics of zn_rescale to float16; see the golden set's stated tolerances.
-    rounded = is_rescaled(settings) or (is_mapo and settings["activation_mapping"] == "zn_rescale" and not settings["fp32_mapping"])
+    # Release rounds the statistics of zn_rescale to float16; see the golden set's stated
+    # tolerances.
+    rounded = is_rescaled(settings) or (
+        is_mapo and settings["activation_mapping"] == "zn_rescale" and not settings["fp32_mapping"]
+    )
     rounded = rounded and not float16_statistics
-    atol_mask, atol_sum, atol_loss, atol_grad = (2e-3, 5e-3, 5e-4, 1e-4) if rounded else (1e-5, 3e-5, 1e-5, 1e-5)
-    # 1 / (max - min) multiplies a rescaled mask's gradient: the rounding shows there most; the test above is the tight one.
+    atol_mask, atol_sum, atol_loss, atol_grad = (
+        (2e-3, 5e-3, 5e-4, 1e-4) if rounded else (1e-5, 3e-5, 1e-5, 1e-5)
+    )
+    # 1 / (max - min) multiplies a rescaled mask's gradient: the rounding shows there most; the test
+    # above is the tight one.
     atol_mask_grad = 2e-3 if rounded else 1e-5
 
     masks: TokenMasks
     if is_mapo:
         uniform = settings["activation_hook"] == "uniform"
-        masks = UniformMask() if uniform else ActivationMask(signed=settings["activation_mapping"] == "none")
+        masks = (
+            UniformMask()
+            if uniform
+            else ActivationMask(signed=settings["activation_mapping"] == "none")
+        )
         hooks = "all" if uniform else hooks_of(settings, reference.config)
         scorer = ReferenceModel(reference, hooks, settings["activation_mapping"])
         objective: Any = MaPO(beta=settings["beta"])
@@ -180,7 +225,9 @@ def compare(arch: str, name: str, float16_statistics: bool = False) -> None:
         masks = learned_masks(arch, settings)
         masks.signed |= float16_statistics  # rounding leaves values just below 0
         scorer = ReferenceModel(reference)
-        objective = SparsePO(settings["beta"], settings["l1_norm_param_u_arg"], settings["l1_norm_param_d_arg"])
+        objective = SparsePO(
+            settings["beta"], settings["l1_norm_param_u_arg"], settings["l1_norm_param_d_arg"]
+        )
     features: Features = scorer.features(inputs, objective.requires | masks.requires)
     scores = PolicyModel(policy, masks, scorer.head)(inputs, features)
     output = objective(scores)
@@ -196,7 +243,9 @@ def compare(arch: str, name: str, float16_statistics: bool = False) -> None:
             close(scores.kl_mask, flat(expected, "kl_mask", scored), atol=atol_mask, rtol=0)
     assert scores.reference_logps is not None and scores.token_kl is not None
     close(scores.policy_logps, flat(expected, "policy_token_logps", scored), atol=1e-5, rtol=0)
-    close(scores.reference_logps, flat(expected, "reference_token_logps", scored), atol=1e-5, rtol=0)
+    close(
+        scores.reference_logps, flat(expected, "reference_token_logps", scored), atol=1e-5, rtol=0
+    )
     close(scores.log_ratios(), flat(expected, "log_ratio", scored), atol=1e-5, rtol=0)
     close(-scores.token_kl, flat(expected, "token_neg_kl", scored), atol=1e-5, rtol=0)
     u = scores.per_response(scores.reward_mask * scores.log_ratios())
@@ -223,13 +272,17 @@ def compare(arch: str, name: str, float16_statistics: bool = False) -> None:
             assert ours is not None
             close(ours.grad, gradient, atol=atol_grad, rtol=0)
     assert bool(mask_gradients) != is_mapo
-    if is_mapo or settings["mask_model"].startswith("binary"):  # the release's binary masks have no gradient, ours are straight-through
+    if is_mapo or settings["mask_model"].startswith(
+        "binary"
+    ):  # the release's binary masks have no gradient, ours are straight-through
         assert all(float(gradient.abs().max()) == 0 for gradient in mask_gradients.values())
         return
     for parameter, gradient in renamed(mask_gradients).items():
         ours = dict(masks.named_parameters())[parameter].grad
         ours = torch.zeros_like(dict(masks.named_parameters())[parameter]) if ours is None else ours
-        if ours.shape != gradient.shape:  # of ml_all the golden set holds the first map's gradient of one layer only
+        if (
+            ours.shape != gradient.shape
+        ):  # of ml_all the golden set holds the first map's gradient of one layer only
             assert settings["mask_model"] == "ml_all" and "ff1" in parameter and len(gradient) == 1
             ours = ours[GOLDEN_ML_LAYER : GOLDEN_ML_LAYER + 1]
         close(ours, gradient, atol=atol_mask_grad, rtol=0)
@@ -242,11 +295,17 @@ def test_every_hook_tensor(arch: str) -> None:
 
     path = GOLDEN / arch / manifest(arch)["hook_tensors_full"]
     if not path.is_file():
-        pytest.skip("the compact golden set leaves the raw tensors out; the masks made of them are compared in test_case")
+        pytest.skip(
+            "the compact golden set leaves the raw tensors out; the masks made of them are "
+            "compared in test_case"
+        )
     raw = load_file(path)
     inputs, _ = inputs_of(arch)
     reference = load_model(arch, "reference")
-    with ActivationRecorder(reference.base_model, available_hooks(reference.config)) as recorder, torch.no_grad():
+    with (
+        ActivationRecorder(reference.base_model, available_hooks(reference.config)) as recorder,
+        torch.no_grad(),
+    ):
         reference.base_model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask)
     order = [0, 2, 4, 1, 3, 5]  # back to the golden rows
     real = inputs.attention_mask[order].bool()
@@ -256,7 +315,11 @@ def test_every_hook_tensor(arch: str) -> None:
             continue
         last = key.rsplit("_", 1)[1]
         name, layer = (key.rsplit("_", 1)[0], int(last)) if last.isdigit() else (key, 0)
-        mean = tensor.permute(0, 2, 1, 3).flatten(2).mean(-1) if tensor.ndim == 4 else tensor.mean(-1)
-        torch.testing.assert_close(recorder.recorded[name][layer][order][real], mean[real], atol=1e-5, rtol=0)
+        mean = (
+            tensor.permute(0, 2, 1, 3).flatten(2).mean(-1) if tensor.ndim == 4 else tensor.mean(-1)
+        )
+        torch.testing.assert_close(
+            recorder.recorded[name][layer][order][real], mean[real], atol=1e-5, rtol=0
+        )
         compared += 1
     assert compared == len(raw) - 1

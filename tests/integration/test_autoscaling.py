@@ -1,4 +1,6 @@
-"""The machines of cluster.yaml come for a job, stand in for each other and go after it, with Ray's autoscaler and its fake machines."""
+"""The machines of cluster.yaml come for a job, stand in for each other and go after it, with
+Ray's autoscaler and its fake machines.
+"""
 
 import contextlib
 import json
@@ -26,14 +28,21 @@ ROOT = Path(__file__).parents[2]
 
 
 def fake_config() -> dict[str, object]:
-    """cluster.yaml with machines that are processes, each as large as this machine allows, and a shorter idle time."""
+    """cluster.yaml with machines that are processes, each as large as this machine allows, and a
+    shorter idle time.
+    """
     config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
     kinds = config["available_node_types"]
     for name, kind in kinds.items():
         kind["node_config"] = {}
         if name != "head":
-            kind["resources"] = {**{mark: 1 for mark in kind["resources"] if mark not in ("CPU", "GPU")}, "CPU": 1}
-    kinds["ray.head.default"] = kinds.pop(config["head_node_type"])  # as the provider calls the head's
+            kind["resources"] = {
+                **{mark: 1 for mark in kind["resources"] if mark not in ("CPU", "GPU")},
+                "CPU": 1,
+            }
+    kinds["ray.head.default"] = kinds.pop(
+        config["head_node_type"]
+    )  # as the provider calls the head's
     return {
         "cluster_name": config["cluster_name"],
         "max_workers": config["max_workers"],
@@ -71,8 +80,15 @@ ENVIRONMENT = {
 
 
 def machines(cluster: Hosts) -> dict[str, int]:
-    shown = subprocess.run(cluster.command(0, "ray", "status"), env=cluster.environment, capture_output=True, text=True).stdout
-    return {name: int(count) for count, name in re.findall(r"(\d+) (spot_gpu|on_demand_gpu)", shown.partition("Pending:")[0])}
+    shown = subprocess.run(
+        cluster.command(0, "ray", "status"), env=cluster.environment, capture_output=True, text=True
+    ).stdout
+    return {
+        name: int(count)
+        for count, name in re.findall(
+            r"(\d+) (spot_gpu|on_demand_gpu)", shown.partition("Pending:")[0]
+        )
+    }
 
 
 def raylets(mark: str) -> list[int]:
@@ -95,27 +111,66 @@ def config_in(folder: Path) -> Path:
     return file
 
 
-def test_machines_come_for_a_job_are_replaced_while_it_trains_and_go_again(recipe_in: MakeRecipe, tmp_path: Path) -> None:
-    """The cloud has one spot machine in all: another one on demand comes for the second worker, and one more when the first is taken away."""
+def test_machines_come_for_a_job_are_replaced_while_it_trains_and_go_again(
+    recipe_in: MakeRecipe, tmp_path: Path
+) -> None:
+    """The cloud has one spot machine in all: another one on demand comes for the second worker,
+    and one more when the first is taken away.
+    """
     seconds = ("ray.scale_up_timeout_s=120", "ray.fallback_after_s=5")
-    recipe = recipe_in("unused", "train.num_workers=2", "train.epochs=12", "train.checkpoint_every=4", "train.use_gpu=false", *seconds)
-    with hosts(tmp_path / "hosts", 0, {**ENVIRONMENT, "MACHINES_OF": str(tmp_path)}, autoscaling=config_in(tmp_path)) as cluster:
+    recipe = recipe_in(
+        "unused",
+        "train.num_workers=2",
+        "train.epochs=12",
+        "train.checkpoint_every=4",
+        "train.use_gpu=false",
+        *seconds,
+    )
+    with hosts(
+        tmp_path / "hosts",
+        0,
+        {**ENVIRONMENT, "MACHINES_OF": str(tmp_path)},
+        autoscaling=config_in(tmp_path),
+    ) as cluster:
         inputs = cluster.shared / "inputs"
         inputs.mkdir()
-        subprocess.run(["cp", "-r", recipe.model.name_or_path, recipe.data.sources[0].path, str(inputs)], check=True)
-        model, pairs = inputs / Path(recipe.model.name_or_path).name, inputs / Path(recipe.data.sources[0].path).name
+        subprocess.run(
+            ["cp", "-r", recipe.model.name_or_path, recipe.data.sources[0].path, str(inputs)],
+            check=True,
+        )
+        model, pairs = (
+            inputs / Path(recipe.model.name_or_path).name,
+            inputs / Path(recipe.data.sources[0].path).name,
+        )
         file = tmp_path / "recipe.yaml"
         file.write_text(write_yaml(recipe))
         run_dir = cluster.shared / "run"
-        overrides = [f"run_dir={run_dir}", f"model.name_or_path={model}", f"data.sources=[{{path: '{pairs}'}}]"]
+        overrides = [
+            f"run_dir={run_dir}",
+            f"model.name_or_path={model}",
+            f"data.sources=[{{path: '{pairs}'}}]",
+        ]
 
         assert machines(cluster) == {}
-        command = [sys.executable, "-m", "pipelines", "submit", "--address", cluster.address, "run", str(file), *overrides]
+        command = [
+            sys.executable,
+            "-m",
+            "pipelines",
+            "submit",
+            "--address",
+            cluster.address,
+            "run",
+            str(file),
+            *overrides,
+        ]
         outside = {**cluster.environment, "HOME": os.environ["HOME"]}
         log = tmp_path / "log"
         with log.open("w") as output:
             job = subprocess.Popen(
-                [*command, "evaluate.benchmarks=[preference]", "--follow"], env=outside, stdout=output, stderr=subprocess.STDOUT
+                [*command, "evaluate.benchmarks=[preference]", "--follow"],
+                env=outside,
+                stdout=output,
+                stderr=subprocess.STDOUT,
             )
         counts: list[dict[str, int]] = []
         is_taken = False
@@ -132,8 +187,12 @@ def test_machines_come_for_a_job_are_replaced_while_it_trains_and_go_again(recip
         assert job.returncode == 0, said[-9000:]
         assert "cluster: has 0 CPU and 0 GPU; waiting for 2 x 1 CPU" in said
         assert said.count("1 x 1 CPU missing for 5 s; asking for machines with 'on_demand'") >= 2
-        assert any(found.get("on_demand_gpu", 0) >= 2 for found in counts), "the second worker came back on a machine on demand"
-        assert json.loads((run_dir / "train" / "manifest.json").read_text())["counts"]["steps"] == 72
+        assert any(found.get("on_demand_gpu", 0) >= 2 for found in counts), (
+            "the second worker came back on a machine on demand"
+        )
+        assert (
+            json.loads((run_dir / "train" / "manifest.json").read_text())["counts"]["steps"] == 72
+        )
         limit = time.monotonic() + 90
         while machines(cluster) and time.monotonic() < limit:
             time.sleep(1)

@@ -8,7 +8,20 @@ import pytest
 
 from pipelines.cli import main
 
-COMMANDS = ("run", "prepare", "reference", "train", "evaluate", "report", "sft", "sample", "tune", "plan", "status", "quickstart")
+COMMANDS = (
+    "run",
+    "prepare",
+    "reference",
+    "train",
+    "evaluate",
+    "report",
+    "sft",
+    "sample",
+    "tune",
+    "plan",
+    "status",
+    "quickstart",
+)
 
 
 def sparsepo(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -22,10 +35,16 @@ def sparsepo(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, 
     ("arguments", "message"),
     [
         (("run", "nowhere.yaml"), "recipe 'nowhere.yaml': no such file"),
-        (("run", "hh-dpo", "objective.bet=1"), "unknown config key 'objective.bet': did you mean 'objective.beta'?"),
+        (
+            ("run", "hh-dpo", "objective.bet=1"),
+            "unknown config key 'objective.bet': did you mean 'objective.beta'?",
+        ),
         (("train", "hh-dpo", "train.learning_rate=-3"), "train.learning_rate = -3"),
         (("run", "hh-dpo", "model.name_or_path=/nowhere"), "model '/nowhere': no such directory"),
-        (("plan", "hh-dpo", "model.name_or_path=not/downloaded"), "model 'not/downloaded': no such directory"),
+        (
+            ("plan", "hh-dpo", "model.name_or_path=not/downloaded"),
+            "model 'not/downloaded': no such directory",
+        ),
         (("report", "/nowhere"), "holds no finished training run"),
         (("status", "/nowhere"), "no run here"),
         (("tune", "/nowhere.yaml"), "no such file"),
@@ -35,7 +54,9 @@ def sparsepo(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, 
         (("run",), "Missing argument"),
     ],
 )
-def test_user_errors_are_one_line_and_exit_2(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str) -> None:
+def test_user_errors_are_one_line_and_exit_2(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
     code, _, err = sparsepo(capsys, *arguments)
     assert code == 2
     assert message in err
@@ -68,7 +89,8 @@ def test_plan_is_exact_after_prepare_and_close_before(
     recipe = tmp_path / "r.yaml"
     recipe.write_text(
         f"run_dir: {tmp_path}/run\nmodel: {{name_or_path: {model_dir}}}\n"
-        f"data: {{sources: [{{path: {pairs_file}}}], test_fraction: 0.2, max_prompt_tokens: 24, max_response_tokens: 24}}\n"
+        f"data: {{sources: [{{path: {pairs_file}}}], test_fraction: 0.2, max_prompt_tokens: 24, "
+        f"max_response_tokens: 24}}\n"
         "objective: {name: tdpo1}\n"
     )
     code, out, _ = sparsepo(capsys, "plan", str(recipe))
@@ -77,8 +99,12 @@ def test_plan_is_exact_after_prepare_and_close_before(
     assert not (tmp_path / "run").exists(), "plan writes nothing"
     assert sum(plan["data"]["pairs"].values()) == 120
     assert plan["reference"]["bytes_per_scored_token"] == 4 + 4 * 128
-    capped = json.loads(sparsepo(capsys, "plan", str(recipe), "data.max_train_pairs=10", "data.max_test_pairs=5")[1])
+    capped = json.loads(
+        sparsepo(capsys, "plan", str(recipe), "data.max_train_pairs=10", "data.max_test_pairs=5")[1]
+    )
     assert capped["data"]["pairs"] == {"train": 10, "validation": 0, "test": 5}
     from safetensors.torch import load_file
 
-    assert plan["train"]["parameters"] == sum(t.numel() for t in load_file(model_dir / "model.safetensors").values())
+    assert plan["train"]["parameters"] == sum(
+        t.numel() for t in load_file(model_dir / "model.safetensors").values()
+    )

@@ -1,4 +1,5 @@
-"""The driver killed while it scores, and interrupted while it trains, then the same command: the same bytes, the same weights.
+"""The driver killed while it scores, and interrupted while it trains, then the same command: the
+same bytes, the same weights.
 
 kill -9 while training is in test_training_failures.py.
 """
@@ -34,19 +35,38 @@ OPTIONS = (
 
 
 def run_stage(stage: str, recipe_file: Path, run_dir: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "pipelines", stage, str(recipe_file), f"run_dir={run_dir}", "--quiet"]
-    # A shell's background jobs inherit an ignored SIGINT, which would make Ctrl-C mean nothing here.
-    return subprocess.Popen(command, start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines",
+        stage,
+        str(recipe_file),
+        f"run_dir={run_dir}",
+        "--quiet",
+    ]
+    # A shell's background jobs inherit an ignored SIGINT, which would make Ctrl-C mean nothing
+    # here.
+    return subprocess.Popen(
+        command,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def finish(stage: str, recipe_file: Path, run_dir: Path) -> None:
     assert run_stage(stage, recipe_file, run_dir).wait(timeout=400) == 0
 
 
-def kill_when(process: subprocess.Popen[bytes], reached: Callable[[], bool], signal_number: int = signal.SIGKILL) -> None:
+def kill_when(
+    process: subprocess.Popen[bytes],
+    reached: Callable[[], bool],
+    signal_number: int = signal.SIGKILL,
+) -> None:
     deadline = time.monotonic() + 300
     while not reached():
-        assert process.poll() is None, f"the command ended (exit {process.returncode}) before it could be killed"
+        assert process.poll() is None, (
+            f"the command ended (exit {process.returncode}) before it could be killed"
+        )
         assert time.monotonic() < deadline
         time.sleep(0.02)
     os.kill(process.pid, signal_number)
@@ -60,21 +80,30 @@ def newest(checkpoints: Path) -> int:
 def tensors(run_dir: Path) -> dict[str, bytes]:
     found = {}
     for file in ("model/model.safetensors", "masks/masks.safetensors"):
-        found |= {f"{file}:{k}": v.numpy().tobytes() for k, v in load_file(run_dir / "train" / file).items()}
+        found |= {
+            f"{file}:{k}": v.numpy().tobytes()
+            for k, v in load_file(run_dir / "train" / file).items()
+        }
     return found
 
 
 @pytest.mark.slow
-def test_a_driver_that_dies_or_is_interrupted_ends_with_the_same_weights(recipe_in: MakeRecipe, tmp_path: Path, ray_cluster: None) -> None:
+def test_a_driver_that_dies_or_is_interrupted_ends_with_the_same_weights(
+    recipe_in: MakeRecipe, tmp_path: Path, ray_cluster: None
+) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run_stages(recipe_in(whole, *OPTIONS), ("prepare", "reference", "train"), lambda line: None, quiet=True)
+    run_stages(
+        recipe_in(whole, *OPTIONS), ("prepare", "reference", "train"), lambda line: None, quiet=True
+    )
     recipe = recipe_in(killed, *OPTIONS, paths={"pairs": str(whole / "pairs")})
     recipe_file = tmp_path / "recipe.yaml"
     recipe_file.write_text(write_yaml(recipe))
 
     markers = killed / "reference" / "shards"
     process = run_stage("reference", recipe_file, killed)
-    kill_when(process, lambda: markers.exists() and len(list(markers.rglob("*.json"))) >= 9)  # of two features of fifteen shards
+    kill_when(
+        process, lambda: markers.exists() and len(list(markers.rglob("*.json"))) >= 9
+    )  # of two features of fifteen shards
     assert not (killed / "reference" / "manifest.json").exists()
     assert len(list(markers.rglob("*.json"))) < 30, "killed before the last shard"
     finish("reference", recipe_file, killed)

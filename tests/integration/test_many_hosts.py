@@ -1,4 +1,5 @@
-"""Several hosts that share nothing but the network and an object store: jobs, tokens, dead hosts and a dead driver, a sweep.
+"""Several hosts that share nothing but the network and an object store: jobs, tokens, dead hosts
+and a dead driver, a sweep.
 
 Hosts are namespaces of this machine where the tests run as root (tests/hosts.py).
 """
@@ -46,7 +47,9 @@ def object_store() -> Iterator[ObjectStore]:
 def cluster(tmp_path_factory: pytest.TempPathFactory, object_store: ObjectStore) -> Iterator[Hosts]:
     """A head and three hosts of one CPU each, with tokens."""
     port = ADDRESS.rpartition(":")[2]
-    with hosts(tmp_path_factory.mktemp("hosts"), 3, {"AWS_ENDPOINT_URL": f"http://GATEWAY:{port}"}) as found:
+    with hosts(
+        tmp_path_factory.mktemp("hosts"), 3, {"AWS_ENDPOINT_URL": f"http://GATEWAY:{port}"}
+    ) as found:
         yield found
 
 
@@ -56,13 +59,22 @@ def inputs(model_dir: Path, object_store: ObjectStore) -> dict[str, str]:
     store, rng = RunStore(BUCKET), random.Random(11)
     for file in model_dir.iterdir():
         store.write_bytes(f"model/{file.name}", file.read_bytes())
-    rows = [{"prompt": opening(rng, TRAIN_OPENINGS), "chosen": continuation(rng), "rejected": continuation(rng)} for _ in range(SHARDS * 8)]
+    rows = [
+        {
+            "prompt": opening(rng, TRAIN_OPENINGS),
+            "chosen": continuation(rng),
+            "rejected": continuation(rng),
+        }
+        for _ in range(SHARDS * 8)
+    ]
     store.write_bytes("pairs.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     return {"model": f"{BUCKET}/model", "pairs": f"{BUCKET}/pairs.jsonl"}
 
 
 def recipe_at(run_dir: str, recipe_in: MakeRecipe, inputs: dict[str, str]) -> Recipe:
-    """Many small shards and a checkpoint per step, so that there are moments between them to die in."""
+    """Many small shards and a checkpoint per step, so that there are moments between them to die
+    in.
+    """
     return recipe_in(
         run_dir,
         f"model.name_or_path={inputs['model']}",
@@ -91,7 +103,12 @@ def sparsepo(cluster: Hosts, *arguments: str, **changed: str) -> subprocess.Comp
     """The command line outside of all hosts, as a user has it on a laptop."""
     environment = {**cluster.environment, "AWS_ENDPOINT_URL": ADDRESS, **changed}
     return subprocess.run(
-        [sys.executable, "-m", "pipelines", *arguments], env=environment, capture_output=True, text=True, timeout=800, check=False
+        [sys.executable, "-m", "pipelines", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=800,
+        check=False,
     )
 
 
@@ -114,28 +131,49 @@ def host_of(cluster: Hosts, process_name: str) -> int:
 
 def test_wrong_and_missing_tokens_are_refused_in_one_line(cluster: Hosts, tmp_path: Path) -> None:
     for changed, message in (
-        ({"RAY_AUTH_TOKEN_PATH": "", "HOME": str(tmp_path)}, "wants a token: put the cluster's into ~/.ray/auth_token"),
+        (
+            {"RAY_AUTH_TOKEN_PATH": "", "HOME": str(tmp_path)},
+            "wants a token: put the cluster's into ~/.ray/auth_token",
+        ),
         ({"RAY_AUTH_TOKEN": "wrong"}, "refuses the token of RAY_AUTH_TOKEN (HTTP status 403)"),
         ({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")}, "RAY_AUTH_TOKEN_PATH = "),
     ):
-        refused = sparsepo(cluster, "submit", "--address", cluster.address, "status", "/nowhere", **changed)
+        refused = sparsepo(
+            cluster, "submit", "--address", cluster.address, "status", "/nowhere", **changed
+        )
         assert refused.returncode == 2
         assert message in refused.stderr
         assert refused.stderr.count("\n") == 1, refused.stderr
 
 
 def test_a_run_survives_hosts_and_its_driver(
-    cluster: Hosts, object_store: ObjectStore, inputs: dict[str, str], recipe_in: MakeRecipe, tmp_path: Path, ray_cluster: None
+    cluster: Hosts,
+    object_store: ObjectStore,
+    inputs: dict[str, str],
+    recipe_in: MakeRecipe,
+    tmp_path: Path,
+    ray_cluster: None,
 ) -> None:
-    """One host of three killed while scoring, then the driver; started again elsewhere as a job, one host cut off while training.
+    """One host of three killed while scoring, then the driver; started again elsewhere as a job,
+    one host cut off while training.
 
     Reference and weights are those of the same recipe on one machine with a disk, bit for bit.
     """
     recipe = recipe_at(f"{BUCKET}/run", recipe_in, inputs)
     store = RunStore(recipe.run_dir)
     (cluster.shared / "recipe.yaml").write_text(write_yaml(recipe))
-    first = cluster.command(1, sys.executable, "-m", "pipelines", "run", str(cluster.shared / "recipe.yaml"), "ray.address=auto")
-    driver = subprocess.Popen(first, env=cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    first = cluster.command(
+        1,
+        sys.executable,
+        "-m",
+        "pipelines",
+        "run",
+        str(cluster.shared / "recipe.yaml"),
+        "ray.address=auto",
+    )
+    driver = subprocess.Popen(
+        first, env=cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
     def shards() -> int:
         assert driver.poll() is None, driver.communicate()[0]
@@ -147,29 +185,47 @@ def test_a_run_survives_hosts_and_its_driver(
     assert killed_at < SHARDS
     object_store.fail(3)
     wait_until(lambda: shards() >= killed_at + 6)
-    (inner,) = [p for p in psutil.Process(driver.pid).children(recursive=True) if "pipelines" in p.cmdline()] or [
-        psutil.Process(driver.pid)
-    ]
+    (inner,) = [
+        p for p in psutil.Process(driver.pid).children(recursive=True) if "pipelines" in p.cmdline()
+    ] or [psutil.Process(driver.pid)]
     inner.send_signal(signal.SIGKILL)
     driver.wait()
     done_before = len(store.names("reference/shards/reference_logps"))
     assert done_before < SHARDS, "the driver died in the middle"
     cluster.start_host(4)
 
-    command = ("submit", "--address", cluster.address, "--name", "survivor", *command_of(recipe, tmp_path))
+    command = (
+        "submit",
+        "--address",
+        cluster.address,
+        "--name",
+        "survivor",
+        *command_of(recipe, tmp_path),
+    )
     submitted = sparsepo(cluster, *command)
     assert submitted.returncode == 0, submitted.stderr
     assert "submit: survivor on" in submitted.stdout
     assert "survivor runs already" in sparsepo(cluster, *command).stdout
     wait_until(
-        lambda: len([name for name in store.names("train/checkpoints") if store.exists(f"train/checkpoints/{name}/state.json")]) >= 1
+        lambda: (
+            len(
+                [
+                    name
+                    for name in store.names("train/checkpoints")
+                    if store.exists(f"train/checkpoints/{name}/state.json")
+                ]
+            )
+            >= 1
+        )
     )
     training = host_of(cluster, "ray::RayTrainWorker")
     if ISOLATED:
         assert training in (1, 2, 4)
     cluster.cut_off(training or 2)
     assert not store.exists("train/manifest.json"), "training was not over"
-    followed = sparsepo(cluster, "job", "logs", "survivor", "--follow", "--address", cluster.address)
+    followed = sparsepo(
+        cluster, "job", "logs", "survivor", "--follow", "--address", cluster.address
+    )
     cluster.kill_host(training or 2)
     assert followed.returncode == 0, followed.stdout[-3000:] + followed.stderr
     assert "report: s3://bucket/run/report/index.html" in followed.stdout
@@ -180,18 +236,26 @@ def test_a_run_survives_hosts_and_its_driver(
     whole = recipe_at(str(tmp_path / "whole"), recipe_in, inputs)
     run_stages(whole, STAGES[:3], lambda line: None, quiet=True)
     with store.as_local_directory("reference") as folder:
-        assert files_below(folder, "*.parquet") == files_below(Path(whole.run_dir) / "reference", "*.parquet")
+        assert files_below(folder, "*.parquet") == files_below(
+            Path(whole.run_dir) / "reference", "*.parquet"
+        )
     with store.as_local_directory("train/model") as folder:
-        assert files_below(folder, "*.safetensors") == files_below(Path(whole.run_dir) / "train" / "model", "*.safetensors")
+        assert files_below(folder, "*.safetensors") == files_below(
+            Path(whole.run_dir) / "train" / "model", "*.safetensors"
+        )
         AutoModelForCausalLM.from_pretrained(folder)
     assert store.at("train").names("tensorboard"), "growing files arrive with the checkpoints"
-    scheduled = Scheduler(load_recipe(f"{recipe.run_dir}/config.yaml"), lambda: None, lambda line: None, quiet=True).tick()
+    scheduled = Scheduler(
+        load_recipe(f"{recipe.run_dir}/config.yaml"), lambda: None, lambda line: None, quiet=True
+    ).tick()
     assert scheduled.evaluated
     assert read_history(store.at("evaluation"))
 
 
 def files_below(folder: Path, pattern: str) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob(pattern))}
+    return {
+        str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob(pattern))
+    }
 
 
 @pytest.mark.skipif(not ISOLATED, reason="hosts share their disks without root")
@@ -199,26 +263,43 @@ def test_a_local_path_is_refused_with_the_host_that_does_not_see_it(
     cluster: Hosts, inputs: dict[str, str], recipe_in: MakeRecipe, tmp_path: Path
 ) -> None:
     recipe = recipe_at("/tmp/mine", recipe_in, inputs)
-    refused = sparsepo(cluster, "submit", "--address", cluster.address, "--follow", *command_of(recipe, tmp_path))
+    refused = sparsepo(
+        cluster, "submit", "--address", cluster.address, "--follow", *command_of(recipe, tmp_path)
+    )
     assert refused.returncode == 2
     assert "error: run_dir = /tmp/mine: the machine 10.77." in refused.stdout
     assert "does not see it: put it on a disk that every machine mounts" in refused.stdout
     assert "Traceback" not in refused.stdout
 
 
-def test_a_sweep_on_three_hosts(cluster: Hosts, inputs: dict[str, str], recipe_in: MakeRecipe, tmp_path: Path) -> None:
-    """NSGA-II on reward and KL with an evaluation per trial, submitted: all trials end, three at a time."""
+def test_a_sweep_on_three_hosts(
+    cluster: Hosts, inputs: dict[str, str], recipe_in: MakeRecipe, tmp_path: Path
+) -> None:
+    """NSGA-II on reward and KL with an evaluation per trial, submitted: all trials end, three at
+    a time.
+    """
     while len(cluster.running()) < 4:
         cluster.start_host(max(cluster.running()) + 1)
-    options = ("objective.name=mapo", "mask.kind=activation", "data.validation_fraction=0.2", "train.max_steps=2")
+    options = (
+        "objective.name=mapo",
+        "mask.kind=activation",
+        "data.validation_fraction=0.2",
+        "train.max_steps=2",
+    )
     base = tmp_path / "base.yaml"
-    base.write_text(write_yaml(recipe_in("s3://bucket/unused", *options, f"model.name_or_path={inputs['model']}",
-                                         f"data.sources=[{{path: '{inputs['pairs']}'}}]")))  # fmt: skip
+    named = (
+        f"model.name_or_path={inputs['model']}",
+        f"data.sources=[{{path: '{inputs['pairs']}'}}]",
+    )
+    base.write_text(write_yaml(recipe_in("s3://bucket/unused", *options, *named)))
     reward, kl = "evaluation/sentiment/reward/after", "evaluation/sentiment/kl/policy_reference"
     sweep = {
         "run_dir": f"{BUCKET}/sweep",
         "recipe": str(base),
-        "space": {"objective.beta": {"loguniform": [0.05, 2.0]}, "mask.keep_fraction": {"uniform": [0.2, 1.0]}},
+        "space": {
+            "objective.beta": {"loguniform": [0.05, 2.0]},
+            "mask.keep_fraction": {"uniform": [0.2, 1.0]},
+        },
         "objectives": [{"metric": reward}, {"metric": kl, "mode": "min"}],
         "searcher": {"name": "nsga2", "population": 2},
         "num_samples": 3,
@@ -232,5 +313,9 @@ def test_a_sweep_on_three_hosts(cluster: Hosts, inputs: dict[str, str], recipe_i
     trials = store.read_json("trials.json")
     assert [trial["status"] for trial in trials] == ["finished"] * 3
     points = [(trial["metrics"][reward], trial["metrics"][kl]) for trial in trials]
-    best = {i for i, (r, k) in enumerate(points) if not any(r2 >= r and k2 <= k and (r2, k2) != (r, k) for r2, k2 in points)}
+    best = {
+        i
+        for i, (r, k) in enumerate(points)
+        if not any(r2 >= r and k2 <= k and (r2, k2) != (r, k) for r2, k2 in points)
+    }
     assert {row["trial"] for row in store.read_json("pareto.json")["front"]} == best

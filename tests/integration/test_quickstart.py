@@ -16,7 +16,9 @@ from pipelines import quickstart_world as world
 
 
 def test_the_world_is_rich_enough_and_its_labels_are_right() -> None:
-    """At least 300 content words; VADER gives exactly the labelled words a valence of the labelled sign."""
+    """At least 300 content words; VADER gives exactly the labelled words a valence of the
+    labelled sign.
+    """
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
     lexicon = SentimentIntensityAnalyzer().lexicon
@@ -35,9 +37,13 @@ def test_the_world_is_rich_enough_and_its_labels_are_right() -> None:
 
 
 def without_network(command: list[str]) -> list[str]:
-    """The command in a network namespace of its own with only loopback up, where the machine lets us make one."""
+    """The command in a network namespace of its own with only loopback up, where the machine
+    lets us make one.
+    """
     if os.geteuid() == 0 and shutil.which("unshare") and shutil.which("ip"):
-        probe = subprocess.run(["unshare", "-n", "sh", "-c", "ip link set lo up"], capture_output=True)
+        probe = subprocess.run(
+            ["unshare", "-n", "sh", "-c", "ip link set lo up"], capture_output=True
+        )
         if probe.returncode == 0:
             return ["unshare", "-n", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", *command]
     print("no network namespace here: the quickstart runs with hub access switched off only")
@@ -49,7 +55,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """(directory in which the quickstart has run, what it printed)."""
     folder = tmp_path_factory.mktemp("checkout")
     done = subprocess.run(
-        without_network([sys.executable, "-m", "pipelines", "quickstart", "--quiet"]), capture_output=True, text=True, cwd=folder
+        without_network([sys.executable, "-m", "pipelines", "quickstart", "--quiet"]),
+        capture_output=True,
+        text=True,
+        cwd=folder,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return folder, done.stdout
@@ -88,14 +97,18 @@ def recipe_of(document: str) -> tuple[str, str]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_walk_through_of_the_documents_runs_as_it_stands(finished: tuple[Path, str]) -> None:
-    """Start page, then recipes: every command in order, in the directory in which `make quickstart` ran."""
+    """Start page, then recipes: every command in order, in the directory in which `make
+    quickstart` ran.
+    """
     folder, _ = finished
     name, text = recipe_of("recipes.md")
     (folder / name).write_text(text)
     script = "".join(shell_blocks("index.md") + shell_blocks("recipes.md"))
     assert script.count("sparsepo ") >= 10
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-ec", script], cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", "-ec", script], cwd=folder, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-1500:]
     assert "prepare: already done, skipped" in done.stdout, "the second run of the same recipe"
     for report in ("comparison", "runs/comparison"):

@@ -1,4 +1,6 @@
-"""kill -9 while the reference is scored: of an actor, of a node. The store is the one of an uninterrupted run, byte for byte.
+"""kill -9 while the reference is scored: of an actor, of a node.
+
+The store is the one of an uninterrupted run, byte for byte.
 
 The driver's death is in test_kill.py.
 """
@@ -24,7 +26,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 MakeRecipe = Callable[..., Recipe]
 SHARDS = 15
 # Many small shards and batches, so that there are moments between them to die in.
-OPTIONS = ("objective.name=tdpo1", "data.shard_pairs=8", "data.test_fraction=0", "reference.batch_tokens=48", "reference.num_actors=2")
+OPTIONS = (
+    "objective.name=tdpo1",
+    "data.shard_pairs=8",
+    "data.test_fraction=0",
+    "reference.batch_tokens=48",
+    "reference.num_actors=2",
+)
 
 
 def files(recipe: Recipe) -> dict[str, bytes]:
@@ -33,7 +41,9 @@ def files(recipe: Recipe) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def whole(recipe_in: MakeRecipe, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Recipe:
+def whole(
+    recipe_in: MakeRecipe, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None
+) -> Recipe:
     recipe = recipe_in(tmp_path_factory.mktemp("whole") / "run", *OPTIONS)
     run_stages(recipe, ("prepare", "reference"), lambda line: None)
     assert len(files(recipe)) == 2 * SHARDS
@@ -61,7 +71,11 @@ def test_killed_actors_change_nothing(whole: Recipe, recipe_in: MakeRecipe, tmp_
     thread.start()
     for point in (1, 9):
         wait_for(recipe, point)
-        alive = [a for a in list_actors(filters=[("state", "=", "ALIVE")]) if "_JsonActor" in a.class_name]
+        alive = [
+            a
+            for a in list_actors(filters=[("state", "=", "ALIVE")])
+            if "_JsonActor" in a.class_name
+        ]
         assert scored(recipe) < SHARDS, "the stage is still at work"
         os.kill(alive[0].pid, signal.SIGKILL)
     thread.join(240)
@@ -99,11 +113,15 @@ cluster.shutdown()
 """
 
 
-def test_a_killed_node_changes_nothing(whole: Recipe, recipe_in: MakeRecipe, tmp_path: Path) -> None:
+def test_a_killed_node_changes_nothing(
+    whole: Recipe, recipe_in: MakeRecipe, tmp_path: Path
+) -> None:
     """Two nodes of one CPU and an actor each; the second dies at two points and is replaced."""
     recipe = recipe_in(tmp_path / "run", *OPTIONS, paths={"pairs": f"{whole.run_dir}/pairs"})
     (tmp_path / "recipe.yaml").write_text(write_yaml(recipe))
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_ADDRESS", "RAY_API_SERVER"))} | {
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("RAY_ADDRESS", "RAY_API_SERVER"))
+    } | {
         "RAY_TMPDIR": "/tmp/ray",
         "RAY_AUTH_MODE": "disabled",
     }
@@ -112,7 +130,9 @@ def test_a_killed_node_changes_nothing(whole: Recipe, recipe_in: MakeRecipe, tmp
         capture_output=True, text=True, timeout=400, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    points = [int(line.split()[4]) for line in done.stdout.splitlines() if line.startswith("killed")]
+    points = [
+        int(line.split()[4]) for line in done.stdout.splitlines() if line.startswith("killed")
+    ]
     assert len(points) == 2 and max(points) < SHARDS, done.stdout
     assert "failed rows: {}" in done.stdout
     assert files(recipe) == files(whole)

@@ -1,4 +1,6 @@
-"""Scheduled evaluation: each checkpoint once across kills and overlapping schedulers; gates, their exit code and the webhook."""
+"""Scheduled evaluation: each checkpoint once across kills and overlapping schedulers; gates,
+their exit code and the webhook.
+"""
 
 import json
 import os
@@ -34,7 +36,9 @@ QUICK = ClaimTimes(renew=0.2, abandoned=3.0, settle=0.2)
 
 
 @pytest.fixture(scope="module")
-def trained(recipe_in: MakeRecipe, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
+def trained(
+    recipe_in: MakeRecipe, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None
+) -> Path:
     """A finished training with three checkpoints; tests work on copies."""
     folder = tmp_path_factory.mktemp("schedule") / "run"
     recipe = recipe_in(
@@ -68,7 +72,11 @@ def command(run: Path, *options: str) -> list[str]:
 
 def events(run: Path) -> list[dict[str, Any]]:
     folder = run / "evaluation" / "schedule" / "events"
-    return [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))] if folder.is_dir() else []
+    return (
+        [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+        if folder.is_dir()
+        else []
+    )
 
 
 def finished(run: Path) -> Counter[int]:
@@ -97,15 +105,21 @@ def receiver() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 @pytest.mark.slow
 def test_every_checkpoint_is_evaluated_once_across_a_kill_and_two_schedulers(run: Path) -> None:
-    """One scheduler is killed in the middle of its second evaluation; then two start at the same time. Three checkpoints, three evaluations, three rows."""
+    """One scheduler is killed in the middle of its second evaluation; then two start at the same
+    time. Three checkpoints, three evaluations, three rows.
+    """
     first = subprocess.Popen(command(run, "--once", "--quiet"), start_new_session=True)
     deadline = time.monotonic() + 120
-    while len([e for e in events(run) if e["event"] == "started"]) < 2 and time.monotonic() < deadline:
+    while (
+        len([e for e in events(run) if e["event"] == "started"]) < 2 and time.monotonic() < deadline
+    ):
         time.sleep(0.05)
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     assert finished(run) == {2: 1}
-    assert (run / "evaluation" / "claims" / "step-00000004.json").is_file(), "the dead one's claim is still there"
+    assert (run / "evaluation" / "claims" / "step-00000004.json").is_file(), (
+        "the dead one's claim is still there"
+    )
     both = [subprocess.Popen(command(run, "--once", "--quiet")) for _ in range(2)]
     assert [process.wait(timeout=240) for process in both] == [0, 0]
     assert finished(run) == {2: 1, 4: 1, 6: 1}
@@ -119,9 +133,14 @@ def test_every_checkpoint_is_evaluated_once_across_a_kill_and_two_schedulers(run
 
 @pytest.mark.slow
 def test_a_planted_regression_trips_the_gate_and_the_webhook(
-    run: Path, receiver: tuple[str, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch, ray_cluster: None
+    run: Path,
+    receiver: tuple[str, list[dict[str, Any]]],
+    monkeypatch: pytest.MonkeyPatch,
+    ray_cluster: None,
 ) -> None:
-    """The release is this run with its numbers raised; every drop beyond the allowance fails: exit code 3, one call, the address in no output or file."""
+    """The release is this run with its numbers raised; every drop beyond the allowance fails:
+    exit code 3, one call, the address in no output or file.
+    """
     address, told = receiver
     for step in STEPS[:2]:
         shutil.rmtree(run / "train" / "checkpoints" / f"step-{step:08d}")
@@ -131,17 +150,38 @@ def test_a_planted_regression_trips_the_gate_and_the_webhook(
     manifest = json.loads((release / "evaluation" / "manifest.json").read_text())
     manifest["counts"]["results"]["preference"]["accuracy/implicit_reward"]["mean"] += 0.5
     (release / "evaluation" / "manifest.json").write_text(json.dumps(manifest))
-    gates = [{"metric": "preference/accuracy/implicit_reward", "max_drop": 0.1}, {"metric": "sentiment/kl/policy_reference", "max": 1e9}]
-    options = [f"schedule.release={release}", f"schedule.gates={json.dumps(gates)}", "schedule.webhook_env=HOOK"]
+    gates = [
+        {"metric": "preference/accuracy/implicit_reward", "max_drop": 0.1},
+        {"metric": "sentiment/kl/policy_reference", "max": 1e9},
+    ]
+    options = [
+        f"schedule.release={release}",
+        f"schedule.gates={json.dumps(gates)}",
+        "schedule.webhook_env=HOOK",
+    ]
     environment = {**os.environ, "HOOK": address}
-    done = subprocess.run(command(run, "--once", *options), capture_output=True, text=True, timeout=200, env=environment)
+    done = subprocess.run(
+        command(run, "--once", *options),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=environment,
+    )
     assert done.returncode == 3, done.stderr[-3000:]
-    assert "error: preference/accuracy/implicit_reward = " in done.stderr and "below the release's" in done.stderr
+    assert (
+        "error: preference/accuracy/implicit_reward = " in done.stderr
+        and "below the release's" in done.stderr
+    )
     assert [body["step"] for body in told] == [6]
     assert told[0]["failures"][0]["metric"] == "preference/accuracy/implicit_reward"
     assert "s3cret" not in done.stdout + done.stderr
     assert not [f for f in run.rglob("*.json") if "s3cret" in f.read_text()]
-    assert json.loads((run / "evaluation" / "checkpoints" / "step-00000006" / "gates.json").read_text())["passed"] is False
+    assert (
+        json.loads(
+            (run / "evaluation" / "checkpoints" / "step-00000006" / "gates.json").read_text()
+        )["passed"]
+        is False
+    )
 
 
 def scheduler_of(run: Path, said: list[str], **schedule: Any) -> Scheduler:
@@ -149,14 +189,18 @@ def scheduler_of(run: Path, said: list[str], **schedule: Any) -> Scheduler:
 
 
 def test_missed_times_are_made_up_for_once(run: Path, ray_cluster: None) -> None:
-    """The last look was an hour ago and the times are every minute: one tick at once, not sixty; it ends because training has finished.
-    The numbers of the last checkpoint are those of the published model."""
+    """The last look was an hour ago and the times are every minute: one tick at once, not sixty; it
+    ends because training has finished.
+    The numbers of the last checkpoint are those of the published model.
+    """
     (run / "evaluation" / "schedule").mkdir(parents=True)
     hour_ago = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(time.time() - 3600))
     (run / "evaluation" / "schedule" / "state.json").write_text(json.dumps({"last_tick": hour_ago}))
     said: list[str] = []
     started = time.monotonic()
-    outcome = scheduler_of(run, said, cron="* * * * *", timezone="Europe/Berlin").run(keeps_going=False, until_trained=True)
+    outcome = scheduler_of(run, said, cron="* * * * *", timezone="Europe/Berlin").run(
+        keeps_going=False, until_trained=True
+    )
     assert outcome.evaluated == STEPS and not outcome.failures
     assert time.monotonic() - started < 58
     assert sum("made up for now" in line for line in said) == 1
@@ -177,13 +221,17 @@ def test_missed_times_are_made_up_for_once(run: Path, ray_cluster: None) -> None
     fourth = run / "evaluation" / "checkpoints" / "step-00000004"
     (fourth / "gates.json").unlink()
     written = (fourth / "manifest.json").stat().st_mtime_ns
-    outcome = scheduler_of(run, said, gates=[{"metric": "preference/accuracy/implicit_reward", "min": 2.0}]).tick()
+    outcome = scheduler_of(
+        run, said, gates=[{"metric": "preference/accuracy/implicit_reward", "min": 2.0}]
+    ).tick()
     assert outcome.evaluated == [4] and len(outcome.failures) == 1
     assert (fourth / "manifest.json").stat().st_mtime_ns == written
 
 
 def test_without_a_missed_time_the_first_look_waits(run: Path) -> None:
-    """Nothing is due before the next minute: a stop ends the wait at once and nothing was evaluated."""
+    """Nothing is due before the next minute: a stop ends the wait at once and nothing was
+    evaluated.
+    """
     said: list[str] = []
     scheduler = scheduler_of(run, said, cron="0 0 1 1 *")
     threading.Timer(0.5, scheduler.stop).start()
@@ -192,8 +240,12 @@ def test_without_a_missed_time_the_first_look_waits(run: Path) -> None:
     assert time.monotonic() - started < 5 and not said
 
 
-def test_a_checkpoint_removed_midway_is_left_out(run: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None) -> None:
-    """Step 4's weights vanish while its evaluation begins: said and left out, the others are evaluated, no row for it."""
+def test_a_checkpoint_removed_midway_is_left_out(
+    run: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
+) -> None:
+    """Step 4's weights vanish while its evaluation begins: said and left out, the others are
+    evaluated, no row for it.
+    """
     said: list[str] = []
     scheduler = scheduler_of(run, said)
     event = scheduler._event
@@ -211,7 +263,11 @@ def test_a_checkpoint_removed_midway_is_left_out(run: Path, monkeypatch: pytest.
 
 
 def test_claims_are_had_by_one_and_pass_on_when_abandoned(tmp_path: Path) -> None:
-    """Eight at once: one holds. A fresh claim of another machine is respected, one not renewed for long is taken over; a dead process's at once."""
+    """Eight at once: one holds.
+
+    A fresh claim of another machine is respected, one not renewed for long is taken over; a dead
+    process's at once.
+    """
     store = RunStore(str(tmp_path))
     held: list[int] = []
     barrier = threading.Barrier(8)
@@ -230,7 +286,13 @@ def test_claims_are_had_by_one_and_pass_on_when_abandoned(tmp_path: Path) -> Non
     for thread in threads:
         thread.join()
     assert len(held) == 1
-    elsewhere = {"holder": "z", "host": "another-machine", "pid": 1, "boot": "1", "time": time.time()}
+    elsewhere = {
+        "holder": "z",
+        "host": "another-machine",
+        "pid": 1,
+        "boot": "1",
+        "time": time.time(),
+    }
     store.write_json("claims/y.json", elsewhere)
     with Claims(store, QUICK).holding("y") as is_mine:
         assert not is_mine
@@ -242,17 +304,22 @@ def test_claims_are_had_by_one_and_pass_on_when_abandoned(tmp_path: Path) -> Non
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     mine = Claims(store, QUICK)
-    store.write_json("claims/w.json", {**mine._me, "holder": "d", "pid": dead.pid, "time": time.time()})
+    store.write_json(
+        "claims/w.json", {**mine._me, "holder": "d", "pid": dead.pid, "time": time.time()}
+    )
     with mine.holding("w") as is_mine:
         assert is_mine
 
 
 @pytest.mark.parametrize(
     ("cron", "weekdays"),
-    [("0 0 * * 0", [6]), ("0 0 * * 7", [6]), ("0 0 * * 1-5", [0, 1, 2, 3, 4]), ("0 0 * * 5-1", [0, 4, 5, 6]), ("0 0 * * sat,mon", [0, 5]), ("0 0 * * */3", [2, 5, 6])],
+    [("0 0 * * 0", [6]), ("0 0 * * 7", [6]), ("0 0 * * 1-5", [0, 1, 2, 3, 4]),
+     ("0 0 * * 5-1", [0, 4, 5, 6]), ("0 0 * * sat,mon", [0, 5]), ("0 0 * * */3", [2, 5, 6])],
 )  # fmt: skip
 def test_weekdays_are_those_of_crontab(cron: str, weekdays: list[int]) -> None:
-    """The next weeks' times fall on the days that crontab(5) means; Python's Monday is 0, crontab's is 1."""
+    """The next weeks' times fall on the days that crontab(5) means; Python's Monday is 0,
+    crontab's is 1.
+    """
     trigger = cron_trigger(ScheduleSection(cron=cron))
     at, found = datetime(2026, 11, 23, tzinfo=UTC), set()
     for _ in range(20):
@@ -268,11 +335,16 @@ def test_weekdays_are_those_of_crontab(cron: str, weekdays: list[int]) -> None:
         ({"cron": "0 0 1 * 1"}, "day and weekday are both given"),
         ({"cron": "0 0 * * 8"}, "weekday '8': must be 0 to 7"),
         ({"cron": "* * *"}, "write minute hour day month weekday"),
-        ({"cron": "* * * * *", "timezone": "Mars/Base"}, "schedule.timezone = 'Mars/Base': no such time zone"),
+        (
+            {"cron": "* * * * *", "timezone": "Mars/Base"},
+            "schedule.timezone = 'Mars/Base': no such time zone",
+        ),
         ({"release": "/nowhere"}, "schedule.release = '/nowhere': holds no finished evaluation"),
         ({"webhook_env": "NO_SUCH_VARIABLE"}, "schedule.webhook_env = 'NO_SUCH_VARIABLE'"),
     ],
 )
-def test_settings_are_checked_before_anything_is_evaluated(run: Path, schedule: dict[str, Any], message: str) -> None:
+def test_settings_are_checked_before_anything_is_evaluated(
+    run: Path, schedule: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         scheduler_of(run, [], **schedule)

@@ -44,20 +44,49 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) ->
         time.sleep(0.05)
 
 
-def test_a_killed_trial_and_a_killed_driver_go_on_where_they_were(recipe_in: MakeRecipe, tmp_path: Path, ray_cluster: None) -> None:
-    """kill -9 of the first trial's process, then of the driver during the second trial, then --resume; the best trial's metrics
-    are those of an uninterrupted run of best.yaml, bit for bit."""
-    options = ("objective.name=sparsepo", "mask.kind=learned", "mask.architecture=simple_last", "data.validation_fraction=0.2")
-    pace = ("data.test_fraction=0", "train.epochs=9", "train.max_steps=40", "train.checkpoint_every=1", "train.cpus_per_worker=1")
+def test_a_killed_trial_and_a_killed_driver_go_on_where_they_were(
+    recipe_in: MakeRecipe, tmp_path: Path, ray_cluster: None
+) -> None:
+    """kill -9 of the first trial's process, then of the driver during the second trial, then
+    --resume; the best trial's metrics
+    are those of an uninterrupted run of best.yaml, bit for bit.
+    """
+    options = (
+        "objective.name=sparsepo",
+        "mask.kind=learned",
+        "mask.architecture=simple_last",
+        "data.validation_fraction=0.2",
+    )
+    pace = (
+        "data.test_fraction=0",
+        "train.epochs=9",
+        "train.max_steps=40",
+        "train.checkpoint_every=1",
+        "train.cpus_per_worker=1",
+    )
     recipe = recipe_in(tmp_path / "unused", *options, *pace, "ray.num_cpus=2")
-    file = write_sweep(recipe, tmp_path, space={"objective.beta": {"grid": [0.1, 0.5]}}, objectives=[{"metric": LOSS, "mode": "min"}])
+    file = write_sweep(
+        recipe,
+        tmp_path,
+        space={"objective.beta": {"grid": [0.1, 0.5]}},
+        objectives=[{"metric": LOSS, "mode": "min"}],
+    )
     sweep = tmp_path / "sweep"
     command = [sys.executable, "-m", "pipelines", "tune", str(file), "max_concurrent_trials=1"]
-    start = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    start = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+        "start_new_session": True,
+    }
     driver = subprocess.Popen(command, **start)  # type: ignore[call-overload]
 
     wait_until(lambda: steps_done("0000", sweep) >= 3, driver)
-    actors = [p for p in psutil.Process(driver.pid).children(recursive=True) if "".join(p.cmdline()).startswith("ray::ImplicitFunc")]
+    actors = [
+        p
+        for p in psutil.Process(driver.pid).children(recursive=True)
+        if "".join(p.cmdline()).startswith("ray::ImplicitFunc")
+    ]
     assert len(actors) == 1
     actors[0].kill()
     killed_at = steps_done("0000", sweep)

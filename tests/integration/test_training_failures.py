@@ -1,4 +1,6 @@
-"""Training under kill -9 and without memory: real processes, a real local cluster of several nodes."""
+"""Training under kill -9 and without memory: real processes, a real local cluster of several
+nodes.
+"""
 
 import json
 import os
@@ -31,29 +33,38 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_killed_workers_change_no_bit(tmp_path: Path) -> None:
-    """A fixed seed of benchmarks/kill_trials.py, and a node that never comes back: one worker goes on, to rounding.
+    """A fixed seed of benchmarks/kill_trials.py, and a node that never comes back: one worker goes
+    on, to rounding.
 
     Hosts that die are in test_many_hosts.py, drivers in test_kill.py.
     """
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_ADDRESS", "RAY_API_SERVER"))} | {"PYTHONPATH": str(ROOT)}
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("RAY_ADDRESS", "RAY_API_SERVER"))
+    } | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "benchmarks/kill_trials.py", "--seeds", "0,3", "--targets", "worker,shrink", "--work", str(tmp_path)],
+        [sys.executable, "benchmarks/kill_trials.py", "--seeds", "0,3",
+         "--targets", "worker,shrink", "--work", str(tmp_path)],
         cwd=ROOT, capture_output=True, text=True, timeout=900, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     trials = {t["target"]: t for t in json.loads(done.stdout.splitlines()[-1])["trials"]}
     assert trials["worker"]["identical"] and trials["worker"]["difference"] == 0, trials["worker"]
-    assert trials["shrink"]["difference"] < 1e-4 and not trials["shrink"]["identical"], trials["shrink"]
+    assert trials["shrink"]["difference"] < 1e-4 and not trials["shrink"]["identical"], trials[
+        "shrink"
+    ]
     assert all(t["log_is_whole"] and 0 < t["killed_after_step"] < 30 for t in trials.values())
 
 
 @pytest.fixture
 def wide(recipe_in: MakeRecipe, model_dir: Path, tmp_path: Path, ray_cluster: None) -> MakeRecipe:
-    """A model whose vocabulary of 50,000 makes the size of a micro-batch felt: 0.2 MB of logits per token, several times."""
+    """A model whose vocabulary of 50,000 makes the size of a micro-batch felt: 0.2 MB of logits
+    per token, several times.
+    """
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     config = AutoConfig.for_model(
-        "llama", vocab_size=50000, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=128
+        "llama", vocab_size=50000, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=128
     )  # fmt: skip
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "wide")
     tokenizer.save_pretrained(tmp_path / "wide")
@@ -68,7 +79,8 @@ def wide(recipe_in: MakeRecipe, model_dir: Path, tmp_path: Path, ray_cluster: No
         )
         paths = {"pairs": str(tmp_path / "pairs"), "reference": str(tmp_path / "reference")}
         recipe = recipe_in(
-            tmp_path / name, f"model.name_or_path={tmp_path / 'wide'}", *options, "train.cpus_per_worker=1", "train.checkpoint_every=1", *overrides,
+            tmp_path / name, f"model.name_or_path={tmp_path / 'wide'}", *options,
+            "train.cpus_per_worker=1", "train.checkpoint_every=1", *overrides,
             paths=paths,
         )  # fmt: skip
         run_stages(recipe, ("prepare", "reference"), lambda line: None)
@@ -78,7 +90,9 @@ def wide(recipe_in: MakeRecipe, model_dir: Path, tmp_path: Path, ray_cluster: No
 
 
 def train_without_memory(recipe: Recipe) -> None:
-    """Train with two workers, and take the memory of one of them away once the first checkpoint is there."""
+    """Train with two workers, and take the memory of one of them away once the first checkpoint
+    is there.
+    """
     from ray.util.state import list_actors
 
     outcome: list[BaseException | None] = []
@@ -96,7 +110,11 @@ def train_without_memory(recipe: Recipe) -> None:
     while not list((Path(recipe.run_dir) / "train" / "checkpoints").glob("step-*/state.json")):
         assert time.monotonic() < limit and thread.is_alive(), outcome
         time.sleep(0.05)
-    workers = [a for a in list_actors(filters=[("state", "=", "ALIVE")], detail=True) if "RayTrainWorker" in a.class_name and a.pid]
+    workers = [
+        a
+        for a in list_actors(filters=[("state", "=", "ALIVE")], detail=True)
+        if "RayTrainWorker" in a.class_name and a.pid
+    ]
     assert len(workers) == 2
     process = psutil.Process(max(a.pid for a in workers))
     lowest = min(process.memory_info().vms for _ in range(200) if not time.sleep(0.01))
@@ -109,7 +127,9 @@ def train_without_memory(recipe: Recipe) -> None:
 
 
 def test_memory_that_ends_on_one_rank_halves_the_micro_batches(wide: MakeRecipe) -> None:
-    """The other rank does not wait for ever; status says what happened; the losses are those of a run that had the memory."""
+    """The other rank does not wait for ever; status says what happened; the losses are those of
+    a run that had the memory.
+    """
     recipe = wide("halved", "train.num_workers=2", "train.auto_microbatch=true")
     train_without_memory(recipe)
     store = RunStore(f"{recipe.run_dir}/train")
@@ -117,20 +137,31 @@ def test_memory_that_ends_on_one_rank_halves_the_micro_batches(wide: MakeRecipe)
     assert (noted["was"], noted["micro_batch_tokens"]) == (2048, 1024)
     store.delete("manifest.json")
     (row,) = [row for row in run_status(recipe.run_dir) if row["stage"] == "train"]
-    assert f"out of memory at step {noted['step']}: micro-batches of 1024 tokens since, 2048 before" in row["detail"]
+    assert (
+        f"out of memory at step {noted['step']}: micro-batches of 1024 tokens since, 2048 before"
+        in row["detail"]
+    )
     whole = wide("whole")
     Trainer(whole, Placement.choose("auto", torch.device("cpu"), 0, 1), 1).run(lambda metrics: None)
     losses = [
-        torch.tensor([r["loss"] for r in read_metrics(RunStore(f"{run.run_dir}/train")) if "kind" not in r]) for run in (recipe, whole)
+        torch.tensor(
+            [r["loss"] for r in read_metrics(RunStore(f"{run.run_dir}/train")) if "kind" not in r]
+        )
+        for run in (recipe, whole)
     ]
     assert len(losses[0]) == 8
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=0)
 
 
 def test_memory_that_ends_names_the_setting(wide: MakeRecipe) -> None:
-    """What a worker leaves for the driver, in front of its first step; that an error ends the run is in test_objectives.py."""
+    """What a worker leaves for the driver, in front of its first step; that an error ends the
+    run is in test_objectives.py.
+    """
     trainer = Trainer(wide("named"), Placement.choose("auto", torch.device("cpu"), 0, 1), 1)
     line = str(note_memory(trainer))
     trainer.close()
-    assert line.startswith("out of memory at step 1 with micro-batches of 2048 tokens: set train.micro_batch_tokens=1024 ")
+    assert line.startswith(
+        "out of memory at step 1 with micro-batches of 2048 tokens: set "
+        "train.micro_batch_tokens=1024 "
+    )
     assert not RunStore(f"{trainer.recipe.run_dir}/train").exists("memory.json")

@@ -14,7 +14,9 @@ KL = ("objective.name=tdpo1",)
 
 
 @pytest.fixture(scope="session")
-def scored(recipe_in: MakeRecipe, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Recipe:
+def scored(
+    recipe_in: MakeRecipe, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None
+) -> Recipe:
     """A finished store with exact KL; tests that change files work on a copy."""
     recipe = recipe_in(tmp_path_factory.mktemp("scored") / "run", *KL)
     run_stages(recipe, ("prepare", "reference"), lambda line: None)

@@ -24,7 +24,10 @@ def silent(line: str) -> None:
 def store_files(recipe: Recipe) -> dict[str, bytes]:
     """Every feature file of a store, and the head."""
     root = Path(recipe.paths.reference or f"{recipe.run_dir}/reference")
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted([*root.rglob("*.parquet"), *root.glob("*.safetensors")])}
+    return {
+        str(p.relative_to(root)): p.read_bytes()
+        for p in sorted([*root.rglob("*.parquet"), *root.glob("*.safetensors")])
+    }
 
 
 def again(scored: Recipe, recipe_in: MakeRecipe, folder: Path, *options: str) -> Recipe:
@@ -37,7 +40,9 @@ def again(scored: Recipe, recipe_in: MakeRecipe, folder: Path, *options: str) ->
 def all_features(recipe: Recipe, *names: str) -> dict[str, torch.Tensor]:
     pairs = open_pairs(recipe)
     store = open_reference(recipe, pairs)
-    parts = [store.features(split, range(pairs.num_rows(split)), names) for split in ("train", "test")]
+    parts = [
+        store.features(split, range(pairs.num_rows(split)), names) for split in ("train", "test")
+    ]
     return {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
 
 

@@ -28,7 +28,10 @@ def adapter(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LoRA folder of the tiny model whose update is not zero."""
     from peft import LoraConfig, get_peft_model
 
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(model_dir), LoraConfig(r=4, target_modules=["q_proj", "up_proj"]))
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(model_dir),
+        LoraConfig(r=4, target_modules=["q_proj", "up_proj"]),
+    )
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -38,7 +41,9 @@ def adapter(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_an_adapter_folder_is_the_base_with_the_adapter(adapter: Path, model_dir: Path, recipe_in: MakeRecipe, tmp_path: Path) -> None:
+def test_an_adapter_folder_is_the_base_with_the_adapter(
+    adapter: Path, model_dir: Path, recipe_in: MakeRecipe, tmp_path: Path
+) -> None:
     """Against peft's own unmerged forward; the base alone is far away."""
     from peft import PeftModel
 
@@ -46,20 +51,30 @@ def test_an_adapter_folder_is_the_base_with_the_adapter(adapter: Path, model_dir
     run_stages(recipe, ("prepare", "reference"), silent)
     pairs = open_pairs(recipe)
     rows = list(range(12))
-    stored = open_reference(recipe, pairs).features("train", rows, ["reference_logps"]).reference_logps
+    stored = (
+        open_reference(recipe, pairs).features("train", rows, ["reference_logps"]).reference_logps
+    )
     assert stored is not None
     base = AutoModelForCausalLM.from_pretrained(model_dir)
     inputs = padded_layout(pairs.pairs("train", rows))
     plain = ReferenceModel(base).features(inputs, ["reference_logps"]).reference_logps
-    live = ReferenceModel(PeftModel.from_pretrained(base, adapter).eval()).features(inputs, ["reference_logps"]).reference_logps
+    live = (
+        ReferenceModel(PeftModel.from_pretrained(base, adapter).eval())
+        .features(inputs, ["reference_logps"])
+        .reference_logps
+    )
     torch.testing.assert_close(stored, live, atol=1e-4, rtol=0)
     assert plain is not None
     assert float((stored - plain).abs().max()) > 0.05
     assert weights_fingerprint(adapter) != weights_fingerprint(model_dir)
-    assert float(losses_of(recipe)[0]) == pytest.approx(np.log(2), abs=1e-5), "the policy starts as the reference: with the adapter"
+    assert float(losses_of(recipe)[0]) == pytest.approx(np.log(2), abs=1e-5), (
+        "the policy starts as the reference: with the adapter"
+    )
 
 
-def test_adapters_that_cannot_be_taken_are_named(adapter: Path, model_dir: Path, tmp_path: Path, recipe_in: MakeRecipe) -> None:
+def test_adapters_that_cannot_be_taken_are_named(
+    adapter: Path, model_dir: Path, tmp_path: Path, recipe_in: MakeRecipe
+) -> None:
     both = tmp_path / "both"
     shutil.copytree(model_dir, both)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -67,7 +82,9 @@ def test_adapters_that_cannot_be_taken_are_named(adapter: Path, model_dir: Path,
     lost = tmp_path / "lost"
     shutil.copytree(adapter, lost)
     settings = json.loads((lost / "adapter_config.json").read_text())
-    (lost / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": str(tmp_path / "gone")}))
+    (lost / "adapter_config.json").write_text(
+        json.dumps({**settings, "base_model_name_or_path": str(tmp_path / "gone")})
+    )
     pickled = tmp_path / "pickled"
     shutil.copytree(adapter, pickled)
     (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
@@ -77,4 +94,8 @@ def test_adapters_that_cannot_be_taken_are_named(adapter: Path, model_dir: Path,
         (pickled, r"no weights \(adapter_model.safetensors\); pickled weights are not read"),
     ):
         with pytest.raises(UserError, match=message):
-            run_stages(recipe_in(tmp_path / "run", f"model.name_or_path={folder}"), ("prepare", "reference"), silent)
+            run_stages(
+                recipe_in(tmp_path / "run", f"model.name_or_path={folder}"),
+                ("prepare", "reference"),
+                silent,
+            )

@@ -14,7 +14,10 @@ from sparsepo import TokenizedPair, packed_layout
 
 def test_batches_hold_the_budget_and_every_pair_once() -> None:
     rng = random.Random(1)
-    pairs = [TokenizedPair([1] * rng.randint(1, 60), [2] * rng.randint(1, 50), [3] * rng.randint(1, 50)) for _ in range(200)]
+    pairs = [
+        TokenizedPair([1] * rng.randint(1, 60), [2] * rng.randint(1, 50), [3] * rng.randint(1, 50))
+        for _ in range(200)
+    ]
     for kind in ("padded", "shared", "packed"):
         layout = BatchLayout(kind, 1024)  # type: ignore[arg-type]
         batches = layout.batches(pairs)
@@ -31,7 +34,9 @@ def test_batches_hold_the_budget_and_every_pair_once() -> None:
     assert BatchLayout("packed", 1024).inputs(long).input_ids.shape == (1, 3072)
 
 
-def test_a_model_that_cannot_be_packed_is_refused_where_packing_is_asked_for(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_packed_is_refused_where_packing_is_asked_for(
+    tmp_path: Path,
+) -> None:
     from transformers import BloomConfig, BloomForCausalLM
 
     bloom = BloomForCausalLM(BloomConfig(vocab_size=99, hidden_size=16, n_layer=1, n_head=4)).eval()

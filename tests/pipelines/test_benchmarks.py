@@ -1,4 +1,6 @@
-"""Every benchmark through the evaluate stage on a trained run: numbers recomputed from the kept samples, kills, bad input."""
+"""Every benchmark through the evaluate stage on a trained run: numbers recomputed from the kept
+samples, kills, bad input.
+"""
 
 import json
 import shutil
@@ -24,13 +26,20 @@ from pipelines.vllm_generation import Request, vllm_processor
 
 MakeRecipe = Callable[..., Recipe]
 TASKS = [
-    {"task_id": "T/0", "prompt": "def one():\n", "entry_point": "one", "test": "def check(candidate):\n    assert candidate() == 1\n"},
+    {
+        "task_id": "T/0",
+        "prompt": "def one():\n",
+        "entry_point": "one",
+        "test": "def check(candidate):\n    assert candidate() == 1\n",
+    },
     {"task_id": 1, "text": "Return two.", "test_list": ["assert two() == 2"]},
 ]
 
 
 def write_task(folder: Path, rows: list[dict[str, str]]) -> Path:
-    """A multiple-choice task for lm-evaluation-harness: which of both responses continues the prompt; the first one is right."""
+    """A multiple-choice task for lm-evaluation-harness: which of both responses continues the
+    prompt; the first one is right.
+    """
     place = folder / "harness"
     place.mkdir()
     (folder / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -51,10 +60,17 @@ def write_task(folder: Path, rows: list[dict[str, str]]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def evaluated(recipe_in: MakeRecipe, rows: list[dict[str, str]], tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Recipe:
+def evaluated(
+    recipe_in: MakeRecipe,
+    rows: list[dict[str, str]],
+    tmp_path_factory: pytest.TempPathFactory,
+    ray_cluster: None,
+) -> Recipe:
     """A trained run with every benchmark evaluated, programs not yet run."""
     folder = tmp_path_factory.mktemp("benchmarks")
-    words = sorted({word for row in rows for text in row.values() for word in text.replace(".", " .").split()})
+    words = sorted(
+        {word for row in rows for text in row.values() for word in text.replace(".", " .").split()}
+    )
     (folder / "tasks.jsonl").write_text("".join(json.dumps(task) + "\n" for task in TASKS))
     recipe = recipe_in(
         folder / "run",
@@ -64,13 +80,18 @@ def evaluated(recipe_in: MakeRecipe, rows: list[dict[str, str]], tmp_path_factor
         "train.keep_checkpoints=10",
         "objective.name=mapo",
         "mask={kind: activation}",
-        "evaluate.benchmarks=[preference, masks, sentiment, dialogue, summarization, code, leaderboard]",
-        f"evaluate.leaderboard={{tasks: [prefers], include_path: {write_task(folder, rows)}, batch_size: 3, limit: 20}}",
+        "evaluate.benchmarks=[preference, masks, sentiment, dialogue, summarization, code, "
+        "leaderboard]",
+        f"evaluate.leaderboard={{tasks: [prefers], include_path: {write_task(folder, rows)}, "
+        f"batch_size: 3, limit: 20}}",
         "evaluate.temperatures=[1.0, 0.0]",
-        f"evaluate.judge={{kind: reward_model, model: {write_reward_model(folder / 'reward', words)}}}",
-        f"evaluate.summarization={{bert_score_model: {write_encoder(folder / 'encoder', words)}, bert_score_layer: 2, "
-        f"entailment_model: {write_entailment(folder / 'entailment', words)}}}",
-        f"evaluate.code={{tasks: {folder / 'tasks.jsonl'}, num_samples: 3, k: [1, 2, 10], generation: {{max_new_tokens: 6}}}}",
+        f"evaluate.judge={{kind: reward_model, model: "
+        f"{write_reward_model(folder / 'reward', words)}}}",
+        f"evaluate.summarization={{bert_score_model: {write_encoder(folder / 'encoder', words)}, "
+        "bert_score_layer: 2, entailment_model: "
+        f"{write_entailment(folder / 'entailment', words)}}}",
+        f"evaluate.code={{tasks: {folder / 'tasks.jsonl'}, num_samples: 3, k: [1, 2, 10], "
+        f"generation: {{max_new_tokens: 6}}}}",
     )
     run_stages(recipe, ("prepare", "reference", "train", "evaluate"), lambda line: None)
     return recipe
@@ -82,36 +103,69 @@ def samples_of(recipe: Recipe) -> list[dict[str, object]]:
 
 
 def test_numbers_are_those_of_the_kept_samples(evaluated: Recipe) -> None:
-    """Rewards, ROUGE, self-BLEU and win rates from the samples file by other means; temperature 0 repeats, and has names of its own."""
+    """Rewards, ROUGE, self-BLEU and win rates from the samples file by other means; temperature
+    0 repeats, and has names of its own.
+    """
     results = read_results(RunStore(f"{evaluated.run_dir}/evaluation"))
     samples = samples_of(evaluated)
-    assert set(results) == {"preference", "masks", "sentiment", "dialogue", "summarization", "leaderboard"}
+    assert set(results) == {
+        "preference",
+        "masks",
+        "sentiment",
+        "dialogue",
+        "summarization",
+        "leaderboard",
+    }
     for number, prefix in ((0, ""), (1, "temperature=0/")):
         drawn = [s for s in samples if s["temperature_number"] == number]
         assert len(drawn) == 16 and [s["order"] for s in drawn] == list(range(16))
-        after, chosen = [str(s["policy_text"]) for s in drawn], [str(s["chosen_text"]) for s in drawn]
+        after, chosen = (
+            [str(s["policy_text"]) for s in drawn],
+            [str(s["chosen_text"]) for s in drawn],
+        )
         mean = sum(vader_scores(after)) / 16
         assert results["sentiment"][f"{prefix}reward/after"]["mean"] == pytest.approx(mean)
-        assert results["summarization"][f"{prefix}rouge1/after"]["mean"] == pytest.approx(sum(rouge(after, chosen)["rouge1"]) / 16)
-        assert results["summarization"][f"{prefix}self_bleu/after"]["mean"] == pytest.approx(sum(self_bleu(after)) / 16)
+        assert results["summarization"][f"{prefix}rouge1/after"]["mean"] == pytest.approx(
+            sum(rouge(after, chosen)["rouge1"]) / 16
+        )
+        assert results["summarization"][f"{prefix}self_bleu/after"]["mean"] == pytest.approx(
+            sum(self_bleu(after)) / 16
+        )
         wins = [1.0 if s["policy_judge_score"] > s["start_judge_score"] else 0.0 for s in drawn]  # type: ignore[operator]
         ties = [0.5 for s in drawn if s["policy_judge_score"] == s["start_judge_score"]]
-        assert results["dialogue"][f"{prefix}win_rate/start"]["mean"] == pytest.approx((sum(wins) + sum(ties)) / 16)
+        assert results["dialogue"][f"{prefix}win_rate/start"]["mean"] == pytest.approx(
+            (sum(wins) + sum(ties)) / 16
+        )
         assert 0 < results["summarization"][f"{prefix}entailment/after"]["mean"] < 1
         assert 0 < results["summarization"][f"{prefix}bert_score/after"]["mean"] <= 1
-    assert results["sentiment"]["temperature"] == 1.0 and results["sentiment"]["temperature=0/temperature"] == 0.0
+    assert (
+        results["sentiment"]["temperature"] == 1.0
+        and results["sentiment"]["temperature=0/temperature"] == 0.0
+    )
     first = {s["order"]: s["chosen_text"] for s in samples if s["temperature_number"] == 0}
-    assert all(first[s["order"]] == s["chosen_text"] for s in samples), "the same prompt at both temperatures"
+    assert all(first[s["order"]] == s["chosen_text"] for s in samples), (
+        "the same prompt at both temperatures"
+    )
 
 
-def test_leaderboard_equals_log_probabilities_computed_apart(evaluated: Recipe, rows: list[dict[str, str]]) -> None:
-    """Accuracy on the first 20 documents: the chosen text has the larger sum of log-probabilities after the prompt, by a bare forward."""
+def test_leaderboard_equals_log_probabilities_computed_apart(
+    evaluated: Recipe, rows: list[dict[str, str]]
+) -> None:
+    """Accuracy on the first 20 documents: the chosen text has the larger sum of
+    log-probabilities after the prompt, by a bare forward.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     found = read_results(RunStore(f"{evaluated.run_dir}/evaluation"))["leaderboard"]
-    for who, folder in (("before", evaluated.model.name_or_path), ("after", f"{evaluated.run_dir}/train/model")):
-        model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    for who, folder in (
+        ("before", evaluated.model.name_or_path),
+        ("after", f"{evaluated.run_dir}/train/model"),
+    ):
+        model, tokenizer = (
+            AutoModelForCausalLM.from_pretrained(folder).eval(),
+            AutoTokenizer.from_pretrained(folder),
+        )
         hits = 0
         for row in rows[:20]:
             sums = []
@@ -120,11 +174,15 @@ def test_leaderboard_equals_log_probabilities_computed_apart(evaluated: Recipe, 
                 whole = tokenizer(row["prompt"] + text, add_special_tokens=False).input_ids
                 with torch.no_grad():
                     logps = model(torch.tensor([whole])).logits[0].log_softmax(-1)
-                sums.append(sum(float(logps[i - 1, whole[i]]) for i in range(len(prompt), len(whole))))
+                sums.append(
+                    sum(float(logps[i - 1, whole[i]]) for i in range(len(prompt), len(whole)))
+                )
             hits += sums[0] > sums[1]
         assert found[f"prefers/acc/{who}"]["mean"] == pytest.approx(hits / 20)
         assert found[f"prefers/acc/{who}"]["n"] == 20
-    assert found["settings"]["batch_size"] == 3 and found["settings"]["num_fewshot"] == {"prefers": 0}
+    assert found["settings"]["batch_size"] == 3 and found["settings"]["num_fewshot"] == {
+        "prefers": 0
+    }
 
 
 def test_masks_by_class_and_position_add_up(evaluated: Recipe) -> None:
@@ -138,14 +196,18 @@ def test_masks_by_class_and_position_add_up(evaluated: Recipe) -> None:
 
 
 def test_programs_are_run_on_request_only(evaluated: Recipe) -> None:
-    """Sampled, kept, not run; then run by a step of its own: an untrained model passes nothing, a right answer planted among the samples passes."""
+    """Sampled, kept, not run; then run by a step of its own: an untrained model passes nothing,
+    a right answer planted among the samples passes.
+    """
     store = RunStore(f"{evaluated.run_dir}/evaluation")
     assert "code" not in read_results(store)
     kept = [json.loads(line) for line in store.read_bytes(CODE_SAMPLES).splitlines()]
     assert sorted(row["task_id"] for row in kept) == ["1", "T/0"]
     assert all(len(row[f"{who}_texts"]) == 3 for row in kept for who in ("start", "policy"))
     for row in kept:
-        row["policy_texts"][1] = "    return 1\n" if row["task_id"] == "T/0" else "def two():\n    return 2\n"
+        row["policy_texts"][1] = (
+            "    return 1\n" if row["task_id"] == "T/0" else "def two():\n    return 2\n"
+        )
     store.write_bytes(CODE_SAMPLES, "".join(json.dumps(row) + "\n" for row in kept).encode())
     assert run_stages(evaluated, ("execute",), lambda line: None) == {"execute": "done"}
     code = read_results(store)["code"]
@@ -153,21 +215,32 @@ def test_programs_are_run_on_request_only(evaluated: Recipe) -> None:
     assert code["pass@2/after"]["mean"] == pytest.approx(2 / 3), "1 - C(2, 2) / C(3, 2)"
     assert code["pass@1/before"]["mean"] == 0
     assert "pass@10/after" not in code
-    verdicts = [json.loads(line) for line in (Path(store.root) / "code" / "verdicts.jsonl").read_text().splitlines()]
+    verdicts = [
+        json.loads(line)
+        for line in (Path(store.root) / "code" / "verdicts.jsonl").read_text().splitlines()
+    ]
     assert sum(v["status"] == "passed" for v in verdicts) == 2
     assert run_stages(evaluated, ("execute",), lambda line: None) == {"execute": "skipped"}
 
 
 def test_history_has_a_row_per_evaluation(evaluated: Recipe) -> None:
-    rows = [row for row in read_history(RunStore(f"{evaluated.run_dir}/evaluation")) if "sentiment/reward/after" in row]
+    rows = [
+        row
+        for row in read_history(RunStore(f"{evaluated.run_dir}/evaluation"))
+        if "sentiment/reward/after" in row
+    ]
     results = read_results(RunStore(f"{evaluated.run_dir}/evaluation"))
     assert len(rows) == 1
     assert rows[0]["sentiment/reward/after"] == results["sentiment"]["reward/after"]["mean"]
     assert rows[0]["sentiment/reward/after/low"] == results["sentiment"]["reward/after"]["low"]
 
 
-def test_an_unfinished_evaluation_goes_on_from_its_parts(evaluated: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kept parts are taken as they are (one is altered to prove it), missing ones are made again, and the parts go in the end."""
+def test_an_unfinished_evaluation_goes_on_from_its_parts(
+    evaluated: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept parts are taken as they are (one is altered to prove it), missing ones are made
+    again, and the parts go in the end.
+    """
     shutil.copytree(evaluated.run_dir, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "evaluation")
     recipe = evaluated.model_copy(update={"run_dir": str(tmp_path / "run")})
@@ -190,9 +263,13 @@ def test_an_unfinished_evaluation_goes_on_from_its_parts(evaluated: Recipe, tmp_
             run_evaluate(recipe, quiet=True)
     assert not evaluation.exists("manifest.json") and len(evaluation.names("parts")) == 1
     run_evaluate(recipe, quiet=True)
-    assert read_results(evaluation)["preference"]["accuracy/implicit_reward"]["mean"] == 1.0, "the altered part was used"
+    assert read_results(evaluation)["preference"]["accuracy/implicit_reward"]["mean"] == 1.0, (
+        "the altered part was used"
+    )
     assert not evaluation.exists("parts")
-    assert samples_of(recipe) == samples_of(evaluated), "what was sampled anew is what was sampled before"
+    assert samples_of(recipe) == samples_of(evaluated), (
+        "what was sampled anew is what was sampled before"
+    )
 
 
 @pytest.mark.parametrize(
@@ -200,11 +277,20 @@ def test_an_unfinished_evaluation_goes_on_from_its_parts(evaluated: Recipe, tmp_
     [
         (["evaluate.benchmarks=[dialogue]"], "benchmarks names dialogue: set evaluate.judge"),
         (["evaluate.benchmarks=[code]"], "benchmarks names code: set evaluate.code"),
-        (["evaluate.benchmarks=[leaderboard]"], "benchmarks names leaderboard: set evaluate.leaderboard"),
+        (
+            ["evaluate.benchmarks=[leaderboard]"],
+            "benchmarks names leaderboard: set evaluate.leaderboard",
+        ),
         (["evaluate.temperatures=[0.5, 0.5]"], "one of them occurs twice"),
         (["evaluate.judge={kind: oracle}"], "evaluate.judge.kind = 'oracle': allowed are"),
-        (["evaluate.judge={kind: openai, model: x, base_url: ftp://x}"], "evaluate.judge.base_url = 'ftp://x'"),
-        (["evaluate.judge={kind: openai, model: x, base_url: 'http://x', max_trys: 1}"], "did you mean 'evaluate.judge.max_tries'"),
+        (
+            ["evaluate.judge={kind: openai, model: x, base_url: ftp://x}"],
+            "evaluate.judge.base_url = 'ftp://x'",
+        ),
+        (
+            ["evaluate.judge={kind: openai, model: x, base_url: 'http://x', max_trys: 1}"],
+            "did you mean 'evaluate.judge.max_tries'",
+        ),
         (["schedule.gates=[{metric: x}]"], "the gate on x has no limit"),
         (["schedule.gates=[{metric: x, max_drop: 0.1}]"], "set schedule.release"),
     ],
@@ -217,7 +303,10 @@ def test_settings_are_checked(make_recipe: MakeRecipe, overrides: list[str], mes
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"task_id": 1, "text": "x"}', "row 1: column test_list is missing or no list; it has task_id, text"),
+        (
+            '{"task_id": 1, "text": "x"}',
+            "row 1: column test_list is missing or no list; it has task_id, text",
+        ),
         ('{"task_id": 1, "prompt": "x", "entry_point": "f"}', "row 1: column test is missing"),
         ("nonsense", "row 1: not JSON"),
         ("[1]", "row 1: not a JSON object"),
@@ -241,16 +330,28 @@ def test_an_unknown_task_is_named(evaluated: Recipe) -> None:
         task_files_hash("/nowhere")
 
 
-def test_models_of_the_metrics_are_checked_before_anything_runs(evaluated: Recipe, tmp_path: Path) -> None:
+def test_models_of_the_metrics_are_checked_before_anything_runs(
+    evaluated: Recipe, tmp_path: Path
+) -> None:
     mapping = evaluated.model_dump(mode="json")
     for overrides, message in (
         (
             ["evaluate.summarization.entailment_label=agrees"],
-            "evaluate.summarization.entailment_label = 'agrees': the classifier .* has CONTRADICTION",
+            "evaluate.summarization.entailment_label = 'agrees': the classifier .* has "
+            "CONTRADICTION",
         ),
-        (["evaluate.summarization.bert_score_layer=9"], "bert_score_layer = 9: the model has layers 0 to 3"),
-        (["evaluate.summarization.entailment_model=/nowhere/x"], "evaluate.summarization.entailment_model"),
-        (["evaluate.judge.model=" + mapping["evaluate"]["summarization"]["entailment_model"]], "has 3 outputs .* choose one"),
+        (
+            ["evaluate.summarization.bert_score_layer=9"],
+            "bert_score_layer = 9: the model has layers 0 to 3",
+        ),
+        (
+            ["evaluate.summarization.entailment_model=/nowhere/x"],
+            "evaluate.summarization.entailment_model",
+        ),
+        (
+            ["evaluate.judge.model=" + mapping["evaluate"]["summarization"]["entailment_model"]],
+            "has 3 outputs .* choose one",
+        ),
         (["evaluate.reward={kind: classifier, model: /nowhere/y}"], "evaluate.reward.model"),
     ):
         with pytest.raises(UserError, match=message):
@@ -258,15 +359,22 @@ def test_models_of_the_metrics_are_checked_before_anything_runs(evaluated: Recip
 
 
 def test_rows_for_vllm_are_what_rays_processor_documents(evaluated: Recipe) -> None:
-    """The engine's stage of ray.data.llm says which columns it reads and writes; without vLLM the recipe is refused before anything is sampled."""
+    """The engine's stage of ray.data.llm says which columns it reads and writes; without vLLM
+    the recipe is refused before anything is sampled.
+    """
     from ray.llm._internal.batch.stages.vllm_engine_stage import vLLMOutputData
 
     processor = vllm_processor(evaluated.model.name_or_path, concurrency=1)
     assert processor.list_stage_names() == ["vLLMEngineStage"]
     stage = processor.get_stage_by_name("vLLMEngineStage")
-    row = Request([1, 2], GenerationSection(temperature=0.0, top_p=0.5), seed=2**40 + 3).row(7, eos=2)
+    row = Request([1, 2], GenerationSection(temperature=0.0, top_p=0.5), seed=2**40 + 3).row(
+        7, eos=2
+    )
     documented = {**stage.get_required_input_keys(), **stage.get_optional_input_keys()}
-    assert set(stage.get_required_input_keys()) <= row.keys() and row.keys() - {"number"} <= documented.keys()
+    assert (
+        set(stage.get_required_input_keys()) <= row.keys()
+        and row.keys() - {"number"} <= documented.keys()
+    )
     assert row["sampling_params"]["top_p"] == 1.0 and row["sampling_params"]["seed"] == 3
     assert "generated_tokens" in vLLMOutputData.model_fields
     section = evaluated.evaluate.model_copy(update={"generation": GenerationSection(engine="vllm")})

@@ -1,4 +1,6 @@
-"""Recipes load, errors are one clear line, and every field belongs to the stage whose result it changes."""
+"""Recipes load, errors are one clear line, and every field belongs to the stage whose result it
+changes.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -31,18 +33,27 @@ def test_every_packaged_recipe_loads_and_says_what_it_is(name: str) -> None:
 
 
 def test_the_eight_released_recipes_are_there() -> None:
-    wanted = {f"{d}-{o}" for d in ("imdb", "hh") for o in ("dpo", "mapo", "sparsepo-common", "sparsepo-independent")}
+    wanted = {
+        f"{d}-{o}"
+        for d in ("imdb", "hh")
+        for o in ("dpo", "mapo", "sparsepo-common", "sparsepo-independent")
+    }
     assert wanted <= set(packaged("recipe"))
 
 
 def test_every_objective_has_a_recipe() -> None:
-    assert {load_recipe(name).objective.name for name in packaged("recipe")} == set(OBJECTIVES) - {"sft"}  # `sparsepo sft` takes any recipe
+    assert {load_recipe(name).objective.name for name in packaged("recipe")} == set(OBJECTIVES) - {
+        "sft"
+    }  # `sparsepo sft` takes any recipe
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.learning_rat=1", "unknown config key 'train.learning_rat': did you mean 'train.learning_rate'?"),
+        (
+            "train.learning_rat=1",
+            "unknown config key 'train.learning_rat': did you mean 'train.learning_rate'?",
+        ),
         ("objective.betta=1", "did you mean 'objective.beta'?"),
         ("trian.epochs=1", "unknown config key 'trian'"),
         ("train.learning_rate=-1", "train.learning_rate = -1: input should be greater than 0"),
@@ -50,16 +61,21 @@ def test_every_objective_has_a_recipe() -> None:
         ("data.test_fraction=1.5", "data.test_fraction = 1.5: input should be less than 1"),
         (
             "objective.name=ppo",
-            "objective.name = 'ppo': allowed are 'dpo', 'ipo', 'simpo', 'dpop', 'odpo', 'tdpo1', 'tdpo2', 'mapo', 'sparsepo', 'tis_dpo', 'rpo', 'sft'",
+            "objective.name = 'ppo': allowed are 'dpo', 'ipo', 'simpo', 'dpop', 'odpo', 'tdpo1', "
+            "'tdpo2', 'mapo', 'sparsepo', 'tis_dpo', 'rpo', 'sft'",
         ),
         (
             "objective={}",
-            "objective: needs the key 'name': one of 'dpo', 'ipo', 'simpo', 'dpop', 'odpo', 'tdpo1', 'tdpo2', 'mapo', 'sparsepo', 'tis_dpo', 'rpo', 'sft'",
+            "objective: needs the key 'name': one of 'dpo', 'ipo', 'simpo', 'dpop', 'odpo', "
+            "'tdpo1', 'tdpo2', 'mapo', 'sparsepo', 'tis_dpo', 'rpo', 'sft'",
         ),
         ("mask.kind=learned", "mask.kind=learned with objective.name=dpo: allowed is none"),
         ("data.sources=[]", "data.sources = []"),
         ("train.epochs", "override 'train.epochs': write it as key=value"),
-        ("reference.mode=sometimes", "reference.mode = 'sometimes': input should be 'auto', 'stored' or 'online'"),
+        (
+            "reference.mode=sometimes",
+            "reference.mode = 'sometimes': input should be 'auto', 'stored' or 'online'",
+        ),
     ],
 )
 def test_errors_name_the_key_the_value_and_what_is_allowed(override: str, message: str) -> None:
@@ -80,15 +96,37 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
 
 
 def test_overrides_reach_lists_numbers_and_switch_alternatives() -> None:
-    base = {**MINIMAL, "objective": {"name": "sparsepo", "l1_kl": 0.1, "beta": 0.3}, "mask": {"kind": "learned", "sharing": "common"}}
+    base = {
+        **MINIMAL,
+        "objective": {"name": "sparsepo", "l1_kl": 0.1, "beta": 0.3},
+        "mask": {"kind": "learned", "sharing": "common"},
+    }
     recipe = validate_recipe(
-        base, ["data.sources[0].path=q", "train.learning_rate=1e-5", "mask.hooks=mlp", "mask.kind=activation", "objective.name=mapo"]
+        base,
+        [
+            "data.sources[0].path=q",
+            "train.learning_rate=1e-5",
+            "mask.hooks=mlp",
+            "mask.kind=activation",
+            "objective.name=mapo",
+        ],
     )
     assert recipe.data.sources[0].path == "q"
     assert recipe.train.learning_rate == 1e-5
-    mask = {"kind": "activation", "hooks": "mlp", "mapping": "zn_rescale", "terms": "both", "keep_fraction": None}
+    mask = {
+        "kind": "activation",
+        "hooks": "mlp",
+        "mapping": "zn_rescale",
+        "terms": "both",
+        "keep_fraction": None,
+    }
     assert recipe.mask.model_dump() == mask
-    assert recipe.objective.model_dump() == {"name": "mapo", "beta": 0.1, "label_smoothing": 0.0, "nll_coef": 0.0}
+    assert recipe.objective.model_dump() == {
+        "name": "mapo",
+        "beta": 0.1,
+        "label_smoothing": 0.0,
+        "nll_coef": 0.0,
+    }
 
 
 def test_requirements_come_from_objective_and_mask() -> None:
@@ -98,7 +136,10 @@ def test_requirements_come_from_objective_and_mask() -> None:
 
     assert needs() == ({"reference_logps"}, "stored")
     assert needs("objective.name=tdpo1") == ({"reference_logps", "reference_hidden"}, "stored")
-    assert needs("objective.name=mapo", "mask.kind=activation") == ({"reference_logps", "reference_hidden", "activation_mask"}, "stored")
+    assert needs("objective.name=mapo", "mask.kind=activation") == (
+        {"reference_logps", "reference_hidden", "activation_mask"},
+        "stored",
+    )
     everything = {"reference_logps", "reference_hidden", "reference_layers"}
     assert needs("objective.name=sparsepo", "mask.kind=learned") == (everything, "online")
     assert needs("objective.name=sft")[0] == set()
@@ -106,11 +147,18 @@ def test_requirements_come_from_objective_and_mask() -> None:
 
 def test_every_field_changes_exactly_the_stage_it_says() -> None:
     base = validate_recipe(MINIMAL)
-    everything = {stage: stage_settings(base, stage) for stage in ("prepare", "reference", "train", "evaluate", "sample")}
+    everything = {
+        stage: stage_settings(base, stage)
+        for stage in ("prepare", "reference", "train", "evaluate", "sample")
+    }
 
     def changed(*overrides: str) -> set[str]:
         other = validate_recipe(MINIMAL, overrides)
-        return {stage for stage, settings in everything.items() if stage_settings(other, stage) != settings}
+        return {
+            stage
+            for stage, settings in everything.items()
+            if stage_settings(other, stage) != settings
+        }
 
     assert changed("data.max_prompt_tokens=7") == {"prepare"}
     assert changed("data.sources[0].form=hh") == {"prepare"}
@@ -129,7 +177,9 @@ def test_every_field_changes_exactly_the_stage_it_says() -> None:
     ):
         chosen = ("objective.name=mapo", f"mask.kind={mask}")
         one, two = validate_recipe(MINIMAL, chosen), validate_recipe(MINIMAL, (*chosen, options))
-        assert {s for s in everything if stage_settings(one, s) != stage_settings(two, s)} == {stage}, options  # type: ignore[arg-type]
+        assert {s for s in everything if stage_settings(one, s) != stage_settings(two, s)} == {
+            stage
+        }, options  # type: ignore[arg-type]
     for harmless in (
         "model.embedder=x",
         "train.num_workers=2",

@@ -1,4 +1,6 @@
-"""Runs on an object store: a local S3 server (moto) in place of the disk, with failures put in its way."""
+"""Runs on an object store: a local S3 server (moto) in place of the disk, with failures put in
+its way.
+"""
 
 import gc
 from collections.abc import Callable, Iterator
@@ -29,7 +31,9 @@ def test_files_are_whole_or_absent(object_store: ObjectStore) -> None:
     store = RunStore("s3://bucket/files")
     store.write_bytes("a/one", b"x" * 2**20)
     assert store.read_bytes("a/one") == b"x" * 2**20
-    assert store.names("a") == ["one"] and store.size("a/one") == 2**20 and store.size("a/two") == -1
+    assert (
+        store.names("a") == ["one"] and store.size("a/one") == 2**20 and store.size("a/two") == -1
+    )
 
     def stop_halfway() -> None:
         with store._publishing("a/two") as stream:
@@ -43,8 +47,12 @@ def test_files_are_whole_or_absent(object_store: ObjectStore) -> None:
     assert not store.exists("a/one")
 
 
-def test_passing_errors_are_waited_out(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More failures in a row than pyarrow repeats on its own; with our repetition off, the same ones end the run."""
+def test_passing_errors_are_waited_out(
+    object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More failures in a row than pyarrow repeats on its own; with our repetition off, the same
+    ones end the run.
+    """
     store = RunStore("s3://bucket/patience")
     store.write_bytes("file", b"kept")
     object_store.fail(40)
@@ -59,14 +67,18 @@ def test_passing_errors_are_waited_out(object_store: ObjectStore, monkeypatch: p
 def test_lasting_errors_are_one_line(object_store: ObjectStore) -> None:
     with pytest.raises(UserError, match="s3://nowhere/run/file: .*NO_SUCH_BUCKET"):
         RunStore("s3://nowhere/run").write_bytes("file", b"x")
-    with pytest.raises(UserError, match="options in a location are not read; set them in the environment"):
+    with pytest.raises(
+        UserError, match="options in a location are not read; set them in the environment"
+    ):
         RunStore("s3://bucket/run?region=x")
 
 
 def test_a_model_on_an_object_store_is_downloaded_once_per_content(
     object_store: ObjectStore, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whole, with the local fingerprint; again from the disk; other content at the same place is another copy."""
+    """Whole, with the local fingerprint; again from the disk; other content at the same place is
+    another copy.
+    """
     monkeypatch.setattr(pipelines.models, "_CACHE", tmp_path)
     store = RunStore("s3://bucket/models/tiny")
     for file in model_dir.iterdir():
@@ -83,7 +95,9 @@ def test_a_model_on_an_object_store_is_downloaded_once_per_content(
         resolve_model("s3://bucket/models/none")
 
 
-def test_row_groups_are_fetched_once_and_kept_within_the_limit(object_store: ObjectStore, scored: Recipe) -> None:
+def test_row_groups_are_fetched_once_and_kept_within_the_limit(
+    object_store: ObjectStore, scored: Recipe
+) -> None:
     """The second reading asks the store for nothing; a spool with room for one group holds one."""
     store = RunStore("s3://bucket/spool")
     files = sorted((Path(scored.run_dir) / "reference").glob("reference_hidden/train-*.parquet"))
@@ -103,13 +117,17 @@ def test_row_groups_are_fetched_once_and_kept_within_the_limit(object_store: Obj
         before = object_store.requests
     assert object_store.requests == before, "the second reading came from the disk"
     folder = spool._folder
-    assert len(list(folder.iterdir())) == sum(footer.num_row_groups for footer in footers.values()) > 1
+    assert (
+        len(list(folder.iterdir())) == sum(footer.num_row_groups for footer in footers.values()) > 1
+    )
     small = GroupSpool(store, limit_bytes=1)
     for name, footer in footers.items():
         small.read(name, footer, 0)
     assert len(list(small._folder.iterdir())) == 1
     object_store.fail(2)
-    assert small.read(files[0].name, footers[files[0].name], 0).num_rows > 0, "an error that passes is repeated"
+    assert small.read(files[0].name, footers[files[0].name], 0).num_rows > 0, (
+        "an error that passes is repeated"
+    )
     del spool
     gc.collect()
     assert not folder.exists()

@@ -1,4 +1,6 @@
-"""Every objective and mask through prepare, reference and train: features arrive, cuts of the batch do not show."""
+"""Every objective and mask through prepare, reference and train: features arrive, cuts of the
+batch do not show.
+"""
 
 import json
 import math
@@ -10,7 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    BertTokenizerFast,
+)
 
 from pipelines.config import Recipe
 from pipelines.errors import StageFailed, UserError
@@ -42,7 +50,9 @@ def prepared(recipe: Recipe) -> Recipe:
 
 def trained(recipe: Recipe, needs_store: bool = True) -> Trainer:
     torch.set_num_threads(1)
-    trainer = Trainer(prepared(recipe) if needs_store else recipe, Placement.choose("auto", CPU, 0, 1), 1)
+    trainer = Trainer(
+        prepared(recipe) if needs_store else recipe, Placement.choose("auto", CPU, 0, 1), 1
+    )
     trainer.run(lambda metrics: None)
     return trainer
 
@@ -56,7 +66,8 @@ class World:
     """Pairs with scores and weights, two scorers, and one store that holds every feature of them.
 
     Attributes:
-        source: the rows. scorers: options that name them. options: of every recipe on this store. paths: where it is.
+        source: the rows. scorers: options that name them. options: of every recipe on this store.
+            paths: where it is.
     """
 
     source: Path
@@ -67,23 +78,42 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(
-    rows: list[dict[str, str]], model_dir: Path, recipe_in: MakeRecipe, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory
+    rows: list[dict[str, str]],
+    model_dir: Path,
+    recipe_in: MakeRecipe,
+    ray_cluster: None,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> World:
     folder = tmp_path_factory.mktemp("world")
     scorers = perturbed_copies(folder, model_dir)
     source = write_scored(folder / "scored.jsonl", rows, model_dir)
-    names = {"chosen_score": "good", "rejected_score": "bad", "chosen_weights": "chosen_w", "rejected_weights": "rejected_w"}
+    names = {
+        "chosen_score": "good",
+        "rejected_score": "bad",
+        "chosen_weights": "chosen_w",
+        "rejected_weights": "rejected_w",
+    }
     columns = tuple(f"data.sources[0].columns.{key}={value}" for key, value in names.items())
-    options = (f"data.sources[0].path={source}", *columns, "data.min_gap=0.01", "data.validation_fraction=0.1")
+    options = (
+        f"data.sources[0].path={source}",
+        *columns,
+        "data.min_gap=0.01",
+        "data.validation_fraction=0.1",
+    )
     paths = {"pairs": str(folder / "pairs"), "reference": str(folder / "reference")}
-    features = "reference_logps, reference_hidden, reference_layers, activation_mask, scorer_log_ratios, prompt_embedding"
+    features = (
+        "reference_logps, reference_hidden, reference_layers, activation_mask, scorer_log_ratios, "
+        "prompt_embedding"
+    )
     everything = ("objective.name=mapo", "mask.kind=activation", f"reference.features=[{features}]")
     prepared(recipe_in(folder / "run", *options, *everything, *scorers, paths=paths))
     return World(source, scorers, options, paths)
 
 
 def write_scored(path: Path, rows: list[dict[str, str]], model_dir: Path) -> Path:
-    """The pairs with scores and with one weight per response token; every other row leaves the end token's weight out."""
+    """The pairs with scores and with one weight per response token; every other row leaves the
+    end token's weight out.
+    """
     tokenizer, rng = AutoTokenizer.from_pretrained(model_dir), random.Random(1)
     with path.open("w") as file:
         for number, row in enumerate(rows):
@@ -109,39 +139,75 @@ def perturbed_copies(folder: Path, model_dir: Path) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in ("sft", "rpo")])
-def test_every_objective_trains_and_micro_batches_do_not_show(name: str, recipe_in: MakeRecipe, world: World, tmp_path: Path) -> None:
+def test_every_objective_trains_and_micro_batches_do_not_show(
+    name: str, recipe_in: MakeRecipe, world: World, tmp_path: Path
+) -> None:
     options = [f"objective.name={name}", "train.max_steps=3", *world.options, *world.scorers]
-    options += {"mapo": ["mask.kind=activation"], "sparsepo": ["mask.kind=learned", "mask.architecture=ml_last"]}.get(name, [])
+    options += {
+        "mapo": ["mask.kind=activation"],
+        "sparsepo": ["mask.kind=learned", "mask.architecture=ml_last"],
+    }.get(name, [])
     losses = []
     for label, budget in (("many", 1), ("one", 100_000)):
-        recipe = recipe_in(tmp_path / label, *options, f"train.micro_batch_tokens={budget}", paths=world.paths)
+        recipe = recipe_in(
+            tmp_path / label, *options, f"train.micro_batch_tokens={budget}", paths=world.paths
+        )
         trained(recipe)
         losses.append(torch.tensor([record["loss"] for record in steps(recipe)]))
     assert torch.isfinite(losses[0]).all() and len(losses[0]) == 3
     assert float(((losses[0] - losses[1]) / losses[0]).abs().max()) < 3e-5
-    first = {"ipo": 25.0, "simpo": None, "odpo": None}.get(name, math.log(2))  # the loss while the policy is the reference
+    first = {"ipo": 25.0, "simpo": None, "odpo": None}.get(
+        name, math.log(2)
+    )  # the loss while the policy is the reference
     if first is not None:
         assert float(losses[0][0]) == pytest.approx(first, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["dpo", "tdpo1", "tdpo2", "mapo", "sparsepo"])
-def test_bfloat16_starts_at_ln2(name: str, recipe_in: MakeRecipe, world: World, tmp_path: Path) -> None:
-    """Policy and reference in bfloat16 on the same micro-batches, to 1e-3. (DPOP multiplies what is left of rounding by 50.)"""
-    masks = {"mapo": ["mask.kind=activation"], "sparsepo": ["mask.kind=learned", "mask.architecture=simple_all"]}.get(name, [])
-    precision = ("train.precision=bfloat16", "reference.dtype=bfloat16", "reference.mode=online", "train.max_steps=1")
-    recipe = recipe_in(tmp_path, f"objective.name={name}", *masks, *precision, *world.options, paths={"pairs": world.paths["pairs"]})
+def test_bfloat16_starts_at_ln2(
+    name: str, recipe_in: MakeRecipe, world: World, tmp_path: Path
+) -> None:
+    """Policy and reference in bfloat16 on the same micro-batches, to 1e-3. (DPOP multiplies what
+    is left of rounding by 50.)
+    """
+    masks = {
+        "mapo": ["mask.kind=activation"],
+        "sparsepo": ["mask.kind=learned", "mask.architecture=simple_all"],
+    }.get(name, [])
+    precision = (
+        "train.precision=bfloat16",
+        "reference.dtype=bfloat16",
+        "reference.mode=online",
+        "train.max_steps=1",
+    )
+    recipe = recipe_in(
+        tmp_path,
+        f"objective.name={name}",
+        *masks,
+        *precision,
+        *world.options,
+        paths={"pairs": world.paths["pairs"]},
+    )
     trained(recipe, needs_store=False)
     assert steps(recipe)[0]["loss"] == pytest.approx(math.log(2), abs=1e-3)
 
 
-def test_scores_and_weights_reach_training(recipe_in: MakeRecipe, world: World, tmp_path: Path) -> None:
-    """Values of the source file, truncated and completed with 1 for a missing end token; ODPO's first loss by hand."""
-    recipe = recipe_in(tmp_path, "objective.name=odpo", "train.max_steps=1", *world.options, paths=world.paths)
+def test_scores_and_weights_reach_training(
+    recipe_in: MakeRecipe, world: World, tmp_path: Path
+) -> None:
+    """Values of the source file, truncated and completed with 1 for a missing end token; ODPO's
+    first loss by hand.
+    """
+    recipe = recipe_in(
+        tmp_path, "objective.name=odpo", "train.max_steps=1", *world.options, paths=world.paths
+    )
     sampler = trained(recipe).sampler
     pairs = open_pairs(recipe)
     source = {row["chosen"]: row for row in map(json.loads, world.source.read_text().splitlines())}
     gaps, columns = [], ("chosen", "chosen_score", "rejected_score", "chosen_weights", "chosen_ids")
-    for chosen, good, bad, weights, ids in pairs.values("train", range(pairs.num_rows("train")), columns):
+    for chosen, good, bad, weights, ids in pairs.values(
+        "train", range(pairs.num_rows("train")), columns
+    ):
         original = source[chosen]
         assert (good, bad) == (original["good"], original["bad"])
         assert weights == pytest.approx([*original["chosen_w"], 1.0][: len(ids)])
@@ -156,47 +222,106 @@ def test_rows_with_weights_that_do_not_fit_are_dropped_with_the_reason(
 ) -> None:
     path = tmp_path / "weights.jsonl"
     bad: list[Any] = [[1.0], [-1.0] * 3, "x", [float("nan")]]
-    path.write_text("".join(json.dumps({**row, "c": bad[i % 4], "r": bad[i % 4]}) + "\n" for i, row in enumerate(rows)))
-    columns = ("data.sources[0].columns.chosen_weights=c", "data.sources[0].columns.rejected_weights=r")
-    recipe = make_recipe("objective.name=mapo", "mask.kind=external", f"data.sources[0].path={path}", *columns)
+    path.write_text(
+        "".join(
+            json.dumps({**row, "c": bad[i % 4], "r": bad[i % 4]}) + "\n"
+            for i, row in enumerate(rows)
+        )
+    )
+    columns = (
+        "data.sources[0].columns.chosen_weights=c",
+        "data.sources[0].columns.rejected_weights=r",
+    )
+    recipe = make_recipe(
+        "objective.name=mapo", "mask.kind=external", f"data.sources[0].path={path}", *columns
+    )
     with pytest.raises(UserError, match="no usable training pair") as caught:
         run_stages(recipe, ("prepare",), silent)
-    for reason in ("1 token weights for a response of", "negative or not finite", "c is not a list of numbers"):
+    for reason in (
+        "1 token weights for a response of",
+        "negative or not finite",
+        "c is not a list of numbers",
+    ):
         assert reason in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["objective.name=odpo"], r"data.min_gap=0.0 with objective.name=odpo: must be at least objective.min_gap=0.001"),
+        (
+            ["objective.name=odpo"],
+            r"data.min_gap=0.0 with objective.name=odpo: must be at least objective.min_gap=0.001",
+        ),
         (["objective.name=odpo", "data.min_gap=0.1"], "has no scores, which objective odpo needs"),
         (["objective.name=tis_dpo"], "set model.positive_scorer and model.negative_scorer"),
-        (["objective.name=mapo", "mask.kind=external"], "no token weights, which mask.kind=external needs"),
+        (
+            ["objective.name=mapo", "mask.kind=external"],
+            "no token weights, which mask.kind=external needs",
+        ),
         (["mask.kind=random"], "mask.kind=random with objective.name=dpo: allowed is none"),
-        (["objective.name=sparsepo", "mask.kind=learned", "mask.mixer_activation=none", "mask.architecture=ml_last"], "has no mixer"),
-        (["objective.name=tis_dpo", "objective.low=3", "model.positive_scorer=a", "model.negative_scorer=b"], "low=3.0, high=1.5"),
-        (["objective.name=ipo", "objective.label_smoothing=0.1"], "unknown config key 'objective.label_smoothing'"),
+        (
+            [
+                "objective.name=sparsepo",
+                "mask.kind=learned",
+                "mask.mixer_activation=none",
+                "mask.architecture=ml_last",
+            ],
+            "has no mixer",
+        ),
+        (
+            [
+                "objective.name=tis_dpo",
+                "objective.low=3",
+                "model.positive_scorer=a",
+                "model.negative_scorer=b",
+            ],
+            "low=3.0, high=1.5",
+        ),
+        (
+            ["objective.name=ipo", "objective.label_smoothing=0.1"],
+            "unknown config key 'objective.label_smoothing'",
+        ),
     ],
 )
-def test_what_an_objective_lacks_is_one_clear_line(make_recipe: MakeRecipe, options: list[str], message: str) -> None:
+def test_what_an_objective_lacks_is_one_clear_line(
+    make_recipe: MakeRecipe, options: list[str], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         run_stages(make_recipe(*options), ("prepare",), silent)
 
 
-def test_scorers_of_another_vocabulary_are_refused(make_recipe: MakeRecipe, model_dir: Path, tmp_path: Path) -> None:
+def test_scorers_of_another_vocabulary_are_refused(
+    make_recipe: MakeRecipe, model_dir: Path, tmp_path: Path
+) -> None:
     write_untrained_model(tmp_path / "other", ["quite different words"], seed=1)
-    recipe = make_recipe("objective.name=tis_dpo", f"model.positive_scorer={model_dir}", f"model.negative_scorer={tmp_path / 'other'}")
-    with pytest.raises(UserError, match="model.negative_scorer = .*other: its tokenizer has another vocabulary"):
+    recipe = make_recipe(
+        "objective.name=tis_dpo",
+        f"model.positive_scorer={model_dir}",
+        f"model.negative_scorer={tmp_path / 'other'}",
+    )
+    with pytest.raises(
+        UserError, match="model.negative_scorer = .*other: its tokenizer has another vocabulary"
+    ):
         prepared(recipe)
 
 
-def test_stored_scorer_ratios_are_the_models_own(recipe_in: MakeRecipe, world: World, tmp_path: Path) -> None:
-    """Against plain transformers, one unpadded response at a time; other scorers in the same place are refused."""
-    recipe = recipe_in(tmp_path, "objective.name=tis_dpo", *world.options, *world.scorers, paths=world.paths)
+def test_stored_scorer_ratios_are_the_models_own(
+    recipe_in: MakeRecipe, world: World, tmp_path: Path
+) -> None:
+    """Against plain transformers, one unpadded response at a time; other scorers in the same
+    place are refused.
+    """
+    recipe = recipe_in(
+        tmp_path, "objective.name=tis_dpo", *world.options, *world.scorers, paths=world.paths
+    )
     pairs = open_pairs(recipe)
     rows = [7, 2]
     tokenised = pairs.pairs("train", rows)
-    found = feature_source(recipe, pairs, CPU).features("train", rows, padded_layout(tokenised)).scorer_log_ratios
+    found = (
+        feature_source(recipe, pairs, CPU)
+        .features("train", rows, padded_layout(tokenised))
+        .scorer_log_ratios
+    )
     folders = [option.partition("=")[2] for option in world.scorers]
     models = [AutoModelForCausalLM.from_pretrained(folder) for folder in folders]
     expected = []
@@ -204,11 +329,20 @@ def test_stored_scorer_ratios_are_the_models_own(recipe_in: MakeRecipe, world: W
         for response in pair.responses():
             ids = torch.tensor([[*pair.prompt, *response]])
             with torch.no_grad():
-                logps = [model(ids).logits[0].log_softmax(-1)[len(pair.prompt) - 1 : -1] for model in models]
-            expected.append((logps[0] - logps[1])[torch.arange(len(response)), torch.tensor(list(map(int, response)))])
+                logps = [
+                    model(ids).logits[0].log_softmax(-1)[len(pair.prompt) - 1 : -1]
+                    for model in models
+                ]
+            expected.append(
+                (logps[0] - logps[1])[
+                    torch.arange(len(response)), torch.tensor(list(map(int, response)))
+                ]
+            )
     torch.testing.assert_close(found, torch.cat(expected), atol=1e-5, rtol=0)
     exchanged = (f"model.positive_scorer={folders[1]}", f"model.negative_scorer={folders[0]}")
-    swapped = recipe_in(tmp_path, "objective.name=tis_dpo", *world.options, *exchanged, paths=world.paths)
+    swapped = recipe_in(
+        tmp_path, "objective.name=tis_dpo", *world.options, *exchanged, paths=world.paths
+    )
     with pytest.raises(UserError, match="holds scorer_log_ratios made with"):
         run_stages(swapped, ("reference",), silent)
 
@@ -217,15 +351,37 @@ def rpo_losses(recipe: Recipe) -> torch.Tensor:
     return torch.tensor([[record["loss"], record["grad_norm"]] for record in steps(recipe)])
 
 
-def test_rpo_does_not_depend_on_micro_batches(recipe_in: MakeRecipe, world: World, tmp_path: Path) -> None:
-    """A batch of 7 pairs in one piece, or in 7: loss and gradient norm agree; validation is cut like training."""
-    base = ("objective.name=rpo", "objective.beta=2", "train.max_steps=4", "train.validate_every=2", *world.options)
+def test_rpo_does_not_depend_on_micro_batches(
+    recipe_in: MakeRecipe, world: World, tmp_path: Path
+) -> None:
+    """A batch of 7 pairs in one piece, or in 7: loss and gradient norm agree; validation is cut
+    like training.
+    """
+    base = (
+        "objective.name=rpo",
+        "objective.beta=2",
+        "train.max_steps=4",
+        "train.validate_every=2",
+        *world.options,
+    )
     found = {}
     for label, budget in (("seven", 1), ("one", 100_000)):
-        recipe = recipe_in(tmp_path / label, *base, "train.global_batch_size=7", f"train.micro_batch_tokens={budget}", paths=world.paths)
+        recipe = recipe_in(
+            tmp_path / label,
+            *base,
+            "train.global_batch_size=7",
+            f"train.micro_batch_tokens={budget}",
+            paths=world.paths,
+        )
         trainer = trained(recipe)
-        assert len(trainer.loader.cuts("train", trainer.sampler.pair_indices(0))) == (7 if label == "seven" else 1)
-        validation = [r["validation/loss"] for r in read_metrics(train_store(recipe)) if r.get("kind") == "validation"]
+        assert len(trainer.loader.cuts("train", trainer.sampler.pair_indices(0))) == (
+            7 if label == "seven" else 1
+        )
+        validation = [
+            r["validation/loss"]
+            for r in read_metrics(train_store(recipe))
+            if r.get("kind") == "validation"
+        ]
         found[label] = rpo_losses(recipe), torch.tensor(validation)
     for one, seven in zip(found["one"], found["seven"], strict=True):
         assert float(((one - seven) / one).abs().max()) < 1e-4
@@ -233,11 +389,25 @@ def test_rpo_does_not_depend_on_micro_batches(recipe_in: MakeRecipe, world: Worl
 
 @pytest.mark.slow
 def test_rpo_does_not_depend_on_ranks(recipe_in: MakeRecipe, world: World, tmp_path: Path) -> None:
-    """One worker and two under Ray Train see the same global batch of 7; a different batch size shows (negative control)."""
-    base = ("objective.name=rpo", "objective.beta=2", "train.max_steps=4", "train.cpus_per_worker=1", *world.options)
+    """One worker and two under Ray Train see the same global batch of 7; a different batch size
+    shows (negative control).
+    """
+    base = (
+        "objective.name=rpo",
+        "objective.beta=2",
+        "train.max_steps=4",
+        "train.cpus_per_worker=1",
+        *world.options,
+    )
     found = []
     for label, workers, size in (("one", 1, 7), ("two", 2, 7), ("other", 1, 8)):
-        recipe = recipe_in(tmp_path / label, *base, f"train.num_workers={workers}", f"train.global_batch_size={size}", paths=world.paths)
+        recipe = recipe_in(
+            tmp_path / label,
+            *base,
+            f"train.num_workers={workers}",
+            f"train.global_batch_size={size}",
+            paths=world.paths,
+        )
         run_train(prepared(recipe), quiet=True)
         found.append(rpo_losses(recipe))
     assert float(((found[0] - found[1]) / found[0]).abs().max()) < 1e-4
@@ -248,11 +418,21 @@ def test_rpo_does_not_depend_on_ranks(recipe_in: MakeRecipe, world: World, tmp_p
 def test_prompt_embeddings_are_means_of_last_hidden_states(
     own: bool, make_recipe: MakeRecipe, model_dir: Path, tmp_path: Path, rows: list[dict[str, str]]
 ) -> None:
-    """Of the reference over the prompt's tokens, or of a sentence encoder over its own; against unpadded forwards."""
+    """Of the reference over the prompt's tokens, or of a sentence encoder over its own; against
+    unpadded forwards.
+    """
     options = ["objective.name=rpo"]
     if own:
-        words = sorted({word for row in rows for word in row["prompt"].lower().replace(".", " ").replace(",", " ").split()})
-        (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
+        words = sorted(
+            {
+                word
+                for row in rows
+                for word in row["prompt"].lower().replace(".", " ").replace(",", " ").split()
+            }
+        )
+        (tmp_path / "vocab.txt").write_text(
+            "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])
+        )
         encoder_dir = tmp_path / "encoder"
         torch.manual_seed(0)
         config = BertConfig(
@@ -277,28 +457,49 @@ def test_prompt_embeddings_are_means_of_last_hidden_states(
     pairs = open_pairs(recipe)
     wanted = [5, 3, 11]
     tokenised = pairs.pairs("train", wanted)
-    found = feature_source(recipe, pairs, CPU).features("train", wanted, padded_layout(tokenised)).prompt_embedding
+    found = (
+        feature_source(recipe, pairs, CPU)
+        .features("train", wanted, padded_layout(tokenised))
+        .prompt_embedding
+    )
     assert found is not None
     for row, pair, vector in zip(wanted, tokenised, found, strict=True):
         if own:
             tokenizer = AutoTokenizer.from_pretrained(encoder_dir)
-            ids = tokenizer(pairs.values("train", [row], ("prompt",))[0][0], return_tensors="pt").input_ids
+            ids = tokenizer(
+                pairs.values("train", [row], ("prompt",))[0][0], return_tensors="pt"
+            ).input_ids
             model: Any = BertModel.from_pretrained(encoder_dir)
         else:
-            ids, model = torch.tensor([list(pair.prompt)]), AutoModelForCausalLM.from_pretrained(model_dir).base_model
+            ids, model = (
+                torch.tensor([list(pair.prompt)]),
+                AutoModelForCausalLM.from_pretrained(model_dir).base_model,
+            )
         with torch.no_grad():
             expected = model(input_ids=ids).last_hidden_state[0].mean(0)
         torch.testing.assert_close(vector, expected, atol=1e-5, rtol=0)
     if own:
-        (encoder_dir / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_max_tokens": True}))
-        with pytest.raises(UserError, match="pooling max_tokens is not supported, only mean, cls or lasttoken"):
+        (encoder_dir / "1_Pooling" / "config.json").write_text(
+            json.dumps({"pooling_mode_max_tokens": True})
+        )
+        with pytest.raises(
+            UserError, match="pooling max_tokens is not supported, only mean, cls or lasttoken"
+        ):
             prepared(make_recipe(*options, run_dir=str(tmp_path / "max")))
 
 
 @pytest.mark.parametrize("mask", ["random", "external", "activation"])
-def test_frozen_masks_keep_the_heaviest_tokens(mask: str, recipe_in: MakeRecipe, world: World, tmp_path: Path) -> None:
+def test_frozen_masks_keep_the_heaviest_tokens(
+    mask: str, recipe_in: MakeRecipe, world: World, tmp_path: Path
+) -> None:
     """Half of the tokens of every response, rounded up, so slightly under half are zero."""
-    options = ("objective.name=mapo", f"mask.kind={mask}", "mask.keep_fraction=0.5", "mask.terms=reward", "train.max_steps=1")
+    options = (
+        "objective.name=mapo",
+        f"mask.kind={mask}",
+        "mask.keep_fraction=0.5",
+        "mask.terms=reward",
+        "train.max_steps=1",
+    )
     recipe = recipe_in(tmp_path, *options, *world.options, paths=world.paths)
     trained(recipe)
     (record,) = steps(recipe)
@@ -307,24 +508,39 @@ def test_frozen_masks_keep_the_heaviest_tokens(mask: str, recipe_in: MakeRecipe,
     assert record["masks/kl_mean"] == 1
 
 
-def test_target_sparsity_is_held_saved_and_resumed(recipe_in: MakeRecipe, world: World, tmp_path: Path) -> None:
-    """Under an L1 penalty that kills the mask without it; a run stopped at step 8 continues with the same shift."""
+def test_target_sparsity_is_held_saved_and_resumed(
+    recipe_in: MakeRecipe, world: World, tmp_path: Path
+) -> None:
+    """Under an L1 penalty that kills the mask without it; a run stopped at step 8 continues with
+    the same shift.
+    """
     base = (
-        "objective.name=sparsepo", "objective.l1_reward=0.1", "objective.l1_kl=0.1", "mask.kind=learned", "mask.architecture=simple_last",
-        "mask.sharing=independent", "train.epochs=30", "train.max_steps=60", "train.global_batch_size=64", "train.checkpoint_every=8",
+        "objective.name=sparsepo", "objective.l1_reward=0.1", "objective.l1_kl=0.1",
+        "mask.kind=learned", "mask.architecture=simple_last",
+        "mask.sharing=independent", "train.epochs=30", "train.max_steps=60",
+        "train.global_batch_size=64", "train.checkpoint_every=8",
         *world.options,
     )  # fmt: skip
     held = recipe_in(tmp_path / "held", *base, "mask.target_sparsity=0.4", paths=world.paths)
     trained(held)
     for term in ("reward", "kl"):
-        # This world's few dozen token types move as blocks, so single steps are coarse; finer data is tested in test_masks.
+        # This world's few dozen token types move as blocks, so single steps are coarse; finer data
+        # is tested in test_masks.
         last = [record[f"masks/{term}_zero_fraction"] for record in steps(held)[-30:]]
         assert abs(sum(last) / 30 - 0.4) < 0.05, last
     free = recipe_in(tmp_path / "free", *base, paths=world.paths)
     trained(free)
-    assert steps(free)[-1]["masks/reward_zero_fraction"] > 0.9, "the penalty alone must be strong, or this test shows nothing"
+    assert steps(free)[-1]["masks/reward_zero_fraction"] > 0.9, (
+        "the penalty alone must be strong, or this test shows nothing"
+    )
 
-    stopped = recipe_in(tmp_path / "stopped", *base, "mask.target_sparsity=0.4", "train.max_steps=16", paths=world.paths)
+    stopped = recipe_in(
+        tmp_path / "stopped",
+        *base,
+        "mask.target_sparsity=0.4",
+        "train.max_steps=16",
+        paths=world.paths,
+    )
     trainer = Trainer(stopped, Placement.choose("auto", CPU, 0, 1), 1)
 
     def stop(metrics: dict[str, Any]) -> None:
@@ -336,7 +552,11 @@ def test_target_sparsity_is_held_saved_and_resumed(recipe_in: MakeRecipe, world:
     resumed = Trainer(stopped, Placement.choose("auto", CPU, 0, 1), 1)
     assert resumed.step == 8
     for name in ("shift", "drift", "window"):
-        assert float(getattr(resumed.model.masks.reward, name)) == float(getattr(trainer.model.masks.reward, name)) != 0
+        assert (
+            float(getattr(resumed.model.masks.reward, name))
+            == float(getattr(trainer.model.masks.reward, name))
+            != 0
+        )
     resumed.run(lambda metrics: None)
     published = LearnedMasks.from_pretrained(f"{stopped.run_dir}/train/masks")
     assert float(published.reward.shift) == float(resumed.model.masks.reward.shift)  # type: ignore[union-attr]
@@ -345,21 +565,34 @@ def test_target_sparsity_is_held_saved_and_resumed(recipe_in: MakeRecipe, world:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_one_rank_that_fails_stops_both(strategy: str, recipe_in: MakeRecipe, world: World, tmp_path: Path) -> None:
-    """One pair whose scores were turned around behind the pipeline's back: the rank that has it says so, the other does not wait."""
+def test_one_rank_that_fails_stops_both(
+    strategy: str, recipe_in: MakeRecipe, world: World, tmp_path: Path
+) -> None:
+    """One pair whose scores were turned around behind the pipeline's back: the rank that has it
+    says so, the other does not wait.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     recipe = recipe_in(
-        tmp_path, "objective.name=odpo", f"train.strategy={strategy}", "train.num_workers=2", "train.cpus_per_worker=1", "train.max_steps=3", "train.global_batch_size=200",
+        tmp_path, "objective.name=odpo", f"train.strategy={strategy}", "train.num_workers=2",
+        "train.cpus_per_worker=1", "train.max_steps=3", "train.global_batch_size=200",
         *world.options,
     )  # fmt: skip
     shard = Path(prepared(recipe).run_dir) / "pairs" / "train-00000.parquet"
     table = pq.read_table(shard)
     scores = table["chosen_score"].to_pylist()
-    table = table.set_column(table.schema.get_field_index("chosen_score"), "chosen_score", pa.array([-5.0, *scores[1:]], pa.float64()))
+    table = table.set_column(
+        table.schema.get_field_index("chosen_score"),
+        "chosen_score",
+        pa.array([-5.0, *scores[1:]], pa.float64()),
+    )
     pq.write_table(table, shard)
-    with pytest.raises(StageFailed, match=rf"step 1: preference_scores of pair \d+: chosen -5.0, .*; pairs .*{table['pair_id'][0]}"):
+    with pytest.raises(
+        StageFailed,
+        match=r"step 1: preference_scores of pair \d+: chosen -5.0, .*; pairs "
+        rf".*{table['pair_id'][0]}",
+    ):
         run_train(recipe, quiet=True)
 
 
@@ -369,21 +602,32 @@ def test_a_collapsed_mask_is_reported_with_its_cure(
 ) -> None:
     """While training, on the screen, and in the stage's summary."""
     recipe = recipe_in(
-        tmp_path, "objective.name=sparsepo", "objective.l1_reward=1", "mask.kind=learned", "mask.architecture=simple_last",
-        "mask.sharing=independent", "mask.terms=reward", "mask.learning_rate=0.05", "train.epochs=9", "train.max_steps=40", "train.checkpoint_every=50",
+        tmp_path, "objective.name=sparsepo", "objective.l1_reward=1", "mask.kind=learned",
+        "mask.architecture=simple_last",
+        "mask.sharing=independent", "mask.terms=reward", "mask.learning_rate=0.05",
+        "train.epochs=9", "train.max_steps=40", "train.checkpoint_every=50",
         *world.options, paths=world.paths,
     )  # fmt: skip
     lines: list[str] = []
     run_stages(recipe, ("train",), lines.append)
     cure = (
-        "the reward mask has been zero on every token for 20 steps and gets no gradient any more: hold its zeros with mask.target_sparsity"
+        "the reward mask has been zero on every token for 20 steps and gets no gradient any more: "
+        "hold its zeros with mask.target_sparsity"
     )
     assert cure in "\n".join(lines)
     assert cure in capsys.readouterr().err
-    assert sum("kind" in record and record["kind"] == "warning" for record in read_metrics(train_store(recipe))) == 1
+    assert (
+        sum(
+            "kind" in record and record["kind"] == "warning"
+            for record in read_metrics(train_store(recipe))
+        )
+        == 1
+    )
 
 
-def test_weights_that_stop_being_finite_stop_with_step_and_pairs(recipe_in: MakeRecipe, world: World, tmp_path: Path) -> None:
+def test_weights_that_stop_being_finite_stop_with_step_and_pairs(
+    recipe_in: MakeRecipe, world: World, tmp_path: Path
+) -> None:
     options = (
         "objective.name=sparsepo",
         "mask.kind=learned",
@@ -392,17 +636,33 @@ def test_weights_that_stop_being_finite_stop_with_step_and_pairs(recipe_in: Make
         "mask.adam_eps=1e-12",
     )
     recipe = recipe_in(
-        tmp_path, *options, "mask.weight_decay=0", "train.max_steps=6", "train.warmup_fraction=0", *world.options, paths=world.paths
+        tmp_path,
+        *options,
+        "mask.weight_decay=0",
+        "train.max_steps=6",
+        "train.warmup_fraction=0",
+        *world.options,
+        paths=world.paths,
     )
     with pytest.raises(
-        StageFailed, match=r"step \d: reward_mask\[\d+\]=(nan|inf): weights must be finite and >= 0; pairs [0-9a-f]{24}-0.*checkpoint"
+        StageFailed,
+        match=r"step \d: reward_mask\[\d+\]=(nan|inf): weights must be finite and >= 0; pairs "
+        r"[0-9a-f]{24}-0.*checkpoint",
     ):
         trained(recipe)
 
 
-def test_mask_dropout_resumes_and_is_off_in_validation(recipe_in: MakeRecipe, world: World, tmp_path: Path) -> None:
+def test_mask_dropout_resumes_and_is_off_in_validation(
+    recipe_in: MakeRecipe, world: World, tmp_path: Path
+) -> None:
     """Dropout changes training's masks, the same way in every run, and never validation's."""
-    base = ("objective.name=sparsepo", "mask.kind=learned", "mask.architecture=simple_last", "train.max_steps=2", *world.options)
+    base = (
+        "objective.name=sparsepo",
+        "mask.kind=learned",
+        "mask.architecture=simple_last",
+        "train.max_steps=2",
+        *world.options,
+    )
 
     def run(name: str, *options: str) -> list[dict[str, Any]]:
         recipe = recipe_in(tmp_path / name, *base, *options, paths=world.paths)

@@ -30,21 +30,37 @@ FORECASTS = {
     "topk": (*KL, "reference.topk=32"),
     "mapo": ("objective.name=mapo", "mask.kind=activation"),
     "layers": ("objective.name=sparsepo", "mask.kind=learned", "reference.mode=stored"),
-    "int8": ("objective.name=sparsepo", "mask.kind=learned", "reference.mode=stored", "reference.layers_dtype=int8"),
+    "int8": (
+        "objective.name=sparsepo",
+        "mask.kind=learned",
+        "reference.mode=stored",
+        "reference.layers_dtype=int8",
+    ),
     "rpo": ("objective.name=rpo", "objective.beta=1"),
 }
 
 
 @pytest.mark.parametrize("case", FORECASTS)
-def test_the_storage_forecast_is_within_five_percent(case: str, scored: Recipe, recipe_in: MakeRecipe, tmp_path: Path) -> None:
-    """The forecast of `plan` against the bytes of the files that the scoring actor (here, in this process) then writes."""
-    recipe = recipe_in(tmp_path / "run", *FORECASTS[case], paths={"pairs": f"{scored.run_dir}/pairs"})
+def test_the_storage_forecast_is_within_five_percent(
+    case: str, scored: Recipe, recipe_in: MakeRecipe, tmp_path: Path
+) -> None:
+    """The forecast of `plan` against the bytes of the files that the scoring actor (here, in
+    this process) then writes.
+    """
+    recipe = recipe_in(
+        tmp_path / "run", *FORECASTS[case], paths={"pairs": f"{scored.run_dir}/pairs"}
+    )
     forecast = run_plan(recipe)["reference"]["storage_bytes"]
     scorer = ShardScorer(recipe.model_dump(mode="json"))
     pairs = open_pairs(recipe)
     for split in ("train", "test"):
         for number in range(pairs.num_shards(split)):
-            task = {"split": split, "shard": number, "features": sorted(recipe.stored_features()), "fingerprint": "0" * 32}
+            task = {
+                "split": split,
+                "shard": number,
+                "features": sorted(recipe.stored_features()),
+                "fingerprint": "0" * 32,
+            }
             assert "error" not in scorer(task)
     written = sum(len(data) for data in store_files(recipe).values())
     print(case, forecast, written)
@@ -52,19 +68,30 @@ def test_the_storage_forecast_is_within_five_percent(case: str, scored: Recipe, 
 
 
 def test_auto_takes_the_cheaper_of_stored_and_online(recipe_in: MakeRecipe, tmp_path: Path) -> None:
-    """States of all layers: one pass is cheapest online; repeated passes pay for the disk on a slow device, not on a fast one."""
+    """States of all layers: one pass is cheapest online; repeated passes pay for the disk on a
+    slow device, not on a fast one.
+    """
     base = ("objective.name=sparsepo", "mask.kind=learned", "mask.architecture=simple_all")
     gpu = torch.device("cuda")
     once, often = (recipe_in(tmp_path, *base, f"train.epochs={epochs}") for epochs in (1, 50))
     assert settle_mode(once, CPU).reference.mode == "online"
     assert settle_mode(often, CPU).reference.mode == "stored"
-    assert settle_mode(once, CPU, trials=50).reference.mode == "stored", "a sweep scores once for all trials"
+    assert settle_mode(once, CPU, trials=50).reference.mode == "stored", (
+        "a sweep scores once for all trials"
+    )
     assert settle_mode(often, gpu).reference.mode == "online"
-    assert settle_mode(recipe_in(tmp_path, *base, "train.epochs=50", "reference.mode=online"), CPU).reference.mode == "online"
+    assert (
+        settle_mode(
+            recipe_in(tmp_path, *base, "train.epochs=50", "reference.mode=online"), CPU
+        ).reference.mode
+        == "online"
+    )
     assert settle_mode(recipe_in(tmp_path, *KL), CPU).reference_mode() == "stored"
 
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="mounts a small disk: needs root")
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("unshare") is None, reason="mounts a small disk: needs root"
+)
 
 SCORE_ON_A_SMALL_DISK = """
 import sys
@@ -80,25 +107,44 @@ try:
 except UserError as error:
     print("refused:", error)
 root = Path(sys.argv[3])
-print("shards:", len(list(root.rglob("shards/*/*.json"))), "leftovers:", len(list(root.rglob(".tmp-*"))))
+print("shards:", len(list(root.rglob("shards/*/*.json"))))
+print("leftovers:", len(list(root.rglob(".tmp-*"))))
 """
 
 
 @needs_root
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["foreseen", "unforeseen"])
-def test_a_full_disk_ends_in_one_line_and_keeps_what_was_written(kind: str, scored: Recipe, tmp_path: Path) -> None:
-    """A disk of three quarters of the store; foreseen before scoring, or met in the middle with the forecast switched off."""
+def test_a_full_disk_ends_in_one_line_and_keeps_what_was_written(
+    kind: str, scored: Recipe, tmp_path: Path
+) -> None:
+    """A disk of three quarters of the store; foreseen before scoring, or met in the middle with
+    the forecast switched off.
+    """
     from pipelines.recipe import write_yaml
 
     disk = tmp_path / "disk"
     disk.mkdir()
-    recipe = scored.model_copy(update={"run_dir": str(disk), "paths": scored.paths.model_copy(update={"pairs": f"{scored.run_dir}/pairs"})})
+    recipe = scored.model_copy(
+        update={
+            "run_dir": str(disk),
+            "paths": scored.paths.model_copy(update={"pairs": f"{scored.run_dir}/pairs"}),
+        }
+    )
     (tmp_path / "recipe.yaml").write_text(write_yaml(recipe))
     size = int(0.75 * reference_record(scored).manifest()["counts"]["bytes"])
-    script = f"mount -t tmpfs -o size={size} tmpfs {disk} && exec {sys.executable} -c '{SCORE_ON_A_SMALL_DISK}' {tmp_path}/recipe.yaml {kind} {disk}/reference"
+    script = (
+        f"mount -t tmpfs -o size={size} tmpfs {disk} && exec {sys.executable} -c "
+        f"'{SCORE_ON_A_SMALL_DISK}' {tmp_path}/recipe.yaml {kind} {disk}/reference"
+    )
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    done = subprocess.run(["unshare", "-m", "bash", "-c", script], capture_output=True, text=True, timeout=300, env=environment)
+    done = subprocess.run(
+        ["unshare", "-m", "bash", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+    )
     assert done.returncode == 0, done.stderr
     line = next(line for line in done.stdout.splitlines() if line.startswith("refused:"))
     if kind == "foreseen":
@@ -127,7 +173,11 @@ def test_a_directory_that_may_not_be_written_is_named(tmp_path: Path) -> None:
     locked.mkdir(mode=0o755)
     try:
         done = subprocess.run(
-            [sys.executable, "-c", WRITE_AS_NOBODY, str(locked)], capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2]
+            [sys.executable, "-c", WRITE_AS_NOBODY, str(locked)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=Path(__file__).parents[2],
         )
     finally:
         locked.rmdir()

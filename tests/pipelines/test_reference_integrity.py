@@ -1,4 +1,6 @@
-"""Damaged, foreign and unfinished stores are named, repaired or refused; nothing is read wrongly."""
+"""Damaged, foreign and unfinished stores are named, repaired or refused; nothing is read
+wrongly.
+"""
 
 import json
 import os
@@ -42,14 +44,20 @@ def flip(path: Path) -> None:
 
 
 def foreign(path: Path) -> None:
-    """Another shard's values in this one's place, its length kept, so that only what it says of itself is wrong."""
+    """Another shard's values in this one's place, its length kept, so that only what it says of
+    itself is wrong.
+    """
     other = path.with_name("train-00000.parquet")
     data = other.read_bytes()
     path.write_bytes(data)
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "corrupted": (flip, r"train-00001.parquet is damaged or foreign: .*(integrity|sha256|Couldn't|metadata|Thrift|size|magic)"),
+    "corrupted": (
+        flip,
+        r"train-00001.parquet is damaged or foreign: "
+        r".*(integrity|sha256|Couldn't|metadata|Thrift|size|magic)",
+    ),
     "truncated": (lambda path: os.truncate(path, 500), "it has 500 bytes, the manifest says"),
     "missing": (Path.unlink, "train-00001.parquet is missing"),
 }
@@ -63,7 +71,9 @@ def test_damage_is_named_by_check_and_by_training_and_repaired(copied: Recipe, k
     damage(shard_file(copied))
     pairs = open_pairs(copied)
     with pytest.raises(UserError, match=message):
-        open_reference(copied, pairs).features("train", range(pairs.num_rows("train")), ["reference_logps", "reference_hidden"])
+        open_reference(copied, pairs).features(
+            "train", range(pairs.num_rows("train")), ["reference_logps", "reference_hidden"]
+        )
     _, found = check_reference(copied, quiet=True)
     assert [(d.feature, d.split, d.number) for d in found] == [("reference_logps", "train", 1)]
     assert "train-00001.parquet" in found[0].message
@@ -71,20 +81,29 @@ def test_damage_is_named_by_check_and_by_training_and_repaired(copied: Recipe, k
     run_stages(discard_damaged(copied, found), ("reference",), silent)
     assert check_reference(copied, quiet=True)[1] == []
     assert store_files(copied) == before
-    assert shard_file(copied, "reference_hidden").stat().st_mtime_ns == untouched, "only what was damaged is scored again"
+    assert shard_file(copied, "reference_hidden").stat().st_mtime_ns == untouched, (
+        "only what was damaged is scored again"
+    )
 
 
 def test_a_foreign_shard_is_named_whatever_its_size(copied: Recipe) -> None:
-    """A shard of the same store under another name, with its size written into the manifest by hand."""
+    """A shard of the same store under another name, with its size written into the manifest by
+    hand.
+    """
     path = shard_file(copied)
     foreign(path)
     record = reference_record(copied)
     manifest = record.manifest()
-    manifest["outputs"]["reference_logps/train-00001.parquet"] = dict(manifest["outputs"]["reference_logps/train-00000.parquet"])
+    manifest["outputs"]["reference_logps/train-00001.parquet"] = dict(
+        manifest["outputs"]["reference_logps/train-00000.parquet"]
+    )
     record.store.write_json("manifest.json", manifest)
     with pytest.raises(UserError, match="it is of shard train-00000, not train-00001"):
         open_reference(copied, open_pairs(copied)).features("train", range(40), ["reference_logps"])
-    assert "it is of shard train-00000, not train-00001" in check_reference(copied, quiet=True)[1][0].message
+    assert (
+        "it is of shard train-00000, not train-00001"
+        in check_reference(copied, quiet=True)[1][0].message
+    )
     table = pq.read_table(path)
     pq.write_table(table.replace_schema_metadata(None), path)
     manifest["outputs"]["reference_logps/train-00001.parquet"]["bytes"] = path.stat().st_size
@@ -103,7 +122,9 @@ def test_a_damaged_head_is_found_and_made_again(copied: Recipe) -> None:
     assert store_files(copied) == before
 
 
-def test_the_command_line_checks_and_repairs(copied: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_checks_and_repairs(
+    copied: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Exit code 0 for a good store, 1 with a line per bad file, 0 again once repaired."""
     from pipelines.cli import main
     from pipelines.recipe import write_yaml
@@ -129,10 +150,14 @@ def test_the_command_line_checks_and_repairs(copied: Recipe, tmp_path: Path, cap
 
 
 def test_an_unfinished_store_is_no_store(copied: Recipe) -> None:
-    """Without its manifest: neither check nor training takes it, the next run finishes it without scoring anything."""
+    """Without its manifest: neither check nor training takes it, the next run finishes it
+    without scoring anything.
+    """
     (Path(copied.run_dir) / "reference" / "manifest.json").unlink()
     shutil.rmtree(Path(copied.run_dir) / "reference" / "shards" / "reference_hidden")
-    with pytest.raises(UserError, match="no finished reference stage: reference_logps 4 of 4 shards"):
+    with pytest.raises(
+        UserError, match="no finished reference stage: reference_logps 4 of 4 shards"
+    ):
         check_reference(copied, quiet=True)
     with pytest.raises(UserError, match="no finished reference stage"):
         open_reference(copied, open_pairs(copied))
@@ -141,8 +166,15 @@ def test_an_unfinished_store_is_no_store(copied: Recipe) -> None:
     assert shard_file(copied).stat().st_mtime_ns == before
 
 
-def test_more_gpus_per_model_than_there_are_is_refused(scored: Recipe, recipe_in: MakeRecipe, tmp_path: Path) -> None:
-    recipe = recipe_in(tmp_path / "run", *KL, "reference.gpus_per_model=2", paths={"pairs": f"{scored.run_dir}/pairs"})
+def test_more_gpus_per_model_than_there_are_is_refused(
+    scored: Recipe, recipe_in: MakeRecipe, tmp_path: Path
+) -> None:
+    recipe = recipe_in(
+        tmp_path / "run",
+        *KL,
+        "reference.gpus_per_model=2",
+        paths={"pairs": f"{scored.run_dir}/pairs"},
+    )
     with pytest.raises(UserError, match="reference: 2 GPUs for one model, but the cluster has 0"):
         run_stages(recipe, ("reference",), silent)
 
@@ -157,12 +189,16 @@ def test_more_gpus_per_model_than_there_are_is_refused(scored: Recipe, recipe_in
 def test_another_runs_store_is_refused_by_what_differs(
     scored: Recipe, recipe_in: MakeRecipe, tmp_path: Path, option: str, message: str
 ) -> None:
-    recipe = recipe_in(tmp_path / "run", *KL, option, paths={"reference": f"{scored.run_dir}/reference"})
+    recipe = recipe_in(
+        tmp_path / "run", *KL, option, paths={"reference": f"{scored.run_dir}/reference"}
+    )
     with pytest.raises(UserError, match=message):
         run_stages(recipe, ("prepare", "reference"), silent)
 
 
-def test_other_library_versions_are_warned_of_when_a_store_is_extended(copied: Recipe, recipe_in: MakeRecipe) -> None:
+def test_other_library_versions_are_warned_of_when_a_store_is_extended(
+    copied: Recipe, recipe_in: MakeRecipe
+) -> None:
     started = Path(copied.run_dir) / "reference" / "started.json"
     record = json.loads(started.read_text())
     record["versions"]["torch"] = "2.0.1"
@@ -174,7 +210,9 @@ def test_other_library_versions_are_warned_of_when_a_store_is_extended(copied: R
 
 
 def test_scoring_leaves_the_random_state_alone(scored: Recipe) -> None:
-    """Beside training: a live reference is loaded and asked; the generators of torch, numpy and Python stay where they were."""
+    """Beside training: a live reference is loaded and asked; the generators of torch, numpy and
+    Python stay where they were.
+    """
     recipe = validate_recipe({**scored.model_dump(mode="json"), "reference": {"mode": "online"}})
     pairs = open_pairs(recipe)
     torch.manual_seed(5)

@@ -26,16 +26,24 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def small_vocabulary(model_dir: Path, scored: Recipe, tmp_path: Path) -> tuple[Path, dict[str, set[int]]]:
+def small_vocabulary(
+    model_dir: Path, scored: Recipe, tmp_path: Path
+) -> tuple[Path, dict[str, set[int]]]:
     """A model that lacks the tokens that fewest rows hold; split -> the rows that hold one."""
     pairs = open_pairs(scored)
     held = {
-        split: [{int(i) for ids in (p.prompt, *p.responses()) for i in ids} for p in pairs.pairs(split, range(pairs.num_rows(split)))]
+        split: [
+            {int(i) for ids in (p.prompt, *p.responses()) for i in ids}
+            for p in pairs.pairs(split, range(pairs.num_rows(split)))
+        ]
         for split in ("train", "test")
     }
     largest = sorted({max(ids) for rows in held.values() for ids in rows})
     vocabulary = largest[-2] + 1
-    lost = {split: {row for row, ids in enumerate(rows) if max(ids) >= vocabulary} for split, rows in held.items()}
+    lost = {
+        split: {row for row, ids in enumerate(rows) if max(ids) >= vocabulary}
+        for split, rows in held.items()
+    }
     folder = tmp_path / "small"
     shutil.copytree(model_dir, folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -45,25 +53,45 @@ def small_vocabulary(model_dir: Path, scored: Recipe, tmp_path: Path) -> tuple[P
 
 
 def test_a_failing_row_is_reported_and_left_out(
-    scored: Recipe, recipe_in: MakeRecipe, tmp_path: Path, small_vocabulary: tuple[Path, dict[str, set[int]]]
+    scored: Recipe,
+    recipe_in: MakeRecipe,
+    tmp_path: Path,
+    small_vocabulary: tuple[Path, dict[str, set[int]]],
 ) -> None:
-    """Tokens beyond the vocabulary: those rows are null, all others are what the whole model's cut head gives them."""
+    """Tokens beyond the vocabulary: those rows are null, all others are what the whole model's
+    cut head gives them.
+    """
     folder, lost = small_vocabulary
     assert lost["train"]
     recipe = recipe_in(
-        tmp_path / "run", f"model.reference={folder}", "reference.max_failed_fraction=0.9", paths={"pairs": f"{scored.run_dir}/pairs"}
+        tmp_path / "run",
+        f"model.reference={folder}",
+        "reference.max_failed_fraction=0.9",
+        paths={"pairs": f"{scored.run_dir}/pairs"},
     )
     lines: list[str] = []
     run_stages(recipe, ("reference",), lines.append, quiet=True)
-    assert f"{len(lost['train']) + len(lost['test'])} rows could not be scored: failed_rows.jsonl" in lines[-1]
-    reported = [json.loads(line) for line in (Path(recipe.run_dir) / "reference" / "failed_rows.jsonl").read_text().splitlines()]
-    assert {(r["split"], r["row"]) for r in reported} == {(split, row) for split, rows in lost.items() for row in rows}
+    assert (
+        f"{len(lost['train']) + len(lost['test'])} rows could not be scored: failed_rows.jsonl"
+        in lines[-1]
+    )
+    reported = [
+        json.loads(line)
+        for line in (Path(recipe.run_dir) / "reference" / "failed_rows.jsonl")
+        .read_text()
+        .splitlines()
+    ]
+    assert {(r["split"], r["row"]) for r in reported} == {
+        (split, row) for split, rows in lost.items() for row in rows
+    }
     pairs = open_pairs(recipe)
     ids = pairs.column("train", "pair_id")
     assert all(r["pair_id"] == ids[r["row"]] for r in reported if r["split"] == "train")
     assert all("beyond the reference's vocabulary" in r["reason"] for r in reported)
     rows = [row for row in range(pairs.num_rows("train")) if row not in lost["train"]]
-    stored = open_reference(recipe, pairs).features("train", rows, ["reference_logps"]).reference_logps
+    stored = (
+        open_reference(recipe, pairs).features("train", rows, ["reference_logps"]).reference_logps
+    )
     live = ReferenceModel(AutoModelForCausalLM.from_pretrained(folder)).features(
         padded_layout(pairs.pairs("train", rows)), ["reference_logps"]
     )
@@ -71,12 +99,19 @@ def test_a_failing_row_is_reported_and_left_out(
     torch.set_num_threads(1)
     trainer = Trainer(recipe, Placement.choose("auto", CPU, 0, 1), 1)
     assert trainer.rows["train"] == rows
-    seen = [trainer.rows["train"][place] for step in range(trainer.sampler.steps_per_epoch) for place in trainer.sampler.pair_indices(step)]
+    seen = [
+        trainer.rows["train"][place]
+        for step in range(trainer.sampler.steps_per_epoch)
+        for place in trainer.sampler.pair_indices(step)
+    ]
     assert sorted(seen) == rows, "an epoch has every usable row once"
 
 
 def test_too_many_failing_rows_stop_the_stage_with_the_first_one(
-    scored: Recipe, recipe_in: MakeRecipe, tmp_path: Path, small_vocabulary: tuple[Path, dict[str, set[int]]]
+    scored: Recipe,
+    recipe_in: MakeRecipe,
+    tmp_path: Path,
+    small_vocabulary: tuple[Path, dict[str, set[int]]],
 ) -> None:
     recipe = recipe_in(
         tmp_path / "run",
@@ -85,16 +120,28 @@ def test_too_many_failing_rows_stop_the_stage_with_the_first_one(
         paths={"pairs": f"{scored.run_dir}/pairs"},
     )
     with pytest.raises(
-        StageFailed, match=r"rows could not be scored, reference.max_failed_fraction = 0.0 allows 0; the first: .*token \d+ is beyond"
+        StageFailed,
+        match=r"rows could not be scored, reference.max_failed_fraction = 0.0 allows 0; the "
+        r"first: .*token \d+ is beyond",
     ):
         run_stages(recipe, ("reference",), silent)
 
 
-def test_a_row_whose_scores_are_not_finite_fails_alone(scored: Recipe, recipe_in: MakeRecipe, model_dir: Path, tmp_path: Path) -> None:
-    """The input embedding of one token is NaN (the head is its own matrix): just the rows with that token fail."""
+def test_a_row_whose_scores_are_not_finite_fails_alone(
+    scored: Recipe, recipe_in: MakeRecipe, model_dir: Path, tmp_path: Path
+) -> None:
+    """The input embedding of one token is NaN (the head is its own matrix): just the rows with
+    that token fail.
+    """
     pairs = open_pairs(scored)
-    held = [{int(i) for ids in (p.prompt, *p.responses()) for i in ids} for p in pairs.pairs("train", range(pairs.num_rows("train")))]
-    rare = min((token for ids in held for token in ids), key=lambda token: (sum(token in ids for ids in held), token))
+    held = [
+        {int(i) for ids in (p.prompt, *p.responses()) for i in ids}
+        for p in pairs.pairs("train", range(pairs.num_rows("train")))
+    ]
+    rare = min(
+        (token for ids in held for token in ids),
+        key=lambda token: (sum(token in ids for ids in held), token),
+    )
     folder = tmp_path / "nan"
     shutil.copytree(model_dir, folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -104,17 +151,31 @@ def test_a_row_whose_scores_are_not_finite_fails_alone(scored: Recipe, recipe_in
     model.get_input_embeddings().weight.data[rare] = torch.nan
     model.save_pretrained(folder)
     recipe = recipe_in(
-        tmp_path / "run", f"model.reference={folder}", "reference.max_failed_fraction=0.9", paths={"pairs": f"{scored.run_dir}/pairs"}
+        tmp_path / "run",
+        f"model.reference={folder}",
+        "reference.max_failed_fraction=0.9",
+        paths={"pairs": f"{scored.run_dir}/pairs"},
     )
     run_stages(recipe, ("reference",), silent)
     failed = reference_record(recipe).manifest()["counts"]["failed"]["train"]
-    # Every token before the rare one is finite, but at least one scored token after it is not, unless it ends the text.
+    # Every token before the rare one is finite, but at least one scored token after it is not,
+    # unless it ends the text.
     assert set(map(int, failed)) <= {row for row, ids in enumerate(held) if rare in ids}
     assert failed and set(failed.values()) == {"reference_logps is not finite"}
 
 
-def test_running_out_of_memory_names_the_setting(scored: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_names_the_setting(
+    scored: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scorer = ShardScorer(scored.model_dump(mode="json"))
-    monkeypatch.setattr(ReferenceModel, "features", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("8 GiB")))
-    result = scorer({"split": "train", "shard": 0, "features": ["reference_logps"], "fingerprint": "x"})
-    assert result["error"].startswith("out of memory on cpu with 4096 tokens per batch: lower reference.batch_tokens")
+    monkeypatch.setattr(
+        ReferenceModel,
+        "features",
+        lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("8 GiB")),
+    )
+    result = scorer(
+        {"split": "train", "shard": 0, "features": ["reference_logps"], "fingerprint": "x"}
+    )
+    assert result["error"].startswith(
+        "out of memory on cpu with 4096 tokens per batch: lower reference.batch_tokens"
+    )

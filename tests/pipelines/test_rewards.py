@@ -31,7 +31,9 @@ def test_classifier_reward_is_the_probability_of_its_label(model_dir: Path, tmp_
     found = build_reward(ClassifierReward(model=str(tmp_path), label="pos"))(texts)
     for text, value in zip(texts, found, strict=True):
         ids = tokenizer(text, return_tensors="pt").input_ids
-        assert value == pytest.approx(model(input_ids=ids).logits.softmax(-1)[0, 1].item(), abs=1e-5)
+        assert value == pytest.approx(
+            model(input_ids=ids).logits.softmax(-1)[0, 1].item(), abs=1e-5
+        )
     assert len(set(found)) == 3
     with pytest.raises(UserError, match="reward.label = 'happy': the classifier .* has NEG, POS"):
         build_reward(ClassifierReward(model=str(tmp_path), label="happy"))

@@ -1,4 +1,6 @@
-"""The plan of prepare's rows against the same rules followed row by row with dictionaries, and its drawn parts."""
+"""The plan of prepare's rows against the same rules followed row by row with dictionaries, and
+its drawn parts.
+"""
 
 import hashlib
 import random
@@ -22,7 +24,9 @@ def key(text: str) -> str:
 
 def section(**settings: Any) -> DataSection:
     sources = [{"path": "a", "weight": 1.6}, {"path": "b", "weight": 0.5}]
-    return DataSection.model_validate({"sources": sources, "validation": [{"path": "v"}], "test": [{"path": "t"}], **settings})
+    return DataSection.model_validate(
+        {"sources": sources, "validation": [{"path": "v"}], "test": [{"path": "t"}], **settings}
+    )
 
 
 def random_rows(seed: int, count: int) -> list[Row]:
@@ -30,25 +34,43 @@ def random_rows(seed: int, count: int) -> list[Row]:
     rng = random.Random(seed)
     rows: list[Row] = []
     for number in range(count):
-        base = {"source": min(3, number * 5 // count), "row": number, "pair_id": None, "prompt_hash": None, "reason": None}
+        base = {
+            "source": min(3, number * 5 // count),
+            "row": number,
+            "pair_id": None,
+            "prompt_hash": None,
+            "reason": None,
+        }
         if rng.random() < 0.05:
             rows.append({**base, "reason": rng.choice(["empty prompt", "empty response"])})
         else:
             prompt = f"prompt {rng.randrange(count // 3)}"
-            rows.append({**base, "pair_id": key(f"{prompt} {rng.randrange(2)}"), "prompt_hash": key(prompt)})
+            rows.append(
+                {**base, "pair_id": key(f"{prompt} {rng.randrange(2)}"), "prompt_hash": key(prompt)}
+            )
     return rows
 
 
 def blocks_of(rows: list[Row], size: int) -> list[pa.Table]:
-    types = {"source": pa.int32(), "row": pa.int64(), "pair_id": pa.string(), "prompt_hash": pa.string(), "reason": pa.string()}
+    types = {
+        "source": pa.int32(),
+        "row": pa.int64(),
+        "pair_id": pa.string(),
+        "prompt_hash": pa.string(),
+        "reason": pa.string(),
+    }
     whole = pa.Table.from_pylist(rows, schema=pa.schema(list(types.items())))
     return [whole.slice(start, size) for start in range(0, len(rows), size)]
 
 
-def row_by_row(rows: list[Row], own: list[Row], data: DataSection) -> tuple[dict[str, list[tuple[int, str]]], Counter[str], list[int]]:
+def row_by_row(
+    rows: list[Row], own: list[Row], data: DataSection
+) -> tuple[dict[str, list[tuple[int, str]]], Counter[str], list[int]]:
     """(pairs (row, name) of every split in order, reasons, dropped rows)."""
     fate: dict[int, str] = {i: row["reason"] for i, row in enumerate(rows) if row["reason"]}
-    held_out = {row["prompt_hash"] for row, part in zip(rows, own, strict=True) if part["split"] in (1, 2)}
+    held_out = {
+        row["prompt_hash"] for row, part in zip(rows, own, strict=True) if part["split"] in (1, 2)
+    }
     seen = set()
     for i, (row, part) in enumerate(zip(rows, own, strict=True)):
         if i in fate:
@@ -61,7 +83,11 @@ def row_by_row(rows: list[Row], own: list[Row], data: DataSection) -> tuple[dict
             fate[i] = "left out by the source's weight"
         seen.add((part["split"], row["pair_id"]))
     for number, split in enumerate(SPLITS):
-        alive = sorted((own[i]["rank"], i) for i in range(len(rows)) if i not in fate and own[i]["split"] == number)
+        alive = sorted(
+            (own[i]["rank"], i)
+            for i in range(len(rows))
+            if i not in fate and own[i]["split"] == number
+        )
         limit = getattr(data, f"max_{split}_pairs")
         for _, i in alive[len(alive) if limit is None else limit :]:
             fate[i] = f"beyond max_{split}_pairs"
@@ -81,7 +107,12 @@ def row_by_row(rows: list[Row], own: list[Row], data: DataSection) -> tuple[dict
     [
         {},
         {"deduplicate": False},
-        {"validation_fraction": 0.1, "test_fraction": 0.1, "max_train_pairs": 40, "max_test_pairs": 5},
+        {
+            "validation_fraction": 0.1,
+            "test_fraction": 0.1,
+            "max_train_pairs": 40,
+            "max_test_pairs": 5,
+        },
         {"deduplicate": False, "validation_fraction": 0.3, "max_validation_pairs": 30},
     ],
 )
@@ -112,10 +143,19 @@ def test_the_plan_is_what_the_rules_say_row_by_row(settings: dict[str, Any], see
 
 
 def test_fractions_and_weights_are_met_by_hashes_alone() -> None:
-    """Of 4,000 prompts a tenth goes to each held-out split; weights 1.6 and 0.5 give that many copies; order changes nothing."""
+    """Of 4,000 prompts a tenth goes to each held-out split; weights 1.6 and 0.5 give that many
+    copies; order changes nothing.
+    """
     data = section(validation_fraction=0.1, test_fraction=0.1)
     rows = [
-        {"source": i % 2, "row": i, "pair_id": key(f"pair {i}"), "prompt_hash": key(f"prompt {i}"), "reason": None} for i in range(4000)
+        {
+            "source": i % 2,
+            "row": i,
+            "pair_id": key(f"pair {i}"),
+            "prompt_hash": key(f"prompt {i}"),
+            "reason": None,
+        }
+        for i in range(4000)
     ]
     own = pa.concat_tables([digest_of(block, data) for block in blocks_of(rows, 500)]).to_pylist()
     splits = np.array([part["split"] for part in own])
@@ -124,7 +164,9 @@ def test_fractions_and_weights_are_met_by_hashes_alone() -> None:
         copies = [part["copies"] for part in own if part["split"] == 0 and part["source"] == source]
         assert abs(np.mean(copies) - weight) < 0.05
         assert set(copies) == {int(weight), int(weight) + 1}
-    backwards = pa.concat_tables([digest_of(block, data) for block in blocks_of(rows[::-1], 500)]).to_pylist()
+    backwards = pa.concat_tables(
+        [digest_of(block, data) for block in blocks_of(rows[::-1], 500)]
+    ).to_pylist()
     assert backwards[::-1] == own
 
 

@@ -25,23 +25,34 @@ def isolates() -> bool:
     return True
 
 
-pytestmark = pytest.mark.skipif(not isolates(), reason="this machine cannot isolate programs, and so runs none")
+pytestmark = pytest.mark.skipif(
+    not isolates(), reason="this machine cannot isolate programs, and so runs none"
+)
 
 HOSTILE = {
     "fork bomb": "import os\ndef f():\n    while True:\n        os.fork()\n",
-    "fork bomb at once": "import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        pass\n",
-    "memory hog": "def f():\n    held = []\n    while True:\n        held.append(bytearray(10**7))\n",
+    "fork bomb at once": "import os\nwhile True:\n    try:\n        os.fork()\n    except "
+    "OSError:\n        pass\n",
+    "memory hog": "def f():\n    held = []\n    while True:\n        "
+    "held.append(bytearray(10**7))\n",
     "endless loop": "def f():\n    while True:\n        pass\n",
     "endless sleep": "import time\ndef f():\n    time.sleep(1000)\n",
     "early exit": "import os\nos._exit(0)\n",
     "exit in the call": "import os\ndef f():\n    os._exit(0)\n",
     "sys.exit": "import sys\ndef f():\n    sys.exit(0)\n",
-    "patched assert": "import builtins\nbuiltins.AssertionError = type('E', (Exception,), {'__init__': lambda s, *a: None})\ndef f():\n    return 2\n",
-    "equals everything": "class Any:\n    def __eq__(self, other):\n        return True\ndef f():\n    return Any()\n",
-    "a number that equals everything": "class Any(int):\n    def __eq__(self, other):\n        return True\ndef f():\n    return Any(7)\n",
-    "forged reply": "import os\nfor n in range(3, 20):\n    try:\n        os.write(n, b'\\x00\\x00\\x00\\x10{\"passed\": true }')\n    except OSError:\n        pass\ndef f():\n    return 2\n",
-    "hidden patch of the tester": "import sys, gc\nfor o in gc.get_objects():\n    pass\nsys.modules['__main__'].tester = None\ndef f():\n    return 2\n",
-    "fills the disk": "def f():\n    for i in range(100):\n        open(str(i), 'wb').write(b'x' * 10**6)\n    return 1\n",
+    "patched assert": "import builtins\nbuiltins.AssertionError = type('E', (Exception,), "
+    "{'__init__': lambda s, *a: None})\ndef f():\n    return 2\n",
+    "equals everything": "class Any:\n    def __eq__(self, other):\n        return True\ndef "
+    "f():\n    return Any()\n",
+    "a number that equals everything": "class Any(int):\n    def __eq__(self, other):\n        "
+    "return True\ndef f():\n    return Any(7)\n",
+    "forged reply": "import os\nfor n in range(3, 20):\n    try:\n        os.write(n, "
+    "b'\\x00\\x00\\x00\\x10{\"passed\": true }')\n    except OSError:\n        "
+    "pass\ndef f():\n    return 2\n",
+    "hidden patch of the tester": "import sys, gc\nfor o in gc.get_objects():\n    pass\n"
+    "sys.modules['__main__'].tester = None\ndef f():\n    return 2\n",
+    "fills the disk": "def f():\n    for i in range(100):\n        open(str(i), 'wb').write(b'x' "
+    "* 10**6)\n    return 1\n",
     "syntax error": "def f(:\n",
 }
 
@@ -52,11 +63,15 @@ def test_no_trick_passes(name: str) -> None:
     verdict = run_program(HOSTILE[name], "assert f() == 1\n", LIMITS)
     assert verdict.status in ("failed", "timeout"), verdict
     assert time.monotonic() - started < LIMITS.wall_seconds + 3
-    assert run_program("def f():\n    return 1\n", "assert f() == 1\n", LIMITS).status == "passed", "and the next program is not harmed"
+    assert (
+        run_program("def f():\n    return 1\n", "assert f() == 1\n", LIMITS).status == "passed"
+    ), "and the next program is not harmed"
 
 
 def test_network_is_out_of_reach() -> None:
-    """A listener of this machine is not found, by address or through a Unix socket's abstract name; outside the sandbox it is."""
+    """A listener of this machine is not found, by address or through a Unix socket's abstract
+    name; outside the sandbox it is.
+    """
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as local:
@@ -64,15 +79,27 @@ def test_network_is_out_of_reach() -> None:
         local.listen()
         port = server.getsockname()[1]
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        program = f"import socket\ndef tcp():\n    socket.create_connection(('127.0.0.1', {port}), timeout=1)\n"
-        program += "def unix():\n    s = socket.socket(socket.AF_UNIX)\n    s.connect('\\0sparsepo-test')\n"
+        program = (
+            f"import socket\ndef tcp():\n    socket.create_connection(('127.0.0.1', {port}), "
+            "timeout=1)\n"
+        )
+        program += (
+            "def unix():\n    s = socket.socket(socket.AF_UNIX)\n    "
+            "s.connect('\\0sparsepo-test')\n"
+        )
         for function in ("tcp", "unix"):
             verdict = run_program(program, f"{function}()\n", LIMITS)
-            assert verdict.status == "failed" and ("unreachable" in verdict.message or "refused" in verdict.message), verdict
+            assert verdict.status == "failed" and (
+                "unreachable" in verdict.message or "refused" in verdict.message
+            ), verdict
 
 
-def test_files_and_secrets_are_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither this test's file, nor the passwords, nor the environment, nor this process; its own directory is empty and writable."""
+def test_files_and_secrets_are_out_of_reach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither this test's file, nor the passwords, nor the environment, nor this process; its
+    own directory is empty and writable.
+    """
     secret = tmp_path / "secret"
     secret.write_text("s3cret")
     secret.chmod(0o644)
@@ -94,22 +121,33 @@ def kill():
 def capabilities():
     import ctypes
     libc = ctypes.CDLL(None, use_errno=True)
-    return [libc.mount(b"none", b"/work", b"tmpfs", 0, None), libc.unshare(0x10000000), libc.ptrace(0, 0, 0, 0)]
+    mounted = libc.mount(b"none", b"/work", b"tmpfs", 0, None)
+    return [mounted, libc.unshare(0x10000000), libc.ptrace(0, 0, 0, 0)]
 """
-    for call in (f"read({str(secret)!r})", "read('/etc/passwd')", f"write({str(tmp_path / 'new')!r})", "write('/usr/new')", "kill()"):
+    for call in (
+        f"read({str(secret)!r})",
+        "read('/etc/passwd')",
+        f"write({str(tmp_path / 'new')!r})",
+        "write('/usr/new')",
+        "kill()",
+    ):
         verdict = run_program(program, f"{call}\n", LIMITS)
         assert verdict.status == "failed" and any(
-            e in verdict.message for e in ("FileNotFoundError", "PermissionError", "ProcessLookupError", "OSError")
+            e in verdict.message
+            for e in ("FileNotFoundError", "PermissionError", "ProcessLookupError", "OSError")
         ), (call, verdict)
     assert not (tmp_path / "new").exists()
     tests = (
-        "assert 'SPARSEPO_SECRET' not in environment()\nassert here() == [[], ['mine'], '/work']\nassert capabilities() == [-1, -1, -1]\n"
+        "assert 'SPARSEPO_SECRET' not in environment()\nassert here() == [[], ['mine'], '/work']\n"
+        "assert capabilities() == [-1, -1, -1]\n"
     )
     assert run_program(program, tests, LIMITS).status == "passed"
 
 
 def test_honest_programs_pass_and_wrong_ones_fail() -> None:
-    """Values of every plain kind come back as they are, arguments changed in place too; errors keep their type."""
+    """Values of every plain kind come back as they are, arguments changed in place too; errors
+    keep their type.
+    """
     program = """
 from collections import Counter
 import math
@@ -135,7 +173,9 @@ def big(): return 7 ** 200
         range(3),
         {(1, 2): "k"},
     ]
-    tests = "".join(f"assert echo({v!r}) == {v!r} and type(echo({v!r})) is type({v!r})\n" for v in values).replace("inf)", "float('inf'))")
+    tests = "".join(
+        f"assert echo({v!r}) == {v!r} and type(echo({v!r})) is type({v!r})\n" for v in values
+    ).replace("inf)", "float('inf'))")
     tests = tests.replace("== inf", "== float('inf')").replace("type(inf)", "type(float('inf'))")
     tests += """
 assert count("aab") == {"a": 2, "b": 1}
@@ -156,13 +196,23 @@ else:
     verdict = run_program(program, tests, LIMITS)
     assert verdict.status == "passed", verdict
     assert run_program(program, "assert big() == 7 ** 201\n", LIMITS).status == "failed"
-    many = run_programs([(f"def f():\n    return {i}\n", "assert f() % 2 == 0\n") for i in range(6)], LIMITS, at_once=3)
+    many = run_programs(
+        [(f"def f():\n    return {i}\n", "assert f() % 2 == 0\n") for i in range(6)],
+        LIMITS,
+        at_once=3,
+    )
     assert [v.status for v in many] == ["passed", "failed"] * 3
 
 
 def test_without_isolation_nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the kernel refuses namespaces (the call's answer is replaced by that refusal), the program leaves no trace."""
-    monkeypatch.setattr(sandbox, "_INIT", sandbox._INIT.replace('call("unshare", ', 'ctypes.set_errno(1); call("unshare", -1 or '))
+    """Where the kernel refuses namespaces (the call's answer is replaced by that refusal), the
+    program leaves no trace.
+    """
+    monkeypatch.setattr(
+        sandbox,
+        "_INIT",
+        sandbox._INIT.replace('call("unshare", ', 'ctypes.set_errno(1); call("unshare", -1 or '),
+    )
     with pytest.raises(UserError, match="cannot be isolated: unshare: Operation not permitted"):
         run_program(f"open({str(tmp_path / 'ran')!r}, 'w')\n", "pass\n", LIMITS)
     with pytest.raises(UserError, match="generated code is not run here"):
@@ -173,9 +223,14 @@ def test_without_isolation_nothing_runs(tmp_path: Path, monkeypatch: pytest.Monk
         run_program("", "", LIMITS)
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or not Path("/usr/bin/python3").exists(), reason="needs root to become somebody else")
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not Path("/usr/bin/python3").exists(),
+    reason="needs root to become somebody else",
+)
 def test_an_ordinary_user_isolates_too(tmp_path: Path) -> None:
-    """Through a user namespace; where the machine refuses those, the refusal is said and nothing has run."""
+    """Through a user namespace; where the machine refuses those, the refusal is said and nothing
+    has run.
+    """
     package = tmp_path / "pipelines"
     package.mkdir()
     for name in ("__init__", "errors", "sandbox", "sandbox_init", "sandbox_program"):
@@ -187,7 +242,8 @@ from pipelines.sandbox import Limits, run_program
 from pipelines.errors import UserError
 try:
     good = run_program("def f():\\n    return 1\\n", "assert f() == 1\\n", Limits(wall_seconds=5))
-    bomb = run_program("import os\\ndef f():\\n    while True:\\n        os.fork()\\n", "assert f() == 1\\n", Limits(wall_seconds=5))
+    program = "import os\\ndef f():\\n    while True:\\n        os.fork()\\n"
+    bomb = run_program(program, "assert f() == 1\\n", Limits(wall_seconds=5))
     print([good.status, bomb.status != "passed"])
 except UserError as error:
     print(["refused", "cannot be isolated" in str(error)])
@@ -195,41 +251,72 @@ except UserError as error:
     for parent in (tmp_path, *tmp_path.parents[:3]):
         parent.chmod(parent.stat().st_mode | 0o755)
     done = subprocess.run(
-        ["/usr/bin/python3", "-c", script], cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)}, timeout=60
+        ["/usr/bin/python3", "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(tmp_path)},
+        timeout=60,
     )
     assert done.stdout.strip() in ("['passed', True]", "['refused', True]"), done.stderr[-2000:]
 
 
 def test_real_solutions_of_both_formats(tmp_path: Path) -> None:
-    """A HumanEval-like and an MBPP-like task with the answers that come with them, and with another task's."""
+    """A HumanEval-like and an MBPP-like task with the answers that come with them, and with
+    another task's.
+    """
     from evaluation.benchmarks.code import code_tasks
 
     human = {
         "task_id": "HumanEval/0",
-        "prompt": 'from typing import List\n\ndef total(values: List[int]) -> int:\n    """Sum."""\n',
+        "prompt": "from typing import List\n\ndef total(values: List[int]) -> int:\n    "
+        '"""Sum."""\n',
         "entry_point": "total",
-        "test": "METADATA = {}\n\ndef check(candidate):\n    assert candidate([1, 2]) == 3\n    assert candidate([]) == 0\n",
+        "test": "METADATA = {}\n\ndef check(candidate):\n    assert candidate([1, 2]) == 3\n    "
+        "assert candidate([]) == 0\n",
     }
-    mbpp = {"task_id": 9, "text": "Rotate.", "test_list": ["assert rotate([1,2,3], 1) == [2,3,1]"], "test_setup_code": "import math"}
+    mbpp = {
+        "task_id": 9,
+        "text": "Rotate.",
+        "test_list": ["assert rotate([1,2,3], 1) == [2,3,1]"],
+        "test_setup_code": "import math",
+    }
     first, second = code_tasks([human, mbpp], "x")
     good = first.program("    return sum(values)\n\ndef main():\n    raise SystemExit\n")
-    rotate = second.program("def rotate(v, n):\n    return v[n:] + v[:n]\n\nassert rotate([1], 0) == [2]\n")
-    fenced = second.program("Here it is:\n```python\ndef rotate(v, n):\n    return v[n:] + v[:n]\n```\nEnjoy!")
-    verdicts = run_programs([(good, first.tests), (rotate, second.tests), (fenced, second.tests), (good, second.tests)], LIMITS)
+    rotate = second.program(
+        "def rotate(v, n):\n    return v[n:] + v[:n]\n\nassert rotate([1], 0) == [2]\n"
+    )
+    fenced = second.program(
+        "Here it is:\n```python\ndef rotate(v, n):\n    return v[n:] + v[:n]\n```\nEnjoy!"
+    )
+    verdicts = run_programs(
+        [(good, first.tests), (rotate, second.tests), (fenced, second.tests), (good, second.tests)],
+        LIMITS,
+    )
     assert [v.status for v in verdicts] == ["passed", "passed", "passed", "failed"]
     assert json.dumps([v.message for v in verdicts[:3]]) == '["", "", ""]'
 
 
 def test_nothing_is_left_behind() -> None:
-    """No process, mount or directory of a sandbox outlives it, also when programs are killed by the clock."""
+    """No process, mount or directory of a sandbox outlives it, also when programs are killed by
+    the clock.
+    """
     before = {p.name for p in Path("/tmp").glob("sparsepo-sandbox-*")}
     run_programs(
-        [(HOSTILE["fork bomb at once"], "assert f() == 1\n"), (HOSTILE["endless sleep"], "assert f() == 1\n")], Limits(wall_seconds=1.5)
+        [
+            (HOSTILE["fork bomb at once"], "assert f() == 1\n"),
+            (HOSTILE["endless sleep"], "assert f() == 1\n"),
+        ],
+        Limits(wall_seconds=1.5),
     )
     deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and any(sandbox._UIDS <= _uid(p) < 2 * sandbox._UIDS for p in Path("/proc").glob("[0-9]*")):
+    while time.monotonic() < deadline and any(
+        sandbox._UIDS <= _uid(p) < 2 * sandbox._UIDS for p in Path("/proc").glob("[0-9]*")
+    ):
         time.sleep(0.1)
-    assert not any(sandbox._UIDS <= _uid(p) < 2 * sandbox._UIDS for p in Path("/proc").glob("[0-9]*"))
+    assert not any(
+        sandbox._UIDS <= _uid(p) < 2 * sandbox._UIDS for p in Path("/proc").glob("[0-9]*")
+    )
     assert {p.name for p in Path("/tmp").glob("sparsepo-sandbox-*")} <= before
     assert "sparsepo-sandbox" not in Path("/proc/self/mounts").read_text()
 

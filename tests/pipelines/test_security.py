@@ -1,4 +1,6 @@
-"""What must not happen: keys in what a run leaves behind, pickles among its files, names that lead out of a store, open doors."""
+"""What must not happen: keys in what a run leaves behind, pickles among its files, names that
+lead out of a store, open doors.
+"""
 
 import ast
 import json
@@ -47,7 +49,9 @@ SECRETS = (
 @pytest.fixture
 def ray_logs() -> Iterator[Path]:
     """A directory with a name as short as sockets need it."""
-    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="ray-", dir="/tmp", ignore_cleanup_errors=True
+    ) as folder:
         yield Path(folder)
 
 
@@ -73,25 +77,41 @@ class OwnForCausalLM(LlamaForCausalLM):
 
 
 def model_with_code(model_dir: Path, folder: Path, model_type: str) -> Path:
-    """The tiny model with Python files that its config names; they leave the file $RAN_FILE when they run."""
+    """The tiny model with Python files that its config names; they leave the file $RAN_FILE when
+    they run.
+    """
     shutil.copytree(model_dir, folder)
     (folder / "configuration_own.py").write_text(CONFIGURATION.replace("MODEL_TYPE", model_type))
     (folder / "modeling_own.py").write_text(MODELING)
     config = json.loads((folder / "config.json").read_text())
-    names = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": model_type, "auto_map": names}))
+    names = {
+        "AutoConfig": "configuration_own.OwnConfig",
+        "AutoModelForCausalLM": "modeling_own.OwnForCausalLM",
+    }
+    (folder / "config.json").write_text(
+        json.dumps({**config, "model_type": model_type, "auto_map": names})
+    )
     return folder
 
 
-def test_code_of_a_model_runs_only_if_its_hash_is_listed(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refused, listed, saved and loaded again, changed, named elsewhere; a listed model gives what the same weights give without code."""
+def test_code_of_a_model_runs_only_if_its_hash_is_listed(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused, listed, saved and loaded again, changed, named elsewhere; a listed model gives
+    what the same weights give without code.
+    """
     ran = tmp_path / "ran"
     monkeypatch.setenv("RAN_FILE", str(ran))
     monkeypatch.delenv(TRUSTED_CODE, raising=False)
     folder = model_with_code(model_dir, tmp_path / "own", "own_llama")
-    for load in (lambda where: hf_config(where), lambda where: load_causal_lm(str(where), torch.float32)):
+    for load in (
+        lambda where: hf_config(where),
+        lambda where: load_causal_lm(str(where), torch.float32),
+    ):
         with pytest.raises(
-            UserError, match=r"it needs code of its own \(configuration_own.py, modeling_own.py\), which is not run"
+            UserError,
+            match=r"it needs code of its own \(configuration_own.py, modeling_own.py\), which is "
+            r"not run",
         ) as error:
             load(folder)
     digest = str(error.value).rpartition("=")[2]
@@ -103,7 +123,9 @@ def test_code_of_a_model_runs_only_if_its_hash_is_listed(model_dir: Path, tmp_pa
     ids = torch.arange(3, 40)[None]
     assert torch.equal(model(ids).logits, load_causal_lm(str(model_dir), torch.float32)(ids).logits)
     model.save_pretrained(tmp_path / "saved")
-    assert type(load_causal_lm(str(tmp_path / "saved"), torch.float32)).__name__ == "OwnForCausalLM", "the published copy brings the code"
+    assert (
+        type(load_causal_lm(str(tmp_path / "saved"), torch.float32)).__name__ == "OwnForCausalLM"
+    ), "the published copy brings the code"
 
     ran.unlink()
     with (folder / "modeling_own.py").open("a") as file:
@@ -114,12 +136,16 @@ def test_code_of_a_model_runs_only_if_its_hash_is_listed(model_dir: Path, tmp_pa
     config["auto_map"]["AutoConfig"] = "somebody/else--configuration_own.OwnConfig"
     (folder / "config.json").write_text(json.dumps(config))
     monkeypatch.setenv(TRUSTED_CODE, code_hash(folder))
-    with pytest.raises(UserError, match=r"somebody/else--configuration_own.OwnConfig\) lies in another repository"):
+    with pytest.raises(
+        UserError, match=r"somebody/else--configuration_own.OwnConfig\) lies in another repository"
+    ):
         hf_config(folder)
     assert not ran.exists()
 
 
-def test_a_model_that_transformers_knows_needs_no_code(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_transformers_knows_needs_no_code(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv(TRUSTED_CODE, raising=False)
     monkeypatch.setenv("RAN_FILE", str(tmp_path / "ran"))
     folder = model_with_code(model_dir, tmp_path / "own", "llama")
@@ -141,24 +167,42 @@ def test_every_call_that_could_run_a_models_code_says_whether() -> None:
                     owner = ast.unparse(node.func.value)
                     if owner.lower().startswith("auto"):
                         calls.append(f"{file.name}: {owner}")
-                        assert "trust_remote_code" in [keyword.arg for keyword in node.keywords], calls[-1]
+                        assert "trust_remote_code" in [keyword.arg for keyword in node.keywords], (
+                            calls[-1]
+                        )
     assert len(calls) >= 6, calls
 
 
 @pytest.mark.slow
-def test_no_key_and_no_pickle_in_what_a_run_leaves(make_recipe: MakeRecipe, model_dir: Path, tmp_path: Path, ray_logs: Path) -> None:
-    """A whole run with every key set, in a directory for Ray's logs of its own: no file and no output has a key, none of ours is a pickle.
+def test_no_key_and_no_pickle_in_what_a_run_leaves(
+    make_recipe: MakeRecipe, model_dir: Path, tmp_path: Path, ray_logs: Path
+) -> None:
+    """A whole run with every key set, in a directory for Ray's logs of its own: no file and no
+    output has a key, none of ours is a pickle.
 
     Its model brings code that is trusted: every stage runs it, and the trained model brings it too.
     """
     own = model_with_code(model_dir, tmp_path / "own", "llama")
-    overrides = ("train.max_steps=2", "objective.name=mapo", "mask.kind=activation", f"model.name_or_path={own}")
+    overrides = (
+        "train.max_steps=2",
+        "objective.name=mapo",
+        "mask.kind=activation",
+        f"model.name_or_path={own}",
+    )
     recipe = make_recipe(*overrides, f"ray.temp_dir={ray_logs}", "ray.num_cpus=2")
     file = tmp_path / "recipe.yaml"
     file.write_text(write_yaml(recipe))
-    environment = {**os.environ, **{name: f"{PLANTED}-{name}" for name in SECRETS}, TRUSTED_CODE: code_hash(own)}
+    environment = {
+        **os.environ,
+        **{name: f"{PLANTED}-{name}" for name in SECRETS},
+        TRUSTED_CODE: code_hash(own),
+    }
     done = subprocess.run(
-        [sys.executable, "-m", "pipelines", "run", str(file)], env=environment, capture_output=True, text=True, timeout=400
+        [sys.executable, "-m", "pipelines", "run", str(file)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert PLANTED not in done.stdout + done.stderr
@@ -169,14 +213,21 @@ def test_no_key_and_no_pickle_in_what_a_run_leaves(make_recipe: MakeRecipe, mode
     ours = [path for path in left if ".ray" not in path.parts]
     assert [str(path) for path in ours if is_pickle(path.read_bytes())] == []
     published = Path(recipe.run_dir, "train", "model")
-    assert json.loads((published / "config.json").read_text())["architectures"] == ["OwnForCausalLM"]
+    assert json.loads((published / "config.json").read_text())["architectures"] == [
+        "OwnForCausalLM"
+    ]
     assert code_hash(published) == code_hash(own)
     assert is_pickle(b"\x80\x04\x95\x01") and is_pickle(b"cos\nsystem\n(S'x'\ntR.")
 
 
 def is_pickle(data: bytes) -> bool:
-    """Protocols 2 to 5 begin with a mark; older ones and archives with one inside by their opcodes or member names."""
-    return re.match(rb"\x80[\x02-\x05]|c[a-z_.]+\n\w+\n", data) is not None or b"data.pkl" in data[:4096]
+    """Protocols 2 to 5 begin with a mark; older ones and archives with one inside by their
+    opcodes or member names.
+    """
+    return (
+        re.match(rb"\x80[\x02-\x05]|c[a-z_.]+\n\w+\n", data) is not None
+        or b"data.pkl" in data[:4096]
+    )
 
 
 def test_names_lead_out_of_no_store(tmp_path: Path) -> None:
@@ -197,23 +248,40 @@ def test_names_lead_out_of_no_store(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_cannot_name_files_elsewhere(tmp_path: Path) -> None:
-    """The files of a checkpoint are those that its state names: a manipulated one is refused before anything is read."""
+    """The files of a checkpoint are those that its state names: a manipulated one is refused
+    before anything is read.
+    """
     from pipelines.train_checkpoint import load_checkpoint
 
     store = RunStore(str(tmp_path / "train"))
-    store.write_json("checkpoints/step-00000001/state.json", {"step": 1, "files": {"../../../../etc/hostname": 1}})
+    store.write_json(
+        "checkpoints/step-00000001/state.json",
+        {"step": 1, "files": {"../../../../etc/hostname": 1}},
+    )
     with pytest.raises(UserError, match="would leave"):
-        load_checkpoint(store, 1, torch.nn.Linear(1, 1), None, strategy_of(Placement.choose("float32", torch.device("cpu"), 0, 1)))
+        load_checkpoint(
+            store,
+            1,
+            torch.nn.Linear(1, 1),
+            None,
+            strategy_of(Placement.choose("float32", torch.device("cpu"), 0, 1)),
+        )
 
 
-def test_a_directory_that_ray_cannot_use_is_one_line(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+def test_a_directory_that_ray_cannot_use_is_one_line(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
     long = tmp_path / ("x" * 90)
     done = subprocess.run(
-        [sys.executable, "-c", f"from pipelines.cluster import ray_session\nfrom pipelines.config import RaySection\nfrom pipelines.errors import UserError\n"
-         f"try:\n    ray_session(RaySection(num_cpus=1, temp_dir={str(long)!r})).__enter__()\nexcept UserError as error:\n    print(error)"],
+        [sys.executable, "-c", "from pipelines.cluster import ray_session\nfrom pipelines.config "
+            "import RaySection\nfrom pipelines.errors import UserError\n"
+         f"try:\n    ray_session(RaySection(num_cpus=1, temp_dir={str(long)!r})).__enter__()\n"
+         "except UserError as error:\n    print(error)"],
         capture_output=True, text=True,
     )  # fmt: skip
-    assert done.stdout.startswith(f"ray.temp_dir = {str(long)!r}: ") and "cannot exceed" in done.stdout
+    assert (
+        done.stdout.startswith(f"ray.temp_dir = {str(long)!r}: ") and "cannot exceed" in done.stdout
+    )
 
 
 def program() -> object:
@@ -222,12 +290,19 @@ def program() -> object:
     return typer.main.get_command(app)
 
 
-def test_a_jobs_package_has_code_and_recipe_alone(make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No keys, no repository, no runs, no caches; the recipe with its overrides; sizes far below the limit."""
+def test_a_jobs_package_has_code_and_recipe_alone(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No keys, no repository, no runs, no caches; the recipe with its overrides; sizes far below
+    the limit.
+    """
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", PLANTED)
     file = tmp_path / "mine.yaml"
     file.write_text(write_yaml(make_recipe()))
-    with packaged_command(["run", str(file), "train.seed=7", "--quiet"], program()) as (package, command):
+    with packaged_command(["run", str(file), "train.seed=7", "--quiet"], program()) as (
+        package,
+        command,
+    ):
         assert command == ["run", "recipe.yaml", "--quiet"]
         names = {str(path.relative_to(package)) for path in package.rglob("*") if path.is_file()}
         tops = {name.split("/")[0] for name in names}
@@ -241,11 +316,14 @@ def test_a_jobs_package_has_code_and_recipe_alone(make_recipe: MakeRecipe, tmp_p
 def test_a_sweeps_package_has_the_recipes_it_names(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     base = tmp_path / "base.yaml"
     base.write_text(write_yaml(make_recipe("data.validation_fraction=0.2")))
-    sweep = {"run_dir": str(tmp_path / "sweep"), "recipe": str(base), "space": {"objective.beta": {"grid": [0.1, 0.5]}},
+    sweep = {"run_dir": str(tmp_path / "sweep"), "recipe": str(base),
+             "space": {"objective.beta": {"grid": [0.1, 0.5]}},
              "objectives": [{"metric": "validation/loss", "mode": "min"}]}  # fmt: skip
     file = tmp_path / "sweep.yaml"
     file.write_text(json.dumps(sweep))
-    with packaged_command(["tune", str(file), "max_concurrent_trials=1", "--resume"], program()) as (package, command):
+    with packaged_command(
+        ["tune", str(file), "max_concurrent_trials=1", "--resume"], program()
+    ) as (package, command):
         assert command == ["tune", "sweep.yaml", "--resume"]
         assert (package / "recipes" / "base.yaml").is_file()
         from pipelines.sweep_file import load_sweep
@@ -267,15 +345,30 @@ def test_a_sweeps_package_has_the_recipes_it_names(make_recipe: MakeRecipe, tmp_
         (("submit", "run"), "submit submit run: the command must be one of"),
         (("run", "nowhere.yaml"), "recipe 'nowhere.yaml': no such file"),
         (("status", "/runs/x"), "submit needs --address http://HEAD:8265"),
-        (("status", "/runs/x", "--address", "ftp://x"), "--address 'ftp://x': must be http://HOST:PORT"),
-        (("status", "/runs/x", "--address", "http://127.0.0.1:9"), "--address http://127.0.0.1:9: nothing answers there"),
+        (
+            ("status", "/runs/x", "--address", "ftp://x"),
+            "--address 'ftp://x': must be http://HOST:PORT",
+        ),
+        (
+            ("status", "/runs/x", "--address", "http://127.0.0.1:9"),
+            "--address http://127.0.0.1:9: nothing answers there",
+        ),
         (("status", "/runs/x", "--name", "a b"), "--name 'a b': letters, digits"),
-        (("status", "/runs/x", "--env", "WANDB_API_KEY"), "--env WANDB_API_KEY: everybody who may use the cluster can read"),
-        (("status", "/runs/x", "--env", "NOT_SET_HERE"), "--env NOT_SET_HERE: not set here; write NOT_SET_HERE=VALUE"),
+        (
+            ("status", "/runs/x", "--env", "WANDB_API_KEY"),
+            "--env WANDB_API_KEY: everybody who may use the cluster can read",
+        ),
+        (
+            ("status", "/runs/x", "--env", "NOT_SET_HERE"),
+            "--env NOT_SET_HERE: not set here; write NOT_SET_HERE=VALUE",
+        ),
     ],
 )
 def test_what_cannot_be_submitted_is_one_line(
-    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    arguments: tuple[str, ...],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from pipelines.cli import main
 
@@ -287,7 +380,9 @@ def test_what_cannot_be_submitted_is_one_line(
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
 
 
-def test_a_dashboard_that_lets_everybody_in_is_warned_of(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dashboard_that_lets_everybody_in_is_warned_of(
+    ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A real dashboard without tokens; then one that is none."""
     import threading
     from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -308,7 +403,11 @@ def test_a_dashboard_that_lets_everybody_in_is_warned_of(ray_cluster: None, monk
     address = f"http://127.0.0.1:{server.server_port}"
     said: list[str] = []
     pipelines.submit._check_access(address, "token", "a file", said.append)
-    assert said and f"warning: {address} answers without a token: whoever reaches it can run code there" in said[0]
+    assert (
+        said
+        and f"warning: {address} answers without a token: whoever reaches it can run code there"
+        in said[0]
+    )
     Anyone.status = 404
     with pytest.raises(UserError, match="no Ray dashboard answers there"):
         pipelines.submit._check_access(address, "token", "a file", said.append)
@@ -319,11 +418,16 @@ def requirements() -> dict[str, list[Requirement]]:
     """Every dependency of the project by extra ('' for none), its own extras left out."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lists = {"": project["dependencies"], **project["optional-dependencies"]}
-    return {extra: [r for text in found if (r := Requirement(text)).name != "sparsepo"] for extra, found in lists.items()}
+    return {
+        extra: [r for text in found if (r := Requirement(text)).name != "sparsepo"]
+        for extra, found in lists.items()
+    }
 
 
 def test_dependencies_are_pinned_and_installed_as_pinned() -> None:
-    """The audit that needs no network: each dependency has one pin (torch a ceiling), and what is installed is what is pinned."""
+    """The audit that needs no network: each dependency has one pin (torch a ceiling), and what
+    is installed is what is pinned.
+    """
     pins = {}
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         if line.strip() and not line.startswith("#"):

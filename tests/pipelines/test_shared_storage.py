@@ -1,4 +1,6 @@
-"""Work on a machine that does not see the run, as one that joins after the run asked the others: one line, and nothing written."""
+"""Work on a machine that does not see the run, as one that joins after the run asked the others:
+one line, and nothing written.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,10 @@ from pipelines.shared_storage import local_paths
 from pipelines.train import run_train
 
 MakeRecipe = Callable[..., Recipe]
-LINE = "run_dir = /not/mounted/here: the machine .* does not see it: put it on a disk that every machine mounts"
+LINE = (
+    "run_dir = /not/mounted/here: the machine .* does not see it: put it on a disk that every "
+    "machine mounts"
+)
 
 
 def unseen(recipe: Recipe) -> dict[str, str]:
@@ -25,7 +30,9 @@ def unseen(recipe: Recipe) -> dict[str, str]:
 def test_workers_that_do_not_see_the_run_say_so_and_write_nothing(
     make_recipe: MakeRecipe, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = make_recipe("objective.name=tdpo1", "train.max_steps=2", "train.max_failures=0", "train.num_workers=1")
+    recipe = make_recipe(
+        "objective.name=tdpo1", "train.max_steps=2", "train.max_failures=0", "train.num_workers=1"
+    )
     run = Path(recipe.run_dir)
     with monkeypatch.context() as patched:
         patched.setattr(prepare, "local_paths", unseen)
@@ -38,7 +45,9 @@ def test_workers_that_do_not_see_the_run_say_so_and_write_nothing(
         patched.setattr(actor_pool, "local_paths", unseen)
         with pytest.raises(UserError, match=LINE):
             run_reference(recipe, quiet=True)
-    assert sorted(file.name for file in (run / "reference").rglob("*") if file.is_file()) == ["started.json"]
+    assert sorted(file.name for file in (run / "reference").rglob("*") if file.is_file()) == [
+        "started.json"
+    ]
     run_reference(recipe, quiet=True)
     with monkeypatch.context() as patched:
         patched.setattr(train, "local_paths", unseen)

@@ -34,7 +34,9 @@ def silent(line: str) -> None:
 
 
 def train_here(recipe: Recipe, steps: int | None = None) -> Trainer:
-    """The training loop of one rank in this process; `steps` stops it early, as a kill would, without cleaning up."""
+    """The training loop of one rank in this process; `steps` stops it early, as a kill would,
+    without cleaning up.
+    """
     torch.set_num_threads(1)
     trainer = Trainer(recipe, Placement.choose("auto", torch.device("cpu"), 0, 1), 1)
     if steps is not None:
@@ -60,10 +62,16 @@ def weights(run_dir: str) -> dict[str, torch.Tensor]:
 
 
 def logged(run_dir: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for part in sorted((Path(run_dir) / "train" / "metrics").iterdir()) for line in part.read_text().splitlines()]
+    return [
+        json.loads(line)
+        for part in sorted((Path(run_dir) / "train" / "metrics").iterdir())
+        for line in part.read_text().splitlines()
+    ]
 
 
-def test_prepare_counts_drops_and_splits(make_recipe: MakeRecipe, rows: list[dict[str, str]], tmp_path: Path) -> None:
+def test_prepare_counts_drops_and_splits(
+    make_recipe: MakeRecipe, rows: list[dict[str, str]], tmp_path: Path
+) -> None:
     held_out = tmp_path / "held.jsonl"
     held_out.write_text(json.dumps(rows[0]) + "\n")
     bad = [
@@ -72,7 +80,9 @@ def test_prepare_counts_drops_and_splits(make_recipe: MakeRecipe, rows: list[dic
         {"prompt": "p", "chosen": "same", "rejected": "same"},
     ]
     mixed = tmp_path / "mixed.jsonl"
-    mixed.write_text("".join(json.dumps(r) + "\n" for r in [*rows[:40], *bad, rows[5]]) + "not json\n")
+    mixed.write_text(
+        "".join(json.dumps(r) + "\n" for r in [*rows[:40], *bad, rows[5]]) + "not json\n"
+    )
     recipe = make_recipe(
         data={
             "sources": [{"path": str(mixed)}],
@@ -94,7 +104,10 @@ def test_prepare_counts_drops_and_splits(make_recipe: MakeRecipe, rows: list[dic
     assert counts["exact_duplicates"] == 1
     assert counts["pairs"] == {"train": 40, "validation": 0, "test": 1}
     assert counts["shards"]["train"] == [16, 16, 8]
-    dropped = {(r["row"], r["reason"]) for r in map(json.loads, pairs_store(recipe).read_bytes("rejected_rows.jsonl").splitlines())}
+    dropped = {
+        (r["row"], r["reason"])
+        for r in map(json.loads, pairs_store(recipe).read_bytes("rejected_rows.jsonl").splitlines())
+    }
     assert (40, "empty response") in dropped
     assert (0, "prompt is also in held-out data") in dropped
     table = open_pairs(recipe)
@@ -103,48 +116,80 @@ def test_prepare_counts_drops_and_splits(make_recipe: MakeRecipe, rows: list[dic
     assert table.column("train", "row") == [*range(1, 40), 43]
     tokenizer = AutoTokenizer.from_pretrained(recipe.model.name_or_path)
     pair = table.pairs("train", [0])[0]
-    assert tokenizer.decode([int(i) for i in pair.prompt], skip_special_tokens=True) == rows[1]["prompt"]
+    assert (
+        tokenizer.decode([int(i) for i in pair.prompt], skip_special_tokens=True)
+        == rows[1]["prompt"]
+    )
     assert prepare_record(recipe).is_complete()
 
 
-def test_splits_hold_no_common_prompt_and_weights_copy_rows(make_recipe: MakeRecipe, pairs_file: Path) -> None:
-    recipe = make_recipe("data.validation_fraction=0.2", "data.sources[0].weight=2.5", "data.max_test_pairs=5")
+def test_splits_hold_no_common_prompt_and_weights_copy_rows(
+    make_recipe: MakeRecipe, pairs_file: Path
+) -> None:
+    recipe = make_recipe(
+        "data.validation_fraction=0.2", "data.sources[0].weight=2.5", "data.max_test_pairs=5"
+    )
     counts = run_prepare(recipe, quiet=True)["counts"]
     table = open_pairs(recipe)
-    prompts = {split: set(table.column(split, "prompt_hash")) for split in ("train", "validation", "test")}
+    prompts = {
+        split: set(table.column(split, "prompt_hash")) for split in ("train", "validation", "test")
+    }
     assert not prompts["train"] & (prompts["validation"] | prompts["test"])
     assert not prompts["validation"] & prompts["test"]
     assert counts["pairs"]["test"] == 5
     distinct = len({i.rsplit("-", 1)[0] for i in table.column("train", "pair_id")})
-    assert 2 * distinct < counts["pairs"]["train"] < 3 * distinct, "held-out rows are not copied, training rows 2.5 times on average"
+    assert 2 * distinct < counts["pairs"]["train"] < 3 * distinct, (
+        "held-out rows are not copied, training rows 2.5 times on average"
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data": {"sources": [{"path": "/nowhere/x.jsonl"}]}}, "data source '/nowhere/x.jsonl': no such file"),
+        (
+            {"data": {"sources": [{"path": "/nowhere/x.jsonl"}]}},
+            "data source '/nowhere/x.jsonl': no such file",
+        ),
         ({"model": {"name_or_path": "/nowhere"}}, "model '/nowhere': no such directory"),
     ],
 )
-def test_missing_inputs_are_named(make_recipe: MakeRecipe, change: dict[str, Any], message: str) -> None:
+def test_missing_inputs_are_named(
+    make_recipe: MakeRecipe, change: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         run_stages(make_recipe(**change), ("prepare",), silent)
 
 
 def test_bad_data_is_named(make_recipe: MakeRecipe, pairs_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has no column 'good': its columns are chosen, prompt, rejected"):
-        run_stages(make_recipe("data.sources[0].form=text", "data.sources[0].columns.chosen=good"), ("prepare",), silent)
+    with pytest.raises(
+        UserError, match="has no column 'good': its columns are chosen, prompt, rejected"
+    ):
+        run_stages(
+            make_recipe("data.sources[0].form=text", "data.sources[0].columns.chosen=good"),
+            ("prepare",),
+            silent,
+        )
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(UserError, match="empty.jsonl' holds no row"):
-        run_stages(make_recipe(f"data.sources[0].path={tmp_path}/empty.jsonl"), ("prepare",), silent)
+        run_stages(
+            make_recipe(f"data.sources[0].path={tmp_path}/empty.jsonl"), ("prepare",), silent
+        )
     (tmp_path / "useless.jsonl").write_text('{"prompt": "a", "chosen": "", "rejected": "b"}\n')
     with pytest.raises(UserError, match="no usable training pair.*empty response: 1"):
-        run_stages(make_recipe(f"data.sources[0].path={tmp_path}/useless.jsonl"), ("prepare",), silent)
+        run_stages(
+            make_recipe(f"data.sources[0].path={tmp_path}/useless.jsonl"), ("prepare",), silent
+        )
     with pytest.raises(UserError, match="the model reads at most 128 tokens"):
-        run_stages(make_recipe("data.max_prompt_tokens=200", run_dir=str(tmp_path / "r2")), ("prepare",), silent)
+        run_stages(
+            make_recipe("data.max_prompt_tokens=200", run_dir=str(tmp_path / "r2")),
+            ("prepare",),
+            silent,
+        )
 
 
-def test_models_without_weights_or_eos_are_named(make_recipe: MakeRecipe, model_dir: Path, tmp_path: Path) -> None:
+def test_models_without_weights_or_eos_are_named(
+    make_recipe: MakeRecipe, model_dir: Path, tmp_path: Path
+) -> None:
     import shutil
 
     bare = tmp_path / "bare"
@@ -162,38 +207,66 @@ def test_models_without_weights_or_eos_are_named(make_recipe: MakeRecipe, model_
         run_stages(make_recipe(f"model.name_or_path={mute}"), ("prepare",), silent)
     with pytest.raises(UserError, match="mask.hooks"):
         run_stages(
-            make_recipe("objective.name=mapo", "mask.kind=activation", "mask.hooks=[attn.nothing]", run_dir=str(tmp_path / "h")),
+            make_recipe(
+                "objective.name=mapo",
+                "mask.kind=activation",
+                "mask.hooks=[attn.nothing]",
+                run_dir=str(tmp_path / "h"),
+            ),
             ("prepare",),
             silent,
         )
 
 
-def test_store_equals_a_live_reference_and_grows_by_feature(make_recipe: MakeRecipe, model_dir: Path) -> None:
+def test_store_equals_a_live_reference_and_grows_by_feature(
+    make_recipe: MakeRecipe, model_dir: Path
+) -> None:
     recipe = make_recipe("objective.name=mapo", "mask.kind=activation")
     run_stages(recipe, ("prepare",), silent)
     first = make_recipe()
     assert run_reference(first, quiet=True)["counts"]["features"] == {"reference_logps": ""}
-    kept = (Path(recipe.run_dir) / "reference" / "reference_logps" / "train-00000.parquet").stat().st_mtime_ns
+    kept = (
+        (Path(recipe.run_dir) / "reference" / "reference_logps" / "train-00000.parquet")
+        .stat()
+        .st_mtime_ns
+    )
     manifest = run_reference(recipe, quiet=True)
-    assert set(manifest["counts"]["features"]) == {"reference_logps", "reference_hidden", "activation_mask"}
-    assert (Path(recipe.run_dir) / "reference" / "reference_logps" / "train-00000.parquet").stat().st_mtime_ns == kept, "scored once"
+    assert set(manifest["counts"]["features"]) == {
+        "reference_logps",
+        "reference_hidden",
+        "activation_mask",
+    }
+    assert (
+        Path(recipe.run_dir) / "reference" / "reference_logps" / "train-00000.parquet"
+    ).stat().st_mtime_ns == kept, "scored once"
     assert run_reference(recipe, quiet=True) == manifest, "a complete store is left alone"
 
     table: PairTable = open_pairs(recipe)
     store = open_reference(recipe, table)
     rows = [5, 0, 40]
-    stored = store.features("train", rows, ["reference_logps", "reference_hidden", "activation_mask"])
-    live_model = ReferenceModel(AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32))
-    live = live_model.features(padded_layout(table.pairs("train", rows)), ["reference_logps", "reference_hidden", "activation_mask"])
+    stored = store.features(
+        "train", rows, ["reference_logps", "reference_hidden", "activation_mask"]
+    )
+    live_model = ReferenceModel(
+        AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    )
+    live = live_model.features(
+        padded_layout(table.pairs("train", rows)),
+        ["reference_logps", "reference_hidden", "activation_mask"],
+    )
     for name in ("reference_logps", "reference_hidden", "activation_mask"):
         torch.testing.assert_close(getattr(stored, name), getattr(live, name), atol=1e-5, rtol=0)
     torch.testing.assert_close(store.head().weight, live_model.head.weight)
     other = make_recipe("objective.name=mapo", "mask.kind=activation", "mask.hooks=mlp")
-    with pytest.raises(UserError, match="holds activation_mask made with 'zn_rescale:all', now 'zn_rescale:mlp'"):
+    with pytest.raises(
+        UserError, match="holds activation_mask made with 'zn_rescale:all', now 'zn_rescale:mlp'"
+    ):
         run_reference(other, quiet=True)
 
 
-def test_another_models_store_is_refused(make_recipe: MakeRecipe, model_dir: Path, tmp_path: Path) -> None:
+def test_another_models_store_is_refused(
+    make_recipe: MakeRecipe, model_dir: Path, tmp_path: Path
+) -> None:
     from pipelines.quickstart_world import write_untrained_model
 
     recipe = make_recipe()
@@ -211,7 +284,9 @@ def test_another_models_store_is_refused(make_recipe: MakeRecipe, model_dir: Pat
 
 
 def test_stopped_training_resumes_to_the_same_bits(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    """Uninterrupted = stopped after step 4 (a checkpoint) and resumed; the log has every step once."""
+    """Uninterrupted = stopped after step 4 (a checkpoint) and resumed; the log has every step
+    once.
+    """
     options = (*SPARSE, "mask.architecture=simple_last", "train.epochs=2", "train.max_steps=7")
     shared = {"paths": {"pairs": str(tmp_path / "pairs"), "reference": str(tmp_path / "reference")}}
     whole = make_recipe(*options, run_dir=str(tmp_path / "whole"), **shared)
@@ -223,19 +298,35 @@ def test_stopped_training_resumes_to_the_same_bits(make_recipe: MakeRecipe, tmp_
     assert resumed.step == 7
     a, b = weights(whole.run_dir), weights(stopped.run_dir)
     assert all(torch.equal(a[name], b[name]) for name in a)
-    masks = [LearnedMasks.from_pretrained(f"{r.run_dir}/train/masks").state_dict() for r in (whole, stopped)]
+    masks = [
+        LearnedMasks.from_pretrained(f"{r.run_dir}/train/masks").state_dict()
+        for r in (whole, stopped)
+    ]
     assert all(torch.equal(masks[0][k], masks[1][k]) for k in masks[0])
     for run in (whole, stopped):
         assert [r["step"] for r in logged(run.run_dir)] == [1, 2, 3, 4, 5, 6, 7]
-    assert [r["loss"] for r in logged(whole.run_dir)] == [r["loss"] for r in logged(stopped.run_dir)]
+    assert [r["loss"] for r in logged(whole.run_dir)] == [
+        r["loss"] for r in logged(stopped.run_dir)
+    ]
     assert logged(whole.run_dir)[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
 
 
-def test_micro_batches_and_reference_mode_change_nothing_but_rounding(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    """Stored = online reference, one big micro-batch = many small ones; another seed is the negative control."""
+def test_micro_batches_and_reference_mode_change_nothing_but_rounding(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    """Stored = online reference, one big micro-batch = many small ones; another seed is the
+    negative control.
+    """
     shared = {"paths": {"pairs": str(tmp_path / "pairs"), "reference": str(tmp_path / "reference")}}
-    # The stored reference comes from another layout than the policy: a larger epsilon keeps its rounding from becoming whole steps.
-    base = (*SPARSE, "mask.architecture=simple_last", "train.max_steps=4", "mask.adam_eps=1e-4", "train.adam_eps=1e-4")
+    # The stored reference comes from another layout than the policy: a larger epsilon keeps its
+    # rounding from becoming whole steps.
+    base = (
+        *SPARSE,
+        "mask.architecture=simple_last",
+        "train.max_steps=4",
+        "mask.adam_eps=1e-4",
+        "train.adam_eps=1e-4",
+    )
 
     def losses(name: str, *options: str) -> torch.Tensor:
         recipe = make_recipe(*base, *options, run_dir=str(tmp_path / name), **shared)
@@ -259,55 +350,87 @@ def test_a_diverged_loss_stops_with_its_step_and_pairs(make_recipe: MakeRecipe) 
 
     recipe = make_recipe("train.learning_rate=1e30", "train.max_steps=6", "train.warmup_fraction=0")
     run_stages(recipe, ("prepare", "reference"), silent)
-    with pytest.raises(StageFailed, match=r"is not finite at step \d; pairs [0-9a-f]{24}-0, .*last good checkpoint"):
+    with pytest.raises(
+        StageFailed, match=r"is not finite at step \d; pairs [0-9a-f]{24}-0, .*last good checkpoint"
+    ):
         train_here(recipe)
 
 
 @pytest.mark.slow
-def test_run_writes_everything_and_skips_it_the_second_time(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    """All stages; the model loads in plain transformers, the masks by one call; status and report see the run."""
+def test_run_writes_everything_and_skips_it_the_second_time(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    """All stages; the model loads in plain transformers, the masks by one call; status and
+    report see the run.
+    """
     recipe = make_recipe(*SPARSE, "train.max_steps=3", "data.validation_fraction=0.1")
     lines: list[str] = []
-    outcome = run_stages(recipe, ("prepare", "reference", "train", "evaluate", "report"), lines.append, quiet=True)
+    outcome = run_stages(
+        recipe, ("prepare", "reference", "train", "evaluate", "report"), lines.append, quiet=True
+    )
     assert outcome == dict.fromkeys(outcome, "done") | {"reference": outcome["reference"]}
     model = AutoModelForCausalLM.from_pretrained(f"{recipe.run_dir}/train/model")
     tokenizer = AutoTokenizer.from_pretrained(f"{recipe.run_dir}/train/model")
     prompt = tokenizer("The plot was", return_tensors="pt").input_ids
     assert model.generate(prompt, max_new_tokens=5).shape[1] > prompt.shape[1]
-    assert LearnedMasks.from_pretrained(f"{recipe.run_dir}/train/masks").config["architecture"] == "simple_all"
+    assert (
+        LearnedMasks.from_pretrained(f"{recipe.run_dir}/train/masks").config["architecture"]
+        == "simple_all"
+    )
     card = (Path(recipe.run_dir) / "train" / "model" / "README.md").read_text()
     assert "sparsepo from" in card
     assert "`validation/loss`" in card
     assert f"- `{recipe.data.sources[0].path}`" in card
     assert f"Pairs after preparation: {open_pairs(recipe).num_rows('train')} train" in card
-    results = {p.stem: json.loads(p.read_text()) for p in (Path(recipe.run_dir) / "evaluation").glob("*.json")}
+    results = {
+        p.stem: json.loads(p.read_text())
+        for p in (Path(recipe.run_dir) / "evaluation").glob("*.json")
+    }
     assert {"preference", "sentiment", "masks"} <= set(results)
-    assert results["preference"]["accuracy/implicit_reward"]["n"] == results["preference"]["num_pairs"]
+    assert (
+        results["preference"]["accuracy/implicit_reward"]["n"] == results["preference"]["num_pairs"]
+    )
     assert results["sentiment"]["num_prompts"] == 16
     again = run_stages(recipe, ("prepare", "reference", "train", "evaluate"), lines.append)
     assert set(again.values()) == {"skipped"}
     states = {row["stage"]: row["state"] for row in run_status(recipe.run_dir)}
     assert states["train"] == states["evaluate"] == states["report"] == "done"
     with pytest.raises(UserError, match="setting objective.beta was 0.1, now it is 0.3"):
-        run_stages(make_recipe(*SPARSE, "objective.beta=0.3", "train.max_steps=3", "data.validation_fraction=0.1"), ("train",), silent)
+        run_stages(
+            make_recipe(
+                *SPARSE, "objective.beta=0.3", "train.max_steps=3", "data.validation_fraction=0.1"
+            ),
+            ("train",),
+            silent,
+        )
     page = Path(run_report([recipe.run_dir])).read_text()
-    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
-        "https://creativecommons", ""
-    ).replace("http://creativecommons", "").replace("https://matplotlib.org", "")
+    assert "http" not in page.replace("http://www.w3.org", "").replace(
+        "http://purl.org", ""
+    ).replace("https://creativecommons", "").replace("http://creativecommons", "").replace(
+        "https://matplotlib.org", ""
+    )
 
 
 @pytest.mark.slow
-def test_one_and_two_workers_agree_and_a_changed_pair_shows(make_recipe: MakeRecipe, rows: list[dict[str, str]], tmp_path: Path) -> None:
-    """20 fp32 steps under Ray Train: relative difference of the losses at most 1e-4; one other pair exceeds that tenfold."""
+def test_one_and_two_workers_agree_and_a_changed_pair_shows(
+    make_recipe: MakeRecipe, rows: list[dict[str, str]], tmp_path: Path
+) -> None:
+    """20 fp32 steps under Ray Train: relative difference of the losses at most 1e-4; one other
+    pair exceeds that tenfold.
+    """
     from pipelines.train import run_train
 
     changed_file = tmp_path / "changed.jsonl"
-    swapped = [{**r, "chosen": r["rejected"], "rejected": r["chosen"]} if i == 50 else r for i, r in enumerate(rows)]
+    swapped = [
+        {**r, "chosen": r["rejected"], "rejected": r["chosen"]} if i == 50 else r
+        for i, r in enumerate(rows)
+    ]
     changed_file.write_text("".join(json.dumps(r) + "\n" for r in swapped))
 
     def losses(name: str, *options: str) -> torch.Tensor:
         recipe = make_recipe(
-            "objective.name=mapo", "mask.kind=activation", "train.max_steps=20", "train.epochs=5", "data.test_fraction=0", *options,
+            "objective.name=mapo", "mask.kind=activation", "train.max_steps=20", "train.epochs=5",
+            "data.test_fraction=0", *options,
             run_dir=str(tmp_path / name),
         )  # fmt: skip
         run_stages(recipe, ("prepare", "reference"), silent)
@@ -334,11 +457,21 @@ def test_sft_then_sample(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     model = run_sft(base, silent, quiet=True)
     losses = [r["nll_per_token"] for r in logged(f"{base.run_dir}/sft")]
     assert losses[-1] < losses[0] - 1
-    recipe = make_recipe(f"model.name_or_path={model}", "sample.num_candidates=3", "sample.max_prompts=60", run_dir=str(tmp_path / "s"))
+    recipe = make_recipe(
+        f"model.name_or_path={model}",
+        "sample.num_candidates=3",
+        "sample.max_prompts=60",
+        run_dir=str(tmp_path / "s"),
+    )
     assert run_sample(recipe, quiet=True)["counts"] == {"prompts": 60, "candidates": 180}
-    candidates = [json.loads(line) for line in (tmp_path / "s" / "sample" / "candidates.jsonl").read_text().splitlines()]
+    candidates = [
+        json.loads(line)
+        for line in (tmp_path / "s" / "sample" / "candidates.jsonl").read_text().splitlines()
+    ]
     assert all(len(c["responses"]) == len(c["scores"]) == 3 for c in candidates)
-    assert len({r for c in candidates for r in c["responses"]}) > 100, "candidates are samples, not one answer"
+    assert len({r for c in candidates for r in c["responses"]}) > 100, (
+        "candidates are samples, not one answer"
+    )
 
 
 def test_evaluation_needs_a_model_and_held_out_pairs(make_recipe: MakeRecipe) -> None:

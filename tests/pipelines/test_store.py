@@ -17,11 +17,14 @@ from pipelines.store import ROW_GROUP_BYTES, RunStore
 
 
 def test_a_killed_writer_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:
-    """A process that dies between writing and renaming leaves a temporary file only, and sweeping removes it."""
+    """A process that dies between writing and renaming leaves a temporary file only, and
+    sweeping removes it.
+    """
     code = (
         "import os, sys\nfrom pipelines.store import RunStore\n"
         f"store = RunStore({str(tmp_path)!r})\n"
-        "with store._publishing('a/file') as stream:\n    stream.write(b'half')\n    stream.flush()\n    os.kill(os.getpid(), 9)\n"
+        "with store._publishing('a/file') as stream:\n    stream.write(b'half')\n    "
+        "stream.flush()\n    os.kill(os.getpid(), 9)\n"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == -9
     store = RunStore(str(tmp_path))
@@ -35,14 +38,22 @@ def test_a_killed_writer_leaves_nothing_under_the_final_name(tmp_path: Path) -> 
 
 
 def test_object_store_semantics(tmp_path: Path) -> None:
-    """The same calls on a file system that is not the local one (pyarrow's sub-tree wrapper stands for a bucket)."""
+    """The same calls on a file system that is not the local one (pyarrow's sub-tree wrapper
+    stands for a bucket).
+    """
     store = RunStore(str(tmp_path))
-    store._fs, store._path, store.is_local = pa.fs.SubTreeFileSystem(str(tmp_path), pa.fs.LocalFileSystem()), "bucket", False
+    store._fs, store._path, store.is_local = (
+        pa.fs.SubTreeFileSystem(str(tmp_path), pa.fs.LocalFileSystem()),
+        "bucket",
+        False,
+    )
     (tmp_path / "bucket").mkdir()
     store.write_bytes("x", b"1")
     folder = store.staging_directory()
     (folder / "state.json").write_text("{}")
-    (tmp_path / "bucket" / "ckpt" / "one").mkdir(parents=True)  # a bucket needs no directories, this stand-in does
+    (tmp_path / "bucket" / "ckpt" / "one").mkdir(
+        parents=True
+    )  # a bucket needs no directories, this stand-in does
     store.delete = lambda path: None if path == "ckpt/one" else RunStore.delete(store, path)  # type: ignore[method-assign]
     store.publish_directory(folder, "ckpt/one")
     assert store.read_json("ckpt/one/state.json") == {}
@@ -55,10 +66,14 @@ def test_object_store_semantics(tmp_path: Path) -> None:
 def test_row_groups_stay_small(tmp_path: Path) -> None:
     store = RunStore(str(tmp_path))
     values = [os.urandom(300_000) for _ in range(40)] + [os.urandom(ROW_GROUP_BYTES + 100_000)]
-    store.write_table("t.parquet", pa.table({"x": pa.array(values, pa.large_binary())}), compression=None)
+    store.write_table(
+        "t.parquet", pa.table({"x": pa.array(values, pa.large_binary())}), compression=None
+    )
     with store.open_parquet("t.parquet") as file:
         sizes = [file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)]
-        assert sum(s <= ROW_GROUP_BYTES * 1.01 for s in sizes) == len(sizes) - 1, "only the one oversized row may exceed the limit"
+        assert sum(s <= ROW_GROUP_BYTES * 1.01 for s in sizes) == len(sizes) - 1, (
+            "only the one oversized row may exceed the limit"
+        )
         assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)][-1] == 1
     assert store.read_table("t.parquet")["x"].to_pylist() == values
 
@@ -84,7 +99,9 @@ def test_stage_record_skips_refuses_and_names_the_difference(tmp_path: Path) -> 
     with pytest.raises(UserError, match="setting lr was 1.0, now it is 2.0"):
         record(tmp_path, lr=2.0).is_complete()
     with pytest.raises(UserError, match='input weights was "abc", now it is "other"'):
-        StageRecord("train", RunStore(str(tmp_path)), {"lr": 1.0}, {"weights": "other"}).is_complete()
+        StageRecord(
+            "train", RunStore(str(tmp_path)), {"lr": 1.0}, {"weights": "other"}
+        ).is_complete()
 
 
 def test_sampler_sees_every_pair_once_per_epoch_whatever_the_workers() -> None:
@@ -114,9 +131,19 @@ def test_token_budget_is_kept_and_no_row_lost() -> None:
 
 def test_precision_is_chosen_in_one_place() -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert Placement.choose("auto", cpu, 0, 1).weights == Placement.choose("auto", cpu, 0, 1).compute == torch.float32
+    assert (
+        Placement.choose("auto", cpu, 0, 1).weights
+        == Placement.choose("auto", cpu, 0, 1).compute
+        == torch.float32
+    )
     mixed = Placement.choose("auto", gpu, 0, 1)
-    assert (mixed.weights, mixed.compute, mixed.uses_autocast) == (torch.float32, torch.bfloat16, True)
-    assert not Placement.choose("auto", gpu, 0, 1, "fsdp").uses_autocast, "FSDP2 casts what it gathers"
+    assert (mixed.weights, mixed.compute, mixed.uses_autocast) == (
+        torch.float32,
+        torch.bfloat16,
+        True,
+    )
+    assert not Placement.choose("auto", gpu, 0, 1, "fsdp").uses_autocast, (
+        "FSDP2 casts what it gathers"
+    )
     low = Placement.choose("bfloat16", cpu, 0, 1)
     assert (low.weights, low.compute, low.uses_autocast) == (torch.bfloat16, torch.bfloat16, False)

@@ -19,10 +19,13 @@ from pipelines.trainer import Trainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 MakeRecipe = Callable[..., Recipe]
-# The frozen reference runs beside the policy, sharded like it; batches of three pairs leave ranks with unequal work.
+# The frozen reference runs beside the policy, sharded like it; batches of three pairs leave ranks
+# with unequal work.
 OPTIONS = (
-    "objective.name=sparsepo", "mask.kind=learned", "mask.architecture=simple_all", "mask.adam_eps=1e-4", "train.adam_eps=1e-4",
-    "reference.mode=online", "data.test_fraction=0", "data.validation_fraction=0.1", "train.max_steps=5", "train.global_batch_size=3",
+    "objective.name=sparsepo", "mask.kind=learned", "mask.architecture=simple_all",
+    "mask.adam_eps=1e-4", "train.adam_eps=1e-4",
+    "reference.mode=online", "data.test_fraction=0", "data.validation_fraction=0.1",
+    "train.max_steps=5", "train.global_batch_size=3",
     "train.micro_batch_tokens=60", "train.validate_every=2", "train.cpus_per_worker=1",
 )  # fmt: skip
 
@@ -30,7 +33,9 @@ OPTIONS = (
 @pytest.fixture
 def make(recipe_in: MakeRecipe, tmp_path: Path) -> MakeRecipe:
     def build(name: str, *overrides: str) -> Recipe:
-        recipe = recipe_in(tmp_path / name, *OPTIONS, *overrides, paths={"pairs": f"{tmp_path}/pairs"})
+        recipe = recipe_in(
+            tmp_path / name, *OPTIONS, *overrides, paths={"pairs": f"{tmp_path}/pairs"}
+        )
         run_stages(recipe, ("prepare", "reference"), lambda line: None)
         return recipe
 
@@ -41,12 +46,17 @@ def curve(recipe: Recipe) -> torch.Tensor:
     """Loss and gradient norm of every step, then the losses of the validations."""
     records = list(read_metrics(RunStore(f"{recipe.run_dir}/train")))
     steps = [value for r in records if "kind" not in r for value in (r["loss"], r["grad_norm"])]
-    return torch.tensor(steps + [r["validation/loss"] for r in records if r.get("kind") == "validation"], dtype=torch.float64)
+    return torch.tensor(
+        steps + [r["validation/loss"] for r in records if r.get("kind") == "validation"],
+        dtype=torch.float64,
+    )
 
 
 def alone(recipe: Recipe) -> Recipe:
     torch.set_num_threads(1)
-    Trainer(recipe, Placement.choose("auto", torch.device("cpu"), 0, 1), 1).run(lambda metrics: None)
+    Trainer(recipe, Placement.choose("auto", torch.device("cpu"), 0, 1), 1).run(
+        lambda metrics: None
+    )
     return recipe
 
 
@@ -56,7 +66,9 @@ def together(recipe: Recipe) -> Recipe:
 
 
 def test_sharded_and_replicated_ranks_do_what_one_rank_does(make: MakeRecipe) -> None:
-    """Losses, gradient norms, validations and the published tensors; a single pair per step leaves one rank without work."""
+    """Losses, gradient norms, validations and the published tensors; a single pair per step
+    leaves one rank without work.
+    """
     one = alone(make("one"))
     single = alone(make("single", "train.global_batch_size=1"))
     for name, expected, options in (
@@ -67,24 +79,42 @@ def test_sharded_and_replicated_ranks_do_what_one_rank_does(make: MakeRecipe) ->
         ("fsdp-single", single, ("train.strategy=fsdp", "train.global_batch_size=1")),
     ):
         found = together(make(name, "train.num_workers=2", *options))
-        torch.testing.assert_close(curve(found), curve(expected), rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            curve(found),
+            curve(expected),
+            rtol=1e-4,
+            atol=1e-6,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
         for file in ("model/model.safetensors", "masks/masks.safetensors"):
-            tensors, wanted = (load_file(f"{run.run_dir}/train/{file}") for run in (found, expected))
+            tensors, wanted = (
+                load_file(f"{run.run_dir}/train/{file}") for run in (found, expected)
+            )
             assert tensors.keys() == wanted.keys()
             for key in wanted:
-                torch.testing.assert_close(tensors[key], wanted[key], rtol=1e-4, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+                torch.testing.assert_close(
+                    tensors[key],
+                    wanted[key],
+                    rtol=1e-4,
+                    atol=1e-5,
+                    msg=lambda text, key=key: f"{key}: {text}",
+                )
     assert not torch.allclose(curve(one)[:8], curve(single)[:8], rtol=1e-3), "other pairs must show"
 
 
 def test_sharded_adapters_do_what_one_rank_does(make: MakeRecipe, model_dir: Path) -> None:
     lora = ("train.lora.rank=4", "train.learning_rate=1e-2")
-    one, sharded = alone(make("one", *lora)), together(make("two", *lora, "train.num_workers=2", "train.strategy=fsdp"))
+    one, sharded = (
+        alone(make("one", *lora)),
+        together(make("two", *lora, "train.num_workers=2", "train.strategy=fsdp")),
+    )
     torch.testing.assert_close(curve(sharded), curve(one), rtol=1e-4, atol=1e-6)
     ids = AutoTokenizer.from_pretrained(model_dir)("The plot was", return_tensors="pt").input_ids
     logits = [
-        PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32), f"{run.run_dir}/train/model")(
-            ids
-        ).logits
+        PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32),
+            f"{run.run_dir}/train/model",
+        )(ids).logits
         for run in (one, sharded)
     ]
     torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)

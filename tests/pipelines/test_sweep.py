@@ -1,4 +1,6 @@
-"""Sweep files: points and conditions, what is refused, which stores a sweep needs, what becomes best.yaml."""
+"""Sweep files: points and conditions, what is refused, which stores a sweep needs, what becomes
+best.yaml.
+"""
 
 import json
 from collections.abc import Callable
@@ -27,16 +29,29 @@ REWARD, KL = "evaluation/sentiment/reward/after", "evaluation/sentiment/kl/polic
 
 @pytest.fixture
 def load(tmp_path: Path, make_recipe: MakeRecipe) -> Load:
-    """load(space, key=..., ...) with three recipe files of the tiny model: dpo, mapo and sparsepo."""
+    """load(space, key=..., ...) with three recipe files of the tiny model: dpo, mapo and
+    sparsepo.
+    """
     for name, overrides in {
         "dpo": ("objective.name=dpo",),
         "mapo": ("objective.name=mapo", "mask.kind=activation", "mask.hooks=mlp"),
-        "sparsepo": ("objective.name=sparsepo", "mask.kind=learned", "mask.architecture=simple_last"),
+        "sparsepo": (
+            "objective.name=sparsepo",
+            "mask.kind=learned",
+            "mask.architecture=simple_last",
+        ),
     }.items():
-        (tmp_path / f"{name}.yaml").write_text(write_yaml(make_recipe("data.validation_fraction=0.2", *overrides)))
+        (tmp_path / f"{name}.yaml").write_text(
+            write_yaml(make_recipe("data.validation_fraction=0.2", *overrides))
+        )
 
     def make(space: dict[str, object], *overrides: str, **top: object) -> Sweep:
-        body = {"run_dir": str(tmp_path / "sweep"), "recipe": str(tmp_path / "sparsepo.yaml"), "space": space, **top}
+        body = {
+            "run_dir": str(tmp_path / "sweep"),
+            "recipe": str(tmp_path / "sparsepo.yaml"),
+            "space": space,
+            **top,
+        }
         (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(body))
         return load_sweep(str(tmp_path / "sweep.yaml"), overrides)
 
@@ -60,7 +75,13 @@ def test_points_are_grids_times_draws_under_their_conditions(load: Load, tmp_pat
         assert (
             set(point)
             == {"recipe", "train.learning_rate"}
-            | ({"dpo": set(), "mapo": {"objective.beta", "mask.keep_fraction"}, "sparsepo": {"objective.beta"}}[method])
+            | (
+                {
+                    "dpo": set(),
+                    "mapo": {"objective.beta", "mask.keep_fraction"},
+                    "sparsepo": {"objective.beta"},
+                }[method]
+            )
         )
         recipe = sweep.recipe_at(point, "somewhere")
         assert recipe.objective.name == method
@@ -72,7 +93,10 @@ def test_points_are_grids_times_draws_under_their_conditions(load: Load, tmp_pat
 
 
 def test_composite_values_reach_the_recipe(load: Load) -> None:
-    sweep = load({"mask.hooks": {"grid": [["mlp"], "attn"]}, "train.adam_betas": {"choice": [[0.9, 0.95]]}}, recipe="hh-mapo")
+    sweep = load(
+        {"mask.hooks": {"grid": [["mlp"], "attn"]}, "train.adam_betas": {"choice": [[0.9, 0.95]]}},
+        recipe="hh-mapo",
+    )
     points = sweep.points
     assert points is not None
     recipes = [sweep.recipe_at(point, "x") for point in points]
@@ -92,41 +116,101 @@ def test_composite_values_reach_the_recipe(load: Load) -> None:
             "exactly one of grid, choice, uniform, loguniform, int; got grid, choice",
         ),
         ({"objective.beta": {"grid": [-1]}}, {}, "objective.beta=-1: objective.beta = -1"),
-        ({"objective.beta": {"uniform": [-1, 1]}}, {"searcher": {"name": "tpe"}}, "objective.beta = -1.0"),
-        ({"objective.beta": {"gird": [1]}}, {}, "unknown key 'space.objective.beta.gird': did you mean 'grid'"),
-        ({}, {}, "space: "),
-        ({"objective.beta": {"grid": [1]}}, {"objectve": []}, "unknown key 'objectve': did you mean 'objectives'"),
-        ({"objective.beta": {"grid": [1]}}, {"num_samples": 2}, "every key is a grid"),
-        ({"objective.beta": {"grid": [1], "when": {"mask.kind": "learned"}}}, {}, "only a searched key with grid or choice"),
         (
-            {"objective.beta": {"grid": [1], "when": {"mask.kind": "x"}}, "mask.kind": {"grid": ["learned"]}},
+            {"objective.beta": {"uniform": [-1, 1]}},
+            {"searcher": {"name": "tpe"}},
+            "objective.beta = -1.0",
+        ),
+        (
+            {"objective.beta": {"gird": [1]}},
+            {},
+            "unknown key 'space.objective.beta.gird': did you mean 'grid'",
+        ),
+        ({}, {}, "space: "),
+        (
+            {"objective.beta": {"grid": [1]}},
+            {"objectve": []},
+            "unknown key 'objectve': did you mean 'objectives'",
+        ),
+        ({"objective.beta": {"grid": [1]}}, {"num_samples": 2}, "every key is a grid"),
+        (
+            {"objective.beta": {"grid": [1], "when": {"mask.kind": "learned"}}},
+            {},
+            "only a searched key with grid or choice",
+        ),
+        (
+            {
+                "objective.beta": {"grid": [1], "when": {"mask.kind": "x"}},
+                "mask.kind": {"grid": ["learned"]},
+            },
             {},
             "is 'x': searched are 'learned'",
         ),
         (
-            {"objective.beta": {"grid": [1], "when": {"train.seed": 0}}, "train.seed": {"grid": [0], "when": {"objective.beta": 1}}},
+            {
+                "objective.beta": {"grid": [1], "when": {"train.seed": 0}},
+                "train.seed": {"grid": [0], "when": {"objective.beta": 1}},
+            },
             {},
             "go in a circle",
         ),
-        ({"mask.kind": {"grid": ["none"]}}, {}, "mask.kind=none: mask.kind=none with objective.name=sparsepo"),
-        ({"objective.beta": {"grid": [1]}}, {"searcher": {"name": "tpe"}}, "searcher tpe does not walk through: use choice"),
-        ({"objective.beta": {"choice": [1]}}, {"searcher": {"name": "nsga2"}}, "two objectives or more"),
-        ({"objective.beta": {"grid": [1]}}, {"objectives": [{"metric": "reward"}]}, "objectives.0.metric = 'reward': string should match"),
-        ({"objective.beta": {"grid": [1]}}, {"objectives": [{"metric": "evaluation/code/pass"}]}, "no trial runs the benchmark 'code'"),
-        ({"objective.beta": {"grid": [1]}}, {"overrides": ["data.validation_fraction=0"]}, "needs held-out pairs"),
-        ({"objective.beta": {"grid": [1]}}, {"scheduler": {"name": "asha", "grace_steps": 1}}, "set train.validate_every"),
+        (
+            {"mask.kind": {"grid": ["none"]}},
+            {},
+            "mask.kind=none: mask.kind=none with objective.name=sparsepo",
+        ),
+        (
+            {"objective.beta": {"grid": [1]}},
+            {"searcher": {"name": "tpe"}},
+            "searcher tpe does not walk through: use choice",
+        ),
+        (
+            {"objective.beta": {"choice": [1]}},
+            {"searcher": {"name": "nsga2"}},
+            "two objectives or more",
+        ),
+        (
+            {"objective.beta": {"grid": [1]}},
+            {"objectives": [{"metric": "reward"}]},
+            "objectives.0.metric = 'reward': string should match",
+        ),
+        (
+            {"objective.beta": {"grid": [1]}},
+            {"objectives": [{"metric": "evaluation/code/pass"}]},
+            "no trial runs the benchmark 'code'",
+        ),
+        (
+            {"objective.beta": {"grid": [1]}},
+            {"overrides": ["data.validation_fraction=0"]},
+            "needs held-out pairs",
+        ),
+        (
+            {"objective.beta": {"grid": [1]}},
+            {"scheduler": {"name": "asha", "grace_steps": 1}},
+            "set train.validate_every",
+        ),
         (
             {"objective.beta": {"grid": [1]}},
             {"scheduler": {"name": "asha", "grace_steps": 1}, "objectives": [{"metric": REWARD}]},
             "is not known while a trial trains",
         ),
         ({"train.seed": {"grid": [1]}}, {"seeds": [0, 1]}, "train.seed is searched and repeated"),
-        ({"objective.beta": {"grid": [1]}}, {"pick": {"where": ["reward over 5"]}}, "is no condition: write it as METRIC <= NUMBER"),
-        ({"recipe": {"grid": ["hh-nothing"]}}, {}, "recipe 'hh-nothing': no such file, nor a packaged recipe"),
+        (
+            {"objective.beta": {"grid": [1]}},
+            {"pick": {"where": ["reward over 5"]}},
+            "is no condition: write it as METRIC <= NUMBER",
+        ),
+        (
+            {"recipe": {"grid": ["hh-nothing"]}},
+            {},
+            "recipe 'hh-nothing': no such file, nor a packaged recipe",
+        ),
         ({"recipe": {"uniform": [0, 1]}}, {}, "recipe takes grid or choice"),
     ],
 )
-def test_what_is_wrong_with_a_sweep_is_named(load: Load, space: dict[str, object], top: dict[str, object], message: str) -> None:
+def test_what_is_wrong_with_a_sweep_is_named(
+    load: Load, space: dict[str, object], top: dict[str, object], message: str
+) -> None:
     with pytest.raises(UserError, match=message) as caught:
         load(space, **top)
     assert "\n" not in str(caught.value)
@@ -146,10 +230,18 @@ def test_missing_files(tmp_path: Path) -> None:
 def test_packaged_sweeps_load(name: str, model_dir: Path, pairs_file: Path, tmp_path: Path) -> None:
     """Every point of them is a recipe, on a tiny model and another file."""
     sweep = load_sweep(
-        name, (f"run_dir={tmp_path}", f"model.name_or_path={model_dir}", f"data.sources=[{{path: {pairs_file}}}]", "data.test=[]")
+        name,
+        (
+            f"run_dir={tmp_path}",
+            f"model.name_or_path={model_dir}",
+            f"data.sources=[{{path: {pairs_file}}}]",
+            "data.test=[]",
+        ),
     )
     assert sweep.num_trials() >= 12
-    assert f"sparsepo tune {name} " in packaged("sweep")[name].read_text(), "says how it is launched"
+    assert f"sparsepo tune {name} " in packaged("sweep")[name].read_text(), (
+        "says how it is launched"
+    )
 
 
 def test_keys_on_the_command_line(load: Load) -> None:
@@ -161,7 +253,11 @@ def test_keys_on_the_command_line(load: Load) -> None:
         "space.train.weight_decay={grid: [0, 0.1]}",
         "pick.where=['validation/loss <= 1']",
     )
-    assert (sweep.seeds, sweep.num_trials(), sweep.pick.limits()) == ((3, 4), 2, [("validation/loss", "<=", 1.0)])
+    assert (sweep.seeds, sweep.num_trials(), sweep.pick.limits()) == (
+        (3, 4),
+        2,
+        [("validation/loss", "<=", 1.0)],
+    )
     points = sweep.points
     assert points is not None
     assert [sweep.recipe_at(p, "x").train.learning_rate for p in points] == [0.5, 0.5]
@@ -169,7 +265,9 @@ def test_keys_on_the_command_line(load: Load) -> None:
 
 
 def test_points_share_a_store_unless_a_searched_key_changes_it(load: Load, tmp_path: Path) -> None:
-    methods = {"recipe": {"grid": [str(tmp_path / f"{name}.yaml") for name in ("dpo", "mapo", "sparsepo")]}}
+    methods = {
+        "recipe": {"grid": [str(tmp_path / f"{name}.yaml") for name in ("dpo", "mapo", "sparsepo")]}
+    }
 
     def stores(space: dict[str, object], *overrides: str) -> list[tuple[frozenset[str], int]]:
         found = SharedStores.of(load({**methods, **space}, *overrides)).makers()
@@ -178,30 +276,52 @@ def test_points_share_a_store_unless_a_searched_key_changes_it(load: Load, tmp_p
     everything = frozenset({"reference_logps", "reference_hidden", "activation_mask"})
     assert stores({}) == [(everything, 3)]
     assert stores({"objective.beta": {"grid": [0.1, 0.2]}}) == [(everything, 6)]
-    assert [points for _, points in stores({"data.max_response_tokens": {"grid": [8, 16]}})] == [3, 3]
-    hooks = {"mask.hooks": {"grid": ["mlp", "attn"], "when": {"recipe": str(tmp_path / "mapo.yaml")}}}
-    assert sorted(points for _, points in stores(hooks)) == [1, 3], "two activation masks of one name cannot lie in one store"
+    assert [points for _, points in stores({"data.max_response_tokens": {"grid": [8, 16]}})] == [
+        3,
+        3,
+    ]
+    hooks = {
+        "mask.hooks": {"grid": ["mlp", "attn"], "when": {"recipe": str(tmp_path / "mapo.yaml")}}
+    }
+    assert sorted(points for _, points in stores(hooks)) == [1, 3], (
+        "two activation masks of one name cannot lie in one store"
+    )
     sweep = load({**methods, **hooks})
     shared = SharedStores.of(sweep)
     again = SharedStores.from_json(sweep.run_dir, json.loads(json.dumps(shared.to_json())))
     for point in sweep.sample_of_points():
         recipe = sweep.recipe_at(point, "x")
         assert again.shared(recipe).paths == shared.shared(recipe).paths
-    paths = {again.shared(sweep.recipe_at(p, "x")).paths.reference for p in sweep.sample_of_points()}
+    paths = {
+        again.shared(sweep.recipe_at(p, "x")).paths.reference for p in sweep.sample_of_points()
+    }
     assert len(paths) == 2
     limited = SharedStores.of(load(methods, "ray.cpus_per_run=1")).makers()[0][0]
-    assert limited.ray.cpus_per_run is None, "a trial's share is not that of the stages before all trials"
+    assert limited.ray.cpus_per_run is None, (
+        "a trial's share is not that of the stages before all trials"
+    )
     own = SharedStores.of(load({**methods}, f"paths.pairs={tmp_path}/elsewhere"))
     assert own.makers()[0][0].paths.pairs == f"{tmp_path}/elsewhere"
-    plan = plan_sweep(load({"objective.beta": {"grid": [0.1, 0.2]}, "data.max_response_tokens": {"grid": [8, 16]}}, "seeds=[0, 1]"))
-    assert (plan["trials"], plan["runs"], [store["points"] for store in plan["stores"]]) == (4, 8, [2, 2])
+    plan = plan_sweep(
+        load(
+            {"objective.beta": {"grid": [0.1, 0.2]}, "data.max_response_tokens": {"grid": [8, 16]}},
+            "seeds=[0, 1]",
+        )
+    )
+    assert (plan["trials"], plan["runs"], [store["points"] for store in plan["stores"]]) == (
+        4,
+        8,
+        [2, 2],
+    )
     assert plan["stores"][0]["storage_bytes"] != plan["stores"][1]["storage_bytes"]
 
 
 def test_groups_of_workers_that_fit_at_once() -> None:
     assert fitting_groups([(0, 0), (1, 0), (1, 0), (1, 0)], (1, 0), 1, 9) == 3
     assert fitting_groups([(1, 0), (1, 0), (1, 0)], (1, 0), 2, 9) == 1
-    assert fitting_groups([(3, 0), (3, 0)], (2, 0), 1, 9) == 2, "six CPUs, but a worker does not span nodes"
+    assert fitting_groups([(3, 0), (3, 0)], (2, 0), 1, 9) == 2, (
+        "six CPUs, but a worker does not span nodes"
+    )
     assert fitting_groups([(16, 1)], (1, 0.25), 1, 9) == 4
     assert fitting_groups([(16, 8)], (1, 1), 4, 9) == 2
     assert fitting_groups([(16, 8)], (1, 1), 1, 3) == 3
@@ -210,7 +330,12 @@ def test_groups_of_workers_that_fit_at_once() -> None:
 
 def trial(number: int, reward: float, kl: float, **more: object) -> Trial:
     return Trial.model_validate(
-        {"number": number, "point": {"objective.beta": 0.1 * (number + 1)}, "run_dir": f"/nowhere/{number}", "status": "finished"}
+        {
+            "number": number,
+            "point": {"objective.beta": 0.1 * (number + 1)},
+            "run_dir": f"/nowhere/{number}",
+            "status": "finished",
+        }
         | {"metrics": {REWARD: reward, KL: kl}, "runs": {"0": {}}}
         | more
     )
@@ -225,7 +350,9 @@ def test_the_pick(load: Load) -> None:
     assert pick(load(space, **two, pick={"metric": REWARD}), trials)[0].number == 2
     chosen, why = pick(load(space, **two, pick={"metric": REWARD, "where": [f"{KL} <= 6"]}), trials)
     assert (chosen.number, why) == (3, f"max of {REWARD} where {KL} <= 6: 0.9")
-    assert pick(load(space, **two, pick={"where": [f"{KL} > 2"]}), trials)[0].number == 2, "a straight front"
+    assert pick(load(space, **two, pick={"where": [f"{KL} > 2"]}), trials)[0].number == 2, (
+        "a straight front"
+    )
     assert pick(load(space, objectives=[{"metric": KL, "mode": "min"}]), trials)[0].number == 0
     with pytest.raises(UserError, match="no trial fulfils"):
         pick(load(space, **two, pick={"where": [f"{KL} < 0"]}), trials)
@@ -240,12 +367,20 @@ def test_means_and_spread_over_seeds() -> None:
 
 
 def test_results_of_trials_that_ended_differently(load: Load, tmp_path: Path) -> None:
-    """Tables keep every trial, the front only finished ones; a value that is a word is text in both tables."""
+    """Tables keep every trial, the front only finished ones; a value that is a word is text in
+    both tables.
+    """
     import pyarrow.parquet as pq
 
-    sweep = load({"objective.beta": {"grid": [0.1]}}, objectives=[{"metric": REWARD}, {"metric": KL, "mode": "min"}])
+    sweep = load(
+        {"objective.beta": {"grid": [0.1]}},
+        objectives=[{"metric": REWARD}, {"metric": KL, "mode": "min"}],
+    )
     config = RunStore(f"{tmp_path}/r")
-    config.write_bytes("config.yaml", write_yaml(sweep.recipe_at({"objective.beta": 0.1}, f"{tmp_path}/r")).encode())
+    config.write_bytes(
+        "config.yaml",
+        write_yaml(sweep.recipe_at({"objective.beta": 0.1}, f"{tmp_path}/r")).encode(),
+    )
     trials = [
         trial(0, 0.5, 1.0, run_dir=config.root, point={"objective.beta": 0.1, "mask.hooks": "all"}),
         trial(1, float("nan"), 1.0, status="diverged", message="loss nan"),
@@ -265,10 +400,16 @@ def test_results_of_trials_that_ended_differently(load: Load, tmp_path: Path) ->
     assert "loss nan" in page
     assert 'src="http' not in page
     assert 'href="http' not in page
-    assert {p.name for p in (tmp_path / "sweep" / "report").glob("*.png")} == {"frontier-by-objective-beta.png", "parallel-coordinates.png"}
+    assert {p.name for p in (tmp_path / "sweep" / "report").glob("*.png")} == {
+        "frontier-by-objective-beta.png",
+        "parallel-coordinates.png",
+    }
     events = sorted((tmp_path / "sweep" / "tensorboard").rglob("events.*"))
     assert len(events) == 4
-    assert all(word in events[0].read_bytes() for word in (b"_hparams_", b"objective.beta", REWARD.encode()))
+    assert all(
+        word in events[0].read_bytes()
+        for word in (b"_hparams_", b"objective.beta", REWARD.encode())
+    )
     assert [t.number for t in read_trials(RunStore(sweep.run_dir))] == [0, 1, 2, 3]
 
 
@@ -279,11 +420,21 @@ def test_an_interrupted_sweep_is_not_taken_for_another(load: Load) -> None:
     sweep_record(sweep).begin()
     with pytest.raises(UserError, match="was interrupted: add --resume"):
         run_tune(sweep, print)
-    with pytest.raises(UserError, match=r"setting .*sparsepo.yaml: train.learning_rate was 0.001, now it is 0.5"):
+    with pytest.raises(
+        UserError, match=r"setting .*sparsepo.yaml: train.learning_rate was 0.001, now it is 0.5"
+    ):
         run_tune(load(space, "train.learning_rate=0.5"), print, resume=True)
     with pytest.raises(UserError, match="setting space was"):
         run_tune(load({"objective.beta": {"grid": [0.1, 0.3]}}), print, resume=True)
-    sweep_record(load(space, "ray.num_cpus=2", "train.micro_batch_tokens=99", "hours=1", "pick.metric=validation/loss")).check()
+    sweep_record(
+        load(
+            space,
+            "ray.num_cpus=2",
+            "train.micro_batch_tokens=99",
+            "hours=1",
+            "pick.metric=validation/loss",
+        )
+    ).check()
     assert RunStore(sweep.run_dir).exists(STARTED)
 
 

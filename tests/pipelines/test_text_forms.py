@@ -13,7 +13,8 @@ from pipelines.text_forms import PairEncoder, RawPair, RowRejected, detect_form,
 
 NAMES = ColumnNames()
 TEMPLATE = (
-    "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>\n{% endfor %}{% if add_generation_prompt %}<s>assistant: {% endif %}"
+    "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>\n{% endfor %}{% if "
+    "add_generation_prompt %}<s>assistant: {% endif %}"
 )
 
 
@@ -39,30 +40,65 @@ def reason(row: dict[str, Any], form: str, tokenizer: Any = None, **settings: An
 
 
 def test_text_rows_and_why_they_are_dropped() -> None:
-    assert pairs({"prompt": "a", "chosen": " b", "rejected": " c"}, "text") == [RawPair("a", " b", " c")]
+    assert pairs({"prompt": "a", "chosen": " b", "rejected": " c"}, "text") == [
+        RawPair("a", " b", " c")
+    ]
     assert reason({"prompt": "a", "chosen": " ", "rejected": "c"}, "text") == "empty response"
     assert reason({"prompt": " ", "chosen": "b", "rejected": "c"}, "text") == "empty prompt"
-    assert reason({"prompt": "a", "chosen": "b", "rejected": "b"}, "text") == "chosen and rejected are identical"
-    assert reason({"prompt": "a", "chosen": 3, "rejected": "b"}, "text") == "chosen is int, not a string"
-    assert reason({"prompt": "a", "chosen": None, "rejected": "b"}, "text") == "chosen is NoneType, not a string"
-    assert reason({"prompt": b"\xff", "chosen": "x", "rejected": "b"}, "text") == "prompt is not valid UTF-8"
-    assert reason({"prompt": "\ud800", "chosen": "x", "rejected": "b"}, "text") == "prompt is not valid UTF-8"
+    assert (
+        reason({"prompt": "a", "chosen": "b", "rejected": "b"}, "text")
+        == "chosen and rejected are identical"
+    )
+    assert (
+        reason({"prompt": "a", "chosen": 3, "rejected": "b"}, "text")
+        == "chosen is int, not a string"
+    )
+    assert (
+        reason({"prompt": "a", "chosen": None, "rejected": "b"}, "text")
+        == "chosen is NoneType, not a string"
+    )
+    assert (
+        reason({"prompt": b"\xff", "chosen": "x", "rejected": "b"}, "text")
+        == "prompt is not valid UTF-8"
+    )
+    assert (
+        reason({"prompt": "\ud800", "chosen": "x", "rejected": "b"}, "text")
+        == "prompt is not valid UTF-8"
+    )
 
 
 def test_hh_transcripts_split_at_the_last_assistant_turn() -> None:
     head = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: why?\n\nAssistant:"
-    assert pairs({"chosen": head + " because", "rejected": head + " no"}, "hh") == [RawPair(head, " because", " no")]
-    assert reason({"chosen": head + " x", "rejected": "\n\nHuman: b\n\nAssistant: y"}, "hh") == "chosen and rejected have different prompts"
-    assert reason({"chosen": "no turns", "rejected": head}, "hh") == "no assistant turn in the transcript"
+    assert pairs({"chosen": head + " because", "rejected": head + " no"}, "hh") == [
+        RawPair(head, " because", " no")
+    ]
+    assert (
+        reason({"chosen": head + " x", "rejected": "\n\nHuman: b\n\nAssistant: y"}, "hh")
+        == "chosen and rejected have different prompts"
+    )
+    assert (
+        reason({"chosen": "no turns", "rejected": head}, "hh")
+        == "no assistant turn in the transcript"
+    )
 
 
 def test_scored_candidates_become_pairs_with_a_margin() -> None:
     row = {"prompt": "p", "responses": [" a", " b", " c"], "scores": [0.1, 0.9, 0.5]}
     assert pairs(row, "scored") == [RawPair("p", " b", " a", 0.9, 0.1)]
-    assert [(p.chosen, p.rejected) for p in pairs(row, "scored", pairing="all", min_gap=0.4)] == [(" b", " c"), (" b", " a"), (" c", " a")]
+    assert [(p.chosen, p.rejected) for p in pairs(row, "scored", pairing="all", min_gap=0.4)] == [
+        (" b", " c"),
+        (" b", " a"),
+        (" c", " a"),
+    ]
     assert reason({**row, "scores": [0.5, 0.5, 0.5]}, "scored") == "score gap below min_gap"
-    assert reason({**row, "scores": [0.1, 0.2]}, "scored") == "responses and scores must be lists of one length"
-    assert reason({**row, "scores": [0.1, float("nan"), 1]}, "scored") == "scores holds something that is not a finite number"
+    assert (
+        reason({**row, "scores": [0.1, 0.2]}, "scored")
+        == "responses and scores must be lists of one length"
+    )
+    assert (
+        reason({**row, "scores": [0.1, float("nan"), 1]}, "scored")
+        == "scores holds something that is not a finite number"
+    )
 
 
 def test_conversations_follow_the_chat_template(tokenizer: Any) -> None:
@@ -78,15 +114,25 @@ def test_conversations_follow_the_chat_template(tokenizer: Any) -> None:
     implicit = {side: [*row["prompt"], *row[side]] for side in ("chosen", "rejected")}
     assert pairs(implicit, "conversational", tokenizer) == [pair]
     encoded = PairEncoder(tokenizer, data()).encode(pair)
-    assert tokenizer.decode(encoded.prompt) == pair.prompt, "no second BOS in front of the template's own"
-    assert tokenizer.decode(encoded.chosen) == "good</s>", "up to and including the end-of-turn token, nothing after it"
+    assert tokenizer.decode(encoded.prompt) == pair.prompt, (
+        "no second BOS in front of the template's own"
+    )
+    assert tokenizer.decode(encoded.chosen) == "good</s>", (
+        "up to and including the end-of-turn token, nothing after it"
+    )
     assert encoded.chosen.count(tokenizer.eos_token_id) == 1
     assert "not a list of messages" in reason({**row, "chosen": ["x"]}, "conversational", tokenizer)
 
 
 def test_templates_that_hide_the_prompt_are_refused_by_name(tokenizer: Any) -> None:
-    tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    row = {"prompt": "q", "chosen": {"role": "assistant", "content": "a"}, "rejected": {"role": "assistant", "content": "b"}}
+    tokenizer.chat_template = (
+        "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    )
+    row = {
+        "prompt": "q",
+        "chosen": {"role": "assistant", "content": "a"},
+        "rejected": {"role": "assistant", "content": "b"},
+    }
     with pytest.raises(UserError, match="does not render a prompt as a prefix"):
         pairs(row, "conversational", tokenizer)
     tokenizer.chat_template = None
@@ -106,10 +152,21 @@ def test_encoding_ends_with_one_eos_and_truncated_with_none(tokenizer: Any) -> N
     assert tokenizer.eos_token_id not in cut.chosen
     assert cut.prompt == whole.prompt[-3:]
     assert cut.truncated == ("prompt", "chosen")
-    assert PairEncoder(tokenizer, data(max_prompt_tokens=3, prompt_overflow="keep_start")).encode(pair).prompt == whole.prompt[:3]
+    assert (
+        PairEncoder(tokenizer, data(max_prompt_tokens=3, prompt_overflow="keep_start"))
+        .encode(pair)
+        .prompt
+        == whole.prompt[:3]
+    )
     for settings, why in (
-        ({"max_prompt_tokens": 3, "prompt_overflow": "drop"}, "prompt longer than max_prompt_tokens"),
-        ({"max_response_tokens": 4, "response_overflow": "drop"}, "response longer than max_response_tokens"),
+        (
+            {"max_prompt_tokens": 3, "prompt_overflow": "drop"},
+            "prompt longer than max_prompt_tokens",
+        ),
+        (
+            {"max_response_tokens": 4, "response_overflow": "drop"},
+            "response longer than max_response_tokens",
+        ),
         ({"max_tokens": len(whole.prompt)}, "response truncated to nothing"),
     ):
         with pytest.raises(RowRejected, match=why):
@@ -129,13 +186,17 @@ def test_a_tokenizer_without_bos_or_pad_works(tokenizer: Any) -> None:
     encoded = PairEncoder(tokenizer, data()).encode(RawPair("good", " x", " y"))
     assert tokenizer.decode(encoded.prompt) == "good"
     text = PairEncoder(tokenizer, data()).encode(RawPair("", "good cast .", None))
-    assert len(text.prompt) == 1, "without BOS the first token of bare text has nothing to be predicted from"
+    assert len(text.prompt) == 1, (
+        "without BOS the first token of bare text has nothing to be predicted from"
+    )
 
 
 def test_forms_are_recognised_by_their_columns() -> None:
     assert detect_form({"prompt", "chosen", "rejected"}, NAMES, {"chosen": "x"}) == "text"
     assert detect_form({"chosen", "rejected"}, NAMES, {"chosen": "x"}) == "hh"
-    assert detect_form({"prompt", "chosen", "rejected"}, NAMES, {"chosen": [{}]}) == "conversational"
+    assert (
+        detect_form({"prompt", "chosen", "rejected"}, NAMES, {"chosen": [{}]}) == "conversational"
+    )
     assert detect_form({"prompt", "responses", "scores"}, NAMES, {}) == "scored"
     assert detect_form({"text"}, NAMES, {}) == "text_only"
     with pytest.raises(UserError, match=r"\['a', 'b'\] fit no form"):
@@ -153,7 +214,9 @@ def test_rows_keep_their_numbers_in_every_format_and_chunking(tmp_path: Path, ki
     rows = [{"text": f"row {i}\nwith a second line"} for i in range(25)]
     path = tmp_path / f"f.{kind}"
     if kind == "jsonl":
-        path.write_text("".join(json.dumps(r) + "\n" + ("\n" if i % 7 == 0 else "") for i, r in enumerate(rows)))
+        path.write_text(
+            "".join(json.dumps(r) + "\n" + ("\n" if i % 7 == 0 else "") for i, r in enumerate(rows))
+        )
     elif kind == "csv":
         pyarrow.csv.write_csv(pa.Table.from_pylist(rows), path)
     else:
@@ -165,12 +228,17 @@ def test_rows_keep_their_numbers_in_every_format_and_chunking(tmp_path: Path, ki
 
 
 def test_local_data_sets_load_through_the_hub_library(tmp_path: Path) -> None:
-    """A directory in the hub's layout goes through datasets.load_dataset, the code path of a hub name."""
+    """A directory in the hub's layout goes through datasets.load_dataset, the code path of a hub
+    name.
+    """
     folder = tmp_path / "name"
     folder.mkdir()
     (folder / "train.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
     chunks = chunks_of(Source(path=str(folder), format="huggingface"), 10)
-    assert [row for chunk in chunks for _, row in read_chunk(chunk)] == [{"text": "one"}, {"text": "two"}]
+    assert [row for chunk in chunks for _, row in read_chunk(chunk)] == [
+        {"text": "one"},
+        {"text": "two"},
+    ]
 
 
 def test_missing_sources_are_named(tmp_path: Path) -> None:

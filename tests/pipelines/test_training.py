@@ -1,4 +1,6 @@
-"""The training loop: layouts, accumulation, adapters, checkpoints, early stop; one rank in this process."""
+"""The training loop: layouts, accumulation, adapters, checkpoints, early stop; one rank in this
+process.
+"""
 
 import json
 import math
@@ -32,18 +34,25 @@ MakeRecipe = Callable[..., Recipe]
 CPU = torch.device("cpu")
 # The reference runs beside training: at step 1 both are the same model in the same layout.
 SPARSE = (
-    "objective.name=sparsepo", "mask.kind=learned", "mask.architecture=simple_last", "mask.sharing=independent", "mask.adam_eps=1e-4",
+    "objective.name=sparsepo", "mask.kind=learned", "mask.architecture=simple_last",
+    "mask.sharing=independent", "mask.adam_eps=1e-4",
     "train.adam_eps=1e-4", "reference.mode=online", "train.epochs=9", "data.test_fraction=0",
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def paths(recipe_in: MakeRecipe, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> dict[str, str]:
+def paths(
+    recipe_in: MakeRecipe, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None
+) -> dict[str, str]:
     """Pairs that the module's runs share: a tenth of them for validation."""
     root = tmp_path_factory.mktemp("pairs")
     found = {"pairs": f"{root}/pairs", "reference": f"{root}/reference"}
     run_stages(
-        recipe_in(root / "run", "data.test_fraction=0", "data.validation_fraction=0.1", paths=found), ("prepare",), lambda line: None
+        recipe_in(
+            root / "run", "data.test_fraction=0", "data.validation_fraction=0.1", paths=found
+        ),
+        ("prepare",),
+        lambda line: None,
     )
     return found
 
@@ -51,7 +60,9 @@ def paths(recipe_in: MakeRecipe, tmp_path_factory: pytest.TempPathFactory, ray_c
 @pytest.fixture
 def make(recipe_in: MakeRecipe, paths: dict[str, str], tmp_path: Path) -> MakeRecipe:
     def build(name: str, *overrides: str) -> Recipe:
-        return recipe_in(tmp_path / name, *SPARSE, "data.validation_fraction=0.1", *overrides, paths=paths)
+        return recipe_in(
+            tmp_path / name, *SPARSE, "data.validation_fraction=0.1", *overrides, paths=paths
+        )
 
     return build
 
@@ -85,7 +96,10 @@ def log(recipe: Recipe, kind: str | None = None) -> list[dict[str, Any]]:
 
 def curve(recipe: Recipe) -> torch.Tensor:
     """Loss, gradient norm and KL of every step."""
-    return torch.tensor([[r["loss"], r["grad_norm"], r["kl/reference_policy"]] for r in log(recipe)], dtype=torch.float64)
+    return torch.tensor(
+        [[r["loss"], r["grad_norm"], r["kl/reference_policy"]] for r in log(recipe)],
+        dtype=torch.float64,
+    )
 
 
 def distance(one: torch.Tensor, two: torch.Tensor) -> float:
@@ -106,8 +120,12 @@ PATHS = {
 }
 
 
-def test_layouts_accumulation_and_recomputation_change_nothing_but_rounding(make: MakeRecipe) -> None:
-    """Five ways through the same 4 steps, and packed rows under a dense mask; another seed is the negative control."""
+def test_layouts_accumulation_and_recomputation_change_nothing_but_rounding(
+    make: MakeRecipe,
+) -> None:
+    """Five ways through the same 4 steps, and packed rows under a dense mask; another seed is
+    the negative control.
+    """
     curves = {}
     for name, options in PATHS.items():
         recipe = make(name.replace(" ", "-"), "train.max_steps=4", *options)
@@ -117,7 +135,10 @@ def test_layouts_accumulation_and_recomputation_change_nothing_but_rounding(make
     trainer = trainer_of(packed)
     assert trainer.layout.kind == "shared"
     trainer.loader.layout = BatchLayout("packed", 700, is_balanced=True)
-    widths = [batch.inputs.input_ids.shape for batch in trainer.loader.stream(trainer.loader.cuts("train", range(16)))]
+    widths = [
+        batch.inputs.input_ids.shape
+        for batch in trainer.loader.stream(trainer.loader.cuts("train", range(16)))
+    ]
     assert all(rows == 1 and width % 128 == 0 for rows, width in widths)
     trainer.run(lambda metrics: None)
     curves["packed"] = curve(packed)
@@ -132,7 +153,10 @@ def test_layouts_accumulation_and_recomputation_change_nothing_but_rounding(make
 
 @pytest.mark.slow
 def test_compiled_layers_change_nothing_but_rounding(make: MakeRecipe) -> None:
-    plain, compiled = make("plain", "train.max_steps=3"), make("compiled", "train.max_steps=3", "train.compile=true")
+    plain, compiled = (
+        make("plain", "train.max_steps=3"),
+        make("compiled", "train.max_steps=3", "train.compile=true"),
+    )
     for recipe in (plain, compiled):
         trained(recipe)
     assert distance(curve(plain), curve(compiled)) < 1e-5
@@ -140,15 +164,24 @@ def test_compiled_layers_change_nothing_but_rounding(make: MakeRecipe) -> None:
 
 def test_low_precision_starts_at_ln_2(make: MakeRecipe) -> None:
     for precision in ("mixed", "bfloat16"):
-        recipe = make(precision, "train.max_steps=2", f"train.precision={precision}", "reference.dtype=bfloat16")
+        recipe = make(
+            precision,
+            "train.max_steps=2",
+            f"train.precision={precision}",
+            "reference.dtype=bfloat16",
+        )
         trained(recipe)
         assert log(recipe)[0]["loss"] == pytest.approx(math.log(2), abs=1e-3)
         dtypes = {tensor.dtype for tensor in model_of(recipe).values()}
         assert dtypes == {torch.bfloat16 if precision == "bfloat16" else torch.float32}
 
 
-def test_adapters_are_trained_saved_and_resumed_with_their_masks(make: MakeRecipe, model_dir: Path) -> None:
-    """The base stays, adapters and masks move; adapter on its base = merged model; a stopped run ends with the same bits."""
+def test_adapters_are_trained_saved_and_resumed_with_their_masks(
+    make: MakeRecipe, model_dir: Path
+) -> None:
+    """The base stays, adapters and masks move; adapter on its base = merged model; a stopped run
+    ends with the same bits.
+    """
     options = ("train.lora.rank=4", "train.max_steps=4", "train.learning_rate=1e-2")
     whole, stopped = make("whole", *options), make("stopped", *options)
     trainer = trained(whole)
@@ -161,34 +194,54 @@ def test_adapters_are_trained_saved_and_resumed_with_their_masks(make: MakeRecip
     assert all(torch.equal(adapters[name], again[name]) for name in adapters)
     assert float(log(whole)[0]["loss"]) == pytest.approx(math.log(2), abs=1e-5)
     assert log(whole)[-1]["kl/reference_policy"] > 1e-3 > log(whole)[0]["kl/reference_policy"]
-    fresh = {name: p.clone() for name, p in trainer_of(make("fresh", *options)).model.masks.named_parameters()}
-    assert any(not torch.equal(p, fresh[name]) for name, p in trainer.model.masks.named_parameters() if p.requires_grad)
+    fresh = {
+        name: p.clone()
+        for name, p in trainer_of(make("fresh", *options)).model.masks.named_parameters()
+    }
+    assert any(
+        not torch.equal(p, fresh[name])
+        for name, p in trainer.model.masks.named_parameters()
+        if p.requires_grad
+    )
     base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
     for name, p in trainer.model.causal_lm.get_base_model().named_parameters():
         if "lora_" not in name:
-            assert torch.equal(p, dict(base.named_parameters())[name.replace("base_layer.", "")]), name
+            assert torch.equal(p, dict(base.named_parameters())[name.replace("base_layer.", "")]), (
+                name
+            )
     ids = AutoTokenizer.from_pretrained(folder)("The plot was", return_tensors="pt").input_ids
     merged_run = make("merged", *options, "train.lora.save=merged")
     trained(merged_run)
-    merged = AutoModelForCausalLM.from_pretrained(f"{merged_run.run_dir}/train/model", dtype=torch.float32)
+    merged = AutoModelForCausalLM.from_pretrained(
+        f"{merged_run.run_dir}/train/model", dtype=torch.float32
+    )
     adapted = PeftModel.from_pretrained(base, folder)
     torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, atol=1e-5, rtol=1e-5)
 
 
 def test_adapters_that_cannot_be_are_one_line(make: MakeRecipe, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"train.lora.target_modules = \{'nowhere'\}.*linear layers are down_proj, gate_proj"):
+    with pytest.raises(
+        UserError,
+        match=r"train.lora.target_modules = \{'nowhere'\}.*linear layers are down_proj, gate_proj",
+    ):
         trainer_of(make("wrong", "train.lora.rank=4", "train.lora.target_modules=[nowhere]"))
     first = make("first", "train.lora.rank=4", "train.max_steps=1")
     trained(first)
     with pytest.raises(UserError, match="is an adapter itself; use train.lora.save=merged"):
-        trainer_of(make("second", "train.lora.rank=4", f"model.name_or_path={first.run_dir}/train/model"))
+        trainer_of(
+            make("second", "train.lora.rank=4", f"model.name_or_path={first.run_dir}/train/model")
+        )
 
 
 def test_training_stops_early_and_publishes_the_best(make: MakeRecipe) -> None:
-    """A learning rate that ruins the model: validation worsens, patience ends the run, and the best checkpoint is the model."""
+    """A learning rate that ruins the model: validation worsens, patience ends the run, and the
+    best checkpoint is the model.
+    """
     options = (
-        "train.learning_rate=0.02", "train.schedule=constant", "train.warmup_fraction=0", "train.max_steps=30", "train.validate_every=2",
-        "train.checkpoint_every=1000", "train.selection.patience=3", "train.selection.publish=best", "train.selection.keep_best=1",
+        "train.learning_rate=0.02", "train.schedule=constant", "train.warmup_fraction=0",
+        "train.max_steps=30", "train.validate_every=2",
+        "train.checkpoint_every=1000", "train.selection.patience=3", "train.selection.publish=best",
+        "train.selection.keep_best=1",
     )  # fmt: skip
     recipe, stopped = make("best", *options), make("stopped", *options)
     trained(recipe)
@@ -197,10 +250,18 @@ def test_training_stops_early_and_publishes_the_best(make: MakeRecipe) -> None:
     last = max(values)
     assert best == last - 6 and last < 30, values
     store = RunStore(f"{recipe.run_dir}/train")
-    assert best in completed_steps(store) and read_state(store, last)["selection"] == {"best": values[best], "best_step": best, "stale": 3}
+    assert best in completed_steps(store) and read_state(store, last)["selection"] == {
+        "best": values[best],
+        "best_step": best,
+        "stale": 3,
+    }
     folder = Path(recipe.run_dir) / "train" / "checkpoints" / f"step-{best:08d}"
     (file,) = folder.glob("shard-*")
-    saved = {name.removeprefix("weights/causal_lm."): t for name, t in load_file(file).items() if name.startswith("weights/causal_lm.")}
+    saved = {
+        name.removeprefix("weights/causal_lm."): t
+        for name, t in load_file(file).items()
+        if name.startswith("weights/causal_lm.")
+    }
     published = model_of(recipe)
     assert all(torch.equal(published[name], saved[name]) for name in published)
     trained(stopped, stop_at=best)
@@ -208,7 +269,10 @@ def test_training_stops_early_and_publishes_the_best(make: MakeRecipe) -> None:
 
 
 def test_a_metric_that_validations_lack_is_named(make: MakeRecipe) -> None:
-    with pytest.raises(UserError, match=r"train.selection.metric = 'validation/reward': validations report validation/.*loss"):
+    with pytest.raises(
+        UserError,
+        match=r"train.selection.metric = 'validation/reward': validations report validation/.*loss",
+    ):
         trained(
             make(
                 "none",
@@ -219,8 +283,15 @@ def test_a_metric_that_validations_lack_is_named(make: MakeRecipe) -> None:
             )
         )
     with pytest.raises(UserError, match="set data.validation_fraction"):
-        make("no-data", "train.selection.keep_best=1", "train.validate_every=1", "data.validation_fraction=0")
-    with pytest.raises(UserError, match=r"train: selection chooses between validations: set train.validate_every"):
+        make(
+            "no-data",
+            "train.selection.keep_best=1",
+            "train.validate_every=1",
+            "data.validation_fraction=0",
+        )
+    with pytest.raises(
+        UserError, match=r"train: selection chooses between validations: set train.validate_every"
+    ):
         make("never", "train.selection.patience=2")
     with pytest.raises(UserError, match=r"train: min_workers = 3: must be at most num_workers = 2"):
         make("many", "train.min_workers=3", "train.num_workers=2")
@@ -230,7 +301,9 @@ def test_a_machine_that_will_be_taken_away_leaves_a_checkpoint(make: MakeRecipe)
     recipe = make("run", "train.max_steps=5", "train.checkpoint_every=1000")
     trainer = trainer_of(recipe)
     seen: list[int] = []
-    trainer.run(lambda metrics: seen.append(metrics["step"]), is_preempted=lambda: trainer.step == 2)
+    trainer.run(
+        lambda metrics: seen.append(metrics["step"]), is_preempted=lambda: trainer.step == 2
+    )
     assert seen == [3, 5]
     assert completed_steps(RunStore(f"{recipe.run_dir}/train")) == [3, 5]
 
@@ -248,24 +321,35 @@ def test_balanced_batches_hold_every_row_once_within_the_budget() -> None:
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_share_a_batch_and_are_kept_in_step(make: MakeRecipe, world: int) -> None:
-    """Every pair is in one rank's micro-batches; fillers make their numbers equal, even where a rank has no pair at all."""
+    """Every pair is in one rank's micro-batches; fillers make their numbers equal, even where a
+    rank has no pair at all.
+    """
     trainer = trainer_of(make("run", "train.max_steps=1", "train.micro_batch_tokens=60"))
     for rows in ([0, 1, 2, 3, 4, 5, 6], [3]):
         loaders = [
             MicroBatchLoader(
-                trainer.pairs, trainer.source, trainer.layout, Placement(CPU, torch.float32, torch.float32, rank, world), True, True
+                trainer.pairs,
+                trainer.source,
+                trainer.layout,
+                Placement(CPU, torch.float32, torch.float32, rank, world),
+                True,
+                True,
             )
             for rank in range(world)
         ]
         found = [loader.cuts("train", rows) for loader in loaders]
         assert len({len(cuts) for cuts in found}) == 1
-        real = sorted(row for cuts in found for cut in cuts if not cut.is_filler for row in cut.rows)
+        real = sorted(
+            row for cuts in found for cut in cuts if not cut.is_filler for row in cut.rows
+        )
         assert real == sorted(rows)
         assert any(cut.is_filler for cuts in found for cut in cuts) or len(rows) > 1
 
 
 def test_reading_ahead_gives_what_reading_gives(make: MakeRecipe) -> None:
-    """Two micro-batches beyond the one in use are in work, of the next batch where this one ends; another batch may come between."""
+    """Two micro-batches beyond the one in use are in work, of the next batch where this one
+    ends; another batch may come between.
+    """
     loader = trainer_of(make("run", "train.max_steps=1", "train.micro_batch_tokens=60")).loader
     first, second = loader.cuts("train", [5, 9, 1, 7]), loader.cuts("train", [2, 3])
     plain = [list(loader.stream(cuts)) for cuts in (first, second)]
@@ -285,25 +369,35 @@ def test_reading_ahead_gives_what_reading_gives(make: MakeRecipe) -> None:
 
 
 def test_throughput_by_hand() -> None:
-    """Two pairs of 10 and 20 tokens with the prompt once, 14 and 28 counted twice, in 2 seconds: 21 tokens/s.
+    """Two pairs of 10 and 20 tokens with the prompt once, 14 and 28 counted twice, in 2 seconds: 21
+    tokens/s.
 
-    A model of 1000 parameters, 2 layers of 8: 6 * 1000 * 30 FLOP of weights and 6 * 2 layers * 8 * (100 + 400) of attention.
+    A model of 1000 parameters, 2 layers of 8: 6 * 1000 * 30 FLOP of weights and 6 * 2 layers * 8 *
+    (100 + 400) of attention.
     """
-    config = AutoConfig.for_model("llama", num_hidden_layers=2, hidden_size=8, num_attention_heads=2)
+    config = AutoConfig.for_model(
+        "llama", num_hidden_layers=2, hidden_size=8, num_attention_heads=2
+    )
     rates = Throughput(config, 1000, is_adapted=False, frozen_parameters=0, device=CPU, world=1)
     record = rates.record([14, 28], [10, 20], 2.0)
     assert record["tokens_per_second"] == 21
     assert record["pairs_per_second"] == 1
     assert "mfu" not in record, "no peak is known for a CPU"
     rates._peak = 1e6
-    assert rates.record([14, 28], [10, 20], 2.0)["mfu"] == pytest.approx((6 * 1000 * 30 + 6 * 2 * 8 * 500) / 2 / 1e6)
+    assert rates.record([14, 28], [10, 20], 2.0)["mfu"] == pytest.approx(
+        (6 * 1000 * 30 + 6 * 2 * 8 * 500) / 2 / 1e6
+    )
     adapted = Throughput(config, 1000, is_adapted=True, frozen_parameters=1000, device=CPU, world=1)
     adapted._peak = 1e6
-    assert adapted.record([14, 28], [10, 20], 2.0)["mfu"] == pytest.approx((6 * 1000 * 30 + 4 * 2 * 8 * 500) / 2 / 1e6)
+    assert adapted.record([14, 28], [10, 20], 2.0)["mfu"] == pytest.approx(
+        (6 * 1000 * 30 + 4 * 2 * 8 * 500) / 2 / 1e6
+    )
 
 
 def test_plan_counts_what_a_worker_holds(make: MakeRecipe) -> None:
-    """16 bytes per trained float32 parameter (weight, gradient, two moments), 8 in bfloat16; a frozen base 4; FSDP divides the base."""
+    """16 bytes per trained float32 parameter (weight, gradient, two moments), 8 in bfloat16; a
+    frozen base 4; FSDP divides the base.
+    """
     plain = trainer_of(make("plain", "train.max_steps=1"))
     policy = sum(p.numel() for p in plain.model.causal_lm.parameters())
     masks = sum(p.numel() for p in plain.model.masks.parameters() if p.requires_grad)
@@ -312,19 +406,31 @@ def test_plan_counts_what_a_worker_holds(make: MakeRecipe) -> None:
 
     def state_bytes(name: str, *options: str) -> float:
         found = run_plan(make(name, *options))["train"]
-        assert (found["mask_parameters"], found["adapter_parameters"]) == (masks, adapters if "train.lora.rank=4" in options else 0)
+        assert (found["mask_parameters"], found["adapter_parameters"]) == (
+            masks,
+            adapters if "train.lora.rank=4" in options else 0,
+        )
         assert found["memory_gib"] > found["state_gib"]
         return float(found["state_gib"] * 2**30)
 
     assert state_bytes("a") == pytest.approx(16 * policy + 16 * masks)
     assert state_bytes("b", "train.precision=bfloat16") == pytest.approx(8 * policy + 16 * masks)
-    assert state_bytes("c", "train.strategy=fsdp", "train.num_workers=4") == pytest.approx(4 * policy + 16 * masks)
-    assert state_bytes("d", "train.lora.rank=4") == pytest.approx(4 * policy + 16 * adapters + 16 * masks)
-    assert state_bytes("e", "train.lora.rank=4", "train.precision=mixed") == pytest.approx(2 * policy + 16 * adapters + 16 * masks)
+    assert state_bytes("c", "train.strategy=fsdp", "train.num_workers=4") == pytest.approx(
+        4 * policy + 16 * masks
+    )
+    assert state_bytes("d", "train.lora.rank=4") == pytest.approx(
+        4 * policy + 16 * adapters + 16 * masks
+    )
+    assert state_bytes("e", "train.lora.rank=4", "train.precision=mixed") == pytest.approx(
+        2 * policy + 16 * adapters + 16 * masks
+    )
 
 
 FAMILIES = {
-    "tldr": ("gptj", {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 256}),
+    "tldr": (
+        "gptj",
+        {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 256},
+    ),
     "code": ("gpt_bigcode", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}),
 }
 
@@ -334,20 +440,28 @@ FAMILIES = {
 def test_recipes_of_the_paper_run_on_tiny_models_of_their_families(
     setting: str, method: str, model_dir: Path, pairs_file: Path, tmp_path: Path
 ) -> None:
-    """GPT-J with adapters, StarCoder's GPTBigCode: plan, prepare, reference and four steps of training."""
+    """GPT-J with adapters, StarCoder's GPTBigCode: plan, prepare, reference and four steps of
+    training.
+    """
     kind, shape = FAMILIES[setting]
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     torch.manual_seed(0)
     config = AutoConfig.for_model(
-        kind, vocab_size=len(tokenizer), bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id, **shape
+        kind,
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **shape,
     )
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     recipe = load_recipe(
         f"{setting}-{method}",
         [
-            f"run_dir={tmp_path}/run", f"model.name_or_path={tmp_path}/model", f"data.sources=[{{path: {pairs_file}}}]", "data.test=[]",
-            "data.validation_fraction=0.1", "data.max_prompt_tokens=24", "data.max_response_tokens=24", "train.max_steps=4",
+            f"run_dir={tmp_path}/run", f"model.name_or_path={tmp_path}/model",
+            f"data.sources=[{{path: {pairs_file}}}]", "data.test=[]",
+            "data.validation_fraction=0.1", "data.max_prompt_tokens=24",
+            "data.max_response_tokens=24", "train.max_steps=4",
             "train.global_batch_size=8", "train.learning_rate=1e-2", "train.warmup_fraction=0",
         ],
     )  # fmt: skip
@@ -355,15 +469,25 @@ def test_recipes_of_the_paper_run_on_tiny_models_of_their_families(
     run_stages(recipe, ("prepare", "reference"), lambda line: None)
     trained(recipe)
     records = log(recipe)
-    assert records[0]["rewards/margins"] == pytest.approx(0, abs=1e-5), "step 1: the policy is the reference"
+    assert records[0]["rewards/margins"] == pytest.approx(0, abs=1e-5), (
+        "step 1: the policy is the reference"
+    )
     assert records[-1]["kl/reference_policy"] > 1e-4 > records[0]["kl/reference_policy"]
-    assert (Path(recipe.run_dir) / "train" / "model" / "adapter_config.json").exists() == (setting == "tldr")
+    assert (Path(recipe.run_dir) / "train" / "model" / "adapter_config.json").exists() == (
+        setting == "tldr"
+    )
 
 
 def test_the_published_folder_is_whole(make: MakeRecipe) -> None:
     recipe = make("run", "train.max_steps=1")
     trained(recipe)
     names = {p.name for p in (Path(recipe.run_dir) / "train" / "model").iterdir()}
-    assert {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"} <= names
+    assert {
+        "model.safetensors",
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    } <= names
     (state,) = (Path(recipe.run_dir) / "train" / "checkpoints").glob("step-*/state.json")
     assert json.loads(state.read_text())["world"] == 1

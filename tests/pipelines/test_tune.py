@@ -1,4 +1,6 @@
-"""Sweeps on a real Ray: one reference for all, best.yaml again, early stopping, searchers, seeds, trials that diverge."""
+"""Sweeps on a real Ray: one reference for all, best.yaml again, early stopping, searchers,
+seeds, trials that diverge.
+"""
 
 import json
 import time
@@ -24,7 +26,11 @@ from pipelines.tune import run_tune
 MakeRecipe = Callable[..., Recipe]
 Load = Callable[..., Sweep]
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
-ACCURACY, MARGIN, LOSS = "validation/rewards/accuracies", "validation/rewards/margins", "validation/loss"
+ACCURACY, MARGIN, LOSS = (
+    "validation/rewards/accuracies",
+    "validation/rewards/margins",
+    "validation/loss",
+)
 KL = "validation/kl/reference_policy"
 SHORT = ("data.validation_fraction=0.2", "data.test_fraction=0", "train.epochs=4")
 
@@ -36,13 +42,24 @@ def silent(line: str) -> None:
 @pytest.fixture
 def load(tmp_path: Path, recipe_in: MakeRecipe) -> Load:
     def make(space: dict[str, object], *overrides: str, **top: object) -> Sweep:
-        body = {"run_dir": str(tmp_path / "sweep"), "recipe": str(tmp_path / "sparsepo.yaml"), "space": space, **top}
+        body = {
+            "run_dir": str(tmp_path / "sweep"),
+            "recipe": str(tmp_path / "sparsepo.yaml"),
+            "space": space,
+            **top,
+        }
         for name, options in {
             "dpo": ("objective.name=dpo",),
             "mapo": ("objective.name=mapo", "mask.kind=activation"),
-            "sparsepo": ("objective.name=sparsepo", "mask.kind=learned", "mask.architecture=simple_last"),
+            "sparsepo": (
+                "objective.name=sparsepo",
+                "mask.kind=learned",
+                "mask.architecture=simple_last",
+            ),
         }.items():
-            (tmp_path / f"{name}.yaml").write_text(write_yaml(recipe_in(tmp_path / "unused", *SHORT, *options)))
+            (tmp_path / f"{name}.yaml").write_text(
+                write_yaml(recipe_in(tmp_path / "unused", *SHORT, *options))
+            )
         (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(body))
         return load_sweep(str(tmp_path / "sweep.yaml"), overrides)
 
@@ -55,9 +72,15 @@ def rows(sweep: Sweep) -> list[dict[str, object]]:
 
 
 def test_three_objectives_one_reference_and_the_best_again(load: Load, tmp_path: Path) -> None:
-    """The suite's own sweep: DPO, MaPO and SparsePO; what best.yaml says gives its trial's metrics elsewhere."""
+    """The suite's own sweep: DPO, MaPO and SparsePO; what best.yaml says gives its trial's
+    metrics elsewhere.
+    """
     sweep = load(
-        {"recipe": {"grid": [str(tmp_path / f"{name}.yaml") for name in ("dpo", "mapo", "sparsepo")]}},
+        {
+            "recipe": {
+                "grid": [str(tmp_path / f"{name}.yaml") for name in ("dpo", "mapo", "sparsepo")]
+            }
+        },
         "train.max_steps=4",
         "train.cpus_per_worker=1",
         objectives=[{"metric": ACCURACY}, {"metric": LOSS, "mode": "min"}],
@@ -71,7 +94,9 @@ def test_three_objectives_one_reference_and_the_best_again(load: Load, tmp_path:
     assert [row["state"] for row in run_status(sweep.run_dir)] == ["finished"] * 3 + ["done"]
 
     recipe = load_recipe(best)
-    assert run_stages(recipe, ("prepare", "reference", "train"), silent) == dict.fromkeys(("prepare", "reference", "train"), "skipped")
+    assert run_stages(recipe, ("prepare", "reference", "train"), silent) == dict.fromkeys(
+        ("prepare", "reference", "train"), "skipped"
+    )
     again = load_recipe(best, (f"run_dir={tmp_path}/again",))
     run_stages(again, ("train",), silent, quiet=True)
     expected = train_record(recipe).manifest()["counts"]["validation"]
@@ -83,7 +108,9 @@ def test_three_objectives_one_reference_and_the_best_again(load: Load, tmp_path:
 
 
 def test_what_is_behind_is_stopped_and_what_diverges_is_marked(load: Load) -> None:
-    """ASHA on the held-out accuracy, one trial after the other: the good one, one that learns nothing, one that diverges."""
+    """ASHA on the held-out accuracy, one trial after the other: the good one, one that learns
+    nothing, one that diverges.
+    """
     rates = [3e-3, 1e-12, 1e30]
     sweep = load(
         {"train.learning_rate": {"grid": rates}},
@@ -106,11 +133,16 @@ def test_what_is_behind_is_stopped_and_what_diverges_is_marked(load: Load) -> No
 
 
 def test_a_searcher_and_repeated_seeds(load: Load) -> None:
-    """TPE over a real objective with a condition, every point with two seeds: means, and their spread."""
+    """TPE over a real objective with a condition, every point with two seeds: means, and their
+    spread.
+    """
     sweep = load(
         {
             "mask.sharing": {"choice": ["common", "independent"]},
-            "mask.target_sparsity": {"uniform": [0.2, 0.8], "when": {"mask.sharing": "independent"}},
+            "mask.target_sparsity": {
+                "uniform": [0.2, 0.8],
+                "when": {"mask.sharing": "independent"},
+            },
             "objective.beta": {"loguniform": [0.05, 2.0]},
         },
         "train.max_steps=2",
@@ -124,17 +156,27 @@ def test_a_searcher_and_repeated_seeds(load: Load) -> None:
     assert [row["trial"] for row in table] == [0, 1]
     assert {row["status"] for row in table} == {"finished"}
     for row in table:
-        assert (row.get("mask.target_sparsity") is not None) == (row["mask.sharing"] == "independent")
+        assert (row.get("mask.target_sparsity") is not None) == (
+            row["mask.sharing"] == "independent"
+        )
         assert 0.05 <= float(str(row["objective.beta"])) <= 2.0
     for row in table:
-        runs = [json.loads(Path(str(row["run_dir"]), f"seed-{seed}/train/{MANIFEST}").read_text())["counts"] for seed in (0, 1)]
+        runs = [
+            json.loads(Path(str(row["run_dir"]), f"seed-{seed}/train/{MANIFEST}").read_text())[
+                "counts"
+            ]
+            for seed in (0, 1)
+        ]
         values = [named_metrics(run["validation"])[LOSS] for run in runs]
         assert row[LOSS] == pytest.approx(sum(values) / 2, rel=1e-12)
         assert row[f"{LOSS}/std"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5, rel=1e-9)
         assert values[0] != values[1]
     assert len(pq.read_table(f"{sweep.run_dir}/runs.parquet")) == 4
     winner = max(table, key=lambda row: float(str(row[MARGIN])))
-    assert load_recipe(f"{sweep.run_dir}/best.yaml").objective.model_dump()["beta"] == winner["objective.beta"]
+    assert (
+        load_recipe(f"{sweep.run_dir}/best.yaml").objective.model_dump()["beta"]
+        == winner["objective.beta"]
+    )
 
 
 def test_a_metric_that_no_trial_reports_ends_the_sweep_early(load: Load) -> None:
@@ -144,19 +186,33 @@ def test_a_metric_that_no_trial_reports_ends_the_sweep_early(load: Load) -> None
         objectives=[{"metric": "validation/rewards/margin"}],
         max_concurrent_trials=1,
     )
-    with pytest.raises(UserError, match="'validation/rewards/margin' is not reported: did you mean 'validation/rewards/margins'"):
+    with pytest.raises(
+        UserError,
+        match="'validation/rewards/margin' is not reported: did you mean "
+        "'validation/rewards/margins'",
+    ):
         run_tune(sweep, silent)
-    assert sum(path.exists() for path in Path(sweep.run_dir).glob("trials/*/train")) == 1, "the first one that finished was enough"
-    repaired = load({"objective.beta": {"grid": [0.1, 0.2]}}, "train.max_steps=1", objectives=[{"metric": MARGIN}], max_concurrent_trials=1)
+    assert sum(path.exists() for path in Path(sweep.run_dir).glob("trials/*/train")) == 1, (
+        "the first one that finished was enough"
+    )
+    repaired = load(
+        {"objective.beta": {"grid": [0.1, 0.2]}},
+        "train.max_steps=1",
+        objectives=[{"metric": MARGIN}],
+        max_concurrent_trials=1,
+    )
     first = next(Path(sweep.run_dir).glob("trials/*/train/manifest.json")).stat().st_mtime_ns
     run_tune(repaired, silent, resume=True)
     assert [row["status"] for row in rows(repaired)] == ["finished"] * 2
-    assert first in {path.stat().st_mtime_ns for path in Path(sweep.run_dir).glob("trials/*/train/manifest.json")}, (
-        "nothing is trained twice"
-    )
+    assert first in {
+        path.stat().st_mtime_ns for path in Path(sweep.run_dir).glob("trials/*/train/manifest.json")
+    }, "nothing is trained twice"
 
 
 def test_more_than_the_cluster_has_is_named_before_anything_starts(load: Load) -> None:
-    with pytest.raises(UserError, match=r"train.num_workers = 3: a trial takes 3 x 1 CPUs; the cluster's nodes have 2 CPUs"):
+    with pytest.raises(
+        UserError,
+        match=r"train.num_workers = 3: a trial takes 3 x 1 CPUs; the cluster's nodes have 2 CPUs",
+    ):
         run_tune(load({"objective.beta": {"grid": [0.1]}}, "train.num_workers=3"), silent)
     assert not Path(load({"objective.beta": {"grid": [0.1]}}).run_dir, "stores").exists()

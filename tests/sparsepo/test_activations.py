@@ -1,4 +1,6 @@
-"""Hook tables: on a tiny model of every family, recorded means equal what the model's own functions were given."""
+"""Hook tables: on a tiny model of every family, recorded means equal what the model's own
+functions were given.
+"""
 
 import contextlib
 import sys
@@ -8,7 +10,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, GPTNeoXConfig
 
-from sparsepo.activations import FAMILIES, ActivationRecorder, available_hooks, family_of, select_hooks
+from sparsepo.activations import (
+    FAMILIES,
+    ActivationRecorder,
+    available_hooks,
+    family_of,
+    select_hooks,
+)
 
 SIZES: dict[str, Any] = {
     "vocab_size": 19,
@@ -23,16 +31,25 @@ SIZES: dict[str, Any] = {
     "bos_token_id": 0,
     "eos_token_id": 0,
 }
-GPT_SIZES: dict[str, Any] = {"vocab_size": 19, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 32, "n_inner": 24}
+GPT_SIZES: dict[str, Any] = {
+    "vocab_size": 19,
+    "n_embd": 16,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 32,
+    "n_inner": 24,
+}
 CONFIGS: dict[str, dict[str, Any]] = {
-    "gpt_neox": {k: v for k, v in SIZES.items() if k not in ("num_key_value_heads", "head_dim")} | {"use_parallel_residual": False},
+    "gpt_neox": {k: v for k, v in SIZES.items() if k not in ("num_key_value_heads", "head_dim")}
+    | {"use_parallel_residual": False},
     "gpt2": GPT_SIZES,
     "llama": SIZES,
     "mistral": SIZES,
     "qwen2": {k: v for k, v in SIZES.items() if k != "head_dim"},
     "qwen3": SIZES,
     "gemma2": SIZES | {"query_pre_attn_scalar": 4},
-    "gemma3_text": SIZES | {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 3},
+    "gemma3_text": SIZES
+    | {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 3},
     "phi3": {k: v for k, v in SIZES.items() if k != "head_dim"},
     "olmo2": {k: v for k, v in SIZES.items() if k != "head_dim"},
     "gptj": GPT_SIZES | {"rotary_dim": 2},
@@ -52,17 +69,24 @@ def build(case: str) -> Any:
 
 
 def record(model: Any) -> dict[str, dict[int, torch.Tensor]]:
-    with ActivationRecorder(model.base_model, available_hooks(model.config)) as recorder, torch.no_grad():
+    with (
+        ActivationRecorder(model.base_model, available_hooks(model.config)) as recorder,
+        torch.no_grad(),
+    ):
         model.base_model(input_ids=IDS)
     return recorder.recorded
 
 
 def test_every_family_has_a_case() -> None:
-    assert {name for family in FAMILIES for name in family.model_types} == {case.split("-")[0] for case in CONFIGS}
+    assert {name for family in FAMILIES for name in family.model_types} == {
+        case.split("-")[0] for case in CONFIGS
+    }
 
 
 @pytest.mark.parametrize("case", CONFIGS)
-def test_queries_keys_and_values_are_those_of_the_attention(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_queries_keys_and_values_are_those_of_the_attention(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What the attention function and the rotary embedding were called with, against the hooks."""
     model = build(case)
     module = sys.modules[type(model).__module__]
@@ -73,7 +97,9 @@ def test_queries_keys_and_values_are_those_of_the_attention(case: str, monkeypat
         attend = module.GPTJAttention._attn
         rotate = module.apply_rotary_pos_emb
 
-        def spy_attn(self: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any = None) -> Any:
+        def spy_attn(
+            self: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any = None
+        ) -> Any:
             seen.append((query, key, value))
             return attend(self, query, key, value, mask)
 
@@ -81,7 +107,14 @@ def test_queries_keys_and_values_are_those_of_the_attention(case: str, monkeypat
     else:
         attend = module.eager_attention_forward
 
-        def spy(owner: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        def spy(
+            owner: Any,
+            query: torch.Tensor,
+            key: torch.Tensor,
+            value: torch.Tensor,
+            *args: Any,
+            **kwargs: Any,
+        ) -> Any:
             seen.append((query, key, value))
             return attend(owner, query, key, value, *args, **kwargs)
 
@@ -99,22 +132,32 @@ def test_queries_keys_and_values_are_those_of_the_attention(case: str, monkeypat
     monkeypatch.undo()
     recorded = record(model)
 
-    def mean(heads: torch.Tensor) -> torch.Tensor:  # [batch, heads, time, features] -> [batch, time]
+    def mean(
+        heads: torch.Tensor,
+    ) -> torch.Tensor:  # [batch, heads, time, features] -> [batch, time]
         return heads.float().mean((1, 3))
 
     assert len(seen) == 2
     for layer, (query, key, value) in enumerate(seen):
-        names = ("attn.post_rota_emb_q", "attn.post_rota_emb_k") if has_rotary else ("attn.q", "attn.k")
+        names = (
+            ("attn.post_rota_emb_q", "attn.post_rota_emb_k") if has_rotary else ("attn.q", "attn.k")
+        )
         for name, expected in zip((*names, "attn.v"), (query, key, value), strict=True):
-            torch.testing.assert_close(recorded[name][layer], mean(expected), atol=1e-5, rtol=0, msg=f"{name} {layer}")
+            torch.testing.assert_close(
+                recorded[name][layer], mean(expected), atol=1e-5, rtol=0, msg=f"{name} {layer}"
+            )
     for at, expected in enumerate(before_rotary):
-        torch.testing.assert_close(recorded[("attn.q", "attn.k")[at % 2]][at // 2], mean(expected), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            recorded[("attn.q", "attn.k")[at % 2]][at // 2], mean(expected), atol=1e-5, rtol=0
+        )
     assert bool(before_rotary) == (has_rotary and case != "gptj")
 
 
 @pytest.mark.parametrize("case", CONFIGS)
 def test_the_residual_stream_adds_up(case: str) -> None:
-    """Means are linear: stream before + attention + MLP = stream after, against transformers' own hidden states."""
+    """Means are linear: stream before + attention + MLP = stream after, against transformers'
+    own hidden states.
+    """
     model = build(case)
     recorded = record(model)
     with torch.no_grad():
@@ -125,9 +168,14 @@ def test_the_residual_stream_adds_up(case: str) -> None:
     close(recorded["resid.torso.post_mlp"][0], states.hidden_states[1].mean(-1), atol=1e-5, rtol=0)
     before = recorded["resid.post_emb"][0]
     for layer in range(2):
-        attention, mlp = recorded["resid.torso.delta_attn"][layer], recorded["resid.torso.delta_mlp"][layer]
+        attention, mlp = (
+            recorded["resid.torso.delta_attn"][layer],
+            recorded["resid.torso.delta_mlp"][layer],
+        )
         after_attention = recorded.get("resid.torso.post_attn", {}).get(layer)
-        if case.startswith(("gpt2", "gpt_bigcode")):  # the release's name for the stream after attention
+        if case.startswith(
+            ("gpt2", "gpt_bigcode")
+        ):  # the release's name for the stream after attention
             after_attention, attention = attention, attention - before
         if after_attention is not None:
             close(before + attention, after_attention, atol=1e-5, rtol=0)
@@ -144,7 +192,9 @@ def test_inner_points_are_those_of_the_modules(case: str) -> None:
     block = backbone.get_submodule(f"{family.blocks}.0")
     attention = block.get_submodule(family.attention)
     caught: dict[str, torch.Tensor] = {}
-    output = next(m for n, m in attention.named_children() if n in ("o_proj", "dense", "out_proj", "c_proj"))
+    output = next(
+        m for n, m in attention.named_children() if n in ("o_proj", "dense", "out_proj", "c_proj")
+    )
     act = model.config.get_text_config()
     handles = [
         output.register_forward_pre_hook(lambda m, args: caught.__setitem__("v_out", args[0])),
@@ -155,7 +205,9 @@ def test_inner_points_are_those_of_the_modules(case: str) -> None:
         inner = _activation(block.mlp, caught["mlp"])
     for handle in handles:
         handle.remove()
-    torch.testing.assert_close(recorded["attn.v_out"][0], caught["v_out"].flatten(2).mean(-1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        recorded["attn.v_out"][0], caught["v_out"].flatten(2).mean(-1), atol=1e-5, rtol=0
+    )
     torch.testing.assert_close(recorded["mlp.post_act"][0], inner.mean(-1), atol=1e-5, rtol=0)
     assert set(recorded) == set(available_hooks(act)) - {"logits"}
 
@@ -179,9 +231,14 @@ def test_hooks_do_not_outlive_the_recorder() -> None:
     def num_hooks() -> int:
         return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
-    model.base_model(input_ids=IDS, output_hidden_states=True)  # transformers keeps hooks of its own for the hidden states
+    model.base_model(
+        input_ids=IDS, output_hidden_states=True
+    )  # transformers keeps hooks of its own for the hidden states
     before = num_hooks()
-    with contextlib.suppress(RuntimeError), ActivationRecorder(model.base_model, available_hooks(model.config)):
+    with (
+        contextlib.suppress(RuntimeError),
+        ActivationRecorder(model.base_model, available_hooks(model.config)),
+    ):
         assert num_hooks() > before
         raise RuntimeError("an error on the way must not leave hooks behind")
     assert num_hooks() == before
@@ -197,12 +254,18 @@ def test_selection_by_type_and_by_name() -> None:
 
 
 def test_an_unknown_family_says_what_to_add() -> None:
-    with pytest.raises(ValueError, match=r"'bert' \(known: gpt_neox.*Family.*activations.py.*HookPoint\('attn.v_out'"):
+    with pytest.raises(
+        ValueError,
+        match=r"'bert' \(known: gpt_neox.*Family.*activations.py.*HookPoint\('attn.v_out'",
+    ):
         family_of(BertConfig().model_type)
 
 
 def test_a_table_that_does_not_fit_names_the_module() -> None:
     model = build("llama")
     del model.base_model.layers[1].self_attn.o_proj
-    with pytest.raises(ValueError, match=r"'llama': module 'layers.1.self_attn.o_proj' for attn.v_out not found in LlamaModel"):
+    with pytest.raises(
+        ValueError,
+        match=r"'llama': module 'layers.1.self_attn.o_proj' for attn.v_out not found in LlamaModel",
+    ):
         ActivationRecorder(model.base_model, available_hooks(model.config)).__enter__()

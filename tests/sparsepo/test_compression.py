@@ -5,11 +5,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsepo.compression import pack_states, pack_topk, state_bytes, topk_bytes, topk_of, unpack_states, unpack_topk
+from sparsepo.compression import (
+    pack_states,
+    pack_topk,
+    state_bytes,
+    topk_bytes,
+    topk_of,
+    unpack_states,
+    unpack_topk,
+)
 from sparsepo.kernels.token_scoring import LMHead, score_tokens, score_tokens_eager
 
 
-def case(seed: int, tokens: int = 9, vocabulary: int = 23) -> tuple[torch.Tensor, LMHead, torch.Tensor, torch.Tensor, LMHead]:
+def case(
+    seed: int, tokens: int = 9, vocabulary: int = 23
+) -> tuple[torch.Tensor, LMHead, torch.Tensor, torch.Tensor, LMHead]:
     generator = torch.Generator().manual_seed(seed)
     hidden, reference = torch.randn(2, tokens, 6, generator=generator, dtype=torch.float64)
     weights = torch.randn(2, vocabulary, 6, generator=generator, dtype=torch.float64)
@@ -24,14 +34,18 @@ def test_topk_keeps_the_likeliest_tokens_and_the_mass_of_the_rest() -> None:
     for token in range(9):
         order = sorted(range(23), key=lambda v: -float(probabilities[token, v]))
         assert found.ids[token].tolist() == order[:5]
-        assert float(found.tail_logps[token].exp()) == pytest.approx(sum(float(probabilities[token, v]) for v in order[5:]), rel=1e-5)
+        assert float(found.tail_logps[token].exp()) == pytest.approx(
+            sum(float(probabilities[token, v]) for v in order[5:]), rel=1e-5
+        )
     packed = pack_topk(found)
     assert packed.shape == (9, topk_bytes(5)) and packed.dtype == torch.uint8
     back = unpack_topk(packed)
     assert torch.equal(back.ids, found.ids)
     torch.testing.assert_close(back.logps, found.logps, atol=3e-3, rtol=0)
     torch.testing.assert_close(back.logps.exp().sum(1) + back.tail_logps.exp(), torch.ones(9))
-    with pytest.raises(ValueError, match="k = 23: must be above 0 and below the vocabulary's 23 tokens"):
+    with pytest.raises(
+        ValueError, match="k = 23: must be above 0 and below the vocabulary's 23 tokens"
+    ):
         topk_of(reference, head, 23)
 
 
@@ -41,18 +55,30 @@ def test_topk_divergence_bounds_the_exact_one_and_grows_with_k(seed: int, k: int
     hidden, head, labels, reference, reference_head = case(seed)
     exact = score_tokens_eager(hidden, head, labels, reference, reference_head)[1]
     small, large = (
-        score_tokens(hidden, head, labels, reference_topk=topk_of(reference, reference_head, size), chunk_tokens=4)[1]
+        score_tokens(
+            hidden,
+            head,
+            labels,
+            reference_topk=topk_of(reference, reference_head, size),
+            chunk_tokens=4,
+        )[1]
         for size in (k, k + 1)
     )
     assert exact is not None and small is not None and large is not None
-    assert bool((small >= -1e-6).all()) and bool((small <= large + 1e-6).all()) and bool((large <= exact + 1e-6).all())
+    assert (
+        bool((small >= -1e-6).all())
+        and bool((small <= large + 1e-6).all())
+        and bool((large <= exact + 1e-6).all())
+    )
 
 
 def test_topk_of_all_but_one_token_is_the_exact_divergence() -> None:
     """k = V - 1: the tail is one token, so nothing is lost."""
     hidden, head, labels, reference, reference_head = case(3)
     exact = score_tokens_eager(hidden, head, labels, reference, reference_head)[1]
-    found = score_tokens(hidden, head, labels, reference_topk=topk_of(reference, reference_head, 22))[1]
+    found = score_tokens(
+        hidden, head, labels, reference_topk=topk_of(reference, reference_head, 22)
+    )[1]
     torch.testing.assert_close(found, exact, atol=1e-6, rtol=1e-6)
 
 
@@ -73,7 +99,9 @@ def test_topk_divergence_has_the_gradient_of_its_definition() -> None:
         else:
             q = own.logits(states).softmax(-1)
             kept = q.gather(1, topk.ids)
-            kl = (parts.exp() * (parts - torch.cat([kept, 1 - kept.sum(1, keepdim=True)], 1).log())).sum(1)
+            kl = (
+                parts.exp() * (parts - torch.cat([kept, 1 - kept.sum(1, keepdim=True)], 1).log())
+            ).sum(1)
         assert kl is not None
         (kl @ upstream).backward()
         gradients.append((kl, states.grad, weight.grad))
@@ -83,7 +111,9 @@ def test_topk_divergence_has_the_gradient_of_its_definition() -> None:
 
 @given(st.integers(0, 10_000), st.integers(1, 200), st.floats(1e-3, 1e4))
 @settings(max_examples=40, deadline=None)
-def test_int8_states_err_by_at_most_a_252nd_of_their_blocks_largest(seed: int, width: int, size: float) -> None:
+def test_int8_states_err_by_at_most_a_252nd_of_their_blocks_largest(
+    seed: int, width: int, size: float
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     states = size * torch.randn(3, 2, width, generator=generator)
     states[0, 0, 0] = 300 * size  # a huge activation

@@ -1,4 +1,6 @@
-"""Token masks: learned, frozen and random; by hand, against numerical gradients, under the sparsity controller."""
+"""Token masks: learned, frozen and random; by hand, against numerical gradients, under the
+sparsity controller.
+"""
 
 import itertools
 import math
@@ -9,7 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsepo import ActivationMask, CollapseWatch, ExternalMask, Features, LearnedMasks, RandomMask, SparsePO, TokenScores, UniformMask
+from sparsepo import (
+    ActivationMask,
+    CollapseWatch,
+    ExternalMask,
+    Features,
+    LearnedMasks,
+    RandomMask,
+    SparsePO,
+    TokenScores,
+    UniformMask,
+)
 from sparsepo.masks import LEARNED_MASKS, activation_weights, keep_heaviest
 from sparsepo.masks.base import rescale_per_response
 from sparsepo.masks.learned import LearnedMask
@@ -17,14 +29,18 @@ from sparsepo.masks.learned import LearnedMask
 INDEX = torch.tensor([0, 0, 0, 1, 1, 2, 3, 3])
 OPTIONS = [
     (architecture, layer, mixer)
-    for architecture, layer, mixer in itertools.product(LEARNED_MASKS, ("relu", "none", "rescale"), ("relu", "none", "rescale"))
+    for architecture, layer, mixer in itertools.product(
+        LEARNED_MASKS, ("relu", "none", "rescale"), ("relu", "none", "rescale")
+    )
     if ("last" not in architecture or mixer == "relu")
     and (architecture != "binary_last" or layer == "relu")
     and (architecture != "binary_all" or mixer == "relu")
 ]
 
 
-def learned(architecture: str = "simple_last", sharing: str = "common", **options: object) -> LearnedMasks:
+def learned(
+    architecture: str = "simple_last", sharing: str = "common", **options: object
+) -> LearnedMasks:
     torch.manual_seed(1)
     return LearnedMasks(architecture, sharing, 16, 2, initializer_range=0.5, **options)  # type: ignore[arg-type]
 
@@ -44,7 +60,9 @@ def network(masks: LearnedMasks) -> LearnedMask:
 
 @pytest.mark.parametrize(("architecture", "layer", "mixer"), OPTIONS)
 @pytest.mark.parametrize("sharing", ["common", "independent"])
-def test_saved_masks_come_back_the_same(tmp_path: Path, architecture: str, layer: str, mixer: str, sharing: str) -> None:
+def test_saved_masks_come_back_the_same(
+    tmp_path: Path, architecture: str, layer: str, mixer: str, sharing: str
+) -> None:
     masks = learned(architecture, sharing, layer_activation=layer, mixer_activation=mixer).double()
     for name, value in masks.named_parameters():
         if name.endswith("shift"):
@@ -78,20 +96,30 @@ def test_what_cannot_be_loaded_or_read_is_named(tmp_path: Path) -> None:
     [
         ({"architecture": "deep"}, "mask architecture 'deep' is not one of simple_last"),
         ({"layer_activation": "gelu"}, "layer_activation='gelu' is not one of relu, none, rescale"),
-        ({"mixer_activation": "none"}, "mixer_activation='none': simple_last reads one layer and has no mixer"),
+        (
+            {"mixer_activation": "none"},
+            "mixer_activation='none': simple_last reads one layer and has no mixer",
+        ),
         ({"architecture": "binary_all", "mixer_activation": "none"}, "binary_all ends in sign"),
         ({"dropout": 1.0}, r"dropout=1.0: must be in \[0, 1\)"),
         ({"target_sparsity": 0.0}, r"target_sparsity=0.0: must be in \(0, 1\)"),
-        ({"target_sparsity": 0.5, "layer_activation": "none"}, "only a mask that ends in relu has exact zeros"),
+        (
+            {"target_sparsity": 0.5, "layer_activation": "none"},
+            "only a mask that ends in relu has exact zeros",
+        ),
     ],
 )
-def test_options_that_are_wrong_or_would_be_ignored_are_refused(options: dict[str, object], message: str) -> None:
+def test_options_that_are_wrong_or_would_be_ignored_are_refused(
+    options: dict[str, object], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         learned(**options)
 
 
 def test_linear_scores_by_hand() -> None:
-    """relu(h . w + b) with w = (1, -1), b = 0.5: (2, 1) -> 1.5, (0, 3) -> 0; binary: 1, 0; none: 1.5, -2.5; shift -1: 0.5, 0."""
+    """relu(h . w + b) with w = (1, -1), b = 0.5: (2, 1) -> 1.5, (0, 3) -> 0; binary: 1, 0; none:
+    1.5, -2.5; shift -1: 0.5, 0.
+    """
     index, hidden = torch.tensor([0, 1]), torch.tensor([[2.0, 1.0], [0.0, 3.0]])
     for architecture, activation, shift, expected in (
         ("simple_last", "relu", 0.0, [1.5, 0.0]),
@@ -108,7 +136,9 @@ def test_linear_scores_by_hand() -> None:
 
 
 def test_two_layers_of_states_by_hand() -> None:
-    """LN of (3, 1) is (1, -1) and of (1, 3) is (-1, 1). w_1 = (1, 0), w_2 = (0, 2): scores 1 and 2; mixer (1, -0.25): 0.5."""
+    """LN of (3, 1) is (1, -1) and of (1, 3) is (-1, 1). w_1 = (1, 0), w_2 = (0, 2): scores 1 and
+    2; mixer (1, -0.25): 0.5.
+    """
     masks = LearnedMasks("simple_all", "common", 2, 2, norm_eps=0.0)
     with torch.no_grad():
         network(masks).scores.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
@@ -126,9 +156,17 @@ def test_two_maps_in_a_row_equal_two_linear_modules(name: str) -> None:
     assert net.scores.ff1_weight.shape[1] == 200
     found = []
     for i in range(net.scores.ff1_weight.shape[0]):
-        hidden = net.layer_norm(features.reference_layers[:, i]) if name == "ml_all" else features.reference_hidden
+        hidden = (
+            net.layer_norm(features.reference_layers[:, i])
+            if name == "ml_all"
+            else features.reference_hidden
+        )
         inner = torch.nn.functional.linear(hidden, net.scores.ff1_weight[i], net.scores.ff1_bias[i])
-        found.append(torch.nn.functional.linear(inner, net.scores.ff2_weight[i][None], net.scores.ff2_bias[i][None]).squeeze(1))
+        found.append(
+            torch.nn.functional.linear(
+                inner, net.scores.ff2_weight[i][None], net.scores.ff2_bias[i][None]
+            ).squeeze(1)
+        )
     expected = torch.stack(found, 1).relu() @ net.mixer if name == "ml_all" else found[0]
     torch.testing.assert_close(masks(features, INDEX, 2).reward, expected.relu())
 
@@ -138,23 +176,38 @@ def frozen_rescale(values: torch.Tensor, low: torch.Tensor, high: torch.Tensor) 
 
 
 @pytest.mark.parametrize(("architecture", "layer", "mixer"), OPTIONS)
-def test_gradients_to_the_parameters(architecture: str, layer: str, mixer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numerical against analytical, float64. Minimum and maximum of rescale are constants: held fixed for the comparison.
+def test_gradients_to_the_parameters(
+    architecture: str, layer: str, mixer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numerical against analytical, float64.
+
+    Minimum and maximum of rescale are constants: held fixed for the comparison.
 
     Binary masks are compared before the sign, whose gradient is the identity's.
     """
     masks = learned(architecture, layer_activation=layer, mixer_activation=mixer).double()
-    network(masks).shift.data.fill_(0.3)  # away from relu's kink at 0, where the smallest rescaled token would sit
+    network(masks).shift.data.fill_(
+        0.3
+    )  # away from relu's kink at 0, where the smallest rescaled token would sit
     features, fixed = states(), {}
-    names = [name for name, value in masks.named_parameters() if value.requires_grad and not name.endswith("ff1_weight")]
+    names = [
+        name
+        for name, value in masks.named_parameters()
+        if value.requires_grad and not name.endswith("ff1_weight")
+    ]
     if architecture.startswith("ml"):
-        names = [name for name in names if not name.endswith("ff1_bias")]  # 200 x as many; their product is checked above
+        names = [
+            name for name in names if not name.endswith("ff1_bias")
+        ]  # 200 x as many; their product is checked above
 
     def remembered(values: torch.Tensor, index: torch.Tensor, num_responses: int) -> torch.Tensor:
         key = values.ndim
         if key not in fixed:
             rows = [values[index == r].detach() for r in range(num_responses)]
-            low, high = torch.stack([part.amin(0) for part in rows]), torch.stack([part.amax(0) for part in rows])
+            low, high = (
+                torch.stack([part.amin(0) for part in rows]),
+                torch.stack([part.amax(0) for part in rows]),
+            )
             fixed[key] = (low[index], torch.where(high > low, high, low + 1)[index])
         return frozen_rescale(values, *fixed[key])
 
@@ -167,17 +220,27 @@ def test_gradients_to_the_parameters(architecture: str, layer: str, mixer: str, 
             return weights
         hard = weights.detach()
         with torch.no_grad():
-            soft = torch.func.functional_call(masks, given, (features, INDEX, 2)).reward * 0 + scores_of(masks, given, features)
+            soft = torch.func.functional_call(
+                masks, given, (features, INDEX, 2)
+            ).reward * 0 + scores_of(masks, given, features)
         return weights - hard + soft  # the value of the scores, the gradient of the mask
 
     parameters = dict(masks.named_parameters())
-    assert torch.autograd.gradcheck(run, [parameters[n].detach().clone().requires_grad_() for n in names], atol=1e-6)
+    assert torch.autograd.gradcheck(
+        run, [parameters[n].detach().clone().requires_grad_() for n in names], atol=1e-6
+    )
 
 
-def scores_of(masks: LearnedMasks, parameters: dict[str, torch.Tensor], features: Features) -> torch.Tensor:
+def scores_of(
+    masks: LearnedMasks, parameters: dict[str, torch.Tensor], features: Features
+) -> torch.Tensor:
     inner = {name.removeprefix("common."): value for name, value in parameters.items()}
     net = network(masks)
-    values = features.reference_layers if net.architecture.reads_all_layers else features.reference_hidden
+    values = (
+        features.reference_layers
+        if net.architecture.reads_all_layers
+        else features.reference_hidden
+    )
     return torch.func.functional_call(net, inner, (values, INDEX, 4))[1]
 
 
@@ -194,7 +257,9 @@ def test_binary_masks_get_a_gradient_through_the_loss() -> None:
     masks = learned("binary_last").double()
     weights = masks(states(), INDEX, 2)
     ones = torch.ones(len(INDEX), dtype=torch.float64)
-    scores = TokenScores(-ones, -2 * ones, 0.3 * ones, weights.reward, weights.kl, INDEX, 2, masks.l1_shares)
+    scores = TokenScores(
+        -ones, -2 * ones, 0.3 * ones, weights.reward, weights.kl, INDEX, 2, masks.l1_shares
+    )
     SparsePO()(scores).losses.sum().backward()
     gradient = network(masks).scores.weight.grad
     assert gradient is not None
@@ -208,7 +273,9 @@ def test_dropout_acts_in_training_only() -> None:
     torch.manual_seed(0)
     drawn = torch.stack([masks.train()(states(), INDEX, 2).reward for _ in range(4000)])
     assert (drawn[0] - drawn[1]).abs().max() > 0.1
-    torch.testing.assert_close(drawn.mean(0), calm, atol=0.2, rtol=0)  # scaled so that the mean stays
+    torch.testing.assert_close(
+        drawn.mean(0), calm, atol=0.2, rtol=0
+    )  # scaled so that the mean stays
 
 
 @pytest.mark.parametrize("sharing", ["common", "independent"])
@@ -219,25 +286,45 @@ def test_unmasked_terms_keep_weight_one_and_carry_no_penalty(sharing: str, terms
     assert (weights.reward == 1).all() == (terms == "kl")
     assert (weights.kl == 1).all() == (terms == "reward")
     half = sharing == "common" and terms == "both"
-    assert masks.l1_shares == ((0.5, 0.5) if half else (float(terms != "kl"), float(terms != "reward")))
+    assert masks.l1_shares == (
+        (0.5, 0.5) if half else (float(terms != "kl"), float(terms != "reward"))
+    )
 
 
-def train(target: float, seed: int, architecture: str, sharing: str, steps: int = 60) -> list[float]:
-    """Zero fractions on fixed data while Adam moves the mask under an L1 penalty that alone would kill it; last 20 steps."""
+def train(
+    target: float, seed: int, architecture: str, sharing: str, steps: int = 60
+) -> list[float]:
+    """Zero fractions on fixed data while Adam moves the mask under an L1 penalty that alone
+    would kill it; last 20 steps.
+    """
     g = torch.Generator().manual_seed(seed)
     features = Features(
         reference_hidden=torch.randn(800, 32, generator=g) * 3 + torch.randn(32, generator=g),
-        reference_layers=torch.randn(800, 12, 32, generator=g) * 3 + torch.randn(12, 32, generator=g),
+        reference_layers=torch.randn(800, 12, 32, generator=g) * 3
+        + torch.randn(12, 32, generator=g),
     )
     index = torch.arange(800) // 25
     torch.manual_seed(seed)
     masks = LearnedMasks(architecture, sharing, 32, 12, target_sparsity=target)  # type: ignore[arg-type]
-    optimizer = torch.optim.AdamW([p for p in masks.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        [p for p in masks.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.01
+    )
     policy, reference, kl = (torch.rand(800, generator=g) for _ in range(3))
     objective, found = SparsePO(0.1, 0.01, 0.01), []
     for _ in range(steps):
         weights = masks(features, index, 16)
-        output = objective(TokenScores(policy, reference, kl, *weights[:2], index, 16, masks.l1_shares, mask_statistics=weights.statistics))
+        output = objective(
+            TokenScores(
+                policy,
+                reference,
+                kl,
+                *weights[:2],
+                index,
+                16,
+                masks.l1_shares,
+                mask_statistics=weights.statistics,
+            )
+        )
         optimizer.zero_grad()
         output.losses.mean().backward()
         optimizer.step()
@@ -249,9 +336,12 @@ def train(target: float, seed: int, architecture: str, sharing: str, steps: int 
 
 @pytest.mark.parametrize("target", [0.2, 0.5, 0.8])
 @pytest.mark.parametrize(
-    ("architecture", "sharing"), [("simple_all", "common"), ("simple_last", "independent"), ("binary_all", "independent")]
+    ("architecture", "sharing"),
+    [("simple_all", "common"), ("simple_last", "independent"), ("binary_all", "independent")],
 )
-def test_the_target_is_reached_and_kept_from_twenty_seeds(target: float, architecture: str, sharing: str) -> None:
+def test_the_target_is_reached_and_kept_from_twenty_seeds(
+    target: float, architecture: str, sharing: str
+) -> None:
     for seed in range(20):
         off = max(abs(fraction - target) for fraction in train(target, seed, architecture, sharing))
         assert off < 0.05, f"seed {seed}: {off:.3f} away"
@@ -272,10 +362,16 @@ def test_the_shift_is_no_business_of_the_optimizer() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=6), fraction=st.floats(0.01, 1), seed=st.integers(0, 99))
+@given(
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=6),
+    fraction=st.floats(0.01, 1),
+    seed=st.integers(0, 99),
+)
 def test_keep_heaviest_keeps_the_heaviest(lengths: list[int], fraction: float, seed: int) -> None:
     """Against sorting each response in Python; weights from a few values, so that ties occur."""
-    weights = torch.randint(1, 5, (sum(lengths),), generator=torch.Generator().manual_seed(seed)).float()
+    weights = torch.randint(
+        1, 5, (sum(lengths),), generator=torch.Generator().manual_seed(seed)
+    ).float()
     index = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     found = keep_heaviest(weights, index, len(lengths) + 1, fraction).split(lengths)
     for part, kept in zip(weights.split(lengths), found, strict=True):
@@ -286,11 +382,20 @@ def test_keep_heaviest_keeps_the_heaviest(lengths: list[int], fraction: float, s
 
 def test_seven_percent_of_a_hundred_are_seven_not_eight() -> None:
     """0.07 * 100 is 7.000000000000001 in floating point."""
-    assert int((keep_heaviest(torch.rand(100) + 1, torch.zeros(100, dtype=torch.long), 1, 0.07) > 0).sum()) == 7
+    assert (
+        int(
+            (
+                keep_heaviest(torch.rand(100) + 1, torch.zeros(100, dtype=torch.long), 1, 0.07) > 0
+            ).sum()
+        )
+        == 7
+    )
 
 
 def test_random_weights_follow_the_pair_not_the_batch() -> None:
-    """Same weights in another batch and order; uniform; other seed, other weights; the two responses differ."""
+    """Same weights in another batch and order; uniform; other seed, other weights; the two
+    responses differ.
+    """
     keys, index = torch.tensor([2**62, -7, 12345]), torch.repeat_interleave(torch.arange(6), 400)
     both = RandomMask(3)(Features(pair_keys=keys), index, 3).reward
     alone = RandomMask(3)(Features(pair_keys=keys[1:2]), index[:800], 1).reward
@@ -299,14 +404,19 @@ def test_random_weights_follow_the_pair_not_the_batch() -> None:
     assert not torch.equal(both, RandomMask(4)(Features(pair_keys=keys), index, 3).reward)
     assert 0 <= float(both.min()) < 0.01 and 0.99 < float(both.max()) < 1
     counts = torch.histc(both, 8, 0, 1)
-    assert float(((counts - 300) ** 2 / 300).sum()) < 24.3  # chi-squared, 7 degrees of freedom, 0.1 %
+    assert (
+        float(((counts - 300) ** 2 / 300).sum()) < 24.3
+    )  # chi-squared, 7 degrees of freedom, 0.1 %
     lagged = torch.corrcoef(torch.stack([both[:-1], both[1:]]))[0, 1]
     assert abs(float(lagged)) < 0.06
 
 
 def test_frozen_masks_weigh_the_terms_asked_for() -> None:
     given = torch.tensor([0.5, 2.0, 1.0, 0.0, 3.0, 1.5, 0.25, 4.0])
-    for mask, features in ((ExternalMask, Features(external_weights=given)), (ActivationMask, Features(activation_mask=given))):
+    for mask, features in (
+        (ExternalMask, Features(external_weights=given)),
+        (ActivationMask, Features(activation_mask=given)),
+    ):
         both = mask()(features, INDEX, 2)
         assert torch.equal(both.reward, given) and torch.equal(both.kl, given)
         kept = mask("kl", keep_fraction=0.5)(features, INDEX, 2)
@@ -326,12 +436,20 @@ def test_rescaling_is_per_response_and_constants_become_one() -> None:
 
 
 def test_types_weigh_the_same_whatever_their_number_of_hooks() -> None:
-    """attn has two layers (mean 0.5), mlp one (1.0): mean over types 0.75 for the first token, by hand for both tokens."""
+    """attn has two layers (mean 0.5), mlp one (1.0): mean over types 0.75 for the first token,
+    by hand for both tokens.
+    """
     index = torch.tensor([0, 0])
-    recorded = {"attn.q": [torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])], "mlp.post_act": [torch.tensor([2.0, 1.0])]}
+    recorded = {
+        "attn.q": [torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])],
+        "mlp.post_act": [torch.tensor([2.0, 1.0])],
+    }
     assert activation_weights(recorded, index, 1, "zn_rescale", 10).tolist() == [0.75, 0.25]
     raw = {"mlp.x": [torch.tensor([2.0, 4.0])], "logits": [torch.tensor([1.0, 1.0])]}
-    assert activation_weights(raw, index, 1, "none", 3).tolist() == [pytest.approx((2 + 3 * 1) / 4), pytest.approx((4 + 3 * 1) / 4)]
+    assert activation_weights(raw, index, 1, "none", 3).tolist() == [
+        pytest.approx((2 + 3 * 1) / 4),
+        pytest.approx((4 + 3 * 1) / 4),
+    ]
 
 
 def test_collapse_is_told_once_after_twenty_steps_in_a_row() -> None:
@@ -345,7 +463,11 @@ def test_collapse_is_told_once_after_twenty_steps_in_a_row() -> None:
     resumed = CollapseWatch(("reward",), watch.streaks)
     told = [resumed.observe(dead) for _ in range(60)]
     assert [i for i, warnings in enumerate(told) if warnings] == [19]
-    assert "reward mask has been zero" in told[19][0] and "mask.target_sparsity" in told[19][0] and "objective.l1_reward" in told[19][0]
+    assert (
+        "reward mask has been zero" in told[19][0]
+        and "mask.target_sparsity" in told[19][0]
+        and "objective.l1_reward" in told[19][0]
+    )
     constant = [resumed.observe(flat) for _ in range(30)]
     assert [i for i, warnings in enumerate(constant) if warnings] == [19]
     assert "one value on all tokens" in constant[19][0]

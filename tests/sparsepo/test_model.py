@@ -4,9 +4,25 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GPTJConfig, GraniteConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    GPTJConfig,
+    GraniteConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
-from sparsepo import PolicyModel, ReferenceModel, SparsePO, TokenizedPair, UniformMask, padded_layout, verify_head
+from sparsepo import (
+    PolicyModel,
+    ReferenceModel,
+    SparsePO,
+    TokenizedPair,
+    UniformMask,
+    padded_layout,
+    verify_head,
+)
 from sparsepo.activations import ActivationRecorder, available_hooks
 from sparsepo.records import Features
 
@@ -38,7 +54,9 @@ def test_layout_scores_what_single_sequences_score() -> None:
         for response in pair.responses():
             ids = torch.tensor([[*pair.prompt, *response]])
             log_probs = model(input_ids=ids).logits[0].log_softmax(-1)
-            expected += [log_probs[len(pair.prompt) - 1 + t, token] for t, token in enumerate(response)]
+            expected += [
+                log_probs[len(pair.prompt) - 1 + t, token] for t, token in enumerate(response)
+            ]
     torch.testing.assert_close(scores.policy_logps, torch.stack(expected), atol=1e-5, rtol=0)
     assert inputs.response_index.tolist() == [0, 0, 0, 1, 1, 2, 3, 3, 3, 3, 3]
 
@@ -66,16 +84,23 @@ def test_empty_responses_and_batches_are_refused() -> None:
 
 
 def test_llama_hooks_by_hand() -> None:
-    """post-rotary q from the definition of rotary embedding (rotate pairs (x_i, x_{i+h/2}) by position * theta_i), the rest from modules."""
+    """post-rotary q from the definition of rotary embedding (rotate pairs (x_i, x_{i+h/2}) by
+    position * theta_i), the rest from modules.
+    """
     model = llama()
     ids = torch.tensor([[1, 5, 9, 3]])
 
     def num_hooks() -> int:
         return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
-    model.model(input_ids=ids, output_hidden_states=True)  # transformers keeps hooks of its own for the hidden states
+    model.model(
+        input_ids=ids, output_hidden_states=True
+    )  # transformers keeps hooks of its own for the hidden states
     before = num_hooks()
-    with ActivationRecorder(model.model, available_hooks(model.config)) as recorder, torch.no_grad():
+    with (
+        ActivationRecorder(model.model, available_hooks(model.config)) as recorder,
+        torch.no_grad(),
+    ):
         states = model.model(input_ids=ids, output_hidden_states=True).hidden_states
     layer = model.model.layers[0]
     with torch.no_grad():
@@ -84,9 +109,16 @@ def test_llama_hooks_by_hand() -> None:
         theta = 10000.0 ** (-torch.arange(0, 4, 2) / 4)
         angles = torch.arange(4)[:, None, None] * theta
         a, b = q[..., :2], q[..., 2:]
-        rotated = torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()], -1)
+        rotated = torch.cat(
+            [a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()], -1
+        )
     close = torch.testing.assert_close
-    close(recorder.recorded["attn.post_rota_emb_q"][0][0], rotated.flatten(1).mean(-1), atol=1e-6, rtol=0)
+    close(
+        recorder.recorded["attn.post_rota_emb_q"][0][0],
+        rotated.flatten(1).mean(-1),
+        atol=1e-6,
+        rtol=0,
+    )
     close(recorder.recorded["attn.q"][0][0], q.flatten(1).mean(-1), atol=1e-6, rtol=0)
     close(recorder.recorded["resid.post_emb"][0][0], states[0][0].mean(-1), atol=1e-6, rtol=0)
     close(recorder.recorded["resid.torso.post_mlp"][0][0], states[1][0].mean(-1), atol=1e-6, rtol=0)
@@ -108,33 +140,53 @@ SMALL: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("config", "field", "neutral"),
     [
-        (Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=0.05), "final_logit_softcapping", None),
+        (
+            Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=0.05),
+            "final_logit_softcapping",
+            None,
+        ),
         (CohereConfig(**SMALL, logit_scale=0.25), "logit_scale", 1.0),
         (GraniteConfig(**SMALL, logits_scaling=3.0), "logits_scaling", 1.0),
     ],
 )
-def test_head_scaling_is_honoured_not_ignored(config: Any, field: str, neutral: float | None) -> None:
-    """Our log-probabilities equal those of the model's own logits; without the field they do not."""
+def test_head_scaling_is_honoured_not_ignored(
+    config: Any, field: str, neutral: float | None
+) -> None:
+    """Our log-probabilities equal those of the model's own logits; without the field they do
+    not.
+    """
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     verify_head(model)
     inputs = padded_layout(PAIRS[:1])
     ours = PolicyModel(model, UniformMask())(inputs, Features()).policy_logps
-    log_probs = model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).logits.log_softmax(-1).flatten(0, 1)
+    log_probs = (
+        model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask)
+        .logits.log_softmax(-1)
+        .flatten(0, 1)
+    )
     torch.testing.assert_close(ours, log_probs[inputs.score_rows, inputs.labels], atol=1e-5, rtol=0)
     setattr(config, field, neutral)
-    assert not torch.allclose(ours, PolicyModel(model, UniformMask())(inputs, Features()).policy_logps, atol=1e-4)
+    assert not torch.allclose(
+        ours, PolicyModel(model, UniformMask())(inputs, Features()).policy_logps, atol=1e-4
+    )
 
 
 def test_a_head_with_a_bias_keeps_it() -> None:
     """GPT-J's head has one."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(GPTJConfig(vocab_size=17, n_embd=16, n_layer=1, n_head=2, rotary_dim=4, n_positions=32)).eval()
+    model = AutoModelForCausalLM.from_config(
+        GPTJConfig(vocab_size=17, n_embd=16, n_layer=1, n_head=2, rotary_dim=4, n_positions=32)
+    ).eval()
     model.lm_head.bias.data.normal_()
     verify_head(model)
     inputs = padded_layout(PAIRS[:1])
     ours = PolicyModel(model, UniformMask())(inputs, Features()).policy_logps
-    log_probs = model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).logits.log_softmax(-1).flatten(0, 1)
+    log_probs = (
+        model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask)
+        .logits.log_softmax(-1)
+        .flatten(0, 1)
+    )
     torch.testing.assert_close(ours, log_probs[inputs.score_rows, inputs.labels], atol=1e-5, rtol=0)
 
 
@@ -142,6 +194,8 @@ def test_logits_changed_in_an_unknown_way_are_refused() -> None:
     model = llama()
     model.lm_head.register_forward_hook(lambda module, args, output: output * 1.5)
     with pytest.raises(
-        ValueError, match="LlamaForCausalLM changes its logits beyond head bias, soft-cap .* and scale .*: add its rule to head_of"
+        ValueError,
+        match="LlamaForCausalLM changes its logits beyond head bias, soft-cap .* and scale .*: "
+        "add its rule to head_of",
     ):
         verify_head(model)

@@ -1,4 +1,6 @@
-"""Packed rows (prompt shared, several pairs a row) against the padded layout, on a tiny model of every family."""
+"""Packed rows (prompt shared, several pairs a row) against the padded layout, on a tiny model of
+every family.
+"""
 
 import random
 from typing import Any
@@ -22,7 +24,11 @@ from sparsepo.backbone import attention_argument
 from sparsepo.records import ModelInputs
 
 # Windows shorter than the sequences, so that positions and not places in the row must be counted.
-WINDOWS: dict[str, dict[str, Any]] = {"mistral": {"sliding_window": 5}, "phi3": {"sliding_window": 4}, "gemma2": {"sliding_window": 3}}
+WINDOWS: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": 5},
+    "phi3": {"sliding_window": 4},
+    "gemma2": {"sliding_window": 3},
+}
 FEATURES = ("reference_logps", "reference_hidden", "reference_layers", "activation_mask")
 
 
@@ -35,24 +41,41 @@ def build(case: str) -> Any:
     return model
 
 
-def draw_pairs(count: int, seed: int = 0, vocabulary: int = 19, has_single: bool = False) -> list[TokenizedPair]:
+def draw_pairs(
+    count: int, seed: int = 0, vocabulary: int = 19, has_single: bool = False
+) -> list[TokenizedPair]:
     rng = random.Random(seed)
 
     def ids(most: int) -> list[int]:
         return [rng.randrange(vocabulary) for _ in range(rng.randint(1, most))]
 
-    return [TokenizedPair(ids(9), ids(7), None if has_single and i == 2 else ids(7)) for i in range(count)]
+    return [
+        TokenizedPair(ids(9), ids(7), None if has_single and i == 2 else ids(7))
+        for i in range(count)
+    ]
 
 
 @pytest.mark.parametrize("case", CONFIGS)
 def test_features_and_gradients_equal_the_padded_layout(case: str) -> None:
-    """Each layout is its own computation; float64 leaves no room for a leak between responses or pairs."""
+    """Each layout is its own computation; float64 leaves no room for a leak between responses or
+    pairs.
+    """
     pairs = draw_pairs(7)
-    # transformers' own eager mask overflows to NaN in float64 where a padding row's window holds padding alone.
+    # transformers' own eager mask overflows to NaN in float64 where a padding row's window holds
+    # padding alone.
     dtype, tolerance = (torch.float32, 1e-4) if case == "gemma2" else (torch.float64, 1e-6)
     assert enable_packing(build(case)) is None
-    layouts = [padded_layout(pairs), packed_layout(pairs), packed_layout(pairs, row_tokens=40, pad_multiple=8)]
-    assert layouts[2].input_ids.shape[0] < layouts[1].input_ids.shape[0] == 7 < layouts[0].input_ids.shape[0]
+    layouts = [
+        padded_layout(pairs),
+        packed_layout(pairs),
+        packed_layout(pairs, row_tokens=40, pad_multiple=8),
+    ]
+    assert (
+        layouts[2].input_ids.shape[0]
+        < layouts[1].input_ids.shape[0]
+        == 7
+        < layouts[0].input_ids.shape[0]
+    )
     results = []
     for inputs in layouts:
         reference = ReferenceModel(build(case).to(dtype))
@@ -74,11 +97,16 @@ def test_features_and_gradients_equal_the_padded_layout(case: str) -> None:
 
 @pytest.mark.parametrize("case", ["llama", "gemma3_text", "mistral"])
 def test_block_mask_attends_to_what_the_dense_mask_allows(case: str) -> None:
-    """FlexAttention's own (uncompiled) kernel with the BlockMask against softmax under the dense mask; rows over many blocks."""
+    """FlexAttention's own (uncompiled) kernel with the BlockMask against softmax under the dense
+    mask; rows over many blocks.
+    """
     from torch.nn.attention.flex_attention import flex_attention
 
     rng = random.Random(3)
-    pairs = [TokenizedPair([1] * rng.randint(1, 150), [2] * rng.randint(1, 90), [3] * rng.randint(1, 90)) for _ in range(9)]
+    pairs = [
+        TokenizedPair([1] * rng.randint(1, 150), [2] * rng.randint(1, 90), [3] * rng.randint(1, 90))
+        for _ in range(9)
+    ]
     inputs = packed_layout(pairs, row_tokens=700, pad_multiple=128)
     model = build(case)
     model.config._attn_implementation = "sdpa"
@@ -90,8 +118,13 @@ def test_block_mask_attends_to_what_the_dense_mask_allows(case: str) -> None:
     query, key, value = (torch.randn(rows, 2, width, 16) for _ in range(3))
     for kind in dense if isinstance(dense, dict) else [None]:
         allowed, block = (dense[kind], blocks[kind]) if kind else (dense, blocks)
-        expected = torch.softmax((query @ key.transpose(-1, -2) / 4).masked_fill(~allowed, -torch.inf), -1) @ value
-        torch.testing.assert_close(flex_attention(query, key, value, block_mask=block), expected, atol=1e-5, rtol=0)
+        expected = (
+            torch.softmax((query @ key.transpose(-1, -2) / 4).masked_fill(~allowed, -torch.inf), -1)
+            @ value
+        )
+        torch.testing.assert_close(
+            flex_attention(query, key, value, block_mask=block), expected, atol=1e-5, rtol=0
+        )
     share = float(block.kv_num_blocks.sum()) / (rows * (width // 128) ** 2)
     assert share < 0.5, "blocks of other pairs are skipped"
 
@@ -110,13 +143,17 @@ def test_positions_and_predicting_rows_are_those_of_single_sequences() -> None:
 
 def test_a_pair_that_does_not_fit_a_row_is_named() -> None:
     with pytest.raises(ValueError, match="pair 1 has 6 tokens, a row has 5"):
-        packed_layout([TokenizedPair([1], [2], [3]), TokenizedPair([1, 2], [3, 4], [5, 6])], row_tokens=5)
+        packed_layout(
+            [TokenizedPair([1], [2], [3]), TokenizedPair([1, 2], [3, 4], [5, 6])], row_tokens=5
+        )
     with pytest.raises(ValueError, match="pair 0 has 0 prompt and 1 response tokens"):
         packed_layout([TokenizedPair([], [1], [2])])
 
 
 def test_models_that_packing_would_change_are_refused() -> None:
-    """ALiBi is made from the padding mask; a position table that is not asked counts places; states of a layer cannot be masked."""
+    """ALiBi is made from the padding mask; a position table that is not asked counts places;
+    states of a layer cannot be masked.
+    """
     torch.manual_seed(0)
     bloom = BloomForCausalLM(BloomConfig(vocab_size=19, hidden_size=16, n_layer=2, n_head=4)).eval()
     assert "it does not take a mask of its own" in str(enable_packing(bloom))
@@ -132,18 +169,30 @@ def test_models_that_packing_would_change_are_refused() -> None:
 def test_pairs_without_rejected_responses_pack_too() -> None:
     pairs = draw_pairs(5, has_single=True)
     model = ReferenceModel(build("llama").double())
-    apart, packed = (model.features(f(pairs), ["reference_logps"]).reference_logps for f in (padded_layout, packed_layout))
+    apart, packed = (
+        model.features(f(pairs), ["reference_logps"]).reference_logps
+        for f in (padded_layout, packed_layout)
+    )
     torch.testing.assert_close(packed, apart, atol=1e-6, rtol=0)
 
 
 def test_one_leaking_token_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Negative control of the equality above: a rejected response that sees the chosen one changes its states."""
+    """Negative control of the equality above: a rejected response that sees the chosen one
+    changes its states.
+    """
     pairs = draw_pairs(4)
     model = build("llama").double()
-    right = ReferenceModel(model).features(packed_layout(pairs), ["reference_hidden"]).reference_hidden
+    right = (
+        ReferenceModel(model).features(packed_layout(pairs), ["reference_hidden"]).reference_hidden
+    )
     inputs = packed_layout(pairs)
     assert inputs.segments is not None
-    leaking = ModelInputs(**{**inputs.__dict__, "segments": torch.where(inputs.segments % 4 == 1, inputs.segments - 1, inputs.segments)})
+    leaking = ModelInputs(
+        **{
+            **inputs.__dict__,
+            "segments": torch.where(inputs.segments % 4 == 1, inputs.segments - 1, inputs.segments),
+        }
+    )
     wrong = ReferenceModel(model).features(leaking, ["reference_hidden"]).reference_hidden
     assert right is not None
     assert wrong is not None

@@ -16,7 +16,14 @@ VARIANTS = {
 }
 
 
-def build(tokens: int, vocab: int, width: int, with_bias: bool = False, softcap: float | None = None, scale: float = 1.0):
+def build(
+    tokens: int,
+    vocab: int,
+    width: int,
+    with_bias: bool = False,
+    softcap: float | None = None,
+    scale: float = 1.0,
+):
     generator = torch.Generator().manual_seed(tokens * 1000 + vocab)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -25,7 +32,10 @@ def build(tokens: int, vocab: int, width: int, with_bias: bool = False, softcap:
     hidden, weight = draw(tokens, width).requires_grad_(), draw(vocab, width).requires_grad_()
     bias = draw(vocab).requires_grad_() if with_bias else None
     labels = torch.randint(0, vocab, (tokens,), generator=generator)
-    reference = (draw(tokens, width + 2), LMHead(draw(vocab, width + 2), draw(vocab) if with_bias else None, softcap, scale))
+    reference = (
+        draw(tokens, width + 2),
+        LMHead(draw(vocab, width + 2), draw(vocab) if with_bias else None, softcap, scale),
+    )
     return hidden, LMHead(weight, bias, softcap, scale), labels, *reference
 
 
@@ -43,7 +53,9 @@ def test_fused_equals_eager_in_values_and_gradients(variant: str, tokens: int, c
         assert kl is not None
         upstream = torch.linspace(-1, 2, tokens, dtype=torch.float64)
         (logps @ upstream + kl @ upstream.flip(0)).backward()
-        grads = [hidden.grad, head.weight.grad] + ([head.bias.grad] if head.bias is not None else [])
+        grads = [hidden.grad, head.weight.grad] + (
+            [head.bias.grad] if head.bias is not None else []
+        )
         results.append([logps, kl, *grads])
     for fused_value, eager_value in zip(*results, strict=True):
         torch.testing.assert_close(fused_value, eager_value, atol=1e-12, rtol=1e-10)
@@ -52,13 +64,17 @@ def test_fused_equals_eager_in_values_and_gradients(variant: str, tokens: int, c
 def test_gradcheck_float64() -> None:
     hidden, head, labels, ref_hidden, ref_head = build(3, 5, 4, with_bias=True, softcap=4.0)
     assert torch.autograd.gradcheck(
-        lambda h, w, b: score_tokens(h, LMHead(w, b, head.softcap), labels, ref_hidden, ref_head, 2),
+        lambda h, w, b: score_tokens(
+            h, LMHead(w, b, head.softcap), labels, ref_hidden, ref_head, 2
+        ),
         (hidden, head.weight, head.bias),
     )
 
 
 def test_tied_head_accumulates_both_uses() -> None:
-    """d/dW of sum(logps) with hidden = E[ids] W-tied: the gradient through the input and through the head add up."""
+    """d/dW of sum(logps) with hidden = E[ids] W-tied: the gradient through the input and through
+    the head add up.
+    """
     table = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
     ids, labels = torch.tensor([1, 2, 3]), torch.tensor([4, 5, 1])
     score_tokens(table[ids] * 2, LMHead(table), labels)[0].sum().backward()
@@ -80,7 +96,9 @@ def test_kl_by_hand_and_its_direction() -> None:
     assert kl.item() == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5), abs=1e-7)
     _, other = score_tokens(reference, head, torch.tensor([0]), policy, head)
     assert other is not None
-    assert other.item() == pytest.approx(0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25), abs=1e-7)
+    assert other.item() == pytest.approx(
+        0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25), abs=1e-7
+    )
 
 
 def test_kl_of_a_model_with_itself_is_zero() -> None:
@@ -94,7 +112,9 @@ def test_bfloat16_states_are_scored_in_float32() -> None:
     hidden, head, labels, _, _ = build(40, 30, 8)
     low = LMHead(head.weight.detach().bfloat16())
     logps, _ = score_tokens(hidden.detach().bfloat16(), low, labels)
-    exact, _ = score_tokens_eager(hidden.detach().bfloat16().double(), LMHead(low.weight.double()), labels)
+    exact, _ = score_tokens_eager(
+        hidden.detach().bfloat16().double(), LMHead(low.weight.double()), labels
+    )
     assert logps.dtype == torch.float32
     torch.testing.assert_close(logps.double(), exact, atol=0.06, rtol=0)
 
@@ -113,18 +133,33 @@ def test_disagreeing_shapes_are_named() -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 8e-3)])
 @pytest.mark.parametrize("with_reference", [True, False])
-@pytest.mark.parametrize(("tokens", "vocab", "chunk"), [(1, 50304, None), (130, 4097, None), (131, 5000, 50), (0, 11, None)])
+@pytest.mark.parametrize(
+    ("tokens", "vocab", "chunk"),
+    [(1, 50304, None), (130, 4097, None), (131, 5000, 50), (0, 11, None)],
+)
 def test_kernels_equal_eager_in_float64(
-    variant: str, dtype: torch.dtype, tolerance: float, with_reference: bool, tokens: int, vocab: int, chunk: int | None
+    variant: str,
+    dtype: torch.dtype,
+    tolerance: float,
+    with_reference: bool,
+    tokens: int,
+    vocab: int,
+    chunk: int | None,
 ) -> None:
-    """Values and gradients of the Triton path, relative to the largest of each; the inputs are rounded to the dtype first."""
+    """Values and gradients of the Triton path, relative to the largest of each; the inputs are
+    rounded to the dtype first.
+    """
     results = []
     for fused in (True, False):
         hidden, head, labels, ref_hidden, ref_head = build(tokens, vocab, 64, **VARIANTS[variant])
         kind = dtype if fused else torch.float64
 
         def moved(value: torch.Tensor | None, kind: torch.dtype = kind) -> torch.Tensor | None:
-            return None if value is None else (value.detach() * 0.2).to("cuda", dtype).to(kind).requires_grad_()
+            return (
+                None
+                if value is None
+                else (value.detach() * 0.2).to("cuda", dtype).to(kind).requires_grad_()
+            )
 
         states, weight, bias = moved(hidden), moved(head.weight), moved(head.bias)
         policy = LMHead(weight, bias, head.softcap, head.scale)
@@ -136,7 +171,9 @@ def test_kernels_equal_eager_in_float64(
         )
         other = (moved(ref_hidden).detach(), reference) if with_reference else ()
         call = score_tokens if fused else score_tokens_eager
-        logps, kl = call(states, policy, labels.cuda(), *other, **({"chunk_tokens": chunk} if fused else {}))
+        logps, kl = call(
+            states, policy, labels.cuda(), *other, **({"chunk_tokens": chunk} if fused else {})
+        )
         upstream = torch.linspace(-1, 2, tokens, device="cuda", dtype=logps.dtype)
         (logps @ upstream + (kl @ upstream.flip(0) if kl is not None else 0)).backward()
         results.append([logps, kl, states.grad, weight.grad, None if bias is None else bias.grad])
@@ -144,7 +181,9 @@ def test_kernels_equal_eager_in_float64(
         assert (found is None) == (expected is None)
         if expected is not None and expected.numel():
             # A small KL is the difference of two log-sum-exps of about 10, each known to 1e-6.
-            allowed = max(4e-6 if expected is results[1][1] else 0.0, tolerance * float(expected.abs().max()))
+            allowed = max(
+                4e-6 if expected is results[1][1] else 0.0, tolerance * float(expected.abs().max())
+            )
             assert float((found.double() - expected).abs().max()) <= allowed
 
 
@@ -152,7 +191,9 @@ def test_kernels_equal_eager_in_float64(
 def test_gradients_nobody_wants_are_left_out(frozen: str) -> None:
     hidden, head, labels, ref_hidden, ref_head = build(9, 7, 4)
     expected_hidden, expected_weight, *_ = build(9, 7, 4)
-    score_tokens_eager(expected_hidden, expected_weight, labels, ref_hidden, ref_head)[0].sum().backward()
+    score_tokens_eager(expected_hidden, expected_weight, labels, ref_hidden, ref_head)[
+        0
+    ].sum().backward()
     states = hidden.detach() if frozen in ("hidden", "both") else hidden
     weight = head.weight.detach() if frozen in ("weight", "both") else head.weight
     logps, _ = score_tokens(states, LMHead(weight), labels, ref_hidden, ref_head, 4)
@@ -160,6 +201,10 @@ def test_gradients_nobody_wants_are_left_out(frozen: str) -> None:
         assert not logps.requires_grad
         return
     logps.sum().backward()
-    found, wanted = (head.weight.grad, expected_weight.weight.grad) if frozen == "hidden" else (hidden.grad, expected_hidden.grad)
+    found, wanted = (
+        (head.weight.grad, expected_weight.weight.grad)
+        if frozen == "hidden"
+        else (hidden.grad, expected_hidden.grad)
+    )
     torch.testing.assert_close(found, wanted)
     assert (hidden if frozen == "hidden" else head.weight).grad is None

@@ -1,4 +1,6 @@
-"""DPO, IPO and the shared metrics against TRL's own DPOTrainer, on the very batch that it builds."""
+"""DPO, IPO and the shared metrics against TRL's own DPOTrainer, on the very batch that it
+builds.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,13 @@ def test_losses_gradients_and_metrics_agree(
         return loaded
 
     arguments = trl.DPOConfig(
-        output_dir=str(tmp_path), beta=0.3, loss_type=[loss_type], per_device_train_batch_size=6, report_to="none", use_cpu=True, bf16=False
+        output_dir=str(tmp_path),
+        beta=0.3,
+        loss_type=[loss_type],
+        per_device_train_batch_size=6,
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
     )
     trainer = trl.DPOTrainer(
         model=model(0),
@@ -62,13 +70,22 @@ def test_losses_gradients_and_metrics_agree(
     policy = model(0).eval()
     reference = ReferenceModel(model(1))
     inputs = our_inputs({key: value.cpu() for key, value in batch.items()})
-    output = objective(PolicyModel(policy, UniformMask())(inputs, reference.features(inputs, {"reference_logps"})))
+    output = objective(
+        PolicyModel(policy, UniformMask())(inputs, reference.features(inputs, {"reference_logps"}))
+    )
     output.losses.mean().backward()
 
     torch.testing.assert_close(output.losses.mean(), loss.detach(), atol=1e-5, rtol=1e-5)
     for ours, theirs in zip(policy.parameters(), trainer.model.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-4)
-    for key in ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected"):
+    for key in (
+        "rewards/chosen",
+        "rewards/rejected",
+        "rewards/margins",
+        "rewards/accuracies",
+        "logps/chosen",
+        "logps/rejected",
+    ):
         total, count = output.metrics[key]
         assert float(total / count) == pytest.approx(expected[key], abs=1e-5, rel=1e-5), key
     assert abs(expected["rewards/margins"]) > 1e-3

@@ -1,8 +1,9 @@
-"""Check the manifests of this directory against KubeRay's own schemas: python validate.py DIRECTORY_OF_CRDS
+"""Check the manifests of this directory against KubeRay's own schemas: python validate.py
+DIRECTORY_OF_CRDS
 
-The directory holds KubeRay's CustomResourceDefinitions (*.yaml, or *.json.gz as tests/kuberay has them without descriptions).
-Stricter than the API server, which drops what it does not know: an unknown field is an error here. Prints one line per
-manifest; exit code 1 if one does not fit.
+The directory holds KubeRay's CustomResourceDefinitions (*.yaml, or *.json.gz as tests/kuberay has
+them without descriptions). Stricter than the API server, which drops what it does not know: an
+unknown field is an error here. Prints one line per manifest; exit code 1 if one does not fit.
 """
 
 import gzip
@@ -16,7 +17,11 @@ from jsonschema import Draft7Validator
 
 
 def main(crds: Path, manifests: Path) -> int:
-    schemas = {kind: schema for file in sorted([*crds.glob("*.yaml"), *crds.glob("*.json.gz")]) for kind, schema in _schemas(file)}
+    schemas = {
+        kind: schema
+        for file in sorted([*crds.glob("*.yaml"), *crds.glob("*.json.gz")])
+        for kind, schema in _schemas(file)
+    }
     if not schemas:
         print(f"{crds}: no CustomResourceDefinition there", file=sys.stderr)
         return 2
@@ -26,9 +31,15 @@ def main(crds: Path, manifests: Path) -> int:
             kind = (document.get("apiVersion"), document.get("kind"))
             if kind not in schemas:
                 continue
-            problems = sorted(Draft7Validator(schemas[kind]).iter_errors(document), key=lambda p: [str(part) for part in p.absolute_path])
+            problems = sorted(
+                Draft7Validator(schemas[kind]).iter_errors(document),
+                key=lambda p: [str(part) for part in p.absolute_path],
+            )
             for problem in problems:
-                print(f"{file.name}: {'.'.join(map(str, problem.absolute_path)) or kind[1]}: {problem.message}")
+                print(
+                    f"{file.name}: {'.'.join(map(str, problem.absolute_path)) or kind[1]}: "
+                    f"{problem.message}"
+                )
             bad += bool(problems)
             if not problems:
                 print(f"{file.name}: {kind[1]} fits")
@@ -51,16 +62,27 @@ def _strict(schema: Any, at_top: bool = True) -> Any:
         return [_strict(item, False) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    found = {key: _strict(value, False) for key, value in schema.items() if key not in ("default", "description")}
+    found = {
+        key: _strict(value, False)
+        for key, value in schema.items()
+        if key not in ("default", "description")
+    }
     if "properties" in schema:
         # Names of properties are no keywords: keep them all.
-        found["properties"] = {name: _strict(value, False) for name, value in schema["properties"].items()}
+        found["properties"] = {
+            name: _strict(value, False) for name, value in schema["properties"].items()
+        }
         if at_top:
             found["properties"]["metadata"] = {"type": "object"}
-        if not schema.get("x-kubernetes-preserve-unknown-fields") and "additionalProperties" not in schema:
+        if (
+            not schema.get("x-kubernetes-preserve-unknown-fields")
+            and "additionalProperties" not in schema
+        ):
             found["additionalProperties"] = False
     return found
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else Path(__file__).parent))
+    sys.exit(
+        main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else Path(__file__).parent)
+    )

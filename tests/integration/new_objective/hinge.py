@@ -5,7 +5,10 @@ from sparsepo.records import TokenScores
 
 
 class Hinge(PreferenceObjective):
-    """losses = max(0, 1 - beta * (R_chosen - R_rejected)); the implicit reward is beta * R. At the reference the loss is 1."""
+    """losses = max(0, 1 - beta * (R_chosen - R_rejected)); the implicit reward is beta * R.
+
+    At the reference the loss is 1.
+    """
 
     name = "hinge"
 

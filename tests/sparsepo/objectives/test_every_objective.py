@@ -1,4 +1,6 @@
-"""What holds for every preference objective: raggedness, padding, independence of pairs, bad input."""
+"""What holds for every preference objective: raggedness, padding, independence of pairs, bad
+input.
+"""
 
 import math
 from dataclasses import fields, replace
@@ -13,12 +15,29 @@ from sparsepo import OBJECTIVES, TokenScores
 from sparsepo.objectives import Objective
 
 PREFERENCE = {name: kind() for name, kind in OBJECTIVES.items() if kind.uses_rejected}
-PAIRWISE = {name: objective for name, objective in PREFERENCE.items() if not objective.couples_pairs}
-ragged = st.lists(st.integers(1, 9), min_size=2, max_size=10).filter(lambda lengths: len(lengths) % 2 == 0)
+PAIRWISE = {
+    name: objective for name, objective in PREFERENCE.items() if not objective.couples_pairs
+}
+ragged = st.lists(st.integers(1, 9), min_size=2, max_size=10).filter(
+    lambda lengths: len(lengths) % 2 == 0
+)
 
 
 def test_the_list_is_complete() -> None:
-    names = {"dpo", "ipo", "simpo", "dpop", "odpo", "tdpo1", "tdpo2", "sparsepo", "mapo", "tis_dpo", "rpo", "sft"}
+    names = {
+        "dpo",
+        "ipo",
+        "simpo",
+        "dpop",
+        "odpo",
+        "tdpo1",
+        "tdpo2",
+        "sparsepo",
+        "mapo",
+        "tis_dpo",
+        "rpo",
+        "sft",
+    }
     assert set(OBJECTIVES) == names
     assert all(kind.name == name for name, kind in OBJECTIVES.items())
 
@@ -46,10 +65,19 @@ def test_pairs_do_not_see_each_other(name: str, lengths: list[int], seed: int) -
 
 
 @settings(max_examples=25, deadline=None)
-@given(lengths=ragged, seed=st.integers(0, 99), left=st.integers(0, 3), filler=st.sampled_from([math.nan, math.inf, 1e9]))
+@given(
+    lengths=ragged,
+    seed=st.integers(0, 99),
+    left=st.integers(0, 3),
+    filler=st.sampled_from([math.nan, math.inf, 1e9]),
+)
 @pytest.mark.parametrize("name", PREFERENCE)
-def test_unscored_positions_change_nothing(name: str, lengths: list[int], seed: int, left: int, filler: float) -> None:
-    """Padded on any side with NaN, infinity or nonsense: same losses, same gradient, none where nothing is scored."""
+def test_unscored_positions_change_nothing(
+    name: str, lengths: list[int], seed: int, left: int, filler: float
+) -> None:
+    """Padded on any side with NaN, infinity or nonsense: same losses, same gradient, none where
+    nothing is scored.
+    """
     record, objective = random_scores(lengths, seed), PREFERENCE[name]
     pairs, width = record.num_pairs, left + max(lengths) + 2
     mask = torch.zeros(pairs, 2, width, dtype=torch.bool)
@@ -76,8 +104,15 @@ def test_unscored_positions_change_nothing(name: str, lengths: list[int], seed: 
 @pytest.mark.parametrize("name", PREFERENCE)
 def test_float32_agrees_with_float64(name: str) -> None:
     record = random_scores([3, 5, 2, 2])
-    single = replace(record, **{n: getattr(record, n).float() for n in (*TOKEN_FIELDS, "prompt_embedding")})
-    torch.testing.assert_close(PREFERENCE[name](single).losses.double(), PREFERENCE[name](record).losses, atol=1e-5, rtol=1e-5)
+    single = replace(
+        record, **{n: getattr(record, n).float() for n in (*TOKEN_FIELDS, "prompt_embedding")}
+    )
+    torch.testing.assert_close(
+        PREFERENCE[name](single).losses.double(),
+        PREFERENCE[name](record).losses,
+        atol=1e-5,
+        rtol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("name", PREFERENCE)
@@ -85,7 +120,11 @@ def test_what_is_missing_is_named_with_its_stage(name: str) -> None:
     record = random_scores([3, 2])
     for feature in PREFERENCE[name].requires:
         field = "token_kl" if feature == "reference_hidden" else feature
-        with pytest.raises(ValueError, match=f"{field} is missing: it needs the feature '{feature}', which the (reference|prepare) stage"):
+        with pytest.raises(
+            ValueError,
+            match=f"{field} is missing: it needs the feature '{feature}', which the "
+            "(reference|prepare) stage",
+        ):
             PREFERENCE[name](replace(record, **{field: None}))
 
 
@@ -99,7 +138,9 @@ def test_bad_records_are_named(name: str) -> None:
         for mask in ("reward_mask", "kl_mask"):
             weights = getattr(record, mask).clone()
             weights[4] = value
-            with pytest.raises(ValueError, match=rf"{mask}\[4\]={value}: weights must be finite and >= 0"):
+            with pytest.raises(
+                ValueError, match=rf"{mask}\[4\]={value}: weights must be finite and >= 0"
+            ):
                 objective(replace(record, **{mask: weights}))
     signed = record.reward_mask.clone()
     signed[4] = -0.5
@@ -123,15 +164,26 @@ def test_shapes_that_disagree_are_both_named() -> None:
     record = random_scores([3, 2])
     for field in fields(TokenScores):
         if field.name in (*TOKEN_FIELDS, "response_index") and field.name != "policy_logps":
-            with pytest.raises(ValueError, match=rf"{field.name} has shape \(2,\), policy_logps has \(5,\)"):
+            with pytest.raises(
+                ValueError, match=rf"{field.name} has shape \(2,\), policy_logps has \(5,\)"
+            ):
                 replace(record, **{field.name: torch.zeros(2)})
-    with pytest.raises(ValueError, match=r"preference_scores has shape \(1, 3\), 1 pairs want \(1, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"preference_scores has shape \(1, 3\), 1 pairs want \(1, 2\)"
+    ):
         replace(record, preference_scores=torch.zeros(1, 3))
-    with pytest.raises(ValueError, match=r"reference_logps has shape \(1, 2, 4\), response_mask has \(1, 2, 3\)"):
-        TokenScores.from_padded(torch.ones(1, 2, 3, dtype=torch.bool), torch.zeros(1, 2, 3), torch.zeros(1, 2, 4))
+    with pytest.raises(
+        ValueError, match=r"reference_logps has shape \(1, 2, 4\), response_mask has \(1, 2, 3\)"
+    ):
+        TokenScores.from_padded(
+            torch.ones(1, 2, 3, dtype=torch.bool), torch.zeros(1, 2, 3), torch.zeros(1, 2, 4)
+        )
     with pytest.raises(ValueError, match="no pair at all"):
         OBJECTIVES["dpo"]()(
             replace(
-                by_hand(), **{n: torch.zeros(0) for n in TOKEN_FIELDS[:5]}, response_index=torch.zeros(0, dtype=torch.long), num_pairs=0
+                by_hand(),
+                **{n: torch.zeros(0) for n in TOKEN_FIELDS[:5]},
+                response_index=torch.zeros(0, dtype=torch.long),
+                num_pairs=0,
             )
         )

@@ -4,7 +4,15 @@ import math
 
 import pytest
 import torch
-from pair_records import assert_gradcheck, at_reference, by_hand, loss_of, margin, random_scores, swapped
+from pair_records import (
+    assert_gradcheck,
+    at_reference,
+    by_hand,
+    loss_of,
+    margin,
+    random_scores,
+    swapped,
+)
 
 from sparsepo import DPO, ODPO
 
@@ -26,13 +34,17 @@ def test_limits() -> None:
     torch.testing.assert_close(ODPO(0.3, 0.7)(at_reference(record)).losses, expected)
     torch.testing.assert_close(ODPO(0.3, 0.0)(record).losses, DPO(0.3)(record).losses)
     output = ODPO(0.3, 0.7)(record)
-    torch.testing.assert_close(output.losses, torch.nn.functional.softplus(-(margin(output) - 0.7 * math.log(0.8))))
+    torch.testing.assert_close(
+        output.losses, torch.nn.functional.softplus(-(margin(output) - 0.7 * math.log(0.8)))
+    )
     torch.testing.assert_close(margin(ODPO(0.3)(swapped(record))), -margin(output))
 
 
 @pytest.mark.parametrize("values", [(0.2, 0.5), (0.5, 0.5), (0.5, 0.495), (math.nan, 0.1)])
 def test_scores_that_are_not_ordered_are_refused(values: tuple[float, float]) -> None:
-    with pytest.raises(ValueError, match=r"preference_scores of pair 0: chosen .*, rejected .*min_gap=0.01"):
+    with pytest.raises(
+        ValueError, match=r"preference_scores of pair 0: chosen .*, rejected .*min_gap=0.01"
+    ):
         ODPO(min_gap=0.01)(by_hand(preference_scores=scored(*values)))
 
 

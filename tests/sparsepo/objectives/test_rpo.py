@@ -7,15 +7,25 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pair_records import TOKEN_FIELDS, assert_gradcheck, at_reference, by_hand, loss_of, margin, random_scores
+from pair_records import (
+    TOKEN_FIELDS,
+    assert_gradcheck,
+    at_reference,
+    by_hand,
+    loss_of,
+    margin,
+    random_scores,
+)
 
 from sparsepo import DPO, RPO, CoupledBatch, TokenScores
 
 
 def test_by_hand() -> None:
-    """Two pairs, one token each: R_chosen 0.4, -0.2; R_rejected 0.1, 0.3; orthogonal prompts, tau 0.5.
+    """Two pairs, one token each: R_chosen 0.4, -0.2; R_rejected 0.1, 0.3; orthogonal prompts, tau
+    0.5.
 
-    omega: softmax of (0, -2) = (0.8808, 0.1192) by row. beta 0.5. Row 1: omega * (0.3, 0.1), row 2: omega mirrored * (-0.3, -0.5).
+    omega: softmax of (0, -2) = (0.8808, 0.1192) by row. beta 0.5. Row 1: omega * (0.3, 0.1), row 2:
+    omega mirrored * (-0.3, -0.5).
     """
     record = TokenScores.from_padded(
         torch.ones(2, 2, 1, dtype=torch.bool),
@@ -31,9 +41,13 @@ def test_by_hand() -> None:
 
 
 def test_limits() -> None:
-    """One pair is DPO; at the reference ln 2; rows of the weights sum to 1 and peak on the diagonal."""
+    """One pair is DPO; at the reference ln 2; rows of the weights sum to 1 and peak on the
+    diagonal.
+    """
     record = random_scores([3, 5, 2, 2, 4, 1])
-    torch.testing.assert_close(RPO(0.3)(at_reference(record)).losses, torch.full((3,), math.log(2), dtype=torch.float64))
+    torch.testing.assert_close(
+        RPO(0.3)(at_reference(record)).losses, torch.full((3,), math.log(2), dtype=torch.float64)
+    )
     single = by_hand(prompt_embedding=torch.tensor([[1.0, 2.0]], dtype=torch.float64))
     torch.testing.assert_close(RPO(0.3)(single).losses, DPO(0.3)(single).losses)
     torch.testing.assert_close(margin(RPO(0.3)(single)), margin(DPO(0.3)(single)))
@@ -49,9 +63,16 @@ def test_gradients() -> None:
 def cut(record: TokenScores, pairs: list[int]) -> TokenScores:
     """The micro-batch of these pairs, in this order."""
     keep = torch.cat([(record.response_index // 2 == p).nonzero().flatten() for p in pairs])
-    index = torch.cat([record.response_index[record.response_index // 2 == p] - 2 * p + 2 * at for at, p in enumerate(pairs)])
+    index = torch.cat(
+        [
+            record.response_index[record.response_index // 2 == p] - 2 * p + 2 * at
+            for at, p in enumerate(pairs)
+        ]
+    )
     moved = {name: getattr(record, name)[keep] for name in TOKEN_FIELDS}
-    per_pair = {name: getattr(record, name)[pairs] for name in ("prompt_embedding", "preference_scores")}
+    per_pair = {
+        name: getattr(record, name)[pairs] for name in ("prompt_embedding", "preference_scores")
+    }
     return replace(record, response_index=index, num_pairs=len(pairs), **moved, **per_pair)
 
 

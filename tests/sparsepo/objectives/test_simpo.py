@@ -17,7 +17,9 @@ def test_by_hand() -> None:
 
 
 def test_limits() -> None:
-    """No reference is read; the margin is the logit + gamma; exchanging the responses negates it."""
+    """No reference is read; the margin is the logit + gamma; exchanging the responses negates
+    it.
+    """
     record = replace(random_scores([3, 5, 2, 2]), reference_logps=None, token_kl=None)
     output = SimPO(2.0, 0.4)(record)
     torch.testing.assert_close(output.losses, torch.nn.functional.softplus(-(margin(output) - 0.8)))

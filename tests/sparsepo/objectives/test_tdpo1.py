@@ -4,7 +4,15 @@ import math
 
 import pytest
 import torch
-from pair_records import assert_gradcheck, at_reference, by_hand, loss_of, margin, random_scores, swapped
+from pair_records import (
+    assert_gradcheck,
+    at_reference,
+    by_hand,
+    loss_of,
+    margin,
+    random_scores,
+    swapped,
+)
 
 from sparsepo import TDPO1
 
@@ -18,7 +26,9 @@ def test_by_hand() -> None:
 
 def test_limits() -> None:
     record = random_scores([3, 5, 2, 2])
-    torch.testing.assert_close(TDPO1(0.3)(at_reference(record)).losses, torch.full((2,), math.log(2), dtype=torch.float64))
+    torch.testing.assert_close(
+        TDPO1(0.3)(at_reference(record)).losses, torch.full((2,), math.log(2), dtype=torch.float64)
+    )
     output = TDPO1(0.3)(record)
     torch.testing.assert_close(output.losses, torch.nn.functional.softplus(-margin(output)))
     torch.testing.assert_close(margin(TDPO1(0.3)(swapped(record))), -margin(output))
