@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipelines.quickstart_world import write_untrained_model
+from pipelines.commands.quickstart_world import write_untrained_model
 
 WORDS = [
     "good",
@@ -81,10 +81,10 @@ def write_rows(path: Path, count: int) -> None:
 
 def measure(model: str, count: int, work: Path) -> dict[str, float]:
     """Prepare and score `count` pairs in this process; watch it while the reference stage runs."""
-    from pipelines.cluster import ray_session
-    from pipelines.recipe import validate_recipe
-    from pipelines.reference import reference_record, run_reference
-    from pipelines.run import run_stages
+    from pipelines.cluster.session import ray_session
+    from pipelines.commands.run import run_stages
+    from pipelines.recipe.files import validate_recipe
+    from pipelines.reference.stage import reference_record, run_reference
 
     rows = work / f"{count}.jsonl"
     write_rows(rows, count)

@@ -36,7 +36,7 @@ def free_port() -> int:
 
 def write_world(work: Path) -> None:
     """A tiny untrained model and pairs made on the spot."""
-    from pipelines.quickstart_world import (
+    from pipelines.commands.quickstart_world import (
         TRAIN_OPENINGS,
         continuation,
         opening,
@@ -66,7 +66,7 @@ def write_recipe(
     checkpoint_every: int,
     min_workers: int | None = None,
 ) -> Path:
-    from pipelines.recipe import validate_recipe, write_yaml
+    from pipelines.recipe.files import validate_recipe, write_yaml
 
     recipe = validate_recipe(
         {
@@ -208,8 +208,8 @@ def trial(
         float((found[k] - expected[k]).abs().max() / expected[k].abs().max().clamp(min=1e-12))
         for k in expected
     )
-    from pipelines.store import RunStore
-    from pipelines.train_metrics import read_metrics
+    from pipelines.storage.store import RunStore
+    from pipelines.train.metrics import read_metrics
 
     steps = [r["step"] for r in read_metrics(RunStore(str(run_dir / "train"))) if "kind" not in r]
     return {

@@ -29,12 +29,12 @@ from typing import Any
 import torch
 from shapes import model_directory
 
-from pipelines.cluster import ray_session
-from pipelines.prepare import open_pairs
-from pipelines.recipe import validate_recipe
-from pipelines.reference import CALLS_AT_ONCE, run_reference
-from pipelines.reference_worker import ShardScorer
-from pipelines.run import run_stages
+from pipelines.cluster.session import ray_session
+from pipelines.commands.run import run_stages
+from pipelines.pairs.stage import open_pairs
+from pipelines.recipe.files import validate_recipe
+from pipelines.reference.actor import ShardScorer
+from pipelines.reference.stage import CALLS_AT_ONCE, run_reference
 from sparsepo.backbone import run_backbone, scored_rows
 from sparsepo.kernels.token_scoring import score_tokens
 

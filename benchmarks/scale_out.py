@@ -35,14 +35,14 @@ class Nothing:
 
 def reference_stage(shards: int) -> dict[str, Any]:
     """Plan, schedule and finish `shards` shards whose files are there, or are not."""
-    from pipelines.actor_pool import run_tasks
-    from pipelines.cluster import ray_session
-    from pipelines.pair_table import PairTable
-    from pipelines.recipe import validate_recipe
-    from pipelines.reference import scored_shards
-    from pipelines.reference_store import feature_path
-    from pipelines.reference_worker import marker_path
-    from pipelines.store import RunStore
+    from pipelines.cluster.actor_pool import run_tasks
+    from pipelines.cluster.session import ray_session
+    from pipelines.pairs.table import PairTable
+    from pipelines.recipe.files import validate_recipe
+    from pipelines.reference.actor import marker_path
+    from pipelines.reference.stage import scored_shards
+    from pipelines.reference.store import feature_path
+    from pipelines.storage.store import RunStore
 
     recipe = validate_recipe(
         {
@@ -88,8 +88,8 @@ def prepare_stage(rows: int) -> dict[str, Any]:
     import numpy as np
     import pyarrow as pa
 
-    from pipelines.config import DataSection
-    from pipelines.row_plan import DIGEST, RowPlan
+    from pipelines.pairs.row_plan import DIGEST, RowPlan
+    from pipelines.recipe.schema import DataSection
 
     data = DataSection.model_validate({"sources": [{"path": "unused"}]})
     rng = np.random.default_rng(0)
@@ -124,7 +124,7 @@ def prepare_stage(rows: int) -> dict[str, Any]:
 
 def sampler(rows: int) -> dict[str, Any]:
     """One epoch's order and the micro-batches of a hundred steps."""
-    from pipelines.sampler import Sampler
+    from sparsepo.batching.sampling import Sampler
 
     made = Sampler(rows, 1024, 0)
     return {

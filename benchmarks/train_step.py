@@ -32,16 +32,16 @@ from typing import Any
 import torch
 from shapes import model_directory
 
-from pipelines.cluster import ray_session
-from pipelines.config import Recipe
-from pipelines.placement import Placement
-from pipelines.prepare import open_pairs
-from pipelines.recipe import validate_recipe
-from pipelines.run import run_stages
-from pipelines.store import RunStore
-from pipelines.train import run_train
-from pipelines.train_metrics import read_metrics
-from pipelines.trainer import Trainer
+from pipelines.cluster.session import ray_session
+from pipelines.commands.run import run_stages
+from pipelines.models.device import Placement
+from pipelines.pairs.stage import open_pairs
+from pipelines.recipe.files import validate_recipe
+from pipelines.recipe.schema import Recipe
+from pipelines.storage.store import RunStore
+from pipelines.train.metrics import read_metrics
+from pipelines.train.stage import run_train
+from pipelines.train.trainer import Trainer
 
 METHODS: dict[str, dict[str, Any]] = {
     "simpo": {"objective": {"name": "simpo"}},

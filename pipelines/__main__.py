@@ -1,6 +1,6 @@
 """`python -m pipelines` is the `sparsepo` command."""
 
-from pipelines.cli import main
+from pipelines.commands import main
 
 if __name__ == "__main__":
     main()

@@ -6,8 +6,10 @@ package `pipelines`.
 """
 
 from sparsepo.backbone import enable_packing
+from sparsepo.batching.batch_layout import BatchLayout
+from sparsepo.batching.layouts import TokenizedPair, packed_layout, padded_layout
+from sparsepo.batching.sampling import Sampler
 from sparsepo.kernels import LMHead, TopK, score_tokens
-from sparsepo.layouts import TokenizedPair, packed_layout, padded_layout
 from sparsepo.masks import (
     ActivationMask,
     CollapseWatch,
@@ -53,6 +55,7 @@ __all__ = [
     "TDPO2",
     "TISDPO",
     "ActivationMask",
+    "BatchLayout",
     "CollapseWatch",
     "CoupledBatch",
     "CoupledObjective",
@@ -67,6 +70,7 @@ __all__ = [
     "PolicyModel",
     "RandomMask",
     "ReferenceModel",
+    "Sampler",
     "SimPO",
     "SparsePO",
     "TokenScores",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sparsepo.layouts import TokenizedPair, packed_layout, padded_layout
+from sparsepo.batching.layouts import TokenizedPair, packed_layout, padded_layout
 from sparsepo.records import ModelInputs
 
 FULL, SLIDING = "full_attention", "sliding_attention"

@@ -103,8 +103,17 @@ class FeatureKind:
     per: Literal["token", "pair"]
 
     @property
-    def stage(self) -> str:
-        return "prepare" if self.origin == "pairs" else "reference"
+    def made_by(self) -> str:
+        """What gives the feature, for an error: a function of this package, or the data."""
+        return _MADE_BY[self.origin]
+
+
+_MADE_BY = {
+    "reference": "ReferenceModel.features",
+    "scorers": "scorer_log_ratios",
+    "embedder": "pooled_states",
+    "pairs": "the data",
+}
 
 
 FEATURES: dict[str, FeatureKind] = {
@@ -252,15 +261,13 @@ class TokenScores:
         return self.policy_logps - self.require("reference_logps")
 
     def require(self, name: str) -> Tensor:
-        """A field by name; ValueError naming the feature and the stage that makes it if it is
-        missing.
-        """
+        """A field by name; ValueError naming the feature and what gives it if it is missing."""
         value: Tensor | None = getattr(self, name)
         if value is None:
             feature = "reference_hidden" if name == "token_kl" else name
             raise ValueError(
-                f"{name} is missing: it needs the feature {feature!r}, which the "
-                f"{FEATURES[feature].stage} stage makes"
+                f"{name} is missing: it needs the feature {feature!r}, which comes from "
+                f"{FEATURES[feature].made_by}"
             )
         return value
 

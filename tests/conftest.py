@@ -23,15 +23,15 @@ os.environ |= {
     "AWS_DEFAULT_REGION": "us-east-1",
 }
 
-from pipelines.config import RaySection, Recipe
-from pipelines.quickstart_world import (
+from pipelines.commands.quickstart_world import (
     TEST_OPENINGS,
     TRAIN_OPENINGS,
     continuation,
     opening,
     write_untrained_model,
 )
-from pipelines.recipe import validate_recipe
+from pipelines.recipe.files import validate_recipe
+from pipelines.recipe.schema import RaySection, Recipe
 
 # Parts of the example that test_new_objective.py puts into a copy of the packages.
 collect_ignore = ["integration/new_objective"]
@@ -69,7 +69,7 @@ def pairs_file(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, st
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One local Ray with two CPUs for all tests of the session."""
-    from pipelines.cluster import ray_session
+    from pipelines.cluster.session import ray_session
 
     with ray_session(RaySection(num_cpus=2)):
         yield

@@ -19,7 +19,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipelines.cluster import free_port
+from pipelines.cluster.session import free_port
 
 ISOLATED = os.geteuid() == 0 and Path("/usr/sbin/ip").exists()
 ROOT = Path(__file__).parent.parent

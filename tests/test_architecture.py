@@ -1,11 +1,21 @@
-"""Imports point one way: pipelines -> evaluation -> sparsepo; only pipelines knows Ray; nothing
-pickles.
+"""Imports point one way, between packages and between the rooms of pipelines; only pipelines knows
+Ray; nothing pickles; the library speaks to library users.
 """
 
 import ast
+import importlib
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
+# From the ground up: a room may import from those before it, and errors from everywhere.
+ROOMS = (
+    "storage", "recipe", "models", "cluster", "pairs", "reference", "train", "evaluate", "sweep",
+    "commands",
+)  # fmt: skip
 
 
 def imports(package: str) -> dict[str, set[str]]:
@@ -33,7 +43,7 @@ def test_arrows() -> None:
     )
     assert not offenders("evaluation", {"pipelines", "ray", "tests"})
     assert not offenders("pipelines", {"tests"})
-    assert imports("pipelines")["pipelines/prepare.py"] & {"ray"}, (
+    assert imports("pipelines")["pipelines/pairs/stage.py"] & {"ray"}, (
         "the walk must be able to see an import"
     )
 
@@ -55,3 +65,130 @@ def test_names_say_what_is_inside() -> None:
         for f in (ROOT / p).rglob("*.py")
         if f.name in vague
     ]
+
+
+def surface(room: str) -> set[str]:
+    """What a room offers to others: the names of its stub."""
+    stub = ast.parse((ROOT / "pipelines" / room / "__init__.pyi").read_text())
+    return {
+        alias.name
+        for node in ast.walk(stub)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+
+
+def room_faults(root: Path, rooms: tuple[str, ...]) -> Iterator[str]:
+    """What breaks the house's rules below a copy of pipelines: modules outside rooms, arrows that
+    run back, imports past a surface; lazy imports count like others.
+    """
+    for file in sorted(root.rglob("*.py")):
+        path = file.relative_to(root)
+        if path.parts[0] == "deploy" or str(path) in ("__init__.py", "__main__.py", "errors.py"):
+            continue
+        own = path.parts[0]
+        if own not in rooms:
+            yield f"{path} stands in no room"
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                modules = [(alias.name, "") for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                if node.level:
+                    yield f"{path}:{node.lineno} imports relatively"
+                modules = [(node.module or "", alias.name) for alias in node.names]
+            else:
+                continue
+            for module, name in modules:
+                parts = module.split(".")
+                if parts[0] != "pipelines" or parts[1:2] == ["errors"]:
+                    continue
+                if len(parts) == 1:
+                    yield f"{path}:{node.lineno} imports a room as a module: {module} {name}"
+                elif parts[1] not in rooms:
+                    yield f"{path}:{node.lineno} imports {module}, which is no room"
+                elif parts[1] == own:
+                    if len(parts) == 2 and not (root / own / f"{name}.py").exists():
+                        yield f"{path}:{node.lineno} goes out of its own door for {name}"
+                elif rooms.index(parts[1]) > rooms.index(own):
+                    yield f"{path}:{node.lineno} runs back from {own} to {parts[1]}"
+                elif len(parts) > 2 or name not in surface(parts[1]):
+                    yield f"{path}:{node.lineno} passes the surface of {parts[1]}: {module} {name}"
+
+
+def test_rooms() -> None:
+    folders = {
+        path.parent.name for path in (ROOT / "pipelines").glob("*/__init__.py")
+    }  # data folders have none
+    assert folders == set(ROOMS)
+    assert list(room_faults(ROOT / "pipelines", ROOMS)) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "fault"),
+    [
+        ("storage/store.py", "def f():\n    from pipelines.recipe import Recipe\n", "runs back"),
+        ("train/stage.py", "from pipelines.pairs.table import PairTable\n", "passes the surface"),
+        ("train/stage.py", "from pipelines.pairs import digest_of\n", "passes the surface"),
+        ("train/stage.py", "import pipelines.pairs.table\n", "passes the surface"),
+        ("train/stage.py", "from pipelines import pairs\n", "imports a room"),
+        ("train/stage.py", "from .policy import build_policy\n", "imports relatively"),
+        ("train/stage.py", "from pipelines.train import run_train\n", "out of its own door"),
+        ("lonely.py", "", "stands in no room"),
+        ("attic/old.py", "", "stands in no room"),
+    ],
+)
+def test_the_walk_sees_every_kind_of_fault(
+    tmp_path: Path, file: str, line: str, fault: str
+) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(line)
+    (found,) = room_faults(tmp_path, ROOMS)
+    assert fault in found
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_surfaces_hold_what_others_use(room: str) -> None:
+    """Every offered name is there, and some other room, the command line or a program takes it."""
+    module = importlib.import_module(f"pipelines.{room}")
+    taken = set()
+    for file in (ROOT / "pipelines").rglob("*.py"):
+        if file.parent.name != room:
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.ImportFrom) and node.module == f"pipelines.{room}":
+                    taken |= {alias.name for alias in node.names}
+    assert set(module.__all__) == surface(room) == taken
+    for name in surface(room):
+        assert getattr(module, name) is not None
+
+
+def test_modules_import_in_no_circle() -> None:
+    """Inside a room too, lazy imports included."""
+    arrows: dict[str, set[str]] = {}
+    for file in (ROOT / "pipelines").rglob("*.py"):
+        own = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        arrows[own] = set()
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pipelines."):
+                arrows[own] |= {str(node.module), *(f"{node.module}.{a.name}" for a in node.names)}
+    arrows = {module: targets & arrows.keys() for module, targets in arrows.items()}
+    while free := {module for module, targets in arrows.items() if not targets}:
+        arrows = {m: targets - free for m, targets in arrows.items() if m not in free}
+    assert not arrows
+
+
+def test_the_library_speaks_to_library_users() -> None:
+    """Recipe keys, stages and commands are the pipeline's words."""
+    words = re.compile(
+        r"\b(data|train|mask|objective|reference|evaluate|model|paths|ray)\.[a-z_0-9]+=|"
+        r"\b(mask|objective|train)\.[a-z_]+\b|\bsparsepo (run|prepare|reference|train|evaluate)\b|"
+        r"\b(prepare|reference|train|evaluate) stage\b|\brecipes?\b"
+    )
+    found = [
+        f"{file.relative_to(ROOT)}:{node.lineno}: {node.value}"
+        for file in (ROOT / "sparsepo").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if words.search(node.value)
+    ]
+    assert found == []

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.cli import app
-from pipelines.config import RaySection
-from pipelines.evaluate_config import ScheduleSection
-from pipelines.schedule import cron_trigger
+from pipelines.commands.cli import app
+from pipelines.evaluate.schedule import cron_trigger
+from pipelines.recipe.evaluation import ScheduleSection
+from pipelines.recipe.schema import RaySection
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "pipelines" / "deploy"

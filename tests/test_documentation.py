@@ -17,8 +17,8 @@ import pytest
 import typer
 import yaml
 
-from pipelines.cli import app
-from pipelines.recipe import packaged, validate_recipe
+from pipelines.commands.cli import app
+from pipelines.recipe.files import packaged, validate_recipe
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = ("sparsepo", "make", "ray", "python", "pytest", "kubectl", "docker")

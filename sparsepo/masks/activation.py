@@ -1,5 +1,4 @@
-"""MaPO: a frozen weight per token from the reference model's activations; runs in the reference
-stage.
+"""MaPO: a frozen weight per token from the reference model's activations.
 
 Deviation from the release: all statistics are float32 (the release rounds them to float16), and a
 response whose activations are constant, or that has one token, gets weight 1 instead of NaN.

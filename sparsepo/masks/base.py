@@ -61,8 +61,8 @@ def require_feature(features: Features, name: str) -> Tensor:
     value: Tensor | None = getattr(features, name)
     if value is None:
         raise ValueError(
-            f"the mask needs the feature {name!r} of the {FEATURES[name].stage} stage, which is "
-            "not in this batch"
+            f"the mask needs the feature {name!r}, which is not in this batch; it comes from "
+            f"{FEATURES[name].made_by}"
         )
     return value
 

@@ -40,12 +40,12 @@ class CollapseWatch:
 _MESSAGES = {
     "zero": (
         "the {term} mask has been zero on every token for {steps} steps and gets no gradient any "
-        "more: hold its zeros with mask.target_sparsity, lower objective.l1_{term} or "
-        "mask.learning_rate, or try another train.seed"
+        "more: hold its zeros with target_sparsity, lower l1_{term} or the masks' learning rate, "
+        "or try another seed"
     ),
     "equal": (
         "the {term} mask has had one value on all tokens of every response for {steps} steps, so "
-        "it selects nothing: raise mask.learning_rate, set mask.target_sparsity, or use "
-        "mask.kind=none, which costs less"
+        "it selects nothing: raise the masks' learning rate, set target_sparsity, or train without "
+        "a mask, which costs less"
     ),
 }

@@ -52,7 +52,7 @@ class FrozenMask(TokenMasks):
 
 
 class ActivationMask(FrozenMask):
-    """MaPO: the weights that the reference stage made of the reference's activations.
+    """MaPO: the weights that ReferenceModel.features made of the reference's activations.
 
     Args:
         signed: they may be negative, as raw activations are (mapping "none"). terms, keep_fraction:

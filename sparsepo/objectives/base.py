@@ -16,7 +16,7 @@ class Objective(ABC):
     """A loss per preference pair from a flat token record.
 
     Attributes:
-        name: as in recipes.
+        name: its key in OBJECTIVES.
         requires: features the loss itself reads (the mask declares its own).
         uses_rejected: False for objectives on chosen responses alone.
         couples_pairs: True if a pair's loss depends on other pairs of the global batch (see

@@ -1,8 +1,7 @@
 """Pareto fronts against the definition, written out; knees against hand-made fronts."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from evaluation.frontier import knee_point, pareto_front
 

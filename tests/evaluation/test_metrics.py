@@ -5,8 +5,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from evaluation.benchmarks import masks_benchmark, preference_benchmark, sentiment_benchmark
 from evaluation.benchmarks.masks import token_class

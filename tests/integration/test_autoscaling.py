@@ -19,8 +19,8 @@ import yaml
 from hosts import Hosts, hosts
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
-from pipelines.config import Recipe
-from pipelines.recipe import write_yaml
+from pipelines.recipe.files import write_yaml
+from pipelines.recipe.schema import Recipe
 
 pytestmark = pytest.mark.slow
 MakeRecipe = Callable[..., Recipe]

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from pipelines.config import Recipe
-from pipelines.recipe import write_yaml
-from pipelines.run import run_stages
+from pipelines.commands.run import run_stages
+from pipelines.recipe.files import write_yaml
+from pipelines.recipe.schema import Recipe
 
 MakeRecipe = Callable[..., Recipe]
 OPTIONS = (

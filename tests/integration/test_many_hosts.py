@@ -19,15 +19,15 @@ from hosts import ISOLATED, Hosts, hosts
 from object_store import ADDRESS, ObjectStore
 from transformers import AutoModelForCausalLM
 
-from pipelines.config import Recipe
-from pipelines.evaluate import read_history
-from pipelines.quickstart_world import TRAIN_OPENINGS, continuation, opening
-from pipelines.recipe import load_recipe, write_yaml
-from pipelines.reference_check import check_reference
-from pipelines.run import run_stages
-from pipelines.schedule import Scheduler
-from pipelines.status import run_status
-from pipelines.store import RunStore
+from pipelines.commands.quickstart_world import TRAIN_OPENINGS, continuation, opening
+from pipelines.commands.run import run_stages
+from pipelines.commands.status import run_status
+from pipelines.evaluate.history import read_history
+from pipelines.evaluate.schedule import Scheduler
+from pipelines.recipe.files import load_recipe, write_yaml
+from pipelines.recipe.schema import Recipe
+from pipelines.reference.check import check_reference
+from pipelines.storage.store import RunStore
 
 pytestmark = pytest.mark.slow
 MakeRecipe = Callable[..., Recipe]

@@ -54,7 +54,7 @@ def test_a_new_objective_touches_five_things(
             "from sparsepo.objectives.hinge import Hinge\nfrom sparsepo.objectives.ipo",
         )
     )
-    config = copy / "pipelines" / "objective_config.py"
+    config = copy / "pipelines" / "recipe" / "objectives.py"
     config.write_text(
         config.read_text().replace("\nclass SFTConfig", CONFIG_CLASS + "\nclass SFTConfig")
     )
@@ -71,7 +71,7 @@ def test_a_new_objective_touches_five_things(
     assert {name for name in after if after[name] != before.get(name)} == {
         "sparsepo/objectives/hinge.py",
         "sparsepo/objectives/__init__.py",
-        "pipelines/objective_config.py",
+        "pipelines/recipe/objectives.py",
         "tests/test_hinge.py",
         "pipelines/recipes/hh-hinge.yaml",
     }
@@ -92,8 +92,8 @@ def test_a_new_objective_touches_five_things(
     tests = run("-m", "pytest", "-q", "tests/test_hinge.py", "-p", "no:cacheprovider")
     assert tests.returncode == 0, tests.stdout
     options = [
-        f"run_dir={tmp_path / 'run'}", f"model.name_or_path={model_dir}", f"data.sources=[{{path: "
-            f"{pairs_file}}}]", "data.test=[]",
+        f"run_dir={tmp_path / 'run'}", f"model.name_or_path={model_dir}",
+        f"data.sources=[{{path: {pairs_file}}}]", "data.test=[]",
         "data.max_prompt_tokens=24", "data.max_response_tokens=24", "train.max_steps=2",
         "train.learning_rate=1e-3", "ray.num_cpus=2",
         "data.test_fraction=0.1", "evaluate.benchmarks=[preference]",

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.metrics import vader_scores
-from pipelines import quickstart_world as world
+from pipelines.commands import quickstart_world as world
 
 
 def test_the_world_is_rich_enough_and_its_labels_are_right() -> None:

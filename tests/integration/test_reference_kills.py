@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from pipelines.config import Recipe
-from pipelines.recipe import write_yaml
-from pipelines.reference import reference_record, run_reference
-from pipelines.run import run_stages
+from pipelines.commands.run import run_stages
+from pipelines.recipe.files import write_yaml
+from pipelines.recipe.schema import Recipe
+from pipelines.reference.stage import reference_record, run_reference
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 MakeRecipe = Callable[..., Recipe]
@@ -88,9 +88,9 @@ import sys, threading, time
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
-from pipelines.actor_pool import quieten_ray_data
-from pipelines.recipe import load_recipe
-from pipelines.reference import run_reference
+from pipelines.cluster.actor_pool import quieten_ray_data
+from pipelines.recipe.files import load_recipe
+from pipelines.reference.stage import run_reference
 
 recipe = load_recipe(sys.argv[1])
 markers = Path(recipe.run_dir) / "reference" / "shards" / "reference_logps"

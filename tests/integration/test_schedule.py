@@ -20,15 +20,15 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.claims import Claims, ClaimTimes
-from pipelines.config import Recipe
+from pipelines.commands.run import run_stages
 from pipelines.errors import UserError
-from pipelines.evaluate import read_history
-from pipelines.evaluate_config import ScheduleSection
-from pipelines.recipe import validate_recipe
-from pipelines.run import run_stages
-from pipelines.schedule import Scheduler, cron_trigger
-from pipelines.store import RunStore
+from pipelines.evaluate.history import read_history
+from pipelines.evaluate.schedule import Scheduler, cron_trigger
+from pipelines.recipe.evaluation import ScheduleSection
+from pipelines.recipe.files import validate_recipe
+from pipelines.recipe.schema import Recipe
+from pipelines.storage.claims import Claims, ClaimTimes
+from pipelines.storage.store import RunStore
 
 MakeRecipe = Callable[..., Recipe]
 STEPS = [2, 4, 6]

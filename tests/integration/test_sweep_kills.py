@@ -13,10 +13,10 @@ import psutil
 import pytest
 import yaml
 
-from pipelines.config import Recipe
-from pipelines.recipe import load_recipe, write_yaml
-from pipelines.run import run_stages
-from pipelines.train import train_record
+from pipelines.commands.run import run_stages
+from pipelines.recipe.files import load_recipe, write_yaml
+from pipelines.recipe.schema import Recipe
+from pipelines.train.stage import train_record
 
 MakeRecipe = Callable[..., Recipe]
 pytestmark = pytest.mark.slow

@@ -17,15 +17,15 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from pipelines.config import Recipe
-from pipelines.placement import Placement
-from pipelines.run import run_stages
-from pipelines.status import run_status
-from pipelines.store import RunStore
-from pipelines.train import run_train
-from pipelines.train_metrics import read_metrics
-from pipelines.train_worker import note_memory
-from pipelines.trainer import Trainer
+from pipelines.commands.run import run_stages
+from pipelines.commands.status import run_status
+from pipelines.models.device import Placement
+from pipelines.recipe.schema import Recipe
+from pipelines.storage.store import RunStore
+from pipelines.train.metrics import read_metrics
+from pipelines.train.stage import run_train
+from pipelines.train.trainer import Trainer
+from pipelines.train.worker import note_memory
 
 pytestmark = pytest.mark.slow
 MakeRecipe = Callable[..., Recipe]

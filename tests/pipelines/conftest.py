@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config import Recipe
-from pipelines.run import run_stages
+from pipelines.commands.run import run_stages
+from pipelines.recipe.schema import Recipe
 
 MakeRecipe = Callable[..., Recipe]
 KL = ("objective.name=tdpo1",)

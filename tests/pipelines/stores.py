@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
-from pipelines.config import Recipe
-from pipelines.placement import Placement
-from pipelines.prepare import open_pairs
-from pipelines.reference import open_reference
-from pipelines.run import run_stages
-from pipelines.trainer import Trainer
+from pipelines.commands.run import run_stages
+from pipelines.models.device import Placement
+from pipelines.pairs.stage import open_pairs
+from pipelines.recipe.schema import Recipe
+from pipelines.reference.stage import open_reference
+from pipelines.train.trainer import Trainer
 
 MakeRecipe = Callable[..., Recipe]
 KL = ("objective.name=tdpo1",)

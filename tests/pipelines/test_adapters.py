@@ -11,12 +11,12 @@ import torch
 from stores import losses_of, silent
 from transformers import AutoModelForCausalLM
 
-from pipelines.config import Recipe
+from pipelines.commands.run import run_stages
 from pipelines.errors import UserError
-from pipelines.models import weights_fingerprint
-from pipelines.prepare import open_pairs
-from pipelines.reference import open_reference
-from pipelines.run import run_stages
+from pipelines.models.loading import weights_fingerprint
+from pipelines.pairs.stage import open_pairs
+from pipelines.recipe.schema import Recipe
+from pipelines.reference.stage import open_reference
 from sparsepo import ReferenceModel, padded_layout
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

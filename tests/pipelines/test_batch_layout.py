@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.batch_layout import BatchLayout
 from pipelines.errors import UserError
-from pipelines.models import load_causal_lm
+from pipelines.models.families import batch_layout
+from pipelines.models.loading import load_causal_lm
 from sparsepo import TokenizedPair, packed_layout
+from sparsepo.batching.batch_layout import BatchLayout
 
 
 def test_batches_hold_the_budget_and_every_pair_once() -> None:
@@ -40,14 +41,16 @@ def test_a_model_that_cannot_be_packed_is_refused_where_packing_is_asked_for(
     from transformers import BloomConfig, BloomForCausalLM
 
     bloom = BloomForCausalLM(BloomConfig(vocab_size=99, hidden_size=16, n_layer=1, n_head=4)).eval()
-    assert BatchLayout.choose("auto", [bloom], 512, "reference.layout").kind == "padded"
-    with pytest.raises(UserError, match="reference.layout=packed: BloomForCausalLM cannot: "):
-        BatchLayout.choose("packed", [bloom], 512, "reference.layout")
+    assert BatchLayout.choose("auto", [bloom], 512).kind == "padded"
+    with pytest.raises(
+        UserError, match="reference.layout=packed: BloomForCausalLM cannot be packed: "
+    ):
+        batch_layout("reference.layout", "packed", [bloom], 512)
 
 
 def test_shared_rows_are_what_a_cpu_takes(model_dir: Path) -> None:
     model = load_causal_lm(str(model_dir), torch.float32)
-    layout = BatchLayout.choose("auto", [model], 4096, "reference.layout")
+    layout = BatchLayout.choose("auto", [model], 4096)
     assert layout.kind == "shared"
     pairs = [TokenizedPair([1, 2, 3], [4, 5], [6]), TokenizedPair([1], [4], [6, 7])]
     found = layout.inputs(pairs)

@@ -11,18 +11,19 @@ import pytest
 from text_models import write_encoder, write_entailment, write_reward_model
 
 from evaluation.metrics import rouge, self_bleu, vader_scores
-from pipelines.code_execution import read_code_tasks
-from pipelines.config import Recipe
+from pipelines.commands.run import run_stages
 from pipelines.errors import UserError
-from pipelines.evaluate import CODE_SAMPLES, SAMPLES, read_history, read_results, run_evaluate
-from pipelines.evaluate_config import CodeSection, GenerationSection
-from pipelines.leaderboard import check_tasks, task_files_hash
-from pipelines.recipe import validate_recipe
-from pipelines.run import run_stages
-from pipelines.store import RunStore
-from pipelines.task_parts import TaskParts
-from pipelines.text_scorer import check_text_models
-from pipelines.vllm_generation import Request, vllm_processor
+from pipelines.evaluate.code_tasks import read_code_tasks
+from pipelines.evaluate.history import read_history, read_results
+from pipelines.evaluate.leaderboard import check_tasks, task_files_hash
+from pipelines.evaluate.stage import CODE_SAMPLES, SAMPLES, run_evaluate
+from pipelines.evaluate.text_scorer import check_text_models
+from pipelines.evaluate.vllm_generation import Request, vllm_processor
+from pipelines.recipe.evaluation import CodeSection, GenerationSection
+from pipelines.recipe.files import validate_recipe
+from pipelines.recipe.schema import Recipe
+from pipelines.storage.store import RunStore
+from pipelines.storage.task_results import TaskResults
 
 MakeRecipe = Callable[..., Recipe]
 TASKS = [
@@ -247,7 +248,7 @@ def test_an_unfinished_evaluation_goes_on_from_its_parts(
     evaluation = RunStore(f"{recipe.run_dir}/evaluation")
     kept: list[dict[str, object]] = []
 
-    class Dies(TaskParts):
+    class Dies(TaskResults):
         def add(self, tasks, results):  # type: ignore[no-untyped-def]
             for task, result in zip(tasks, results, strict=True):
                 if kept:
@@ -258,7 +259,7 @@ def test_an_unfinished_evaluation_goes_on_from_its_parts(
                 super().add([task], [result])
 
     with monkeypatch.context() as patched:
-        patched.setattr("pipelines.evaluate.TaskParts", Dies)
+        patched.setattr("pipelines.evaluate.stage.TaskResults", Dies)
         with pytest.raises(KeyboardInterrupt):
             run_evaluate(recipe, quiet=True)
     assert not evaluation.exists("manifest.json") and len(evaluation.names("parts")) == 1

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from pipelines.config import Recipe
 from pipelines.errors import UserError
-from pipelines.recipe import load_recipe, packaged, validate_recipe, write_yaml
-from pipelines.section import stage_settings
+from pipelines.recipe.files import load_recipe, packaged, validate_recipe, write_yaml
+from pipelines.recipe.schema import Recipe
+from pipelines.recipe.section import stage_settings
 from sparsepo import OBJECTIVES
 
 MINIMAL: dict[str, Any] = {

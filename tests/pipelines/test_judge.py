@@ -16,9 +16,9 @@ import pytest
 from text_models import write_constant_judge
 
 from pipelines.errors import StageFailed, UserError
-from pipelines.evaluate_config import OpenAIJudge
-from pipelines.judge import EndpointJudge
-from pipelines.store import RunStore
+from pipelines.evaluate.judge import EndpointJudge
+from pipelines.recipe.evaluation import OpenAIJudge
+from pipelines.storage.store import RunStore
 
 PROMPTS, OURS, THEIRS = ["How are you?", "Why?"], ["Fine.", "Because."], ["Go away.", ""]
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from object_store import ObjectStore
 
-import pipelines.models
-import pipelines.store
-from pipelines.config import Recipe
+import pipelines.models.loading
+import pipelines.storage.store
 from pipelines.errors import StageFailed, UserError
-from pipelines.group_spool import GroupSpool
-from pipelines.models import resolve_model, weights_fingerprint
-from pipelines.store import RunStore
+from pipelines.models.loading import resolve_model, weights_fingerprint
+from pipelines.recipe.schema import Recipe
+from pipelines.storage.row_group_cache import RowGroupCache
+from pipelines.storage.store import RunStore
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -57,7 +57,7 @@ def test_passing_errors_are_waited_out(
     store.write_bytes("file", b"kept")
     object_store.fail(40)
     assert store.read_bytes("file") == b"kept"
-    monkeypatch.setattr(pipelines.store, "_WAITS_SECONDS", ())
+    monkeypatch.setattr(pipelines.storage.store, "_WAITS_SECONDS", ())
     object_store.fail(40)
     with pytest.raises(StageFailed, match="s3://bucket/patience/file: still failing after 1 tries"):
         store.read_bytes("file")
@@ -79,7 +79,7 @@ def test_a_model_on_an_object_store_is_downloaded_once_per_content(
     """Whole, with the local fingerprint; again from the disk; other content at the same place is
     another copy.
     """
-    monkeypatch.setattr(pipelines.models, "_CACHE", tmp_path)
+    monkeypatch.setattr(pipelines.models.loading, "CACHE", tmp_path)
     store = RunStore("s3://bucket/models/tiny")
     for file in model_dir.iterdir():
         store.write_bytes(file.name, file.read_bytes())
@@ -104,7 +104,7 @@ def test_row_groups_are_fetched_once_and_kept_within_the_limit(
     for file in files:
         store.write_bytes(file.name, file.read_bytes())
     footers = {file.name: store.open_parquet(file.name).metadata for file in files}
-    spool = GroupSpool(store)
+    spool = RowGroupCache(store)
     local = RunStore(str(files[0].parent))
     for name, footer in footers.items():
         for group in range(footer.num_row_groups):
@@ -120,7 +120,7 @@ def test_row_groups_are_fetched_once_and_kept_within_the_limit(
     assert (
         len(list(folder.iterdir())) == sum(footer.num_row_groups for footer in footers.values()) > 1
     )
-    small = GroupSpool(store, limit_bytes=1)
+    small = RowGroupCache(store, limit_bytes=1)
     for name, footer in footers.items():
         small.read(name, footer, 0)
     assert len(list(small._folder.iterdir())) == 1

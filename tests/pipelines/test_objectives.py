@@ -20,19 +20,19 @@ from transformers import (
     BertTokenizerFast,
 )
 
-from pipelines.config import Recipe
+from pipelines.commands.plan import run_plan
+from pipelines.commands.quickstart_world import write_untrained_model
+from pipelines.commands.run import run_stages
 from pipelines.errors import StageFailed, UserError
-from pipelines.feature_source import feature_source
-from pipelines.placement import Placement
-from pipelines.plan import run_plan
-from pipelines.prepare import open_pairs
-from pipelines.quickstart_world import write_untrained_model
-from pipelines.run import run_stages
-from pipelines.train import run_train, train_store
-from pipelines.train_metrics import read_metrics
-from pipelines.trainer import Trainer
+from pipelines.models.device import Placement
+from pipelines.pairs.stage import open_pairs
+from pipelines.recipe.schema import Recipe
+from pipelines.reference.features import feature_source
+from pipelines.train.metrics import read_metrics
+from pipelines.train.stage import run_train, train_store
+from pipelines.train.trainer import Trainer
 from sparsepo import OBJECTIVES, LearnedMasks
-from sparsepo.layouts import padded_layout
+from sparsepo.batching.layouts import padded_layout
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 MakeRecipe = Callable[..., Recipe]

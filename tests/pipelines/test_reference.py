@@ -13,11 +13,11 @@ import torch
 from stores import again, all_features, losses_of, silent, store_files
 from transformers import AutoModelForCausalLM
 
-from pipelines.config import Recipe
+from pipelines.commands.run import run_stages
 from pipelines.errors import UserError
-from pipelines.prepare import open_pairs
-from pipelines.reference import open_reference, reference_record
-from pipelines.run import run_stages
+from pipelines.pairs.stage import open_pairs
+from pipelines.recipe.schema import Recipe
+from pipelines.reference.stage import open_reference, reference_record
 from sparsepo import ReferenceModel, padded_layout
 from sparsepo.compression import unpack_topk
 from sparsepo.kernels.token_scoring import score_tokens

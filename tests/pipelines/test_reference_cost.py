@@ -11,12 +11,12 @@ import pytest
 import torch
 from stores import store_files
 
-from pipelines.config import Recipe
-from pipelines.plan import run_plan
-from pipelines.prepare import open_pairs
-from pipelines.reference import reference_record
-from pipelines.reference_cost import settle_mode
-from pipelines.reference_worker import ShardScorer
+from pipelines.commands.plan import run_plan
+from pipelines.pairs.stage import open_pairs
+from pipelines.recipe.schema import Recipe
+from pipelines.reference.actor import ShardScorer
+from pipelines.reference.cost import settle_mode
+from pipelines.reference.stage import reference_record
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 MakeRecipe = Callable[..., Recipe]
@@ -97,9 +97,9 @@ SCORE_ON_A_SMALL_DISK = """
 import sys
 from pathlib import Path
 from pipelines.errors import UserError
-from pipelines.recipe import load_recipe
+from pipelines.recipe.files import load_recipe
 import pipelines.reference as stage
-from pipelines.run import run_stages
+from pipelines.commands.run import run_stages
 if sys.argv[2] == "unforeseen":
     stage._check_disk = lambda *_: None
 try:
@@ -121,7 +121,7 @@ def test_a_full_disk_ends_in_one_line_and_keeps_what_was_written(
     """A disk of three quarters of the store; foreseen before scoring, or met in the middle with
     the forecast switched off.
     """
-    from pipelines.recipe import write_yaml
+    from pipelines.recipe.files import write_yaml
 
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -158,7 +158,7 @@ def test_a_full_disk_ends_in_one_line_and_keeps_what_was_written(
 WRITE_AS_NOBODY = """
 import os, sys
 from pipelines.errors import UserError
-from pipelines.store import RunStore
+from pipelines.storage.store import RunStore
 os.setgid(65534); os.setuid(65534)
 try:
     RunStore(sys.argv[1]).write_bytes("file", b"x")

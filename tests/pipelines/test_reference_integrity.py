@@ -16,15 +16,15 @@ import pytest
 import torch
 from stores import silent, store_files
 
-from pipelines.config import Recipe
+from pipelines.commands.run import run_stages
 from pipelines.errors import UserError
-from pipelines.feature_source import feature_source
-from pipelines.prepare import open_pairs
-from pipelines.recipe import validate_recipe
-from pipelines.reference import open_reference, reference_record, run_reference
-from pipelines.reference_check import check_reference, discard_damaged
-from pipelines.reference_worker import ShardScorer
-from pipelines.run import run_stages
+from pipelines.pairs.stage import open_pairs
+from pipelines.recipe.files import validate_recipe
+from pipelines.recipe.schema import Recipe
+from pipelines.reference.actor import ShardScorer
+from pipelines.reference.check import check_reference, discard_damaged
+from pipelines.reference.features import feature_source
+from pipelines.reference.stage import open_reference, reference_record, run_reference
 from sparsepo import padded_layout
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -126,8 +126,8 @@ def test_the_command_line_checks_and_repairs(
     copied: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Exit code 0 for a good store, 1 with a line per bad file, 0 again once repaired."""
-    from pipelines.cli import main
-    from pipelines.recipe import write_yaml
+    from pipelines.commands.cli import main
+    from pipelines.recipe.files import write_yaml
 
     (tmp_path / "recipe.yaml").write_text(write_yaml(copied))
 

@@ -10,14 +10,14 @@ import torch
 from stores import silent
 from transformers import AutoModelForCausalLM
 
-from pipelines.config import Recipe
+from pipelines.commands.run import run_stages
 from pipelines.errors import StageFailed
-from pipelines.placement import Placement
-from pipelines.prepare import open_pairs
-from pipelines.reference import open_reference, reference_record
-from pipelines.reference_worker import ShardScorer
-from pipelines.run import run_stages
-from pipelines.trainer import Trainer
+from pipelines.models.device import Placement
+from pipelines.pairs.stage import open_pairs
+from pipelines.recipe.schema import Recipe
+from pipelines.reference.actor import ShardScorer
+from pipelines.reference.stage import open_reference, reference_record
+from pipelines.train.trainer import Trainer
 from sparsepo import ReferenceModel, padded_layout
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig
 
 from pipelines.errors import UserError
-from pipelines.evaluate_config import ClassifierReward, VaderReward
-from pipelines.rewards import build_reward
+from pipelines.evaluate.rewards import build_reward
+from pipelines.recipe.evaluation import ClassifierReward, VaderReward
 
 
 def test_classifier_reward_is_the_probability_of_its_label(model_dir: Path, tmp_path: Path) -> None:

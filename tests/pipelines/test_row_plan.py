@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.config import DataSection
-from pipelines.pair_table import SPLITS
-from pipelines.row_plan import RowPlan, digest_of
+from pipelines.pairs.row_plan import RowPlan, digest_of
+from pipelines.pairs.table import SPLITS
+from pipelines.recipe.schema import DataSection
 
 Row = dict[str, Any]
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -9,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import sandbox
 from pipelines.errors import UserError
-from pipelines.sandbox import Limits, require_isolation, run_program, run_programs
+from pipelines.evaluate import sandbox
+from pipelines.evaluate.sandbox import Limits, require_isolation, run_program, run_programs
 
 LIMITS = Limits(wall_seconds=5, cpu_seconds=2)
 ROOT = Path(__file__).parent.parent.parent
@@ -231,14 +232,17 @@ def test_an_ordinary_user_isolates_too(tmp_path: Path) -> None:
     """Through a user namespace; where the machine refuses those, the refusal is said and nothing
     has run.
     """
-    package = tmp_path / "pipelines"
-    package.mkdir()
-    for name in ("__init__", "errors", "sandbox", "sandbox_init", "sandbox_program"):
-        (package / f"{name}.py").write_text((ROOT / "pipelines" / f"{name}.py").read_text())
+    room = tmp_path / "pipelines" / "evaluate"
+    room.mkdir(parents=True)
+    (room / "__init__.py").touch()
+    for name in ("sandbox", "sandbox_init", "sandbox_program"):
+        shutil.copy(ROOT / "pipelines" / "evaluate" / f"{name}.py", room)
+    for name in ("__init__", "errors"):
+        shutil.copy(ROOT / "pipelines" / f"{name}.py", room.parent)
     script = """
 import os, sys
 os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
-from pipelines.sandbox import Limits, run_program
+from pipelines.evaluate.sandbox import Limits, run_program
 from pipelines.errors import UserError
 try:
     good = run_program("def f():\\n    return 1\\n", "assert f() == 1\\n", Limits(wall_seconds=5))

@@ -19,17 +19,17 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 
-import pipelines.submit
-from pipelines.cli import app
-from pipelines.config import Recipe
+import pipelines.cluster.jobs
+from pipelines.commands.cli import app
+from pipelines.commands.submit import packaged_command
 from pipelines.errors import UserError
-from pipelines.models import hf_config, load_causal_lm
-from pipelines.own_code import TRUSTED_CODE, code_hash
-from pipelines.placement import Placement
-from pipelines.recipe import write_yaml
-from pipelines.store import RunStore
-from pipelines.strategy import strategy_of
-from pipelines.submit import packaged_command
+from pipelines.models.device import Placement
+from pipelines.models.loading import hf_config, load_causal_lm
+from pipelines.models.trusted_code import TRUSTED_CODE, code_hash
+from pipelines.recipe.files import write_yaml
+from pipelines.recipe.schema import Recipe
+from pipelines.storage.store import RunStore
+from pipelines.train.strategy import strategy_of
 
 MakeRecipe = Callable[..., Recipe]
 ROOT = Path(__file__).parents[2]
@@ -251,7 +251,7 @@ def test_a_checkpoint_cannot_name_files_elsewhere(tmp_path: Path) -> None:
     """The files of a checkpoint are those that its state names: a manipulated one is refused
     before anything is read.
     """
-    from pipelines.train_checkpoint import load_checkpoint
+    from pipelines.train.checkpoint import load_checkpoint
 
     store = RunStore(str(tmp_path / "train"))
     store.write_json(
@@ -326,7 +326,7 @@ def test_a_sweeps_package_has_the_recipes_it_names(make_recipe: MakeRecipe, tmp_
     ) as (package, command):
         assert command == ["tune", "sweep.yaml", "--resume"]
         assert (package / "recipes" / "base.yaml").is_file()
-        from pipelines.sweep_file import load_sweep
+        from pipelines.sweep.files import load_sweep
 
         os.chdir(package)
         try:
@@ -370,7 +370,7 @@ def test_what_cannot_be_submitted_is_one_line(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from pipelines.cli import main
+    from pipelines.commands.cli import main
 
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     with pytest.raises(SystemExit) as caught:
@@ -402,7 +402,7 @@ def test_a_dashboard_that_lets_everybody_in_is_warned_of(
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
     said: list[str] = []
-    pipelines.submit._check_access(address, "token", "a file", said.append)
+    pipelines.cluster.jobs._check_access(address, "token", "a file", said.append)
     assert (
         said
         and f"warning: {address} answers without a token: whoever reaches it can run code there"
@@ -410,7 +410,7 @@ def test_a_dashboard_that_lets_everybody_in_is_warned_of(
     )
     Anyone.status = 404
     with pytest.raises(UserError, match="no Ray dashboard answers there"):
-        pipelines.submit._check_access(address, "token", "a file", said.append)
+        pipelines.cluster.jobs._check_access(address, "token", "a file", said.append)
     server.shutdown()
 
 

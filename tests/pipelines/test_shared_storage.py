@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import actor_pool, prepare, train
-from pipelines.config import Recipe
+from pipelines.cluster import actor_pool
+from pipelines.cluster.shared_paths import local_paths
 from pipelines.errors import StageFailed, UserError
-from pipelines.prepare import run_prepare
-from pipelines.reference import run_reference
-from pipelines.shared_storage import local_paths
-from pipelines.train import run_train
+from pipelines.pairs import stage as prepare
+from pipelines.pairs.stage import run_prepare
+from pipelines.recipe.schema import Recipe
+from pipelines.reference.stage import run_reference
+from pipelines.train import stage as train
+from pipelines.train.stage import run_train
 
 MakeRecipe = Callable[..., Recipe]
 LINE = (

@@ -9,19 +9,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pipelines.config import Recipe
+from pipelines.commands.report import run_report
+from pipelines.commands.run import run_stages
+from pipelines.commands.sft import run_sft
+from pipelines.commands.status import run_status
 from pipelines.errors import UserError
-from pipelines.evaluate import run_evaluate
-from pipelines.pair_table import PairTable
-from pipelines.placement import Placement
-from pipelines.prepare import open_pairs, pairs_store, prepare_record, run_prepare
-from pipelines.reference import open_reference, reference_record, run_reference
-from pipelines.report import run_report
-from pipelines.run import run_stages
-from pipelines.sample import run_sample
-from pipelines.sft import run_sft
-from pipelines.status import run_status
-from pipelines.trainer import Trainer
+from pipelines.evaluate.sample import run_sample
+from pipelines.evaluate.stage import run_evaluate
+from pipelines.models.device import Placement
+from pipelines.pairs.stage import open_pairs, pairs_store, prepare_record, run_prepare
+from pipelines.pairs.table import PairTable
+from pipelines.recipe.schema import Recipe
+from pipelines.reference.stage import open_reference, reference_record, run_reference
+from pipelines.train.trainer import Trainer
 from sparsepo import LearnedMasks, ReferenceModel, padded_layout
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -267,7 +267,7 @@ def test_store_equals_a_live_reference_and_grows_by_feature(
 def test_another_models_store_is_refused(
     make_recipe: MakeRecipe, model_dir: Path, tmp_path: Path
 ) -> None:
-    from pipelines.quickstart_world import write_untrained_model
+    from pipelines.commands.quickstart_world import write_untrained_model
 
     recipe = make_recipe()
     run_stages(recipe, ("prepare", "reference"), silent)
@@ -418,7 +418,7 @@ def test_one_and_two_workers_agree_and_a_changed_pair_shows(
     """20 fp32 steps under Ray Train: relative difference of the losses at most 1e-4; one other
     pair exceeds that tenfold.
     """
-    from pipelines.train import run_train
+    from pipelines.train.stage import run_train
 
     changed_file = tmp_path / "changed.jsonl"
     swapped = [

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from pipelines.errors import UserError
-from pipelines.placement import Placement
-from pipelines.sampler import Sampler, rank_share, token_budget_batches
-from pipelines.stage_record import StageRecord
-from pipelines.store import ROW_GROUP_BYTES, RunStore
+from pipelines.models.device import Placement
+from pipelines.recipe.stage import StageRecord
+from pipelines.storage.store import ROW_GROUP_BYTES, RunStore
+from sparsepo.batching.cutting import rank_share, token_budget_batches
+from sparsepo.batching.sampling import Sampler
 
 
 def test_a_killed_writer_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:
@@ -21,7 +22,7 @@ def test_a_killed_writer_leaves_nothing_under_the_final_name(tmp_path: Path) -> 
     sweeping removes it.
     """
     code = (
-        "import os, sys\nfrom pipelines.store import RunStore\n"
+        "import os, sys\nfrom pipelines.storage.store import RunStore\n"
         f"store = RunStore({str(tmp_path)!r})\n"
         "with store._publishing('a/file') as stream:\n    stream.write(b'half')\n    "
         "stream.flush()\n    os.kill(os.getpid(), 9)\n"

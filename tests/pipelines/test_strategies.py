@@ -9,13 +9,13 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pipelines.config import Recipe
-from pipelines.placement import Placement
-from pipelines.run import run_stages
-from pipelines.store import RunStore
-from pipelines.train import run_train
-from pipelines.train_metrics import read_metrics
-from pipelines.trainer import Trainer
+from pipelines.commands.run import run_stages
+from pipelines.models.device import Placement
+from pipelines.recipe.schema import Recipe
+from pipelines.storage.store import RunStore
+from pipelines.train.metrics import read_metrics
+from pipelines.train.stage import run_train
+from pipelines.train.trainer import Trainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 MakeRecipe = Callable[..., Recipe]

@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.config import Recipe
+from pipelines.commands.plan import plan_sweep
 from pipelines.errors import UserError
-from pipelines.plan import plan_sweep
-from pipelines.recipe import load_recipe, packaged, validate_recipe, write_yaml
-from pipelines.stage_record import STARTED
-from pipelines.store import RunStore
-from pipelines.sweep import Sweep
-from pipelines.sweep_file import is_sweep, load_sweep
-from pipelines.sweep_results import pick, publish_results, read_trials
-from pipelines.sweep_stores import SharedStores
-from pipelines.trial import Trial, joined
-from pipelines.tune import fitting_groups, run_tune, sweep_record
+from pipelines.recipe.files import load_recipe, packaged, validate_recipe, write_yaml
+from pipelines.recipe.schema import Recipe
+from pipelines.recipe.stage import STARTED
+from pipelines.storage.store import RunStore
+from pipelines.sweep.files import is_sweep, load_sweep
+from pipelines.sweep.results import pick, publish_results, read_trials
+from pipelines.sweep.shared_stores import SharedStores
+from pipelines.sweep.space import Sweep
+from pipelines.sweep.stage import fitting_groups, run_tune, sweep_record
+from pipelines.sweep.trial import Trial, joined
 
 MakeRecipe = Callable[..., Recipe]
 Load = Callable[..., Sweep]

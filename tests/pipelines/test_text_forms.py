@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from pipelines.config import ColumnNames, DataSection, Source
 from pipelines.errors import UserError
-from pipelines.models import load_tokenizer
-from pipelines.sources import chunks_of, read_chunk
-from pipelines.text_forms import PairEncoder, RawPair, RowRejected, detect_form, pairs_of_row
+from pipelines.models.loading import load_tokenizer
+from pipelines.pairs.forms import PairEncoder, RawPair, RowRejected, detect_form, pairs_of_row
+from pipelines.pairs.sources import chunks_of, read_chunk
+from pipelines.recipe.schema import ColumnNames, DataSection, Source
 
 NAMES = ColumnNames()
 TEMPLATE = (

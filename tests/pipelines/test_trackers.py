@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.config import Recipe
+from pipelines.commands.run import run_stages
 from pipelines.errors import UserError
-from pipelines.placement import Placement
-from pipelines.run import run_stages
-from pipelines.store import RunStore
-from pipelines.train_metrics import read_metrics
-from pipelines.trainer import Trainer
+from pipelines.models.device import Placement
+from pipelines.recipe.schema import Recipe
+from pipelines.storage.store import RunStore
+from pipelines.train.metrics import read_metrics
+from pipelines.train.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 MakeRecipe = Callable[..., Recipe]
@@ -86,8 +86,8 @@ def test_a_tracker_that_is_none_is_refused(make_recipe: MakeRecipe) -> None:
 SCRAPE = """
 import sys, time, urllib.request
 import ray
-from pipelines.recipe import validate_recipe
-from pipelines.trackers import RayGauges
+from pipelines.recipe.files import validate_recipe
+from pipelines.train.trackers import RayGauges
 port = int(sys.argv[1])
 ray.init(num_cpus=1, _metrics_export_port=port, log_to_driver=False)
 model, data = {"name_or_path": "m"}, {"sources": [{"path": "p"}]}

@@ -11,10 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from pipelines.errors import Failure, UserError
-from pipelines.placement import Placement
-from pipelines.store import RunStore
-from pipelines.strategy import Replicated
-from pipelines.train_checkpoint import (
+from pipelines.models.device import Placement
+from pipelines.storage.store import RunStore
+from pipelines.train.checkpoint import (
     ATTEMPT,
     Checkpointer,
     Retention,
@@ -23,6 +22,7 @@ from pipelines.train_checkpoint import (
     load_checkpoint,
     step_folder,
 )
+from pipelines.train.strategy import Replicated
 
 Build = Callable[..., tuple[torch.nn.Module, torch.optim.AdamW, Checkpointer]]
 
@@ -32,7 +32,7 @@ class Rows(Replicated):
     does, without its processes.
     """
 
-    def rows_of(self, parameter: torch.Tensor) -> tuple[int, int] | None:
+    def local_rows(self, parameter: torch.Tensor) -> tuple[int, int] | None:
         if parameter.ndim < 2:
             return None
         size = -(-ROWS // self.placement.world)
@@ -163,7 +163,7 @@ def test_any_number_of_ranks_reads_what_any_number_wrote(
         model = torch.nn.Linear(3, ROWS)
         for name in whole:
             setattr(
-                model, name, torch.nn.Parameter(part(whole[name], strategy.rows_of(whole[name])))
+                model, name, torch.nn.Parameter(part(whole[name], strategy.local_rows(whole[name])))
             )
         optimizer = torch.optim.AdamW(model.parameters())
         for parameter in model.parameters():
@@ -184,13 +184,13 @@ def test_any_number_of_ranks_reads_what_any_number_wrote(
                 model,
                 name,
                 torch.nn.Parameter(
-                    torch.zeros_like(part(whole[name], strategy.rows_of(whole[name])))
+                    torch.zeros_like(part(whole[name], strategy.local_rows(whole[name])))
                 ),
             )
         optimizer = torch.optim.AdamW(model.parameters())
         load_checkpoint(store, 1, model, optimizer, strategy)
         for name, parameter in model.named_parameters():
-            expected = part(whole[name], strategy.rows_of(whole[name]))
+            expected = part(whole[name], strategy.local_rows(whole[name]))
             assert torch.equal(parameter, expected)
             assert torch.equal(optimizer.state[parameter]["exp_avg"], expected * 2)
             assert float(optimizer.state[parameter]["step"]) == 7

@@ -14,20 +14,20 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from pipelines.batch_layout import BatchLayout
-from pipelines.config import Recipe
+from pipelines.commands.plan import run_plan
+from pipelines.commands.run import run_stages
 from pipelines.errors import UserError
-from pipelines.micro_batches import MicroBatchLoader
-from pipelines.placement import Placement
-from pipelines.plan import run_plan
-from pipelines.recipe import load_recipe
-from pipelines.run import run_stages
-from pipelines.sampler import balanced_batches
-from pipelines.store import RunStore
-from pipelines.throughput import Throughput
-from pipelines.train_checkpoint import completed_steps, read_state
-from pipelines.train_metrics import read_metrics
-from pipelines.trainer import Trainer
+from pipelines.models.device import Placement
+from pipelines.recipe.files import load_recipe
+from pipelines.recipe.schema import Recipe
+from pipelines.storage.store import RunStore
+from pipelines.train.checkpoint import completed_steps, read_state
+from pipelines.train.metrics import read_metrics
+from pipelines.train.micro_batches import MicroBatchLoader
+from pipelines.train.throughput import Throughput
+from pipelines.train.trainer import Trainer
+from sparsepo.batching.batch_layout import BatchLayout
+from sparsepo.batching.cutting import balanced_batches
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 MakeRecipe = Callable[..., Recipe]

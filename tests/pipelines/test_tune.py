@@ -11,17 +11,17 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipelines.config import Recipe
+from pipelines.commands.run import run_stages
+from pipelines.commands.status import run_status
 from pipelines.errors import UserError
-from pipelines.recipe import load_recipe, write_yaml
-from pipelines.run import run_stages
-from pipelines.stage_record import MANIFEST
-from pipelines.status import run_status
-from pipelines.sweep import Sweep
-from pipelines.sweep_file import load_sweep
-from pipelines.train import train_record
-from pipelines.trial import named_metrics
-from pipelines.tune import run_tune
+from pipelines.recipe.files import load_recipe, write_yaml
+from pipelines.recipe.schema import Recipe
+from pipelines.recipe.stage import MANIFEST
+from pipelines.sweep.files import load_sweep
+from pipelines.sweep.space import Sweep
+from pipelines.sweep.stage import run_tune
+from pipelines.sweep.trial import named_metrics
+from pipelines.train.stage import train_record
 
 MakeRecipe = Callable[..., Recipe]
 Load = Callable[..., Sweep]

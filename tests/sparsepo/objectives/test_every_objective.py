@@ -7,8 +7,7 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from pair_records import TOKEN_FIELDS, by_hand, random_scores
 
 from sparsepo import OBJECTIVES, TokenScores

@@ -1,0 +1,278 @@
+"""The jobs of a Ray cluster that `sparsepo submit` starts, through its dashboard."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import shlex
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import StageFailed, UserError
+from pipelines.recipe import Say
+
+_ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+_POLL_SECONDS, _PATIENCE_SECONDS = 1.0, 120.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of the cluster.
+
+    Attributes:
+        name: as the user knows it. id: of this attempt (name, then name-2, ...). digest: of command
+            and recipe.
+    """
+
+    id: str
+    name: str
+    status: str
+    command: str
+    digest: str
+    exit_code: int | None = None
+    started_ms: int | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.status in _ENDED
+
+    @property
+    def attempt(self) -> int:
+        return int(self.id.removeprefix(self.name).removeprefix("-") or 1)
+
+    def line(self) -> str:
+        started = (
+            time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(self.started_ms / 1000)) + "Z"
+            if self.started_ms
+            else "not started"
+        )
+        code = f" (exit code {self.exit_code})" if self.exit_code else ""
+        return f"{self.id:<40} {self.status + code:<24} {started:<22} {self.command}"
+
+
+class Cluster:
+    """The jobs of one cluster, through its dashboard.
+
+    Raises: UserError if nothing answers at the address, or if it refuses the token (or the lack of
+        one).
+    """
+
+    def __init__(self, address: str | None, say: Say) -> None:
+        self.address = _checked_address(address)
+        token, place = _token()
+        _check_access(self.address, token, place, say)
+        # Read by Ray when it is imported, and preferred by its client over what it is told.
+        os.environ["RAY_AUTH_MODE"] = "token" if token else "disabled"
+        os.environ["RAY_API_SERVER_ADDRESS"] = self.address
+        from ray.job_submission import JobSubmissionClient
+
+        for chatty in (
+            "ray.dashboard.modules.dashboard_sdk",
+            "ray.dashboard.modules.job.sdk",
+            "ray._private.runtime_env.packaging",
+        ):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
+        self._client = JobSubmissionClient(self.address)
+
+    def jobs(self) -> list[Job]:
+        """Jobs that `sparsepo submit` has started, oldest first."""
+        found = [
+            _job(details)
+            for details in self._client.list_jobs()
+            if "sparsepo_name" in (details.metadata or {})
+        ]
+        return sorted(found, key=lambda job: job.started_ms or 0)
+
+    def attempts(self, name: str) -> list[Job]:
+        return sorted((job for job in self.jobs() if job.name == name), key=lambda job: job.attempt)
+
+    def latest(self, name: str) -> Job:
+        """The last attempt of a name, or the attempt with that id. UserError if there is none."""
+        jobs = self.jobs()
+        named = [job for job in jobs if name in (job.name, job.id)]
+        if not named:
+            known = sorted({job.name for job in jobs})
+            raise UserError(
+                f"job {name!r}: no such job on {self.address}"
+                + (f"; it has {', '.join(known)}" if known else "")
+            )
+        return max(named, key=lambda job: job.attempt)
+
+    def start(
+        self, job: Job, entrypoint: Sequence[str], package: Path, environment: dict[str, str]
+    ) -> Job:
+        """Send the package and start its command.
+
+        UserError if the cluster has a job of that id, or will not have this one.
+        """
+        try:
+            self._client.submit_job(
+                entrypoint=shlex.join(("python", "-m", "pipelines", *entrypoint)),
+                submission_id=job.id,
+                runtime_env={
+                    "working_dir": str(package),
+                    "env_vars": {"PYTHONUNBUFFERED": "1", **environment},
+                },
+                metadata={
+                    "sparsepo_name": job.name,
+                    "sparsepo_command": job.command,
+                    "sparsepo_digest": job.digest,
+                },
+            )
+        except RuntimeError as error:
+            reasons = [line for line in str(error).splitlines() if line.strip()]
+            raise UserError(
+                f"{self.address} does not take the job {job.id}: "
+                f"{reasons[-1] if reasons else error}"
+            ) from error
+        return self.latest(job.id)
+
+    def stop(self, job: Job) -> None:
+        self._client.stop_job(job.id)
+
+    def logs(self, job: Job) -> str:
+        found: str = self._client.get_job_logs(job.id)
+        return found
+
+    def follow(self, job: Job, write: Callable[[str], None]) -> Job:
+        """Write the job's output as it comes, until the job ends; a connection that breaks is
+        made again.
+        """
+        shown = 0
+
+        def show(text: str, end: int) -> None:
+            nonlocal shown
+            if end > shown:
+                write(text[len(text) - (end - shown) :])
+                shown = end
+
+        async def read() -> None:
+            received = 0
+            async for text in self._client.tail_job_logs(job.id):
+                received += len(text)
+                show(text, received)
+
+        while not (job := self._state(job)).ended:
+            if job.status != "PENDING":
+                with contextlib.suppress(
+                    Exception
+                ):  # aiohttp's and Ray's; the job's state is asked for next
+                    asyncio.run(read())
+            time.sleep(_POLL_SECONDS)
+        with contextlib.suppress(RuntimeError, OSError):  # the machine that had the log is gone
+            text = self.logs(job)
+            show(text, len(text))
+        return job
+
+    def _state(self, job: Job) -> Job:
+        """The job as it is now; a dashboard that is gone for a moment is waited for.
+
+        Raises: StageFailed if it stays away.
+        """
+        limit = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                return self.latest(job.id)
+            except (OSError, RuntimeError) as error:  # requests' errors are OSErrors
+                if time.monotonic() > limit:
+                    raise StageFailed(
+                        f"{self.address} has not answered for {_PATIENCE_SECONDS:.0f} s; the job "
+                        f"may go on: sparsepo job logs {job.name} --follow"
+                    ) from error
+                time.sleep(_POLL_SECONDS)
+
+
+def _checked_address(address: str | None) -> str:
+    found = address or os.environ.get("RAY_API_SERVER_ADDRESS") or ""
+    if not found:
+        raise UserError(
+            "submit needs --address http://HEAD:8265 (or RAY_API_SERVER_ADDRESS): where the "
+            "cluster's dashboard listens"
+        )
+    if "://" not in found:
+        found = f"http://{found}"
+    if not re.fullmatch(r"https?://[^/\s]+/?", found):
+        raise UserError(
+            f"--address {address!r}: must be http://HOST:PORT or https://HOST:PORT of the "
+            "cluster's dashboard"
+        )
+    return found.rstrip("/")
+
+
+def _token() -> tuple[str | None, str]:
+    """(token, where it is from), looked for in Ray's order."""
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token.strip(), "RAY_AUTH_TOKEN"
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if path and not Path(path).is_file():
+        raise UserError(f"RAY_AUTH_TOKEN_PATH = {path!r}: no such file")
+    file = Path(path) if path else Path.home() / ".ray" / "auth_token"
+    return (file.read_text().strip() or None, str(file)) if file.is_file() else (None, "")
+
+
+def _check_access(address: str, token: str | None, place: str, say: Say) -> None:
+    """A question without the token first: a cluster that answers it lets everybody in."""
+    open_to_all = _answer(address, None)
+    if open_to_all == 200:
+        say(
+            f"warning: {address} answers without a token: whoever reaches it can run code there. "
+            "Start Ray with RAY_AUTH_MODE=token (docs/clusters.md)"
+        )
+        return
+    if open_to_all not in (401, 403):
+        raise UserError(
+            f"--address {address}: no Ray dashboard answers there (HTTP status {open_to_all})"
+        )
+    if token is None:
+        raise UserError(
+            f"{address} wants a token: put the cluster's into ~/.ray/auth_token, or name its file "
+            "in RAY_AUTH_TOKEN_PATH"
+        )
+    if (refused := _answer(address, token)) != 200:
+        raise UserError(f"{address} refuses the token of {place} (HTTP status {refused})")
+
+
+def _answer(address: str, token: str | None) -> int:
+    """The status of a question for the cluster's jobs."""
+    request = urllib.request.Request(
+        f"{address}/api/jobs/", headers={"Authorization": f"Bearer {token}"} if token else {}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            found: int = answer.status
+            return found
+    except urllib.error.HTTPError as error:
+        return error.code
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--address {address}: nothing answers there ({getattr(error, 'reason', error)})"
+        ) from error
+
+
+def _job(details: Any) -> Job:
+    return Job(
+        id=details.submission_id,
+        name=details.metadata["sparsepo_name"],
+        status=str(details.status.value),
+        command=details.metadata["sparsepo_command"],
+        digest=details.metadata["sparsepo_digest"],
+        exit_code=details.driver_exit_code,
+        started_ms=details.start_time,
+    )
+
+
+def exit_code_of(job: Job) -> int:
+    """What the command itself would have ended with; a job that was stopped counts as
+    interrupted.
+    """
+    if job.status == "STOPPED":
+        return 130
+    if job.status == "SUCCEEDED":
+        return 0
+    return job.exit_code or 1

@@ -1,0 +1,167 @@
+"""Connect to Ray: a running cluster if one is named, else a private one on this machine."""
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from typing import Any, TypeVar
+
+from pipelines.errors import UserError
+from pipelines.models import TRUSTED_CODE
+from pipelines.recipe import RaySection
+
+Result = TypeVar("Result")
+_API_SERVER = "RAY_API_SERVER_ADDRESS"
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
+
+
+def cluster_address(config: RaySection) -> str | None:
+    """Where the running cluster is that a command uses; None for a Ray of its own on this
+    machine.
+    """
+    return config.address or os.environ.get("RAY_ADDRESS")
+
+
+@contextlib.contextmanager
+def ray_session(config: RaySection) -> Iterator[None]:
+    """Ray for the duration of a command; leaves a session that was already there alone.
+
+    Raises: UserError for a ray.address that does not answer or refuses the token, or a ray.temp_dir
+        that Ray cannot use.
+    """
+    # Quieter and quicker local sessions; a user's own settings win.
+    for name, value in (
+        ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2"),
+        ("RAY_AIR_NEW_OUTPUT", "0"),
+        ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1"),
+        ("TOKENIZERS_PARALLELISM", "false"),
+        ("RAY_BACKEND_LOG_LEVEL", "fatal"),
+        ("RAY_worker_maximum_startup_concurrency", "16"),
+    ):
+        os.environ.setdefault(name, value)
+    import ray
+
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    if ray.is_initialized():
+        yield
+        return
+    address = cluster_address(config)
+    if address:
+        try:
+            ray.init(
+                address=address,
+                runtime_env=_environment(),
+                logging_level=logging.WARNING,
+                log_to_driver=config.worker_logs,
+            )
+        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+            raise UserError(f"ray.address = {address!r}: {str(error).splitlines()[0]}") from error
+    else:
+        # Nothing preempts a private cluster of one machine, and nobody scrapes it.
+        for name in (
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER",
+            "RAY_TRAIN_METRICS_ENABLED",
+            "RAY_enable_metrics_collection",
+        ):
+            os.environ.setdefault(name, "0")
+        # Ray Train's clean-up of placement groups asks the dashboard's state API, and finds it by
+        # itself only where no other Ray runs on this machine. Ray's processes inherit the variable.
+        port = free_port()
+        os.environ[_API_SERVER] = f"http://127.0.0.1:{port}"
+        try:
+            _start_local(config, port)
+        except OSError as error:
+            if config.temp_dir is None:
+                raise
+            raise UserError(
+                f"ray.temp_dir = {config.temp_dir!r}: {str(error).splitlines()[0]}"
+            ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        if not address:
+            os.environ.pop(_API_SERVER, None)
+
+
+def _environment() -> dict[str, Any] | None:
+    """What workers on other machines take over of this process's environment; a submitted job's
+    workers have the job's own.
+    """
+    listed = os.environ.get(TRUSTED_CODE)
+    return {"env_vars": {TRUSTED_CODE: listed}} if listed and _JOB not in os.environ else None
+
+
+def _start_local(config: RaySection, port: int) -> None:
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=config.num_cpus,
+        num_gpus=config.num_gpus,
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
+        dashboard_port=port,
+        logging_level=logging.WARNING,
+        log_to_driver=config.worker_logs,
+        _temp_dir=config.temp_dir,
+    )
+
+
+def free_port() -> int:
+    """A port of the loopback that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        found: int = probe.getsockname()[1]
+    return found
+
+
+def node_cpus() -> list[int]:
+    """CPUs of every living node that has any."""
+    import ray
+
+    return [
+        cpus
+        for node in ray.nodes()
+        if node["Alive"] and (cpus := int(node["Resources"].get("CPU", 0)))
+    ]
+
+
+def even_cpus(nodes: Sequence[int], parts: int, limit: int | None = None) -> int:
+    """CPUs that each of some equal parts can take, none across nodes: the most that fit, 1 at
+    least.
+
+    Args:
+        nodes: CPUs of every node. limit: CPUs that the parts may take together.
+    """
+    most = max(
+        (
+            cpus
+            for cpus in range(1, max(nodes, default=1) + 1)
+            if sum(node // cpus for node in nodes) >= parts
+        ),
+        default=1,
+    )
+    return most if limit is None else max(1, min(most, limit // parts))
+
+
+def interruptible(call: Callable[[], Result]) -> Result:
+    """Run `call` in a thread of its own: in the main thread Ray Train and Ray Tune replace the
+    SIGINT handler.
+    """
+    outcome: Future[Result] = Future()
+
+    def body() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:  # handed to the caller
+            outcome.set_exception(error)
+
+    threading.Thread(target=body, daemon=True).start()
+    while not outcome.done():
+        wait([outcome], timeout=0.5)
+    return outcome.result()

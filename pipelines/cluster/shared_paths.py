@@ -1,0 +1,154 @@
+"""Whether every machine of a cluster sees the run's local paths; object stores always pass."""
+
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import UserError
+from pipelines.recipe import Recipe
+from pipelines.storage import RunStore
+
+_CURE = (
+    "put it on a disk that every machine mounts at the same place, or on an object store (s3://, "
+    "gs://)"
+)
+_PATIENCE_SECONDS = 5.0  # a network disk may show a new file late
+_ANSWER_SECONDS = 120.0
+
+
+def check_shared(recipe: Recipe) -> None:
+    """Look from every machine of the cluster for the run's inputs, and for a file written here.
+
+    Raises: UserError naming the key, the path and the machine that does not see it.
+    """
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    working = [
+        node for node in nodes if node["Resources"].get("CPU", 0) or node["Resources"].get("GPU", 0)
+    ]
+    others = [node for node in working if node["NodeID"] != here]
+    if not others:
+        return
+    with_marker: dict[str, tuple[str, Path]] = {}
+    try:
+        inputs = dict(_inputs(recipe))
+        for key, path in list(_outputs(recipe)):
+            marker = f".tmp-shared-{uuid.uuid4().hex}"
+            RunStore(path).write_bytes(marker, b"")
+            with_marker[key] = (path, Path(path, marker))
+        looked_for = {key: (path, str(marker)) for key, (path, marker) in with_marker.items()}
+        looked_for |= {key: (path, path) for key, path in inputs.items()}
+        if looked_for:
+            _look_everywhere(others, looked_for)
+    finally:
+        for _, marker_path in with_marker.values():
+            marker_path.unlink(missing_ok=True)
+
+
+def local_paths(recipe: Recipe) -> dict[str, str]:
+    """Key -> path of everything local that is there and that whoever works on this run has to
+    see.
+    """
+    return {key: path for key, path in (*_stores(recipe), *_inputs(recipe)) if Path(path).exists()}
+
+
+def require_seen(paths: dict[str, str]) -> None:
+    """Called on the machine that does the work, which may have joined after `check_shared` asked
+    the others.
+
+    Raises: UserError naming the key, the path and this machine.
+    """
+    import ray
+
+    for key in _missing(paths):
+        raise UserError(
+            f"{key} = {paths[key]}: the machine {ray.util.get_node_ip_address()} does not see it: "
+            f"{_CURE}"
+        )
+
+
+def _look_everywhere(nodes: list[dict[str, Any]], looked_for: dict[str, tuple[str, str]]) -> None:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    files = {key: file for key, (_, file) in looked_for.items()}
+    look = ray.remote(num_cpus=0, max_retries=2)(_missing)
+    asked = {
+        look.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(files): node
+        for node in nodes
+    }
+    done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_SECONDS)
+    for answer in done:
+        try:
+            missing = ray.get(answer)
+        except ray.exceptions.RayError:
+            continue  # the machine went away meanwhile: nothing will run there
+        for key in missing:
+            raise UserError(
+                f"{key} = {looked_for[key][0]}: the machine {asked[answer]['NodeManagerAddress']} "
+                f"does not see it: {_CURE}"
+            )
+
+
+def _missing(files: dict[str, str]) -> list[str]:
+    """Keys of the files that this machine does not see."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        missing = []
+        for key, file in files.items():
+            try:
+                Path(file).stat()
+            except OSError:
+                missing.append(key)
+        if not missing or time.monotonic() > deadline:
+            return missing
+        time.sleep(0.25)
+
+
+def _outputs(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Local directories that stages write and other machines read; finished pairs and stores
+    elsewhere may be read-only.
+    """
+    yield from (
+        (key, path) for key, path in _stores(recipe) if key == "run_dir" or not Path(path).exists()
+    )
+
+
+def _stores(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    for key, path in (
+        ("run_dir", recipe.run_dir),
+        ("paths.pairs", recipe.paths.pairs),
+        ("paths.reference", recipe.paths.reference),
+    ):
+        if path and "://" not in path:
+            yield key, path
+
+
+def _inputs(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Local models, data and finished stages that machines read for themselves; names of a hub
+    are none.
+    """
+    named: list[tuple[str, str | None]] = [
+        (key, path) for key, path in _stores(recipe) if key != "run_dir"
+    ]
+    named += [
+        (f"model.{key}", getattr(recipe.model, key)) for key in type(recipe.model).model_fields
+    ]
+    for split in ("sources", "validation", "test"):
+        named += [
+            (f"data.{split}[{i}].path", source.path)
+            for i, source in enumerate(getattr(recipe.data, split))
+        ]
+    for section in ("reward", "judge"):
+        named.append(
+            (f"evaluate.{section}.model", getattr(getattr(recipe.evaluate, section), "model", None))
+        )
+    for key, path in named:
+        if path and Path(path).is_absolute() and Path(path).exists():
+            yield key, path

@@ -1,0 +1,5 @@
+"""What a user types: the command line and what its commands print."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,471 @@
+"""The command line.
+
+Exit codes: 0 ok, 2 the user's input is wrong, 3 a quality gate failed, 130 interrupted, 1 anything
+else.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipelines.errors import GateFailed, StageFailed, UserError
+
+if TYPE_CHECKING:
+    from pipelines.cluster import Cluster, Job
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Token-masked preference optimisation on Ray: SparsePO, MaPO, TDPO, DPO.",
+)
+jobs = typer.Typer(
+    no_args_is_help=True, help="Jobs that `submit` has started: list, status, logs, stop."
+)
+app.add_typer(jobs, name="job")
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="Recipe file, or the name of a packaged recipe.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. train.learning_rate=1e-5"),
+]
+_INTERRUPTED = "interrupted; run the same command again to resume (a sweep: with --resume)"
+CodeExecution = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code-execution",
+        help="Run the programs that the code benchmark samples, each in a sandbox (Linux).",
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no summaries.")]
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    allow_code_execution: CodeExecution = False,
+) -> None:
+    """prepare -> reference -> train -> evaluate -> report; finished stages are skipped."""
+    stages = ("prepare", "reference", "train", "evaluate", "report")
+    _stages(recipe, overrides, stages, quiet, allow_code_execution)
+
+
+@app.command()
+def prepare(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = False) -> None:
+    """Tokenise, split and count the pairs."""
+    _stages(recipe, overrides, ("prepare",), quiet)
+
+
+@app.command()
+def reference(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Verify every file of the finished store instead; exit code 1 if one is bad.",
+        ),
+    ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Verify, and score again what is damaged.")
+    ] = False,
+) -> None:
+    """Score the pairs once with the frozen reference model."""
+    if check or repair:
+        _check_reference(recipe, overrides, quiet, repair)
+    else:
+        _stages(recipe, overrides, ("reference",), quiet)
+
+
+@app.command()
+def train(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = False) -> None:
+    """Fine-tune; resumes at the last checkpoint."""
+    _stages(recipe, overrides, ("train",), quiet)
+
+
+@app.command()
+def evaluate(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    allow_code_execution: CodeExecution = False,
+) -> None:
+    """The recipe's benchmarks of the trained model beside its starting model."""
+    _stages(recipe, overrides, ("evaluate",), quiet, allow_code_execution)
+
+
+@app.command()
+def report(
+    run_dirs: Annotated[list[str], typer.Argument(metavar="RUN...")], output: str | None = None
+) -> None:
+    """Write the HTML report of one run, or the comparison of several."""
+    from pipelines.commands.report import run_report
+
+    print(run_report(run_dirs, output))
+
+
+@app.command()
+def sft(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = False) -> None:
+    """Make a starting model from the chosen responses."""
+    from pipelines.commands.sft import run_sft
+    from pipelines.recipe import load_recipe
+
+    print(f"model: {run_sft(load_recipe(recipe, overrides or ()), _say(quiet), quiet)}")
+
+
+@app.command()
+def sample(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = False) -> None:
+    """Sample and score candidates for every prompt, in the scored-candidates form."""
+    from pipelines.commands.run import LazyRay
+    from pipelines.evaluate import CANDIDATES, run_sample, sample_record
+    from pipelines.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    record = sample_record(loaded)
+    if not record.is_complete():
+        with LazyRay(loaded, _say(quiet)) as start:
+            start()
+            run_sample(loaded, quiet)
+    print(f"{record.store.root}/{CANDIDATES}")
+
+
+@app.command()
+def tune(
+    sweep: Annotated[
+        str, typer.Argument(metavar="SWEEP", help="Sweep file, or the name of a packaged sweep.")
+    ],
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on with an interrupted sweep, and try its failed trials again."
+        ),
+    ] = False,
+) -> None:
+    """Search any config key with Ray Tune; the reference is scored once."""
+    from pipelines.sweep import load_sweep, run_tune
+
+    print(run_tune(load_sweep(sweep, overrides or ()), _say(quiet), quiet, resume))
+
+
+@app.command()
+def schedule(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    cron: Annotated[
+        str | None,
+        typer.Option(help="Times as in crontab, e.g. '0 */2 * * *'; schedule.cron by default."),
+    ] = None,
+    timezone: Annotated[
+        str | None,
+        typer.Option(
+            help="Time zone of the times, e.g. Europe/Berlin; schedule.timezone by default."
+        ),
+    ] = None,
+    once: Annotated[
+        bool,
+        typer.Option(
+            "--once", help="Evaluate what is new now, then end: for crontab and Kubernetes."
+        ),
+    ] = False,
+    keep_going: Annotated[
+        bool,
+        typer.Option(
+            "--keep-going", help="Go on after a failed gate; the exit code is 3 all the same."
+        ),
+    ] = False,
+    until_trained: Annotated[
+        bool,
+        typer.Option(
+            "--until-trained", help="End when training has and all checkpoints are evaluated."
+        ),
+    ] = False,
+) -> None:
+    """Evaluate every new checkpoint of a run at certain times; exit code 3 if a gate fails."""
+    import signal
+
+    from pipelines.commands.run import LazyRay, settled
+    from pipelines.evaluate import Scheduler, check_run
+    from pipelines.recipe import load_recipe
+
+    given = [
+        *(overrides or ()),
+        *(
+            f"schedule.{key}={json.dumps(value)}"
+            for key, value in (("cron", cron), ("timezone", timezone))
+            if value
+        ),
+    ]
+    loaded = load_recipe(recipe, given)
+    with LazyRay(loaded, _say(quiet)) as start:
+        loaded = settled(loaded, start)
+        check_run(loaded)
+        scheduler = Scheduler(loaded, start, _say(quiet), quiet)
+        signal.signal(signal.SIGTERM, lambda *_: scheduler.stop())
+        outcome = scheduler.tick() if once else scheduler.run(keep_going, until_trained)
+    if outcome.failures:
+        raise GateFailed(
+            outcome.failures[0].message
+            + (f" (and {len(outcome.failures) - 1} more)" if len(outcome.failures) > 1 else "")
+        )
+
+
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="The cluster's dashboard, e.g. http://HEAD:8265; RAY_API_SERVER_ADDRESS by default."
+    ),
+]
+JobName = Annotated[str, typer.Argument(metavar="NAME", help="As `sparsepo submit` has shown it.")]
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def submit(
+    command: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="COMMAND...", help="Any other command with its arguments, e.g. run mine.yaml"
+        ),
+    ],
+    address: Address = None,
+    follow: Annotated[
+        bool,
+        typer.Option(
+            "--follow", help="Show the job's output until it ends, and end with its exit code."
+        ),
+    ] = False,
+    name: Annotated[
+        str | None, typer.Option(help="Of the job; made from command and recipe by default.")
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[=VALUE]", help="An environment variable for the job."),
+    ] = None,
+) -> None:
+    """Run a command as a job of a Ray cluster; submitted again while it runs, it is found again."""
+    from pipelines.commands.submit import submit as start
+
+    program: Any = typer.main.get_command(app)
+    cluster, job = start(command, program, address, name, env or (), _say(False))
+    if follow:
+        _follow(cluster, job)
+    else:
+        print(f"sparsepo job logs {job.name} --follow")
+
+
+@jobs.command("list")
+def list_jobs(address: Address = None) -> None:
+    """The jobs that were submitted to the cluster."""
+    from pipelines.cluster import Cluster
+
+    for job in Cluster(address, _warn).jobs():
+        print(job.line())
+
+
+@jobs.command("status")
+def job_status(name: JobName, address: Address = None) -> None:
+    """State, exit code and command of every attempt."""
+    from pipelines.cluster import Cluster
+
+    cluster = Cluster(address, _warn)
+    latest = cluster.latest(name)
+    for job in cluster.attempts(latest.name):
+        print(job.line())
+
+
+@jobs.command("logs")
+def job_logs(
+    name: JobName,
+    address: Address = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Until the job ends.")] = False,
+) -> None:
+    """What the job has printed."""
+    from pipelines.cluster import Cluster
+
+    cluster = Cluster(address, _warn)
+    job = cluster.latest(name)
+    if follow:
+        _follow(cluster, job)
+    else:
+        print(cluster.logs(job), end="")
+
+
+@jobs.command("stop")
+def stop_job(name: JobName, address: Address = None) -> None:
+    """End the job; what it has written stays, and the same submission goes on from there."""
+    from pipelines.cluster import Cluster
+
+    cluster = Cluster(address, _warn)
+    job = cluster.latest(name)
+    if job.ended:
+        print(f"{job.id} has ended already: {job.status}")
+    else:
+        cluster.stop(job)
+        print(f"{job.id}: asked to stop")
+
+
+def _follow(cluster: "Cluster", job: "Job") -> None:
+    from pipelines.cluster import exit_code_of
+
+    try:
+        job = cluster.follow(job, lambda text: print(text, end="", flush=True))
+    except KeyboardInterrupt:
+        _fail(
+            f"{job.id} goes on; `sparsepo job logs {job.name} --follow` shows it, `sparsepo job "
+            f"stop {job.name}` ends it",
+            130,
+        )
+    print(f"{job.id}: {job.status.lower()}", file=sys.stderr)
+    if code := exit_code_of(job):
+        raise typer.Exit(code)
+
+
+@app.command()
+def plan(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE|SWEEP", help="Recipe or sweep: a file, or the name of a packaged one."
+        ),
+    ],
+    overrides: Overrides = None,
+    tflops: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-6, help="TFLOP/s that one device sustains; assumed from its name by default."
+        ),
+    ] = None,
+) -> None:
+    """Rows, tokens, storage, memory, hours and steps; runs nothing."""
+    from pipelines.commands.plan import plan_sweep, run_plan
+    from pipelines.recipe import load_recipe
+    from pipelines.sweep import is_sweep, load_sweep
+
+    given = overrides or ()
+    found = (
+        plan_sweep(load_sweep(recipe, given), tflops)
+        if is_sweep(recipe)
+        else run_plan(load_recipe(recipe, given), tflops)
+    )
+    print(json.dumps(found, indent=2))
+
+
+@app.command()
+def status(run_dir: Annotated[str, typer.Argument(metavar="RUN")]) -> None:
+    """What of a run or sweep is done, what failed, where the outputs are."""
+    from pipelines.commands.status import run_status
+
+    for row in run_status(run_dir):
+        print(f"{row['stage']:<10} {row['state']:<12} {row['detail']:<60} {row['path']}")
+
+
+@app.command()
+def quickstart(
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[seed=N] [dir=PATH]")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Every stage on a small world made on the spot: no network, no GPU, under three minutes."""
+    from pipelines.commands.quickstart import run_quickstart
+
+    print(f"report: {run_quickstart(overrides or [], _say(quiet), quiet)}")
+
+
+def _warn(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _say(quiet: bool) -> Callable[[str], None]:
+    return (lambda line: None) if quiet else (lambda line: print(line, flush=True))
+
+
+def _stages(
+    recipe: str,
+    overrides: list[str] | None,
+    stages: tuple[str, ...],
+    quiet: bool,
+    allow_code_execution: bool = False,
+) -> None:
+    from pipelines.commands.run import run_stages
+    from pipelines.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    has_programs = "evaluate" in stages and "code" in loaded.evaluate.benchmarks
+    if allow_code_execution and not has_programs:
+        raise UserError(
+            "--allow-code-execution: evaluate.benchmarks does not name code, so there are no "
+            "programs to run"
+        )
+    if allow_code_execution:
+        at = stages.index("evaluate") + 1
+        stages = (*stages[:at], "execute", *stages[at:])
+    run_stages(loaded, stages, _say(quiet), quiet)
+    if has_programs and not allow_code_execution:
+        _say(quiet)(
+            "evaluate: the sampled programs were not run; to run them in sandboxes, add "
+            "--allow-code-execution to the same command"
+        )
+
+
+def _check_reference(recipe: str, overrides: list[str] | None, quiet: bool, repair: bool) -> None:
+    from pipelines.commands.run import LazyRay, run_stages, settled
+    from pipelines.recipe import load_recipe
+    from pipelines.reference import check_reference, discard_damaged
+
+    say = _say(quiet)
+    loaded = load_recipe(recipe, overrides or ())
+    with LazyRay(loaded, _say(quiet)) as start:
+        loaded = settled(loaded, start)
+        manifest, damage = check_reference(loaded, quiet)
+        for item in damage:
+            print(item.message, file=sys.stderr, flush=True)
+        if damage and not repair:
+            raise StageFailed(f"{len(damage)} of {len(manifest['outputs'])} files are bad")
+        if damage:
+            run_stages(discard_damaged(loaded, damage), ("reference",), say, quiet)
+            manifest, damage = check_reference(loaded, quiet)
+            if damage:
+                raise StageFailed(f"still bad after scoring again: {damage[0].message}")
+    say(
+        f"reference: {len(manifest['outputs'])} files, {manifest['counts']['bytes'] / 2**20:.1f} "
+        "MiB, all good"
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Console entry point: turns errors into one line and an exit code."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    command: Any = typer.main.get_command(app)
+    try:
+        code = command(args=arguments, prog_name="sparsepo", standalone_mode=False)
+    except UserError as error:
+        _fail(str(error), 2)
+    except GateFailed as error:
+        _fail(str(error), 3)
+    except StageFailed as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail(_INTERRUPTED, 130)
+    except Exception as error:
+        if type(error).__module__.split(".")[0] in ("click", "typer"):
+            shown = getattr(error, "format_message", lambda: _INTERRUPTED)()
+            _fail(shown, getattr(error, "exit_code", 2))
+        raise
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(code)

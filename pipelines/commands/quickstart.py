@@ -1,0 +1,240 @@
+"""quickstart: the whole pipeline on a small world of its own: no network, no GPU.
+
+world -> sft -> sample -> prepare -> reference -> train, evaluate (DPO, MaPO, SparsePO side by side)
+-> report. Only this file is special: every stage is the one that real recipes use.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from pipelines.cluster import ray_session
+from pipelines.commands.quickstart_world import write_world
+from pipelines.commands.report import run_report
+from pipelines.commands.run import run_stages
+from pipelines.commands.sft import run_sft
+from pipelines.errors import UserError
+from pipelines.evaluate import CANDIDATES, run_sample, sample_record
+from pipelines.recipe import RaySection, Recipe, Say, validate_recipe
+
+REVIEWS, TRAIN_PROMPTS, TEST_PROMPTS = 2000, 480, 240
+_GENERATION = {"max_new_tokens": 40, "temperature": 1.0}
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "dpo": {"objective": {"name": "dpo", "beta": 0.1}, "mask": {"kind": "none"}},
+    "mapo": {
+        "objective": {"name": "mapo", "beta": 0.1},
+        "mask": {"kind": "activation", "hooks": "all"},
+    },
+    "sparsepo": {
+        "objective": {"name": "sparsepo", "beta": 0.1, "l1_reward": 0.0, "l1_kl": 0.0},
+        "mask": {
+            "kind": "learned",
+            "architecture": "simple_last",
+            "sharing": "independent",
+            "learning_rate": 0.005,
+        },
+    },
+}
+
+
+def run_quickstart(overrides: Sequence[str], say: Say, quiet: bool) -> str:
+    """Run everything below `dir` (default ./quickstart/seed-N); returns the path of the report.
+
+    Args:
+        overrides: seed=N and dir=PATH. Raises: UserError for any other key.
+    """
+    options = _options(overrides)
+    seed, root = int(options["seed"]), Path(options["dir"]).absolute()
+    started = time.monotonic()
+    world = root / "world"
+    marker = world / "complete.json"
+    if not marker.is_file():
+        write_world(world, seed, REVIEWS, TRAIN_PROMPTS, TEST_PROMPTS)
+        marker.write_text(json.dumps({"seed": seed}))
+    elif json.loads(marker.read_text())["seed"] != seed:
+        raise UserError(
+            f"{root} holds the quickstart of seed {json.loads(marker.read_text())['seed']}, now "
+            f"seed={seed}: give another dir=PATH"
+        )
+    say(
+        f"world: {REVIEWS} reviews, {TRAIN_PROMPTS} training and {TEST_PROMPTS} test prompts in "
+        f"{world}"
+    )
+    # Three one-CPU runs side by side, on any machine: the start-up of one overlaps the steps of
+    # another.
+    with ray_session(RaySection(num_cpus=len(OBJECTIVES), num_gpus=0)):
+        start_model = run_sft(_sft_recipe(root, seed), say, quiet)
+        sampling = _sampling_recipe(root, seed, start_model)
+        if not sample_record(sampling).is_complete():
+            counts = run_sample(sampling, quiet)["counts"]
+            say(
+                f"sample: {counts['candidates']} candidates for {counts['prompts']} prompts, scored"
+            )
+        _split_candidates(root)
+        recipes = {name: _preference_recipe(root, seed, start_model, name) for name in OBJECTIVES}
+        # One store serves the three runs: it holds what all of them need.
+        run_stages(recipes["mapo"], ("prepare", "reference"), say, quiet)
+        _side_by_side(recipes, say)
+    page = run_report([recipe.run_dir for recipe in recipes.values()], str(root))
+    say(_verdict(recipes))
+    say(f"quickstart: seed {seed}, {time.monotonic() - started:.0f} s")
+    return page
+
+
+def _side_by_side(recipes: dict[str, Recipe], say: Say) -> None:
+    """Train and evaluate the runs at the same time; the first error, or Ctrl-C, stops waiting
+    for the others.
+    """
+    pool = ThreadPoolExecutor(max_workers=len(recipes))
+    try:
+        futures = [
+            pool.submit(
+                run_stages, recipe, ("reference", "train", "evaluate"), _prefixed(say, name), True
+            )
+            for name, recipe in recipes.items()
+        ]
+        for future in futures:
+            future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _options(overrides: Sequence[str]) -> dict[str, str]:
+    options = {"seed": "0"}
+    for item in overrides:
+        key, separator, value = item.partition("=")
+        if not separator or key not in ("seed", "dir"):
+            raise UserError(f"quickstart option {item!r}: allowed are seed=N and dir=PATH")
+        options[key] = value
+    if not options["seed"].isdigit():
+        raise UserError(f"seed = {options['seed']!r}: must be a whole number >= 0")
+    options.setdefault("dir", f"quickstart/seed-{options['seed']}")
+    return options
+
+
+def _sft_recipe(root: Path, seed: int) -> Recipe:
+    return validate_recipe(
+        {
+            "run_dir": str(root / "sft"),
+            "model": {"name_or_path": str(root / "world" / "model")},
+            "data": {
+                "sources": [{"path": str(root / "world" / "reviews.jsonl")}],
+                "max_prompt_tokens": 40,
+                "max_response_tokens": 60,
+            },
+            "objective": {"name": "sft"},
+            "ray": {"cpus_per_run": 2},
+            "train": {
+                "global_batch_size": 64,
+                "epochs": 2,
+                "learning_rate": 3e-3,
+                "seed": seed,
+                "checkpoint_every": 50,
+            },
+        }
+    )
+
+
+def _sampling_recipe(root: Path, seed: int, model: str) -> Recipe:
+    return validate_recipe(
+        {
+            "run_dir": str(root),
+            "model": {"name_or_path": model},
+            "data": {
+                "sources": [{"path": str(root / "world" / "prompts.jsonl")}],
+                "max_prompt_tokens": 40,
+                "max_response_tokens": 60,
+            },
+            "sample": {
+                "num_candidates": 4,
+                "seed": seed,
+                "generation": _GENERATION,
+                "batch_prompts": 120,
+            },
+            "ray": {"cpus_per_run": 2},
+        }
+    )
+
+
+def _preference_recipe(root: Path, seed: int, model: str, name: str) -> Recipe:
+    return validate_recipe(
+        {
+            "run_dir": str(root / name),
+            "model": {"name_or_path": model},
+            "data": {
+                "sources": [{"path": str(root / "sample" / "train.jsonl")}],
+                "test": [{"path": str(root / "sample" / "test.jsonl")}],
+                "max_prompt_tokens": 40,
+                "max_response_tokens": 60,
+                "min_gap": 0.2,
+                "shard_pairs": 256,
+            },
+            **OBJECTIVES[name],
+            "train": {
+                "global_batch_size": 32,
+                "epochs": 3,
+                "learning_rate": 5e-4,
+                "seed": seed,
+                "checkpoint_every": 20,
+            },
+            "evaluate": {
+                "num_prompts": TEST_PROMPTS,
+                "generation": _GENERATION,
+                "key_words": str(root / "world" / "key_words.txt"),
+                "seed": seed,
+            },
+            "paths": {"pairs": str(root / "pairs"), "reference": str(root / "reference")},
+            "ray": {"cpus_per_run": 1},
+        }
+    )
+
+
+def _split_candidates(root: Path) -> None:
+    """Part the candidates by the split of their prompt."""
+    splits = {
+        r["prompt"]: r["split"]
+        for r in map(json.loads, (root / "world" / "prompts.jsonl").read_text().splitlines())
+    }
+    lines: dict[str, list[str]] = {"train": [], "test": []}
+    for line in (root / "sample" / CANDIDATES).read_text().splitlines():
+        lines[splits[json.loads(line)["prompt"]]].append(line + "\n")
+    for split, kept in lines.items():
+        path = root / "sample" / f"{split}.jsonl"
+        text = "".join(kept)
+        if not path.is_file() or path.read_text() != text:
+            path.write_text(text)
+
+
+def _prefixed(say: Say, name: str) -> Say:
+    return lambda line: say(f"{name}: {line}")
+
+
+def _verdict(recipes: dict[str, Recipe]) -> str:
+    lines = [
+        "",
+        f"{'':10} {'reward gain [95 %]':28} {'kl/policy_reference':>20} {'distinct-2':>16} "
+        f"{'AUC of key tokens':>18}",
+    ]
+    masks: dict[str, Any] = {}
+    for name, recipe in recipes.items():
+        folder = Path(recipe.run_dir) / "evaluation"
+        sentiment = json.loads((folder / "sentiment.json").read_text())
+        masks = json.loads((folder / "masks.json").read_text())
+        gain = sentiment["reward/gain"]
+        interval = f"{gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"
+        distinct = f"{sentiment['distinct_2/before']:.3f} -> {sentiment['distinct_2/after']:.3f}"
+        found = (
+            "no mask" if recipe.mask.kind == "none" else f"{masks['auc/reward_mask']['mean']:.3f}"
+        )
+        lines.append(
+            f"{name:10} {interval:28} {sentiment['kl/policy_reference']['mean']:>20.2f} "
+            f"{distinct:>16} {found:>18}"
+        )
+    lines.append(
+        f"for comparison, AUC of a random mask {masks['auc/random_mask']['mean']:.3f}, of the "
+        f"token KL {masks['auc/token_kl']['mean']:.3f}; chance level 0.5"
+    )
+    return "\n".join(lines)

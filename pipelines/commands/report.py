@@ -1,0 +1,94 @@
+"""report: one self-contained page for a run, or a comparison of several."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from evaluation.report import RunView, render_report
+from pipelines.errors import UserError
+from pipelines.evaluate import SAMPLES, TOKENS, checkpoint_folder, read_history, read_results
+from pipelines.recipe import CONFIG, MANIFEST, from_yaml
+from pipelines.storage import RunStore
+from pipelines.train import read_metrics
+
+
+def run_report(run_dirs: Sequence[str], output: str | None = None) -> str:
+    """Write report/index.html and report/results.json below `output` (default: the first run);
+    returns the page's path.
+
+    Raises: UserError naming a directory that holds no finished training.
+    """
+    views = [_view(run) for run in run_dirs]
+    names = _labels(run_dirs, views)
+    views = [
+        RunView(**{**vars(view), "name": name}) for view, name in zip(views, names, strict=True)
+    ]
+    store = RunStore(f"{output or run_dirs[0]}/report")
+    title = f"sparsepo: {views[0].name}" if len(views) == 1 else f"sparsepo: {', '.join(names)}"
+    store.write_json(
+        "results.json", {view.name: {**view.results, "checkpoints": view.history} for view in views}
+    )
+    store.write_bytes("index.html", render_report(views, title).encode())
+    return f"{store.root}/index.html"
+
+
+def _view(run_dir: str) -> RunView:
+    store = RunStore(run_dir)
+    train = store.at("train")
+    if not store.exists(CONFIG) or not train.exists(MANIFEST):
+        raise UserError(
+            f"{store.root} holds no finished training run (no {CONFIG} or no train/{MANIFEST})"
+        )
+    text = store.read_bytes(CONFIG).decode()
+    recipe = from_yaml(text)
+    evaluation = store.at("evaluation")
+    pairs = RunStore(recipe["paths"]["pairs"] or f"{run_dir}/pairs")
+    return RunView(
+        name=recipe["objective"]["name"],
+        recipe=recipe,
+        recipe_yaml=text,
+        counts=train.read_json(MANIFEST)["counts"],
+        data_counts=pairs.read_json(MANIFEST)["counts"],
+        metrics=list(read_metrics(train)),
+        results=read_results(evaluation),
+        samples=_lines(evaluation, SAMPLES),
+        responses=_lines(evaluation, TOKENS),
+        history=_checkpoints(evaluation),
+    )
+
+
+def _checkpoints(evaluation: RunStore) -> list[dict[str, Any]]:
+    """The history's rows of checkpoints, with what their gates said."""
+    rows = []
+    for row in read_history(evaluation):
+        if row["step"] is None:
+            continue
+        gates = f"{checkpoint_folder(row['step'])}/gates.json"
+        found = (
+            evaluation.read_json(gates)
+            if evaluation.exists(gates)
+            else {"passed": None, "failures": []}
+        )
+        rows.append(
+            {
+                **row,
+                "passed": found["passed"],
+                "failed": "; ".join(f["message"] for f in found["failures"]),
+            }
+        )
+    return rows
+
+
+def _labels(run_dirs: Sequence[str], views: Sequence[RunView]) -> list[str]:
+    """Objective names where they differ, else the directories' names."""
+    names = [view.name for view in views]
+    if len(set(names)) == len(names):
+        return names
+    folders = [run.rstrip("/").rsplit("/", 1)[-1] for run in run_dirs]
+    return folders if len(set(folders)) == len(folders) else list(run_dirs)
+
+
+def _lines(store: RunStore, path: str) -> list[dict[str, Any]]:
+    if not store.exists(path):
+        return []
+    return [json.loads(line) for line in store.read_bytes(path).splitlines()]

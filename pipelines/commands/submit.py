@@ -1,0 +1,199 @@
+"""submit: any command as a job of a Ray cluster, with this installation's code and the checked
+recipe in its package.
+
+The package holds the three source packages and the recipe, nothing else: data, models and run
+directories stay where every machine of the cluster sees them. A job has a name that a repeated
+submission finds again, so that retries do not run it twice.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.cluster import Cluster, Job
+from pipelines.errors import UserError
+from pipelines.recipe import Say, load_recipe, to_yaml, write_yaml
+from pipelines.sweep import RECIPE, is_sweep, load_sweep
+
+PACKAGES = ("sparsepo", "pipelines", "evaluation")
+PACKAGE_LIMIT_BYTES = 20 * 2**20  # the code and a recipe are one; more is a mistake
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,99}")
+# Variables that hold keys by their names: what a job's environment holds, everybody who may use the
+# cluster can read.
+_SECRET = re.compile(r"(^|_)(KEY|KEYS|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)($|_)", re.I)
+
+
+def submit(
+    command: Sequence[str],
+    program: Any,
+    address: str | None,
+    name: str | None,
+    forwarded: Sequence[str],
+    say: Say,
+) -> tuple[Cluster, Job]:
+    """Start a command as a job, or find the job that already runs it.
+
+    Args:
+        command: as after `sparsepo`. program: its click command, which checks the options. name: of
+            the job; made from command and recipe by default. forwarded: NAME or NAME=VALUE of
+            environment variables for the job.
+    Raises: UserError for a command that would fail on the cluster too, before anything is sent.
+    """
+    environment = _environment(forwarded)
+    with packaged_command(command, program) as (package, resolved):
+        size = sum(path.stat().st_size for path in package.rglob("*") if path.is_file())
+        if size > PACKAGE_LIMIT_BYTES:
+            raise UserError(
+                f"the package has {size / 2**20:.0f} MiB: at most {PACKAGE_LIMIT_BYTES // 2**20} "
+                "are sent"
+            )
+        digest = _digest(resolved, package)
+        name = _checked_name(name) if name else f"sparsepo-{command[0]}-{digest[:10]}"
+        cluster = Cluster(address, say)
+        before = cluster.attempts(name)
+        if before and not before[-1].ended:
+            if before[-1].digest != digest:
+                raise UserError(
+                    f"--name {name}: {before[-1].id} runs another command or recipe (`sparsepo "
+                    f"{before[-1].command}`); choose another name, or end it with `sparsepo job "
+                    f"stop {name}`"
+                )
+            say(
+                f"submit: {before[-1].id} runs already ({before[-1].status.lower()}); not started "
+                "twice"
+            )
+            return cluster, before[-1]
+        identity = f"{name}-{len(before) + 1}" if before else name
+        job = cluster.start(
+            Job(identity, name, "PENDING", shlex.join(command), digest),
+            resolved,
+            package,
+            environment,
+        )
+        say(f"submit: {job.id} on {cluster.address}: {size / 2**10:.0f} KiB of code and recipe")
+    return cluster, job
+
+
+@contextlib.contextmanager
+def packaged_command(command: Sequence[str], program: Any) -> Iterator[tuple[Path, list[str]]]:
+    """(directory to send, command to run in it).
+
+    The recipe with its overrides becomes recipe.yaml, a sweep sweep.yaml.
+    """
+    if not command or command[0] not in program.commands or command[0] in ("submit", "job"):
+        allowed = ", ".join(sorted(set(program.commands) - {"submit", "job"}))
+        raise UserError(
+            f"submit {' '.join(command) or '(nothing)'}: the command must be one of {allowed}"
+        )
+    parameters = _parameters(program.commands[command[0]], command)
+    with tempfile.TemporaryDirectory(prefix="sparsepo-package-") as folder:
+        package = Path(folder)
+        for source in PACKAGES:
+            shutil.copytree(
+                Path(__file__).parent.parent / source,
+                package / source,
+                ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*"),
+            )
+        file, overrides = (
+            parameters.get("sweep") or parameters.get("recipe"),
+            parameters.get("overrides") or [],
+        )
+        if file is None:
+            yield package, list(command)
+        elif "sweep" in parameters or is_sweep(file):
+            yield (
+                package,
+                _replaced(command, file, overrides, _write_sweep(file, overrides, package)),
+            )
+        else:
+            (package / "recipe.yaml").write_text(write_yaml(load_recipe(file, overrides)))
+            yield package, _replaced(command, file, overrides, "recipe.yaml")
+
+
+def _write_sweep(file: str, overrides: Sequence[str], package: Path) -> str:
+    """The sweep file with its overrides; the recipes it names go along."""
+    sweep = load_sweep(file, overrides)
+    folder = package / "recipes"
+
+    def carried(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: carried(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [carried(item) for item in value]
+        if (
+            not isinstance(value, str)
+            or not value.endswith((".yaml", ".yml"))
+            or not Path(value).is_file()
+        ):
+            return value
+        folder.mkdir(exist_ok=True)
+        target = folder / Path(value).name
+        text = write_yaml(load_recipe(value))
+        if target.exists() and target.read_text() != text:
+            raise UserError(f"sweep: two different recipes are called {target.name}: rename one")
+        target.write_text(text)
+        return f"recipes/{target.name}"
+
+    mapping = sweep.model_dump(mode="json", exclude_unset=True)
+    mapping[RECIPE] = carried(mapping[RECIPE])
+    mapping["space"] = carried(mapping["space"])
+    (package / "sweep.yaml").write_text(to_yaml(mapping))
+    return "sweep.yaml"
+
+
+def _parameters(program: Any, command: Sequence[str]) -> dict[str, Any]:
+    """What the command's own parser makes of its arguments; it refuses what it does not know."""
+    found: dict[str, Any] = program.make_context(f"sparsepo {command[0]}", list(command[1:])).params
+    return found
+
+
+def _replaced(
+    command: Sequence[str], file: str, overrides: Sequence[str], target: str
+) -> list[str]:
+    """The command with its file replaced and its overrides left out: they are in the file."""
+    rest = list(command[1:])
+    rest[rest.index(file)] = target
+    for item in overrides:
+        rest.remove(item)
+    return [command[0], *rest]
+
+
+def _digest(command: Sequence[str], package: Path) -> str:
+    """The same for the same command and recipe: retries find their job."""
+    digest = hashlib.sha256(json.dumps(list(command)).encode())
+    for file in sorted([*package.glob("*.yaml"), *package.glob("recipes/*.yaml")]):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _checked_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"--name {name!r}: letters, digits, '.', '_' and '-', 100 at most, the first a letter "
+            "or digit"
+        )
+    return name
+
+
+def _environment(forwarded: Sequence[str]) -> dict[str, str]:
+    """Variables for the job. UserError for one that is not set, or that holds a key by its name."""
+    found = {}
+    for item in forwarded:
+        name, sign, value = item.partition("=")
+        if _SECRET.search(name):
+            raise UserError(
+                f"--env {name}: everybody who may use the cluster can read a job's environment; "
+                "set keys on its machines (docs/clusters.md)"
+            )
+        if not sign and name not in os.environ:
+            raise UserError(f"--env {name}: not set here; write {name}=VALUE")
+        found[name] = value if sign else os.environ[name]
+    return found

@@ -1,0 +1,33 @@
+"""The programming tasks of the code benchmark."""
+
+import json
+from pathlib import Path
+
+from evaluation.benchmarks.code import CodeTask, code_tasks
+from pipelines.errors import UserError
+from pipelines.recipe import CodeSection
+
+
+def read_code_tasks(section: CodeSection) -> list[CodeTask]:
+    """The tasks of evaluate.code.tasks.
+
+    UserError naming the file, the row and what is wrong with it.
+    """
+    path = Path(section.tasks)
+    if not path.is_file():
+        raise UserError(f"evaluate.code.tasks = {section.tasks!r}: no such file")
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}, row {number}: not JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, row {number}: not a JSON object")
+        rows.append(row)
+    try:
+        return code_tasks(rows, str(path))[: section.max_tasks]
+    except ValueError as error:
+        raise UserError(str(error)) from error

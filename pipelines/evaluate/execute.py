@@ -1,0 +1,138 @@
+"""execute: run the sampled programs of the code benchmark against their tests, in sandboxes; a
+step of its own, started only on request.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from evaluation.benchmarks.code import code_benchmark
+from pipelines.cluster import run_tasks
+from pipelines.evaluate.code_tasks import read_code_tasks
+from pipelines.evaluate.history import append_history
+from pipelines.evaluate.sandbox import Limits, require_isolation, run_programs
+from pipelines.evaluate.stage import CODE_SAMPLES, evaluate_record, evaluation_store
+from pipelines.recipe import Recipe, StageRecord, stage_settings
+from pipelines.storage import TaskResults, file_hash
+
+CODE = "code"
+_PROGRAMS_PER_TASK = 64
+
+
+def execute_record(recipe: Recipe) -> StageRecord:
+    """The record of a recipe's executed programs, in RUN/evaluation/code.
+
+    The recipe's benchmarks must name code.
+    """
+    assert recipe.evaluate.code is not None
+    evaluation = evaluate_record(recipe)
+    settings = {
+        key: value
+        for key, value in stage_settings(recipe, "evaluate").items()
+        if key.startswith(("evaluate.code.", "evaluate.bootstrap"))
+    }
+    settings.pop("evaluate.code.tasks")
+    inputs = {
+        "evaluation": evaluation.fingerprint(),
+        "tasks": file_hash(Path(recipe.evaluate.code.tasks)),
+    }
+    return StageRecord("execute", evaluation.store.at(CODE), settings, inputs)
+
+
+def run_execute(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
+    """Run every program in evaluation/samples/code.jsonl; returns the manifest.
+
+    Needs a running Ray.
+
+    Raises: UserError if a machine that would run them cannot isolate them; nothing has run there
+        then.
+    """
+    section = recipe.evaluate.code
+    assert section is not None
+    tasks = {task.task_id: task for task in read_code_tasks(section)}
+    evaluation, record = evaluation_store(recipe), execute_record(recipe)
+    require_isolation()
+    record.begin()
+    samples = [json.loads(line) for line in evaluation.read_bytes(CODE_SAMPLES).splitlines()]
+    programs = [
+        (row["task_id"], who, tasks[row["task_id"]].program(text), tasks[row["task_id"]].tests)
+        for row in samples
+        for who in ("start", "policy")
+        for text in row[f"{who}_texts"]
+    ]
+    chunks = [
+        {
+            "kind": "programs",
+            "number": n,
+            "programs": [p[2:] for p in programs[i : i + _PROGRAMS_PER_TASK]],
+        }
+        for n, i in enumerate(range(0, len(programs), _PROGRAMS_PER_TASK))
+    ]
+    parts = TaskResults(record.store)
+    todo = parts.missing(chunks)
+    parts.add(
+        todo,
+        run_tasks(
+            todo,
+            ProgramRunner,
+            recipe,
+            recipe.evaluate.num_actors,
+            "execute",
+            quiet,
+            gpus_per_actor=0,
+        ),
+    )
+    verdicts = [verdict for found in parts.results(chunks) for verdict in found]
+    records = {
+        row["task_id"]: {
+            "task_id": row["task_id"],
+            "start_passed": [],
+            "policy_passed": [],
+            "start_timeout": 0,
+            "policy_timeout": 0,
+        }
+        for row in samples
+    }
+    lines = []
+    for (task_id, who, program, _), (status, message) in zip(programs, verdicts, strict=True):
+        records[task_id][f"{who}_passed"].append(status == "passed")
+        records[task_id][f"{who}_timeout"] += status == "timeout"
+        lines.append(
+            json.dumps(
+                {
+                    "task_id": task_id,
+                    "model": who,
+                    "status": status,
+                    "message": message,
+                    "program": program,
+                }
+            )
+        )
+    result = code_benchmark(
+        list(records.values()), section.k, recipe.evaluate.bootstrap_samples, recipe.evaluate.seed
+    )
+    record.store.write_bytes("verdicts.jsonl", "".join(line + "\n" for line in lines).encode())
+    append_history(evaluation, {"code": result}, record, None)
+    manifest = record.finish({"benchmarks": ["code"], "results": {"code": result}})
+    parts.clear()
+    return manifest
+
+
+class ProgramRunner:
+    """Actor: runs programs on its node, several at once."""
+
+    def __init__(self, recipe: dict[str, Any]) -> None:
+        section = Recipe.model_validate(recipe).evaluate.code
+        assert section is not None
+        self._limits = Limits(
+            wall_seconds=section.timeout_seconds,
+            cpu_seconds=max(1, round(section.timeout_seconds)),
+            memory_bytes=section.memory_mib * 2**20,
+        )
+        self._at_once = section.num_runners
+
+    def __call__(self, task: dict[str, Any]) -> list[tuple[str, str]]:
+        found = run_programs(
+            [(program, tests) for program, tests in task["programs"]], self._limits, self._at_once
+        )
+        return [(verdict.status, verdict.message) for verdict in found]

@@ -1,0 +1,69 @@
+"""What an evaluation found: its numbers, and the history of all evaluations of a run."""
+
+import time
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.recipe import MANIFEST, StageRecord
+from pipelines.storage import RunStore
+
+HISTORY = "history"
+
+
+def append_history(
+    store: RunStore, results: dict[str, dict[str, Any]], record: StageRecord, step: int | None
+) -> None:
+    """One row with every number of the results, in a Parquet file of its own: one file per
+    checkpoint, or per evaluation of a model.
+    """
+    values: dict[str, Any] = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "fingerprint": record.fingerprint(),
+        "step": step,
+    }
+    table = pa.table({key: [value] for key, value in (values | numbers_of(results)).items()})
+    name = f"{record.stage}-{record.fingerprint()}" if step is None else f"step-{step:08d}"
+    store.write_table(f"{HISTORY}/{name}.parquet", table)
+
+
+def read_history(store: RunStore) -> list[dict[str, Any]]:
+    """The rows of an evaluation's history: checkpoints in step order, then models as their files
+    are named.
+    """
+    rows = [
+        {"step": None, **row}
+        for name in store.names(HISTORY)
+        for row in store.read_table(f"{HISTORY}/{name}").to_pylist()
+    ]
+    return sorted(rows, key=lambda row: (row["step"] is None, row["step"] or 0))
+
+
+def numbers_of(results: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """<benchmark>/<name> -> number, with /low and /high where there is an interval; tables and
+    missing values are left out.
+    """
+    found: dict[str, float] = {}
+    for benchmark, result in results.items():
+        for key, value in result.items():
+            name = f"{benchmark}/{key}"
+            if isinstance(value, dict) and "mean" in value:
+                found |= {
+                    name: float(value["mean"]),
+                    f"{name}/low": float(value["low"]),
+                    f"{name}/high": float(value["high"]),
+                }
+            elif isinstance(value, int | float) and not isinstance(value, bool):
+                found[name] = float(value)
+    return found
+
+
+def read_results(evaluation: RunStore) -> dict[str, dict[str, Any]]:
+    """benchmark -> numbers of a finished evaluation, those of executed programs among them;
+    empty if it is not finished.
+    """
+    results: dict[str, dict[str, Any]] = {}
+    for store in (evaluation, evaluation.at("code")):
+        if store.exists(MANIFEST):
+            results |= store.read_json(MANIFEST)["counts"]["results"]
+    return results

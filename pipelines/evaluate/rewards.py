@@ -1,0 +1,77 @@
+"""Rewards of generated texts, by the recipe's reward section."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.errors import UserError
+from pipelines.models import compute_device, from_directory, resolve_model
+from pipelines.recipe import ClassifierReward, VaderReward
+
+Reward = Callable[[list[str]], list[float]]
+
+
+def build_reward(section: VaderReward | ClassifierReward) -> Reward:
+    """A function texts -> rewards. UserError if the classifier or its label does not exist."""
+    if isinstance(section, VaderReward):
+        from evaluation.metrics.vader_sentiment import vader_scores
+
+        return vader_scores
+    return _classifier(section)
+
+
+def _classifier(section: ClassifierReward) -> Reward:
+    model, tokenizer = load_classifier(section.model)
+    index = label_index(model.config, section.label, "reward.label")
+    return lambda texts: class_scores(model, tokenizer, texts, index)
+
+
+def load_classifier(name: str) -> tuple[Any, Any]:
+    """A sequence classification model on this process's device, and its tokenizer with a padding
+    token.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    directory = resolve_model(name)
+    tokenizer = padding_tokenizer(directory)
+    model: Any = from_directory(AutoModelForSequenceClassification, directory, use_safetensors=True)
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id  # decoders find the last token by it
+    return model.eval().to(compute_device()), tokenizer
+
+
+def padding_tokenizer(directory: Path) -> Any:
+    """The tokenizer of a local directory, with a padding token."""
+    from transformers import AutoTokenizer
+
+    tokenizer = from_directory(AutoTokenizer, directory)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # masked out by the attention mask
+    return tokenizer
+
+
+def label_index(config: Any, label: str, key: str) -> int:
+    """The output of a label, any case; UserError that names the recipe's key and the labels
+    there are.
+    """
+    labels = {str(name).upper(): int(index) for index, name in config.id2label.items()}
+    if label.upper() not in labels:
+        raise UserError(
+            f"{key} = {label!r}: the classifier {config.name_or_path} has {', '.join(labels)}"
+        )
+    return labels[label.upper()]
+
+
+@torch.no_grad()
+def class_scores(model: Any, tokenizer: Any, texts: list[str], index: int) -> list[float]:
+    """One output for each text: a probability, or the logit of a model that has no other."""
+    found: list[float] = []
+    for start in range(0, len(texts), 32):
+        inputs = tokenizer(
+            texts[start : start + 32], return_tensors="pt", padding=True, truncation=True
+        ).to(model.device)
+        logits = model(**inputs).logits.float()
+        found += (logits.softmax(-1) if logits.shape[-1] > 1 else logits)[:, index].tolist()
+    return found

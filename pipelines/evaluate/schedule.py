@@ -1,0 +1,347 @@
+"""schedule: evaluate every new checkpoint of a run at certain times, keep the history, and stop
+when a gate fails.
+
+A checkpoint is evaluated once, whoever else evaluates the run: its evaluation has a directory and a
+history row of its own, and while it runs a claim. Times that passed while no scheduler ran are made
+up for once.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
+
+import httpx
+
+from evaluation.gates import GateFailure, gate_failures
+from pipelines.errors import UserError
+from pipelines.evaluate.history import numbers_of, read_results
+from pipelines.evaluate.stage import (
+    checkpoint_folder,
+    evaluate_record,
+    evaluation_store,
+    run_evaluate,
+)
+from pipelines.recipe import MANIFEST, Recipe, Say, ScheduleSection
+from pipelines.storage import Claims, ClaimTimes, RunStore
+from pipelines.train import completed_steps, train_record, train_store
+
+_STATE, _EVENTS, _GATES = "schedule/state.json", "schedule/events", "gates.json"
+_LONGEST_WAIT_SECONDS = 30.0
+_WEBHOOK_TRIES = 3
+_DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+
+
+@dataclass
+class Outcome:
+    """Of a tick or of all: steps that were evaluated, and what gates did not hold."""
+
+    evaluated: list[int] = field(default_factory=list)
+    failures: list[GateFailure] = field(default_factory=list)
+
+    def add(self, other: "Outcome") -> None:
+        self.evaluated += other.evaluated
+        self.failures += other.failures
+
+
+class Scheduler:
+    """Evaluates new checkpoints of a recipe's run.
+
+    Args:
+        start_ray: called before the first evaluation. times: of the claims, for tests.
+    Raises: UserError for a cron line, a time zone, a release or a webhook variable that cannot be
+        used.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        start_ray: Callable[[], None],
+        say: Say,
+        quiet: bool = False,
+        times: ClaimTimes | None = None,
+    ) -> None:
+        self._recipe, self._start_ray, self._say, self._quiet = recipe, start_ray, say, quiet
+        self._store = evaluation_store(recipe)
+        self._claims = Claims(self._store, times)
+        self._trigger = cron_trigger(recipe.schedule) if recipe.schedule.cron is not None else None
+        self._release = _release_numbers(recipe.schedule)
+        self._webhook = _webhook_address(recipe.schedule)
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """End `run` after the evaluation in progress; may be called from a signal handler."""
+        self._stopping.set()
+
+    def run(self, keeps_going: bool, until_trained: bool) -> Outcome:
+        """Tick at every time of the cron line until stopped, or a gate fails (unless keeps_going).
+
+        until_trained: also end when training has finished and every checkpoint is evaluated.
+        """
+        if self._trigger is None:
+            raise UserError(
+                "a schedule needs times: give --cron or schedule.cron (or --once for a single look)"
+            )
+        total = Outcome()
+        due = self._first_time()
+        while not self._stopping.is_set():
+            if until_trained and self.is_finished():
+                self._say("schedule: training has finished and every checkpoint is evaluated")
+                break
+            now = datetime.now(UTC)
+            if now < due:
+                self._stopping.wait(min(_LONGEST_WAIT_SECONDS, (due - now).total_seconds()))
+                continue
+            outcome = self.tick()
+            total.add(outcome)
+            if outcome.failures and not keeps_going:
+                break
+            # What passed during the tick is not made up for: it looked at what there is.
+            due = self._next_time(datetime.now(UTC))
+        return total
+
+    def _first_time(self) -> datetime:
+        """Now, if a time has passed since the last tick of any scheduler of this run; else the
+        next time.
+        """
+        now = datetime.now(UTC)
+        if self._store.exists(_STATE):
+            last = datetime.fromisoformat(self._store.read_json(_STATE)["last_tick"])
+            missed = self._next_time(last)
+            if missed <= now:
+                self._say(f"schedule: the time {missed.isoformat()} has passed, made up for now")
+                return now
+        return self._next_time(now)
+
+    def _next_time(self, after: datetime) -> datetime:
+        assert self._trigger is not None
+        found: datetime | None = self._trigger.get_next_fire_time(
+            None, after + timedelta(microseconds=1)
+        )
+        if found is None:
+            raise UserError(
+                f"schedule.cron = {self._recipe.schedule.cron!r}: this time never comes again"
+            )
+        return found.astimezone(UTC)
+
+    def tick(self) -> Outcome:
+        """Evaluate what is new, once."""
+        self._store.write_json(_STATE, {"last_tick": datetime.now(UTC).isoformat()})
+        outcome = Outcome()
+        for step in self.unevaluated():
+            if self._stopping.is_set():
+                break
+            with self._claims.holding(f"step-{step:08d}") as is_mine:
+                if not is_mine:
+                    self._say(f"step {step}: another scheduler evaluates it")
+                elif not self._is_done(
+                    step
+                ):  # another may have finished it between our look and our claim
+                    outcome.add(self._evaluate(step))
+        if not outcome.evaluated:
+            self._say("schedule: nothing new")
+        return outcome
+
+    def unevaluated(self) -> list[int]:
+        """Steps of complete checkpoints that are not evaluated, or whose gates have not been
+        looked at, ascending.
+        """
+        return [
+            step for step in completed_steps(train_store(self._recipe)) if not self._is_done(step)
+        ]
+
+    def is_finished(self) -> bool:
+        return train_record(self._recipe).store.exists(MANIFEST) and not self.unevaluated()
+
+    def _is_done(self, step: int) -> bool:
+        return self._step_store(step).exists(_GATES)
+
+    def _step_store(self, step: int) -> RunStore:
+        return self._store.at(checkpoint_folder(step))
+
+    def _evaluate(self, step: int) -> Outcome:
+        self._event(step, "started")
+        try:
+            if not evaluate_record(self._recipe, step).is_complete():
+                self._start_ray()
+                run_evaluate(self._recipe, self._quiet, step)
+        except Exception:
+            if step in completed_steps(train_store(self._recipe)):
+                raise
+            self._event(step, "removed")
+            self._say(f"step {step}: its checkpoint was removed while it was evaluated; left out")
+            self._step_store(step).delete("")
+            return Outcome()
+        values = numbers_of(read_results(self._step_store(step)))
+        failures = [
+            failure
+            for gate in self._recipe.schedule.gates
+            for failure in gate_failures(
+                gate.metric,
+                values,
+                self._release,
+                minimum=gate.min,
+                maximum=gate.max,
+                max_drop=gate.max_drop,
+                max_rise=gate.max_rise,
+            )
+        ]
+        self._event(step, "finished")
+        self._say(
+            f"step {step}: evaluated"
+            + (
+                ""
+                if not self._recipe.schedule.gates
+                else ", gates passed"
+                if not failures
+                else ", gates failed"
+            )
+        )
+        for failure in failures:
+            self._say(f"step {step}: gate failed: {failure.message}")
+        if failures and self._webhook is not None:
+            self._call(step, failures)
+        # Last: a scheduler that was killed before this looks at the gates again, and tells the
+        # webhook again.
+        self._step_store(step).write_json(
+            _GATES, {"passed": not failures, "failures": [f.as_dict() for f in failures]}
+        )
+        return Outcome([step], failures)
+
+    def _event(self, step: int, what: str) -> None:
+        """A file per event: which process began and finished what, and when."""
+        record = {
+            "step": step,
+            "event": what,
+            "time": datetime.now(UTC).isoformat(),
+            "pid": os.getpid(),
+        }
+        self._store.write_json(f"{_EVENTS}/{time.time_ns():020d}-{os.getpid()}.json", record)
+
+    def _call(self, step: int, failures: list[GateFailure]) -> None:
+        """Tell the webhook; an address that does not answer is said, and stops nothing."""
+        assert self._webhook is not None
+        body = {
+            "run_dir": self._recipe.run_dir,
+            "step": step,
+            "failures": [f.as_dict() for f in failures],
+        }
+        reason = ""
+        for attempt in range(_WEBHOOK_TRIES):
+            time.sleep(attempt)
+            try:
+                response = httpx.post(
+                    self._webhook,
+                    content=json.dumps(body),
+                    headers={"Content-Type": "application/json"},
+                    timeout=10,
+                )
+            except httpx.HTTPError as error:
+                reason = type(error).__name__
+                continue
+            if response.is_success:
+                return
+            reason = f"status {response.status_code}"
+        # The address may hold a secret: its host is enough.
+        print(
+            f"warning: the webhook at {urlsplit(self._webhook).hostname} was not told: {reason}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def cron_trigger(section: ScheduleSection) -> Any:
+    """APScheduler's trigger of the section's cron line. UserError naming what it cannot read."""
+    from apscheduler.triggers.cron import CronTrigger
+
+    try:
+        zone = ZoneInfo(section.timezone)
+    except (KeyError, ValueError, OSError) as error:
+        raise UserError(
+            f"schedule.timezone = {section.timezone!r}: no such time zone; write it as "
+            "Europe/Berlin or UTC"
+        ) from error
+    assert section.cron is not None
+    try:
+        minute, hour, day, month, weekday = section.cron.split()
+        if day != "*" and weekday != "*":
+            raise ValueError(
+                "day and weekday are both given, and cron would take either of them; give one"
+            )
+        return CronTrigger(
+            minute=minute,
+            hour=hour,
+            day=day,
+            month=month,
+            day_of_week=_weekdays(weekday),
+            timezone=zone,
+        )
+    except (ValueError, KeyError) as error:
+        reason = "needs five fields" if "unpack" in str(error) else str(error)
+        raise UserError(
+            f"schedule.cron = {section.cron!r}: {reason}; write minute hour day month weekday, "
+            "for example '0 */2 * * *'"
+        ) from error
+
+
+def _weekdays(field: str) -> str:
+    """A crontab's weekdays (0 and 7 are Sunday) as names: APScheduler counts from Monday.
+
+    ValueError for what is none.
+    """
+    if field == "*":
+        return field
+    found = set()
+    for part in field.lower().split(","):
+        span, _, step = part.partition("/")
+        first, _, last = ("0", "-", "6") if span == "*" else span.partition("-")
+        start = _weekday(first)
+        stop = _weekday(last) if last else (6 if step else start)
+        stop += 7 if stop < start else 0
+        found |= {number % 7 for number in range(start, stop + 1, int(step or 1))}
+    return ",".join(_DAYS[number] for number in sorted(found))
+
+
+def _weekday(text: str) -> int:
+    if text in _DAYS:
+        return _DAYS.index(text)
+    if not text.isdigit() or int(text) > 7:
+        raise ValueError(f"weekday {text!r}: must be 0 to 7 or {', '.join(_DAYS)}")
+    return int(text)
+
+
+def _release_numbers(section: ScheduleSection) -> dict[str, float] | None:
+    if section.release is None:
+        return None
+    found = numbers_of(read_results(RunStore(f"{section.release}/evaluation")))
+    if not found:
+        raise UserError(f"schedule.release = {section.release!r}: holds no finished evaluation")
+    return found
+
+
+def _webhook_address(section: ScheduleSection) -> str | None:
+    if section.webhook_env is None:
+        return section.webhook
+    address = os.environ.get(section.webhook_env)
+    if not address:
+        raise UserError(
+            f"schedule.webhook_env = {section.webhook_env!r}: this environment variable is not set"
+        )
+    return address
+
+
+def check_run(recipe: Recipe) -> None:
+    """UserError if the run has not begun to train, or was trained by another recipe."""
+    train_record(recipe).check()
+    evaluate_record(recipe)
+    if not train_store(recipe).exists("started.json"):
+        raise UserError(
+            f"{recipe.run_dir} has no training run to evaluate: start one with `sparsepo train`"
+        )

@@ -1,0 +1,172 @@
+"""Scores of generated texts that need a model of their own: classifier rewards, reward-model
+judges, BERTScore, entailment.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from evaluation.metrics.bert_score import BertScorer
+from evaluation.metrics.entailment import EntailmentScorer
+from pipelines.errors import UserError
+from pipelines.evaluate.rewards import (
+    build_reward,
+    class_scores,
+    label_index,
+    load_classifier,
+    padding_tokenizer,
+)
+from pipelines.models import compute_device, from_directory, hf_config, resolve_model
+from pipelines.recipe import ClassifierReward, EvaluateSection, Recipe, RewardModelJudge
+
+WHO = ("start", "policy")
+
+
+class TextScorer:
+    """Actor: adds scores to sample records; models are loaded when a task first asks for them."""
+
+    def __init__(self, recipe: dict[str, Any]) -> None:
+        self._settings = Recipe.model_validate(recipe).evaluate
+        self._models: dict[str, Any] = {}
+
+    def __call__(self, task: dict[str, Any]) -> list[dict[str, Any]]:
+        """The task's records (prompt, chosen_text, policy_text, start_text) with what its
+        `wanted` names.
+        """
+        records: list[dict[str, Any]] = task["records"]
+        add = {
+            "reward": self._rewards,
+            "judge": self._judge,
+            "bert_score": self._bert_score,
+            "entailment": self._entailment,
+        }
+        for name in task["wanted"]:
+            add[name](records)
+        return records
+
+    def _loaded(self, name: str, load: Callable[[], Any]) -> Any:
+        if name not in self._models:
+            self._models[name] = load()
+        return self._models[name]
+
+    def _rewards(self, records: list[dict[str, Any]]) -> None:
+        reward = self._loaded("reward", lambda: build_reward(self._settings.reward))
+        for who in WHO:
+            _put(records, f"{who}_reward", reward([r[f"{who}_text"] for r in records]))
+
+    def _judge(self, records: list[dict[str, Any]]) -> None:
+        judge = self._settings.judge
+        assert isinstance(judge, RewardModelJudge)
+        score = self._loaded("judge", lambda: _reward_model(judge))
+        for who in ("chosen", *WHO):
+            _put(
+                records,
+                f"{who}_judge_score",
+                score([r["prompt"] for r in records], [r[f"{who}_text"] for r in records]),
+            )
+
+    def _bert_score(self, records: list[dict[str, Any]]) -> None:
+        settings = self._settings.summarization
+        assert settings.bert_score_model is not None
+        model = settings.bert_score_model
+        scorer = self._loaded(
+            "bert_score", lambda: BertScorer(*_encoder(model), settings.bert_score_layer)
+        )
+        for who in WHO:
+            _put(
+                records,
+                f"{who}_bert_score",
+                scorer([r[f"{who}_text"] for r in records], [r["chosen_text"] for r in records])[
+                    "f1"
+                ],
+            )
+
+    def _entailment(self, records: list[dict[str, Any]]) -> None:
+        settings = self._settings.summarization
+        assert settings.entailment_model is not None
+        model = settings.entailment_model
+
+        scorer = self._loaded(
+            "entailment",
+            lambda: EntailmentScorer(*load_classifier(model), settings.entailment_label),
+        )
+        for who in WHO:
+            _put(
+                records,
+                f"{who}_entailment",
+                scorer([r[f"{who}_text"] for r in records], [r["prompt"] for r in records]),
+            )
+
+
+def _put(records: list[dict[str, Any]], name: str, values: list[float]) -> None:
+    for record, value in zip(records, values, strict=True):
+        record[name] = value
+
+
+def _encoder(model: str) -> tuple[Any, Any]:
+    from transformers import AutoModel
+
+    directory = resolve_model(model)
+    encoder: Any = from_directory(AutoModel, directory, use_safetensors=True)
+    return encoder.to(compute_device()), padding_tokenizer(directory)
+
+
+def _reward_model(judge: RewardModelJudge) -> Callable[[list[str], list[str]], list[float]]:
+    model, tokenizer = load_classifier(judge.model)
+    index = _judge_index(judge, model.config)
+
+    def score(prompts: list[str], replies: list[str]) -> list[float]:
+        return class_scores(
+            model,
+            tokenizer,
+            [prompt + reply for prompt, reply in zip(prompts, replies, strict=True)],
+            index,
+        )
+
+    return score
+
+
+def _judge_index(judge: RewardModelJudge, config: Any) -> int:
+    if judge.label is not None:
+        return label_index(config, judge.label, "evaluate.judge.label")
+    if config.num_labels != 1:
+        known = ", ".join(map(str, config.id2label.values()))
+        raise UserError(
+            f"evaluate.judge.model = {judge.model!r}: has {config.num_labels} outputs ({known}); "
+            "choose one with evaluate.judge.label"
+        )
+    return 0
+
+
+def check_text_models(settings: EvaluateSection) -> None:
+    """UserError if a model that the benchmarks need does not exist, or has not the label that is
+    asked for.
+    """
+
+    def config_of(name: str, key: str) -> Any:
+        try:
+            return hf_config(resolve_model(name))
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from error
+
+    if isinstance(settings.reward, ClassifierReward) and "sentiment" in settings.benchmarks:
+        label_index(
+            config_of(settings.reward.model, "evaluate.reward.model"),
+            settings.reward.label,
+            "evaluate.reward.label",
+        )
+    if isinstance(settings.judge, RewardModelJudge) and "dialogue" in settings.benchmarks:
+        _judge_index(settings.judge, config_of(settings.judge.model, "evaluate.judge.model"))
+    if "summarization" in settings.benchmarks:
+        section = settings.summarization
+        if section.entailment_model is not None:
+            config = config_of(section.entailment_model, "evaluate.summarization.entailment_model")
+            label_index(config, section.entailment_label, "evaluate.summarization.entailment_label")
+        if section.bert_score_model is not None:
+            layers = config_of(
+                section.bert_score_model, "evaluate.summarization.bert_score_model"
+            ).num_hidden_layers
+            if section.bert_score_layer is not None and section.bert_score_layer > layers:
+                raise UserError(
+                    f"evaluate.summarization.bert_score_layer = {section.bert_score_layer}: the "
+                    f"model has layers 0 to {layers}"
+                )

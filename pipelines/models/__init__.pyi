@@ -1,0 +1,29 @@
+from .device import (
+    Placement as Placement,
+    as_floats as as_floats,
+    is_out_of_memory as is_out_of_memory,
+)
+from .families import batch_layout as batch_layout
+from .generation import generate as generate
+from .hardware import (
+    activation_bytes_per_token as activation_bytes_per_token,
+    micro_batch_tokens as micro_batch_tokens,
+    peak_tflops as peak_tflops,
+    sustained_tflops as sustained_tflops,
+)
+from .loading import (
+    ADAPTER_CONFIG as ADAPTER_CONFIG,
+    base_dir as base_dir,
+    compute_device as compute_device,
+    from_directory as from_directory,
+    hf_config as hf_config,
+    load_causal_lm as load_causal_lm,
+    load_tokenizer as load_tokenizer,
+    max_positions as max_positions,
+    model_config as model_config,
+    reference_dtype as reference_dtype,
+    resolve_model as resolve_model,
+    tokenizer_fingerprint as tokenizer_fingerprint,
+    weights_fingerprint as weights_fingerprint,
+)
+from .trusted_code import TRUSTED_CODE as TRUSTED_CODE, may_run as may_run

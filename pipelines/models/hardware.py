@@ -1,0 +1,92 @@
+"""What a device computes per second and what fits on it, as assumptions to plan with; nothing is
+measured.
+"""
+
+import os
+from typing import Any
+
+import torch
+
+from pipelines.models.device import Placement
+from pipelines.models.loading import hf_config, resolve_model
+from pipelines.recipe import Recipe
+
+# Dense bfloat16 peak in TFLOP/s by a part of the device's name, the longest match wins (vendors'
+# data sheets).
+_PEAK_TFLOPS = {
+    "B200": 2250.0,
+    "GB200": 2450.0,
+    "H200": 989.0,
+    "H100": 989.0,
+    "H100 PCIe": 756.0,
+    "H800": 989.0,
+    "A100": 312.0,
+    "A800": 312.0,
+    "A10": 125.0,
+    "A10G": 70.0,
+    "L40S": 362.0,
+    "L40": 181.0,
+    "L4": 121.0,
+    "V100": 125.0,
+    "T4": 65.0,
+    "RTX 4090": 165.0,
+    "RTX 3090": 71.0,
+    "MI300X": 1307.0,
+}
+_UNKNOWN_GPU_TFLOPS = 100.0
+_GPU_UTILISATION = 0.4  # of the peak, in a forward pass over text
+_CPU_CORE_TFLOPS = 0.025  # sustained, float32
+_LARGEST_MICRO_BATCH, _SMALLEST_MICRO_BATCH, _CPU_MICRO_BATCH = 16384, 2048, 2048  # tokens
+_ACTIVATION_SHARE = 0.35  # of a GPU's memory
+
+
+def sustained_tflops(device: torch.device, name: str | None = None) -> float:
+    """TFLOP/s that one GPU, or all cores of this machine, sustain in a forward pass.
+
+    Args:
+        device: its type decides. name: of the GPU; by default that of this machine's.
+    """
+    if device.type != "cuda":
+        return _CPU_CORE_TFLOPS * (os.cpu_count() or 1)
+    name = name or (torch.cuda.get_device_name() if torch.cuda.is_available() else "")
+    return _GPU_UTILISATION * (peak_tflops(name) or _UNKNOWN_GPU_TFLOPS)
+
+
+def peak_tflops(name: str) -> float | None:
+    """Dense bfloat16 peak of a GPU by its name, TFLOP/s; None if it is not in the table."""
+    matches = [part for part in _PEAK_TFLOPS if part in name]
+    return _PEAK_TFLOPS[max(matches, key=len)] if matches else None
+
+
+def activation_bytes_per_token(config: Any, itemsize: int, checkpointing: bool) -> int:
+    """What a forward keeps for the backward, per token: about 8 d + 3 ffn values per layer, or each
+    layer's input and one layer.
+
+    Measured: 36 d bytes per layer in bfloat16 for GPT-NeoX (ffn = 4 d).
+    """
+    width, layers = config.hidden_size, config.num_hidden_layers
+    inner = (
+        getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * width
+    )
+    layer = itemsize * (8 * width + 3 * inner)
+    return int(layers * itemsize * width + layer if checkpointing else layers * layer)
+
+
+def micro_batch_tokens(recipe: Recipe, device: torch.device) -> int:
+    """train.micro_batch_tokens, or what is likely to fit: a pure function of the recipe, the
+    model and the device's size.
+    """
+    if recipe.train.micro_batch_tokens is not None:
+        return recipe.train.micro_batch_tokens
+    if device.type != "cuda":
+        return _CPU_MICRO_BATCH
+    config = hf_config(resolve_model(recipe.model.name_or_path)).get_text_config()
+    itemsize = Placement.choose(recipe.train.precision, device, 0, 1).compute.itemsize
+    per_token = activation_bytes_per_token(config, itemsize, recipe.train.gradient_checkpointing)
+    room = (
+        _ACTIVATION_SHARE
+        * torch.cuda.get_device_properties(device).total_memory
+        * min(1.0, recipe.ray.gpus_per_run or 1.0)
+    )
+    fitting = int(room / per_token) // 1024 * 1024
+    return max(_SMALLEST_MICRO_BATCH, min(_LARGEST_MICRO_BATCH, fitting))

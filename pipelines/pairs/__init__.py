@@ -1,0 +1,5 @@
+"""Preference pairs: from sources of any form to token ids in RUN/pairs."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

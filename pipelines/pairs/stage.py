@@ -1,0 +1,282 @@
+"""prepare: sources of any form -> tokenised, split, counted pairs in RUN/pairs (Ray Data).
+
+Tasks read their chunk, render, tokenise and truncate; the driver decides from hashes (duplicates,
+overlap with held-out prompts, limits), and tasks write the shards. Rows are dropped with a reason
+into rejected_rows.jsonl.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.cluster import local_paths, quieten_ray_data, require_seen
+from pipelines.errors import UserError
+from pipelines.models import load_tokenizer, max_positions, resolve_model, tokenizer_fingerprint
+from pipelines.pairs.forms import (
+    Encoded,
+    PairEncoder,
+    RawPair,
+    RowRejected,
+    detect_form,
+    needed_columns,
+    pairs_of_row,
+)
+from pipelines.pairs.row_plan import RowPlan, digest_of
+from pipelines.pairs.sources import Chunk, chunks_of, column_names, read_chunk, source_fingerprint
+from pipelines.pairs.table import PAIR_SCHEMA, PairTable
+from pipelines.pairs.writer import write_shards
+from pipelines.recipe import MANIFEST, DataSection, Recipe, Source, StageRecord
+from pipelines.storage import RunStore
+
+REJECTED_ROWS = "rejected_rows.jsonl"
+_TASK_SCHEMA = pa.schema([*PAIR_SCHEMA, ("reason", pa.string()), ("fatal", pa.string())])
+
+
+def pairs_store(recipe: Recipe) -> RunStore:
+    return RunStore(recipe.paths.pairs or f"{recipe.run_dir}/pairs")
+
+
+def prepare_record(recipe: Recipe) -> StageRecord:
+    """The stage record of a recipe's pairs.
+
+    UserError if a source or the tokenizer does not exist.
+    """
+    tokenizer_dir = resolve_model(
+        recipe.model.tokenizer or recipe.model.name_or_path, tokenizer_only=True
+    )
+    inputs = {
+        "sources": [source_fingerprint(s) for s in recipe.data.sources],
+        "validation": [source_fingerprint(s) for s in recipe.data.validation],
+        "test": [source_fingerprint(s) for s in recipe.data.test],
+        "tokenizer": tokenizer_fingerprint(load_tokenizer(str(tokenizer_dir))),
+        "needs_rejected": recipe.objective.build().uses_rejected,
+    }
+    record = StageRecord.of(recipe, "prepare", pairs_store(recipe), inputs)
+    # Where a source lies changes nothing: its content is among the inputs.
+    settings = {key: value for key, value in record.settings.items() if not key.endswith(".path")}
+    return StageRecord(record.stage, record.store, settings, inputs)
+
+
+def open_pairs(recipe: Recipe) -> PairTable:
+    """The finished pairs of a recipe."""
+    store = pairs_store(recipe)
+    return PairTable(store, store.read_json(MANIFEST))
+
+
+def run_prepare(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
+    """Prepare the recipe's pairs and return the stage's manifest. Needs a running Ray.
+
+    Raises: UserError for a missing file or column, a tokenizer that cannot do the form, or no
+        usable row at all.
+    """
+    record = prepare_record(recipe)
+    directory = resolve_model(
+        recipe.model.tokenizer or recipe.model.name_or_path, tokenizer_only=True
+    )
+    check_lengths(recipe, directory)
+    tasks = _tasks(recipe)
+    record.begin()
+    blocks = _tokenised(
+        tasks, recipe, recipe.model.tokenizer or recipe.model.name_or_path
+    ).to_arrow_refs()
+    plan = _plan(recipe.data, blocks)
+    counts, checksums = write_shards(
+        plan, blocks, record.store, local_paths(recipe), recipe.data.shard_pairs, quiet
+    )
+    record.store.write_bytes(
+        REJECTED_ROWS, "".join(json.dumps(row) + "\n" for row in plan.rejected_rows()).encode()
+    )
+    counts["rejected"] = dict(sorted(plan.reasons.items()))
+    counts["exact_duplicates"] = plan.num_duplicates
+    if counts["pairs"]["train"] == 0:
+        reasons = (
+            ", ".join(f"{reason}: {n}" for reason, n in plan.reasons.most_common(5))
+            or "the sources are empty"
+        )
+        raise UserError(
+            f"no usable training pair in {', '.join(s.path for s in recipe.data.sources)} "
+            f"({reasons})"
+        )
+    return record.finish(counts, checksums)
+
+
+def check_lengths(recipe: Recipe, directory: Path) -> None:
+    """UserError if rows may be longer than the model in that directory reads."""
+    limit = max_positions(directory)
+    data = recipe.data
+    longest = data.max_tokens or data.max_prompt_tokens + data.max_response_tokens
+    if limit is not None and longest > limit:
+        raise UserError(
+            f"data.max_prompt_tokens + max_response_tokens = {longest} (or data.max_tokens): the "
+            f"model reads at most {limit} tokens"
+        )
+
+
+def _tasks(recipe: Recipe) -> list[dict[str, Any]]:
+    """One task per chunk, the source's form resolved and its columns checked before anything
+    runs.
+    """
+    tasks = []
+    everything: tuple[Source, ...] = (
+        *recipe.data.sources,
+        *recipe.data.validation,
+        *recipe.data.test,
+    )
+    for number, source in enumerate(everything):
+        chunks = chunks_of(source, recipe.data.rows_per_task)
+        if not chunks:
+            raise UserError(f"data source {source.path!r} holds no row")
+        columns, first = column_names(chunks[0])
+        form = detect_form(columns, source.columns, first) if source.form == "auto" else source.form
+        for name in needed_columns(form, source.columns):
+            if name not in columns:
+                raise UserError(
+                    f"data source {source.path!r} (form {form}) has no column {name!r}: its "
+                    f"columns are {', '.join(sorted(columns))}"
+                )
+        if recipe.objective.build().uses_rejected and form in ("chosen_only", "text_only"):
+            raise UserError(
+                f"data source {source.path!r} has no rejected responses: objective "
+                f"{recipe.objective.name} needs them"
+            )
+        _check_features(recipe, source, form)
+        tasks += [
+            {"source": number, "form": form, "chunk": json.dumps(asdict(chunk))} for chunk in chunks
+        ]
+    return tasks
+
+
+def _check_features(recipe: Recipe, source: Source, form: str) -> None:
+    """UserError if objective or mask read something from the pairs that this source cannot give."""
+    names, wanted = source.columns, recipe.required_features()
+    if (
+        "preference_scores" in wanted
+        and form != "scored"
+        and not (names.chosen_score and names.rejected_score and form == "text")
+    ):
+        raise UserError(
+            f"data source {source.path!r} (form {form}) has no scores, which objective "
+            f"{recipe.objective.name} needs: use the scored form, or the text form with "
+            "data.sources[].columns.chosen_score and rejected_score"
+        )
+    has_weights = bool(names.chosen_weights and names.rejected_weights)
+    if "external_weights" in wanted and not has_weights:
+        raise UserError(
+            f"data source {source.path!r} has no token weights, which mask.kind=external needs: "
+            "set data.sources[].columns.chosen_weights and rejected_weights"
+        )
+    if has_weights and form == "scored":
+        raise UserError(
+            f"data source {source.path!r}: candidates of the scored form cannot carry token weights"
+        )
+
+
+def _tokenised(tasks: list[dict[str, Any]], recipe: Recipe, tokenizer: str) -> Any:
+    import ray.data
+
+    quieten_ray_data()
+    return (
+        ray.data.from_items(tasks, override_num_blocks=len(tasks))
+        .map_batches(
+            _run_task,
+            batch_size=1,
+            batch_format="pyarrow",
+            fn_kwargs={
+                "data": recipe.data,
+                "tokenizer_name": tokenizer,
+                "paths": local_paths(recipe),
+            },
+        )
+        .materialize()
+    )
+
+
+def _plan(data: DataSection, blocks: list[Any]) -> RowPlan:
+    """Decide on all rows from a digest of every block.
+
+    UserError for what a task found that ends the stage.
+    """
+    import ray
+
+    digest = ray.remote(_digest)
+    waiting = [digest.remote(block, data) for block in blocks]
+    plan = RowPlan(data)
+    for number, pending in enumerate(waiting):
+        found, fatal = ray.get(pending)
+        if fatal:
+            raise UserError(fatal)
+        plan.add(found)
+        waiting[number] = None  # the object store may forget it
+    plan.settle()
+    return plan
+
+
+def _digest(block: pa.Table, data: DataSection) -> tuple[pa.Table | None, str | None]:
+    """Ray task: (the block's digest, None), or (None, what ends the stage)."""
+    fatal = next(filter(None, block["fatal"].to_pylist()), None)
+    return (None, fatal) if fatal else (digest_of(block, data), None)
+
+
+def _run_task(
+    batch: pa.Table, data: DataSection, tokenizer_name: str, paths: dict[str, str]
+) -> pa.Table:
+    """Ray Data task: one chunk -> a table of pairs and rejected rows, or of one row that says
+    what ends the stage.
+    """
+    (task,) = batch.to_pylist()
+    try:
+        require_seen(paths)
+        rows = _rows_of_chunk(task, data, tokenizer_name)
+    except UserError as error:
+        rows = [{"source": task["source"], "fatal": str(error)}]
+    return pa.Table.from_pylist(rows, schema=_TASK_SCHEMA)
+
+
+def _rows_of_chunk(
+    task: dict[str, Any], data: DataSection, tokenizer_name: str
+) -> list[dict[str, Any]]:
+    source = (*data.sources, *data.validation, *data.test)[task["source"]]
+    # By name: a model from a hub or an object store lies elsewhere on every machine.
+    tokenizer = load_tokenizer(str(resolve_model(tokenizer_name, tokenizer_only=True)))
+    encoder = PairEncoder(tokenizer, data)
+    rows: list[dict[str, Any]] = []
+    for number, row in read_chunk(Chunk(**json.loads(task["chunk"]))):
+        base = {"source": task["source"], "row": number}
+        try:
+            if row is None:
+                raise RowRejected("the line is not a JSON object")
+            for pair in pairs_of_row(row, task["form"], data, source.columns, tokenizer):
+                rows.append({**base, **_columns(pair, encoder.encode(pair))})
+        except RowRejected as reason:
+            rows.append({**base, "reason": str(reason)})
+    return rows
+
+
+def _columns(pair: RawPair, encoded: Encoded) -> dict[str, Any]:
+    content = json.dumps([pair.prompt, pair.chosen, pair.rejected])
+    return {
+        "pair_id": hashlib.sha256(content.encode()).hexdigest()[:24],
+        "prompt_hash": prompt_hash(pair.prompt if pair.prompt else pair.chosen),
+        "prompt": pair.prompt,
+        "chosen": pair.chosen,
+        "rejected": pair.rejected,
+        "prompt_ids": encoded.prompt,
+        "chosen_ids": encoded.chosen,
+        "rejected_ids": encoded.rejected,
+        "chosen_score": pair.chosen_score,
+        "rejected_score": pair.rejected_score,
+        "chosen_weights": encoded.chosen_weights,
+        "rejected_weights": encoded.rejected_weights,
+        "truncated": ",".join(encoded.truncated),
+    }
+
+
+def prompt_hash(prompt: str) -> str:
+    """Hash of a prompt with case and white space normalised: what the split and the overlap
+    check compare.
+    """
+    return hashlib.sha256(" ".join(prompt.lower().split()).encode()).hexdigest()[:24]

@@ -1,0 +1,133 @@
+"""One class per objective: its options and their ranges.
+
+A subclass of ObjectiveConfig is an alternative of `objective.name`.
+"""
+
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from pipelines.recipe.section import Section
+from sparsepo.objectives import OBJECTIVES, Objective
+
+
+class ObjectiveConfig(Section):
+    """Fields are named as the options of the objective's constructor."""
+
+    STAGE = "train"
+    name: str
+
+    def conflict(self, min_gap: float) -> str | None:
+        """Why this objective cannot work with data prepared with this data.min_gap; None if it
+        can.
+        """
+        return None
+
+    def build(self) -> Objective:
+        return OBJECTIVES[self.name](**self.model_dump(exclude={"name"}))
+
+
+class PreferenceConfig(ObjectiveConfig):
+    nll_coef: float = Field(0.0, ge=0, allow_inf_nan=False)
+
+
+class LogisticConfig(PreferenceConfig):
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+
+
+class DPOConfig(LogisticConfig):
+    name: Literal["dpo"] = "dpo"
+    beta: float = Field(0.1, gt=0)
+
+
+class IPOConfig(PreferenceConfig):
+    name: Literal["ipo"] = "ipo"
+    beta: float = Field(0.1, gt=0)
+    length_average: bool = True
+
+
+class SimPOConfig(LogisticConfig):
+    name: Literal["simpo"] = "simpo"
+    beta: float = Field(2.0, gt=0)
+    gamma_beta_ratio: float = Field(0.25, ge=0)
+
+
+class DPOPConfig(LogisticConfig):
+    name: Literal["dpop"] = "dpop"
+    beta: float = Field(0.3, gt=0)
+    penalty_lambda: float = Field(50.0, ge=0)
+
+
+class ODPOConfig(LogisticConfig):
+    name: Literal["odpo"] = "odpo"
+    beta: float = Field(0.1, gt=0)
+    alpha: float = Field(1.0, ge=0)
+    min_gap: float = Field(1e-3, gt=0)
+
+    def conflict(self, min_gap: float) -> str | None:
+        if min_gap >= self.min_gap:
+            return None
+        return (
+            f"data.min_gap={min_gap} with objective.name={self.name}: must be at least "
+            f"objective.min_gap={self.min_gap}, so that prepare drops the pairs whose scores are "
+            "too close"
+        )
+
+
+class TDPO1Config(LogisticConfig):
+    name: Literal["tdpo1"] = "tdpo1"
+    beta: float = Field(0.1, gt=0)
+
+
+class TDPO2Config(LogisticConfig):
+    name: Literal["tdpo2"] = "tdpo2"
+    beta: float = Field(0.1, gt=0)
+    alpha: float = Field(0.5, ge=0)
+
+
+class MaPOConfig(LogisticConfig):
+    name: Literal["mapo"] = "mapo"
+    beta: float = Field(0.1, gt=0)
+
+
+class SparsePOConfig(LogisticConfig):
+    name: Literal["sparsepo"] = "sparsepo"
+    beta: float = Field(0.1, gt=0)
+    l1_reward: float = Field(0.0, ge=0)
+    l1_kl: float = Field(0.0, ge=0)
+
+
+class TISDPOConfig(LogisticConfig):
+    name: Literal["tis_dpo"] = "tis_dpo"
+    beta: float = Field(0.1, gt=0)
+    mu: float = Field(1.0, gt=0)
+    low: float = -0.5
+    high: float = 1.5
+
+
+class RPOConfig(LogisticConfig):
+    name: Literal["rpo"] = "rpo"
+    beta: float = Field(0.1, gt=0)
+    tau: float = Field(0.5, gt=0)
+
+
+class SFTConfig(ObjectiveConfig):
+    name: Literal["sft"] = "sft"
+
+
+def _alternatives(base: type[ObjectiveConfig]) -> list[type[ObjectiveConfig]]:
+    """The classes that name an objective, in the order of OBJECTIVES."""
+    below = [found for child in base.__subclasses__() for found in _alternatives(child)] or [base]
+    return sorted(
+        below, key=lambda section: list(OBJECTIVES).index(section.model_fields["name"].default)
+    )
+
+
+if TYPE_CHECKING:
+    AnyObjective = ObjectiveConfig
+else:
+    AnyObjective = Annotated[
+        reduce(or_, _alternatives(ObjectiveConfig)), Field(discriminator="name")
+    ]

@@ -1,0 +1,359 @@
+"""The recipe's schema; objectives and masks have modules of their own."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from pipelines.recipe.evaluation import EvaluateSection, SampleSection, ScheduleSection
+from pipelines.recipe.masks import AnyMask, NoMask
+from pipelines.recipe.objectives import AnyObjective, DPOConfig
+from pipelines.recipe.section import Section, of_stage
+from sparsepo.records import FEATURES
+
+
+class ModelSection(Section):
+    """Locations only: the contents they name are fingerprinted as stage inputs.
+
+    reference: the starting model unless named. positive_scorer, negative_scorer: the two models
+    that tis_dpo weighs tokens with. embedder: a sentence-embedding model for rpo; without one, the
+    mean of the reference's last hidden states.
+    """
+
+    name_or_path: str = Field(min_length=1)
+    reference: str | None = None
+    tokenizer: str | None = None
+    positive_scorer: str | None = None
+    negative_scorer: str | None = None
+    embedder: str | None = None
+
+
+class ColumnNames(Section):
+    STAGE = "prepare"
+    prompt: str = "prompt"
+    chosen: str = "chosen"
+    rejected: str = "rejected"
+    text: str = "text"
+    responses: str = "responses"
+    scores: str = "scores"
+    chosen_score: str | None = None
+    rejected_score: str | None = None
+    chosen_weights: str | None = None
+    rejected_weights: str | None = None
+
+
+class Source(Section):
+    """One data source.
+
+    `path`: a local or object-store file, directory or glob, or a Hugging Face data set name.
+
+    form: text = prompt/chosen/rejected strings; conversational = message lists; hh = transcripts;
+    scored = candidates with scores; chosen_only = prompt/chosen strings; text_only = one text
+    column (for sft). weight: expected copies of each training row.
+    """
+
+    STAGE = "prepare"
+    path: str = Field(min_length=1)
+    format: Literal["auto", "jsonl", "parquet", "csv", "huggingface"] = "auto"
+    form: Literal["auto", "text", "conversational", "hh", "scored", "chosen_only", "text_only"] = (
+        "auto"
+    )
+    columns: ColumnNames = ColumnNames()
+    weight: float = Field(1.0, gt=0, le=100)
+    split: str = "train"
+    subset: str | None = None
+    data_dir: str | None = None
+
+
+class DataSection(Section):
+    STAGE = "prepare"
+    sources: tuple[Source, ...] = Field(min_length=1)
+    validation: tuple[Source, ...] = ()
+    test: tuple[Source, ...] = ()
+    validation_fraction: float = Field(0.0, ge=0, lt=1)
+    test_fraction: float = Field(0.0, ge=0, lt=1)
+    split_seed: int = 0
+    max_prompt_tokens: int = Field(512, ge=1)
+    max_response_tokens: int = Field(512, ge=1)
+    max_tokens: int | None = Field(None, ge=2)
+    prompt_overflow: Literal["keep_end", "keep_start", "drop"] = "keep_end"
+    response_overflow: Literal["truncate", "drop"] = "truncate"
+    min_gap: float = Field(0.0, ge=0)
+    pairing: Literal["best_worst", "all"] = "best_worst"
+    deduplicate: bool = False
+    max_train_pairs: int | None = Field(None, ge=1)
+    max_validation_pairs: int | None = Field(None, ge=1)
+    max_test_pairs: int | None = Field(None, ge=1)
+    shard_pairs: int = Field(1024, ge=1)
+    rows_per_task: int = of_stage(None, 2000, ge=1)
+
+    @model_validator(mode="after")
+    def _fractions(self) -> "DataSection":
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                "validation_fraction + test_fraction = "
+                f"{self.validation_fraction + self.test_fraction}: must be below 1"
+            )
+        return self
+
+
+class ReferenceSection(Section):
+    """mode: stored = scored once, read from disk; online = the frozen model runs beside training;
+    auto takes the cheaper.
+
+    features: stored beyond what objective and mask need. topk: keep only the k likeliest tokens for
+    the KL, which is then a lower bound. layers_dtype: how states of all layers are stored, compute
+    = in the reference's dtype. layout: packed shares the prompt between both responses and packs
+    pairs where the model allows it. batch_tokens: tokens per forward, padding included.
+    gpus_per_model: GPUs over which one copy is spread. max_failed_fraction: rows that may fail
+    alone.
+    """
+
+    STAGE = "reference"
+    mode: Literal["auto", "stored", "online"] = of_stage(None, "auto")
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    features: tuple[
+        Literal[
+            "reference_logps",
+            "reference_hidden",
+            "reference_topk",
+            "reference_layers",
+            "activation_mask",
+            "scorer_log_ratios",
+            "prompt_embedding",
+        ],
+        ...,
+    ] = of_stage(None, ())
+    topk: int | None = of_stage("train", None, ge=1, le=4096)
+    layers_dtype: Literal["compute", "int8"] = of_stage("train", "compute")
+    layout: Literal["auto", "packed", "padded"] = of_stage(None, "auto")
+    batch_tokens: int | None = of_stage(None, None, ge=1)
+    num_actors: int | None = of_stage(None, None, ge=1)
+    gpus_per_model: int = of_stage(None, 1, ge=1)
+    max_failed_fraction: float = of_stage(None, 0.01, ge=0, le=1)
+
+
+class LoraSection(Section):
+    """Low-rank adapters on the policy through peft; masks stay trainable. target_modules: peft's
+    own choice for the model by default.
+
+    save: adapter = the adapter alone, naming its base; merged = whole weights.
+    """
+
+    STAGE = "train"
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: tuple[str, ...] | None = None
+    save: Literal["adapter", "merged"] = "adapter"
+
+
+class SelectionSection(Section):
+    """Which checkpoints are worth keeping, by a metric of the validations.
+
+    keep_best: that many best checkpoints are kept beside the newest ones. patience: validations
+    without improvement after which training stops. publish: which weights become RUN/train/model.
+    """
+
+    STAGE = "train"
+    metric: str = Field("validation/loss", pattern="^validation/")
+    mode: Literal["min", "max"] = "min"
+    keep_best: int = of_stage(None, 0, ge=0)
+    patience: int | None = Field(None, ge=1)
+    publish: Literal["last", "best"] = "last"
+
+    def is_active(self) -> bool:
+        return self.keep_best > 0 or self.patience is not None or self.publish == "best"
+
+
+class TrainSection(Section):
+    """precision: mixed = float32 master weights and bfloat16 compute. strategy: ddp = every worker
+    holds the model; fsdp = sharded (FSDP2).
+
+    layout: packed shares the prompt between both responses and packs pairs where the model allows
+    it. micro_batch_tokens: tokens per forward and backward, padding included. auto_microbatch:
+    halve it when memory runs out, and go on from the last checkpoint. compile: torch.compile the
+    decoder layers (by default on GPUs). min_workers: go on with so many when workers are lost.
+    """
+
+    STAGE = "train"
+    global_batch_size: int = Field(64, ge=1)
+    epochs: float = Field(1.0, gt=0)
+    max_steps: int | None = Field(None, ge=1)
+    learning_rate: float = Field(1e-6, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_eps: float = Field(1e-8, gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_fraction: float = Field(0.1, ge=0, lt=1)
+    max_grad_norm: float = Field(1.0, gt=0)
+    dropout: Literal["off", "keep"] = "off"
+    precision: Literal["auto", "float32", "mixed", "bfloat16"] = "auto"
+    lora: LoraSection | None = None
+    seed: int = 0
+    validate_every: int | None = Field(None, ge=1)
+    selection: SelectionSection = SelectionSection()
+    strategy: Literal["ddp", "fsdp"] = of_stage(None, "ddp")
+    layout: Literal["auto", "packed", "padded"] = of_stage(None, "auto")
+    micro_batch_tokens: int | None = of_stage(None, None, ge=1)
+    auto_microbatch: bool = of_stage(None, False)
+    gradient_checkpointing: bool = of_stage(None, False)
+    compile: bool | None = of_stage(None, None)
+    num_workers: int = of_stage(None, 1, ge=1)
+    min_workers: int | None = of_stage(None, None, ge=1)
+    use_gpu: bool | None = of_stage(None, None)
+    cpus_per_worker: float | None = of_stage(None, None, gt=0)
+    checkpoint_every: int = of_stage(None, 100, ge=1)
+    keep_checkpoints: int = of_stage(None, 2, ge=1)
+    max_failures: int = of_stage(None, 2, ge=0)
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = of_stage(
+        None, ("tensorboard",)
+    )
+    tracker_project: str = of_stage(None, "sparsepo", min_length=1)
+    tracker_group: str | None = of_stage(None, None, min_length=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "TrainSection":
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(
+                f"min_workers = {self.min_workers}: must be at most num_workers = "
+                f"{self.num_workers}"
+            )
+        if self.selection.is_active() and self.validate_every is None:
+            raise ValueError("selection chooses between validations: set train.validate_every")
+        return self
+
+
+class PathsSection(Section):
+    """Where shared stage outputs live; by default inside run_dir.
+
+    Runs that name the same place share the work.
+    """
+
+    pairs: str | None = None
+    reference: str | None = None
+
+
+class RaySection(Section):
+    """address: of a running cluster; None starts a local one unless RAY_ADDRESS is set.
+
+    worker_logs: print what workers print; it is in the log files of Ray anyway. cpus_per_run,
+    gpus_per_run: what the actors and workers of this run may take, for several runs side by side; a
+    fraction of a GPU is for one worker. autoscaling: whether machines come with work, so that
+    missing ones are waited for; by default where the head has no CPUs. scale_up_timeout_s: how long
+    they are waited for. fallback_resource: what only machines of the second choice have: some that
+    are missing for fallback_after_s are asked for with it, and in turn without.
+    """
+
+    address: str | None = None
+    num_cpus: int | None = Field(None, ge=1)
+    num_gpus: int | None = Field(None, ge=0)
+    cpus_per_run: int | None = Field(None, ge=1)
+    gpus_per_run: float | None = Field(None, gt=0)
+    autoscaling: bool | None = None
+    scale_up_timeout_s: int = Field(1200, ge=1)
+    fallback_resource: str | None = Field("on_demand", min_length=1)
+    fallback_after_s: int = Field(180, ge=1)
+    temp_dir: str | None = None
+    worker_logs: bool = False
+
+
+class Recipe(Section):
+    run_dir: str = Field(min_length=1)
+    model: ModelSection
+    data: DataSection
+    objective: AnyObjective = DPOConfig()
+    mask: AnyMask = NoMask()
+    reference: ReferenceSection = ReferenceSection()
+    train: TrainSection = TrainSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    sample: SampleSection = SampleSection()
+    schedule: ScheduleSection = ScheduleSection()
+    paths: PathsSection = PathsSection()
+    ray: RaySection = RaySection()
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Recipe":
+        share = self.ray.gpus_per_run
+        if share is not None and share != int(share) and (share > 1 or self.train.num_workers > 1):
+            raise ValueError(
+                f"ray.gpus_per_run={share} with train.num_workers={self.train.num_workers}: a "
+                "fraction of one GPU is for one worker"
+            )
+        name, built = self.objective.name, self.objective.build()
+        if self.mask.kind not in built.mask_kinds:
+            raise ValueError(
+                f"mask.kind={self.mask.kind} with objective.name={name}: allowed is "
+                f"{' or '.join(sorted(built.mask_kinds))}"
+            )
+        wanted = self.required_features() | frozenset(self.reference.features)
+        if "scorer_log_ratios" in wanted and not (
+            self.model.positive_scorer and self.model.negative_scorer
+        ):
+            raise ValueError(
+                f"objective.name={name} needs the feature scorer_log_ratios of the reference "
+                "stage: set model.positive_scorer and model.negative_scorer (models that prefer "
+                "good and bad responses)"
+            )
+        if "reference_topk" in wanted and self.reference.topk is None:
+            raise ValueError(
+                "reference.features names reference_topk: say how many tokens with reference.topk"
+            )
+        if self.reference.topk is not None and "reference_topk" not in wanted:
+            raise ValueError(
+                f"reference.topk={self.reference.topk}: objective.name={name} has no KL to "
+                "approximate; leave it out"
+            )
+        if self.reference.layers_dtype == "int8" and (
+            "reference_layers" not in wanted or self.reference.mode == "online"
+        ):
+            raise ValueError(
+                "reference.layers_dtype=int8: no states of all layers are stored; leave it out"
+            )
+        if self.reference.topk is not None and "reference_hidden" in self.mask.requires():
+            raise ValueError(
+                f"reference.topk={self.reference.topk} with this mask: its hidden states already "
+                "give the exact KL; leave reference.topk out"
+            )
+        if self.train.selection.is_active() and not (
+            self.data.validation or self.data.validation_fraction
+        ):
+            raise ValueError(
+                "train.selection chooses by a validation metric: set data.validation_fraction or "
+                "data.validation"
+            )
+        conflict = self.objective.conflict(self.data.min_gap)
+        if conflict:
+            raise ValueError(conflict)
+        return self
+
+    def required_features(self) -> frozenset[str]:
+        """Features that objective and mask need together."""
+        wanted = self.objective.build().requires | self.mask.requires()
+        if self.reference.topk is not None and "reference_hidden" in wanted:
+            return wanted - {"reference_hidden"} | {"reference_topk"}
+        return wanted
+
+    def reference_mode(self) -> Literal["stored", "online"]:
+        """An `auto` that reference_cost.py has not settled is online exactly when the mask reads
+        every layer.
+        """
+        if self.reference.mode != "auto":
+            return self.reference.mode
+        return "online" if "reference_layers" in self.required_features() else "stored"
+
+    def online_features(self) -> frozenset[str]:
+        """What the frozen reference computes beside training (empty when it is stored)."""
+        if self.reference_mode() == "stored":
+            return frozenset()
+        return frozenset(
+            name for name in self.required_features() if FEATURES[name].origin == "reference"
+        )
+
+    def stored_features(self) -> frozenset[str]:
+        """What the reference stage writes for this recipe; scorers and embedder never run beside
+        training.
+        """
+        made = frozenset(
+            name for name in self.required_features() if FEATURES[name].origin != "pairs"
+        )
+        return (made - self.online_features()) | frozenset(self.reference.features)

@@ -1,0 +1,364 @@
+"""The scoring actor: whole shards in, feature files and their markers out.
+
+Rows are scored in windows of consecutive rows, and in batches of similar length within a window:
+both depend on the shard, the layout and the token budget alone. Several shards are in work at once,
+so that others are read and written while one is scored. A row that fails is scored alone, and
+reported if it fails again; its shard goes on without it.
+"""
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from pipelines.errors import UserError
+from pipelines.models import batch_layout, compute_device, reference_dtype
+from pipelines.pairs import open_pairs, pairs_of, shard_name
+from pipelines.recipe import Recipe
+from pipelines.reference.formats import FeatureFormat, formats_of
+from pipelines.reference.model import batch_tokens, load_reference
+from pipelines.reference.other_models import PromptEmbedder, load_scorers
+from pipelines.reference.store import ColumnBuilder, feature_path, feature_schema, write_head
+from pipelines.storage import RunStore
+from sparsepo import ReferenceModel
+from sparsepo.batching.batch_layout import BatchLayout
+from sparsepo.batching.layouts import TokenizedPair
+from sparsepo.compression import pack_states, topk_of
+from sparsepo.kernels.token_scoring import score_tokens
+from sparsepo.records import FEATURES
+from sparsepo.scorers import scorer_log_ratios
+
+_WINDOW_BATCHES = 4  # full batches per window
+_TOPK_SAMPLE = 1024  # tokens on which the top-k error is measured
+
+
+def reference_store(recipe: Recipe) -> RunStore:
+    return RunStore(recipe.paths.reference or f"{recipe.run_dir}/reference")
+
+
+def marker_path(feature: str, split: str, number: int) -> str:
+    return f"shards/{feature}/{shard_name(split, number)}.json"
+
+
+@dataclass
+class _Window:
+    """Consecutive rows of a shard: their pairs, and why some of them failed."""
+
+    first: int
+    pairs: list[TokenizedPair]
+    prompts: list[str]
+    failures: dict[int, str] = field(default_factory=dict)
+
+    def lengths(self, feature: str) -> list[list[int]]:
+        """Values of every row in the feature's columns: tokens of both sides, or one per pair."""
+        if FEATURES[feature].per == "pair":
+            return [[1] * len(self.pairs)]
+        return [
+            [len(p.chosen) for p in self.pairs],
+            [0 if p.rejected is None else len(p.rejected) for p in self.pairs],
+        ]
+
+    def sides_of(self, rows: Sequence[int]) -> list[Tensor]:
+        """Places of the chosen and of the rejected responses' tokens in the canonical order of
+        some rows.
+        """
+        lengths = [len(response) for row in rows for response in self.pairs[row].responses()]
+        side = np.concatenate([np.arange(len(self.pairs[row].responses())) for row in rows])
+        of_token = np.repeat(side, lengths)
+        return [torch.from_numpy(np.flatnonzero(of_token == wanted)) for wanted in (0, 1)]
+
+
+class ShardScorer:
+    """Actor: scores whole shards and publishes their feature files.
+
+    Models are loaded when a feature first needs them.
+    """
+
+    def __init__(self, recipe: dict[str, Any]) -> None:
+        self._recipe = Recipe.model_validate(recipe)
+        self._device = compute_device()
+        self._dtype = reference_dtype(self._recipe.reference.dtype, self._device)
+        self._store = reference_store(self._recipe)
+        self._pairs = open_pairs(self._recipe)
+        self._budget = batch_tokens(self._recipe, self._device)
+        self._models = threading.Lock()
+
+    @cached_property
+    def _reference(self) -> ReferenceModel:
+        return load_reference(
+            self._recipe,
+            self._device,
+            self._recipe.reference.gpus_per_model if self._device.type == "cuda" else 1,
+        )
+
+    @cached_property
+    def _scorers(self) -> tuple[Any, Any]:
+        return load_scorers(self._recipe, self._device)
+
+    @cached_property
+    def _embedder(self) -> PromptEmbedder:
+        own = self._recipe.model.embedder is not None
+        return PromptEmbedder(
+            self._recipe, None if own else self._reference.causal_lm, self._device
+        )
+
+    @cached_property
+    def _vocabulary(self) -> int:
+        return int(self._reference.causal_lm.get_input_embeddings().weight.shape[0])
+
+    @cached_property
+    def _reference_layout(self) -> BatchLayout:
+        return self._layout_for([self._reference.causal_lm])
+
+    @cached_property
+    def _scorer_layout(self) -> BatchLayout:
+        return self._layout_for(list(self._scorers))
+
+    def _layout_for(self, models: list[Any]) -> BatchLayout:
+        return batch_layout("reference.layout", self._recipe.reference.layout, models, self._budget)
+
+    def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return self._score_shard(
+                task["split"], task["shard"], task["features"], task["fingerprint"]
+            )
+        except UserError as failure:
+            return {"error": str(failure), "is_users": True}
+        except torch.OutOfMemoryError:
+            name, budget = self._device_name(), self._budget
+            return {
+                "error": f"out of memory on {name} with {budget} tokens per batch: lower "
+                "reference.batch_tokens",
+                "is_users": False,
+            }
+
+    def _score_shard(
+        self, split: str, number: int, features: list[str], fingerprint: str
+    ) -> dict[str, Any]:
+        table = self._pairs.shard(split, number)
+        with self._models:  # importing transformers is not safe from two threads either
+            formats = formats_of(self._recipe, features, self._dtype)
+        schemas = {
+            name: feature_schema(name, form, split, number, fingerprint)
+            for name, form in formats.items()
+        }
+        failures: dict[int, str] = {}
+        tokens = 0
+        topk_error: dict[str, float] | None = None
+        with contextlib.ExitStack() as files:
+            writers = {
+                name: files.enter_context(
+                    self._store.table_writer(
+                        feature_path(name, split, number), schema, compression=None
+                    )
+                )
+                for name, schema in schemas.items()
+            }
+            for window in self._windows(table):
+                with self._models:
+                    columns = self._score_window(window, formats)
+                    if (
+                        "reference_topk" in features
+                        and split == "train"
+                        and number == 0
+                        and window.first == 0
+                    ):
+                        topk_error = self._topk_error(window)
+                self._note_infinite(columns, window)
+                for name, sides in columns.items():
+                    arrays = [side.array(window.failures) for side in sides]
+                    writers[name].write(pa.table(arrays, schema=schemas[name]))
+                failures |= {window.first + row: reason for row, reason in window.failures.items()}
+                tokens += sum(
+                    len(response) for pair in window.pairs for response in pair.responses()
+                )
+        if "reference_hidden" in features and number == 0:
+            write_head(self._store, self._reference.head)
+        failed = {str(row): reason for row, reason in sorted(failures.items())}
+        marker: dict[str, Any] = {"tokens": tokens, "failed": failed, "device": self._device_name()}
+        for name, writer in writers.items():
+            extra = (
+                {"topk_error": topk_error}
+                if name == "reference_topk" and topk_error is not None
+                else {}
+            )
+            self._store.write_json(
+                marker_path(name, split, number),
+                {**marker, **extra, "sha256": writer.sha256, "bytes": writer.num_bytes},
+            )
+        return {"tokens": tokens, "failed": failed, "rows": table.num_rows}
+
+    def _windows(self, table: pa.Table) -> Iterator[_Window]:
+        """Consecutive rows of at most a few full batches' tokens."""
+        limit, used = _WINDOW_BATCHES * self._budget, 0
+        pairs, prompts = pairs_of(table), table["prompt"]
+        first = 0
+        for row, pair in enumerate(pairs):
+            width = pair.shared_width()
+            if row > first and used + width > limit:
+                yield _Window(first, pairs[first:row], prompts[first:row].to_pylist())
+                first, used = row, 0
+            used += width
+        if pairs:
+            yield _Window(first, pairs[first:], prompts[first:].to_pylist())
+
+    def _score_window(
+        self, window: _Window, formats: dict[str, FeatureFormat]
+    ) -> dict[str, list[ColumnBuilder]]:
+        """Feature -> its columns of the window's rows, on their way to the CPU.
+
+        The GPU is not waited for, so that another thread's window follows without a gap.
+        """
+        columns = {
+            name: [ColumnBuilder(n, form, self._device_of(name)) for n in window.lengths(name)]
+            for name, form in formats.items()
+        }
+        for origin in sorted({FEATURES[name].origin for name in formats}):
+            names = [name for name in formats if FEATURES[name].origin == origin]
+            layout = self._layout(origin)
+            usable = [
+                row for row in range(len(window.pairs)) if not self._obstacle(window, row, origin)
+            ]
+            for indices in layout.batches([window.pairs[row] for row in usable]):
+                for rows, found in self._score_rows(
+                    [usable[index] for index in indices], window, origin, names, layout
+                ):
+                    self._put(columns, rows, found, window)
+        for sides in columns.values():
+            for side in sides:
+                side.fetch()
+        return columns
+
+    def _note_infinite(self, columns: dict[str, list[ColumnBuilder]], window: _Window) -> None:
+        for name, sides in columns.items():
+            for row in (row for side in sides for row in side.infinite_rows()):
+                window.failures.setdefault(row, f"{name} is not finite")
+
+    def _device_of(self, feature: str) -> torch.device:
+        """Where a feature's values come to be."""
+        if FEATURES[feature].origin == "reference":
+            return self._reference.head.weight.device
+        return torch.device("cpu") if feature == "prompt_embedding" else self._device
+
+    def _put(
+        self,
+        columns: dict[str, list[ColumnBuilder]],
+        rows: list[int],
+        found: dict[str, Tensor],
+        window: _Window,
+    ) -> None:
+        sides = window.sides_of(rows)
+        for name, values in found.items():
+            if FEATURES[name].per == "pair":
+                columns[name][0].put(rows, values)
+                continue
+            for column, indices in zip(columns[name], sides, strict=True):
+                column.put(
+                    rows, values.index_select(0, indices.to(values.device, non_blocking=True))
+                )
+
+    def _layout(self, origin: str) -> BatchLayout:
+        if origin == "embedder":
+            return BatchLayout("padded", self._budget)
+        return self._reference_layout if origin == "reference" else self._scorer_layout
+
+    def _obstacle(self, window: _Window, row: int, origin: str) -> bool:
+        """Whether a row cannot be scored at all; a GPU would be lost to a token beyond its
+        embeddings.
+        """
+        if origin == "reference":
+            largest = max(
+                int(np.max(ids))
+                for ids in (window.pairs[row].prompt, *window.pairs[row].responses())
+            )
+            if largest >= self._vocabulary:
+                window.failures[row] = (
+                    f"token {largest} is beyond the reference's vocabulary of {self._vocabulary}"
+                )
+        return row in window.failures
+
+    def _score_rows(
+        self, rows: list[int], window: _Window, origin: str, names: list[str], layout: BatchLayout
+    ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+        """Score a batch; if that fails, its rows one by one."""
+        try:
+            found = self._score_batch(rows, window, origin, names, layout)
+        except torch.OutOfMemoryError as error:
+            if len(rows) > 1:
+                raise
+            window.failures[rows[0]] = str(error).splitlines()[0]
+        except (ValueError, RuntimeError, IndexError) as error:
+            if len(rows) == 1:
+                window.failures[rows[0]] = str(error).splitlines()[0] or type(error).__name__
+            else:
+                for row in rows:
+                    yield from self._score_rows([row], window, origin, names, layout)
+        else:
+            yield rows, found
+
+    def _score_batch(
+        self, rows: list[int], window: _Window, origin: str, names: list[str], layout: BatchLayout
+    ) -> dict[str, Tensor]:
+        """Feature -> [S, ...] in canonical order, or [rows, e]."""
+        pairs = [window.pairs[row] for row in rows]
+        if origin == "embedder":
+            return {
+                "prompt_embedding": self._embedder.embed(
+                    [window.prompts[row] for row in rows], pairs
+                )
+            }
+        inputs = layout.inputs(pairs).to(self._device)
+        if origin == "scorers":
+            return {"scorer_log_ratios": scorer_log_ratios(*self._scorers, inputs)}
+        features = self._reference.features(inputs, names)
+        found: dict[str, Tensor] = {name: getattr(features, name) for name in names}
+        if "reference_layers" in found and self._recipe.reference.layers_dtype == "int8":
+            if not bool(found["reference_layers"].isfinite().all()):
+                raise ValueError("reference_layers is not finite")  # int8 could not say so
+            found["reference_layers"] = pack_states(found["reference_layers"])
+        return found
+
+    @torch.no_grad()
+    def _topk_error(self, window: _Window) -> dict[str, float] | None:
+        """What top-k loses of the KL, on the first tokens, with hidden states moved by noise in the
+        policy's place.
+
+        At this point the policy still is the reference, whose KL is zero either way.
+        """
+        pairs = [pair for row, pair in enumerate(window.pairs) if row not in window.failures]
+        if not pairs:
+            return None
+        layout = self._reference_layout
+        inputs = layout.inputs([pairs[index] for index in layout.batches(pairs)[0]]).to(
+            self._device
+        )
+        hidden = self._reference.features(inputs, ["reference_hidden"]).reference_hidden
+        assert hidden is not None
+        hidden, labels, head = (
+            hidden[:_TOPK_SAMPLE],
+            inputs.labels[:_TOPK_SAMPLE].to(hidden.device),
+            self._reference.head,
+        )
+        topk = topk_of(hidden, head, self._recipe.reference.topk or 64)
+        noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0)).to(hidden)
+        moved = hidden + 0.1 * hidden.float().std().to(hidden.dtype) * noise
+        exact = score_tokens(moved, head, labels, hidden, head)[1]
+        kept = score_tokens(moved, head, labels, reference_topk=topk)[1]
+        assert exact is not None and kept is not None
+        return {
+            "tokens": float(len(labels)),
+            "tail_mass_mean": float(topk.tail_logps.exp().mean()),
+            "kl_exact": float(exact.mean()),
+            "kl_topk": float(kept.mean()),
+            "relative_error": float((exact - kept).mean() / exact.mean().clamp_min(1e-12)),
+        }
+
+    def _device_name(self) -> str:
+        return torch.cuda.get_device_name() if self._device.type == "cuda" else "cpu"

@@ -1,0 +1,81 @@
+"""Stored or online: what scoring once and reading back costs against running the frozen
+reference beside training.
+"""
+
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pipelines.models import base_dir, reference_dtype, sustained_tflops
+from pipelines.recipe import Recipe
+from pipelines.reference.formats import formats_of
+from pipelines.reference.model import reference_model_dir
+from sparsepo.records import FEATURES
+
+_WRITE_BYTES_PER_SECOND, _READ_BYTES_PER_SECOND = 0.5e9, 1.0e9
+_FORWARD_PER_SCORED_TOKEN = (
+    3.0  # tokens that run through the model for one that is scored: prompts, and padding
+)
+
+
+@dataclass(frozen=True)
+class ReferenceCost:
+    """Device seconds per scored token over a whole recipe (or sweep)."""
+
+    stored: float
+    online: float
+
+
+def reference_cost(recipe: Recipe, device: torch.device, trials: int = 1) -> ReferenceCost:
+    """Stored: one forward, one write, a read per epoch and trial.
+
+    Online: a forward per epoch and trial.
+    """
+    directory = reference_model_dir(recipe)
+    forward = (
+        _FORWARD_PER_SCORED_TOKEN
+        * 2
+        * count_parameters(Path(directory))
+        / (sustained_tflops(device) * 1e12)
+    )
+    features = [name for name in recipe.required_features() if FEATURES[name].origin == "reference"]
+    formats = formats_of(recipe, features, reference_dtype(recipe.reference.dtype, device))
+    size, uses = sum(form.token_bytes() for form in formats.values()), recipe.train.epochs * trials
+    return ReferenceCost(
+        forward + size / _WRITE_BYTES_PER_SECOND + uses * size / _READ_BYTES_PER_SECOND,
+        uses * forward,
+    )
+
+
+def settle_mode(recipe: Recipe, device: torch.device, trials: int = 1) -> Recipe:
+    """The recipe with reference.mode=auto decided.
+
+    Without states of all layers the store is small and always taken.
+    """
+    if recipe.reference.mode != "auto" or "reference_layers" not in recipe.required_features():
+        return recipe
+    cost = reference_cost(recipe, device, trials)
+    mode = "stored" if cost.stored < cost.online else "online"
+    return recipe.model_copy(
+        update={"reference": recipe.reference.model_copy(update={"mode": mode})}
+    )
+
+
+def count_parameters(directory: Path) -> int:
+    """Parameters of a model directory (of the base for an adapter), read from the safetensors
+    headers.
+    """
+    total = 0
+    for file in sorted(base_dir(directory).glob("*.safetensors")):
+        with file.open("rb") as stream:
+            header = json.loads(stream.read(struct.unpack("<Q", stream.read(8))[0]))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                size = 1
+                for extent in entry["shape"]:
+                    size *= extent
+                total += size
+    return total

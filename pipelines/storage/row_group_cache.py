@@ -1,0 +1,84 @@
+"""Row groups of an object store's Parquet files on the local disk: fetched by several threads ahead
+of their use, kept while there is room.
+
+A step reads a few rows of many files; one after the other that takes longer than the step.
+"""
+
+import shutil
+import tempfile
+import threading
+import weakref
+from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.storage.store import RunStore
+
+_THREADS = 16
+_SHARE_OF_DISK = 0.5  # of what is free at the start
+
+
+class RowGroupCache:
+    """The local copy.
+
+    Args:
+        limit_bytes: of the copy; half of the free disk by default. What was used longest ago goes
+            first.
+    """
+
+    def __init__(self, store: RunStore, limit_bytes: int | None = None) -> None:
+        self._store = store
+        self._folder = Path(tempfile.mkdtemp(prefix="sparsepo-groups-"))
+        self._removal = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._limit = (
+            int(_SHARE_OF_DISK * shutil.disk_usage(self._folder).free)
+            if limit_bytes is None
+            else limit_bytes
+        )
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="groups")
+        self._lock = threading.Lock()
+        self._groups: OrderedDict[tuple[str, int], Future[Path]] = OrderedDict()
+        self._held: OrderedDict[tuple[str, int], int] = OrderedDict()
+
+    def fetch(self, path: str, metadata: pq.FileMetaData, group: int) -> Future[Path]:
+        """Start to fetch a row group, unless it is here or under way."""
+        key = (path, group)
+        with self._lock:
+            if key not in self._groups:
+                self._groups[key] = self._pool.submit(self._download, key, metadata)
+            if key in self._held:
+                self._held.move_to_end(key)
+            return self._groups[key]
+
+    def read(self, path: str, metadata: pq.FileMetaData, group: int) -> pa.Table:
+        """A row group, from the local copy. OSError or ArrowInvalid if it cannot be read."""
+        file = self.fetch(path, metadata, group).result()
+        with pa.memory_map(str(file)) as source:
+            return pa.ipc.open_file(source).read_all()
+
+    def _download(self, key: tuple[str, int], metadata: pq.FileMetaData) -> Path:
+        path, group = key
+        try:
+            with self._store.open_parquet(path, metadata) as source:
+                table = self._store.trying(
+                    lambda: source.read_row_group(group), path
+                ).combine_chunks()
+            target = self._folder / f"{abs(hash(key)):x}"
+            with (
+                pa.OSFile(str(target), "wb") as sink,
+                pa.ipc.new_file(sink, table.schema) as writer,
+            ):
+                writer.write_table(table)
+        except BaseException:
+            with self._lock:
+                del self._groups[key]  # the next one to ask tries again
+            raise
+        with self._lock:
+            self._held[key] = target.stat().st_size
+            while sum(self._held.values()) > self._limit and len(self._held) > 1:
+                oldest, _ = self._held.popitem(last=False)
+                self._groups.pop(oldest).result().unlink(missing_ok=True)
+        return target

@@ -1,0 +1,159 @@
+"""Sweep files: YAML and `key=value` overrides -> a checked Sweep, or one clear line."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from pydantic import ValidationError
+
+from pipelines.errors import UserError
+from pipelines.recipe import Recipe, read_mapping, unknown_key_message
+from pipelines.sweep.space import RECIPE, Range, Sweep
+
+
+def is_sweep(name: str) -> bool:
+    """Whether a file (or packaged name) is a sweep rather than a recipe."""
+    try:
+        return "space" in read_mapping(name, "sweep")
+    except UserError:
+        return False
+
+
+def load_sweep(name: str, overrides: Sequence[str] = ()) -> Sweep:
+    """Read and check a sweep file, or a packaged sweep by name.
+
+    Args:
+        overrides: key=value; keys of the sweep replace what the file says, all others are overrides
+            of the recipe.
+    Raises: UserError naming what is wrong.
+    """
+    loaded = read_mapping(name, "sweep")
+    rest = []
+    for item in overrides:
+        key, sign, text = item.partition("=")
+        if sign and key.partition(".")[0] in Sweep.model_fields.keys() - {"overrides"}:
+            if key.startswith("space."):
+                loaded["space"] = {
+                    **(loaded.get("space") or {}),
+                    key.removeprefix("space."): yaml.safe_load(text),
+                }
+            else:
+                loaded = _with_key(loaded, key, yaml.safe_load(text))
+        else:
+            rest.append(item)
+    loaded["overrides"] = [*(loaded.get("overrides") or []), *rest]
+    for key in loaded.get("space") or {}:
+        message = None if key == RECIPE else unknown_key_message(str(key))
+        if message:
+            raise UserError(f"sweep file {name!r}, space: {message}")
+    run_dir = loaded.get("run_dir") or ""
+    loaded["run_dir"] = (
+        run_dir if "://" in run_dir or not run_dir else str(Path(run_dir).expanduser().absolute())
+    )
+    _make_absolute(loaded)
+    try:
+        sweep = Sweep.model_validate(loaded)
+    except ValidationError as error:
+        raise UserError(f"sweep file {name!r}: {_explain(error)}") from error
+    for point in sweep.sample_of_points():
+        try:
+            recipe = sweep.recipe_at(point, sweep.run_dir)
+        except UserError as error:
+            raise UserError(f"sweep file {name!r} at {sweep.title(point)}: {error}") from error
+        _check_metrics(sweep, recipe)
+    return sweep
+
+
+def _with_key(mapping: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A copy of a sweep mapping with one dotted key set; the keys of its space have dots of
+    their own.
+    """
+    space = mapping.get("space")
+    config = OmegaConf.create({k: v for k, v in mapping.items() if k != "space"})
+    OmegaConf.update(config, key, value, force_add=True, merge=False)
+    found: Any = OmegaConf.to_container(config)
+    return {**found, **({"space": space} if space is not None and key != "space" else {})}
+
+
+def _check_metrics(sweep: Sweep, recipe: Recipe) -> None:
+    """UserError for a metric that no trial could report."""
+    held_out = bool(recipe.data.validation or recipe.data.validation_fraction)
+    asked = [("objectives", goal.metric) for goal in sweep.objectives]
+    if sweep.scheduler.name != "none":
+        asked.append(("scheduler", sweep.guide().metric))
+        if recipe.train.validate_every is None:
+            raise UserError(
+                "scheduler asha compares trials while they train: set train.validate_every in "
+                "overrides"
+            )
+    for where, metric in asked:
+        if metric.startswith("validation/") and not held_out:
+            raise UserError(
+                f"{where}: {metric} needs held-out pairs: set data.validation_fraction or "
+                "data.validation in overrides"
+            )
+        benchmark = metric.split("/")[1]
+        if metric.startswith("evaluation/") and benchmark not in recipe.evaluate.benchmarks:
+            raise UserError(
+                f"{where}: {metric}: no trial runs the benchmark {benchmark!r}: it runs "
+                f"{', '.join(recipe.evaluate.benchmarks)}"
+            )
+
+
+def _make_absolute(loaded: dict[str, Any]) -> None:
+    """Recipe files made absolute: trials may run in another directory. Packaged names stay."""
+
+    def absolute(value: Any) -> Any:
+        return (
+            str(Path(value).absolute())
+            if isinstance(value, str) and Path(value).is_file()
+            else value
+        )
+
+    if RECIPE in loaded:
+        loaded[RECIPE] = absolute(loaded[RECIPE])
+    space = loaded.get("space")
+    for key, values in space.items() if isinstance(space, dict) else ():
+        if not isinstance(values, dict):
+            continue
+        named = [(values, kind) for kind in ("grid", "choice")] if key == RECIPE else []
+        named += [(values["when"], RECIPE)] if isinstance(values.get("when"), dict) else []
+        for mapping, name in named:
+            if name in mapping:
+                found = mapping[name]
+                mapping[name] = (
+                    [absolute(value) for value in found]
+                    if isinstance(found, list)
+                    else absolute(found)
+                )
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(
+            key.split(".")[-1], [*Sweep.model_fields, *Range.model_fields], n=1, cutoff=0.5
+        )
+        return f"unknown key {key!r}" + (
+            f": did you mean {near[0]!r}?"
+            if near
+            else f": known are {', '.join(Sweep.model_fields)}"
+        )
+    message = (
+        str(first["ctx"]["error"])
+        if first["type"] == "value_error"
+        else first["msg"][0].lower() + first["msg"][1:]
+    )
+    value = first.get("input")
+    shown = (
+        f" = {value!r}"
+        if key
+        and not isinstance(value, dict | list | tuple)
+        and first["type"] not in ("missing", "value_error")
+        else ""
+    )
+    return f"{key}{shown}: {message}" if key else message

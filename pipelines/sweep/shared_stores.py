@@ -1,0 +1,174 @@
+"""What the trials of a sweep share: pairs and reference scores, made once per distinct setting
+of those stages.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.errors import StageFailed
+from pipelines.pairs import prepare_record, run_prepare
+from pipelines.recipe import Recipe
+from pipelines.reference import (
+    has_features,
+    reference_record,
+    run_reference,
+    scoring_device,
+    settle_mode,
+    stored_origins,
+)
+from pipelines.storage import digest
+from pipelines.sweep.space import Point, Sweep
+
+_MODELS = ("positive_scorer", "negative_scorer", "embedder")
+
+
+@dataclass
+class SharedStore:
+    """One pair table and one reference store.
+
+    Attributes:
+        fingerprint: of the reference stage's settings and inputs. origins: feature -> how it is
+            made. recipes: of the points that use it.
+    """
+
+    fingerprint: str
+    origins: dict[str, str]
+    recipes: list[Recipe]
+
+    def serves(self, fingerprint: str, origins: dict[str, str]) -> bool:
+        """Whether nothing that both store is made differently."""
+        return fingerprint == self.fingerprint and all(
+            self.origins.get(name, how) == how for name, how in origins.items()
+        )
+
+    def features(self) -> frozenset[str]:
+        return frozenset[str]().union(*(recipe.stored_features() for recipe in self.recipes))
+
+    def maker(self, run_dir: str) -> Recipe:
+        """The recipe whose prepare and reference stages make this store: one that knows how to
+        make each of its features.
+        """
+        lead = next(
+            (r for r in self.recipes if "activation_mask" in r.stored_features()), self.recipes[0]
+        )
+        model = {
+            key: next((v for r in self.recipes if (v := getattr(r.model, key))), None)
+            for key in _MODELS
+        }
+        reference: dict[str, Any] = {"features": tuple(sorted(self.features()))}
+        for key, default in (("topk", None), ("layers_dtype", "compute")):
+            reference[key] = next(
+                (v for r in self.recipes if (v := getattr(r.reference, key)) != default), default
+            )
+        whole = {"cpus_per_run": None, "gpus_per_run": None}  # nothing runs beside it
+        parts = {"model": model, "reference": reference, "ray": whole}
+        made = lead.model_copy(
+            update={
+                name: getattr(lead, name).model_copy(update=values)
+                for name, values in parts.items()
+            }
+        )
+        return self.shared(made, run_dir)
+
+    def shared(self, recipe: Recipe, run_dir: str) -> Recipe:
+        """A recipe that reads this store; places that the recipe itself names stay."""
+        pairs = digest(prepare_record(recipe).fingerprint())[:12]
+        paths = {
+            "pairs": recipe.paths.pairs or f"{run_dir}/stores/pairs-{pairs}",
+            "reference": recipe.paths.reference or f"{run_dir}/stores/reference-{self.name()}",
+        }
+        return recipe.model_copy(update={"paths": recipe.paths.model_copy(update=paths)})
+
+    def name(self) -> str:
+        return digest([self.fingerprint, self.origins])[:12]
+
+
+class SharedStores:
+    """The stores of a sweep; every recipe finds its own. A trial rebuilds it from `to_json`."""
+
+    def __init__(self, run_dir: str, stores: list[SharedStore]) -> None:
+        self._run_dir, self._stores = run_dir, stores
+
+    @classmethod
+    def of(cls, sweep: Sweep) -> "SharedStores":
+        """Group the points by what they share; features of several points go into one store
+        unless they are made differently.
+        """
+        stores: list[SharedStore] = []
+        recipes = [trial_recipe(sweep, point, sweep.run_dir) for point in sweep.sample_of_points()]
+        # Those with most features first, so that a small one finds the store that already has all
+        # it needs.
+        known: dict[str, str] = {}  # a fingerprint reads the data: once per distinct setting
+        for recipe in sorted(recipes, key=lambda recipe: -len(recipe.stored_features())):
+            parts = [recipe.data, recipe.model, recipe.reference]
+            key = digest(
+                [
+                    *(part.model_dump(mode="json") for part in parts),
+                    recipe.objective.build().uses_rejected,
+                ]
+            )
+            fingerprint = known[key] = known.get(key) or reference_record(recipe).fingerprint()
+            origins = stored_origins(recipe)
+            found = next((store for store in stores if store.serves(fingerprint, origins)), None)
+            if found is None:
+                stores.append(found := SharedStore(fingerprint, {}, []))
+            found.origins |= origins
+            found.recipes.append(recipe)
+        return cls(sweep.run_dir, stores)
+
+    @classmethod
+    def from_json(cls, run_dir: str, stores: Sequence[dict[str, Any]]) -> "SharedStores":
+        return cls(
+            run_dir, [SharedStore(store["fingerprint"], store["origins"], []) for store in stores]
+        )
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """What a trial needs to find its store."""
+        return [
+            {"fingerprint": store.fingerprint, "origins": store.origins} for store in self._stores
+        ]
+
+    def makers(self) -> list[tuple[Recipe, int]]:
+        """The recipe that makes each store, and how many points use it."""
+        return [(store.maker(self._run_dir), len(store.recipes)) for store in self._stores]
+
+    def shared(self, recipe: Recipe) -> Recipe:
+        """The recipe with the places of its pairs and reference."""
+        fingerprint, origins = reference_record(recipe).fingerprint(), stored_origins(recipe)
+        for store in self._stores:
+            if store.serves(fingerprint, origins):
+                return store.shared(recipe, self._run_dir)
+        raise StageFailed(
+            "the sweep made no pairs and reference for this point: too many combinations of keys "
+            "that change them"
+        )
+
+    def make(self, say: Any, quiet: bool) -> dict[str, int]:
+        """Run what is not there yet; returns how often each stage ran."""
+        runs = {"prepare": 0, "reference": 0}
+        for recipe, points in self.makers():
+            if not prepare_record(recipe).is_complete():
+                say(f"tune: prepare, for {points} points")
+                run_prepare(recipe, quiet)
+                runs["prepare"] += 1
+            stored, record = recipe.stored_features(), reference_record(recipe)
+            if (stored or recipe.required_features()) and not (
+                record.is_complete() and has_features(recipe)
+            ):
+                say(
+                    f"tune: reference ({', '.join(sorted(stored)) or 'online'}), for {points} "
+                    "points"
+                )
+                run_reference(recipe, quiet)
+                runs["reference"] += 1
+        return runs
+
+
+def trial_recipe(sweep: Sweep, point: Point, run_dir: str) -> Recipe:
+    """The recipe of a point, with stored or online decided by what the whole sweep costs."""
+    return settle_mode(
+        sweep.recipe_at(point, run_dir),
+        scoring_device(),
+        sweep.num_trials() * max(1, len(sweep.seeds)),
+    )

@@ -1,0 +1,341 @@
+"""tune: a sweep over any config key with Ray Tune; prepare and reference run once and serve every
+trial.
+
+Each trial is the same training stage as `sparsepo train`, in its own run directory below
+SWEEP/trials (trial.py). Ray Tune schedules, stops and retries them; its own files, from which an
+interrupted sweep goes on, are in SWEEP/.ray.
+"""
+
+import logging
+import os
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.cluster import (
+    check_shared,
+    cluster_address,
+    even_cpus,
+    interruptible,
+    node_cpus,
+    ray_session,
+    wait_for_workers,
+)
+from pipelines.errors import UserError
+from pipelines.pairs import open_pairs
+from pipelines.recipe import STARTED, Recipe, Say, StageRecord
+from pipelines.reference import usable_rows
+from pipelines.storage import RunStore
+from pipelines.sweep.results import publish_results, read_trials
+from pipelines.sweep.shared_stores import SharedStores, trial_recipe
+from pipelines.sweep.space import ASHA, Sweep
+from pipelines.sweep.trial import LISTED, TRIAL, Trial, is_number, missing_metric, run_trial
+from sparsepo.batching.sampling import Sampler
+
+_RAY, _NAME = ".ray", "sweep"
+
+
+def run_tune(sweep: Sweep, say: Say, quiet: bool = False, resume: bool = False) -> str:
+    """Run the sweep, or go on with it; returns the path of best.yaml.
+
+    A finished sweep is not run again, only its results are written again.
+
+    Args:
+        resume: go on with an interrupted sweep (or begin one), and try its failed trials again.
+    Raises: UserError for resources the cluster lacks, a metric no trial reports, or an interrupted
+        sweep without `resume`; StageFailed if every trial failed.
+    """
+    record = sweep_record(sweep)
+    store = record.store
+    if record.is_complete():
+        trials = read_trials(store)
+        if not (resume and any(trial.status == "failed" for trial in trials)):
+            say("tune: already done, skipped")
+            return publish_results(sweep, trials, say)
+    elif store.exists(STARTED):
+        record.check()
+        if not resume:
+            raise UserError(
+                f"{store.root} holds a sweep that was interrupted: add --resume to go on with it, "
+                "or choose another run_dir"
+            )
+    first = sweep.recipe_at(sweep.sample_of_points()[0], sweep.run_dir)
+    with ray_session(first.ray):
+        if cluster_address(first.ray):
+            wait_for_workers(first, say)
+            check_shared(first)
+        share = share_of(sweep)
+        stores = SharedStores.of(sweep)
+        record.begin()
+        started = time.monotonic()
+        runs = stores.make(say, quiet)
+        shared_seconds = time.monotonic() - started
+        say(f"tune: {sweep.num_trials()} trials, {share.trials} at a time")
+        session = uuid.uuid4().hex[:12]
+        trials = _run_trials(sweep, stores, share, session, say, resume)
+        seconds = time.monotonic() - started
+    message = missing_metric(sweep, session)
+    if message is not None:
+        raise UserError(message)
+    best = publish_results(sweep, trials, say)
+    counts: dict[str, Any] = {
+        status: sum(trial.status == status for trial in trials)
+        for status in ("finished", "diverged", "failed", "stopped")
+    }
+    record.finish(
+        {
+            "trials": len(trials),
+            **counts,
+            "stage_runs": runs,
+            "shared_seconds": shared_seconds,
+            "seconds": seconds,
+        }
+    )
+    return best
+
+
+def sweep_record(sweep: Sweep) -> StageRecord:
+    return StageRecord("tune", RunStore(sweep.run_dir), sweep.settings(), {})
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many trials run at once, and what each may take of the cluster."""
+
+    trials: int
+    cpus_per_run: int | None
+    gpus_per_run: float | None
+
+
+def share_of(sweep: Sweep) -> Share:
+    """Fit as many trials into the running cluster as it holds whole: a trial that had to wait for
+    half of its workers would block another.
+
+    Raises: UserError if not even one fits.
+    """
+    import ray
+
+    nodes = [
+        (n["Resources"].get("CPU", 0.0), n["Resources"].get("GPU", 0.0))
+        for n in ray.nodes()
+        if n["Alive"]
+    ]
+    recipes = [trial_recipe(sweep, point, sweep.run_dir) for point in sweep.sample_of_points()]
+    most = min(sweep.max_concurrent_trials or sweep.num_trials(), sweep.num_trials())
+    found = min(
+        (_fitting(recipe, nodes, most) for recipe in recipes), key=lambda share: share.trials
+    )
+    return found
+
+
+def _fitting(recipe: Recipe, nodes: Sequence[tuple[float, float]], most: int) -> Share:
+    train = recipe.train
+    workers = train.min_workers or train.num_workers
+    gpus = sum(gpu for _, gpu in nodes)
+    use_gpu = gpus > 0 if train.use_gpu is None else train.use_gpu
+    per_worker = (
+        train.cpus_per_worker or 1,
+        min(1.0, recipe.ray.gpus_per_run or 1.0) if use_gpu else 0.0,
+    )
+    trials = fitting_groups(nodes, per_worker, workers, most)
+    if trials == 0:
+        needed = f"{workers} x {per_worker[0]:g} CPUs" + (
+            f" and {per_worker[1]:g} GPUs" if use_gpu else ""
+        )
+        have = "; ".join(
+            f"{cpu:g} CPUs" + (f", {gpu:g} GPUs" if gpu else "") for cpu, gpu in nodes if cpu or gpu
+        )
+        raise UserError(
+            f"train.num_workers = {train.num_workers}: a trial takes {needed}; the cluster's "
+            f"nodes have {have or 'none'}"
+        )
+    if use_gpu:
+        return Share(trials, None, per_worker[1] * workers)
+    if train.cpus_per_worker:
+        return Share(trials, int(train.cpus_per_worker * workers), None)
+    return Share(trials, even_cpus(node_cpus(), trials * workers) * workers, None)
+
+
+def fitting_groups(
+    nodes: Sequence[tuple[float, float]], worker: tuple[float, float], workers: int, most: int
+) -> int:
+    """How many groups of equal workers fit at the same time, each worker on one node.
+
+    Args:
+        nodes: (CPUs, GPUs) of every node. worker: what one takes of both. most: stop there.
+    """
+    groups = sum(
+        int(min((have + 1e-9) // need for have, need in zip(node, worker, strict=True) if need))
+        if any(worker)
+        else most * workers
+        for node in nodes
+    )
+    return min(most, groups // workers)
+
+
+def _run_trials(
+    sweep: Sweep, stores: SharedStores, share: Share, session: str, say: Say, resume: bool
+) -> list[Trial]:
+    from ray import tune
+    from ray.tune.logger import JsonLoggerCallback
+
+    settings = {
+        "sweep": sweep.model_dump(mode="json", by_alias=True),
+        "stores": stores.to_json(),
+        "session": session,
+        "cpus_per_run": share.cpus_per_run,
+        "gpus_per_run": share.gpus_per_run,
+    }
+    # Our own files are the record; Tune's JSON lines are what it reads itself of trials that were
+    # stopped.
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault(
+        "TUNE_DISABLE_STRICT_METRIC_CHECKING", "1"
+    )  # a trial that diverged has none
+    logging.getLogger("ray.tune").setLevel(
+        logging.CRITICAL
+    )  # what happens to a trial is said in one line of ours
+    # The trial function only waits: its trainer's workers take CPUs and GPUs. Tune refuses a trial
+    # that takes nothing.
+    trainable = tune.with_resources(
+        tune.with_parameters(run_trial, settings=settings), {"memory": 1}
+    )
+    storage_path = RunStore(f"{sweep.run_dir}/{_RAY}").root
+    path = f"{storage_path}/{_NAME}"
+    if resume and tune.Tuner.can_restore(path):
+        tuner = tune.Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)
+    else:
+        points = sweep.points
+        listed = (
+            None
+            if points is None
+            else [{"number": i, "point": point} for i, point in enumerate(points)]
+        )
+        tuner = tune.Tuner(
+            trainable,
+            param_space=None if listed is None else {LISTED: tune.grid_search(listed)},
+            tune_config=tune.TuneConfig(
+                num_samples=1 if points is not None else sweep.num_samples,
+                max_concurrent_trials=None if points is not None else share.trials,
+                search_alg=_search_algorithm(sweep, share),
+                scheduler=_scheduler(sweep, stores),
+                trial_dirname_creator=_folder_of,
+                time_budget_s=None if sweep.hours is None else sweep.hours * 3600,
+            ),
+            run_config=tune.RunConfig(
+                name=_NAME,
+                storage_path=storage_path,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
+                callbacks=[_follower(sweep, say), JsonLoggerCallback()],
+            ),
+        )
+    grid = interruptible(tuner.fit)
+    return sorted((_trial_of(sweep, result) for result in grid), key=lambda trial: trial.number)
+
+
+def _folder_of(trial: Any) -> str:
+    return str(trial.trial_id)
+
+
+def _search_algorithm(sweep: Sweep, share: Share) -> Any:
+    from ray import tune
+
+    if sweep.points is not None:
+        return tune.search.BasicVariantGenerator(max_concurrent=share.trials)
+    from pipelines.sweep.search import searcher_of
+
+    return searcher_of(sweep)
+
+
+def _scheduler(sweep: Sweep, stores: SharedStores) -> Any:
+    from ray import tune
+
+    asha = sweep.scheduler
+    if not isinstance(asha, ASHA):
+        return None
+    guide = sweep.guide()
+    steps = max(
+        _num_steps(stores.shared(trial_recipe(sweep, point, sweep.run_dir)))
+        for point in sweep.sample_of_points()
+    )
+    if asha.grace_steps >= steps:
+        raise UserError(
+            f"scheduler.grace_steps = {asha.grace_steps}: a trial has {steps} steps, so nothing "
+            "could be stopped early"
+        )
+    return tune.schedulers.ASHAScheduler(
+        time_attr="step",
+        metric=guide.metric,
+        mode=guide.mode,
+        max_t=steps,
+        grace_period=asha.grace_steps,
+        reduction_factor=asha.reduction_factor,
+        # the last step is not the end: the model is written and evaluated after it
+        stop_last_trials=False,
+    )
+
+
+def _num_steps(recipe: Recipe) -> int:
+    pairs = len(usable_rows(recipe, open_pairs(recipe), "train"))
+    train = recipe.train
+    return Sampler(pairs, train.global_batch_size, train.seed).num_steps(
+        train.epochs, train.max_steps
+    )
+
+
+def _follower(sweep: Sweep, say: Say) -> Any:
+    """Says what became of every trial."""
+    from ray import tune
+
+    class Follower(tune.Callback):  # type: ignore[misc]
+        def on_trial_complete(
+            self, iteration: int, trials: list[Any], trial: Any, **info: Any
+        ) -> None:
+            self._say(trial, trial.last_result.get("status", "stopped"))
+
+        def on_trial_error(
+            self, iteration: int, trials: list[Any], trial: Any, **info: Any
+        ) -> None:
+            self._say(trial, "failed")
+
+        def _say(self, trial: Any, status: str) -> None:
+            config, result = _chosen(trial.config), trial.last_result or {}
+            shown = [
+                f"{goal.metric} {result[goal.metric]:.4g}"
+                for goal in sweep.objectives
+                if goal.metric in result
+            ]
+            say(
+                f"trial {config['number']}: {status}: {sweep.title(config['point'])}"
+                + (f": {', '.join(shown)}" if shown else "")
+            )
+
+    return Follower()
+
+
+def _chosen(config: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = config.get(LISTED, config)
+    return found
+
+
+def _trial_of(sweep: Sweep, result: Any) -> Trial:
+    """What Ray Tune knows of a trial, and the trial's own file if it came so far."""
+    config = _chosen(result.config)
+    store = RunStore(sweep.trial_dir(config["number"], config["point"]))
+    if store.exists(TRIAL):
+        return Trial.model_validate(store.read_json(TRIAL))
+    common = {"number": config["number"], "point": config["point"], "run_dir": store.root}
+    if result.error is not None:
+        return Trial(**common, status="failed", message=str(result.error).strip().splitlines()[-1])
+    known = result.metrics or {}
+    reported = {
+        key: value
+        for key, value in known.items()
+        if key.startswith(("train/", "validation/")) and is_number(value)
+    }
+    return Trial(
+        **common, status="stopped", metrics=reported, seconds=known.get("time_total_s", 0.0)
+    )

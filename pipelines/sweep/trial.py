@@ -1,0 +1,222 @@
+"""One trial of a sweep: the train stage (and evaluation) of one point, once per seed, as Ray Tune
+runs it.
+
+SWEEP/trials/NNNN-xxxxxxxx/trial.json is its result; the runs lie beside it, in seed-S/ where seeds
+are repeated.
+"""
+
+import difflib
+import math
+import time
+from collections.abc import Mapping
+from statistics import fmean, stdev
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from pipelines.errors import Diverged, StageFailed, Superseded, UserError
+from pipelines.evaluate import evaluate_record, numbers_of, run_evaluate
+from pipelines.recipe import CONFIG, Recipe, write_yaml
+from pipelines.storage import RunStore
+from pipelines.sweep.shared_stores import SharedStores, trial_recipe
+from pipelines.sweep.space import Point, Sweep
+from pipelines.train import run_train, train_record
+
+TRIAL, TRIALS = "trial.json", "trials"
+LISTED = "listed"  # where Ray Tune's config holds a point that was listed beforehand
+MISSING = "missing_metric.json"
+STD, LOW, HIGH = "/std", "/low", "/high"
+Metrics = dict[str, float]
+
+
+class Trial(BaseModel):
+    """What became of a point.
+
+    status: finished (message: an objective that it did not report); diverged = a loss was not
+    finite; failed = another error; stopped = by the scheduler or the time limit. metrics: means
+    over the seeds, with <metric>/std where there are several. runs: metrics of every seed alone.
+    seconds: of this trial's training and evaluation. session: the command that wrote it.
+    """
+
+    number: int
+    point: dict[str, Any]
+    run_dir: str
+    status: Literal["finished", "diverged", "failed", "stopped"]
+    message: str = ""
+    metrics: dict[str, float] = {}
+    runs: dict[str, dict[str, float]] = {}
+    seconds: float = 0.0
+    session: str = ""
+
+
+def run_trial(config: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Ray Tune trainable.
+
+    Args:
+        config: number and point, below LISTED or (from a searcher) beside its own parameters.
+            settings: sweep, stores, session, cpus_per_run and gpus_per_run, as JSON.
+    Raises: StageFailed for a point that failed, so that Tune knows; a point that diverged is a
+        result.
+    """
+    from ray import tune
+
+    sweep = Sweep.model_validate(settings["sweep"])
+    chosen = config.get(LISTED, config)
+    number, point = chosen["number"], chosen["point"]
+    store = RunStore(sweep.trial_dir(number, point))
+    known = Trial.model_validate(store.read_json(TRIAL)) if store.exists(TRIAL) else None
+    if known is not None and (known.status != "failed" or known.session == settings["session"]):
+        trial = known
+    else:
+        started = time.monotonic()
+        trial = Trial(
+            number=number,
+            point=point,
+            run_dir=store.root,
+            status="finished",
+            session=settings["session"],
+        )
+        try:
+            for recipe in seed_recipes(sweep, number, point):
+                _check_reported(sweep, settings["session"])
+                run = _run(
+                    recipe,
+                    sweep,
+                    settings,
+                    reports=sweep.scheduler.name != "none" and not trial.runs,
+                )
+                trial.runs[str(recipe.train.seed)] = run
+                missing = missing_objectives(sweep, run)
+                if missing and sweep.has_one_method():
+                    RunStore(sweep.run_dir).write_json(
+                        MISSING, {"session": settings["session"], "message": missing}
+                    )
+                    raise UserError(missing)
+                trial.message = missing
+        except Superseded:
+            raise
+        except Diverged as error:
+            trial.status, trial.message = "diverged", str(error)
+        except (StageFailed, UserError) as error:
+            trial.status, trial.message = "failed", str(error)
+        trial.seconds = time.monotonic() - started
+        if trial.status == "finished":
+            trial.metrics = joined(list(trial.runs.values()))
+        store.write_json(TRIAL, trial.model_dump(mode="json"))
+    if trial.status == "failed":
+        raise StageFailed(trial.message)
+    tune.report(
+        {**trial.metrics, "step": trial.metrics.get("train/step", 0.0), "status": trial.status}
+    )
+
+
+def seed_recipes(sweep: Sweep, number: int, point: Point) -> list[Recipe]:
+    """The recipes of a point: one, or one per seed."""
+    folder = sweep.trial_dir(number, point)
+    if not sweep.seeds:
+        return [trial_recipe(sweep, point, folder)]
+    found = []
+    for seed in sweep.seeds:
+        recipe = trial_recipe(
+            sweep, point, f"{folder}/seed-{seed}" if len(sweep.seeds) > 1 else folder
+        )
+        found.append(
+            recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed})})
+        )
+    return found
+
+
+def _run(recipe: Recipe, sweep: Sweep, settings: dict[str, Any], reports: bool) -> Metrics:
+    """Train and evaluate one recipe, or read what is there."""
+    recipe = SharedStores.from_json(sweep.run_dir, settings["stores"]).shared(recipe)
+    share = {key: settings[key] for key in ("cpus_per_run", "gpus_per_run")}
+    recipe = recipe.model_copy(update={"ray": recipe.ray.model_copy(update=share)})
+    RunStore(recipe.run_dir).write_bytes(CONFIG, write_yaml(recipe).encode())
+    record = train_record(recipe)
+    if record.is_complete():
+        counts = record.manifest()["counts"]
+    else:
+        counts = run_train(recipe, quiet=True, callbacks=[_reporter()] if reports else [])["counts"]
+    metrics = named_metrics({**counts["final"], **counts.get("validation", {})})
+    if sweep.evaluates():
+        evaluation = evaluate_record(recipe)
+        results = (
+            evaluation.manifest() if evaluation.is_complete() else run_evaluate(recipe, quiet=True)
+        )["counts"]["results"]
+        metrics |= evaluation_metrics(results)
+    return metrics
+
+
+def named_metrics(record: Mapping[str, Any]) -> Metrics:
+    """A training record under the names that sweeps use: train/... and validation/..."""
+    numbers = {
+        key: float(value)
+        for key, value in record.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    return {
+        key if key.startswith("validation/") else f"train/{key}": value
+        for key, value in numbers.items()
+    }
+
+
+def evaluation_metrics(results: dict[str, dict[str, Any]]) -> Metrics:
+    """evaluation/<benchmark>/<name>, with /low and /high where there is an interval."""
+    return {f"evaluation/{name}": value for name, value in numbers_of(results).items()}
+
+
+def missing_objectives(sweep: Sweep, run: Metrics) -> str:
+    """What to say of an objective that a run did not report; empty if it reported all."""
+    for goal in sweep.objectives:
+        if goal.metric not in run:
+            near = difflib.get_close_matches(goal.metric, run, n=1, cutoff=0.5)
+            known = sorted(key for key in run if not key.endswith((LOW, HIGH)))
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            return f"metric {goal.metric!r} is not reported: {hint}reported are {', '.join(known)}"
+    return ""
+
+
+def missing_metric(sweep: Sweep, session: str) -> str | None:
+    """What a trial of this session found missing that no other will report either."""
+    store = RunStore(sweep.run_dir)
+    found = store.read_json(MISSING) if store.exists(MISSING) else {}
+    return found["message"] if found.get("session") == session else None
+
+
+def _check_reported(sweep: Sweep, session: str) -> None:
+    message = missing_metric(sweep, session)
+    if message is not None:
+        raise UserError(message)
+
+
+def joined(runs: list[Metrics]) -> Metrics:
+    """Means over the seeds and, with several, their sample standard deviations; intervals of
+    single runs are left out then.
+    """
+    if len(runs) == 1:
+        return runs[0]
+    found: Metrics = {}
+    for key in runs[0]:
+        values = [run[key] for run in runs if key in run]
+        if len(values) == len(runs) and not key.endswith((LOW, HIGH)):
+            found |= {key: fmean(values), key + STD: stdev(values)}
+    return found
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _reporter() -> Any:
+    """Passes every validation on to Tune's scheduler."""
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    class Reporter(TuneReportCallback):
+        def after_report(
+            self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
+        ) -> None:
+            values = named_metrics(metrics[0])
+            if any(key.startswith("validation/") for key in values):
+                super().after_report(run_context, [{**values, "step": metrics[0]["step"]}], None)
+
+    return Reporter()

@@ -1,0 +1,323 @@
+"""Training checkpoints: one safetensors file per rank and a state.json, written while training goes
+on.
+
+checkpoints/step-NNNNNNNN/shard-<attempt>-<rank>-of-<world>.safetensors holds rows of parameters and
+of their optimizer state; its metadata says which. Any number of ranks can read what any other
+number wrote. A folder counts only with its state.json, which rank 0 writes last, once every file it
+names is there; a partial one is never resumed from. Ranks do not talk to each other while they
+write: a rank that dies leaves nobody waiting.
+"""
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pipelines.errors import Failure, StageFailed, Superseded, UserError
+from pipelines.storage import RunStore
+from pipelines.train.strategy import Strategy
+
+FOLDER, STATE, ATTEMPT = "checkpoints", "state.json", "attempt.json"
+_STARTS = "starts"
+_POLL_SECONDS, _PATIENCE_SECONDS = 0.05, 3600.0
+
+
+def step_folder(step: int) -> str:
+    return f"{FOLDER}/step-{step:08d}"
+
+
+def completed_steps(store: RunStore) -> list[int]:
+    """Steps with a complete checkpoint, ascending."""
+    names = [name for name in store.names(FOLDER) if name.startswith("step-")]
+    return [
+        int(name.removeprefix("step-"))
+        for name in names
+        if store.exists(f"{FOLDER}/{name}/{STATE}")
+    ]
+
+
+def read_state(store: RunStore, step: int) -> dict[str, Any]:
+    loaded: dict[str, Any] = store.read_json(f"{step_folder(step)}/{STATE}")
+    return loaded
+
+
+def claim(store: RunStore, attempt: str) -> int:
+    """Make a run this worker group's, and find the step to resume from (0: none).
+
+    Rank 0 alone; the others are told.
+
+    An older group that still lives commits nothing from here on, so that what all ranks resume from
+    stays the newest.
+    """
+    store.write_json(ATTEMPT, {"attempt": attempt})
+    return max(completed_steps(store), default=0)
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay: the newest, and the best by a value in their state (lower is
+    better), as many of each.
+    """
+
+    newest: int
+    best: int = 0
+
+    def kept(self, values: dict[int, float | None]) -> set[int]:
+        """Steps to keep of step -> value (None: was not validated)."""
+        steps = sorted(values)
+        ranked = sorted((value, step) for step, value in values.items() if value is not None)
+        return set(steps[-self.newest :]) | {step for _, step in ranked[: self.best]}
+
+
+class Checkpointer:
+    """One rank's writer.
+
+    `save` returns as soon as the state is copied; errors of the writing thread come with `failure`.
+
+    Args:
+        attempt: names this worker group, which has claimed the run; the same on every rank.
+    """
+
+    def __init__(
+        self,
+        store: RunStore,
+        attempt: str,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        strategy: Strategy,
+        retention: Retention,
+    ) -> None:
+        self._store, self._attempt, self._strategy, self._retention = (
+            store,
+            attempt,
+            strategy,
+            retention,
+        )
+        self._optimizer = optimizer
+        self._parameters = dict(model.named_parameters())
+        self._owners = _owners(self._parameters, strategy)
+        self._host: dict[str, Tensor] = {}
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        self._stopping = threading.Event()
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Start writing the state after `step` optimizer steps; waits for the save before, and
+        writes nothing if that failed.
+        """
+        if self.failure(wait=True):
+            return
+        placement = self._strategy.placement
+        self._pending = self._pool.submit(
+            self._write, step, self._copied(), {"step": step, "world": placement.world, **state}
+        )
+
+    def failure(self, wait: bool = False) -> Failure | None:
+        """Why the last save failed on this rank; None if it did not, or (without wait) is not
+        finished.
+        """
+        if self._pending is None or not (wait or self._pending.done()):
+            return None
+        error = self._pending.exception()
+        return None if error is None else Failure.of(error)
+
+    def is_current(self) -> bool:
+        """False once another worker group has started on this run: this one's driver is gone, or
+        was started twice.
+        """
+        return bool(self._store.read_json(ATTEMPT)["attempt"] == self._attempt)
+
+    def close(self) -> None:
+        """Stop waiting for other ranks' files: the group ends."""
+        self._stopping.set()
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor, int]]:
+        """(name, rows that this rank writes, the first of them) of weights and optimizer state."""
+        rank = self._strategy.placement.rank
+        for name, parameter in self._parameters.items():
+            span = self._strategy.local_rows(parameter)
+            if span is None and self._owners[name] != rank:
+                continue
+            start = 0 if span is None else span[0]
+            kinds = {"weights": parameter.detach(), **self._optimizer.state.get(parameter, {})}
+            for kind, value in kinds.items():
+                local: Any = torch.as_tensor(value)
+                local = local.to_local() if hasattr(local, "to_local") else local
+                if local.shape == () and span is not None and rank > 0:
+                    continue  # a step counter is the same everywhere
+                yield f"{kind}/{name}", local, start if local.ndim else 0
+
+    def _copied(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        starts = {}
+        found: dict[str, Tensor] = {}
+        for name, tensor, start in self._tensors():
+            if tensor.is_cuda:
+                if name not in self._host:
+                    self._host[name] = torch.empty(
+                        tensor.shape, dtype=tensor.dtype, pin_memory=True
+                    )
+                self._host[name].copy_(tensor, non_blocking=True)
+                found[name] = self._host[name]
+            else:
+                found[name] = tensor.clone(memory_format=torch.contiguous_format)
+            starts[name] = start
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return found, {_STARTS: json.dumps(starts)}
+
+    def _write(
+        self, step: int, copied: tuple[dict[str, Tensor], dict[str, str]], state: dict[str, Any]
+    ) -> None:
+        placement = self._strategy.placement
+        folder = step_folder(step)
+        tensors, metadata = copied
+        staged = self._store.staging_directory()
+        try:
+            save_file(tensors, staged / "shard", metadata)
+            self._store.publish_file(staged / "shard", f"{folder}/{self._file(placement.rank)}")
+        finally:
+            for left in staged.iterdir():
+                left.unlink()
+            staged.rmdir()
+        if placement.rank > 0:
+            return
+        files = [self._file(rank) for rank in range(placement.world)]
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while not all(self._store.exists(f"{folder}/{file}") for file in files):
+            if self._stopping.is_set() or time.monotonic() > deadline:
+                raise StageFailed(
+                    f"checkpoint of step {step}: another worker did not write its part"
+                )
+            time.sleep(_POLL_SECONDS)
+        if not self.is_current():
+            raise Superseded
+        sizes = {file: self._store.size(f"{folder}/{file}") for file in files}
+        self._store.write_json(f"{folder}/{STATE}", {**state, "files": sizes})
+        self._tidy(step, folder, set(files))
+
+    def _file(self, rank: int) -> str:
+        return (
+            f"shard-{self._attempt}-{rank:05d}-of-{self._strategy.placement.world:05d}.safetensors"
+        )
+
+    def _tidy(self, step: int, folder: str, files: set[str]) -> None:
+        """Drop what this save replaces: other attempts' files of the step, partial folders
+        before it, checkpoints not worth keeping.
+        """
+        for name in self._store.names(folder):
+            if name not in files | {STATE}:
+                self._store.delete(f"{folder}/{name}")
+        values = {
+            other: read_state(self._store, other).get("selection_value")
+            for other in completed_steps(self._store)
+        }
+        kept = self._retention.kept(values) | {step}
+        for name in self._store.names(FOLDER):
+            other = int(name.removeprefix("step-"))
+            if other not in kept and (other in values or other < step):
+                self._store.delete(f"{FOLDER}/{name}")
+
+
+def load_checkpoint(
+    store: RunStore,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    strategy: Strategy,
+) -> None:
+    """Copy a checkpoint's weights, and optimizer state if one is given, into live objects, bit for
+    bit.
+
+    Raises: UserError if a file is missing or damaged.
+    """
+    files = read_state(store, step)["files"]
+    for file, size in files.items():
+        if store.size(f"{step_folder(step)}/{file}") != size:
+            raise UserError(
+                f"{store.root}/{step_folder(step)}/{file} is missing or damaged: remove "
+                f"{step_folder(step)} to resume before it"
+            )
+    with store.as_local_directory(step_folder(step)) as folder:
+        opened = [safe_open(folder / file, framework="pt") for file in sorted(files)]
+        pieces: dict[str, list[tuple[int, Any]]] = {}
+        for source in opened:
+            starts = json.loads(source.metadata()[_STARTS])
+            for name in source.keys():  # noqa: SIM118 - not a dictionary
+                pieces.setdefault(name, []).append((starts[name], source))
+        parameters = dict(model.named_parameters())
+        assert {name.split("/", 1)[1] for name in pieces} == parameters.keys(), (
+            "another model's checkpoint: the stage record refuses it"
+        )
+        with torch.no_grad():
+            for full, parts in sorted(pieces.items()):
+                kind, name = full.split("/", 1)
+                parameter: Any = parameters[name]
+                if kind != "weights" and optimizer is None:
+                    continue
+                value = _read(full, parts, strategy.local_rows(parameter))
+                if kind == "weights":
+                    (parameter.to_local() if hasattr(parameter, "to_local") else parameter).copy_(
+                        value
+                    )
+                else:
+                    assert optimizer is not None
+                    optimizer.state[parameter][kind] = _like(parameter, value, kind)
+
+
+def _read(name: str, parts: Sequence[tuple[int, Any]], span: tuple[int, int] | None) -> Tensor:
+    """The rows [start, stop) of a tensor (None: all), put together from the files that hold some
+    of them.
+    """
+    first = parts[0][1].get_slice(name)
+    if not first.get_shape():
+        scalar: Tensor = parts[0][1].get_tensor(name)
+        return scalar
+    start, stop = span or (0, sys.maxsize)
+    found = []
+    for begin, source in sorted(parts, key=lambda part: part[0]):
+        piece = source.get_slice(name)
+        end = begin + piece.get_shape()[0]
+        if begin < stop and end > start:
+            found.append(piece[max(start, begin) - begin : min(stop, end) - begin])
+    return torch.cat(found) if found else first[0:0]
+
+
+def _like(parameter: Any, value: Tensor, kind: str) -> Tensor:
+    """An optimizer tensor placed like its parameter; step counters stay where the optimizer
+    makes them.
+    """
+    if value.ndim == 0 and kind == "step":
+        return value.to(parameter.device) if parameter.is_cuda else value
+    if hasattr(parameter, "to_local"):
+        from torch.distributed.tensor import DTensor
+
+        local = value.to(parameter.to_local().device)
+        return DTensor.from_local(
+            local,
+            parameter.device_mesh,
+            parameter.placements,
+            shape=parameter.shape,
+            stride=parameter.stride(),
+        )
+    return value.to(parameter.device)
+
+
+def _owners(parameters: Mapping[str, Tensor], strategy: Strategy) -> dict[str, int]:
+    """Which rank writes a parameter that all hold: dealt by size, so that files are about
+    equally large.
+    """
+    loads = [0] * strategy.placement.world
+    owners = {}
+    for name, parameter in sorted(parameters.items(), key=lambda item: (-item[1].numel(), item[0])):
+        owners[name] = loads.index(min(loads))
+        loads[owners[name]] += parameter.numel()
+    return owners

@@ -1,0 +1,146 @@
+"""The micro-batches of one rank: cut, laid out and read ahead of the moment that needs them.
+
+Which rows a micro-batch holds is a pure function of the global batch, the layout and the number of
+ranks.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+
+from pipelines.models import Placement
+from pipelines.pairs import PairTable
+from pipelines.reference import FeatureSource
+from sparsepo.batching.batch_layout import BatchLayout
+from sparsepo.batching.cutting import rank_share
+from sparsepo.batching.layouts import TokenizedPair
+from sparsepo.records import Features, ModelInputs
+
+_READ_AHEAD = 2  # micro-batches
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The rows of one micro-batch. is_filler: it only keeps a rank in step with the others and
+    counts for nothing.
+    """
+
+    split: str
+    rows: tuple[int, ...]
+    is_filler: bool = False
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """A cut as model inputs, with the features that are read; on the CPU."""
+
+    cut: Cut
+    inputs: ModelInputs
+    features: Features
+
+
+class MicroBatchLoader:
+    """Cuts global batches, and reads a few micro-batches ahead: memory does not grow with the
+    global batch.
+
+    Args:
+        aligned: every rank gets as many micro-batches as the one with the most, filled up with
+            fillers.
+        uses_rejected: False drops the rejected responses.
+    """
+
+    def __init__(
+        self,
+        pairs: PairTable,
+        source: FeatureSource,
+        layout: BatchLayout,
+        placement: Placement,
+        aligned: bool,
+        uses_rejected: bool,
+    ) -> None:
+        self._pairs, self._source, self._placement = pairs, source, placement
+        self.layout = layout
+        self._aligned, self._uses_rejected = aligned, uses_rejected
+        self._cuts = lru_cache(maxsize=2)(
+            self._cut
+        )  # every step is cut once, one step before it runs
+        # One thread reads: the store's and the table's caches are not made for several.
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="micro-batches")
+        self._ahead: dict[Cut, Future[MicroBatch]] = {}
+
+    def cuts(self, split: str, rows: Sequence[int]) -> list[Cut]:
+        """This rank's micro-batches of a global batch; may be none."""
+        return self._cuts(split, tuple(rows))
+
+    def _cut(self, split: str, rows: tuple[int, ...]) -> list[Cut]:
+        mine, *others = self._shares(split, rows)
+        found = [Cut(split, tuple(cut)) for cut in mine]
+        missing = max((len(cuts) for cuts in others), default=0) - len(mine)
+        if missing > 0:
+            lengths = self._lengths(split)
+            found += [
+                Cut(split, (min(rows, key=lambda row: (lengths[row], row)),), is_filler=True)
+            ] * missing
+        return found
+
+    def stream(self, cuts: Sequence[Cut], then: Sequence[Cut] = ()) -> Iterator[MicroBatch]:
+        """The micro-batches of some cuts, in order; those of `then` will be asked for next.
+
+        Raises: UserError if the pairs or the store lack something.
+        """
+        coming = [*cuts, *then]
+        for number, cut in enumerate(cuts):
+            for near in coming[number : number + 1 + _READ_AHEAD]:
+                if near not in self._ahead:
+                    self._ahead[near] = self._pool.submit(self._read, near)
+            yield self._ahead.pop(cut).result()
+
+    def prefetch(self, split: str, rows: Sequence[int]) -> None:
+        """Start to fetch what this rank will read of a later global batch, if it lies on an
+        object store.
+        """
+        placement = self._placement
+        self._pool.submit(
+            self._source.fetch,
+            split,
+            rank_share(rows, self._lengths(split), placement.rank, placement.world),
+        )
+
+    def _shares(self, split: str, rows: Sequence[int]) -> list[list[list[int]]]:
+        """The rows of every micro-batch: this rank's, then (if ranks are kept in step) the
+        others'.
+        """
+        rank, world = self._placement.rank, self._placement.world
+        ranks = (
+            [rank, *(other for other in range(world) if other != rank)] if self._aligned else [rank]
+        )
+        found = []
+        for one in ranks:
+            share = rank_share(rows, self._lengths(split), one, world)
+            tokens = self._tokens(split, share)
+            found.append(
+                [[share[index] for index in indices] for indices in self.layout.batches(tokens)]
+            )
+        return found
+
+    def _read(self, cut: Cut) -> MicroBatch:
+        self._source.fetch(cut.split, cut.rows)
+        inputs, features = (
+            self.layout.inputs(self._tokens(cut.split, cut.rows)),
+            self._source.read(cut.split, cut.rows),
+        )
+        if self._placement.device.type == "cuda":
+            inputs, features = inputs.pinned(), features.pinned()
+        return MicroBatch(cut, inputs, features)
+
+    def _tokens(self, split: str, rows: Sequence[int]) -> list[TokenizedPair]:
+        pairs = self._pairs.pairs(split, rows)
+        return (
+            pairs
+            if self._uses_rejected
+            else [TokenizedPair(pair.prompt, pair.chosen, None) for pair in pairs]
+        )
+
+    def _lengths(self, split: str) -> list[int]:
+        return self._pairs.lengths(split, self.layout.shares_prompts)

@@ -1,0 +1,175 @@
+"""The model that is trained: loaded, adapted, laid out, compiled and spread; and written out
+again.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.errors import UserError
+from pipelines.models import (
+    ADAPTER_CONFIG,
+    Placement,
+    base_dir,
+    batch_layout,
+    hf_config,
+    load_causal_lm,
+    load_tokenizer,
+    may_run,
+    micro_batch_tokens,
+    resolve_model,
+)
+from pipelines.recipe import LoraSection, Recipe
+from pipelines.reference import reference_model_dir
+from pipelines.train.strategy import Strategy
+from sparsepo import ReferenceModel
+from sparsepo.backbone import checkpoint_activations, decoder_layers, transformer_of
+from sparsepo.batching.batch_layout import BatchLayout
+from sparsepo.kernels.token_scoring import LMHead
+from sparsepo.masks import TokenMasks
+from sparsepo.model import PolicyModel
+
+
+def build_masks(recipe: Recipe) -> TokenMasks:
+    """The recipe's masks; learned ones freshly initialised from train.seed for the reference
+    model.
+    """
+    return recipe.mask.build(hf_config(reference_model_dir(recipe)), recipe.train.seed)
+
+
+def load_policy_model(recipe: Recipe, placement: Placement) -> Any:
+    """The starting model on the rank's device, with fresh adapters if the recipe wants LoRA."""
+    lora = recipe.train.lora
+    directory = resolve_model(recipe.model.name_or_path)
+    # A frozen base needs no master weights.
+    causal_lm = load_causal_lm(
+        str(directory), placement.compute if lora else placement.weights, placement.device
+    )
+    if lora is None:
+        return causal_lm
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.train.seed)
+        return _adapted(causal_lm, lora, directory, placement.weights, recipe.model.name_or_path)
+
+
+def count_adapter_parameters(recipe: Recipe) -> int:
+    """Parameters of the recipe's adapters, without memory for any; 0 without LoRA."""
+    if recipe.train.lora is None:
+        return 0
+    from transformers import AutoModelForCausalLM
+
+    directory = resolve_model(recipe.model.name_or_path)
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(
+            hf_config(directory), trust_remote_code=may_run(base_dir(directory))
+        )
+        found = _adapted(
+            empty, recipe.train.lora, directory, torch.float32, recipe.model.name_or_path
+        )
+    return sum(p.numel() for p in found.parameters() if p.requires_grad)
+
+
+def _adapted(
+    causal_lm: Any, lora: LoraSection, directory: Path, weights: torch.dtype, name: str
+) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    if lora.save == "adapter" and (directory / ADAPTER_CONFIG).is_file():
+        raise UserError(
+            f"train.lora.save = adapter: the starting model {directory} is an adapter itself; use "
+            "train.lora.save=merged"
+        )
+    settings = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        lora_dropout=lora.dropout,
+        target_modules=None if lora.target_modules is None else list(lora.target_modules),
+        task_type="CAUSAL_LM",
+    )
+    try:
+        found = get_peft_model(causal_lm, settings, autocast_adapter_dtype=weights == torch.float32)
+    except ValueError as error:
+        names = sorted(
+            {
+                name.rsplit(".", 1)[-1]
+                for name, m in causal_lm.named_modules()
+                if isinstance(m, torch.nn.Linear)
+            }
+        )
+        raise UserError(
+            f"train.lora.target_modules = {settings.target_modules}: "
+            f"{str(error).splitlines()[0]}; linear layers are {', '.join(names)}"
+        ) from error
+    found.peft_config["default"].base_model_name_or_path = (
+        str(directory) if Path(name).is_dir() else name
+    )
+    return found.eval()
+
+
+def choose_layout(
+    recipe: Recipe,
+    causal_lm: Any,
+    online: ReferenceModel | None,
+    placement: Placement,
+    most: int | None,
+) -> BatchLayout:
+    """The training's layout, for which the models are prepared, with at most `most` tokens per
+    micro-batch.
+
+    Raises: UserError if the models cannot take what is asked for.
+    """
+    models = [causal_lm] if online is None else [causal_lm, online.causal_lm]
+    wanted = micro_batch_tokens(recipe, placement.device)
+    budget = wanted if most is None else min(wanted, most)
+    return batch_layout("train.layout", recipe.train.layout, models, budget, is_balanced=True)
+
+
+def build_policy(
+    recipe: Recipe, causal_lm: Any, head: LMHead | None, strategy: Strategy
+) -> PolicyModel:
+    """Policy and masks on the rank's device, checkpointed, compiled and spread as the recipe
+    says.
+    """
+    transformer, device = transformer_of(causal_lm), strategy.placement.device
+    if recipe.train.gradient_checkpointing:
+        checkpoint_activations(transformer)
+        if recipe.train.lora is not None:
+            transformer.enable_input_require_grads()
+    if recipe.train.compile if recipe.train.compile is not None else device.type == "cuda":
+        for layer in decoder_layers(transformer):
+            layer.compile(
+                dynamic=False
+            )  # rows come in few widths, and kernels for one width are faster
+    policy = PolicyModel(causal_lm, build_masks(recipe), head).to(device)
+    strategy.spread(policy)
+    return policy
+
+
+def write_model(recipe: Recipe, causal_lm: Any, strategy: Strategy, folder: Path | None) -> None:
+    """The trained model in Hugging Face layout with its tokenizer, into the folder of rank 0.
+
+    Every rank must call it, the others with None: a sharded model is put together one parameter at
+    a time.
+    """
+    state = {}
+    for name, parameter in causal_lm.named_parameters():
+        whole = strategy.full_tensor(parameter)
+        if folder is not None:
+            state[name] = whole.cpu()
+    if folder is None:
+        return
+    saved = causal_lm.state_dict().keys()
+    state |= {name: buffer.cpu() for name, buffer in causal_lm.named_buffers() if name in saved}
+    causal_lm.save_pretrained(folder, state_dict=state)
+    if recipe.train.lora is not None:
+        (folder / "README.md").unlink(missing_ok=True)  # ours is written at the end of the stage
+        if recipe.train.lora.save == "merged":
+            merged = load_causal_lm(str(folder), strategy.placement.weights)
+            for file in folder.iterdir():
+                file.unlink()
+            merged.save_pretrained(folder)
+    directory = resolve_model(
+        recipe.model.tokenizer or recipe.model.name_or_path, tokenizer_only=True
+    )
+    load_tokenizer(str(directory)).save_pretrained(folder)

@@ -1,0 +1,270 @@
+"""train: fine-tune on the prepared pairs with Ray Train; resumes at the last published checkpoint.
+
+Checkpoints are ours (see train_checkpoint.py), not Ray's: they are durable the moment they are
+published and hold no pickle. Ray Train places the workers, joins them and restarts them after a
+failure.
+"""
+
+import contextlib
+import json
+import math
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from tqdm import tqdm
+
+from pipelines.cluster import (
+    Places,
+    even_cpus,
+    interruptible,
+    local_paths,
+    node_cpus,
+    second_choice,
+)
+from pipelines.errors import Failure, StageFailed, UserError
+from pipelines.models import resolve_model, weights_fingerprint
+from pipelines.pairs import open_pairs, prepare_record
+from pipelines.recipe import Recipe, StageRecord, TrainSection
+from pipelines.reference import feature_origins, reference_record, usable_rows
+from pipelines.storage import RunStore
+from pipelines.train.metrics import FOLDER, read_metrics
+from pipelines.train.model_card import model_card
+from pipelines.train.worker import remembered_budget, train_worker
+from sparsepo.batching.sampling import Sampler
+
+# What the progress bar shows of a step.
+_SHOWN = {
+    "loss": ("loss", "{:.3g}"),
+    "rewards/margins": ("margin", "{:.3g}"),
+    "rewards/accuracies": ("accuracy", "{:.3g}"),
+    "kl/reference_policy": ("kl", "{:.3g}"),
+    "masks/reward_zero_fraction": ("zeros", "{:.0%}"),
+    "tokens_per_second": ("tok/s", "{:,.0f}"),
+    "mfu": ("mfu", "{:.0%}"),
+    "memory_gib": ("GiB", "{:.1f}"),
+}
+_RESIZE_SECONDS = 30.0  # between looks for room for more workers
+
+
+def train_store(recipe: Recipe) -> RunStore:
+    return RunStore(f"{recipe.run_dir}/train")
+
+
+def train_record(recipe: Recipe) -> StageRecord:
+    """The stage record of a recipe's training."""
+    inputs = {"weights": weights_fingerprint(resolve_model(recipe.model.name_or_path))}
+    if recipe.required_features():
+        inputs["reference"] = reference_record(recipe).fingerprint()
+        inputs |= feature_origins(recipe)
+    else:
+        inputs["pairs"] = prepare_record(recipe).fingerprint()
+    record = StageRecord.of(recipe, "train", train_store(recipe), inputs)
+    # The activation mask is made by the reference stage, but which one was trained with is this
+    # stage's business.
+    mask = {f"mask.{key}": value for key, value in recipe.mask.model_dump(mode="json").items()}
+    return StageRecord(record.stage, record.store, {**record.settings, **mask}, inputs)
+
+
+def run_train(
+    recipe: Recipe, quiet: bool = False, callbacks: list[Any] | None = None
+) -> dict[str, Any]:
+    """Train, or resume, and return the stage's manifest. Needs a running Ray.
+
+    Raises: UserError for impossible resources; StageFailed if the loss stops being finite.
+    """
+    record = train_record(recipe)
+    record.begin()
+    store = record.store
+    store.sweep_temporary()
+    for name in store.names():
+        if name.startswith("failure-"):
+            store.delete(name)
+    pairs = open_pairs(recipe)
+    num_pairs = len(usable_rows(recipe, pairs, "train"))
+    steps = Sampler(num_pairs, recipe.train.global_batch_size, recipe.train.seed).num_steps(
+        recipe.train.epochs, recipe.train.max_steps
+    )
+    with _progress(store, steps, quiet):
+        _fit_within_memory(recipe, callbacks or [], store)
+    _raise_failure(store)
+    if not store.exists("model"):
+        raise StageFailed(
+            "training ended without a model: another command has taken over this run, or see the "
+            "workers' output above"
+        )
+    records = list(read_metrics(store))
+    last = [r for r in records if "kind" not in r][-1]
+    counts: dict[str, Any] = {"steps": last["step"], "pairs": num_pairs, "final": last}
+    if last["step"] < steps:
+        counts["stopped_early"] = (
+            f"{recipe.train.selection.metric} did not improve: step {last['step']} of {steps}"
+        )
+    counts["warnings"] = [
+        f"step {r['step']}: {m}"
+        for r in records
+        if r.get("kind") == "warning"
+        for m in r["messages"]
+    ]
+    validations = [r for r in records if r.get("kind") == "validation"]
+    if validations:
+        counts["validation"] = validations[-1]
+    store.write_bytes(
+        "model/README.md",
+        model_card(recipe, counts, prepare_record(recipe).manifest()["counts"]).encode(),
+    )
+    outputs = {
+        f"model/{name}": store.checksum(f"model/{name}")
+        for name in store.names("model")
+        if name.endswith(".safetensors")
+    }
+    return record.finish(counts, outputs)
+
+
+def _fit_within_memory(recipe: Recipe, callbacks: list[Any], store: RunStore) -> None:
+    """Train; with train.auto_microbatch again with half the budget, as long as halving it is
+    what ended a worker group.
+    """
+    while True:
+        before = remembered_budget(store)
+        try:
+            _fit(recipe, callbacks)
+            return
+        except StageFailed:
+            if remembered_budget(store) == before:
+                raise
+
+
+def _fit(recipe: Recipe, callbacks: list[Any]) -> None:
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    resources = ray.cluster_resources()
+    train = recipe.train
+    fewest = train.min_workers or train.num_workers
+    gpus = min(resources.get("GPU", 0), recipe.ray.gpus_per_run or math.inf)
+    per_worker = min(1, gpus)  # a fraction is for one worker alone
+    use_gpu = gpus > 0 if train.use_gpu is None else train.use_gpu
+    if use_gpu and (gpus == 0 or gpus < fewest * per_worker):
+        raise UserError(
+            f"{_workers(train)} with a GPU each: the cluster has {gpus:g} GPUs for this run"
+        )
+    total_cpus = recipe.ray.cpus_per_run or resources.get("CPU", 1)
+    cpus = train.cpus_per_worker or (
+        1 if use_gpu else even_cpus(node_cpus(), train.num_workers, recipe.ray.cpus_per_run)
+    )
+    if cpus * fewest > total_cpus:
+        raise UserError(f"{_workers(train)} x {cpus:g} CPUs: the cluster has {total_cpus:g}")
+    places = Places({"CPU": cpus, "GPU": per_worker} if use_gpu else {"CPU": cpus}, fewest)
+    elastic = (
+        {} if train.min_workers is None else {"elastic_resize_monitor_interval_s": _RESIZE_SECONDS}
+    )
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "recipe": recipe.model_dump(mode="json"),
+            "threads": max(1, int(cpus)),
+            "paths": local_paths(recipe),
+        },
+        scaling_config=ScalingConfig(
+            num_workers=train.num_workers
+            if train.min_workers is None
+            else (train.min_workers, train.num_workers),
+            use_gpu=use_gpu,
+            resources_per_worker=places.bundle,
+            **elastic,
+        ),
+        run_config=RunConfig(
+            # A new name each time: Ray's own restore is not used, our checkpoints are.
+            name=f"train-{uuid.uuid4().hex[:12]}",
+            storage_path=RunStore(f"{recipe.run_dir}/.ray").root,
+            failure_config=FailureConfig(max_failures=train.max_failures),
+            callbacks=callbacks,
+        ),
+    )
+    try:
+        with second_choice(recipe, places, lambda text: tqdm.write(text, file=sys.stderr)):
+            interruptible(trainer.fit)
+    except ray.train.TrainingFailedError as error:
+        _raise_failure(train_store(recipe))
+        raise StageFailed(f"training failed: {_root_cause(error)}") from error
+
+
+def _workers(train: TrainSection) -> str:
+    return (
+        f"train.num_workers = {train.num_workers}"
+        if train.min_workers is None
+        else f"train.min_workers = {train.min_workers}"
+    )
+
+
+def _raise_failure(store: RunStore) -> None:
+    for name in store.names():
+        if name.startswith("failure-"):
+            raise Failure(**store.read_json(name)).error()
+
+
+def _root_cause(error: BaseException) -> str:
+    failures = getattr(error, "worker_failures", None)
+    text = str(next(iter(failures.values()))) if failures else str(error)
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    return (
+        lines[-1].removeprefix(f"{UserError.__module__}.UserError: ")
+        if lines
+        else type(error).__name__
+    )
+
+
+@contextlib.contextmanager
+def _progress(store: RunStore, steps: int, quiet: bool) -> Iterator[None]:
+    """A bar fed by the published metrics, so that it works for any placement of the workers."""
+    if quiet:
+        yield
+        return
+    stop = threading.Event()
+
+    def follow() -> None:
+        seen: set[str] = set()
+        with tqdm(total=steps, desc="train", unit="step") as bar:
+            while True:
+                finished = stop.is_set()
+                for name in store.names(FOLDER):
+                    if name in seen or not name.endswith(("-train.jsonl", "-warning.jsonl")):
+                        continue
+                    seen.add(name)
+                    for record in _records(store, name):
+                        for message in record.get("messages", ()):
+                            bar.write(f"warning: step {record['step']}: {message}", file=sys.stderr)
+                        if "kind" in record:
+                            continue
+                        bar.n = max(bar.n, record["step"])
+                        bar.set_postfix(
+                            {
+                                label: form.format(record[key])
+                                for key, (label, form) in _SHOWN.items()
+                                if key in record
+                            },
+                            refresh=False,
+                        )
+                    bar.refresh()
+                if finished:
+                    return
+                stop.wait(1.0)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=10)
+
+
+def _records(store: RunStore, name: str) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in store.read_bytes(f"{FOLDER}/{name}").splitlines()]
+    except FileNotFoundError:  # a resuming worker discards parts beyond its checkpoint
+        return []

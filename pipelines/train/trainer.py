@@ -1,0 +1,479 @@
+"""One training rank: a deterministic loop for all objectives, masks, layouts, strategies and
+worker counts.
+"""
+
+import math
+import os
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipelines.errors import Diverged, Failure, StageFailed
+from pipelines.models import Placement, as_floats
+from pipelines.pairs import open_pairs
+from pipelines.recipe import LearnedMaskConfig, Recipe
+from pipelines.reference import feature_source, load_reference, usable_rows
+from pipelines.storage import RunStore
+from pipelines.train.checkpoint import (
+    Checkpointer,
+    Retention,
+    claim,
+    completed_steps,
+    load_checkpoint,
+    read_state,
+)
+from pipelines.train.metrics import MetricsWriter
+from pipelines.train.micro_batches import Cut, MicroBatch, MicroBatchLoader
+from pipelines.train.policy import build_policy, choose_layout, load_policy_model, write_model
+from pipelines.train.selection import Selection
+from pipelines.train.strategy import strategy_of
+from pipelines.train.throughput import Throughput
+from pipelines.train.trackers import build_trackers
+from sparsepo.backbone import transformer_of
+from sparsepo.batching.sampling import Sampler
+from sparsepo.masks import CollapseWatch, LearnedMasks
+from sparsepo.objectives import CoupledBatch, CoupledObjective
+from sparsepo.records import Metrics, TokenScores, add_metrics
+
+_STEPS_AHEAD = 8  # whose features are fetched from an object store
+_VALIDATION_PAIRS = 512  # between two exchanges of the ranks
+Sums = dict[str, tuple[float, float]]  # metric -> (sum, count)
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """The gathered first pass of a coupled objective: values [N, c] of the global batch and each
+    row's position in it.
+    """
+
+    objective: CoupledObjective
+    values: Tensor
+    positions: dict[int, int]
+
+    def slice(self, rows: Sequence[int], device: torch.device) -> CoupledBatch:
+        return CoupledBatch(
+            self.values.to(device),
+            torch.tensor([self.positions[row] for row in rows], device=device),
+        )
+
+
+class Trainer:
+    """One rank's training run: state, step, validation, checkpoint.
+
+    Args:
+        threads: of a CPU rank; a resumed run keeps those it began with.
+        micro_batch_tokens: the largest budget to use, after memory ran out with the recipe's.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        placement: Placement,
+        threads: int,
+        micro_batch_tokens: int | None = None,
+    ) -> None:
+        self.recipe, self.placement = recipe, placement
+        self._began = time.monotonic()
+        self.is_one_pair_each = False  # in this step: no smaller budget would help
+        self.store = RunStore(f"{recipe.run_dir}/train")
+        attempt = uuid.uuid4().hex[:8]
+        resumed = (attempt, claim(self.store, attempt)) if placement.rank == 0 else None
+        attempt, self.step = placement.gather(resumed)[0]
+        state = read_state(self.store, self.step) if self.step else {}
+        self.threads = state.get("threads", threads)
+        if placement.device.type == "cpu":
+            torch.set_num_threads(min(self.threads, os.cpu_count() or 1))
+        self.pairs = open_pairs(recipe)
+        self.objective = recipe.objective.build()
+        self.rows = {
+            split: usable_rows(recipe, self.pairs, split) for split in ("train", "validation")
+        }
+        if not self.rows["train"]:
+            raise StageFailed(
+                "the reference stage could score no training pair: see failed_rows.jsonl in its "
+                "directory"
+            )
+        self.sampler = Sampler(
+            len(self.rows["train"]), recipe.train.global_batch_size, recipe.train.seed
+        )
+        self.num_steps = self.sampler.num_steps(recipe.train.epochs, recipe.train.max_steps)
+        self.strategy = strategy_of(placement)
+        self._build(micro_batch_tokens)
+        self.optimizer = self._build_optimizer()
+        if self.step:
+            load_checkpoint(self.store, self.step, self.model, self.optimizer, self.strategy)
+        self.watch = CollapseWatch(recipe.mask.masked_terms(), state.get("collapse_streaks"))
+        self.selection = Selection(recipe.train.selection, state.get("selection"))
+        keep_best = max(
+            recipe.train.selection.keep_best, int(recipe.train.selection.publish == "best")
+        )
+        self.checkpoints = Checkpointer(
+            self.store,
+            attempt,
+            self.model,
+            self.optimizer,
+            self.strategy,
+            Retention(recipe.train.keep_checkpoints, keep_best),
+        )
+        self.metrics: MetricsWriter | None = None
+        if placement.rank == 0:
+            trackers = build_trackers(recipe, self.store, self.step)
+            self.metrics = MetricsWriter(
+                self.store, self.step, trackers, self.checkpoints.is_current
+            )
+
+    def _build(self, micro_batch_tokens: int | None) -> None:
+        recipe, placement = self.recipe, self.placement
+        causal_lm = load_policy_model(recipe, placement)
+        online = load_reference(recipe, placement.device) if recipe.online_features() else None
+        self.layout = choose_layout(recipe, causal_lm, online, placement, micro_batch_tokens)
+        self.source = feature_source(recipe, self.pairs, placement.device, online)
+        counted = [
+            sum(p.numel() for p in model.parameters())
+            for model in (causal_lm, *([online.causal_lm] if online else []))
+        ]
+        self.throughput = Throughput(
+            transformer_of(causal_lm).config,
+            counted[0],
+            recipe.train.lora is not None,
+            sum(counted[1:]),
+            placement.device,
+            placement.world,
+        )
+        if online is not None:
+            self.strategy.spread_frozen(online.causal_lm)
+        self.model = build_policy(recipe, causal_lm, self.source.head(), self.strategy)
+        self.loader = MicroBatchLoader(
+            self.pairs,
+            self.source,
+            self.layout,
+            placement,
+            self.strategy.aligns_micro_batches,
+            self.objective.uses_rejected,
+        )
+        self.lengths = self.pairs.lengths("train")
+        self.shared_lengths = self.pairs.lengths("train", shared=True)
+
+    def _build_optimizer(self) -> torch.optim.AdamW:
+        train, mask = self.recipe.train, self.recipe.mask
+        policy = [p for p in self.model.causal_lm.parameters() if p.requires_grad]
+        groups = [
+            {"params": policy, "base_lr": train.learning_rate, "weight_decay": train.weight_decay}
+        ]
+        mask_parameters = [p for p in self.model.masks.parameters() if p.requires_grad]
+        if mask_parameters:
+            assert isinstance(mask, LearnedMaskConfig)
+            groups.append(
+                {
+                    "params": mask_parameters,
+                    "base_lr": mask.learning_rate,
+                    "weight_decay": mask.weight_decay,
+                    "eps": mask.adam_eps,
+                }
+            )
+        fused = self.placement.device.type == "cuda"
+        return torch.optim.AdamW(
+            groups,
+            lr=train.learning_rate,
+            betas=train.adam_betas,
+            eps=train.adam_eps,
+            fused=fused or None,
+        )
+
+    def run(
+        self,
+        report: Callable[[dict[str, Any]], None],
+        is_preempted: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Train to the last step.
+
+        Args:
+            report: called with metrics at every validation and checkpoint by every rank.
+                is_preempted: whether this rank's machine is about to be taken away; then a
+                checkpoint is written at once.
+        """
+        train = self.recipe.train
+        if self.step == 0 and self.rows["validation"]:
+            self._validate()
+        while self.step < self.num_steps and not self.selection.has_ended:
+            record, preempted = self.optimizer_step(is_preempted)
+            warnings = self.watch.observe(record)
+            if self.metrics is not None:
+                self.metrics.add(record)
+                if warnings:
+                    self.metrics.add_apart(
+                        {"step": self.step, "kind": "warning", "messages": warnings}
+                    )
+            last, improved, validated = self.step == self.num_steps, False, {}
+            latest: dict[str, Any] = dict(record)
+            if self.rows["validation"] and (
+                last or (train.validate_every and self.step % train.validate_every == 0)
+            ):
+                validated = self._validate()
+                improved = self.selection.observe(self.step, validated)
+                latest |= validated
+            if (
+                last
+                or preempted
+                or improved
+                or self.selection.has_ended
+                or self.step % train.checkpoint_every == 0
+            ):
+                self._checkpoint(latest)
+                if preempted:
+                    self._raise_together(self.checkpoints.failure(wait=True))
+                latest["checkpoint_path"] = f"{self.store.root}/checkpoints"
+            if validated or "checkpoint_path" in latest:
+                report(latest)
+        self._raise_together(self.checkpoints.failure(wait=True))
+        self._publish()
+        if self.metrics is not None:
+            self.metrics.close()
+        self.placement.barrier()
+
+    def optimizer_step(
+        self, is_preempted: Callable[[], bool] = lambda: False
+    ) -> tuple[dict[str, Any], bool]:
+        """One step: its record, and whether any rank's machine is about to be taken away.
+
+        Every rank must call it.
+        """
+        started = time.monotonic()
+        rows = self.rows_of_step(self.step)
+        scale = self._learning_rate_factor(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * scale
+        self.optimizer.zero_grad(set_to_none=True)
+        cuts = self.loader.cuts("train", rows)
+        self.is_one_pair_each = all(len(cut.rows) == 1 for cut in cuts)
+        then = (
+            self.loader.cuts("train", self.rows_of_step(self.step + 1))
+            if self.step + 1 < self.num_steps
+            else []
+        )
+        if self.step + _STEPS_AHEAD < self.num_steps:
+            self.loader.prefetch("train", self.rows_of_step(self.step + _STEPS_AHEAD))
+        summed, preempted = self._score_batch(rows, cuts, then, backward=True, flag=is_preempted())
+        record = _means(summed)
+        grad_norm = float(self.strategy.clip(self.recipe.train.max_grad_norm))
+        if not (math.isfinite(grad_norm) and math.isfinite(record["loss"])):
+            raise Diverged(
+                f"loss {record['loss']} or gradient norm {grad_norm} is not finite at step "
+                f"{self.step + 1}; pairs {self._pair_ids('train', rows)}; "
+                f"{self._last_checkpoint()}; try a smaller train.learning_rate or objective.beta"
+            )
+        self.optimizer.step()
+        if isinstance(self.model.masks, LearnedMasks):
+            self.model.masks.control(record)
+        self.step += 1
+        rates = self.throughput.record(
+            [self.lengths[i] for i in rows],
+            [self.shared_lengths[i] for i in rows],
+            time.monotonic() - started,
+        )
+        return {
+            "step": self.step,
+            "epoch": self.step / self.sampler.steps_per_epoch,
+            **record,
+            "learning_rate": self.recipe.train.learning_rate * scale,
+            "grad_norm": grad_norm,
+            **rates,
+            "elapsed_seconds": time.monotonic() - self._began,
+        }, preempted
+
+    def rows_of_step(self, step: int) -> list[int]:
+        """Rows of the training split in the global batch of step 0, 1, ..."""
+        return [self.rows["train"][index] for index in self.sampler.pair_indices(step)]
+
+    def _score_batch(
+        self, rows: list[int], cuts: list[Cut], then: list[Cut], backward: bool, flag: bool = False
+    ) -> tuple[Sums, bool]:
+        """Sums of every metric over a global batch, of all ranks; this rank's micro-batches
+        back-propagate if asked to.
+
+        Every rank must call it. Args: then: cuts of the next call. Returns: the sums, and whether
+        any rank's flag was set.
+        Raises: the error of one rank on every rank, if it meets scores or weights that the
+        objective refuses, or could not write its checkpoint: a rank that failed alone would leave
+        the others waiting in the next collective.
+        """
+        self._enter_mode(training=backward)
+        coupling = self._coupling(rows, cuts)
+        self._enter_mode(training=backward)  # again: both passes draw the same dropout
+        totals: Metrics = {}
+        failure = self.checkpoints.failure()
+        for number, batch in enumerate(self.loader.stream(cuts, then)):
+            if backward and number == len(cuts) - 1:
+                self.strategy.expect_last_backward()
+            scores = self._forward(batch)
+            loss: Tensor | None = None
+            if not (batch.cut.is_filler or failure):
+                try:
+                    losses, metrics = self._losses(scores, batch, coupling)
+                    loss, totals = losses.sum() / len(rows), add_metrics(totals, metrics)
+                except ValueError as error:
+                    pairs = self._pair_ids(batch.cut.split, batch.cut.rows)
+                    failure = Failure(
+                        "stage",
+                        f"step {self.step + 1}: {error}; pairs {pairs}; {self._last_checkpoint()}",
+                    )
+            if backward:
+                # Without a loss: the collectives of a backward, and no gradient.
+                (scores.policy_logps.sum() * 0.0 if loss is None else loss).backward()
+        if backward:
+            self.strategy.finish_gradients()
+        gathered = self.placement.gather((failure, as_floats(totals), flag))
+        summed: Sums = {}
+        for failed, part, _ in gathered:
+            if failed is not None:
+                raise failed.error()
+            summed = add_metrics(summed, part)
+        return summed, any(one for _, _, one in gathered)
+
+    def _raise_together(self, failure: Failure | None) -> None:
+        for failed in self.placement.gather(failure):
+            if failed is not None:
+                raise failed.error()
+
+    def _enter_mode(self, training: bool) -> None:
+        """Training mode where dropout is asked for; eval mode is what switches it off in every
+        architecture.
+        """
+        train, mask = self.recipe.train, self.recipe.mask
+        keep = train.dropout == "keep"
+        self.model.train(training and keep)
+        self.model.masks.train(training)
+        adapts = train.lora is not None and train.lora.dropout > 0
+        if adapts:
+            for name, module in self.model.causal_lm.named_modules():
+                if "lora_dropout" in name:
+                    module.train(training)
+        if training and (
+            keep or adapts or (isinstance(mask, LearnedMaskConfig) and mask.dropout > 0)
+        ):
+            torch.manual_seed(hash((train.seed, self.step, self.placement.rank)))
+
+    def _forward(self, batch: MicroBatch) -> TokenScores:
+        inputs = batch.inputs.to(self.placement.device)
+        features = self.source.complete(batch.features, inputs)
+        with self.placement.computing():
+            scores: TokenScores = self.model(inputs, features)
+        return scores
+
+    def _losses(
+        self, scores: TokenScores, batch: MicroBatch, coupling: Coupling | None
+    ) -> tuple[Tensor, Metrics]:
+        """Losses and metrics of a micro-batch; ValueError if its scores or weights are none that
+        the objective accepts.
+        """
+        if coupling is None:
+            output = self.objective(scores)
+        else:
+            output = coupling.objective(
+                scores, coupling.slice(batch.cut.rows, self.placement.device)
+            )
+        return output.losses, output.metrics
+
+    @torch.no_grad()
+    def _coupling(self, rows: list[int], cuts: list[Cut]) -> Coupling | None:
+        """First pass of an objective that couples pairs: what all pairs of the batch need to
+        know of each other.
+        """
+        if not isinstance(self.objective, CoupledObjective):
+            return None
+        mine: dict[int, Tensor] = {}
+        for batch in self.loader.stream(cuts, cuts):
+            scores = self._forward(batch)
+            if not batch.cut.is_filler:
+                mine |= dict(
+                    zip(batch.cut.rows, self.objective.shared_values(scores).cpu(), strict=True)
+                )
+        everyone = {
+            row: value for part in self.placement.gather(mine) for row, value in part.items()
+        }
+        return Coupling(
+            self.objective,
+            torch.stack([everyone[row] for row in rows]),
+            {row: at for at, row in enumerate(rows)},
+        )
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        rows = self.rows["validation"]
+        # A coupled loss depends on the size of its batch: the training's, so that both can be
+        # compared.
+        size = (
+            self.recipe.train.global_batch_size
+            if self.objective.couples_pairs
+            else _VALIDATION_PAIRS
+        )
+        parts = [rows[at : at + size] for at in range(0, len(rows), size)]
+        cuts = [self.loader.cuts("validation", part) for part in parts] + [[]]
+        summed: Sums = {}
+        for part, now, then in zip(parts, cuts[:-1], cuts[1:], strict=True):
+            summed = add_metrics(summed, self._score_batch(part, now, then, backward=False)[0])
+        self.strategy.reshard()
+        record = {f"validation/{key}": value for key, value in _means(summed).items()}
+        if self.metrics is not None:
+            self.metrics.add_apart({"step": self.step, "kind": "validation", **record})
+        return record
+
+    def _pair_ids(self, split: str, rows: Sequence[int]) -> str:
+        ids = [i for (i,) in self.pairs.values(split, rows[:8], ("pair_id",))]
+        return ", ".join(ids) + (", ..." if len(rows) > 8 else "")
+
+    def _last_checkpoint(self) -> str:
+        kept = completed_steps(self.store)
+        return f"last good checkpoint: {f'step {kept[-1]}' if kept else 'none'}"
+
+    def _learning_rate_factor(self, step: int) -> float:
+        train = self.recipe.train
+        warmup = math.ceil(train.warmup_fraction * self.num_steps)
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = (step - warmup) / max(1, self.num_steps - warmup)
+        if train.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * progress))
+        return 1 - progress if train.schedule == "linear" else 1.0
+
+    def _checkpoint(self, latest: dict[str, Any]) -> None:
+        if self.metrics is not None:
+            self.metrics.checkpoint()
+        state = {
+            "threads": self.threads,
+            "num_steps": self.num_steps,
+            "collapse_streaks": self.watch.streaks,
+            "selection": self.selection.state(),
+            "selection_value": self.selection.value_of(latest),
+        }
+        self.checkpoints.save(self.step, state)
+
+    def _publish(self) -> None:
+        """Write the model and its masks: of the last step, or of the best validation."""
+        best = self.selection.best_step
+        if self.recipe.train.selection.publish == "best" and best is not None and best != self.step:
+            load_checkpoint(self.store, best, self.model, None, self.strategy)
+        is_first = self.placement.rank == 0
+        folder = self.store.staging_directory() if is_first else None
+        write_model(self.recipe, self.model.causal_lm, self.strategy, folder)
+        if folder is None:
+            return
+        self.store.publish_directory(folder, "model")
+        if isinstance(self.model.masks, LearnedMasks):
+            folder = self.store.staging_directory()
+            self.model.masks.save_pretrained(folder)
+            self.store.publish_directory(folder, "masks")
+
+    def close(self) -> None:
+        """Stop the threads of a run that has ended or failed."""
+        self.checkpoints.close()
+
+
+def _means(summed: Sums) -> dict[str, float]:
+    """Mean of every metric over pairs (or tokens, or responses: whatever its count counts)."""
+    return {key: total / count for key, (total, count) in summed.items() if count}
