@@ -192,3 +192,11 @@ def test_the_library_speaks_to_library_users() -> None:
         if words.search(node.value)
     ]
     assert found == []
+
+
+def test_the_architecture_page_names_rooms_in_order_and_what_they_offer() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|$", page.split("## Rooms")[1], re.M)
+    assert tuple(room for room, _ in rows) == ROOMS
+    for room, names in rows:
+        assert set(re.findall(r"`(\w+)`", names)) <= surface(room), room
