@@ -15,6 +15,7 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def packaged_command(command: Sequence[str], program: Any) -> Iterator[tuple[Pat
         package = Path(folder)
         for source in PACKAGES:
             shutil.copytree(
-                Path(__file__).parent.parent / source,
+                Path(str(resources.files(source))),
                 package / source,
                 ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*"),
             )
