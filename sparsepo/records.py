@@ -109,9 +109,9 @@ class FeatureKind:
 
 
 _MADE_BY = {
-    "reference": "ReferenceModel.features",
-    "scorers": "scorer_log_ratios",
-    "embedder": "pooled_states",
+    "reference": "sparsepo.ReferenceModel.features",
+    "scorers": "sparsepo.scorer_log_ratios",
+    "embedder": "sparsepo.pooled_states",
     "pairs": "the data",
 }
 

@@ -98,7 +98,7 @@ import sys
 from pathlib import Path
 from pipelines.errors import UserError
 from pipelines.recipe.files import load_recipe
-import pipelines.reference as stage
+import pipelines.reference.stage as stage
 from pipelines.commands.run import run_stages
 if sys.argv[2] == "unforeseen":
     stage._check_disk = lambda *_: None

@@ -273,7 +273,7 @@ def test_a_directory_that_ray_cannot_use_is_one_line(
 ) -> None:
     long = tmp_path / ("x" * 90)
     done = subprocess.run(
-        [sys.executable, "-c", "from pipelines.cluster import ray_session\nfrom pipelines.config "
+        [sys.executable, "-c", "from pipelines.cluster import ray_session\nfrom pipelines.recipe "
             "import RaySection\nfrom pipelines.errors import UserError\n"
          f"try:\n    ray_session(RaySection(num_cpus=1, temp_dir={str(long)!r})).__enter__()\n"
          "except UserError as error:\n    print(error)"],

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from pair_records import TOKEN_FIELDS, by_hand, random_scores
 
-from sparsepo import OBJECTIVES, TokenScores
+from sparsepo import FEATURES, OBJECTIVES, TokenScores
 from sparsepo.objectives import Objective
 
 PREFERENCE = {name: kind() for name, kind in OBJECTIVES.items() if kind.uses_rejected}
@@ -115,14 +115,14 @@ def test_float32_agrees_with_float64(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PREFERENCE)
-def test_what_is_missing_is_named_with_its_stage(name: str) -> None:
+def test_what_is_missing_is_named_with_what_gives_it(name: str) -> None:
     record = random_scores([3, 2])
     for feature in PREFERENCE[name].requires:
         field = "token_kl" if feature == "reference_hidden" else feature
         with pytest.raises(
             ValueError,
-            match=f"{field} is missing: it needs the feature '{feature}', which the "
-            "(reference|prepare) stage",
+            match=f"{field} is missing: it needs the feature '{feature}', which comes "
+            f"from {FEATURES[feature].made_by}",
         ):
             PREFERENCE[name](replace(record, **{field: None}))
 

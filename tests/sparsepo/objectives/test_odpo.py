@@ -48,8 +48,8 @@ def test_scores_that_are_not_ordered_are_refused(values: tuple[float, float]) ->
         ODPO(min_gap=0.01)(by_hand(preference_scores=scored(*values)))
 
 
-def test_missing_scores_name_the_stage() -> None:
-    with pytest.raises(ValueError, match="preference_scores is missing.*prepare stage"):
+def test_missing_scores_say_where_they_come_from() -> None:
+    with pytest.raises(ValueError, match="preference_scores is missing.*comes from the data"):
         ODPO()(by_hand())
 
 

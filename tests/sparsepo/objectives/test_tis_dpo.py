@@ -66,5 +66,7 @@ def test_gradients() -> None:
 def test_bad_options_are_named() -> None:
     with pytest.raises(ValueError, match=r"low=2, high=1.5: must be finite with low < high"):
         TISDPO(low=2)
-    with pytest.raises(ValueError, match="scorer_log_ratios is missing.*reference stage"):
+    with pytest.raises(
+        ValueError, match="scorer_log_ratios is missing.*sparsepo.scorer_log_ratios"
+    ):
         TISDPO()(by_hand())
