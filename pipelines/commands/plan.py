@@ -40,7 +40,7 @@ from pipelines.reference import (
     stored_bytes,
 )
 from pipelines.sweep import SharedStores, Sweep, trial_recipe
-from pipelines.train import count_adapter_parameters
+from pipelines.train import count_adapter_parameters, starting_model
 from sparsepo.batching.sampling import Sampler
 from sparsepo.kernels.token_scoring import CHUNK_ELEMENTS, FUSED_CHUNK_ELEMENTS
 from sparsepo.records import FEATURES
@@ -186,7 +186,7 @@ def _train(
 
     FLOP per parameter and token: 2 forward, 2 to the states, 2 to the weights.
     """
-    train, directory = recipe.train, resolve_model(recipe.model.name_or_path)
+    train, directory = recipe.train, starting_model(recipe)
     config = hf_config(directory).get_text_config()
     parameters, adapters, masks = (
         count_parameters(directory),

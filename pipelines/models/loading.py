@@ -18,7 +18,13 @@ from typing import Any
 import torch
 
 from pipelines.errors import UserError
-from pipelines.models.trusted_code import code_hash, may_run, refused_code
+from pipelines.models.trusted_code import (
+    code_hash,
+    may_run,
+    refuse_foreign_code,
+    refused_code,
+    trusted_copy,
+)
 from pipelines.storage import CACHE, RunStore, file_hash
 from sparsepo import verify_head
 
@@ -86,6 +92,7 @@ def _check_adapter(path: Path) -> None:
         raise UserError(
             f"model directory {path}: it holds both an adapter and whole weights; keep one of them"
         )
+    refuse_foreign_code(path)
     if not (path / ADAPTER_WEIGHTS).is_file():
         raise UserError(
             f"adapter {path}: no weights ({ADAPTER_WEIGHTS}); pickled weights are not read"
@@ -153,8 +160,10 @@ def from_directory(auto_class: Any, directory: Path, what: str = "", **settings:
     Raises: UserError naming the directory, `what` is wrong and why.
     """
     try:
+        refuse_foreign_code(directory)
+        code = trusted_copy(directory, CACHE)
         return auto_class.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=may_run(directory), **settings
+            code or directory, local_files_only=True, trust_remote_code=code is not None, **settings
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         refused = refused_code(directory) if "trust_remote_code" in str(error) else None
@@ -163,18 +172,35 @@ def from_directory(auto_class: Any, directory: Path, what: str = "", **settings:
         ) from error
 
 
+def without_weights(directory: Path) -> Any:
+    """The causal language model of a directory (of the base for an adapter), its weights as they
+    come, on the default device.
+    """
+    from transformers import AutoModelForCausalLM
+
+    base = base_dir(directory)
+    config, code = hf_config(base), trusted_copy(base, CACHE)
+    config.name_or_path = str(
+        code or base
+    )  # where transformers looks for the code; config.json may name another place
+    return AutoModelForCausalLM.from_config(config, trust_remote_code=code is not None)
+
+
+def tokenizer_home(directory: Path) -> Path:
+    """Where the tokenizer of a model directory lies: an adapter without one has its base's."""
+    own = (directory / "tokenizer_config.json").is_file() or (
+        directory / "tokenizer.json"
+    ).is_file()
+    return directory if own else base_dir(directory)
+
+
 @lru_cache(maxsize=4)
 def load_tokenizer(directory: str) -> Any:
     """The fast tokenizer of a local directory; UserError if it has none or no EOS token."""
     from transformers import AutoTokenizer
 
-    own = (Path(directory) / "tokenizer_config.json").is_file() or (
-        Path(directory) / "tokenizer.json"
-    ).is_file()
     tokenizer = from_directory(
-        AutoTokenizer,
-        Path(directory) if own else base_dir(Path(directory)),
-        "no usable tokenizer: ",
+        AutoTokenizer, tokenizer_home(Path(directory)), "no usable tokenizer: "
     )
     if tokenizer.eos_token_id is None:
         raise UserError(

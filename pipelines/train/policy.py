@@ -18,7 +18,11 @@ from pipelines.models import (
     load_tokenizer,
     may_run,
     micro_batch_tokens,
+    publish_code,
+    refuse_other_tokenizer,
     resolve_model,
+    tokenizer_home,
+    without_weights,
 )
 from pipelines.recipe import LoraSection, Recipe
 from pipelines.reference import reference_model_dir
@@ -36,6 +40,21 @@ def build_masks(recipe: Recipe) -> TokenMasks:
     model.
     """
     return recipe.mask.build(hf_config(reference_model_dir(recipe)), recipe.train.seed)
+
+
+def starting_model(recipe: Recipe) -> Path:
+    """The directory of the model that is trained.
+
+    UserError if what is trained from it could not be published.
+    """
+    directory = resolve_model(recipe.model.name_or_path)
+    tokenizer = (
+        resolve_model(recipe.model.tokenizer, tokenizer_only=True)
+        if recipe.model.tokenizer
+        else directory
+    )
+    refuse_other_tokenizer(base_dir(directory), tokenizer_home(tokenizer))
+    return directory
 
 
 def load_policy_model(recipe: Recipe, placement: Placement) -> Any:
@@ -57,15 +76,14 @@ def count_adapter_parameters(recipe: Recipe) -> int:
     """Parameters of the recipe's adapters, without memory for any; 0 without LoRA."""
     if recipe.train.lora is None:
         return 0
-    from transformers import AutoModelForCausalLM
-
     directory = resolve_model(recipe.model.name_or_path)
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(
-            hf_config(directory), trust_remote_code=may_run(base_dir(directory))
-        )
         found = _adapted(
-            empty, recipe.train.lora, directory, torch.float32, recipe.model.name_or_path
+            without_weights(directory),
+            recipe.train.lora,
+            directory,
+            torch.float32,
+            recipe.model.name_or_path,
         )
     return sum(p.numel() for p in found.parameters() if p.requires_grad)
 
@@ -169,6 +187,13 @@ def write_model(recipe: Recipe, causal_lm: Any, strategy: Strategy, folder: Path
             for file in folder.iterdir():
                 file.unlink()
             merged.save_pretrained(folder)
+    base = base_dir(resolve_model(recipe.model.name_or_path))
+    if may_run(base):
+        # The trained model is trusted as far as the one it comes from: it has the same code,
+        # configuration and tokenizer.
+        if not (folder / ADAPTER_CONFIG).is_file():
+            publish_code(base, folder)
+        return
     directory = resolve_model(
         recipe.model.tokenizer or recipe.model.name_or_path, tokenizer_only=True
     )

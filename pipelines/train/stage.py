@@ -25,13 +25,14 @@ from pipelines.cluster import (
     second_choice,
 )
 from pipelines.errors import Failure, StageFailed, UserError
-from pipelines.models import resolve_model, weights_fingerprint
+from pipelines.models import weights_fingerprint
 from pipelines.pairs import open_pairs, prepare_record
 from pipelines.recipe import Recipe, StageRecord, TrainSection
 from pipelines.reference import feature_origins, reference_record, usable_rows
 from pipelines.storage import RunStore
 from pipelines.train.metrics import FOLDER, read_metrics
 from pipelines.train.model_card import model_card
+from pipelines.train.policy import starting_model
 from pipelines.train.worker import remembered_budget, train_worker
 from sparsepo.batching.sampling import Sampler
 
@@ -54,8 +55,11 @@ def train_store(recipe: Recipe) -> RunStore:
 
 
 def train_record(recipe: Recipe) -> StageRecord:
-    """The stage record of a recipe's training."""
-    inputs = {"weights": weights_fingerprint(resolve_model(recipe.model.name_or_path))}
+    """The stage record of a recipe's training.
+
+    UserError if the trained model could not be published.
+    """
+    inputs = {"weights": weights_fingerprint(starting_model(recipe))}
     if recipe.required_features():
         inputs["reference"] = reference_record(recipe).fingerprint()
         inputs |= feature_origins(recipe)

@@ -3,6 +3,7 @@ lead out of a store, open doors.
 """
 
 import ast
+import hashlib
 import json
 import os
 import re
@@ -21,14 +22,23 @@ from packaging.requirements import Requirement
 
 import pipelines.cluster.jobs
 from pipelines.commands.cli import app
+from pipelines.commands.plan import run_plan
 from pipelines.commands.submit import packaged_command
 from pipelines.errors import UserError
 from pipelines.models.device import Placement
-from pipelines.models.loading import hf_config, load_causal_lm
-from pipelines.models.trusted_code import TRUSTED_CODE, code_hash
+from pipelines.models.loading import (
+    hf_config,
+    load_causal_lm,
+    load_tokenizer,
+    resolve_model,
+    without_weights,
+)
+from pipelines.models.trusted_code import TRUSTED_CODE, code_hash, publish_code, trusted_copy
 from pipelines.recipe.files import write_yaml
 from pipelines.recipe.schema import Recipe
 from pipelines.storage.store import RunStore
+from pipelines.train.policy import starting_model
+from pipelines.train.stage import train_record
 from pipelines.train.strategy import strategy_of
 
 MakeRecipe = Callable[..., Recipe]
@@ -123,11 +133,13 @@ def test_code_of_a_model_runs_only_if_its_hash_is_listed(
     ids = torch.arange(3, 40)[None]
     assert torch.equal(model(ids).logits, load_causal_lm(str(model_dir), torch.float32)(ids).logits)
     model.save_pretrained(tmp_path / "saved")
+    publish_code(folder, tmp_path / "saved")
     assert (
         type(load_causal_lm(str(tmp_path / "saved"), torch.float32)).__name__ == "OwnForCausalLM"
     ), "the published copy brings the code"
 
     ran.unlink()
+    assert code_hash(tmp_path / "saved") == code_hash(folder) == digest
     with (folder / "modeling_own.py").open("a") as file:
         file.write("# changed\n")
     with pytest.raises(UserError, match="it needs code of its own"):
@@ -141,6 +153,200 @@ def test_code_of_a_model_runs_only_if_its_hash_is_listed(
     ):
         hf_config(folder)
     assert not ran.exists()
+
+
+def change(file: Path, **values: object) -> None:
+    file.write_text(
+        json.dumps({**(json.loads(file.read_text()) if file.is_file() else {}), **values})
+    )
+
+
+def entry(value: object) -> Callable[[Path, Path], None]:
+    return lambda folder, elsewhere: change(
+        folder / "config.json",
+        auto_map={"AutoConfig": str(value).replace("ELSEWHERE", str(elsewhere))},
+    )
+
+
+def linked_file(folder: Path, elsewhere: Path) -> None:
+    (folder / "configuration_own.py").unlink()
+    (folder / "configuration_own.py").symlink_to(elsewhere / "configuration_own.py")
+
+
+def imports(line: str) -> Callable[[Path, Path], None]:
+    def build(folder: Path, elsewhere: Path) -> None:
+        (folder / "modeling_own.py").write_text(line + MODELING)
+
+    return build
+
+
+# What a model's directory may name beyond its hashed files, and how that is refused although its
+# hash is listed.
+BEYOND = {
+    "absolute path": (entry("ELSEWHERE/configuration_own.OwnConfig"), "it must be module.Class"),
+    "parent": (entry("../elsewhere/configuration_own.OwnConfig"), "it must be module.Class"),
+    "folder": (entry("sub/configuration_own.OwnConfig"), "it must be module.Class"),
+    "package": (entry("sub.configuration_own.OwnConfig"), "it must be module.Class"),
+    "number": (entry(7), "it must be module.Class"),
+    "repository": (entry("some/body--configuration_own.OwnConfig"), "lies in another repository"),
+    "nothing": (entry("missing.OwnConfig"), "the directory has no file missing.py"),
+    "link to a file": (linked_file, "outside the directory"),
+    "link to a folder": (lambda folder, elsewhere: (folder / "custom_generate").symlink_to(elsewhere), "its folder custom_generate is a link"),
+    "import from above": (imports("from ..elsewhere import x\n"), "imports ../elsewhere.py"),
+    "import of a package": (imports("from .sub.inner import x\n"), "imports sub/inner.py"),
+    "import of nothing": (imports("from . import missing\n"), "imports missing.py"),
+    "in a processor's configuration": (
+        lambda folder, _: change(folder / "preprocessor_config.json", auto_map={"AutoImageProcessor": {"pil": "a/b--c.D"}}),
+        "lies in another repository",
+    ),
+    "in a configuration for another version": (
+        lambda folder, _: change(folder / "config.9.0.0.json", text_config={"auto_map": {"AutoModel": ["../c.D", None]}}),
+        "it must be module.Class",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_no_hash_covers_code_beyond_the_directory(
+    name: str, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused with its hash listed; and without, no hash is offered."""
+    monkeypatch.setenv("RAN_FILE", str(tmp_path / "ran"))
+    folder = model_with_code(model_dir, tmp_path / "own", "own_llama")
+    elsewhere = model_with_code(model_dir, tmp_path / "elsewhere", "own_llama")
+    build, message = BEYOND[name]
+    build(folder, elsewhere)
+    for listed in (code_hash(folder), ""):
+        monkeypatch.setenv(TRUSTED_CODE, listed)
+        with pytest.raises(UserError, match=re.escape(message)) as error:
+            hf_config(folder)
+        assert TRUSTED_CODE not in str(error.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_model_without_python_files_has_no_hash_to_list(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = model_with_code(model_dir, tmp_path / "own", "own_llama")
+    for file in folder.glob("*.py"):
+        file.unlink()
+    for listed in ("", code_hash(folder), hashlib.sha256().hexdigest()):
+        monkeypatch.setenv(TRUSTED_CODE, listed)
+        with pytest.raises(
+            UserError, match="the directory has no file configuration_own.py"
+        ) as error:
+            hf_config(folder)
+        assert TRUSTED_CODE not in str(error.value)
+
+
+def test_configurations_are_part_of_the_hash(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each change is refused under the old hash: of the model's, tokenizer's, generation's, a
+    processor's; a file for other versions.
+    """
+    monkeypatch.setenv("RAN_FILE", str(tmp_path / "ran"))
+    folder = model_with_code(model_dir, tmp_path / "own", "own_llama")
+    (folder / "other.py").write_text("raise SystemExit('other code ran')\n")
+    monkeypatch.setenv(TRUSTED_CODE, code_hash(folder))
+    assert hf_config(folder).model_type == "own_llama"
+    changes = {
+        "config.json": {"auto_map": {"AutoConfig": "other.OwnConfig"}},
+        "tokenizer_config.json": {"auto_map": {"AutoTokenizer": ["other.Tokenizer", None]}},
+        "generation_config.json": {"custom_generate": "other"},
+        "processor_config.json": {"auto_map": {"AutoProcessor": "other.Processor"}},
+        "config.9.0.0.json": {"model_type": "own_llama"},
+    }
+    for name, values in changes.items():
+        changed = tmp_path / name.removesuffix(".json")
+        shutil.copytree(folder, changed)
+        change(changed / name, **values)
+        with pytest.raises(UserError, match="it needs code of its own"):
+            load_causal_lm(str(changed), torch.float32)
+        assert load_tokenizer(str(changed)).eos_token_id is not None, (
+            "by what transformers has: no code runs"
+        )
+
+
+def test_what_runs_is_what_was_hashed(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that change after the look at them, and a configuration that says its code lies
+    elsewhere, run nothing else.
+    """
+    monkeypatch.setenv("RAN_FILE", str(tmp_path / "ran"))
+    folder = model_with_code(model_dir, tmp_path / "own", "own_llama")
+    elsewhere = model_with_code(model_dir, tmp_path / "elsewhere", "own_llama")
+    for file in elsewhere.glob("*.py"):
+        file.write_text("raise SystemExit('code elsewhere ran')\n")
+    change(folder / "config.json", _name_or_path=str(elsewhere), name_or_path=str(elsewhere))
+    monkeypatch.setenv(TRUSTED_CODE, code_hash(folder))
+    with torch.device("meta"):
+        assert type(without_weights(folder)).__name__ == "OwnForCausalLM"
+    copy = trusted_copy(folder, tmp_path / "cache")
+    assert copy is not None and code_hash(copy) == code_hash(folder)
+    (folder / "modeling_own.py").write_text("raise SystemExit('changed code ran')\n")
+    assert (copy / "modeling_own.py").read_text() == MODELING
+    (copy / "configuration_own.py").write_text("raise SystemExit('the cache is changed')\n")
+    (folder / "modeling_own.py").write_text(MODELING)
+    again = trusted_copy(folder, tmp_path / "cache")
+    assert again == copy and code_hash(again) == code_hash(folder), (
+        "a copy that is not what was hashed is made anew"
+    )
+
+
+def test_an_adapters_base_is_trusted_by_its_own_hash(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files beside the adapter do not count; code that the adapter wants imported is refused."""
+    from peft import LoraConfig, get_peft_model
+
+    monkeypatch.setenv("RAN_FILE", str(tmp_path / "ran"))
+    base = model_with_code(model_dir, tmp_path / "base", "own_llama")
+    adapter = tmp_path / "adapter"
+    get_peft_model(
+        load_causal_lm(str(model_dir), torch.float32), LoraConfig(task_type="CAUSAL_LM")
+    ).save_pretrained(adapter)
+    change(adapter / "adapter_config.json", base_model_name_or_path=str(base))
+    for listed in ("", code_hash(adapter)):
+        monkeypatch.setenv(TRUSTED_CODE, listed)
+        with pytest.raises(UserError, match=f"set {TRUSTED_CODE}={code_hash(base)}"):
+            load_causal_lm(str(adapter), torch.float32)
+    monkeypatch.setenv(TRUSTED_CODE, code_hash(base))
+    assert type(load_causal_lm(str(adapter), torch.float32)).__name__ == "OwnForCausalLM"
+    change(adapter / "adapter_config.json", megatron_config={}, megatron_core="antigravity")
+    with pytest.raises(UserError, match="wants the module megatron_core = 'antigravity'"):
+        resolve_model(str(adapter))
+
+
+def test_kernels_of_a_repository_are_refused(model_dir: Path, tmp_path: Path) -> None:
+    for number, wanted in enumerate(
+        (
+            {"attn_implementation": "some/kernel"},
+            {"text_config": {"_attn_implementation": {"": "some/kernel@v1"}}},
+        )
+    ):
+        folder = tmp_path / str(number)
+        shutil.copytree(model_dir, folder)
+        change(folder / "config.json", **wanted)
+        with pytest.raises(UserError, match="config.json wants kernels of 'some/kernel"):
+            hf_config(folder)
+
+
+def test_a_model_with_code_keeps_its_own_tokenizer(
+    make_recipe: MakeRecipe, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one's configuration would change the published model's hash: said before any work,
+    by run and by plan.
+    """
+    folder = model_with_code(model_dir, tmp_path / "own", "llama")
+    monkeypatch.setenv(TRUSTED_CODE, code_hash(folder))
+    own = make_recipe(f"model.name_or_path={folder}", f"model.tokenizer={folder}")
+    assert starting_model(own) == folder
+    other = make_recipe(f"model.name_or_path={folder}", f"model.tokenizer={model_dir}")
+    for refuse in (train_record, run_plan):
+        with pytest.raises(UserError, match="put the tokenizer's files into the model's directory"):
+            refuse(other)
 
 
 def test_a_model_that_transformers_knows_needs_no_code(
