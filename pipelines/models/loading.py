@@ -172,20 +172,6 @@ def from_directory(auto_class: Any, directory: Path, what: str = "", **settings:
         ) from error
 
 
-def without_weights(directory: Path) -> Any:
-    """The causal language model of a directory (of the base for an adapter), its weights as they
-    come, on the default device.
-    """
-    from transformers import AutoModelForCausalLM
-
-    base = base_dir(directory)
-    config, code = hf_config(base), trusted_copy(base, CACHE)
-    config.name_or_path = str(
-        code or base
-    )  # where transformers looks for the code; config.json may name another place
-    return AutoModelForCausalLM.from_config(config, trust_remote_code=code is not None)
-
-
 def tokenizer_home(directory: Path) -> Path:
     """Where the tokenizer of a model directory lies: an adapter without one has its base's."""
     own = (directory / "tokenizer_config.json").is_file() or (

@@ -1,9 +1,8 @@
-"""Python files that a model brings along (transformers' `trust_remote_code`): run only if their
-hash is on a list.
+"""Python files that a model brings along (transformers' `trust_remote_code`): run by hash only.
 
-The list is in the environment of whoever starts a command, not in the recipe: a recipe from
-elsewhere cannot trust its own model. It holds hashes of the code and of the configurations that
-choose it, not names: what runs is what was read.
+The hashes are in the environment of whoever starts a command, not in the recipe: a recipe from
+elsewhere cannot trust its own model. They cover the code and the configurations that choose it:
+what runs is what was read.
 """
 
 import ast
@@ -39,9 +38,9 @@ def may_run(directory: Path) -> bool:
 
 def trusted_copy(directory: Path, cache: Path) -> Path | None:
     """Where to load a directory from whose code may run: a copy of what was hashed; None if it may
-    not run.
+    not.
 
-    Files may change between hashing and loading; the copy holds the hashed bytes and links to the
+    Files may change between hashing and loading; the copy holds the hashed bytes, and links to the
     data beside them.
 
     Args:
@@ -84,8 +83,8 @@ def trusted_copy(directory: Path, cache: Path) -> Path | None:
 
 
 def refused_code(directory: Path) -> str | None:
-    """Why a directory that brings code does not load, and what to do; None if it brings none or
-    it may run.
+    """Why a directory with code does not load, and what to do; None without code or if it may
+    run.
     """
     files = _read(directory)
     if not _entry_points(files) or may_run(directory):
@@ -101,8 +100,8 @@ def refused_code(directory: Path) -> str | None:
 
 
 def refuse_foreign_code(directory: Path) -> None:
-    """UserError if a configuration wants code from elsewhere that no hash covers and transformers
-    or peft would run.
+    """UserError if a configuration wants code that no hash covers and transformers or peft would
+    run.
 
     These are compiled kernels of a repository (`attn_implementation: owner/name`), and the Python
     module that an adapter lets peft import (`megatron_core`).
@@ -133,8 +132,8 @@ def refuse_foreign_code(directory: Path) -> None:
 def refuse_other_tokenizer(base: Path, tokenizer: Path) -> None:
     """UserError if a model with code of its own is trained with the tokenizer of another directory.
 
-    Its hash covers its tokenizer's configuration: the trained model would have another one and not
-    be trusted.
+    Its hash covers its tokenizer's configuration: with another one the trained model would not be
+    trusted.
     """
     if tokenizer != base and may_run(base):
         raise UserError(
@@ -145,15 +144,13 @@ def refuse_other_tokenizer(base: Path, tokenizer: Path) -> None:
 
 
 def code_hash(directory: Path) -> str:
-    """sha256 over names and contents of a directory's Python files and configurations,
-    hexadecimal.
-    """
+    """sha256 over names and contents of a directory's Python files and configurations, in hex."""
     return _hash(_read(directory))
 
 
 def publish_code(directory: Path, folder: Path) -> None:
-    """Give a folder with trained weights everything of the directory but the weights: its hash is
-    the directory's.
+    """Give a folder with trained weights all of the directory but its weights: the hash is the
+    same.
 
     Of config.json the folder keeps what was written anew, such as the dtype.
     """
@@ -179,9 +176,7 @@ def publish_code(directory: Path, folder: Path) -> None:
 
 
 def _trusted(directory: Path) -> dict[str, bytes] | None:
-    """The files that may run and their configurations; None if the directory brings no code or
-    it is not listed.
-    """
+    """The files that may run and their configurations; None without code or if it is not listed."""
     files = _read(directory)
     if not _entry_points(files) or _hash(files) not in _listed():
         return None
@@ -192,8 +187,9 @@ def _trusted(directory: Path) -> dict[str, bytes] | None:
 
 
 def _read(directory: Path) -> dict[str, bytes]:
-    """Contents by relative name: Python files of every folder (links to folders are not
-    followed), configurations on top.
+    """Contents by relative name: Python files of every folder, configurations on top.
+
+    Links to folders are not followed.
     """
     found = {}
     for folder, folders, names in os.walk(directory):
@@ -291,8 +287,8 @@ def _problem(directory: Path, files: dict[str, bytes]) -> str | None:
 
 
 def _is_inside(directory: Path, file: Path) -> bool:
-    """Whether a file lies in the directory, or in the store of the hub's cache that the
-    directory is a snapshot of.
+    """Whether a file lies in the directory, or in the hub cache's store if that is a snapshot of
+    it.
     """
     root, real = directory.resolve(), file.resolve()
     return real.is_relative_to(root) or (
@@ -301,8 +297,8 @@ def _is_inside(directory: Path, file: Path) -> bool:
 
 
 def _relative_imports(name: str, content: bytes) -> Iterator[str]:
-    """Files that a file's relative imports name, relative to the directory; `..` stays in them
-    where they leave it.
+    """Files that a file's relative imports name; `..` stays in them where they leave the
+    directory.
     """
     try:
         tree = ast.parse(content)

@@ -22,7 +22,6 @@ from pipelines.models import (
     refuse_other_tokenizer,
     resolve_model,
     tokenizer_home,
-    without_weights,
 )
 from pipelines.recipe import LoraSection, Recipe
 from pipelines.reference import reference_model_dir
@@ -76,14 +75,15 @@ def count_adapter_parameters(recipe: Recipe) -> int:
     """Parameters of the recipe's adapters, without memory for any; 0 without LoRA."""
     if recipe.train.lora is None:
         return 0
+    from transformers import AutoModelForCausalLM
+
     directory = resolve_model(recipe.model.name_or_path)
     with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(
+            hf_config(directory), trust_remote_code=may_run(base_dir(directory))
+        )
         found = _adapted(
-            without_weights(directory),
-            recipe.train.lora,
-            directory,
-            torch.float32,
-            recipe.model.name_or_path,
+            empty, recipe.train.lora, directory, torch.float32, recipe.model.name_or_path
         )
     return sum(p.numel() for p in found.parameters() if p.requires_grad)
 

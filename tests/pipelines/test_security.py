@@ -26,18 +26,12 @@ from pipelines.commands.plan import run_plan
 from pipelines.commands.submit import packaged_command
 from pipelines.errors import UserError
 from pipelines.models.device import Placement
-from pipelines.models.loading import (
-    hf_config,
-    load_causal_lm,
-    load_tokenizer,
-    resolve_model,
-    without_weights,
-)
+from pipelines.models.loading import hf_config, load_causal_lm, load_tokenizer, resolve_model
 from pipelines.models.trusted_code import TRUSTED_CODE, code_hash, publish_code, trusted_copy
 from pipelines.recipe.files import write_yaml
 from pipelines.recipe.schema import Recipe
 from pipelines.storage.store import RunStore
-from pipelines.train.policy import starting_model
+from pipelines.train.policy import count_adapter_parameters, starting_model
 from pipelines.train.stage import train_record
 from pipelines.train.strategy import strategy_of
 
@@ -133,6 +127,9 @@ def test_code_of_a_model_runs_only_if_its_hash_is_listed(
     ids = torch.arange(3, 40)[None]
     assert torch.equal(model(ids).logits, load_causal_lm(str(model_dir), torch.float32)(ids).logits)
     model.save_pretrained(tmp_path / "saved")
+    (tmp_path / "saved" / "processor_config.json").write_text(
+        "{}"
+    )  # saving may write what the start has not
     publish_code(folder, tmp_path / "saved")
     assert (
         type(load_causal_lm(str(tmp_path / "saved"), torch.float32)).__name__ == "OwnForCausalLM"
@@ -269,7 +266,7 @@ def test_configurations_are_part_of_the_hash(
 
 
 def test_what_runs_is_what_was_hashed(
-    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_recipe: MakeRecipe, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Files that change after the look at them, and a configuration that says its code lies
     elsewhere, run nothing else.
@@ -281,8 +278,13 @@ def test_what_runs_is_what_was_hashed(
         file.write_text("raise SystemExit('code elsewhere ran')\n")
     change(folder / "config.json", _name_or_path=str(elsewhere), name_or_path=str(elsewhere))
     monkeypatch.setenv(TRUSTED_CODE, code_hash(folder))
-    with torch.device("meta"):
-        assert type(without_weights(folder)).__name__ == "OwnForCausalLM"
+    recipe = make_recipe(
+        f"model.name_or_path={folder}", "train.lora.rank=2", "train.lora.target_modules=[q_proj]"
+    )
+    assert (
+        count_adapter_parameters(recipe) > 0
+        and type(load_causal_lm(str(folder), torch.float32)).__name__ == "OwnForCausalLM"
+    )
     copy = trusted_copy(folder, tmp_path / "cache")
     assert copy is not None and code_hash(copy) == code_hash(folder)
     (folder / "modeling_own.py").write_text("raise SystemExit('changed code ran')\n")
@@ -293,6 +295,29 @@ def test_what_runs_is_what_was_hashed(
     assert again == copy and code_hash(again) == code_hash(folder), (
         "a copy that is not what was hashed is made anew"
     )
+
+
+def test_a_snapshot_of_the_hubs_cache_may_link_to_its_store(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There every file is a link into `blobs`; a link to any other place is not of that cache."""
+    monkeypatch.setenv("RAN_FILE", str(tmp_path / "ran"))
+    downloaded = model_with_code(model_dir, tmp_path / "downloaded", "own_llama")
+    snapshot, blobs = (
+        tmp_path / "models--a--b" / "snapshots" / "0f",
+        tmp_path / "models--a--b" / "blobs",
+    )
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for file in downloaded.iterdir():
+        shutil.copyfile(file, blobs / file.name)
+        (snapshot / file.name).symlink_to(Path("../../blobs") / file.name)
+    monkeypatch.setenv(TRUSTED_CODE, code_hash(downloaded))
+    assert type(load_causal_lm(str(snapshot), torch.float32)).__name__ == "OwnForCausalLM"
+    (snapshot / "modeling_own.py").unlink()
+    (snapshot / "modeling_own.py").symlink_to(downloaded / "modeling_own.py")
+    with pytest.raises(UserError, match="outside the directory"):
+        hf_config(snapshot)
 
 
 def test_an_adapters_base_is_trusted_by_its_own_hash(
