@@ -21,7 +21,7 @@ from pipelines.errors import UserError
 
 _INIT = (Path(__file__).parent / "sandbox_init.py").read_text()
 _PROGRAM = (Path(__file__).parent / "sandbox_program.py").read_text()
-_NOT_ISOLATED = 97
+_ISOLATED = b"isolated"
 _UIDS = 1 << 30  # above any account; each sandbox its own, so that process limits count it alone
 _numbers = itertools.count(os.getpid() << 12)
 
@@ -91,29 +91,40 @@ def run_program(program: str, tests: str, limits: Limits) -> Verdict:
             f"generated code is not run on {sys.platform}: isolating it needs Linux namespaces"
         )
     with tempfile.TemporaryDirectory(prefix="sparsepo-sandbox-") as folder:
-        to_candidate, to_tester = os.pipe(), os.pipe()
+        to_candidate, to_tester, reports = os.pipe(), os.pipe(), (os.pipe(), os.pipe())
         candidate = _start(
-            "candidate", program, Path(folder), limits, to_candidate[0], to_tester[1]
+            "candidate", program, Path(folder), limits, to_candidate[0], to_tester[1], reports[0][1]
         )
-        tester = _start("tester", tests, Path(folder), limits, to_tester[0], to_candidate[1])
-        for descriptor in (*to_candidate, *to_tester):
+        tester = _start(
+            "tester", tests, Path(folder), limits, to_tester[0], to_candidate[1], reports[1][1]
+        )
+        for descriptor in (*to_candidate, *to_tester, reports[0][1], reports[1][1]):
             os.close(descriptor)
         try:
-            answer, error = tester.communicate(timeout=limits.wall_seconds)
+            answer = tester.communicate(timeout=limits.wall_seconds)[0]
             timed_out = False
         except subprocess.TimeoutExpired:
             tester.kill()
-            answer, error = tester.communicate()
+            answer = tester.communicate()[0]
             timed_out = True
+        stopped = {candidate: candidate.poll() is None, tester: timed_out}
         candidate.kill()
-        errors = {tester: error, candidate: candidate.communicate()[1]}
-    for process, message in errors.items():
-        if process.returncode == _NOT_ISOLATED:
-            raise UserError(
-                "generated code is not run here, because it cannot be isolated: "
-                f"{message.decode(errors='replace').strip()[:200]}"
+        candidate.wait()
+        said = {
+            process: _read(report)
+            for process, (report, _) in zip((candidate, tester), reports, strict=True)
+        }
+    for process, report in said.items():
+        # Not by exit code or output: what runs inside chooses those.
+        if report != _ISOLATED and not (stopped[process] and report == b""):
+            reason = (
+                report.removeprefix(_ISOLATED).decode(errors="replace").strip()[:200]
+                or "the sandbox ended before the program began"
             )
-    if answer:
+            raise UserError(
+                f"generated code is not run here, because it cannot be isolated: {reason}"
+            )
+    if len(answer) > 4 and len(answer) == 4 + int.from_bytes(answer[:4], "big"):
         found = json.loads(answer[4:])
         return Verdict("passed" if found["passed"] else "failed", found["message"])
     if timed_out:
@@ -121,11 +132,16 @@ def run_program(program: str, tests: str, limits: Limits) -> Verdict:
     return Verdict("failed", f"the tests ended with exit code {tester.returncode}")
 
 
+def _read(descriptor: int) -> bytes:
+    with open(descriptor, "rb") as pipe:
+        return pipe.read()
+
+
 def _start(
-    role: str, text: str, folder: Path, limits: Limits, read: int, write: int
+    role: str, text: str, folder: Path, limits: Limits, read: int, write: int, report: int
 ) -> subprocess.Popen[bytes]:
     source, root = folder / f"{role}.txt", folder / role
-    source.write_text(text)
+    source.write_bytes(text.encode(errors="surrogatepass"))  # what is no text fails inside
     root.mkdir()
     interpreter = os.path.realpath(sys.executable)
     settings = {
@@ -134,6 +150,7 @@ def _start(
         "disk_bytes": limits.file_bytes,
         "uid": _UIDS + next(_numbers) % _UIDS,
         "limits": limits.resources(),
+        "report": report,
         "command": [interpreter, "-I", "-S", "-B", "-c", _PROGRAM, role, str(read), str(write)],
     }
     with source.open("rb") as stdin:
@@ -141,8 +158,8 @@ def _start(
             [interpreter, "-I", "-S", "-B", "-c", _INIT, json.dumps(settings)],
             stdin=stdin,
             stdout=subprocess.PIPE if role == "tester" else subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            pass_fds=(read, write),
+            stderr=subprocess.DEVNULL,
+            pass_fds=(read, write, report),
             env={},
             cwd="/",
         )

@@ -3,8 +3,10 @@
 
 Standard library alone. New namespaces for mounts, processes, network, IPC and host name (and users,
 unless root); a root of its own with nothing but the interpreter, read-only; a small empty directory
-to write to; limits on time, memory, files and processes; no privileges left. Exits 97 with "step:
-reason" on stderr if any of that cannot be had: then nothing has run.
+to write to; limits on time, memory, files and processes; no privileges left. Writes "isolated" to
+the descriptor `report` of the settings just before the program starts, which has no access to it,
+or "step: reason" if any of that cannot be had: then nothing has run. Exit codes mean nothing: the
+program chooses its own.
 """
 
 import ctypes
@@ -16,7 +18,7 @@ import signal
 import struct
 import sys
 
-NOT_ISOLATED = 97
+ISOLATED = b"isolated"
 _NEWNS, _NEWUTS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET = (
     0x20000,
     0x4000000,
@@ -63,8 +65,8 @@ def call(step, result):
 
 
 def fail(step, reason):
-    os.write(2, f"{step}: {reason}\n".encode())
-    os._exit(NOT_ISOLATED)
+    os.write(REPORT, f"{step}: {reason}\n".encode())
+    os._exit(1)
 
 
 def machine():
@@ -161,8 +163,7 @@ def drop_privileges(uid, limits):
     refuse_system_calls()
 
 
-def main():
-    settings = json.loads(sys.argv[1])
+def main(settings):
     is_root = os.geteuid() == 0
     user, group = os.geteuid(), os.getegid()
     call("prctl", _libc.prctl(1, signal.SIGKILL, 0, 0, 0))  # PR_SET_PDEATHSIG
@@ -186,6 +187,7 @@ def main():
     if program == 0:
         os.setsid()
         drop_privileges(settings["uid"] if is_root else 0, settings["limits"])
+        os.write(REPORT, ISOLATED)
         os.execve(
             settings["command"][0],
             settings["command"],
@@ -198,7 +200,10 @@ def main():
             os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
 
 
+SETTINGS = json.loads(sys.argv[1])
+REPORT = SETTINGS["report"]
+os.set_inheritable(REPORT, False)  # closed where the program begins
 try:
-    main()
+    main(SETTINGS)
 except Exception as error:
     fail("sandbox", repr(error))

@@ -2,9 +2,9 @@
 candidate|tester`.
 
 The candidate's program and the tests run in two processes that share nothing but two pipes. The
-tests call the candidate's functions over these; only plain values come back. So a program cannot
-leave early with success, change `assert`, return an object that equals everything, or read the
-expected values: all it can do is answer.
+tests find the program's names and call its functions over these, as if both were one module; only
+plain values come back. So a program cannot leave early with success, change `assert`, return an
+object that equals everything, or read the expected values: all it can do is answer.
 
 Standard library alone. Arguments: the role, and the descriptors to read from and to write to the
 other process. Standard input holds the program or the tests; the tester's standard output is the
@@ -32,6 +32,7 @@ _SEQUENCES = {
     "deque": collections.deque,
     "iterator": iter,
 }
+_NOT_ITS_OWN = {"__name__", "__builtins__", "__annotations__"}  # names of every module
 _BY_REPR = {"Decimal": decimal.Decimal, "Fraction": fractions.Fraction}
 
 
@@ -63,11 +64,18 @@ def encode(value, depth=0):
     for name, plain in _SEQUENCES.items():
         if plain is not iter and isinstance(value, plain):
             return {name: [encode(item, depth + 1) for item in plain.__iter__(value)]}
+    for plain in (int, float):
+        if isinstance(value, plain):
+            return encode(plain.__pos__(value))
+    if isinstance(value, str):
+        return str.__getitem__(value, slice(None))
     for name, plain in _BY_REPR.items():
         if kind is plain:
             return {name: str(value)}
     if kind in (datetime.date, datetime.datetime):
         return {kind.__name__: value.isoformat()}
+    if kind is Remote:
+        return {"program": object.__getattribute__(value, "_path")}
     if (
         kind
         in (
@@ -112,6 +120,8 @@ def decode(value):
         return _SEQUENCES[kind]([decode(item) for item in body])
     if kind in _BY_REPR:
         return _BY_REPR[kind](body)
+    if kind == "program":
+        return found_at(body)
     if kind in ("date", "datetime"):
         return getattr(datetime, kind).fromisoformat(body)
     raise NotPlain(kind)
@@ -146,63 +156,211 @@ def _exactly(size):
     return data
 
 
+NAMESPACE = {"__name__": "program"}  # the candidate's
+
+
+def found_at(path):
+    """What the program has under a name and attributes of it."""
+    if path[0] not in NAMESPACE or path[0] in _NOT_ITS_OWN:
+        raise NameError(f"name {path[0]!r} is not defined")
+    found = NAMESPACE[path[0]]
+    for name in path[1:]:
+        found = getattr(found, name)
+    return found
+
+
 def candidate():
-    """Execute the program, then answer calls until the tests are through."""
+    """Execute the program, then answer questions until the tests are through."""
     sys.set_int_max_str_digits(0)
-    namespace = {"__name__": "program"}
     source = own_input()
     silence()
     try:
-        exec(compile(source, "program", "exec"), namespace)
-        send({"ready": True})
+        exec(compile(source, "program", "exec"), NAMESPACE)
+        known = own_names()
+        send({"names": known})
     except BaseException as error:
-        send({"error": [type(error).__name__, str(error)[:300]]})
+        send({"error": described(error)})
         return
     while True:
         request = receive()
         try:
-            arguments = [decode(value) for value in request["args"]]
-            named = {name: decode(value) for name, value in request["kwargs"].items()}
-            found = namespace[request["name"]]
-            value = found(*arguments, **named) if request["call"] else found
-            send({"value": encode(value), "args": [encode(a) for a in arguments]})
+            found = found_at(request["path"])
+            if "args" in request:
+                arguments = [decode(value) for value in request["args"]]
+                named = {name: decode(value) for name, value in request["kwargs"].items()}
+                value = found(*arguments, **named)
+                names, reply = (
+                    own_names(),
+                    {"value": encode(value), "args": [left(a) for a in arguments]},
+                )
+                send(reply if names == known else {**reply, "names": names})
+                known = names
+            elif isinstance(found, type(sys)):
+                send({"module": found.__name__})
+            elif isinstance(found, type) and issubclass(found, BaseException):
+                send({"error_class": lineage(found)})
+            else:
+                try:
+                    send({"value": encode(found)})
+                except NotPlain:
+                    send({"object": True})
         except BaseException as error:
-            send({"error": [type(error).__name__, str(error)[:300]]})
+            send({"error": described(error)})
+
+
+def left(argument):
+    """An argument after the call; None if it is not plain: then it was the program's own."""
+    try:
+        return encode(argument)
+    except NotPlain:
+        return None
+
+
+def own_names():
+    return [name for name in list(NAMESPACE) if type(name) is str and name not in _NOT_ITS_OWN]
+
+
+def described(error):
+    return [lineage(type(error)), str(error)[:300]]
+
+
+def lineage(kind):
+    """Names of an error's classes, most special first, and whether each is Python's own."""
+    return [
+        [each.__name__, each.__module__ == "builtins"]
+        for each in kind.__mro__
+        if issubclass(each, BaseException)
+    ]
 
 
 class Remote:
-    """A function of the candidate's, as the tests see it."""
+    """A function or another object of the candidate's, as the tests see it."""
 
-    def __init__(self, name):
-        self._name = name
+    def __init__(self, path):
+        self._path = path
 
     def __call__(self, *args, **kwargs):
-        send(
+        reply = asked(
             {
-                "name": self._name,
-                "call": True,
+                "path": self._path,
                 "args": [encode(a) for a in args],
                 "kwargs": {k: encode(v) for k, v in kwargs.items()},
             }
         )
-        reply = receive()
-        if "error" in reply:
-            raise_as(*reply["error"])
-        for given, left in zip(args, reply["args"]):  # noqa: B905 - the candidate may lie about their number
-            left = decode(left)
-            if type(given) is type(left) and isinstance(given, (list, bytearray)):
-                given[:] = left
-            elif type(given) is type(left) and isinstance(given, (dict, set)):
+        for given, changed in zip(args, reply["args"]):  # noqa: B905 - the candidate may lie about their number
+            changed = decode(changed)
+            if type(given) is type(changed) and isinstance(given, (list, bytearray)):
+                given[:] = changed
+            elif type(given) is type(changed) and isinstance(given, (dict, set)):
                 given.clear()
-                given.update(left)
+                given.update(changed)
+        PROGRAM_NAMES.update(map(str, reply.get("names", ())))
         return decode(reply["value"])
 
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return look([*self._path, name])
 
-def raise_as(name, message):
-    kind = getattr(builtins, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, Exception)) or kind is AssertionError:
-        kind = RuntimeError
-    raise kind(f"{name}: {message}" if kind is RuntimeError else message)
+
+PROGRAM_NAMES = set()  # as the candidate says; the tester's
+
+
+class Names(dict):
+    """The tests' namespace: what they define, then what the program defines, then what Python
+    has.
+    """
+
+    def __missing__(self, name):
+        if name in PROGRAM_NAMES:
+            return look([name])
+        raise KeyError(name)
+
+
+def look(path):
+    """What the program has there now: a plain value, a class of errors, a module, or a Remote.
+
+    A module is the tester's own, of the standard library.
+    """
+    reply = asked({"path": path})
+    if "value" in reply:
+        return decode(reply["value"])
+    if "module" in reply and str(reply["module"]).partition(".")[0] in sys.stdlib_module_names:
+        return importlib.import_module(reply["module"])
+    return error_class(reply["error_class"]) if "error_class" in reply else Remote(path)
+
+
+def asked(request):
+    send(request)
+    return answered()
+
+
+def answered():
+    """The candidate's reply; its error is raised, by the first of its classes that can be made."""
+    reply = receive()
+    if "error" in reply:
+        names, message = reply["error"]
+        raise error_of(error_class(names), message)
+    return reply
+
+
+def error_of(kind, message):
+    for each in kind.__mro__:
+        for arguments in ((message,), ("", b"", 0, 0, message)):  # UnicodeDecodeError wants five
+            try:
+                return each(*arguments)
+            except TypeError:
+                continue
+    return RuntimeError(message)
+
+
+OWN_ERRORS = {}  # the program's classes of errors, as the tests see them: (parent, name) -> class
+
+
+def error_class(names):
+    """A class for a lineage(): Python's, or one made for the program's.
+
+    Leaving Python is an error.
+    """
+    kind = None
+    for name, is_builtin in reversed(names):
+        python = getattr(builtins, name, None) if is_builtin else None
+        if isinstance(python, type) and issubclass(python, Exception):
+            kind = python
+        elif not is_builtin or name not in ("BaseException", "BaseExceptionGroup"):
+            parent = kind or RuntimeError
+            kind = OWN_ERRORS.setdefault((parent, name), type(name, (parent,), {}))
+    return kind or RuntimeError
+
+
+def tested_names(tree):
+    """Names that the tests take from outside: by statements, or if these take none, by
+    functions.
+    """
+    made = {
+        node.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)
+    }
+    made |= {
+        node.name
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+    }
+    made |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            made |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+    statements = [
+        node
+        for node in tree.body
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+    ]
+    for part in (ast.Module(statements, []), tree):
+        found = {node.id for node in ast.walk(part) if isinstance(node, ast.Name)} - made
+        if found:
+            return found
+    return set()
 
 
 def tester():
@@ -211,39 +369,18 @@ def tester():
     tests, verdict = own_input(), os.dup(1)
     silence()
     try:
-        reply = receive()
-    except EOFError as error:
-        reply = {"error": ["EOFError", str(error)]}
-    if "error" in reply:
-        send({"passed": False, "message": ": ".join(map(str, reply["error"]))}, verdict)
-        return
-    tree = ast.parse(tests)
-    loaded = {
-        node.id
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
-    }
-    made = {
-        node.id
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)
-    }
-    made |= {
-        node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))
-    }
-    made |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            made |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
-    namespace = {"__name__": "tests"}
-    for name in loaded - made - set(dir(builtins)):
-        namespace[name] = (
-            importlib.import_module(name) if name in sys.stdlib_module_names else Remote(name)
-        )
-    try:
-        exec(compile(tree, "tests", "exec"), namespace)
+        PROGRAM_NAMES.update(map(str, answered()["names"]))
+        tree = ast.parse(tests)
+        tested = tested_names(tree)
+        if tested and tested <= set(dir(builtins)) and not tested & PROGRAM_NAMES:
+            # In one module Python's own function would be tested, and pass.
+            raise NameError(
+                "the program defines none of the names that are tested: "
+                f"{', '.join(sorted(tested))}"
+            )
+        exec(compile(tree, "tests", "exec"), Names(__name__="tests"))
     except BaseException as error:
-        send({"passed": False, "message": f"{type(error).__name__}: {str(error)[:300]}"}, verdict)
+        send({"passed": False, "message": f"{type(error).__name__}: {error}"[:300]}, verdict)
         return
     send({"passed": True, "message": ""}, verdict)
 

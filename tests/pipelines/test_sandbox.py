@@ -205,6 +205,125 @@ else:
     assert [v.status for v in many] == ["passed", "failed"] * 3
 
 
+# Programs and tests that share names with Python; one module (HumanEval's way) says which pass.
+NAMES = [
+    ("def sum(a, b):\n    return a + b\n", "assert sum(2, 3) == 5\n"),
+    ("def sum(a, b):\n    return a - b\n", "assert sum(2, 3) == 5\n"),
+    ("def sorted(values):\n    return values[::-1]\n", "assert sorted([3, 1]) == [1, 3]\nassert "
+        "sorted([1, 3]) == [3, 1]\n"),
+    ("def max(values):\n    return values[0]\n", "assert max([3, 1]) == 3\n"),
+    ("def len(values):\n    return 7\n", "def check(candidate):\n    assert candidate([]) == 7\n\n"
+        "check(len)\n"),
+    ("def print(x):\n    return x + 1\n", "assert print(3) == 4\n"),
+    ("def set(x):\n    return [x]\n", "assert set(3) == [3]\n"),
+    ("def type(x):\n    return 'kind'\n", "assert type(3) == 'kind'\n"),
+    ("def math(x):\n    return 2 * x\n", "assert math(2) == 4\n"),
+    ("def collections(x):\n    return 3 * x\n", "assert collections(2) == 6\n"),
+    ("def __call__(x):\n    return 4 * x\n", "assert __call__(2) == 8\n"),
+    ("__name__ = 'mine'\ndef f():\n    return __name__\n", "assert f() == 'mine'\n"),
+    ("class math:\n    @staticmethod\n    def isclose(a, b):\n        return True\n", "assert "
+        "math.isclose(1, 2)\n"),
+    ("class list(list):\n    pass\ndef f():\n    return list((1, 2))\n", "assert f() == [1, 2] "
+        "and list((3,)) == [3]\n"),
+    ("class int(int):\n    pass\ndef f():\n    return int(3)\n", "assert f() == 3\n"),
+    ("class ValueError(Exception):\n    pass\ndef f():\n    raise ValueError('x')\n", "try:\n    "
+        "f()\n"
+        "except "
+        "ValueError "
+        "as error:\n"
+        "    assert "
+        "str(error) "
+        "== 'x'\n"
+        "else:\n    "
+        "assert "
+        "False\n"),
+    ("def f():\n    return b'\\xff'.decode('ascii')\n", "try:\n    f()\nexcept "
+        "UnicodeDecodeError:\n    pass\n"),
+    ("import json\ndef f():\n    json.loads('{')\n", "try:\n    f()\nexcept ValueError:\n    "
+        "pass\n"),
+    ("def f(x):\n    assert x\n", "try:\n    f(0)\n    assert False, 'no error'\nexcept "
+        "AssertionError as error:\n    assert not str(error)\n"),
+    ("import math\ndef f():\n    return 2 ** 0.5\n", "assert math.isclose(f(), math.sqrt(2))\n"),
+    ("import statistics as random\ndef f():\n    return 2\n", "assert random.mean([1, 3]) == f()\n"),
+    ("def f():\n    return 2 ** 0.5\n", "assert math.isclose(f(), 2 ** 0.5)\n"),
+    ("from math import sqrt\n", "assert sqrt(4.0) == 2.0\n"),
+    ("list = [1]\ndef f():\n    return [1]\n", "assert f() == list((1,))\n"),
+    ("list = [1]\ndef f():\n    return [1]\n", "assert f() == list\n"),
+    ("def f(values):\n    max = 0\n    for value in values:\n        max = value if value > max "
+        "else max\n    return max\n", "assert max([1, f([1, 2])]) == 2\n"),
+    ("count = 0\ndef f():\n    global count, late\n    count += 1\n    late = 'here'\n", "f()\n"
+        "f()\n"
+        "assert "
+        "count "
+        "== 2 "
+        "and "
+        "late == "
+        "'here'\n"),
+    ("def f(g, x):\n    return g(x)\ndef sum(x):\n    return x + 1\n", "assert f(sum, 2) == 3\n"),
+    ("def f():\n    return len([1])\n", "def len(x):\n    return 5\nassert len([]) == 5\n"),
+    ("def helper():\n    return 1\n", "assert missing() == 1\n"),
+]  # fmt: skip
+
+
+def one_module(program: str, tests: str) -> str:
+    try:
+        exec(f"{program}\n{tests}", {})
+    except BaseException:
+        return "failed"
+    return "passed"
+
+
+def test_names_that_python_has_too_are_the_programs() -> None:
+    """As in one module; but there the last of these passes, which do not define what is tested."""
+    expected = [one_module(*pair) for pair in NAMES]
+    assert expected.count("passed") == 26 and expected.count("failed") == 4
+    assert [
+        (pair, v.status) for pair, v in zip(NAMES, run_programs(NAMES, LIMITS), strict=True)
+    ] == list(zip(NAMES, expected, strict=True))
+    without = [
+        ("x = 1\n", "assert sorted([2, 1]) == [1, 2]\n"),
+        (
+            "x = 1\n",
+            "def check(candidate):\n    assert candidate([2, 1]) == [1, 2]\n\ncheck(sorted)\n",
+        ),
+        ("x = 1\n", "def test():\n    assert sum([1, 2]) == 3\ntest()\n"),
+        ("import builtins\nbuiltins.sum = lambda *a: 5\n", "assert sum(2, 3) == 5\n"),
+    ]
+    assert [one_module(*pair) for pair in without[:3]] == ["passed"] * 3
+    verdicts = run_programs(without, LIMITS)
+    assert [v.status for v in verdicts] == ["failed"] * 4
+    assert "the program defines none of the names that are tested: sorted" in verdicts[0].message
+
+
+# Ways to end that once meant something to whoever runs the sandbox, or could: in the program, in a
+# call, in both processes.
+ENDS = {
+    **{f"exit {code}": f"import os\ndef f():\n    os._exit({code})\n" for code in (0, 1, 97, 255)},
+    "exit 97 at once": "import os\nos._exit(97)\n",
+    "SystemExit 97": "import sys\nsys.exit(97)\n",
+    "killed": "import os, signal\ndef f():\n    os.kill(os.getpid(), signal.SIGKILL)\n",
+    "says so": "import os\nfor n in range(64):\n    try:\n        os.write(n, b'isolated: no, "
+        "unshare: Operation not permitted\\n')\n    except OSError:\n        pass\n"
+        "os._exit(97)\n",
+    "an answer too long to pass on": "import json\ndef f():\n    raise type('E' * 8_000_000, "
+        "(Exception,), {})('x')\n",
+    "an error that has no words": "class E(Exception):\n    def __str__(self):\n        return 5\n"
+        "def f():\n    raise E\n",
+    "no text": "def f():\n    return '\ud800'\n",
+}  # fmt: skip
+
+
+def test_no_end_of_a_program_speaks_for_the_sandbox() -> None:
+    """Each is a verdict on that program, and the next one runs; so are ends of the tests."""
+    programs = [(program, "assert f() == 1\n") for program in ENDS.values()]
+    programs += [
+        ("def f():\n    return 1\n", f"import os\nassert f() == 1\nos._exit({code})\n")
+        for code in (0, 97)
+    ]
+    verdicts = run_programs([*programs, ("def f():\n    return 1\n", "assert f() == 1\n")], LIMITS)
+    assert [v.status for v in verdicts] == ["failed"] * len(programs) + ["passed"], verdicts
+
+
 def test_without_isolation_nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the kernel refuses namespaces (the call's answer is replaced by that refusal), the
     program leaves no trace.
