@@ -24,6 +24,12 @@ from .loading import (
     reference_dtype as reference_dtype,
     resolve_model as resolve_model,
     tokenizer_fingerprint as tokenizer_fingerprint,
+    tokenizer_home as tokenizer_home,
     weights_fingerprint as weights_fingerprint,
 )
-from .trusted_code import TRUSTED_CODE as TRUSTED_CODE, may_run as may_run
+from .trusted_code import (
+    TRUSTED_CODE as TRUSTED_CODE,
+    may_run as may_run,
+    publish_code as publish_code,
+    refuse_other_tokenizer as refuse_other_tokenizer,
+)

@@ -8,6 +8,7 @@ from .policy import (
     build_masks as build_masks,
     count_adapter_parameters as count_adapter_parameters,
     load_policy_model as load_policy_model,
+    starting_model as starting_model,
 )
 from .stage import run_train as run_train, train_record as train_record, train_store as train_store
 from .strategy import strategy_of as strategy_of

@@ -244,7 +244,10 @@ NAMES = [
     ("def f(x):\n    assert x\n", "try:\n    f(0)\n    assert False, 'no error'\nexcept "
         "AssertionError as error:\n    assert not str(error)\n"),
     ("import math\ndef f():\n    return 2 ** 0.5\n", "assert math.isclose(f(), math.sqrt(2))\n"),
-    ("import statistics as random\ndef f():\n    return 2\n", "assert random.mean([1, 3]) == f()\n"),
+    (
+        "import statistics as random\ndef f():\n    return 2\n",
+        "assert random.mean([1, 3]) == f()\n",
+    ),
     ("def f():\n    return 2 ** 0.5\n", "assert math.isclose(f(), 2 ** 0.5)\n"),
     ("from math import sqrt\n", "assert sqrt(4.0) == 2.0\n"),
     ("list = [1]\ndef f():\n    return [1]\n", "assert f() == list((1,))\n"),

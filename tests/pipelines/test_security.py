@@ -188,16 +188,24 @@ BEYOND = {
     "repository": (entry("some/body--configuration_own.OwnConfig"), "lies in another repository"),
     "nothing": (entry("missing.OwnConfig"), "the directory has no file missing.py"),
     "link to a file": (linked_file, "outside the directory"),
-    "link to a folder": (lambda folder, elsewhere: (folder / "custom_generate").symlink_to(elsewhere), "its folder custom_generate is a link"),
+    "link to a folder": (
+        lambda folder, elsewhere: (folder / "custom_generate").symlink_to(elsewhere),
+        "its folder custom_generate is a link",
+    ),
     "import from above": (imports("from ..elsewhere import x\n"), "imports ../elsewhere.py"),
     "import of a package": (imports("from .sub.inner import x\n"), "imports sub/inner.py"),
     "import of nothing": (imports("from . import missing\n"), "imports missing.py"),
     "in a processor's configuration": (
-        lambda folder, _: change(folder / "preprocessor_config.json", auto_map={"AutoImageProcessor": {"pil": "a/b--c.D"}}),
+        lambda folder, _: change(
+            folder / "preprocessor_config.json",
+            auto_map={"AutoImageProcessor": {"pil": "a/b--c.D"}},
+        ),
         "lies in another repository",
     ),
     "in a configuration for another version": (
-        lambda folder, _: change(folder / "config.9.0.0.json", text_config={"auto_map": {"AutoModel": ["../c.D", None]}}),
+        lambda folder, _: change(
+            folder / "config.9.0.0.json", text_config={"auto_map": {"AutoModel": ["../c.D", None]}}
+        ),
         "it must be module.Class",
     ),
 }  # fmt: skip
