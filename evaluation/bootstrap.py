@@ -1,9 +1,10 @@
 """Percentile bootstrap intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -19,15 +20,48 @@ class Interval:
         return asdict(self)
 
 
-def mean_interval(values: Sequence[float], samples: int = 2000, seed: int = 0) -> Interval:
-    """Interval of the mean; the units are resampled with replacement. ValueError for no value.
+def mean_interval(
+    values: Sequence[float],
+    samples: int = 2000,
+    seed: int = 0,
+    clusters: Sequence[Hashable] | None = None,
+) -> Interval:
+    """Interval of the mean over all values; what is resampled with replacement are the clusters.
 
-    For a paired comparison pass the per-unit differences.
+    Values that share something (the pairs of one prompt) vary together. Resampled apart they
+    would count as more evidence than they are, and the interval would be too short.
+
+    For a paired comparison pass the differences.
+
+    Args:
+        values: [n]. clusters: [n], equal for values that belong together; by default each value
+            is a cluster of its own.
+    Raises: ValueError for no value, or lengths that differ.
+    Source: the cluster bootstrap, Davison and Hinkley (1997), section 3.8.
     """
     data = np.asarray(values, dtype=np.float64)
     if data.size == 0:
         raise ValueError("a bootstrap needs at least one value")
+    members = cluster_members(range(data.size) if clusters is None else clusters)
+    if sum(map(len, members)) != data.size:
+        raise ValueError(
+            f"{data.size} values in {sum(map(len, members))} places of clusters: both must be as "
+            "many"
+        )
+    sums = np.array([data[rows].sum() for rows in members])
+    sizes = np.array([len(rows) for rows in members])
     rng = np.random.default_rng(seed)
-    means = np.array([data[rng.integers(0, data.size, data.size)].mean() for _ in range(samples)])
+    means = np.empty(samples)
+    for i in range(samples):
+        picked = rng.integers(0, len(members), len(members))
+        means[i] = sums[picked].sum() / sizes[picked].sum()
     low, high = np.percentile(means, [2.5, 97.5])
-    return Interval(float(data.mean()), float(low), float(high), int(data.size))
+    return Interval(float(data.mean()), float(low), float(high), len(members))
+
+
+def cluster_members(clusters: Sequence[Hashable]) -> list[NDArray[np.intp]]:
+    """The places of every cluster's members, clusters in order of their first member."""
+    found: dict[Hashable, list[int]] = {}
+    for place, name in enumerate(clusters):
+        found.setdefault(name, []).append(place)
+    return [np.array(places, dtype=np.intp) for places in found.values()]

@@ -16,6 +16,8 @@ def paired_difference(
     """Interval of the mean of second minus first over the prompts that both have; None if there is
     none.
 
+    A prompt's differences at several temperatures are resampled together.
+
     Args:
         first, second: sample records with prompt, temperature and the named value; of several
             samples of a prompt at one temperature the mean counts.
@@ -24,7 +26,9 @@ def paired_difference(
     shared = [key for key in one if key in other]
     if not shared:
         return None
-    return mean_interval([other[key] - one[key] for key in shared], samples, seed)
+    return mean_interval(
+        [other[key] - one[key] for key in shared], samples, seed, [prompt for prompt, _ in shared]
+    )
 
 
 def _by_prompt(records: Sequence[dict[str, Any]], value: str) -> dict[tuple[str, float], float]:

@@ -16,15 +16,19 @@ def dialogue_benchmark(
     """Win rates with 95 % intervals over prompts.
 
     Args:
-        records: per prompt: policy_text, and per opponent <opponent>_text and <opponent>_verdict
-            ("policy", "opponent", "tie" or "failed"), <opponent>_consistent (whether both orders
-            agreed; None without orders).
+        records: per prompt: prompt, policy_text, and per opponent <opponent>_text and
+            <opponent>_verdict ("policy", "opponent", "tie" or "failed"), <opponent>_consistent
+            (whether both orders agreed; None without orders).
     Returns: per opponent win_rate (a tie counts one half; prompts without a verdict are left out
         and counted), wins, ties, losses and failures as fractions of all prompts, consistency, and
         how much longer the policy's reply is, in words.
     """
     if not records:
         raise ValueError("the dialogue benchmark needs at least one prompt")
+
+    def interval(values: list[float], of: list[dict[str, Any]]) -> dict[str, float]:
+        return mean_interval(values, samples, seed, [r["prompt"] for r in of]).as_dict()
+
     found: dict[str, Any] = {
         "num_prompts": len(records),
         "temperature": temperature,
@@ -32,9 +36,11 @@ def dialogue_benchmark(
     }
     for opponent in OPPONENTS:
         verdicts = [r[f"{opponent}_verdict"] for r in records]
-        judged = [_POINTS[v] for v in verdicts if v != "failed"]
+        judged = [r for r in records if r[f"{opponent}_verdict"] != "failed"]
         if judged:
-            found[f"win_rate/{opponent}"] = mean_interval(judged, samples, seed).as_dict()
+            found[f"win_rate/{opponent}"] = interval(
+                [_POINTS[r[f"{opponent}_verdict"]] for r in judged], judged
+            )
         for name, verdict in (
             ("win", "policy"),
             ("tie", "tie"),
@@ -42,16 +48,14 @@ def dialogue_benchmark(
             ("failed", "failed"),
         ):
             found[f"{name}_fraction/{opponent}"] = verdicts.count(verdict) / len(verdicts)
-        consistent = [
-            float(r[f"{opponent}_consistent"])
-            for r in records
-            if r[f"{opponent}_consistent"] is not None
-        ]
-        if consistent:
-            found[f"consistency/{opponent}"] = mean_interval(consistent, samples, seed).as_dict()
+        ordered = [r for r in records if r[f"{opponent}_consistent"] is not None]
+        if ordered:
+            found[f"consistency/{opponent}"] = interval(
+                [float(r[f"{opponent}_consistent"]) for r in ordered], ordered
+            )
         longer = [
             float(len(r["policy_text"].split()) - len(r[f"{opponent}_text"].split()))
             for r in records
         ]
-        found[f"extra_words/{opponent}"] = mean_interval(longer, samples, seed).as_dict()
+        found[f"extra_words/{opponent}"] = interval(longer, records)
     return found

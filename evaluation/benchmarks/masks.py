@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.bootstrap import cluster_members
 from evaluation.metrics.auc import auc, mean_ranks
 
 
@@ -17,9 +18,10 @@ def masks_benchmark(
     """Statistics over the scored tokens of held-out responses.
 
     Args:
-        records: per response: tokens (strings), reward_mask, kl_mask, token_kl (per token), is_key
-            (bool per token, or None when no key words are known).
-        samples, seed: of the bootstrap over responses, and of the random mask.
+        records: per response: prompt_hash (equal for responses to one prompt), tokens (strings),
+            reward_mask, kl_mask, token_kl (per token), is_key (bool per token, or None when no key
+            words are known).
+        samples, seed: of the bootstrap over prompts, and of the random mask.
     Returns: per mask mean, max and share of exact zeros, the tokens with the largest mean weight
         (seen at least five times), tables by kind of token and by position, Spearman's correlation
         with token KL (unless either is constant) and, given key words, the AUC of each mask beside
@@ -145,18 +147,21 @@ def _top_tokens(records: list[dict[str, Any]], name: str, top: int) -> list[dict
 def _auc_interval(
     records: list[dict[str, Any]], name: str, samples: int, seed: int
 ) -> dict[str, float]:
-    """AUC over all tokens with a bootstrap interval that resamples whole responses."""
+    """AUC over all tokens with a bootstrap interval that resamples prompts with all responses to
+    them.
+    """
     values = [np.asarray(r[name], dtype=np.float64) for r in records]
     labels = [np.asarray(r["is_key"], dtype=bool) for r in records]
     whole = auc(np.concatenate(values), np.concatenate(labels))
+    members = cluster_members([r["prompt_hash"] for r in records])
     rng = np.random.default_rng(seed)
     draws = []
     for _ in range(samples):
-        picked = rng.integers(0, len(records), len(records))
+        picked = np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))])
         drawn = auc(
             np.concatenate([values[i] for i in picked]), np.concatenate([labels[i] for i in picked])
         )
         if not math.isnan(drawn):
             draws.append(drawn)
     low, high = np.percentile(draws, [2.5, 97.5]) if draws else (math.nan, math.nan)
-    return {"mean": whole, "low": float(low), "high": float(high), "n": len(records)}
+    return {"mean": whole, "low": float(low), "high": float(high), "n": len(members)}

@@ -12,7 +12,8 @@ from evaluation.metrics.preference_accuracy import preference_hits
 
 
 def preference_benchmark(records: list[dict[str, Any]], samples: int, seed: int) -> dict[str, Any]:
-    """Accuracies and margins with 95 % intervals over pairs.
+    """Accuracies and margins of pairs, with 95 % intervals over prompts (the pairs of one stay
+    together).
 
     Three accuracies, because they answer different questions: `logps` ranks by sequence
     log-probability (defined before training too), `logps_per_token` the same per token,
@@ -21,9 +22,10 @@ def preference_benchmark(records: list[dict[str, Any]], samples: int, seed: int)
     reward gives to the response it favours, with how often that one was chosen.
 
     Args:
-        records: per pair: policy_chosen, policy_rejected, start_chosen, start_rejected (sequence
-            log-probabilities, nats), num_chosen, num_rejected (tokens), reward_chosen,
-            reward_rejected, kl_chosen, kl_rejected (KL(reference || policy), nats per response).
+        records: per pair: prompt_hash (equal for pairs of one prompt), policy_chosen,
+            policy_rejected, start_chosen, start_rejected (sequence log-probabilities, nats),
+            num_chosen, num_rejected (tokens), reward_chosen, reward_rejected, kl_chosen,
+            kl_rejected (KL(reference || policy), nats per response).
         samples, seed: of the bootstrap.
     """
     if not records:
@@ -45,11 +47,14 @@ def preference_benchmark(records: list[dict[str, Any]], samples: int, seed: int)
     stated = 1 / (1 + np.exp(-np.abs(np.asarray(margins, dtype=np.float64))))
     hits = preference_hits(column("reward_chosen"), column("reward_rejected"))
 
+    prompts = [r["prompt_hash"] for r in records]
+
     def interval(values: list[float]) -> dict[str, float]:
-        return mean_interval(values, samples, seed).as_dict()
+        return mean_interval(values, samples, seed, prompts).as_dict()
 
     return {
         "num_pairs": len(records),
+        "num_prompts": len(set(prompts)),
         "accuracy/logps/before": interval(before),
         "accuracy/logps/after": interval(after),
         "accuracy/logps/gain": interval([b - a for a, b in zip(before, after, strict=True)]),

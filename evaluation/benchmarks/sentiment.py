@@ -15,16 +15,18 @@ def sentiment_benchmark(
     """Rewards of both models on the same prompts, their paired gain, and the sequence KL.
 
     Args:
-        records: per prompt: policy_text, start_text, policy_reward, start_reward, policy_tokens,
-            start_tokens, kl_policy_reference = sum over the sample's tokens of KL(policy ||
-            reference), nats, full vocabulary.
+        records: per prompt: prompt, policy_text, start_text, policy_reward, start_reward,
+            policy_tokens, start_tokens, kl_policy_reference = sum over the sample's tokens of
+            KL(policy || reference), nats, full vocabulary.
         temperature: that the samples were drawn at; the KL is the frontier's x-axis at 1.0 only.
     """
     if not records:
         raise ValueError("the sentiment benchmark needs at least one prompt")
 
+    prompts = [r["prompt"] for r in records]
+
     def interval(values: list[float]) -> dict[str, float]:
-        return mean_interval(values, samples, seed).as_dict()
+        return mean_interval(values, samples, seed, prompts).as_dict()
 
     start, policy = [r["start_text"] for r in records], [r["policy_text"] for r in records]
     return {

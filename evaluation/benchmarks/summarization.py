@@ -19,12 +19,17 @@ def summarization_benchmark(
     """Metrics of both models on the same prompts and their gain, paired by prompt.
 
     Args:
-        records: per prompt: chosen_text (the reference summary), policy_text, start_text and, where
-            those were scored, <who>_bert_score, <who>_entailment.
+        records: per prompt: prompt, chosen_text (the reference summary), policy_text, start_text
+            and, where those were scored, <who>_bert_score, <who>_entailment.
     """
     if not records:
         raise ValueError("the summarization benchmark needs at least one prompt")
     found: dict[str, Any] = {"num_prompts": len(records), "temperature": temperature}
+    prompts = [r["prompt"] for r in records]
+
+    def interval(measured: list[float]) -> dict[str, float]:
+        return mean_interval(measured, samples, seed, prompts[: len(measured)]).as_dict()
+
     references = [r["chosen_text"] for r in records]
     values: dict[str, dict[str, list[float]]] = {}
     for who in ("start", "policy"):
@@ -39,17 +44,13 @@ def summarization_benchmark(
         label = {"start": "before", "policy": "after"}[who]
         found[f"empty_fraction/{label}"] = sum(not text.strip() for text in texts) / len(texts)
         if len(texts) > 1:
-            found[f"self_bleu/{label}"] = mean_interval(
-                self_bleu(texts[:SELF_BLEU_TEXTS]), samples, seed
-            ).as_dict()
+            found[f"self_bleu/{label}"] = interval(self_bleu(texts[:SELF_BLEU_TEXTS]))
     for name in (*KINDS, "bert_score", "entailment", "words"):
         if name not in values["policy"]:
             continue
         before, after = values["start"][name], values["policy"][name]
-        found[f"{name}/before"] = mean_interval(before, samples, seed).as_dict()
-        found[f"{name}/after"] = mean_interval(after, samples, seed).as_dict()
+        found[f"{name}/before"] = interval(before)
+        found[f"{name}/after"] = interval(after)
         if name != "words":
-            found[f"{name}/gain"] = mean_interval(
-                [a - b for a, b in zip(after, before, strict=True)], samples, seed
-            ).as_dict()
+            found[f"{name}/gain"] = interval([a - b for a, b in zip(after, before, strict=True)])
     return found

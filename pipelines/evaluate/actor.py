@@ -123,6 +123,7 @@ class Evaluator:
         split = self._settings.split
         pairs = self._pairs.pairs(split, rows)
         texts = {side: self._texts(split, rows, side) for side in ("chosen", "rejected")}
+        prompts = [name for (name,) in self._pairs.values(split, rows, ["prompt_hash"])]
         widths = [p.width() for p in pairs]
         found: dict[int, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
         for batch in token_budget_batches(
@@ -153,7 +154,8 @@ class Evaluator:
                 )
             }
             for at, i in enumerate(batch):
-                pair = {
+                pair: dict[str, Any] = {"prompt_hash": prompts[i]}
+                pair |= {
                     "reward_chosen": float(output.chosen_rewards[at]),
                     "reward_rejected": float(output.rejected_rewards[at]),
                 }
@@ -164,7 +166,12 @@ class Evaluator:
                     ids = pairs[i].responses()[side]
                     weights = {key: parts[2 * at + side] for key, parts in flat.items()}
                     responses.append(
-                        {"side": name, **weights, **self._token_texts(ids, texts[name][i])}
+                        {
+                            "prompt_hash": prompts[i],
+                            "side": name,
+                            **weights,
+                            **self._token_texts(ids, texts[name][i]),
+                        }
                     )
                 found[i] = (pair, responses)
         ordered = [found[i] for i in range(len(pairs))]

@@ -2,6 +2,7 @@
 
 import math
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,6 +73,7 @@ def test_masks_by_kind_and_position_by_hand() -> None:
         "kl_mask": [1.0] * 3,
         "token_kl": [0.1, 0.2, 0.3],
         "is_key": None,
+        "prompt_hash": "p",
     }
     found = masks_benchmark([record, {**record}], 100, 0)
     assert {
@@ -123,8 +125,9 @@ def test_key_tokens_overlap_words() -> None:
 
 
 def test_preference_benchmark_by_hand() -> None:
-    def pair(before: float, after: float, reward: float, length: int) -> dict[str, float]:
+    def pair(before: float, after: float, reward: float, length: int) -> dict[str, Any]:
         return {
+            "prompt_hash": str((before, after)),
             "start_chosen": before, "start_rejected": 0.0, "policy_chosen": after,
             "policy_rejected": -3.0, "num_chosen": length,
             "num_rejected": 1, "reward_chosen": reward, "reward_rejected": 0.0, "kl_chosen": 1.0,
@@ -149,11 +152,11 @@ def test_sentiment_gain_is_paired() -> None:
     """
     rng = random.Random(0)
     records = []
-    for _ in range(50):
+    for number in range(50):
         base = rng.uniform(-0.9, 0.8)
         records.append({
-            "policy_text": "a b", "start_text": "c d", "policy_reward": base + 0.1,
-            "start_reward": base, "policy_tokens": 2,
+            "prompt": str(number), "policy_text": "a b", "start_text": "c d",
+            "policy_reward": base + 0.1, "start_reward": base, "policy_tokens": 2,
             "start_tokens": 3, "kl_policy_reference": 1.5,
         })  # fmt: skip
     result = sentiment_benchmark(records, 1.0, 300, 0)
@@ -167,11 +170,11 @@ def test_sentiment_gain_is_paired() -> None:
 def test_masks_benchmark_finds_a_planted_mask() -> None:
     rng = random.Random(1)
     records = []
-    for _ in range(60):
+    for number in range(60):
         labels = [rng.random() < 0.3 for _ in range(10)]
         records.append({
-            "tokens": ["key" if y else "other" for y in labels], "is_key": labels,
-            "reward_mask": [0.9 if y else 0.0 for y in labels],
+            "prompt_hash": str(number), "tokens": ["key" if y else "other" for y in labels],
+            "is_key": labels, "reward_mask": [0.9 if y else 0.0 for y in labels],
             "kl_mask": [0.0 if y else 0.5 for y in labels],
             "token_kl": [rng.random() for _ in labels],
         })  # fmt: skip

@@ -202,7 +202,7 @@ def test_preference_calibration_is_folded_on_the_favoured_response() -> None:
     base = {
         "policy_chosen": -1.0, "policy_rejected": -2.0, "start_chosen": -1.0,
         "start_rejected": -1.0, "num_chosen": 2, "num_rejected": 2,
-        "kl_chosen": 0.0, "kl_rejected": 0.0, "reward_rejected": 0.0,
+        "kl_chosen": 0.0, "kl_rejected": 0.0, "reward_rejected": 0.0, "prompt_hash": "p",
     }  # fmt: skip
     found = preference_benchmark(
         [{**base, "reward_chosen": margin} for margin in (2.0, -1.0, 0.0)], 100, 0
@@ -217,6 +217,7 @@ def test_dialogue_counts_ties_half_and_failures_never_as_wins() -> None:
     verdicts = [("policy", True), ("opponent", True), ("tie", False), ("failed", None)]
     records = [
         {
+            "prompt": f"question {text}",
             "policy_text": text,
             **{
                 f"{o}_{k}": v
@@ -244,6 +245,7 @@ def test_dialogue_counts_ties_half_and_failures_never_as_wins() -> None:
 def test_summarization_pairs_by_prompt_and_counts_empty_texts() -> None:
     records = [
         {
+            "prompt": "a",
             "chosen_text": "the cat sat",
             "policy_text": "the cat sat",
             "start_text": "a dog ran",
@@ -251,6 +253,7 @@ def test_summarization_pairs_by_prompt_and_counts_empty_texts() -> None:
             "start_entailment": 0.25,
         },
         {
+            "prompt": "b",
             "chosen_text": "a dog ran",
             "policy_text": "",
             "start_text": "a dog",
