@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from yaml import YAMLError
 
 from pipelines.errors import UserError
+from pipelines.recipe.interpolation import refuse_resolvers, refuse_unresolved
 from pipelines.recipe.schema import Recipe
 from pipelines.storage import RunStore
 
@@ -50,6 +51,7 @@ def read_mapping(name: str, kind: Literal["recipe", "sweep"]) -> dict[str, Any]:
         raise UserError(f"{kind} {name!r} must be a mapping of keys to values")
     plain = OmegaConf.to_container(loaded)
     assert isinstance(plain, dict)
+    refuse_resolvers(plain, f"{kind} {name!r}")
     return {str(key): value for key, value in plain.items()}
 
 
@@ -76,6 +78,7 @@ def validate_recipe(mapping: dict[str, Any], overrides: Sequence[str] = ()) -> R
                 f"override {item!r}: write it as key=value, for example train.learning_rate=1e-5"
             )
     try:
+        refuse_resolvers(mapping, "recipe")
         base = OmegaConf.create(mapping)
         # Tags first: switching a tagged union's alternative discards the other alternative's keys,
         # not the given ones.
@@ -86,6 +89,7 @@ def validate_recipe(mapping: dict[str, Any], overrides: Sequence[str] = ()) -> R
         raise UserError(
             f"overrides {' '.join(overrides) or '(none)'}: {_first_line(error)}"
         ) from error
+    refuse_unresolved(merged)
     try:
         return Recipe.model_validate(_with_absolute_paths(merged))
     except ValidationError as error:
@@ -143,6 +147,7 @@ def _override(base: DictConfig, item: str) -> None:
     value = yaml.safe_load(text) if text else None
     if isinstance(value, str) and _FLOAT.fullmatch(value):
         value = float(value)  # YAML 1.1 takes 1e-5 for a string
+    refuse_resolvers(value, "command line", key)
     if key in _TAG_KEYS and OmegaConf.select(base, key) not in (None, value):
         OmegaConf.update(base, key.rpartition(".")[0], {}, merge=False)
     OmegaConf.update(base, key, value, merge=False, force_add=True)

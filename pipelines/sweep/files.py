@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from pipelines.errors import UserError
-from pipelines.recipe import Recipe, read_mapping, unknown_key_message
+from pipelines.recipe import Recipe, read_mapping, refuse_resolvers, unknown_key_message
 from pipelines.sweep.space import RECIPE, Range, Sweep
 
 
@@ -44,6 +44,7 @@ def load_sweep(name: str, overrides: Sequence[str] = ()) -> Sweep:
                 loaded = _with_key(loaded, key, yaml.safe_load(text))
         else:
             rest.append(item)
+    refuse_resolvers(loaded, f"sweep file {name!r}")
     loaded["overrides"] = [*(loaded.get("overrides") or []), *rest]
     for key in loaded.get("space") or {}:
         message = None if key == RECIPE else unknown_key_message(str(key))
