@@ -8,7 +8,7 @@ the tasks do the reading.
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from pipelines.errors import UserError
+from pipelines.pairs.split_files import files_of_split
 from pipelines.recipe import Source
 from pipelines.storage import file_hash, filesystem_of
 
@@ -49,10 +50,14 @@ class Chunk:
 
 
 def list_files(source: Source) -> list[tuple[str, str]]:
-    """(uri, format) of each file of a local or object-store source, sorted; empty if the path
-    names no file.
+    """(uri, format) of each file of a local or object-store source's split, sorted; empty if the
+    path names no file.
+
+    Raises: UserError for a split that the files do not have or must be told apart by, and for a
+        subset or data_dir of files.
     """
     filesystem, path = filesystem_of(source.path)
+    root = path
     if any(c in path for c in "*?["):
         import fnmatch
 
@@ -65,21 +70,50 @@ def list_files(source: Source) -> list[tuple[str, str]]:
             for info in infos
             if info.type == fs.FileType.File and fnmatch.fnmatch(info.path, path)
         ]
+        root = folder
+        _refuse_ignored(source, ("subset", "data_dir") if paths else ())
     else:
         info = filesystem.get_file_info(path)
         if info.type == fs.FileType.NotFound:
             return []
         if info.type == fs.FileType.File:
             paths = [path]
+            _refuse_ignored(source, ("subset", "data_dir"))
         else:
-            infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
+            _refuse_ignored(source, ("subset",))
+            root = path = (
+                f"{path.rstrip('/')}/{source.data_dir.strip('/')}" if source.data_dir else path
+            )
+            infos = filesystem.get_file_info(
+                fs.FileSelector(path, recursive=True, allow_not_found=True)
+            )
+            if any(i.base_name == "state.json" for i in infos) and any(
+                i.extension == "arrow" for i in infos
+            ):
+                raise UserError(
+                    f"data source {path!r} was written by datasets' save_to_disk, which is not "
+                    "read; write it with to_parquet or to_json"
+                )
             paths = [
                 i.path
                 for i in infos
                 if i.type == fs.FileType.File and "." + i.base_name.rsplit(".", 1)[-1] in _SUFFIXES
             ]
     prefix = source.path.split("://")[0] + "://" if "://" in source.path else ""
-    return [(prefix + p, _format_of(p, source)) for p in sorted(paths)]
+    return [
+        (prefix + p, _format_of(p, source)) for p in files_of_split(source, root, sorted(paths))
+    ]
+
+
+def _refuse_ignored(source: Source, keys: Iterable[str]) -> None:
+    """UserError for a key that files cannot follow."""
+    for key in keys:
+        value = getattr(source, key)
+        if value is not None:
+            raise UserError(
+                f"data source {source.path!r}: {key} = {value!r} is of Hugging Face data sets, "
+                "these are files; name their folder in path, or set format: huggingface"
+            )
 
 
 def _format_of(path: str, source: Source) -> str:
@@ -100,7 +134,8 @@ def chunks_of(source: Source, rows_per_chunk: int) -> list[Chunk]:
         if source.format == "huggingface" or (
             source.format == "auto" and _looks_like_hub_name(source.path)
         ):
-            rows = len(_hub_dataset(source.path, source.subset, source.data_dir, source.split))
+            split = source.split or "train"
+            rows = len(_hub_dataset(source.path, source.subset, source.data_dir, split))
             return [
                 Chunk(
                     "huggingface",
@@ -108,7 +143,7 @@ def chunks_of(source: Source, rows_per_chunk: int) -> list[Chunk]:
                     start,
                     start,
                     min(start + rows_per_chunk, rows),
-                    source.split,
+                    split,
                     source.subset,
                     source.data_dir,
                 )
@@ -135,8 +170,9 @@ def source_fingerprint(source: Source) -> str:
             raise UserError(
                 f"data source {source.path!r}: no such file, directory or pattern with a match"
             )
-        named = (source.path, source.subset, source.data_dir, source.split)
-        return f"hub:{':'.join(map(str, named))}:{_hub_dataset(*named)._fingerprint}"
+        split = source.split or "train"
+        found = _hub_dataset(source.path, source.subset, source.data_dir, split)._fingerprint
+        return f"hub:{source.path}:{source.subset}:{source.data_dir}:{split}:{found}"
     parts = []
     for uri, _ in files:
         filesystem, path = filesystem_of(uri)

@@ -56,8 +56,12 @@ def prepare_record(recipe: Recipe) -> StageRecord:
         "needs_rejected": recipe.objective.build().uses_rejected,
     }
     record = StageRecord.of(recipe, "prepare", pairs_store(recipe), inputs)
-    # Where a source lies changes nothing: its content is among the inputs.
+    # Where a source lies changes nothing: its content is among the inputs, and so is what a split
+    # left out selects.
     settings = {key: value for key, value in record.settings.items() if not key.endswith(".path")}
+    settings |= {
+        key: "train" for key, value in settings.items() if key.endswith(".split") and value is None
+    }
     return StageRecord(record.stage, record.store, settings, inputs)
 
 

@@ -19,6 +19,7 @@ from .files import (
     validate_recipe as validate_recipe,
     write_yaml as write_yaml,
 )
+from .interpolation import refuse_resolvers as refuse_resolvers
 from .masks import (
     ActivationMaskConfig as ActivationMaskConfig,
     LearnedMaskConfig as LearnedMaskConfig,

@@ -48,7 +48,9 @@ class Source(Section):
 
     form: text = prompt/chosen/rejected strings; conversational = message lists; hh = transcripts;
     scored = candidates with scores; chosen_only = prompt/chosen strings; text_only = one text
-    column (for sft). weight: expected copies of each training row.
+    column (for sft). weight: expected copies of each training row. split: of a Hugging Face data
+    set ("train" by default), or of files whose names say their split; "all" for every file. subset:
+    of a Hugging Face data set. data_dir: a folder in the data set or directory.
     """
 
     STAGE = "prepare"
@@ -59,7 +61,7 @@ class Source(Section):
     )
     columns: ColumnNames = ColumnNames()
     weight: float = Field(1.0, gt=0, le=100)
-    split: str = "train"
+    split: str | None = Field(None, min_length=1)
     subset: str | None = None
     data_dir: str | None = None
 

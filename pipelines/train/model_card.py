@@ -31,7 +31,8 @@ def model_card(recipe: Recipe, counts: dict[str, Any], pairs: dict[str, Any]) ->
         if key.removeprefix("validation/") in _SHOWN
     )
     sources = "".join(
-        f"- `{source.path}`, split {source.split}\n" for source in recipe.data.sources
+        f"- `{source.path}`{f', split {source.split}' if source.split else ''}\n"
+        for source in recipe.data.sources
     )
     kept = ", ".join(f"{pairs['pairs'][split]:,} {split}" for split in SPLITS)
     dropped = "; ".join(f"{reason}: {number:,}" for reason, number in pairs["rejected"].items())
