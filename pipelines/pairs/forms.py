@@ -3,7 +3,8 @@
 Text: prompt and response are tokenised separately and joined; BOS only if the tokenizer's own
 encoding adds it; one EOS ends the response. Conversational: the chat template's text up to the
 assistant's turn is the prompt, its remainder up to and including the end-of-turn token is the
-response; nothing is added.
+response; nothing is added. Beside a prompt, chosen and rejected are the messages after it or the
+whole conversations with it.
 """
 
 import math
@@ -140,6 +141,13 @@ def _checked(pair: RawPair) -> RawPair:
         raise RowRejected("empty prompt")
     if pair.chosen == pair.rejected:
         raise RowRejected("chosen and rejected are identical")
+    if HH_TURN in pair.prompt and all(
+        text.startswith(pair.prompt) for text in (pair.chosen, pair.rejected) if text is not None
+    ):
+        raise RowRejected(
+            "the response is a whole transcript that repeats the prompt (form hh takes "
+            "transcripts apart)"
+        )
     return pair
 
 
@@ -251,7 +259,8 @@ def _chat_pair(row: dict[str, Any], names: ColumnNames, tokenizer: Any) -> RawPa
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         if not isinstance(messages, list) or not all(_is_message(m) for m in messages):
             raise RowRejected(f"{names.prompt} is neither a string nor a list of messages")
-        chosen_messages, rejected_messages = [*messages, *chosen], [*messages, *rejected]
+        chosen_messages = _whole_conversation(messages, chosen, names.prompt, names.chosen)
+        rejected_messages = _whole_conversation(messages, rejected, names.prompt, names.rejected)
     sides = []
     for value in (chosen_messages, rejected_messages):
         if len(value) < 2 or value[-1]["role"] != "assistant":
@@ -264,6 +273,34 @@ def _chat_pair(row: dict[str, Any], names: ColumnNames, tokenizer: Any) -> RawPa
     if sides[0][1] == sides[1][1]:
         raise RowRejected("chosen and rejected are identical")
     return RawPair(sides[0][0], sides[0][1], sides[1][1], is_chat=True)
+
+
+def _whole_conversation(
+    prompt: list[dict[str, Any]], given: list[dict[str, Any]], prompt_name: str, name: str
+) -> list[dict[str, Any]]:
+    """Prompt and what one side adds, where `given` is either that alone or the whole with the
+    prompt (UltraFeedback binarized).
+
+    Raises: RowRejected for a conversation that starts at its beginning, but not with the prompt.
+    """
+    starts = [(m["role"], m["content"].strip()) for m in given[: len(prompt)]]
+    if len(given) > len(prompt) and starts == [(m["role"], m["content"].strip()) for m in prompt]:
+        return given
+    if given and given[0]["role"] == "system" and (not prompt or prompt[0]["role"] != "system"):
+        raise RowRejected(
+            f"{name} is a whole conversation with a system turn that {prompt_name} lacks; give "
+            f"{prompt_name} as messages with it, or leave it out"
+        )
+    # After the user's turn comes the assistant's: whatever else begins here is a conversation of
+    # its own.
+    if (
+        prompt
+        and prompt[-1]["role"] == "user"
+        and given
+        and given[0]["role"] not in ("assistant", "tool")
+    ):
+        raise RowRejected(f"{name} is a whole conversation that does not begin with {prompt_name}")
+    return [*prompt, *given]
 
 
 def _is_message(value: Any) -> bool:

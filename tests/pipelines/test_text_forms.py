@@ -124,6 +124,127 @@ def test_conversations_follow_the_chat_template(tokenizer: Any) -> None:
     assert "not a list of messages" in reason({**row, "chosen": ["x"]}, "conversational", tokenizer)
 
 
+def turns(*contents: str, system: str | None = None) -> list[dict[str, Any]]:
+    """Messages of user and assistant in turn, after a system turn if there is one."""
+    first = [{"role": "system", "content": system}] if system else []
+    return first + [
+        {"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)
+    ]
+
+
+def test_whole_conversations_beside_a_prompt_say_it_once(tokenizer: Any) -> None:
+    """UltraFeedback binarized: `prompt` a string, both sides the conversation that begins with it.
+
+    The reference is what no prompt gives.
+    """
+    tokenizer.chat_template = TEMPLATE
+    for sides in (
+        {"chosen": turns("why ?", "good"), "rejected": turns("why ?", "bad")},
+        {
+            "chosen": turns("why ?", "so", "really ?", "good"),
+            "rejected": turns("why ?", "so", "really ?", "bad"),
+        },
+    ):
+        (alone,) = pairs(sides, "conversational", tokenizer)
+        assert alone.prompt.count("why ?") == 1
+        prompts: list[Any] = [
+            "why ?",
+            " why ?\n",
+            turns("why ?"),
+            [{"role": "user", "content": "why ?", "name": "x"}],
+            [],
+        ]
+        if len(sides["chosen"]) == 4:
+            prompts.append(turns("why ?", "so", "really ?"))
+        for prompt in prompts:
+            assert pairs({"prompt": prompt, **sides}, "conversational", tokenizer) == [alone], (
+                prompt
+            )
+    system = {
+        side: turns("why ?", answer, system="be brief")
+        for side, answer in (("chosen", "good"), ("rejected", "bad"))
+    }
+    (alone,) = pairs(system, "conversational", tokenizer)
+    assert pairs(
+        {"prompt": turns("why ?", system="be brief"), **system}, "conversational", tokenizer
+    ) == [alone]
+    added = {side: messages[1:] for side, messages in system.items()}
+    assert pairs({"prompt": [system["chosen"][0]], **added}, "conversational", tokenizer) == [
+        alone
+    ], "after a system turn comes the user's"
+    mixed = {"prompt": "why ?", "chosen": turns("why ?", "good"), "rejected": turns("", "bad")[1:]}
+    assert len(pairs(mixed, "conversational", tokenizer)) == 1, "each side by itself"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "chosen", "why"),
+    [
+        (
+            "why ?",
+            turns("why ?", "a", system="s"),
+            "chosen is a whole conversation with a system turn that prompt lacks",
+        ),
+        (
+            turns("why ?"),
+            turns("why ?", "a", system="s"),
+            "chosen is a whole conversation with a system turn that prompt lacks",
+        ),
+        (
+            "how ?",
+            turns("why ?", "a"),
+            "chosen is a whole conversation that does not begin with prompt",
+        ),
+        (
+            "really ?",
+            turns("why ?", "so", "really ?", "a"),
+            "chosen is a whole conversation that does not begin with prompt",
+        ),
+        (
+            turns("why ?", system="other"),
+            turns("why ?", "a", system="s"),
+            "chosen is a whole conversation that does not begin with prompt",
+        ),
+        (
+            turns("why ?", system="s"),
+            turns("why ?", "a"),
+            "chosen is a whole conversation that does not begin with prompt",
+        ),
+        ("why ?", turns("why ?"), "chosen is a whole conversation that does not begin with prompt"),
+    ],
+)
+def test_conversations_that_contradict_their_prompt_are_dropped(
+    tokenizer: Any, prompt: Any, chosen: Any, why: str
+) -> None:
+    tokenizer.chat_template = TEMPLATE
+    rejected = [*chosen[:-1], {"role": "assistant", "content": "bad"}]
+    assert reason(
+        {"prompt": prompt, "chosen": chosen, "rejected": rejected}, "conversational", tokenizer
+    ).startswith(why)
+
+
+def test_transcripts_beside_their_prompt_are_dropped() -> None:
+    """The same layout in text: the prompt would stand there twice.
+
+    A response that happens to repeat a prompt without turns is none.
+    """
+    head = "\n\nHuman: hi\n\nAssistant:"
+    why = (
+        "the response is a whole transcript that repeats the prompt (form hh takes transcripts "
+        "apart)"
+    )
+    assert reason({"prompt": head, "chosen": head + " a", "rejected": head + " b"}, "text") == why
+    assert reason({"prompt": head, "chosen": head + " a"}, "chosen_only") == why
+    assert (
+        reason(
+            {"prompt": head, "responses": [head + " a", head + " b"], "scores": [1, 0]}, "scored"
+        )
+        == why
+    )
+    assert pairs(
+        {"prompt": "def f():", "chosen": "def f(): return", "rejected": "def f(): pass"}, "text"
+    )
+
+
 def test_templates_that_hide_the_prompt_are_refused_by_name(tokenizer: Any) -> None:
     tokenizer.chat_template = (
         "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
