@@ -135,3 +135,62 @@ def write_constant_judge(folder: Path, answer: list[str]) -> Path:
     model.save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder
+
+
+CHAIN = {
+    "<ask>": "one",
+    "one": "two",
+    "two": "three",
+    "three": "<turn>",
+    "four": "<turn>",
+    "<turn>": "junk",
+    "junk": "junk",
+}
+
+
+def write_chain_model(
+    folder: Path, *, listed: list[int] | None, has_template: bool, head: float = 1.0
+) -> Path:
+    """A chat model that says CHAIN[last token] next: one two three <turn> after <ask>, and without
+    an end to it junk for ever.
+
+    The tokenizer's end token <eos> (id 1) is never said; the turn ends in <turn> (id 2), special
+    without a role by name.
+
+    Args:
+        listed: eos_token_id of generation_config.json, which is left out for None. has_template:
+            whose turns end in <turn>.
+        head: scale of the logits; the most likely token is the same for all.
+    """
+    tokens = ["<pad>", "<eos>", "<turn>", "<ask>", "<other>", "one", "two", "three", "four", "junk"]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<other>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(tokens[:5])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<other>"
+    )
+    if has_template:
+        fast.chat_template = (
+            "{% for m in messages %}{% if m.role == 'assistant' %}<ask>{{ m.content }}<turn>{% "
+            "else %}{{ m.content }} {% endif %}{% endfor %}{% if add_generation_prompt %}<ask>{% "
+            "endif %}"
+        )
+    config = LlamaConfig(
+        vocab_size=len(tokens), hidden_size=12, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1, max_position_embeddings=64,
+        tie_word_embeddings=False, eos_token_id=1, pad_token_id=0, bos_token_id=None,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.model.layers.parameters():
+            parameter.zero_()
+        model.model.embed_tokens.weight.copy_(torch.eye(len(tokens), 12))
+        model.lm_head.weight.zero_()
+        for last, following in CHAIN.items():
+            model.lm_head.weight[vocabulary[following], vocabulary[last]] = head
+    model.generation_config.eos_token_id = listed
+    model.save_pretrained(folder)
+    if listed is None:
+        (folder / "generation_config.json").unlink()
+    fast.save_pretrained(folder)
+    return folder

@@ -225,4 +225,5 @@ def _summary(stage: str, manifest: dict[str, Any]) -> str:
             if key.endswith("/after") and key.startswith("pass@")
         ]
         parts.append(f"{', '.join(rates)} on {code['num_tasks']} tasks")
-    return ": " + "; ".join(parts) if parts else ""
+    warning = "".join(f"\nwarning: {message}" for message in counts.get("warnings", ()))
+    return (": " + "; ".join(parts) if parts else "") + warning

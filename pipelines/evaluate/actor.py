@@ -18,6 +18,7 @@ from pipelines.models import (
     load_tokenizer,
     reference_dtype,
     resolve_model,
+    response_ends,
 )
 from pipelines.pairs import PairTable, open_pairs
 from pipelines.recipe import CodeSection, GenerationSection, Recipe
@@ -53,6 +54,8 @@ class Evaluator:
         self._tokenizer = load_tokenizer(
             str(resolve_model(self._recipe.model.tokenizer or start_dir, tokenizer_only=True))
         )
+        # Of the starting model for both: what they say is compared.
+        self._ends = response_ends(self._recipe.model.name_or_path, self._recipe.model.tokenizer)
         self._reference = load_reference(self._recipe, self._device)
         same = self._recipe.model.reference in (None, self._recipe.model.name_or_path)
         self._start = (
@@ -224,7 +227,10 @@ class Evaluator:
             }
             for who, samples in drawn.items():
                 ids = samples[i][0]
-                record |= {f"{who}_text": self._text(ids), f"{who}_tokens": len(ids)}
+                record |= {
+                    f"{who}_text": self._ends.text(self._tokenizer, ids),
+                    f"{who}_tokens": len(ids),
+                }
             records.append(record)
         return records
 
@@ -241,7 +247,7 @@ class Evaluator:
             task["num_samples"],
         )
         texts = {
-            who: [[self._text(ids) for ids in each] for each in samples]
+            who: [[self._ends.text(self._tokenizer, ids) for ids in each] for each in samples]
             for who, samples in drawn.items()
         }
         return [
@@ -264,7 +270,10 @@ class Evaluator:
         assert section is not None
         models = {"start": self._start, "policy": self._policy.causal_lm}
         return [
-            {"model": who, **run_tasks_of(section, model, self._tokenizer, self._settings.seed)}
+            {
+                "model": who,
+                **run_tasks_of(section, model, self._tokenizer, self._ends, self._settings.seed),
+            }
             for who, model in models.items()
         ]
 
@@ -275,7 +284,7 @@ class Evaluator:
         seed = self._settings.seed * 1_000_003 + number
         found = {}
         for who, model in (("policy", self._policy.causal_lm), ("start", self._start)):
-            flat = generate(model, self._tokenizer, prompts, settings, seed, num_samples)
+            flat = generate(model, self._ends, prompts, settings, seed, num_samples)
             found[who] = [
                 flat[i * num_samples : (i + 1) * num_samples] for i in range(len(prompts))
             ]

@@ -2,6 +2,7 @@
 no code of a task is run.
 """
 
+import copy
 import difflib
 import hashlib
 from importlib import metadata, util
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UserError
+from pipelines.models import ResponseEnds, generation_config
 from pipelines.recipe import LeaderboardSection
 
 
@@ -41,9 +43,9 @@ def task_files_hash(include_path: str) -> str:
 
 
 def run_tasks_of(
-    section: LeaderboardSection, causal_lm: Any, tokenizer: Any, seed: int
+    section: LeaderboardSection, causal_lm: Any, tokenizer: Any, ends: ResponseEnds, seed: int
 ) -> dict[str, Any]:
-    """The section's tasks on a model.
+    """The section's tasks on a model. What it generates stops at `ends`, and where a task says.
 
     Returns: values: task -> metric -> one number per document, in order; settings: how the harness
         was run.
@@ -52,20 +54,23 @@ def run_tasks_of(
     from lm_eval.models.huggingface import HFLM
 
     model = HFLM(pretrained=causal_lm, tokenizer=tokenizer, batch_size=section.batch_size)
-    results = lm_eval.simple_evaluate(
-        model=model,
-        tasks=list(section.tasks),
-        task_manager=_manager(section),
-        num_fewshot=section.num_fewshot,
-        limit=section.limit,
-        apply_chat_template=section.apply_chat_template,
-        log_samples=True,
-        bootstrap_iters=0,
-        random_seed=seed,
-        numpy_random_seed=seed,
-        torch_random_seed=seed,
-        fewshot_random_seed=seed,
-    )
+    own = copy.deepcopy(causal_lm.generation_config)
+    own.eos_token_id = list(ends.ids)
+    with generation_config(causal_lm, own):
+        results = lm_eval.simple_evaluate(
+            model=model,
+            tasks=list(section.tasks),
+            task_manager=_manager(section),
+            num_fewshot=section.num_fewshot,
+            limit=section.limit,
+            apply_chat_template=section.apply_chat_template,
+            log_samples=True,
+            bootstrap_iters=0,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+        )
     values: dict[str, dict[str, list[float]]] = {}
     for task, documents in results["samples"].items():
         ordered = sorted(

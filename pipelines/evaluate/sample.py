@@ -15,6 +15,7 @@ from pipelines.models import (
     load_tokenizer,
     reference_dtype,
     resolve_model,
+    response_ends,
     tokenizer_fingerprint,
     weights_fingerprint,
 )
@@ -33,6 +34,7 @@ def sample_record(recipe: Recipe) -> StageRecord:
         "tokenizer": tokenizer_fingerprint(load_tokenizer(str(directory))),
         "sources": [source_fingerprint(s) for s in recipe.data.sources],
     }
+    inputs |= response_ends(recipe.model.name_or_path).fingerprint()
     record = StageRecord.of(recipe, "sample", RunStore(f"{recipe.run_dir}/sample"), inputs)
     shared = {
         "generation": recipe.sample.generation.model_dump(mode="json"),
@@ -101,16 +103,17 @@ class CandidateSampler:
         directory = str(resolve_model(self._recipe.model.name_or_path))
         self._tokenizer = load_tokenizer(directory)
         self._encoder = PairEncoder(self._tokenizer, self._recipe.data)
+        self._ends = response_ends(self._recipe.model.name_or_path)
         self._model = load_causal_lm(directory, reference_dtype("auto", device), device)
 
     def __call__(self, task: dict[str, Any]) -> list[dict[str, Any]]:
         settings, prompts = self._recipe.sample, task["prompts"]
-        ids = [self._encoder.encode(RawPair(p, "x", "y")).prompt for p in prompts]
+        ids = [self._encoder.encode(RawPair(p, "x", None)).prompt for p in prompts]
         seed = settings.seed * 1_000_003 + task["number"]
         drawn = generate(
-            self._model, self._tokenizer, ids, settings.generation, seed, settings.num_candidates
+            self._model, self._ends, ids, settings.generation, seed, settings.num_candidates
         )
-        texts = [self._tokenizer.decode(sample, skip_special_tokens=True) for sample in drawn]
+        texts = [self._ends.text(self._tokenizer, sample) for sample in drawn]
         count = settings.num_candidates
         return [
             {"prompt": prompt, "responses": texts[i * count : (i + 1) * count]}

@@ -12,7 +12,13 @@ from pipelines.errors import UserError
 from pipelines.evaluate.actor import Evaluator, code_prompt_ids, prompt_ids
 from pipelines.evaluate.history import append_history
 from pipelines.evaluate.leaderboard import task_files_hash
-from pipelines.models import ADAPTER_CONFIG, load_tokenizer, resolve_model
+from pipelines.models import (
+    ADAPTER_CONFIG,
+    ResponseEnds,
+    load_tokenizer,
+    resolve_model,
+    response_ends,
+)
 from pipelines.pairs import PairTable, open_pairs
 from pipelines.recipe import OpenAIJudge, Recipe, StageRecord, VaderReward
 from pipelines.reference import usable_rows
@@ -49,6 +55,10 @@ def evaluate_record(recipe: Recipe, step: int | None = None) -> StageRecord:
         inputs["leaderboard.include_path"] = task_files_hash(
             recipe.evaluate.leaderboard.include_path
         )
+    if {*recipe.evaluate.sampled_benchmarks(), "code", "leaderboard"} & set(
+        recipe.evaluate.benchmarks
+    ):
+        inputs |= ends_of(recipe).fingerprint()
     store = evaluation_store(recipe)
     if step is not None:
         inputs["step"] = step
@@ -67,6 +77,11 @@ def evaluate_record(recipe: Recipe, step: int | None = None) -> StageRecord:
         if key.removeprefix("evaluate.") not in files
     }
     return StageRecord(record.stage, record.store, settings, inputs)
+
+
+def ends_of(recipe: Recipe) -> ResponseEnds:
+    """Where samples of the recipe's models end: by its starting model, for all of them."""
+    return response_ends(recipe.model.name_or_path, recipe.model.tokenizer)
 
 
 def checkpoint_folder(step: int) -> str:
@@ -144,7 +159,16 @@ def run_evaluate(recipe: Recipe, quiet: bool = False, step: int | None = None) -
     for name, result in results.items():
         record.store.write_json(f"{name}.json", result)
     append_history(evaluation_store(recipe), results, record, step)
-    manifest = record.finish({"benchmarks": sorted(results), "results": results})
+    warnings = [
+        f"the model lists {token} as an end of responses, which is ordinary text to its "
+        "tokenizer: sampling goes on after it"
+        for token in (
+            ends_of(recipe).left_out if samples or found["program"] or found["leaderboard"] else ()
+        )
+    ]
+    manifest = record.finish(
+        {"benchmarks": sorted(results), "results": results, "warnings": warnings}
+    )
     parts.clear()
     return manifest
 
@@ -247,7 +271,7 @@ def _with_vllm_samples(
         ("policy", f"{train_store(recipe).root}/model"),
         ("start", str(resolve_model(recipe.model.name_or_path))),
     ):
-        samples = iter(vllm_samples(model, tokenizer.eos_token_id, flat))
+        samples = iter(vllm_samples(model, ends_of(recipe), flat))
         for i in sorted(wanted):
             found[i]["drawn"][who] = [[next(samples) for _ in each] for each in requests[i]]
     return [found.get(i, task) for i, task in enumerate(tasks)]

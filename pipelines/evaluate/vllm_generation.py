@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines.cluster import quieten_ray_data
 from pipelines.errors import UserError
-from pipelines.models import may_run
+from pipelines.models import ResponseEnds, may_run
 from pipelines.recipe import GenerationSection
 
 
@@ -24,7 +24,7 @@ class Request:
     settings: GenerationSection
     seed: int
 
-    def row(self, number: int, eos: int) -> dict[str, Any]:
+    def row(self, number: int, ends: ResponseEnds) -> dict[str, Any]:
         """For vLLM's engine: the same distribution as `generation.generate` draws from."""
         sampling = {
             "max_tokens": self.settings.max_new_tokens,
@@ -33,7 +33,7 @@ class Request:
             "top_k": 0,
             "repetition_penalty": 1.0,
             "seed": self.seed % 2**31,
-            "stop_token_ids": [eos],
+            "stop_token_ids": list(ends.ids),
             "skip_special_tokens": False,
             "detokenize": False,
         }
@@ -53,9 +53,9 @@ def require_vllm() -> None:
         )
 
 
-def vllm_samples(model: str, eos: int, requests: Sequence[Request]) -> list[list[int]]:
-    """The continuation for each request by the model in a directory, end token included where one
-    was drawn. Needs a running Ray.
+def vllm_samples(model: str, ends: ResponseEnds, requests: Sequence[Request]) -> list[list[int]]:
+    """The continuation for each request by the model in a directory, up to and including the first
+    end token. Needs a running Ray.
 
     The engine is started once for all of them.
     """
@@ -65,9 +65,9 @@ def vllm_samples(model: str, eos: int, requests: Sequence[Request]) -> list[list
     require_vllm()
     quieten_ray_data()
     sampler = vllm_processor(model, concurrency=max(1, int(ray.cluster_resources().get("GPU", 1))))
-    rows = [request.row(number, eos) for number, request in enumerate(requests)]
+    rows = [request.row(number, ends) for number, request in enumerate(requests)]
     found = {
-        row["number"]: [int(i) for i in row["ids"]]
+        row["number"]: ends.cut([int(i) for i in row["ids"]])
         for row in sampler(ray.data.from_items(rows)).iter_rows()
     }
     return [found[number] for number in range(len(requests))]
@@ -79,7 +79,12 @@ def vllm_processor(model: str, concurrency: int) -> Any:
 
     config = vLLMEngineProcessorConfig(
         model_source=model,
-        engine_kwargs={"trust_remote_code": may_run(Path(model)), "enable_prefix_caching": True},
+        # generation_config: none of the model's own defaults, as in `generation.generate`.
+        engine_kwargs={
+            "trust_remote_code": may_run(Path(model)),
+            "enable_prefix_caching": True,
+            "generation_config": "vllm",
+        },
         concurrency=concurrency,
         chat_template_stage=False,
         tokenize_stage=False,

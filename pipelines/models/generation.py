@@ -1,26 +1,42 @@
 """Sampling from a causal model, reproducible for a given batch and seed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from pipelines.models.response_ends import ResponseEnds
 from pipelines.recipe import GenerationSection
+
+
+@contextmanager
+def generation_config(causal_lm: Any, config: Any) -> Iterator[None]:
+    """The model with other defaults for generation, for a while: what `generate` is not told it
+    takes from there.
+    """
+    own, causal_lm.generation_config = causal_lm.generation_config, config
+    try:
+        yield
+    finally:
+        causal_lm.generation_config = own
 
 
 @torch.no_grad()
 def generate(
     causal_lm: Any,
-    tokenizer: Any,
+    ends: ResponseEnds,
     prompts: Sequence[Sequence[int]],
     settings: GenerationSection,
     seed: int,
     num_samples: int = 1,
 ) -> list[list[int]]:
-    """Continuations of each prompt, prompt excluded, end token included where one was drawn.
+    """Continuations of each prompt, prompt excluded, up to and including the first end token where
+    one was drawn.
 
     The model's own generation defaults (top-k, penalties) are switched off: samples come from the
-    recipe's distribution. The process's random state is left as it was.
+    recipe's distribution. The process's random state and the model's generation_config are left as
+    they were.
 
     Returns: len(prompts) * num_samples lists of token ids, prompt by prompt.
     """
@@ -34,7 +50,7 @@ def generate(
         input_ids[i, width - len(prompt) :] = torch.as_tensor(list(prompt))
         attention[i, width - len(prompt) :] = 1
     sampled = settings.temperature > 0
-    eos = tokenizer.eos_token_id
+    tokens = {"eos_token_id": list(ends.ids), "pad_token_id": ends.ids[0]}
     options = (
         {
             "do_sample": True,
@@ -45,22 +61,18 @@ def generate(
         if sampled
         else {"do_sample": False}
     )
-    causal_lm.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=eos)
     config = GenerationConfig(
         max_new_tokens=settings.max_new_tokens,
-        eos_token_id=eos,
-        pad_token_id=eos,
         num_return_sequences=num_samples,
+        **tokens,
         **options,
     )
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with generation_config(causal_lm, GenerationConfig(**tokens)), forked:
         torch.manual_seed(seed)
         output = causal_lm.generate(
             input_ids=input_ids.to(device),
             attention_mask=attention.to(device),
             generation_config=config,
         )
-    found = []
-    for ids in output[:, width:].tolist():
-        found.append(ids[: ids.index(eos) + 1] if eos in ids else ids)
-    return found
+    return [ends.cut(ids) for ids in output[:, width:].tolist()]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.errors import UserError
+from pipelines.models import last_special, special_ids
 from pipelines.recipe import ColumnNames, DataSection
 
 HH_TURN = "\n\nAssistant:"
@@ -351,7 +352,7 @@ class PairEncoder:
             and len(probe) > 0
             and probe[0] == tokenizer.bos_token_id
         )
-        self._special = set(tokenizer.all_special_ids)
+        self._special = special_ids(tokenizer)
 
     def encode(self, pair: RawPair) -> Encoded:
         """Raises RowRejected if the prompt is too long under `drop`, nothing of a response is left,
@@ -427,10 +428,10 @@ class PairEncoder:
         ids = self._ids(text)
         if not is_chat:
             return [*ids, self._tokenizer.eos_token_id]
-        ends = [i for i, token in enumerate(ids) if token in self._special]
-        if not ends:
+        end = last_special(ids, self._special)
+        if end is None:
             raise UserError(
                 f"the chat template of {self._tokenizer.name_or_path} ends the assistant's turn "
                 "with no special token"
             )
-        return ids[: ends[-1] + 1]
+        return ids[: end + 1]

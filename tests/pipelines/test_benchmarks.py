@@ -19,6 +19,7 @@ from pipelines.evaluate.leaderboard import check_tasks, task_files_hash
 from pipelines.evaluate.stage import CODE_SAMPLES, SAMPLES, run_evaluate
 from pipelines.evaluate.text_scorer import check_text_models
 from pipelines.evaluate.vllm_generation import Request, vllm_processor
+from pipelines.models.response_ends import ResponseEnds
 from pipelines.recipe.evaluation import CodeSection, GenerationSection
 from pipelines.recipe.files import validate_recipe
 from pipelines.recipe.schema import Recipe
@@ -369,7 +370,7 @@ def test_rows_for_vllm_are_what_rays_processor_documents(evaluated: Recipe) -> N
     assert processor.list_stage_names() == ["vLLMEngineStage"]
     stage = processor.get_stage_by_name("vLLMEngineStage")
     row = Request([1, 2], GenerationSection(temperature=0.0, top_p=0.5), seed=2**40 + 3).row(
-        7, eos=2
+        7, ResponseEnds((2, 5))
     )
     documented = {**stage.get_required_input_keys(), **stage.get_optional_input_keys()}
     assert (
@@ -377,6 +378,7 @@ def test_rows_for_vllm_are_what_rays_processor_documents(evaluated: Recipe) -> N
         and row.keys() - {"number"} <= documented.keys()
     )
     assert row["sampling_params"]["top_p"] == 1.0 and row["sampling_params"]["seed"] == 3
+    assert row["sampling_params"]["stop_token_ids"] == [2, 5]
     assert "generated_tokens" in vLLMOutputData.model_fields
     section = evaluated.evaluate.model_copy(update={"generation": GenerationSection(engine="vllm")})
     with pytest.raises(UserError, match="vLLM is not installed"):

@@ -1,0 +1,124 @@
+"""Where a response ends: the tokens after which nothing belongs to it, the same for training pairs,
+sampling and its KL.
+
+They are the tokenizer's end token, the end of turn of its chat template and what the model's
+generation_config lists. A response includes the one that ends it.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.models.loading import base_dir, load_tokenizer, model_config, resolve_model
+
+
+@dataclass(frozen=True)
+class ResponseEnds:
+    """Attributes:
+    ids: token ids, the tokenizer's end token first. left_out: what the model lists although it is
+    ordinary text to the tokenizer.
+    """
+
+    ids: tuple[int, ...]
+    left_out: tuple[str, ...] = ()
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a stage that samples records of its input; nothing where only the tokenizer's own
+        token ends a response.
+        """
+        return {"response_ends": list(self.ids)} if len(self.ids) > 1 else {}
+
+    def cut(self, ids: Sequence[int]) -> list[int]:
+        """A sample up to and including its first end token; all of it if it has none."""
+        for place, token in enumerate(ids):
+            if token in self.ids:
+                return list(ids[: place + 1])
+        return list(ids)
+
+    def text(self, tokenizer: Any, ids: Sequence[int]) -> str:
+        """A response's text, without its end token, and without special tokens elsewhere."""
+        spoken = ids[:-1] if len(ids) and ids[-1] in self.ids else ids
+        found: str = tokenizer.decode(
+            list(spoken), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return found
+
+
+def response_ends(model: str, tokenizer: str | None = None) -> ResponseEnds:
+    """The ends of a model's responses; of the starting model for all models that are compared with
+    it.
+
+    Args:
+        model: name or path. tokenizer: likewise, the model's own by default.
+    Raises: UserError if model or tokenizer does not exist.
+    """
+    directory = resolve_model(model)
+    found = load_tokenizer(
+        str(resolve_model(tokenizer, tokenizer_only=True) if tokenizer else directory)
+    )
+    marks = special_ids(found)
+    turn_end = end_of_turn(found)
+    ids = dict.fromkeys(
+        [found.eos_token_id] if turn_end is None else [found.eos_token_id, turn_end]
+    )
+    left_out = []
+    for token in _listed_ends(directory):
+        text = found.convert_ids_to_tokens(token) if token < len(found) else None
+        # A configuration that was never set names a class's default, whatever the tokenizer has
+        # there.
+        if text is not None and token not in marks and token not in found.added_tokens_decoder:
+            left_out.append(f"{text} ({token})")
+        else:
+            ids[token] = None
+    return ResponseEnds(tuple(ids), tuple(left_out))
+
+
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """Ids of all special tokens, those among them that have no role by name; an unknown word's
+    token is text.
+    """
+    added = {token for token, content in tokenizer.added_tokens_decoder.items() if content.special}
+    roles = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}
+    return frozenset(added | set(tokenizer.all_special_ids)) - ({tokenizer.unk_token_id} - roles)
+
+
+def last_special(ids: Sequence[int], marks: frozenset[int]) -> int | None:
+    """The place of the last of the `special_ids`: where a rendered assistant's turn ends."""
+    return next((place for place in range(len(ids) - 1, -1, -1) if ids[place] in marks), None)
+
+
+def end_of_turn(tokenizer: Any) -> int | None:
+    """The token that ends the assistant's turn in the chat template, as prepare ends chat
+    responses; None if there is none.
+    """
+    if tokenizer.chat_template is None:
+        return None
+    asked, answered = [{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}]
+    try:
+        prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template(asked + answered, tokenize=False)
+    except (
+        Exception
+    ):  # a template is a program and may raise anything; prepare says what, if the data is chat
+        return None
+    if not whole.startswith(prompt):
+        return None
+    ids = tokenizer(whole[len(prompt) :], add_special_tokens=False).input_ids
+    place = last_special(ids, special_ids(tokenizer))
+    return None if place is None else int(ids[place])
+
+
+def _listed_ends(directory: Path) -> list[int]:
+    """What the model itself lists: in generation_config.json, or in its configuration as
+    transformers takes it without one.
+    """
+    file = base_dir(directory) / "generation_config.json"
+    found = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
+    if not file.is_file():
+        config = model_config(directory)
+        found = config.get("eos_token_id", config.get("text_config", {}).get("eos_token_id"))
+    return [
+        int(token) for token in (found if isinstance(found, list) else [found]) if token is not None
+    ]

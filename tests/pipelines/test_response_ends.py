@@ -1,0 +1,242 @@
+"""A response ends with its turn, wherever it is sampled or measured: with chat models whose turn
+has an end of its own.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from text_models import write_chain_model
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from pipelines.commands.run import run_stages
+from pipelines.evaluate.actor import Evaluator
+from pipelines.evaluate.leaderboard import run_tasks_of
+from pipelines.evaluate.sample import CandidateSampler, sample_record
+from pipelines.evaluate.stage import evaluate_record
+from pipelines.models.generation import generate
+from pipelines.models.loading import load_causal_lm, load_tokenizer
+from pipelines.models.response_ends import ResponseEnds, end_of_turn, response_ends
+from pipelines.pairs.stage import open_pairs
+from pipelines.recipe.evaluation import GenerationSection, LeaderboardSection
+from pipelines.recipe.files import validate_recipe
+from pipelines.recipe.schema import Recipe
+
+MakeRecipe = Callable[..., Recipe]
+EOS, TURN, ASK, ONE, TWO, THREE, FOUR, JUNK = 1, 2, 3, 5, 6, 7, 8, 9
+GREEDY = GenerationSection(temperature=0.0, max_new_tokens=6)
+
+
+def test_ends_come_from_tokenizer_template_and_the_models_list(
+    tmp_path: Path, model_dir: Path
+) -> None:
+    """Either source alone tells of <turn>.
+
+    A listed id that is a word to the tokenizer is none, and is named.
+    """
+
+    def ends(**settings: Any) -> ResponseEnds:
+        return response_ends(
+            str(write_chain_model(tmp_path / str(len(list(tmp_path.iterdir()))), **settings))
+        )
+
+    assert ends(listed=None, has_template=True) == ResponseEnds((EOS, TURN))
+    assert ends(listed=[TURN, EOS], has_template=False) == ResponseEnds((EOS, TURN))
+    assert ends(listed=TURN, has_template=True) == ResponseEnds((EOS, TURN))
+    assert ends(listed=None, has_template=False) == ResponseEnds((EOS,))
+    assert ends(listed=[EOS, TWO], has_template=False) == ResponseEnds((EOS,), ("two (6)",))
+    tokenizer = load_tokenizer(str(model_dir))
+    assert response_ends(str(model_dir)) == ResponseEnds((tokenizer.eos_token_id,)), (
+        "the quickstart's world"
+    )
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception('no') }}",
+        "{% for m in messages %}{{ m.content }}{% endfor %}",
+        "{{ messages | length }}",
+        "{{ x.y.z }}",
+    ],
+)
+def test_templates_without_an_end_of_turn_have_none(tmp_path: Path, template: str) -> None:
+    tokenizer = load_tokenizer(
+        str(write_chain_model(tmp_path / "model", listed=None, has_template=False))
+    )
+    tokenizer.chat_template = template
+    assert end_of_turn(tokenizer) is None
+    tokenizer.chat_template = None
+
+
+def test_a_batch_of_mixed_lengths_ends_each_where_it_ends(tmp_path: Path) -> None:
+    """Prompts of 1 to 4 tokens, continuations of 1 to 4: each as it is alone, with its end token
+    and nothing after; the model is as before.
+    """
+    folder = write_chain_model(tmp_path / "model", listed=[EOS, TURN], has_template=True)
+    model, ends = load_causal_lm(str(folder), torch.float32), response_ends(str(folder))
+    model.generation_config = own = GenerationConfig(
+        eos_token_id=[EOS, TURN], repetition_penalty=3.0
+    )
+    prompts = [[FOUR], [ONE, TWO], [JUNK, FOUR, FOUR, ASK], [THREE, TWO, ONE], [JUNK]]
+    expected = [[TURN], [THREE, TURN], [ONE, TWO, THREE, TURN], [TWO, THREE, TURN], [JUNK] * 6]
+    assert generate(model, ends, prompts, GREEDY, 0) == expected
+    assert [generate(model, ends, [prompt], GREEDY, 0)[0] for prompt in prompts] == expected
+    sampled = generate(model, ends, prompts, GenerationSection(max_new_tokens=30), 3, num_samples=8)
+    assert len({len(ids) for ids in sampled}) > 5
+    for ids in sampled:
+        assert not {EOS, TURN} & set(ids[:-1])
+        assert ids[-1] in (EOS, TURN) or len(ids) == 30
+    assert model.generation_config is own
+
+
+@pytest.fixture(scope="module")
+def chat_run(
+    tmp_path_factory: pytest.TempPathFactory, recipe_in: MakeRecipe, ray_cluster: None
+) -> Recipe:
+    """Prepared chat pairs and a "trained" model: the start's chain with other probabilities."""
+    folder = tmp_path_factory.mktemp("chat")
+    start = write_chain_model(folder / "start", listed=None, has_template=True, head=0.8)
+    write_chain_model(folder / "run" / "train" / "model", listed=None, has_template=True, head=1.2)
+    words = ["one", "two", "three", "four", "junk"]
+    rows = [
+        {
+            "prompt": f"{a} {b} {c}",
+            **{
+                side: [{"role": "assistant", "content": text}]
+                for side, text in (("chosen", "two"), ("rejected", "four"))
+            },
+        }
+        for a in words
+        for b in words
+        for c in words[:2]
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = recipe_in(
+        folder / "run",
+        f"model.name_or_path={start}",
+        f"data.sources=[{{path: {folder / 'rows.jsonl'}}}]",
+        "objective.name=dpo",
+        "evaluate.generation.max_new_tokens=12",
+        "evaluate.generation.temperature=0",
+    )
+    run_stages(recipe, ("prepare",), lambda line: None)
+    return recipe
+
+
+def test_samples_and_their_kl_end_with_the_turn(chat_run: Recipe) -> None:
+    """one two three <turn>: four tokens, the end among them.
+
+    The KL is that of those four by a bare forward, in float64.
+
+    The training pairs end their responses with the same token.
+    """
+    record = Evaluator(chat_run.model_dump(mode="json"))(
+        {
+            "kind": "samples0",
+            "number": 0,
+            "rows": [0, 1],
+            "order": [0, 1],
+            "temperature": 0.0,
+            "temperature_number": 0,
+            "step": None,
+        }
+    )["sample"][1]
+    assert record["policy_text"] == record["start_text"] == "one two three"
+    assert record["policy_tokens"] == record["start_tokens"] == 4
+    pair = open_pairs(chat_run).pairs("test", [1])[0]
+    assert pair.chosen.tolist() == [TWO, TURN]
+    whole = torch.tensor([[*pair.prompt.tolist(), ONE, TWO, THREE, TURN]])
+    logps = {}
+    for who, folder in (
+        ("reference", chat_run.model.name_or_path),
+        ("policy", f"{chat_run.run_dir}/train/model"),
+    ):
+        with torch.no_grad():
+            logps[who] = (
+                AutoModelForCausalLM.from_pretrained(folder)(whole)
+                .logits[0, -5:-1]
+                .double()
+                .log_softmax(-1)
+            )
+    kl = (logps["policy"].exp() * (logps["policy"] - logps["reference"])).sum()
+    assert kl > 0.1
+    assert record["kl_policy_reference"] == pytest.approx(float(kl), rel=1e-5)
+
+
+def test_candidates_and_programs_end_with_the_turn(chat_run: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "tasks.jsonl").write_text(
+        '{"task_id": "T", "prompt": "one", "entry_point": "f", "test": "x"}\n'
+    )
+    sampling = "sample={num_candidates: 2, generation: {max_new_tokens: 12, temperature: 0.05}}"
+    code = (
+        f"evaluate.code={{tasks: {tmp_path / 'tasks.jsonl'}, generation: {{max_new_tokens: 12, "
+        f"temperature: 0.05}}, apply_chat_template: true}}"
+    )
+    recipe = validate_recipe(chat_run.model_dump(mode="json"), [sampling, code])
+    (found,) = CandidateSampler(recipe.model_dump(mode="json"))(
+        {"number": 0, "prompts": ["four one"]}
+    )
+    assert found["responses"] == ["two three"] * 2
+    task = {
+        "kind": "programs0",
+        "number": 0,
+        "start": 0,
+        "task_ids": ["T"],
+        "prompts": ["junk"],
+        "num_samples": 2,
+        "step": None,
+    }
+    (program,) = Evaluator(recipe.model_dump(mode="json"))(task)["program"]
+    assert program["policy_texts"] == program["start_texts"] == ["one two three"] * 2
+
+
+def test_what_samples_records_its_ends(chat_run: Recipe, make_recipe: MakeRecipe) -> None:
+    """Another list of ends draws other samples: the evaluation is another.
+
+    Runs with the tokenizer's end alone keep their record.
+    """
+    assert (
+        evaluate_record(chat_run).inputs["response_ends"]
+        == sample_record(chat_run).inputs["response_ends"]
+        == [EOS, TURN]
+    )
+    pairs_only = validate_recipe(
+        chat_run.model_dump(mode="json"), ["evaluate.benchmarks=[preference]"]
+    )
+    assert "response_ends" not in evaluate_record(pairs_only).inputs
+    assert "response_ends" not in evaluate_record(make_recipe()).inputs
+
+
+def test_the_harness_stops_there_too(tmp_path: Path) -> None:
+    """generate_until with a stop text that never comes: the answer is right only if it ends with
+    the turn.
+    """
+    folder = write_chain_model(tmp_path / "model", listed=None, has_template=True)
+    (tmp_path / "documents.jsonl").write_text(
+        '{"q": "four one", "a": "two three"}\n{"q": "two", "a": "three"}\n'
+    )
+    (tmp_path / "tasks").mkdir()
+    task = {
+        "task": "says",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "documents.jsonl")}},
+        "test_split": "test",
+        "output_type": "generate_until",
+        "doc_to_text": "{{q}}",
+        "doc_to_target": "{{a}}",
+        "generation_kwargs": {"until": ["never"], "max_gen_toks": 8, "do_sample": False},
+        "metric_list": [{"metric": "exact_match"}],
+    }
+    (tmp_path / "tasks" / "says.yaml").write_text(json.dumps(task))
+    model, tokenizer = load_causal_lm(str(folder), torch.float32), load_tokenizer(str(folder))
+    own = model.generation_config
+    section = LeaderboardSection(
+        tasks=("says",), include_path=str(tmp_path / "tasks"), batch_size=2
+    )
+    found = run_tasks_of(section, model, tokenizer, response_ends(str(folder)), 0)
+    assert found["values"]["says"]["exact_match"] == [1.0, 1.0]
+    assert model.generation_config is own
