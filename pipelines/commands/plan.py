@@ -1,11 +1,14 @@
 """plan: what a recipe would read, store and compute; runs nothing and writes nothing."""
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pipelines.errors import UserError
+from pipelines.evaluate import check_evaluation, check_kept
 from pipelines.models import (
     Placement,
     activation_bytes_per_token,
@@ -49,7 +52,7 @@ _SAMPLED_ROWS = 300
 _ESTIMATED = ("pairs", "model_tokens", "shared_tokens", "scored_tokens")
 
 
-def run_plan(recipe: Recipe, tflops: float | None = None) -> dict[str, Any]:
+def run_plan(recipe: Recipe, tflops: float | None = None, evaluates: bool = True) -> dict[str, Any]:
     """Rows, tokens, storage, memory and step counts, exact after prepare and estimated from sampled
     rows before.
 
@@ -60,8 +63,14 @@ def run_plan(recipe: Recipe, tflops: float | None = None) -> dict[str, Any]:
 
     Args:
         tflops: what one device sustains; by default an assumption by its name (hardware.py).
+            evaluates: whether the trained model will be evaluated; one without preferences is not.
+    Raises: UserError for what `run` would refuse, whenever it found out.
     """
+    evaluates = evaluates and recipe.objective.build().uses_rejected
+    if evaluates:
+        check_evaluation(recipe)
     data = _data(recipe)
+    check_kept(recipe, data["pairs"], evaluates=evaluates, is_expected=not data["exact"])
     device = compute_device()
     recipe = settle_mode(recipe, device)
     sampler = Sampler(max(1, data["pairs"]["train"]), recipe.train.global_batch_size, 0)
@@ -94,14 +103,16 @@ def plan_sweep(sweep: Sweep, tflops: float | None = None) -> dict[str, Any]:
     stores = SharedStores.of(sweep)
     shared = []
     for recipe, served in stores.makers():
-        plan = run_plan(recipe, rate)
+        plan = run_plan(recipe, rate, sweep.evaluates())
         reference = {
             key: plan["reference"][key]
             for key in ("features", "storage_bytes", "storage_gib", "memory_gib", "hours_stored")
         }
         shared.append({"points": served, "pairs": plan["data"]["pairs"], **reference})
     trials = [
-        run_plan(stores.shared(trial_recipe(sweep, point, sweep.run_dir)), rate)["train"]
+        run_plan(stores.shared(trial_recipe(sweep, point, sweep.run_dir)), rate, sweep.evaluates())[
+            "train"
+        ]
         for point in points
     ]
     mean_hours = sum(trial["hours"] for trial in trials) / len(trials)
@@ -252,7 +263,14 @@ def _data(recipe: Recipe) -> dict[str, Any]:
             "exact": True,
             **{
                 key: counts[key]
-                for key in ("pairs", "shards", "model_tokens", "shared_tokens", "scored_tokens")
+                for key in (
+                    "pairs",
+                    "shards",
+                    "model_tokens",
+                    "shared_tokens",
+                    "scored_tokens",
+                    "rejected",
+                )
             },
         }
     directory = resolve_model(
@@ -269,9 +287,11 @@ def _data(recipe: Recipe) -> dict[str, Any]:
         "test": {"test": 1.0},
     }
     totals = {split: [0.0] * len(_ESTIMATED) for split in SPLITS}
+    reasons: Counter[str] = Counter()
     for group, parts in shares.items():
         for source in getattr(data, group):
-            estimate = _estimate(recipe, source, encoder, tokenizer)
+            estimate, rejected = _estimate(recipe, source, encoder, tokenizer)
+            reasons.update(rejected)
             for split, share in parts.items():
                 copies = share * (source.weight if split == "train" else 1.0)
                 totals[split] = [
@@ -293,17 +313,31 @@ def _data(recipe: Recipe) -> dict[str, Any]:
         split: [data.shard_pairs] * math.ceil(found["pairs"][split] / data.shard_pairs)
         for split in SPLITS
     }
-    return {"exact": False, **found, "shards": sizes}
+    if not any(totals["train"]):
+        shown = (
+            ", ".join(f"{reason}: {n}" for reason, n in reasons.most_common(5))
+            or "the sources are empty"
+        )
+        raise UserError(
+            "no usable training pair among the sampled rows of "
+            f"{', '.join(s.path for s in data.sources)} ({shown})"
+        )
+    return {"exact": False, **found, "shards": sizes, "rejected": dict(sorted(reasons.items()))}
 
 
 def _estimate(
     recipe: Recipe, source: Any, encoder: PairEncoder, tokenizer: Any
-) -> tuple[float, ...]:
-    """The quantities of _ESTIMATED of a source, from rows taken evenly over its chunks."""
+) -> tuple[tuple[float, ...], dict[str, int]]:
+    """The quantities of _ESTIMATED of a source and its rejected rows by reason, from rows taken
+    evenly over its chunks.
+    """
     chunks = chunks_of(source, recipe.data.rows_per_task)
+    if not chunks:
+        raise UserError(f"data source {source.path!r} holds no row")
     columns, first = column_names(chunks[0])
     form = detect_form(columns, source.columns, first) if source.form == "auto" else source.form
     rows = seen = pairs = tokens = shared = scored = 0
+    reasons: Counter[str] = Counter()
     per_chunk = max(1, _SAMPLED_ROWS // len(chunks))
     for chunk in chunks:
         for number, (_, row) in enumerate(read_chunk(chunk)):
@@ -320,7 +354,8 @@ def _estimate(
                         1 if encoded.rejected is None else 2
                     )
                     shared += responses + len(encoded.prompt)
-            except RowRejected:
-                continue
+            except RowRejected as reason:
+                reasons[str(reason)] += 1
     scale = rows / max(1, seen)
-    return pairs * scale, tokens * scale, shared * scale, scored * scale
+    estimate = (pairs * scale, tokens * scale, shared * scale, scored * scale)
+    return estimate, {reason: round(n * scale) for reason, n in reasons.items()}

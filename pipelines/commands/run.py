@@ -8,9 +8,15 @@ from typing import Any
 
 from pipelines.cluster import check_shared, cluster_address, ray_session, wait_for_workers
 from pipelines.errors import UserError
-from pipelines.evaluate import evaluate_record, run_evaluate
-from pipelines.pairs import prepare_record, run_prepare
-from pipelines.recipe import CONFIG, Recipe, Say, StageRecord, write_yaml
+from pipelines.evaluate import (
+    check_evaluation,
+    check_held_out,
+    check_kept,
+    evaluate_record,
+    run_evaluate,
+)
+from pipelines.pairs import pairs_store, prepare_record, run_prepare
+from pipelines.recipe import CONFIG, MANIFEST, Recipe, Say, StageRecord, write_yaml
 from pipelines.reference import (
     check_hooks,
     has_features,
@@ -32,9 +38,18 @@ def run_stages(
     run the ones before.
     """
     outcome = {}
+    evaluates = "evaluate" in stages
+    if evaluates:
+        check_held_out(recipe)
     with LazyRay(recipe, say) as ray_started:
         recipe = settled(recipe, ray_started)
         check_hooks(recipe)
+        if evaluates and not is_complete(recipe, "evaluate"):
+            check_evaluation(recipe)
+        if "execute" in stages and not is_complete(recipe, "execute"):
+            from pipelines.evaluate import require_isolation
+
+            require_isolation()
         _write_config(recipe)
         for stage in stages:
             started = time.monotonic()
@@ -50,6 +65,12 @@ def run_stages(
                 continue
             ray_started()
             _require_earlier(recipe, stage)
+            if stage in ("reference", "train"):
+                check_kept(
+                    recipe,
+                    pairs_store(recipe).read_json(MANIFEST)["counts"]["pairs"],
+                    evaluates=evaluates,
+                )
             summary = _RUNNERS[stage](recipe, quiet)
             outcome[stage] = "done"
             say(f"{stage}: done in {time.monotonic() - started:.1f} s{_summary(stage, summary)}")

@@ -21,6 +21,7 @@ from typing import Any
 
 from pipelines.cluster import Cluster, Job
 from pipelines.errors import UserError
+from pipelines.evaluate import check_held_out
 from pipelines.recipe import Say, load_recipe, to_yaml, write_yaml
 from pipelines.sweep import RECIPE, is_sweep, load_sweep
 
@@ -115,7 +116,10 @@ def packaged_command(command: Sequence[str], program: Any) -> Iterator[tuple[Pat
                 _replaced(command, file, overrides, _write_sweep(file, overrides, package)),
             )
         else:
-            (package / "recipe.yaml").write_text(write_yaml(load_recipe(file, overrides)))
+            recipe = load_recipe(file, overrides)
+            if command[0] in ("run", "evaluate", "schedule"):
+                check_held_out(recipe)
+            (package / "recipe.yaml").write_text(write_yaml(recipe))
             yield package, _replaced(command, file, overrides, "recipe.yaml")
 
 

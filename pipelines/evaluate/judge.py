@@ -29,6 +29,22 @@ class _Refused(Exception):
     """The endpoint does not take this question."""
 
 
+def request_headers(settings: OpenAIJudge) -> dict[str, str]:
+    """What the endpoint is told with every question.
+
+    UserError if the environment variable of the key is not set.
+    """
+    if settings.api_key_env is None:
+        return {}
+    key = os.environ.get(settings.api_key_env)
+    if not key:
+        raise UserError(
+            f"evaluate.judge.api_key_env = {settings.api_key_env!r}: this environment variable is "
+            "not set"
+        )
+    return {"Authorization": f"Bearer {key}"}
+
+
 class EndpointJudge:
     """Asks questions, several at once.
 
@@ -40,15 +56,7 @@ class EndpointJudge:
 
     def __init__(self, settings: OpenAIJudge, store: RunStore) -> None:
         self._settings, self._store = settings, store
-        self._headers = {}
-        if settings.api_key_env is not None:
-            key = os.environ.get(settings.api_key_env)
-            if not key:
-                raise UserError(
-                    f"evaluate.judge.api_key_env = {settings.api_key_env!r}: this environment "
-                    "variable is not set"
-                )
-            self._headers["Authorization"] = f"Bearer {key}"
+        self._headers = request_headers(settings)
         self._known: dict[str, str] = {}
         for name in store.names(_ANSWERS):
             self._known |= store.read_json(f"{_ANSWERS}/{name}")

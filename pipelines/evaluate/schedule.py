@@ -24,6 +24,7 @@ from evaluation.gates import GateFailure, gate_failures
 from pipelines.errors import UserError
 from pipelines.evaluate.history import numbers_of, read_results
 from pipelines.evaluate.stage import (
+    check_evaluation,
     checkpoint_folder,
     evaluate_record,
     evaluation_store,
@@ -339,6 +340,7 @@ def _webhook_address(section: ScheduleSection) -> str | None:
 
 def check_run(recipe: Recipe) -> None:
     """UserError if the run has not begun to train, or was trained by another recipe."""
+    check_evaluation(recipe)
     train_record(recipe).check()
     evaluate_record(recipe)
     if not train_store(recipe).exists("started.json"):

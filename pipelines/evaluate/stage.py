@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.cluster import run_tasks
 from pipelines.errors import UserError
 from pipelines.evaluate.actor import Evaluator, code_prompt_ids, prompt_ids
+from pipelines.evaluate.held_out import check_held_out, check_kept
 from pipelines.evaluate.history import append_history
 from pipelines.evaluate.leaderboard import task_files_hash
 from pipelines.models import (
@@ -19,7 +20,7 @@ from pipelines.models import (
     resolve_model,
     response_ends,
 )
-from pipelines.pairs import PairTable, open_pairs
+from pipelines.pairs import SPLITS, PairTable, open_pairs
 from pipelines.recipe import OpenAIJudge, Recipe, StageRecord, VaderReward
 from pipelines.reference import usable_rows
 from pipelines.storage import RunStore, TaskResults, digest, file_hash
@@ -98,35 +99,22 @@ def run_evaluate(recipe: Recipe, quiet: bool = False, step: int | None = None) -
         benchmark needs does not exist.
     """
     from pipelines.evaluate.judge import EndpointJudge
-    from pipelines.evaluate.leaderboard import check_tasks
-    from pipelines.evaluate.text_scorer import check_text_models
 
     if step is None and not train_store(recipe).exists("model"):
         raise UserError(
             f"{train_store(recipe).root} has no trained model: run `sparsepo train` first"
         )
-    if not recipe.objective.build().uses_rejected:
-        raise UserError(
-            f"objective.name = {recipe.objective.name!r} has no preferences to evaluate: train it "
-            "with `sparsepo sft`"
-        )
+    check_evaluation(recipe)
+    _check_engine(recipe, step)
     record = evaluate_record(recipe, step)
     settings = recipe.evaluate
-    check_text_models(settings)
-    _check_engine(recipe, step)
-    if settings.leaderboard is not None and "leaderboard" in settings.benchmarks:
-        check_tasks(settings.leaderboard)
     judge = (
         EndpointJudge(settings.judge, record.store)
         if isinstance(settings.judge, OpenAIJudge) and "dialogue" in settings.benchmarks
         else None
     )
     pairs = open_pairs(recipe)
-    if pairs.num_rows(settings.split) == 0:
-        raise UserError(
-            f"evaluate.split = {settings.split!r}: prepare kept no such pair; set "
-            f"data.{settings.split}_fraction or data.{settings.split}"
-        )
+    check_kept(recipe, {split: pairs.num_rows(split) for split in SPLITS}, evaluates=True)
     tasks = [{**task, "step": step} for task in _tasks(recipe, pairs)]
     record.begin()
     parts = TaskResults(record.store)
@@ -171,6 +159,48 @@ def run_evaluate(recipe: Recipe, quiet: bool = False, step: int | None = None) -
     )
     parts.clear()
     return manifest
+
+
+def check_evaluation(recipe: Recipe) -> None:
+    """What the benchmarks need besides the trained model, so that a run ends before its training
+    rather than after it.
+
+    Raises: UserError for held-out pairs that the recipe does not keep back, a package that is not
+        installed, a model, task file, key or chat template that is not there.
+    """
+    from pipelines.evaluate.leaderboard import check_tasks
+    from pipelines.evaluate.text_scorer import check_text_models
+
+    settings, wanted = recipe.evaluate, recipe.evaluate.benchmarks
+    if not recipe.objective.build().uses_rejected:
+        raise UserError(
+            f"objective.name = {recipe.objective.name!r} has no preferences to evaluate: train it "
+            "with `sparsepo sft`"
+        )
+    check_held_out(recipe)
+    check_text_models(settings)
+    _check_engine(recipe, None, is_trained=False)
+    asking = {"code": settings.code, "leaderboard": settings.leaderboard}
+    for name, section in asking.items():
+        if name in wanted and section is not None and section.apply_chat_template:
+            tokenizer = resolve_model(
+                recipe.model.tokenizer or recipe.model.name_or_path, tokenizer_only=True
+            )
+            if load_tokenizer(str(tokenizer)).chat_template is None:
+                raise UserError(
+                    f"evaluate.{name}.apply_chat_template: the tokenizer of {tokenizer} has no "
+                    "chat template"
+                )
+    if "leaderboard" in wanted and settings.leaderboard is not None:
+        check_tasks(settings.leaderboard)
+    if "code" in wanted and settings.code is not None:
+        from pipelines.evaluate.code_tasks import read_code_tasks
+
+        read_code_tasks(settings.code)
+    if "dialogue" in wanted and isinstance(settings.judge, OpenAIJudge):
+        from pipelines.evaluate.judge import request_headers
+
+        request_headers(settings.judge)
 
 
 def _tasks(recipe: Recipe, pairs: PairTable) -> list[dict[str, Any]]:
@@ -277,8 +307,10 @@ def _with_vllm_samples(
     return [found.get(i, task) for i, task in enumerate(tasks)]
 
 
-def _check_engine(recipe: Recipe, step: int | None) -> None:
-    """UserError if vLLM is to draw samples and cannot."""
+def _check_engine(recipe: Recipe, step: int | None, is_trained: bool = True) -> None:
+    """UserError if vLLM is to draw samples and cannot; of a model that is not trained yet, if it
+    is known that it could not.
+    """
     settings = recipe.evaluate
     engines = [settings.generation.engine] if settings.sampled_benchmarks() else []
     if "code" in settings.benchmarks and settings.code is not None:
@@ -293,7 +325,13 @@ def _check_engine(recipe: Recipe, step: int | None) -> None:
             "generation.engine = 'vllm': checkpoints have no model directory that vLLM could "
             "load; take engine=transformers"
         )
-    if not train_store(recipe).is_local or train_store(recipe).exists(f"model/{ADAPTER_CONFIG}"):
+    lora = recipe.train.lora
+    has_adapter = (
+        train_store(recipe).exists(f"model/{ADAPTER_CONFIG}")
+        if is_trained
+        else lora is not None and lora.save == "adapter"
+    )
+    if not train_store(recipe).is_local or has_adapter:
         raise UserError(
             f"generation.engine = 'vllm': {train_store(recipe).root}/model must be whole weights "
             "on a disk that every node sees (train.lora.save=merged)"

@@ -4,7 +4,7 @@ from .device import (
     is_out_of_memory as is_out_of_memory,
 )
 from .families import batch_layout as batch_layout
-from .generation import generate as generate
+from .generation import generate as generate, generation_config as generation_config
 from .hardware import (
     activation_bytes_per_token as activation_bytes_per_token,
     micro_batch_tokens as micro_batch_tokens,
@@ -26,6 +26,12 @@ from .loading import (
     tokenizer_fingerprint as tokenizer_fingerprint,
     tokenizer_home as tokenizer_home,
     weights_fingerprint as weights_fingerprint,
+)
+from .response_ends import (
+    ResponseEnds as ResponseEnds,
+    last_special as last_special,
+    response_ends as response_ends,
+    special_ids as special_ids,
 )
 from .trusted_code import (
     TRUSTED_CODE as TRUSTED_CODE,

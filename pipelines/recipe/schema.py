@@ -323,6 +323,13 @@ class Recipe(Section):
                 "train.selection chooses by a validation metric: set data.validation_fraction or "
                 "data.validation"
             )
+        if self.train.validate_every is not None and not (
+            self.data.validation or self.data.validation_fraction
+        ):
+            raise ValueError(
+                f"train.validate_every = {self.train.validate_every}: there are no validation "
+                "pairs; set data.validation_fraction or data.validation, or leave it out"
+            )
         conflict = self.objective.conflict(self.data.min_gap)
         if conflict:
             raise ValueError(conflict)

@@ -2,7 +2,7 @@
 of those stages.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,14 +144,24 @@ class SharedStores:
             "that change them"
         )
 
-    def make(self, say: Any, quiet: bool) -> dict[str, int]:
-        """Run what is not there yet; returns how often each stage ran."""
+    def make(
+        self, say: Any, quiet: bool, check: Callable[[Recipe, dict[str, int]], None]
+    ) -> dict[str, int]:
+        """Run what is not there yet; returns how often each stage ran.
+
+        Args:
+            check: called with every point's recipe and its pairs per split once they are prepared,
+                before the reference scores them.
+        """
         runs = {"prepare": 0, "reference": 0}
-        for recipe, points in self.makers():
+        for (recipe, points), store in zip(self.makers(), self._stores, strict=True):
             if not prepare_record(recipe).is_complete():
                 say(f"tune: prepare, for {points} points")
                 run_prepare(recipe, quiet)
                 runs["prepare"] += 1
+            kept = prepare_record(recipe).manifest()["counts"]["pairs"]
+            for served in store.recipes:
+                check(served, kept)
             stored, record = recipe.stored_features(), reference_record(recipe)
             if (stored or recipe.required_features()) and not (
                 record.is_complete() and has_features(recipe)

@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pipelines.cluster import (
@@ -24,10 +25,11 @@ from pipelines.cluster import (
     wait_for_workers,
 )
 from pipelines.errors import UserError
+from pipelines.evaluate import check_evaluation, check_kept
 from pipelines.pairs import open_pairs
 from pipelines.recipe import STARTED, Recipe, Say, StageRecord
 from pipelines.reference import usable_rows
-from pipelines.storage import RunStore
+from pipelines.storage import RunStore, digest
 from pipelines.sweep.results import publish_results, read_trials
 from pipelines.sweep.shared_stores import SharedStores, trial_recipe
 from pipelines.sweep.space import ASHA, Sweep
@@ -62,6 +64,8 @@ def run_tune(sweep: Sweep, say: Say, quiet: bool = False, resume: bool = False) 
                 "or choose another run_dir"
             )
     first = sweep.recipe_at(sweep.sample_of_points()[0], sweep.run_dir)
+    if sweep.evaluates():
+        _check_evaluations(sweep)
     with ray_session(first.ray):
         if cluster_address(first.ray):
             wait_for_workers(first, say)
@@ -70,7 +74,7 @@ def run_tune(sweep: Sweep, say: Say, quiet: bool = False, resume: bool = False) 
         stores = SharedStores.of(sweep)
         record.begin()
         started = time.monotonic()
-        runs = stores.make(say, quiet)
+        runs = stores.make(say, quiet, partial(_check_kept, sweep))
         shared_seconds = time.monotonic() - started
         say(f"tune: {sweep.num_trials()} trials, {share.trials} at a time")
         session = uuid.uuid4().hex[:12]
@@ -94,6 +98,24 @@ def run_tune(sweep: Sweep, say: Say, quiet: bool = False, resume: bool = False) 
         }
     )
     return best
+
+
+def _check_evaluations(sweep: Sweep) -> None:
+    """UserError for what a trial's evaluation lacks; points that evaluate alike are looked at
+    once.
+    """
+    recipes = [sweep.recipe_at(point, sweep.run_dir) for point in sweep.sample_of_points()]
+    different = {
+        digest([recipe.evaluate.model_dump(mode="json"), recipe.model.model_dump()]): recipe
+        for recipe in recipes
+    }
+    for recipe in different.values():
+        check_evaluation(recipe)
+
+
+def _check_kept(sweep: Sweep, recipe: Recipe, kept: dict[str, int]) -> None:
+    validates = any(goal.metric.startswith("validation/") for goal in sweep.objectives)
+    check_kept(recipe, kept, evaluates=sweep.evaluates(), validates=validates)
 
 
 def sweep_record(sweep: Sweep) -> StageRecord:

@@ -1,0 +1,68 @@
+"""Held-out pairs: who needs them is known from the recipe, whether there are any at the latest
+after prepare; never after training.
+"""
+
+from collections.abc import Mapping
+
+from pipelines.errors import UserError
+from pipelines.recipe import Recipe
+
+_ON_PAIRS = ("preference", "sentiment", "masks", "dialogue", "summarization")
+
+
+def benchmarks_on_pairs(recipe: Recipe) -> list[str]:
+    """The recipe's benchmarks that look at held-out pairs or their prompts."""
+    return [name for name in recipe.evaluate.benchmarks if name in _ON_PAIRS]
+
+
+def check_held_out(recipe: Recipe) -> None:
+    """For a command that evaluates.
+
+    UserError if a benchmark needs held-out pairs and the recipe keeps none back.
+    """
+    names, split = benchmarks_on_pairs(recipe), recipe.evaluate.split
+    if names and not (getattr(recipe.data, split) or getattr(recipe.data, f"{split}_fraction")):
+        raise UserError(
+            f"evaluate.benchmarks = [{', '.join(names)}] needs held-out pairs, and "
+            f"data.{split}_fraction = 0 keeps none back: set it (0.05, say) or data.{split}, or "
+            "choose other benchmarks (evaluate.benchmarks=[] for none)"
+        )
+
+
+def check_kept(
+    recipe: Recipe,
+    kept: Mapping[str, int],
+    *,
+    evaluates: bool,
+    validates: bool = False,
+    is_expected: bool = False,
+) -> None:
+    """For what comes after prepare.
+
+    UserError if a split that evaluation or validation needs is empty.
+
+    Args:
+        kept: split -> pairs. evaluates: whether the command evaluates. validates: whether it needs
+            validation metrics, besides train.validate_every. is_expected: the numbers are an
+            estimate.
+    """
+    found = (
+        "prepare will keep no such pair, by its estimate"
+        if is_expected
+        else "prepare kept no such pair"
+    )
+    names, split = benchmarks_on_pairs(recipe), recipe.evaluate.split
+    cure = (
+        "{split}_fraction larger, or data.{split}; another run_dir is needed where prepare is done"
+    )
+    if evaluates and names and not kept[split]:
+        raise UserError(
+            f"evaluate.split = {split!r}: {found}, which {', '.join(names)} need; set "
+            f"data.{cure.format(split=split)}"
+        )
+    every = recipe.train.validate_every
+    if (validates or every is not None) and not kept["validation"]:
+        what = "validation metrics" if every is None else f"train.validate_every = {every}"
+        raise UserError(
+            f"{what}: {found} in the split validation; set data.{cure.format(split='validation')}"
+        )
