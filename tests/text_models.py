@@ -177,7 +177,8 @@ def write_chain_model(
             "endif %}"
         )
     config = LlamaConfig(
-        vocab_size=len(tokens), hidden_size=12, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1, max_position_embeddings=64,
+        vocab_size=len(tokens), hidden_size=12, intermediate_size=4, num_hidden_layers=1,
+        num_attention_heads=1, max_position_embeddings=64,
         tie_word_embeddings=False, eos_token_id=1, pad_token_id=0, bos_token_id=None,
     )  # fmt: skip
     model = LlamaForCausalLM(config)

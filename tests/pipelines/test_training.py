@@ -460,8 +460,8 @@ def test_recipes_of_the_paper_run_on_tiny_models_of_their_families(
         [
             f"run_dir={tmp_path}/run", f"model.name_or_path={tmp_path}/model",
             f"data.sources=[{{path: {pairs_file}}}]", "data.test=[]",
-            "data.validation_fraction=0.1", "data.max_prompt_tokens=24",
-            "data.max_response_tokens=24", "train.max_steps=4",
+            "data.validation_fraction=0.1", "evaluate.split=validation",
+            "data.max_prompt_tokens=24", "data.max_response_tokens=24", "train.max_steps=4",
             "train.global_batch_size=8", "train.learning_rate=1e-2", "train.warmup_fraction=0",
         ],
     )  # fmt: skip
