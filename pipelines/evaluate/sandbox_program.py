@@ -117,7 +117,12 @@ def decode(value):
     if kind == "dict":
         return {decode(k): decode(v) for k, v in body}
     if kind in _SEQUENCES:
-        return _SEQUENCES[kind]([decode(item) for item in body])
+        items = [decode(item) for item in body]
+        made = _SEQUENCES[kind](items)
+        if kind in ("set", "frozenset") and list(made) != items:
+            # A set's order depends on how it was built; this is how a literal is.
+            return _SEQUENCES[kind](set(items))
+        return made
     if kind in _BY_REPR:
         return _BY_REPR[kind](body)
     if kind == "program":
@@ -251,7 +256,9 @@ class Remote:
             changed = decode(changed)
             if type(given) is type(changed) and isinstance(given, (list, bytearray)):
                 given[:] = changed
-            elif type(given) is type(changed) and isinstance(given, (dict, set)):
+            elif type(given) is type(changed) and (
+                isinstance(given, dict) or (isinstance(given, set) and given != changed)
+            ):
                 given.clear()
                 given.update(changed)
         PROGRAM_NAMES.update(map(str, reply.get("names", ())))

@@ -264,6 +264,10 @@ NAMES = [
         "'here'\n"),
     ("def f(g, x):\n    return g(x)\ndef sum(x):\n    return x + 1\n", "assert f(sum, 2) == 3\n"),
     ("def f():\n    return len([1])\n", "def len(x):\n    return 5\nassert len([]) == 5\n"),
+    ("def f(s):\n    return tuple(s)\n", "assert f({12, 13, 14, 15, 16}) == tuple({12, 13, 14, "
+        "15, 16})\n"),
+    ("def f(s):\n    return tuple(s)\n", "s = set()\nfor i in (12, 13, 14, 15, 16):\n    "
+        "s.add(i)\nassert f(s) == tuple(s)\n"),
     ("def helper():\n    return 1\n", "assert missing() == 1\n"),
 ]  # fmt: skip
 
@@ -279,7 +283,7 @@ def one_module(program: str, tests: str) -> str:
 def test_names_that_python_has_too_are_the_programs() -> None:
     """As in one module; but there the last of these passes, which do not define what is tested."""
     expected = [one_module(*pair) for pair in NAMES]
-    assert expected.count("passed") == 26 and expected.count("failed") == 4
+    assert expected.count("passed") == 28 and expected.count("failed") == 4
     assert [
         (pair, v.status) for pair, v in zip(NAMES, run_programs(NAMES, LIMITS), strict=True)
     ] == list(zip(NAMES, expected, strict=True))
