@@ -315,8 +315,13 @@ def available_hooks(config: Any) -> tuple[str, ...]:
 def select_hooks(config: Any, hooks: str | Iterable[str]) -> tuple[str, ...]:
     """Resolve "all", a type ("mlp", "attn", "resid", "logits") or an explicit list of names.
 
+    The logits alone need no hook table: every family has them.
+
     Raises: ValueError naming the unknown name and what is allowed.
     """
+    hooks = hooks if isinstance(hooks, str) else tuple(hooks)
+    if hooks in ("logits", ("logits",)):
+        return ("logits",)
     names = available_hooks(config)
     if isinstance(hooks, str):
         if hooks == "all":
@@ -324,14 +329,13 @@ def select_hooks(config: Any, hooks: str | Iterable[str]) -> tuple[str, ...]:
         if hooks not in HOOK_TYPES:
             raise ValueError(f"hooks={hooks!r} is neither 'all' nor one of {', '.join(HOOK_TYPES)}")
         return tuple(name for name in names if name.split(".")[0] == hooks)
-    chosen = tuple(hooks)
-    unknown = [name for name in chosen if name not in names]
-    if unknown or not chosen:
+    unknown = [name for name in hooks if name not in names]
+    if unknown or not hooks:
         raise ValueError(
             f"hooks {unknown or 'list is empty'}: model type {config.model_type!r} offers "
             f"{', '.join(names)}"
         )
-    return chosen
+    return hooks
 
 
 def _points(config: Any) -> list[HookPoint]:
@@ -347,8 +351,8 @@ class ActivationRecorder:
     of a backbone.
 
     After a forward, `recorded[name][layer]` is float32 [batch, time]; layer is 0 for points that
-    exist once. The logits are not a backbone activation: `activation_mask` computes them from the
-    last hidden states.
+    exist once. Without hooks nothing is recorded, and any family will do. The logits are not a
+    backbone activation: `activation_mask` computes them from the last hidden states.
     """
 
     def __init__(
@@ -359,18 +363,20 @@ class ActivationRecorder:
         self._config = config
         self._reduction = reduction
         wanted = set(hooks)
-        self._points = [p for p in _points(config) if p.name in wanted]
-        self._family = family_of(config.model_type)
+        self._points = [p for p in _points(config) if p.name in wanted] if wanted else []
         self._attention_inputs: dict[str, Any] = {}
         self._handles: list[Any] = []
         self.recorded: dict[str, dict[int, Tensor]] = {}
 
     def __enter__(self) -> Self:
-        blocks = _submodule(self._backbone, self._family.blocks, "blocks", self._config.model_type)
+        if not self._points:
+            return self
+        family = family_of(self._config.model_type)
+        blocks = _submodule(self._backbone, family.blocks, "blocks", self._config.model_type)
         num_layers = len(blocks)  # type: ignore[arg-type]
         if any(point.rotary for point in self._points):
             for layer in range(num_layers):
-                path = f"{self._family.blocks}.{layer}.{self._family.attention}"
+                path = f"{family.blocks}.{layer}.{family.attention}"
                 attention = _submodule(
                     self._backbone, path, "post-rotary q and k", self._config.model_type
                 )

@@ -7,6 +7,7 @@ without FlexAttention) a dense mask.
 """
 
 import contextlib
+import re
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -20,6 +21,12 @@ from sparsepo.records import ModelInputs
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 _BLOCK = 128  # FlexAttention's block size
+# Config fields that may say how far back a layer sees, other than `sliding_window`, which our masks
+# follow.
+_SPAN = re.compile(r"window|chunk_size|local_att|block_size|topk|span|stride")
+_SHORT_WINDOW = 5  # stands for `sliding_window` while a model is probed
+_SHORTEST_PROBE, _LONGEST_PROBE = 128, 4096  # tokens between a response and its prompt
+_ENDS = 12  # tokens of the probe's prompt and of its short responses
 
 
 def transformer_of(causal_lm: Any) -> Any:
@@ -38,13 +45,40 @@ def transformer_of(causal_lm: Any) -> Any:
     return causal_lm.get_base_model()
 
 
+def backbone_of(transformer: Any) -> Any:
+    """The part of a transformers causal model that ends in its last hidden states.
+
+    Where `base_model` is the whole model (Llama 4's text model names a prefix that it does not
+    have), it is the first part that is a model of its own.
+    """
+    base = transformer.base_model
+    if base is not transformer or transformer.get_output_embeddings() is None:
+        return base
+    return next((part for part in transformer.children() if hasattr(part, "config")), base)
+
+
 def decoder_layers(transformer: Any) -> list[nn.Module]:
     """The decoder layers of a transformers model, in order. ValueError if they are not found."""
     count = transformer.config.get_text_config().num_hidden_layers
-    for module in transformer.base_model.modules():
+    for module in backbone_of(transformer).modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return list(module)
     raise ValueError(f"{type(transformer).__name__}: no list of {count} decoder layers found")
+
+
+def has_decoder_layers(transformer: Any) -> bool:
+    try:
+        return bool(decoder_layers(transformer))
+    except ValueError:
+        return False
+
+
+def state_size(config: Any) -> int:
+    """Features of the last hidden state, which the LM head reads: fewer than the layers' where a
+    config projects (OPT 350M).
+    """
+    text = config.get_text_config()
+    return int(getattr(text, "word_embed_proj_dim", None) or text.hidden_size)
 
 
 def checkpoint_activations(transformer: Any) -> None:
@@ -60,7 +94,7 @@ def checkpoint_activations(transformer: Any) -> None:
 def run_backbone(causal_lm: Any, inputs: ModelInputs) -> Any:
     """The backbone's output for inputs of either layout, without a cache."""
     transformer = transformer_of(causal_lm)
-    return transformer.base_model(
+    return backbone_of(transformer)(
         input_ids=inputs.input_ids,
         attention_mask=attention_argument(transformer, inputs),
         position_ids=inputs.position_ids,
@@ -111,31 +145,49 @@ def without_flex_attention(transformer: Any) -> Iterator[None]:
 def enable_packing(transformer: Any) -> str | None:
     """Prepare a model for packed rows: FlexAttention where the model has it and sits on one GPU.
 
-    A short packed input is compared with the same sequences apart, so that a model that ignores
-    masks or positions is found.
+    One packed row is compared with the same sequences apart. A response lies further from its
+    prompt than any window that the config names. So a model is found that ignores masks or
+    positions, or that masks by the place in the row, as GPT-Neo's local layers do.
 
     Returns: None, or why packed rows would be wrong for this model.
     """
-    kinds = set(_windows(transformer.config))
-    if kinds - {FULL, SLIDING}:
-        return f"it has layers of kind {', '.join(sorted(kinds - {FULL, SLIDING}))}"
-    ids = [(17 * i + 5) % transformer.config.vocab_size for i in range(24)]
-    pairs = [
-        TokenizedPair(ids[:6], ids[6:11], ids[11:14]),
-        TokenizedPair(ids[14:18], ids[18:20], ids[20:24]),
-    ]
+    obstacle = packing_obstacle(transformer)
+    if obstacle is not None:
+        return obstacle
+    distance = max(_longest_span(transformer.config)[1] + 1, _SHORTEST_PROBE)
+    pairs = _probe_pairs(transformer.config, distance)
     device = transformer.get_input_embeddings().weight.device
     states = []
-    for layout in (padded_layout, packed_layout):
-        inputs = layout(pairs).to(device)
-        try:
-            states.append(
-                scored_rows(run_backbone(transformer, inputs).last_hidden_state, inputs).double()
-            )
-        except (ValueError, RuntimeError, IndexError, TypeError) as error:
-            return f"it does not take a mask of its own ({str(error).splitlines()[0]})"
+    with _short_window(transformer.config):
+        for inputs in (
+            padded_layout(pairs),
+            packed_layout(pairs, row_tokens=sum(pair.shared_width() for pair in pairs)),
+        ):
+            moved = inputs.to(device)
+            try:
+                states.append(
+                    scored_rows(run_backbone(transformer, moved).last_hidden_state, moved).double()
+                )
+            except torch.OutOfMemoryError:
+                raise
+            except (
+                ValueError,
+                RuntimeError,
+                LookupError,
+                TypeError,
+                AttributeError,
+                AssertionError,
+            ) as error:
+                return (
+                    "it does not take a mask of its own "
+                    f"({(str(error) or type(error).__name__).splitlines()[0]})"
+                )
     apart, packed = states
-    difference = float((apart - packed).norm() / apart.norm())
+    # One response at a time: a long one that is right would hide a short one that is wrong.
+    response = padded_layout(pairs).response_index.to(apart.device)
+    difference = max(
+        _difference(packed[response == i], apart[response == i]) for i in response.unique()
+    )
     allowed = 1e-3 if transformer.dtype == torch.float32 else 3e-2
     if not difference <= allowed:
         return (
@@ -152,6 +204,132 @@ def enable_packing(transformer: Any) -> str | None:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
         transformer.set_attn_implementation("flex_attention")
     return None
+
+
+@torch.no_grad()
+def packing_obstacle(transformer: Any) -> str | None:
+    """Why packed rows would be wrong, as far as a model's config and modules show it; None if they
+    do not.
+
+    The weights are not read: a model on the meta device will do.
+    """
+    windows = _windows(transformer.config)
+    unknown = sorted(set(windows) - {FULL, SLIDING})
+    if unknown:
+        return f"it has layers of kind {', '.join(unknown)}"
+    if not all(window is None or isinstance(window, int) for window in windows.values()):
+        return f"its layers have windows of several lengths (sliding_window = {windows[SLIDING]})"
+    held = _held_mask(transformer)
+    if held is not None:
+        return f"it masks by the place in the row ({held})"
+    name, span = _longest_span(transformer.config)
+    if span >= _LONGEST_PROBE:
+        return (
+            f"its config's {name} = {span} may be a window, and only {_LONGEST_PROBE} tokens are "
+            "probed"
+        )
+    return None
+
+
+def _held_mask(transformer: Any) -> str | None:
+    """The causal mask that a model holds as a buffer and reads; None if it has none, or leaves it
+    unread.
+
+    Its size ends the rows that the model takes, whatever their positions are: a row beyond a
+    smaller copy of the buffer shows whether it is read.
+    """
+    masks = {
+        name: buffer
+        for name, buffer in transformer.named_buffers()
+        if buffer.ndim >= 2
+        and buffer.shape[-1] == buffer.shape[-2] > _ENDS
+        and buffer.dtype in (torch.bool, torch.uint8)
+    }
+    if not masks:
+        return None
+    device = transformer.get_input_embeddings().weight.device
+    inputs = packed_layout([TokenizedPair([1] * 4, [2] * _ENDS, [3] * 4)]).to(device)
+    try:
+        run_backbone(transformer, inputs)
+    except (ValueError, RuntimeError, LookupError, TypeError):
+        return None  # for another reason, which the probe will tell
+    try:
+        for name, buffer in masks.items():
+            _set_buffer(transformer, name, buffer[..., :_ENDS, :_ENDS])
+        run_backbone(transformer, inputs)
+    except (ValueError, RuntimeError, LookupError):
+        name, buffer = next(iter(masks.items()))
+        return f"{name} {list(buffer.shape)}"
+    finally:
+        for name, buffer in masks.items():
+            _set_buffer(transformer, name, buffer)
+    return None
+
+
+def _set_buffer(transformer: Any, name: str, value: Tensor) -> None:
+    path, _, last = name.rpartition(".")
+    transformer.get_submodule(path)._buffers[last] = value
+
+
+def _longest_span(config: Any) -> tuple[str, int]:
+    """The largest number in the config that may be a window our masks do not know: its field and
+    its value.
+
+    ("", 0) if there is none. A pair's sequences end at the model's last position, and so does this.
+    """
+    text = config.get_text_config()
+    spans = [(0, "")]
+    for name, value in vars(text).items():
+        if name == "sliding_window" or not _SPAN.search(name):
+            continue
+        spans += [
+            (v, name)
+            for v in (value if isinstance(value, list | tuple) else [value])
+            if type(v) is int
+        ]
+    span, name = max(spans)
+    return name, min(span, _positions(config))
+
+
+def _positions(config: Any) -> int:
+    """Tokens between the ends of the longest sequence that the model takes."""
+    return (getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31) - 3 * _ENDS
+
+
+def _probe_pairs(config: Any, distance: int) -> list[TokenizedPair]:
+    """Pairs for one packed row: in the second, `distance` tokens lie between prompt and rejected
+    response.
+    """
+    vocabulary = config.get_text_config().vocab_size
+    length = max(1, min(distance, _positions(config)))
+    ids = [(17 * i * i + 5 * i + 3) % vocabulary for i in range(length + 5 * _ENDS)]
+    ends = [ids[length + i * _ENDS : length + (i + 1) * _ENDS] for i in range(5)]
+    return [
+        TokenizedPair(ends[0][:6], ends[0][6:], ends[1][:3]),
+        TokenizedPair(ends[2], ids[:length], ends[3]),
+        TokenizedPair(ends[4][:4], ends[4][4:5], ends[4][5:7]),
+    ]
+
+
+@contextlib.contextmanager
+def _short_window(config: Any) -> Iterator[None]:
+    """A sliding window shorter than the probe's sequences, so that the model's own window and
+    ours are compared.
+    """
+    text = config.get_text_config()
+    kept = getattr(text, "sliding_window", None)
+    if not kept:
+        yield
+        return
+    text.sliding_window = min(kept, _SHORT_WINDOW)
+    try:
+        yield
+    finally:
+        text.sliding_window = kept
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
 
 
 def _windows(config: Any) -> dict[str, int | None]:

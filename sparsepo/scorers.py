@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sparsepo.backbone import transformer_of, without_flex_attention
+from sparsepo.backbone import backbone_of, transformer_of, without_flex_attention
 from sparsepo.kernels.token_scoring import score_tokens
 from sparsepo.model import head_of, scored_states
 from sparsepo.records import ModelInputs
@@ -60,7 +60,7 @@ def pooled_states(
     mask = (torch.arange(ids.shape[1])[None] < lengths[:, None]).to(device)
     transformer = transformer_of(model)
     with without_flex_attention(transformer):
-        output = transformer.base_model(input_ids=ids.to(device), attention_mask=mask.long())
+        output = backbone_of(transformer)(input_ids=ids.to(device), attention_mask=mask.long())
     states: Tensor = output.last_hidden_state.float()
     if pooling == "first":
         return states[:, 0]

@@ -35,6 +35,7 @@ from pipelines.pairs import (
 from pipelines.recipe import MANIFEST, Recipe
 from pipelines.reference import (
     batch_tokens,
+    check_hooks,
     count_parameters,
     formats_of,
     head_bytes,
@@ -44,6 +45,7 @@ from pipelines.reference import (
 )
 from pipelines.sweep import SharedStores, Sweep, trial_recipe
 from pipelines.train import count_adapter_parameters, starting_model
+from sparsepo.backbone import state_size
 from sparsepo.batching.sampling import Sampler
 from sparsepo.kernels.token_scoring import CHUNK_ELEMENTS, FUSED_CHUNK_ELEMENTS
 from sparsepo.records import FEATURES
@@ -66,6 +68,7 @@ def run_plan(recipe: Recipe, tflops: float | None = None, evaluates: bool = True
             evaluates: whether the trained model will be evaluated; one without preferences is not.
     Raises: UserError for what `run` would refuse, whenever it found out.
     """
+    check_hooks(recipe)
     evaluates = evaluates and recipe.objective.build().uses_rejected
     if evaluates:
         check_evaluation(recipe)
@@ -215,7 +218,7 @@ def _train(
     reference_bytes = reference_dtype(recipe.reference.dtype, device).itemsize
     frozen = parameters * reference_bytes / sharers if online else 0
     head = (
-        config.vocab_size * config.hidden_size * reference_bytes
+        config.vocab_size * state_size(config) * reference_bytes
         if "reference_hidden" in recipe.required_features()
         else 0
     )

@@ -26,6 +26,7 @@ from .loading import (
     tokenizer_fingerprint as tokenizer_fingerprint,
     tokenizer_home as tokenizer_home,
     weights_fingerprint as weights_fingerprint,
+    without_weights as without_weights,
 )
 from .response_ends import (
     ResponseEnds as ResponseEnds,

@@ -233,6 +233,18 @@ def load_causal_lm(
     return model
 
 
+def without_weights(directory: str | Path) -> Any:
+    """The modules of a model directory (of the base for an adapter) on the meta device: no
+    weights, no memory.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            hf_config(directory), trust_remote_code=may_run(base_dir(Path(directory)))
+        )
+
+
 def hf_config(directory: str | Path) -> Any:
     """The transformers configuration of a model directory (of the base for an adapter)."""
     from transformers import AutoConfig

@@ -6,6 +6,7 @@ import torch
 from pydantic import Field, model_validator
 
 from pipelines.recipe.section import Section, Stage, of_stage
+from sparsepo.backbone import state_size
 from sparsepo.masks import (
     ACTIVATION_MAPPINGS,
     LEARNED_MASKS,
@@ -137,7 +138,7 @@ class LearnedMaskConfig(MaskConfig):
             return LearnedMasks(
                 self.architecture,
                 self.sharing,
-                reference_config.hidden_size,
+                state_size(reference_config),
                 reference_config.num_hidden_layers,
                 getattr(reference_config, "initializer_range", 0.02),
                 norm_eps,

@@ -16,6 +16,7 @@ from pipelines.reference.other_models import (
     embedding_size,
     scorer_fingerprints,
 )
+from sparsepo.backbone import state_size
 from sparsepo.compression import state_bytes, topk_bytes
 from sparsepo.records import FEATURES
 
@@ -64,9 +65,7 @@ def formats_of(
     found = {}
     for feature in sorted(features):
         if feature == "reference_hidden":
-            found[feature] = FeatureFormat(
-                "raw", name, (hf_config(directory).get_text_config().hidden_size,)
-            )
+            found[feature] = FeatureFormat("raw", name, (state_size(hf_config(directory)),))
         elif feature == "reference_layers":
             config = hf_config(directory).get_text_config()
             encoding: Literal["int8", "raw"] = (
@@ -107,8 +106,8 @@ def head_bytes(recipe: Recipe, features: Iterable[str], dtype: torch.dtype) -> i
     """Size of the stored LM head, which goes with the hidden states."""
     if "reference_hidden" not in features:
         return 0
-    config = hf_config(reference_model_dir(recipe)).get_text_config()
-    return int(config.vocab_size * config.hidden_size * dtype.itemsize)
+    config = hf_config(reference_model_dir(recipe))
+    return int(config.get_text_config().vocab_size * state_size(config) * dtype.itemsize)
 
 
 def feature_origins(recipe: Recipe) -> dict[str, str]:

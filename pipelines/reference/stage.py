@@ -15,7 +15,13 @@ import torch
 
 from pipelines.cluster import run_tasks
 from pipelines.errors import StageFailed, UserError
-from pipelines.models import hf_config, reference_dtype, weights_fingerprint
+from pipelines.models import (
+    hf_config,
+    reference_dtype,
+    resolve_model,
+    weights_fingerprint,
+    without_weights,
+)
 from pipelines.pairs import SPLITS, PairTable, open_pairs, pairs_store, prepare_record
 from pipelines.recipe import MANIFEST, ActivationMaskConfig, Recipe, StageRecord
 from pipelines.reference.actor import ShardScorer, marker_path, reference_store
@@ -24,6 +30,7 @@ from pipelines.reference.model import reference_model_dir
 from pipelines.reference.store import HEAD_FILE, ReferenceStore, feature_path
 from pipelines.storage import RunStore
 from sparsepo.activations import select_hooks
+from sparsepo.backbone import decoder_layers, packing_obstacle, state_size
 
 FAILED_ROWS = "failed_rows.jsonl"
 CALLS_AT_ONCE = 3  # shards in work in one actor: one is scored, others are read or written
@@ -314,12 +321,58 @@ def check_origins(record: StageRecord, known: dict[str, str], wanted: dict[str, 
 
 
 def check_hooks(recipe: Recipe) -> None:
-    """UserError if the activation mask's hooks do not exist in the reference model's family."""
+    """UserError if the recipe needs a place inside a model that the model's family does not show.
+
+    Those are the activation mask's hook points, the list of decoder layers for the states of all
+    layers, gradient checkpointing, FSDP and compiled layers, and masks that can be replaced where
+    packed rows are asked for. Nothing else depends on the family.
+    """
+    policy = str(resolve_model(recipe.model.name_or_path))
+    reference = reference_model_dir(recipe)
     if isinstance(recipe.mask, ActivationMaskConfig):
         try:
-            select_hooks(hf_config(reference_model_dir(recipe)), recipe.mask.hooks)
+            select_hooks(hf_config(reference), recipe.mask.hooks)
         except ValueError as error:
             raise UserError(f"mask.hooks: {error}") from error
+    train = recipe.train
+    if "reference_layers" in recipe.required_features() | recipe.stored_features():
+        _check_layers(
+            reference,
+            "states of all layers (reference_layers; a mask of kind *_last reads the last layer "
+            "alone)",
+        )
+        config = hf_config(reference).get_text_config()
+        if state_size(config) != config.hidden_size:
+            raise UserError(
+                f"states of all layers: {reference} ends in states of {state_size(config)}, its "
+                f"layers in {config.hidden_size}"
+            )
+    asked = {
+        "train.gradient_checkpointing=true": train.gradient_checkpointing,
+        "train.strategy=fsdp": train.strategy == "fsdp",
+        "train.compile=true": train.compile,
+    }
+    for setting in (setting for setting, is_asked in asked.items() if is_asked):
+        _check_layers(policy, setting)
+    for setting, layout, directory in (
+        ("reference", recipe.reference.layout, reference),
+        ("train", train.layout, policy),
+    ):
+        if layout == "packed":
+            model = without_weights(directory)
+            obstacle = packing_obstacle(model)
+            if obstacle is not None:
+                raise UserError(
+                    f"{setting}.layout=packed: {type(model).__name__} cannot: {obstacle}; use "
+                    "auto or padded"
+                )
+
+
+def _check_layers(directory: str, purpose: str) -> None:
+    try:
+        decoder_layers(without_weights(directory))
+    except ValueError as error:
+        raise UserError(f"{purpose}: {error} in {directory}") from error
 
 
 def _check_disk(

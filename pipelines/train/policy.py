@@ -16,18 +16,23 @@ from pipelines.models import (
     hf_config,
     load_causal_lm,
     load_tokenizer,
-    may_run,
     micro_batch_tokens,
     publish_code,
     refuse_other_tokenizer,
     resolve_model,
     tokenizer_home,
+    without_weights,
 )
 from pipelines.recipe import LoraSection, Recipe
 from pipelines.reference import reference_model_dir
 from pipelines.train.strategy import Strategy
 from sparsepo import ReferenceModel
-from sparsepo.backbone import checkpoint_activations, decoder_layers, transformer_of
+from sparsepo.backbone import (
+    checkpoint_activations,
+    decoder_layers,
+    has_decoder_layers,
+    transformer_of,
+)
 from sparsepo.batching.batch_layout import BatchLayout
 from sparsepo.kernels.token_scoring import LMHead
 from sparsepo.masks import TokenMasks
@@ -75,15 +80,14 @@ def count_adapter_parameters(recipe: Recipe) -> int:
     """Parameters of the recipe's adapters, without memory for any; 0 without LoRA."""
     if recipe.train.lora is None:
         return 0
-    from transformers import AutoModelForCausalLM
-
     directory = resolve_model(recipe.model.name_or_path)
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(
-            hf_config(directory), trust_remote_code=may_run(base_dir(directory))
-        )
         found = _adapted(
-            empty, recipe.train.lora, directory, torch.float32, recipe.model.name_or_path
+            without_weights(directory),
+            recipe.train.lora,
+            directory,
+            torch.float32,
+            recipe.model.name_or_path,
         )
     return sum(p.numel() for p in found.parameters() if p.requires_grad)
 
@@ -154,7 +158,11 @@ def build_policy(
         checkpoint_activations(transformer)
         if recipe.train.lora is not None:
             transformer.enable_input_require_grads()
-    if recipe.train.compile if recipe.train.compile is not None else device.type == "cuda":
+    if (
+        recipe.train.compile
+        if recipe.train.compile is not None
+        else device.type == "cuda" and has_decoder_layers(transformer)
+    ):
         for layer in decoder_layers(transformer):
             layer.compile(
                 dynamic=False

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipelines.models import Placement
-from sparsepo.backbone import decoder_layers, transformer_of
+from sparsepo.backbone import backbone_of, decoder_layers, transformer_of
 from sparsepo.model import PolicyModel
 from sparsepo.records import TokenScores
 
@@ -160,7 +160,7 @@ class Sharded(Strategy):
 
         transformer = transformer_of(causal_lm)
         self._shard(
-            [*decoder_layers(transformer), transformer.base_model], MixedPrecisionPolicy(), set()
+            [*decoder_layers(transformer), backbone_of(transformer)], MixedPrecisionPolicy(), set()
         )
 
     def _shard(

@@ -1,0 +1,166 @@
+"""Families without a table of hook points through the stages; what needs hooks is refused before
+any work.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from pipelines.commands.plan import run_plan
+from pipelines.commands.run import run_stages
+from pipelines.errors import UserError
+from pipelines.models.device import Placement
+from pipelines.pairs.stage import open_pairs
+from pipelines.recipe.schema import Recipe
+from pipelines.reference.stage import open_reference
+from pipelines.train.metrics import read_metrics
+from pipelines.train.trainer import Trainer
+
+MakeRecipe = Callable[..., Recipe]
+SIZES = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "granite": {"num_key_value_heads": 2, "logits_scaling": 3.0},
+    "mixtral": {"num_key_value_heads": 2, "num_local_experts": 2},
+    "opt": {"ffn_dim": 24, "word_embed_proj_dim": 8},
+    "gpt_neo": {
+        "num_layers": 2,
+        "num_heads": 4,
+        "attention_types": [[["global", "local"], 1]],
+        "window_size": 4,
+    },
+    "bloom": {"n_layer": 2, "n_head": 4},
+    "mamba": {"state_size": 4},
+}
+
+
+@pytest.fixture
+def model_of(model_dir: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """A tiny model of a family beside the tokenizer of the tests."""
+
+    def write(case: str) -> Path:
+        tokenizer = AutoTokenizer.from_pretrained(model_dir)
+        ends = {
+            "bos_token_id": tokenizer.eos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.eos_token_id,
+        }
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(
+            case, **{**SIZES, **FAMILIES[case], "vocab_size": len(tokenizer), **ends}
+        )
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / case)
+        tokenizer.save_pretrained(tmp_path / case)
+        return tmp_path / case
+
+    return write
+
+
+@pytest.fixture
+def make(model_of: Callable[[str], Path], recipe_in: MakeRecipe, tmp_path: Path) -> MakeRecipe:
+    def build(case: str, *overrides: str) -> Recipe:
+        return recipe_in(
+            tmp_path / f"run-{case}",
+            f"model.name_or_path={model_of(case)}",
+            "train.max_steps=2",
+            *overrides,
+        )
+
+    return build
+
+
+@pytest.mark.parametrize("case", FAMILIES)
+def test_what_needs_hooks_is_refused_by_name_before_any_work(case: str, make: MakeRecipe) -> None:
+    """`plan` and `run` alike; plain DPO and masks over the last layer are planned."""
+    assert run_plan(make(case, "objective.name=dpo"))["train"]["parameters"] > 0
+    last = make(
+        case, "objective.name=sparsepo", "mask.kind=learned", "mask.architecture=simple_last"
+    )
+    assert run_plan(last)["reference"]["bytes_per_scored_token"] > 0
+    refused = make(case, "objective.name=mapo", "mask.kind=activation")
+    for command in (run_plan, lambda recipe: run_stages(recipe, ("prepare",), pytest.fail)):
+        with pytest.raises(
+            UserError,
+            match=rf"mask.hooks: no activation hook table for model type '{case}' \(known: "
+            r"gpt_neox",
+        ):
+            command(refused)
+    assert not Path(refused.run_dir).exists()
+
+
+def test_layouts_and_layers_that_a_family_lacks_are_refused_before_any_work(
+    make: MakeRecipe,
+) -> None:
+    cases = {
+        (
+            "gpt_neo",
+            "train.layout=packed",
+        ): r"train.layout=packed: GPTNeoForCausalLM cannot: it masks by the place in the row",
+        (
+            "mamba",
+            "reference.layout=packed",
+        ): r"reference.layout=packed: MambaForCausalLM cannot: it has layers of kind "
+        r"linear_attention",
+        (
+            "opt",
+            "mask.architecture=simple_all",
+        ): r"states of all layers: .*opt ends in states of 8, its layers in 16",
+    }
+    for (case, option), message in cases.items():
+        learned = (
+            ("objective.name=sparsepo", "mask.kind=learned") if option.startswith("mask") else ()
+        )
+        recipe = make(case, *learned, option)
+        for command in (run_plan, lambda recipe: run_stages(recipe, ("prepare",), pytest.fail)):
+            with pytest.raises(UserError, match=message):
+                command(recipe)
+        assert not Path(recipe.run_dir).exists()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_stages_score_and_train_them(make: MakeRecipe, tmp_path: Path) -> None:
+    """Log-probabilities are the model's own, sequence by sequence; OPT's last states are
+    narrower than its layers.
+    """
+    shared = f"paths.pairs={tmp_path}/pairs"
+    opt = make("opt", "objective.name=tdpo1", "train.micro_batch_tokens=256", shared)
+    run_stages(opt, ("prepare", "reference"), lambda line: None)
+    pairs = open_pairs(opt)
+    stored = (
+        open_reference(opt, pairs).features("train", range(3), ["reference_logps"]).reference_logps
+    )
+    model = AutoModelForCausalLM.from_pretrained(opt.model.name_or_path, dtype=torch.float32)
+    expected = []
+    for pair in pairs.pairs("train", range(3)):
+        for response in pair.responses():
+            logits = model(input_ids=torch.tensor([[*pair.prompt, *response]])).logits[
+                0, len(pair.prompt) - 1 : -1
+            ]
+            expected.append(
+                logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None].long())[:, 0]
+            )
+    torch.testing.assert_close(stored, torch.cat(expected).detach(), atol=1e-5, rtol=1e-4)
+    neo = make(
+        "gpt_neo",
+        "objective.name=tdpo1",
+        "reference.mode=online",
+        "train.micro_batch_tokens=256",
+        shared,
+    )
+    for recipe, layout in ((opt, "shared"), (neo, "padded")):
+        trainer = Trainer(recipe, Placement.choose("auto", torch.device("cpu"), 0, 1), 1)
+        assert trainer.layout.kind == layout
+        trainer.run(lambda metrics: None)
+        trainer.close()
+        first, second = (r for r in read_metrics(trainer.store) if "kind" not in r)
+        assert first["rewards/margins"] == pytest.approx(0, abs=1e-5)
+        assert first["kl/reference_policy"] < 1e-6 < second["kl/reference_policy"]
