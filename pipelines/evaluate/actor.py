@@ -26,6 +26,7 @@ from pipelines.reference import FeatureSource, feature_origins, load_reference, 
 from pipelines.storage import RunStore
 from pipelines.train import (
     build_masks,
+    frozen_base,
     load_checkpoint,
     load_policy_model,
     step_folder,
@@ -110,7 +111,9 @@ class Evaluator:
                 load_policy_model(self._recipe, placement), masks, self._reference.head
             ).to(self._device)
             try:
-                load_checkpoint(train, step, policy, None, strategy_of(placement))
+                load_checkpoint(
+                    train, step, policy, None, strategy_of(placement), frozen_base(self._recipe)
+                )
             except OSError as error:
                 raise UserError(
                     f"{train.root}/{step_folder(step)}: cannot be read: "

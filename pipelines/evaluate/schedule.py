@@ -32,7 +32,7 @@ from pipelines.evaluate.stage import (
 )
 from pipelines.recipe import MANIFEST, Recipe, Say, ScheduleSection
 from pipelines.storage import Claims, ClaimTimes, RunStore
-from pipelines.train import completed_steps, train_record, train_store
+from pipelines.train import DamagedCheckpoint, completed_steps, train_record, train_store
 
 _STATE, _EVENTS, _GATES = "schedule/state.json", "schedule/events", "gates.json"
 _LONGEST_WAIT_SECONDS = 30.0
@@ -76,6 +76,7 @@ class Scheduler:
         self._release = _release_numbers(recipe.schedule)
         self._webhook = _webhook_address(recipe.schedule)
         self._stopping = threading.Event()
+        self._damaged: set[int] = set()  # steps that this scheduler leaves out
 
     def stop(self) -> None:
         """End `run` after the evaluation in progress; may be called from a signal handler."""
@@ -151,11 +152,15 @@ class Scheduler:
         return outcome
 
     def unevaluated(self) -> list[int]:
-        """Steps of complete checkpoints that are not evaluated, or whose gates have not been
-        looked at, ascending.
+        """Steps of complete checkpoints that are not evaluated, or whose gates have not been looked
+        at, ascending.
+
+        One that was found damaged is left out: training takes it back when it resumes.
         """
         return [
-            step for step in completed_steps(train_store(self._recipe)) if not self._is_done(step)
+            step
+            for step in completed_steps(train_store(self._recipe))
+            if step not in self._damaged and not self._is_done(step)
         ]
 
     def is_finished(self) -> bool:
@@ -173,6 +178,11 @@ class Scheduler:
             if not evaluate_record(self._recipe, step).is_complete():
                 self._start_ray()
                 run_evaluate(self._recipe, self._quiet, step)
+        except DamagedCheckpoint as error:
+            self._damaged.add(step)
+            self._event(step, "damaged")
+            self._say(f"step {step}: {error}; left out")
+            return Outcome()
         except Exception:
             if step in completed_steps(train_store(self._recipe)):
                 raise

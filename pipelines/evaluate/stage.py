@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from pipelines.cluster import run_tasks
 from pipelines.errors import UserError
 from pipelines.evaluate.actor import Evaluator, code_prompt_ids, prompt_ids
@@ -15,6 +17,7 @@ from pipelines.evaluate.history import append_history
 from pipelines.evaluate.leaderboard import task_files_hash
 from pipelines.models import (
     ADAPTER_CONFIG,
+    Placement,
     ResponseEnds,
     load_tokenizer,
     resolve_model,
@@ -24,7 +27,7 @@ from pipelines.pairs import SPLITS, PairTable, open_pairs
 from pipelines.recipe import OpenAIJudge, Recipe, StageRecord, VaderReward
 from pipelines.reference import usable_rows
 from pipelines.storage import RunStore, TaskResults, digest, file_hash
-from pipelines.train import train_record, train_store
+from pipelines.train import check_files, check_published, train_record, train_store
 
 # The modules that benchmarks and their models need are heavy, and of no use to the other stages,
 # which import this one for its record.
@@ -106,6 +109,14 @@ def run_evaluate(recipe: Recipe, quiet: bool = False, step: int | None = None) -
         )
     check_evaluation(recipe)
     _check_engine(recipe, step)
+    if step is None:
+        check_published(recipe)
+    else:
+        check_files(
+            train_store(recipe),
+            step,
+            Placement.choose("auto", torch.device("cpu"), rank=0, world=1),
+        )
     record = evaluate_record(recipe, step)
     settings = recipe.evaluate
     judge = (

@@ -276,7 +276,7 @@ def weights_fingerprint(directory: Path) -> str:
     if may_run(base_dir(directory)):
         digest.update(code_hash(base_dir(directory)).encode())
     for file in weight_files(directory):
-        digest.update(f"{file.name}:{file_hash(file)}".encode())
+        digest.update(f"{file.name}:{_checked_hash(file)}".encode())
     if (directory / ADAPTER_CONFIG).is_file():
         adapter = json.loads((directory / ADAPTER_CONFIG).read_text())
         digest.update(
@@ -285,6 +285,29 @@ def weights_fingerprint(directory: Path) -> str:
             ).encode()
         )
     return digest.hexdigest()[:32]
+
+
+def _checked_hash(file: Path) -> str:
+    """A weight file's hash.
+
+    UserError if a training of ours published it (RUN/train/model) and it is not the same any more.
+    """
+    manifest = file.parent.parent / "manifest.json"
+    found = file_hash(file)
+    if file.parent.name == "model" and manifest.is_file():
+        try:
+            read = json.loads(manifest.read_bytes())
+            expected = (
+                read["outputs"].get(f"model/{file.name}") if read["stage"] == "train" else None
+            )
+        except (ValueError, KeyError, TypeError, AttributeError):
+            expected = None  # another program's
+        if expected not in (None, found):
+            raise UserError(
+                f"model directory {file.parent}: {file.name} is damaged: it is not what training "
+                f"published ({manifest})"
+            )
+    return found
 
 
 def weight_files(directory: Path) -> list[Path]:

@@ -154,7 +154,10 @@ def _problem(
                     f"it has {rows} rows, the pairs have {pairs.shard_rows(split, number)}",
                 )
         else:
+            settings = manifest["outputs"].get(HEAD_SETTINGS)
             json.loads(store.read_bytes(HEAD_SETTINGS))
+            if settings is not None and store.checksum(HEAD_SETTINGS) != settings["sha256"]:
+                raise damaged(store, HEAD_SETTINGS, "its sha256 is not the manifest's")
         if store.checksum(path) != expected["sha256"]:
             raise damaged(store, path, "its sha256 is not the manifest's")
     except (UserError, OSError, ValueError) as error:

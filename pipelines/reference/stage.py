@@ -27,7 +27,7 @@ from pipelines.recipe import MANIFEST, ActivationMaskConfig, Recipe, StageRecord
 from pipelines.reference.actor import ShardScorer, marker_path, reference_store
 from pipelines.reference.formats import formats_of, head_bytes, origins_of, stored_bytes
 from pipelines.reference.model import reference_model_dir
-from pipelines.reference.store import HEAD_FILE, ReferenceStore, feature_path
+from pipelines.reference.store import HEAD_FILE, HEAD_SETTINGS, ReferenceStore, feature_path
 from pipelines.storage import RunStore
 from sparsepo.activations import select_hooks
 from sparsepo.backbone import decoder_layers, packing_obstacle, state_size
@@ -233,7 +233,10 @@ def _finish(
                 topk_error = marker.get("topk_error", topk_error)
                 start += pairs.shard_rows(split, number)
     if "reference_hidden" in added:
-        outputs[HEAD_FILE] = {"sha256": store.checksum(HEAD_FILE), "bytes": store.size(HEAD_FILE)}
+        outputs |= {
+            name: {"sha256": store.checksum(name), "bytes": store.size(name)}
+            for name in (HEAD_FILE, HEAD_SETTINGS)
+        }
     if len(devices) > 1:
         warnings = [
             *warnings,

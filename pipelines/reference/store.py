@@ -7,6 +7,7 @@ before. Every file names, in its metadata, the store, feature and shard it belon
 could not be scored is null.
 """
 
+import hashlib
 import json
 from bisect import bisect_right
 from collections import OrderedDict
@@ -153,18 +154,6 @@ def write_head(store: RunStore, head: LMHead) -> None:
     store.write_bytes(HEAD_FILE, save(tensors))
 
 
-def read_head(store: RunStore) -> LMHead:
-    """The stored head on CPU in its stored dtype; UserError if the store has none."""
-    if not store.exists(HEAD_FILE):
-        raise UserError(
-            f"{store.root} has no {HEAD_FILE}: run the reference stage with the feature "
-            "reference_hidden"
-        )
-    tensors = load(store.read_bytes(HEAD_FILE))
-    settings = store.read_json(HEAD_SETTINGS)
-    return LMHead(tensors["weight"], tensors.get("bias"), settings["softcap"], settings["scale"])
-
-
 class ReferenceStore:
     """Read access to RUN/reference of a finished stage; answers the same call as the online
     reference.
@@ -188,7 +177,28 @@ class ReferenceStore:
         self._groups: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
 
     def head(self) -> LMHead:
-        return read_head(self._store)
+        """The stored head on CPU in its stored dtype; UserError if the store has none, or it is
+        not what was written.
+        """
+        if HEAD_FILE not in self._outputs:
+            raise UserError(
+                f"{self._store.root} has no {HEAD_FILE}: run the reference stage with the feature "
+                "reference_hidden"
+            )
+        read = {}
+        for path in (HEAD_FILE, HEAD_SETTINGS):
+            if path in self._outputs:
+                check_size(self._store, path, self._outputs[path]["bytes"])
+            read[path] = self._store.read_bytes(path)
+            if (
+                path in self._outputs
+                and hashlib.sha256(read[path]).hexdigest() != self._outputs[path]["sha256"]
+            ):
+                raise damaged(self._store, path, "its sha256 is not the manifest's")
+        tensors, settings = load(read[HEAD_FILE]), json.loads(read[HEAD_SETTINGS])
+        return LMHead(
+            tensors["weight"], tensors.get("bias"), settings["softcap"], settings["scale"]
+        )
 
     def features(self, split: str, rows: Sequence[int], wanted: Iterable[str]) -> Features:
         """Features of the given rows' scored tokens in canonical order, on CPU, compact ones still

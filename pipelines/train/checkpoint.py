@@ -6,8 +6,12 @@ of their optimizer state; its metadata says which. Any number of ranks can read 
 number wrote. A folder counts only with its state.json, which rank 0 writes last, once every file it
 names is there; a partial one is never resumed from. Ranks do not talk to each other while they
 write: a rank that dies leaves nobody waiting.
+
+state.json holds the sha256 of every file and of itself: a flipped bit is found before anything is
+read. What is not trained, the base under adapters, is not stored: state.json names its fingerprint.
 """
 
+import hashlib
 import json
 import sys
 import threading
@@ -15,6 +19,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,11 +28,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipelines.errors import Failure, StageFailed, Superseded, UserError
-from pipelines.storage import RunStore
+from pipelines.models import Placement
+from pipelines.storage import RunStore, digest
 from pipelines.train.strategy import Strategy
 
 FOLDER, STATE, ATTEMPT = "checkpoints", "state.json", "attempt.json"
 _STARTS = "starts"
+_SEAL = "sha256"  # of state.json's own contents, and of a file in it
+_NOTE = ".json"  # beside a rank's file: its size and checksum, until state.json has them
+_BASE = "causal_lm."  # where parameters that do not train are not stored
 _POLL_SECONDS, _PATIENCE_SECONDS = 0.05, 3600.0
 
 
@@ -45,13 +54,105 @@ def completed_steps(store: RunStore) -> list[int]:
     ]
 
 
+class DamagedCheckpoint(UserError):
+    """A checkpoint is not what was written: says which file, and why."""
+
+
 def read_state(store: RunStore, step: int) -> dict[str, Any]:
-    loaded: dict[str, Any] = store.read_json(f"{step_folder(step)}/{STATE}")
-    return loaded
+    """The state of a checkpoint. Raises: DamagedCheckpoint if it is not what was written."""
+    path = f"{step_folder(step)}/{STATE}"
+    try:
+        state: dict[str, Any] = store.read_json(path)
+        seal = state.pop(_SEAL, None)
+    except FileNotFoundError as error:
+        raise DamagedCheckpoint(f"{store.root}/{path} is missing") from error
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise DamagedCheckpoint(
+            f"{store.root}/{path} is damaged: it is not what was written"
+        ) from error
+    if seal is None:
+        raise DamagedCheckpoint(
+            f"{store.root}/{path} has no checksum: it is damaged, or an older version wrote it"
+        )
+    if seal != digest(state):
+        raise DamagedCheckpoint(f"{store.root}/{path} is damaged: its checksum does not fit")
+    return state
 
 
-def claim(store: RunStore, attempt: str) -> int:
-    """Make a run this worker group's, and find the step to resume from (0: none).
+def write_state(store: RunStore, step: int, state: dict[str, Any]) -> None:
+    """Publish the state of a checkpoint, which is complete from here on."""
+    state = json.loads(json.dumps(state))  # as it will be read
+    store.write_json(f"{step_folder(step)}/{STATE}", {**state, _SEAL: digest(state)})
+
+
+def check_files(store: RunStore, step: int, placement: Placement) -> None:
+    """Compare every file of a checkpoint with its checksum; the ranks share them, and every rank
+    must call it.
+
+    Raises: DamagedCheckpoint on every rank, naming the first file that is missing or damaged.
+    """
+    try:
+        failure = Failure("user", found) if (found := _damage(store, step, placement)) else None
+    except StageFailed as error:  # an object store that does not answer is no damage
+        failure = Failure.of(error)
+    for failed in placement.gather(failure):
+        if failed is not None:
+            raise DamagedCheckpoint(failed.message) if failed.kind == "user" else failed.error()
+
+
+def _damage(store: RunStore, step: int, placement: Placement) -> str:
+    """What is wrong with this rank's share of the files, or an empty string."""
+    try:
+        files = read_state(store, step)["files"]
+        for file in sorted(files)[placement.rank :: placement.world]:
+            path, expected = f"{step_folder(step)}/{file}", files[file]
+            if store.size(path) != expected["bytes"]:
+                return (
+                    f"{store.root}/{path} is missing or damaged: it has not the "
+                    f"{expected['bytes']} bytes that were written"
+                )
+            if store.checksum(path) != expected[_SEAL]:
+                return f"{store.root}/{path} is damaged: its checksum does not fit"
+    except (UserError, OSError) as error:
+        return str(error)
+    return ""
+
+
+def newest_intact(
+    store: RunStore, steps: Sequence[int], placement: Placement
+) -> tuple[int, list[str]]:
+    """The last of the steps whose checkpoint is what was written (0: there is none), and a line for
+    each later one.
+
+    A later one does not count as a checkpoint any more. Every rank must call it, with the same
+    steps.
+
+    Raises: DamagedCheckpoint if every checkpoint is damaged.
+    """
+    damage: dict[int, str] = {}
+    for step in sorted(steps, reverse=True):
+        try:
+            check_files(store, step, placement)
+        except DamagedCheckpoint as error:
+            damage[step] = str(error)
+            continue
+        if placement.rank == 0:
+            for other in damage:
+                store.delete(f"{step_folder(other)}/{STATE}")
+        return step, [
+            f"{message}; training goes on from step {step} instead of step {other}"
+            for other, message in damage.items()
+        ]
+    if damage:
+        raise DamagedCheckpoint(
+            f"{damage[max(damage)]}; no checkpoint is left: remove {store.root}/{FOLDER} to start "
+            "from the beginning"
+        )
+    return 0, []
+
+
+def claim(store: RunStore, attempt: str) -> list[int]:
+    """Make a run this worker group's; returns the steps it can resume from.
 
     Rank 0 alone; the others are told.
 
@@ -59,7 +160,19 @@ def claim(store: RunStore, attempt: str) -> int:
     stays the newest.
     """
     store.write_json(ATTEMPT, {"attempt": attempt})
-    return max(completed_steps(store), default=0)
+    return completed_steps(store)
+
+
+def stored_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that a checkpoint holds: all but the frozen base of a policy with adapters.
+
+    A mask's controller is held although no gradient reaches it.
+    """
+    return {
+        name: p
+        for name, p in model.named_parameters()
+        if p.requires_grad or not name.startswith(_BASE)
+    }
 
 
 @dataclass(frozen=True)
@@ -85,6 +198,7 @@ class Checkpointer:
 
     Args:
         attempt: names this worker group, which has claimed the run; the same on every rank.
+        base: fingerprint of the weights that do not train; None if all do.
     """
 
     def __init__(
@@ -95,6 +209,7 @@ class Checkpointer:
         optimizer: torch.optim.Optimizer,
         strategy: Strategy,
         retention: Retention,
+        base: str | None = None,
     ) -> None:
         self._store, self._attempt, self._strategy, self._retention = (
             store,
@@ -102,8 +217,8 @@ class Checkpointer:
             strategy,
             retention,
         )
-        self._optimizer = optimizer
-        self._parameters = dict(model.named_parameters())
+        self._optimizer, self._base = optimizer, base
+        self._parameters = stored_parameters(model)
         self._owners = _owners(self._parameters, strategy)
         self._host: dict[str, Tensor] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -117,9 +232,8 @@ class Checkpointer:
         if self.failure(wait=True):
             return
         placement = self._strategy.placement
-        self._pending = self._pool.submit(
-            self._write, step, self._copied(), {"step": step, "world": placement.world, **state}
-        )
+        state = {"step": step, "world": placement.world, "base": self._base, **state}
+        self._pending = self._pool.submit(self._write, step, self._copied(), state)
 
     def failure(self, wait: bool = False) -> Failure | None:
         """Why the last save failed on this rank; None if it did not, or (without wait) is not
@@ -180,19 +294,22 @@ class Checkpointer:
         placement = self._strategy.placement
         folder = step_folder(step)
         tensors, metadata = copied
+        own = f"{folder}/{self._file(placement.rank)}"
         staged = self._store.staging_directory()
         try:
             save_file(tensors, staged / "shard", metadata)
-            self._store.publish_file(staged / "shard", f"{folder}/{self._file(placement.rank)}")
+            written = {"bytes": (staged / "shard").stat().st_size, _SEAL: _sha256(staged / "shard")}
+            self._store.publish_file(staged / "shard", own)
         finally:
             for left in staged.iterdir():
                 left.unlink()
             staged.rmdir()
         if placement.rank > 0:
+            self._store.write_json(own + _NOTE, written)
             return
-        files = [self._file(rank) for rank in range(placement.world)]
+        others = [self._file(rank) for rank in range(1, placement.world)]
         deadline = time.monotonic() + _PATIENCE_SECONDS
-        while not all(self._store.exists(f"{folder}/{file}") for file in files):
+        while not all(self._store.exists(f"{folder}/{file}{_NOTE}") for file in others):
             if self._stopping.is_set() or time.monotonic() > deadline:
                 raise StageFailed(
                     f"checkpoint of step {step}: another worker did not write its part"
@@ -200,8 +317,11 @@ class Checkpointer:
             time.sleep(_POLL_SECONDS)
         if not self.is_current():
             raise Superseded
-        sizes = {file: self._store.size(f"{folder}/{file}") for file in files}
-        self._store.write_json(f"{folder}/{STATE}", {**state, "files": sizes})
+        files = {
+            self._file(0): written,
+            **{file: self._store.read_json(f"{folder}/{file}{_NOTE}") for file in others},
+        }
+        write_state(self._store, step, {**state, "files": files})
         self._tidy(step, folder, set(files))
 
     def _file(self, rank: int) -> str:
@@ -217,8 +337,7 @@ class Checkpointer:
             if name not in files | {STATE}:
                 self._store.delete(f"{folder}/{name}")
         values = {
-            other: read_state(self._store, other).get("selection_value")
-            for other in completed_steps(self._store)
+            other: _selection_value(self._store, other) for other in completed_steps(self._store)
         }
         kept = self._retention.kept(values) | {step}
         for name in self._store.names(FOLDER):
@@ -227,24 +346,49 @@ class Checkpointer:
                 self._store.delete(f"{FOLDER}/{name}")
 
 
+def _selection_value(store: RunStore, step: int) -> float | None:
+    try:
+        value: float | None = read_state(store, step).get("selection_value")
+    except DamagedCheckpoint:
+        return None
+    return value
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def load_checkpoint(
     store: RunStore,
     step: int,
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None,
     strategy: Strategy,
+    base: str | None = None,
 ) -> None:
     """Copy a checkpoint's weights, and optimizer state if one is given, into live objects, bit for
     bit.
 
-    Raises: UserError if a file is missing or damaged.
+    The files are compared with their checksums before: by check_files, or where the step was
+    chosen.
+
+    Args:
+        base: fingerprint of the model's weights that do not train.
+    Raises: UserError if the state is damaged, or the checkpoint's adapters belong to another base.
     """
-    files = read_state(store, step)["files"]
-    for file, size in files.items():
-        if store.size(f"{step_folder(step)}/{file}") != size:
-            raise UserError(
-                f"{store.root}/{step_folder(step)}/{file} is missing or damaged: remove "
-                f"{step_folder(step)} to resume before it"
+    state = read_state(store, step)
+    if state["base"] != base:
+        raise UserError(
+            f"{store.root}/{step_folder(step)} holds adapters of a base with fingerprint "
+            f"{state['base']}, the base here has {base}: restore model.name_or_path as it was, or "
+            "choose another run_dir"
+        )
+    files = state["files"]
+    for file, written in files.items():
+        if store.size(f"{step_folder(step)}/{file}") != written["bytes"]:
+            raise DamagedCheckpoint(
+                f"{store.root}/{step_folder(step)}/{file} is missing or damaged"
             )
     with store.as_local_directory(step_folder(step)) as folder:
         opened = [safe_open(folder / file, framework="pt") for file in sorted(files)]
@@ -253,7 +397,7 @@ def load_checkpoint(
             starts = json.loads(source.metadata()[_STARTS])
             for name in source.keys():  # noqa: SIM118 - not a dictionary
                 pieces.setdefault(name, []).append((starts[name], source))
-        parameters = dict(model.named_parameters())
+        parameters = stored_parameters(model)
         assert {name.split("/", 1)[1] for name in pieces} == parameters.keys(), (
             "another model's checkpoint: the stage record refuses it"
         )

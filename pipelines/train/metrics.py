@@ -59,6 +59,18 @@ class MetricsWriter:
         self.add(record)
         self.flush()
 
+    def warn(self, step: int, messages: Sequence[str]) -> None:
+        """Publish warnings beside those that a step has already."""
+        earlier = [
+            m
+            for r in read_metrics(self._store)
+            if r["step"] == step and r.get("kind") == "warning"
+            for m in r["messages"]
+        ]
+        new = [message for message in messages if message not in earlier]
+        if new:
+            self.add_apart({"step": step, "kind": "warning", "messages": [*earlier, *new]})
+
     def checkpoint(self) -> None:
         """Publish what is pending, the trackers' too; called before every checkpoint."""
         self.flush()

@@ -21,6 +21,7 @@ from pipelines.models import (
     refuse_other_tokenizer,
     resolve_model,
     tokenizer_home,
+    weights_fingerprint,
     without_weights,
 )
 from pipelines.recipe import LoraSection, Recipe
@@ -74,6 +75,17 @@ def load_policy_model(recipe: Recipe, placement: Placement) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(recipe.train.seed)
         return _adapted(causal_lm, lora, directory, placement.weights, recipe.model.name_or_path)
+
+
+def frozen_base(recipe: Recipe) -> str | None:
+    """The fingerprint of the weights that a recipe's training leaves as they are; None if it
+    changes them.
+    """
+    return (
+        None
+        if recipe.train.lora is None
+        else weights_fingerprint(resolve_model(recipe.model.name_or_path))
+    )
 
 
 def count_adapter_parameters(recipe: Recipe) -> int:

@@ -27,9 +27,10 @@ from pipelines.cluster import (
 from pipelines.errors import Failure, StageFailed, UserError
 from pipelines.models import weights_fingerprint
 from pipelines.pairs import open_pairs, prepare_record
-from pipelines.recipe import Recipe, StageRecord, TrainSection
+from pipelines.recipe import MANIFEST, Recipe, StageRecord, TrainSection
 from pipelines.reference import feature_origins, reference_record, usable_rows
 from pipelines.storage import RunStore
+from pipelines.train.checkpoint import completed_steps
 from pipelines.train.metrics import FOLDER, read_metrics
 from pipelines.train.model_card import model_card
 from pipelines.train.policy import starting_model
@@ -119,12 +120,42 @@ def run_train(
         "model/README.md",
         model_card(recipe, counts, prepare_record(recipe).manifest()["counts"]).encode(),
     )
-    outputs = {
-        f"model/{name}": store.checksum(f"model/{name}")
-        for name in store.names("model")
-        if name.endswith(".safetensors")
-    }
-    return record.finish(counts, outputs)
+    return record.finish(counts, {path: store.checksum(path) for path in _published(store)})
+
+
+def check_published(recipe: Recipe) -> None:
+    """Compare the published model and masks with the checksums in the stage's manifest.
+
+    Raises: UserError naming the first file that is missing or damaged.
+    """
+    store = train_store(recipe)
+    if not store.exists(MANIFEST):
+        return  # published a moment ago, and its driver was killed before it said so
+    for path, expected in store.read_json(MANIFEST)["outputs"].items():
+        if not store.exists(path) or store.checksum(path) != expected:
+            raise UserError(
+                f"{store.root}/{path} is missing or damaged: it is not what training published; "
+                f"{_cure(store)}"
+            )
+
+
+def _cure(store: RunStore) -> str:
+    steps = completed_steps(store)
+    return f"remove {store.root}/{MANIFEST} and run `sparsepo train` again" + (
+        f" (it goes on from step {steps[-1]})" if steps else ""
+    )
+
+
+def _published(store: RunStore) -> list[str]:
+    """What makes up the published model, without its card: weights, configuration, tokenizer and
+    masks.
+    """
+    return [
+        f"{folder}/{name}"
+        for folder in ("model", "masks")
+        for name in store.names(folder)
+        if name.endswith((".safetensors", ".json"))
+    ]
 
 
 def _fit_within_memory(recipe: Recipe, callbacks: list[Any], store: RunStore) -> None:

@@ -22,14 +22,22 @@ from pipelines.storage import RunStore
 from pipelines.train.checkpoint import (
     Checkpointer,
     Retention,
+    check_files,
     claim,
     completed_steps,
     load_checkpoint,
+    newest_intact,
     read_state,
 )
 from pipelines.train.metrics import MetricsWriter
 from pipelines.train.micro_batches import Cut, MicroBatch, MicroBatchLoader
-from pipelines.train.policy import build_policy, choose_layout, load_policy_model, write_model
+from pipelines.train.policy import (
+    build_policy,
+    choose_layout,
+    frozen_base,
+    load_policy_model,
+    write_model,
+)
 from pipelines.train.selection import Selection
 from pipelines.train.strategy import strategy_of
 from pipelines.train.throughput import Throughput
@@ -82,8 +90,13 @@ class Trainer:
         self.is_one_pair_each = False  # in this step: no smaller budget would help
         self.store = RunStore(f"{recipe.run_dir}/train")
         attempt = uuid.uuid4().hex[:8]
-        resumed = (attempt, claim(self.store, attempt)) if placement.rank == 0 else None
-        attempt, self.step = placement.gather(resumed)[0]
+        claimed = (
+            (attempt, claim(self.store, attempt), frozen_base(recipe))
+            if placement.rank == 0
+            else None
+        )
+        attempt, steps, self.base = placement.gather(claimed)[0]
+        self.step, damaged = newest_intact(self.store, steps, placement)
         state = read_state(self.store, self.step) if self.step else {}
         self.threads = state.get("threads", threads)
         if placement.device.type == "cpu":
@@ -106,7 +119,9 @@ class Trainer:
         self._build(micro_batch_tokens)
         self.optimizer = self._build_optimizer()
         if self.step:
-            load_checkpoint(self.store, self.step, self.model, self.optimizer, self.strategy)
+            load_checkpoint(
+                self.store, self.step, self.model, self.optimizer, self.strategy, self.base
+            )
         self.watch = CollapseWatch(recipe.mask.masked_terms(), state.get("collapse_streaks"))
         self.selection = Selection(recipe.train.selection, state.get("selection"))
         keep_best = max(
@@ -119,6 +134,7 @@ class Trainer:
             self.optimizer,
             self.strategy,
             Retention(recipe.train.keep_checkpoints, keep_best),
+            self.base,
         )
         self.metrics: MetricsWriter | None = None
         if placement.rank == 0:
@@ -126,6 +142,7 @@ class Trainer:
             self.metrics = MetricsWriter(
                 self.store, self.step, trackers, self.checkpoints.is_current
             )
+            self.metrics.warn(self.step, damaged)
 
     def _build(self, micro_batch_tokens: int | None) -> None:
         recipe, placement = self.recipe, self.placement
@@ -457,7 +474,8 @@ class Trainer:
         """Write the model and its masks: of the last step, or of the best validation."""
         best = self.selection.best_step
         if self.recipe.train.selection.publish == "best" and best is not None and best != self.step:
-            load_checkpoint(self.store, best, self.model, None, self.strategy)
+            check_files(self.store, best, self.placement)
+            load_checkpoint(self.store, best, self.model, None, self.strategy, self.base)
         is_first = self.placement.rank == 0
         folder = self.store.staging_directory() if is_first else None
         write_model(self.recipe, self.model.causal_lm, self.strategy, folder)

@@ -490,21 +490,18 @@ def test_a_checkpoint_cannot_name_files_elsewhere(tmp_path: Path) -> None:
     """The files of a checkpoint are those that its state names: a manipulated one is refused
     before anything is read.
     """
-    from pipelines.train.checkpoint import load_checkpoint
+    from pipelines.train.checkpoint import check_files, load_checkpoint, write_state
 
     store = RunStore(str(tmp_path / "train"))
-    store.write_json(
-        "checkpoints/step-00000001/state.json",
-        {"step": 1, "files": {"../../../../etc/hostname": 1}},
+    elsewhere = "../../../../etc/hostname"
+    write_state(
+        store, 1, {"step": 1, "base": None, "files": {elsewhere: {"bytes": 1, "sha256": "0" * 64}}}
     )
+    placement = Placement.choose("float32", torch.device("cpu"), 0, 1)
     with pytest.raises(UserError, match="would leave"):
-        load_checkpoint(
-            store,
-            1,
-            torch.nn.Linear(1, 1),
-            None,
-            strategy_of(Placement.choose("float32", torch.device("cpu"), 0, 1)),
-        )
+        check_files(store, 1, placement)
+    with pytest.raises(UserError, match="would leave"):
+        load_checkpoint(store, 1, torch.nn.Linear(1, 1), None, strategy_of(placement))
 
 
 def test_a_directory_that_ray_cannot_use_is_one_line(

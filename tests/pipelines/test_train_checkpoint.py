@@ -3,12 +3,13 @@
 Bits after a resume are in test_training.py.
 """
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from pipelines.errors import Failure, UserError
 from pipelines.models.device import Placement
@@ -16,10 +17,13 @@ from pipelines.storage.store import RunStore
 from pipelines.train.checkpoint import (
     ATTEMPT,
     Checkpointer,
+    DamagedCheckpoint,
     Retention,
+    check_files,
     claim,
     completed_steps,
     load_checkpoint,
+    newest_intact,
     step_folder,
 )
 from pipelines.train.strategy import Replicated
@@ -127,18 +131,157 @@ def test_a_group_that_was_replaced_commits_nothing(build: Build, tmp_path: Path)
     assert RunStore(str(tmp_path)).read_json(ATTEMPT) == {"attempt": "new"}
 
 
-def test_damaged_and_missing_files_are_named(build: Build, tmp_path: Path) -> None:
+def flip(path: Path, bit: int) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(raw)
+
+
+def test_one_flipped_bit_in_any_file_is_found(build: Build, tmp_path: Path) -> None:
+    """In the header, the weights, the last moment, the state's step and its selection value; a
+    state of no checksum as well.
+    """
+    store = RunStore(str(tmp_path))
     model, optimizer, checkpoints = build()
     step(model, optimizer)
+    checkpoints.save(1, {"selection_value": 0.25})
+    assert checkpoints.failure(wait=True) is None
+    check_files(store, 1, placement())
+    (shard,) = (tmp_path / step_folder(1)).glob("shard-*")
+    state = tmp_path / step_folder(1) / "state.json"
+    size = 8 * shard.stat().st_size
+    for path, bits in (
+        (shard, [3, 8 * 20, size // 2, size - 9, size - 1]),
+        (state, [8 * state.read_bytes().index(b"0.25") + 17, 0]),
+    ):
+        for bit in bits:
+            flip(path, bit)
+            with pytest.raises(DamagedCheckpoint, match=rf"{path.name} is damaged"):
+                check_files(store, 1, placement())
+            flip(path, bit)
+    check_files(store, 1, placement())
+    shard.write_bytes(shard.read_bytes()[:-5])
+    with pytest.raises(
+        DamagedCheckpoint,
+        match=rf"{shard.name} is missing or damaged: it has not the {size // 8} bytes",
+    ):
+        check_files(store, 1, placement())
+    shard.unlink()
+    with pytest.raises(DamagedCheckpoint, match=rf"{shard.name} is missing or damaged"):
+        check_files(store, 1, placement())
+    store.write_json(f"{step_folder(1)}/state.json", {"step": 1, "files": {}})
+    with pytest.raises(DamagedCheckpoint, match="state.json has no checksum"):
+        load_checkpoint(store, 1, model, optimizer, Replicated(placement()))
+
+
+def test_the_newest_good_checkpoint_is_taken_and_the_bad_one_said(
+    build: Build, tmp_path: Path
+) -> None:
+    store = RunStore(str(tmp_path))
+    model, optimizer, checkpoints = build(retention=Retention(3))
+    for number in (2, 4, 6):
+        step(model, optimizer)
+        checkpoints.save(number, {})
+    assert checkpoints.failure(wait=True) is None
+    files = {number: next((tmp_path / step_folder(number)).glob("shard-*")) for number in (2, 4, 6)}
+    flip(files[6], 8 * 200)
+    (tmp_path / step_folder(4) / "state.json").write_text("{")
+    taken, said = newest_intact(store, completed_steps(store), placement())
+    assert taken == 2
+    assert [re.sub(r".*/(step-)", r"\1", line) for line in said] == [
+        f"step-00000006/{files[6].name} is damaged: its checksum does not fit; training goes on "
+        "from step 2 instead of step 6",
+        "step-00000004/state.json is damaged: it is not what was written; training goes on from "
+        "step 2 instead of step 4",
+    ]
+    assert completed_steps(store) == [2], "a bad one is no checkpoint any more"
+    flip(files[2], 8 * 200)
+    with pytest.raises(
+        DamagedCheckpoint,
+        match=r"step-00000002.* is damaged.*; no checkpoint is left: remove .*/checkpoints to "
+        r"start",
+    ):
+        newest_intact(store, completed_steps(store), placement())
+    assert newest_intact(store, [], placement()) == (0, [])
+
+
+def test_ranks_share_the_checking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three ranks, three files: each reads one, and all raise what one of them found."""
+    store = RunStore(str(tmp_path))
+    ranks = []
+    for rank in range(3):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(*[torch.nn.Linear(3, 3) for _ in range(3)])
+        ranks.append(
+            Checkpointer(
+                store,
+                "a",
+                model,
+                torch.optim.AdamW(model.parameters()),
+                Replicated(placement(rank, 3)),
+                Retention(1),
+            )
+        )
+    assert claim(store, "a") == []
+    for checkpoints in ranks:
+        checkpoints.save(1, {})
+    assert [checkpoints.failure(wait=True) for checkpoints in ranks] == [None] * 3
+    folder = tmp_path / step_folder(1)
+    assert [p.suffix for p in sorted(folder.iterdir())] == [".safetensors"] * 3 + [".json"], (
+        "the notes are gone"
+    )
+    flip(sorted(folder.glob("shard-*"))[1], 8 * 200)
+    monkeypatch.setattr(Placement, "gather", lambda self, value: [value])
+    check_files(store, 1, placement(0, 3))
+    check_files(store, 1, placement(2, 3))
+    with pytest.raises(DamagedCheckpoint, match="00001-of-00003"):
+        check_files(store, 1, placement(1, 3))
+
+
+def test_what_does_not_train_is_not_stored_and_another_base_is_refused(
+    build: Build, tmp_path: Path
+) -> None:
+    """Below causal_lm only what takes a gradient is stored; a mask's controller takes none and
+    is.
+    """
+    store = RunStore(str(tmp_path))
+    claim(store, "a")
+
+    def policy(seed: int) -> tuple[torch.nn.Module, torch.optim.AdamW]:
+        torch.manual_seed(seed)
+        model = torch.nn.Module()
+        model.causal_lm = torch.nn.ModuleDict(
+            {"base": torch.nn.Linear(200, 200), "lora_A": torch.nn.Linear(3, ROWS)}
+        )
+        model.causal_lm["base"].requires_grad_(False)
+        model.masks = torch.nn.ParameterDict(
+            {"shift": torch.nn.Parameter(torch.randn(1), requires_grad=False)}
+        )
+        return model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
+
+    model, optimizer = policy(0)
+    checkpoints = Checkpointer(
+        store, "a", model, optimizer, Replicated(placement()), Retention(1), base="abc"
+    )
     checkpoints.save(1, {})
     assert checkpoints.failure(wait=True) is None
-    (file,) = (tmp_path / step_folder(1)).glob("shard-*")
-    file.write_bytes(file.read_bytes()[:-5])
-    with pytest.raises(
-        UserError,
-        match=rf"{file.name} is missing or damaged: remove .*step-00000001 to resume before it",
-    ):
-        load_checkpoint(RunStore(str(tmp_path)), 1, model, optimizer, Replicated(placement()))
+    (shard,) = (tmp_path / step_folder(1)).glob("shard-*")
+    assert load_file(shard).keys() == {
+        "weights/causal_lm.lora_A.weight",
+        "weights/causal_lm.lora_A.bias",
+        "weights/masks.shift",
+    }
+    other, other_optimizer = policy(1)
+    load_checkpoint(store, 1, other, other_optimizer, Replicated(placement()), base="abc")
+    assert torch.equal(other.masks["shift"], model.masks["shift"])
+    assert torch.equal(other.causal_lm["lora_A"].weight, model.causal_lm["lora_A"].weight)
+    assert not torch.equal(other.causal_lm["base"].weight, model.causal_lm["base"].weight)
+    for base in ("abd", None):
+        with pytest.raises(
+            UserError,
+            match=rf"holds adapters of a base with fingerprint abc, the base here has {base}",
+        ):
+            load_checkpoint(store, 1, other, other_optimizer, Replicated(placement()), base=base)
 
 
 @pytest.mark.parametrize("writers", [1, 2, 3])
@@ -157,7 +300,7 @@ def test_any_number_of_ranks_reads_what_any_number_wrote(
     torch.manual_seed(0)
     whole = {"weight": torch.randn(ROWS, 3), "bias": torch.randn(ROWS)}
     ranks = []
-    assert claim(store, "a") == 0
+    assert claim(store, "a") == []
     for rank in range(writers):
         strategy = Rows(placement(rank, writers))
         model = torch.nn.Linear(3, ROWS)
@@ -175,7 +318,7 @@ def test_any_number_of_ranks_reads_what_any_number_wrote(
     for checkpoints in reversed(ranks):
         checkpoints.save(1, {})
     assert [checkpoints.failure(wait=True) for checkpoints in ranks] == [None] * writers
-    assert claim(store, "b") == 1
+    assert claim(store, "b") == [1]
     for rank in range(readers):
         strategy = Rows(placement(rank, readers))
         model = torch.nn.Linear(3, ROWS)
