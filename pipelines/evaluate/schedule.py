@@ -178,14 +178,14 @@ class Scheduler:
             if not evaluate_record(self._recipe, step).is_complete():
                 self._start_ray()
                 run_evaluate(self._recipe, self._quiet, step)
-        except DamagedCheckpoint as error:
-            self._damaged.add(step)
-            self._event(step, "damaged")
-            self._say(f"step {step}: {error}; left out")
-            return Outcome()
-        except Exception:
+        except Exception as error:
             if step in completed_steps(train_store(self._recipe)):
-                raise
+                if not isinstance(error, DamagedCheckpoint):
+                    raise
+                self._damaged.add(step)
+                self._event(step, "damaged")
+                self._say(f"step {step}: {error}; left out")
+                return Outcome()
             self._event(step, "removed")
             self._say(f"step {step}: its checkpoint was removed while it was evaluated; left out")
             self._step_store(step).delete("")

@@ -24,6 +24,8 @@ from pipelines.commands.run import run_stages
 from pipelines.errors import UserError
 from pipelines.evaluate.history import read_history
 from pipelines.evaluate.schedule import Scheduler, cron_trigger
+from pipelines.evaluate.stage import run_evaluate
+from pipelines.models.loading import weights_fingerprint
 from pipelines.recipe.evaluation import ScheduleSection
 from pipelines.recipe.files import validate_recipe
 from pipelines.recipe.schema import Recipe
@@ -260,6 +262,45 @@ def test_a_checkpoint_removed_midway_is_left_out(
     assert any("step 4: its checkpoint was removed" in line for line in said)
     assert [row["step"] for row in read_history(RunStore(str(run / "evaluation")))] == [2, 6]
     assert not (run / "evaluation" / "checkpoints" / "step-00000004").exists()
+
+
+def test_what_is_damaged_is_left_out_or_refused(run: Path) -> None:
+    """Before Ray starts: a checkpoint by the scheduler, the published model, its configuration
+    and who starts from it.
+    """
+    said: list[str] = []
+    for step in STEPS:
+        folder = run / "train" / "checkpoints" / f"step-{step:08d}"
+        flip(folder / "state.json" if step == 6 else next(folder.glob("shard-*")))
+    scheduler = scheduler_of(run, said)
+    assert scheduler.tick().evaluated == [] and scheduler.is_finished()
+    assert [line.split(":")[0] for line in said[:3]] == ["step 2", "step 4", "step 6"]
+    assert all("is damaged" in line and line.endswith("; left out") for line in said[:3])
+    recipe = recipe_of(run)
+    for name in ("model.safetensors", "config.json"):
+        flip(run / "train" / "model" / name)
+        with pytest.raises(
+            UserError,
+            match=f"train/model/{name} is missing or damaged: it is not what training published; "
+            "remove",
+        ):
+            run_evaluate(recipe)
+        if name == "model.safetensors":
+            with pytest.raises(
+                UserError,
+                match="train/model: model.safetensors is damaged: it is not what training "
+                "published",
+            ):
+                weights_fingerprint(run / "train" / "model")
+        flip(run / "train" / "model" / name)
+    assert weights_fingerprint(run / "train" / "model")
+
+
+def flip(path: Path) -> None:
+    """One bit in the middle."""
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 4
+    path.write_bytes(raw)
 
 
 def test_claims_are_had_by_one_and_pass_on_when_abandoned(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Replicated and sharded ranks under Ray Train against one rank in this process."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from pipelines.commands.run import run_stages
 from pipelines.models.device import Placement
 from pipelines.recipe.schema import Recipe
 from pipelines.storage.store import RunStore
+from pipelines.train.checkpoint import completed_steps, stored_parameters
 from pipelines.train.metrics import read_metrics
 from pipelines.train.stage import run_train
 from pipelines.train.trainer import Trainer
@@ -118,3 +121,58 @@ def test_sharded_adapters_do_what_one_rank_does(make: MakeRecipe, model_dir: Pat
         for run in (one, sharded)
     ]
     torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
+
+
+def test_adapters_go_on_with_another_number_of_ranks(make: MakeRecipe) -> None:
+    """One rank's checkpoint is continued by two, replicated and sharded, as by itself; and two
+    ranks' by one.
+    """
+    lora = ("train.lora.rank=4", "train.learning_rate=1e-2", "train.checkpoint_every=2")
+    expected = curve(alone(make("whole", *lora)))
+    for name, strategy in (("ddp", "train.strategy=ddp"), ("fsdp", "train.strategy=fsdp")):
+        started = stopped(make(name, *lora), at=2)
+        found = together(make(name, *lora, "train.num_workers=2", strategy))
+        folder = Path(found.run_dir) / "train" / "checkpoints" / "step-00000005"
+        files = [load_file(file) for file in sorted(folder.glob("shard-*"))]
+        assert len(files) == 2 and started == 2
+        assert {
+            name for file in files for name in file if "lora_" not in name and "/masks." not in name
+        } == set()
+        torch.testing.assert_close(
+            curve(found),
+            expected,
+            rtol=1e-4,
+            atol=1e-6,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
+        shutil.rmtree(Path(found.run_dir) / "train" / "model")
+        again = Trainer(make(name, *lora), Placement.choose("auto", torch.device("cpu"), 0, 1), 1)
+        tensors = {
+            key: tensor
+            for file in files
+            for key, tensor in file.items()
+            if key.startswith("weights/")
+        }
+        held = stored_parameters(again.model)
+        assert again.step == 5 and {f"weights/{key}" for key in held} == tensors.keys()
+        assert all(
+            torch.equal(parameter, tensors[f"weights/{key}"]) for key, parameter in held.items()
+        )
+
+
+def stopped(recipe: Recipe, at: int) -> int:
+    """One rank's run that dies once the checkpoint of step `at` is committed; returns the step
+    of the newest checkpoint.
+    """
+    torch.set_num_threads(1)
+    trainer = Trainer(recipe, Placement.choose("auto", torch.device("cpu"), 0, 1), 1)
+
+    def report(metrics: dict[str, Any]) -> None:
+        if metrics["step"] == at and "checkpoint_path" in metrics:
+            assert trainer.checkpoints.failure(wait=True) is None
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        trainer.run(report)
+    trainer.close()
+    return max(completed_steps(trainer.store))

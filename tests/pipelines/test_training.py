@@ -4,6 +4,7 @@ process.
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.commands.plan import run_plan
@@ -217,6 +218,63 @@ def test_adapters_are_trained_saved_and_resumed_with_their_masks(
     )
     adapted = PeftModel.from_pretrained(base, folder)
     torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_a_flipped_bit_sends_training_back_to_the_older_checkpoint(make: MakeRecipe) -> None:
+    """Newest of two damaged: the run ends with the bits of one that was never stopped, and says
+    what it did.
+    """
+    options = ("train.max_steps=5", "train.checkpoint_every=2")
+    whole, stopped = make("whole", *options), make("stopped", *options)
+    trained(whole)
+    trained(stopped, stop_at=4)
+    (shard,) = (Path(stopped.run_dir) / "train" / "checkpoints" / "step-00000004").glob("shard-*")
+    raw = bytearray(shard.read_bytes())
+    raw[-100] ^= 1
+    shard.write_bytes(raw)
+    trainer = trainer_of(stopped)
+    assert trainer.step == 2
+    trainer.run(lambda metrics: None)
+    trainer.close()
+    assert all(
+        torch.equal(tensor, model_of(stopped)[name]) for name, tensor in model_of(whole).items()
+    )
+    assert completed_steps(trainer.store) == [4, 5]
+    (warning,) = (record for record in log(stopped, "warning") if record["step"] == 2)
+    (line,) = (message for message in warning["messages"] if "checksum" in message)
+    assert line.endswith(
+        f"{shard.name} is damaged: its checksum does not fit; training goes on from step 2 "
+        "instead of step 4"
+    )
+
+
+def test_adapters_are_not_resumed_on_another_base(
+    make: MakeRecipe, model_dir: Path, tmp_path: Path
+) -> None:
+    """A checkpoint holds adapters, masks and their moments; the base stays where it is, and its
+    fingerprint is compared.
+    """
+    base = tmp_path / "base"
+    shutil.copytree(model_dir, base)
+    options = ("train.lora.rank=4", "train.max_steps=4", f"model.name_or_path={base}")
+    recipe = make("run", *options)
+    trained(recipe, stop_at=2)
+    (shard,) = (Path(recipe.run_dir) / "train" / "checkpoints" / "step-00000002").glob("shard-*")
+    names = {name.split("/", 1)[1] for name in load_file(shard)}
+    assert all("lora_" in name or name.startswith("masks.") for name in names)
+    assert any("lora_" in name for name in names) and any(
+        name.startswith("masks.") for name in names
+    )
+    assert shard.stat().st_size < (base / "model.safetensors").stat().st_size / 4
+    weights = load_file(base / "model.safetensors")
+    weights["model.norm.weight"][0] += 0.5
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        UserError,
+        match=r"step-00000002 holds adapters of a base with fingerprint [0-9a-f]{32}, the base "
+        r"here has",
+    ):
+        trainer_of(recipe)
 
 
 def test_adapters_that_cannot_be_are_one_line(make: MakeRecipe, tmp_path: Path) -> None:
