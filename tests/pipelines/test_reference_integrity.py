@@ -63,6 +63,25 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
+@pytest.mark.parametrize("name", ["lm_head.safetensors", "lm_head.json"])
+def test_a_flipped_bit_of_the_head_is_found_before_it_is_used(copied: Recipe, name: str) -> None:
+    """Every KL is computed with it; a soft-cap or scale that changed is as wrong as a weight."""
+    store = open_reference(copied, open_pairs(copied))
+    assert store.head().weight.ndim == 2
+    path = Path(copied.run_dir) / "reference" / name
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(b"1.0") if name.endswith(".json") else -9] ^= 2
+    path.write_bytes(raw)
+    with pytest.raises(
+        UserError,
+        match=f"{name} is damaged or foreign: its sha256 is not the manifest's; run `sparsepo "
+        "reference RECIPE",
+    ):
+        store.head()
+    _, damage = check_reference(copied, quiet=True)
+    assert [item.message.split(" is damaged")[0].rpartition("/")[2] for item in damage] == [name]
+
+
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_damage_is_named_by_check_and_by_training_and_repaired(copied: Recipe, kind: str) -> None:
     before = store_files(copied)
