@@ -16,6 +16,7 @@ from pipelines.models import (
     hf_config,
     load_causal_lm,
     load_tokenizer,
+    may_run,
     micro_batch_tokens,
     publish_code,
     refuse_other_tokenizer,

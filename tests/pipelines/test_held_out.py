@@ -36,7 +36,7 @@ def quiet(line: str) -> None:
 
 def refused(recipe: Recipe, message: str) -> None:
     """By run and plan, in one line, before anything is written."""
-    for act in (lambda: run_stages(recipe, ALL, quiet), lambda: run_plan(recipe)):
+    for act in (lambda: run_plan(recipe), lambda: run_stages(recipe, ALL, quiet)):
         with pytest.raises(UserError, match=message) as caught:
             act()
         assert "\n" not in str(caught.value)

@@ -38,6 +38,7 @@ SPARSE = (
     "objective.name=sparsepo", "mask.kind=learned", "mask.architecture=simple_last",
     "mask.sharing=independent", "mask.adam_eps=1e-4",
     "train.adam_eps=1e-4", "reference.mode=online", "train.epochs=9", "data.test_fraction=0",
+    "evaluate.split=validation",
 )  # fmt: skip
 
 
