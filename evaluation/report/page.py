@@ -61,6 +61,10 @@ _HISTORY = (
         None,
     ),
 )
+_FAR_NATS = (
+    1.0  # KL(policy || reference) per sampled token; what is learned without harm stays far below
+)
+_DEAD_FRACTION = 0.99
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,7 @@ def render_report(runs: Sequence[RunView], title: str) -> str:
     context = {
         "title": title,
         "runs": runs,
+        "warnings": {r.name: _warnings(r) for r in runs},
         "verdicts": {r.name: _verdict(r) for r in runs},
         "paired": _paired(runs),
         "judged": [r for r in runs if r.results.get("dialogue")],
@@ -120,6 +125,29 @@ def render_report(runs: Sequence[RunView], title: str) -> str:
         "data_json": Markup(json.dumps({r.name: r.results for r in runs}).replace("</", "<\\/")),
     }
     return environment.get_template("template.html.j2").render(context)
+
+
+def _warnings(run: RunView) -> list[str]:
+    """What should be known before any number: what training warned of, samples far from the
+    reference, dead masks.
+    """
+    found = list(run.counts.get("warnings") or [])
+    sentiment, masks = run.results.get("sentiment", {}), run.results.get("masks", {})
+    if "tokens/after" in sentiment:
+        per_token = sentiment["kl/policy_reference"]["mean"] / max(
+            1.0, sentiment["tokens/after"]["mean"]
+        )
+        if per_token > _FAR_NATS:
+            found.append(
+                f"the samples are {sentiment['kl/policy_reference']['mean']:.0f} nats from the "
+                f"reference, {per_token:.1f} per token: read some of them below before you trust "
+                "their reward"
+            )
+    for term in _masked_terms(run):
+        zeros = masks.get(f"{term}_mask/zero_fraction", 0.0)
+        if zeros > _DEAD_FRACTION:
+            found.append(f"the {term} mask is zero on {zeros:.1%} of held-out tokens: it is dead")
+    return found
 
 
 def _verdict(run: RunView) -> list[str]:

@@ -33,7 +33,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "mask": {
             "kind": "learned",
             "architecture": "simple_last",
-            "sharing": "independent",
+            "sharing": "common",
             "learning_rate": 0.005,
         },
     },

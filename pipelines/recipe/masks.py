@@ -101,6 +101,9 @@ class LearnedMaskConfig(MaskConfig):
     ] = "simple_all"
     sharing: Literal["common", "independent"] = "common"
     terms: Terms = "both"
+    # centred: within [0, 2], from 1 on, never zero on a whole response; released: the released
+    # code's numbers.
+    weights: Literal["centred", "released"] = "centred"
     layer_activation: Literal["relu", "none", "rescale"] = "relu"
     mixer_activation: Literal["relu", "none", "rescale"] = "relu"
     dropout: float = Field(0.0, ge=0, lt=1)
@@ -119,6 +122,7 @@ class LearnedMaskConfig(MaskConfig):
             self.mixer_activation,
             self.dropout,
             self.target_sparsity,
+            self.weights,
         )
         return self
 
@@ -147,6 +151,7 @@ class LearnedMaskConfig(MaskConfig):
                 self.mixer_activation,
                 self.dropout,
                 self.target_sparsity,
+                self.weights,
             )
 
 

@@ -1,6 +1,6 @@
 """The recipe's schema; objectives and masks have modules of their own."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -8,6 +8,7 @@ from pipelines.recipe.evaluation import EvaluateSection, SampleSection, Schedule
 from pipelines.recipe.masks import AnyMask, NoMask
 from pipelines.recipe.objectives import AnyObjective, DPOConfig
 from pipelines.recipe.section import Section, of_stage
+from sparsepo.objectives import OBJECTIVES
 from sparsepo.records import FEATURES
 
 
@@ -272,6 +273,31 @@ class Recipe(Section):
     schedule: ScheduleSection = ScheduleSection()
     paths: PathsSection = PathsSection()
     ray: RaySection = RaySection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_the_objectives_mask(cls, given: Any) -> Any:
+        """A recipe that names no mask means its objective's own, never another objective under
+        this one's name.
+        """
+        objective = given.get("objective") if isinstance(given, dict) else None
+        name = (
+            objective.get("name")
+            if isinstance(objective, dict)
+            else getattr(objective, "name", None)
+        )
+        if (
+            not isinstance(name, str)
+            or name not in OBJECTIVES
+            or OBJECTIVES[name].default_mask == "none"
+        ):
+            return given
+        mask = given.get("mask") or {}
+        return (
+            {**given, "mask": {"kind": OBJECTIVES[name].default_mask, **mask}}
+            if isinstance(mask, dict)
+            else given
+        )
 
     @model_validator(mode="after")
     def _fits(self) -> "Recipe":

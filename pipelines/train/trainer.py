@@ -47,6 +47,7 @@ from sparsepo.batching.sampling import Sampler
 from sparsepo.masks import CollapseWatch, LearnedMasks
 from sparsepo.objectives import CoupledBatch, CoupledObjective
 from sparsepo.records import Metrics, TokenScores, add_metrics
+from sparsepo.runaway import RunawayWatch
 
 _STEPS_AHEAD = 8  # whose features are fetched from an object store
 _VALIDATION_PAIRS = 512  # between two exchanges of the ranks
@@ -123,6 +124,7 @@ class Trainer:
                 self.store, self.step, self.model, self.optimizer, self.strategy, self.base
             )
         self.watch = CollapseWatch(recipe.mask.masked_terms(), state.get("collapse_streaks"))
+        self.runaway = RunawayWatch(state.get("runaway"))
         self.selection = Selection(recipe.train.selection, state.get("selection"))
         keep_best = max(
             recipe.train.selection.keep_best, int(recipe.train.selection.publish == "best")
@@ -219,7 +221,7 @@ class Trainer:
             self._validate()
         while self.step < self.num_steps and not self.selection.has_ended:
             record, preempted = self.optimizer_step(is_preempted)
-            warnings = self.watch.observe(record)
+            warnings = self.watch.observe(record) + self.runaway.observe(record)
             if self.metrics is not None:
                 self.metrics.add(record)
                 if warnings:
@@ -465,6 +467,7 @@ class Trainer:
             "threads": self.threads,
             "num_steps": self.num_steps,
             "collapse_streaks": self.watch.streaks,
+            "runaway": self.runaway.state(),
             "selection": self.selection.state(),
             "selection_value": self.selection.value_of(latest),
         }

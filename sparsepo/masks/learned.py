@@ -10,7 +10,17 @@ them):
 
 f and g are relu, none (identity; weights may be negative) or rescale (min-max within the response).
 binary_* end in sign(relu(.)), with the gradient of the identity, because the released code's is
-zero everywhere. Values have no upper bound. Gradient flows to the mask's parameters only.
+zero everywhere. Gradient flows to the mask's parameters only.
+
+`released` weights are these values; they start near zero, have no upper bound, and can close on
+every token for good. `centred` weights say how much more a token counts than its response's mean,
+with s the score before f:
+
+    c = 1 + s - mean of s over the response,   weight = clip(c, 0, 2)
+
+They start at exactly 1 (TDPO 1), stay within [0, 2], and the token with the highest score of a
+response weighs 1 at least. What moves all scores of a response alike, a step of Adam above all,
+does not move them.
 Source: arXiv:2410.05102, section on SparsePO, and its released code.
 """
 
@@ -34,13 +44,16 @@ from sparsepo.masks.base import (
     rescale_per_response,
     unit_weights,
 )
-from sparsepo.records import Features, Metrics
+from sparsepo.records import Features, Metrics, segment_sum
 
 MaskSharing = Literal["common", "independent"]
 MaskActivation = Literal["relu", "none", "rescale"]
+MaskWeighting = Literal["released", "centred"]
 MASK_ACTIVATIONS: tuple[MaskActivation, ...] = ("relu", "none", "rescale")
+MASK_WEIGHTINGS: tuple[MaskWeighting, ...] = ("released", "centred")
 CONFIG_FILE, WEIGHTS_FILE = "mask_config.json", "masks.safetensors"
 _HIDDEN_UNITS = 200
+_CEILING = 2.0  # of centred weights: as far above their mean as zero is below it
 # The sparsity controller: gains of the error and of its sum; half the window that the density is
 # measured in and the smallest density believed, in units of the scores' standard deviation.
 _GAIN, _DRIFT_GAIN, _WINDOW, _LEAST_DENSITY = 0.5, 0.5, 0.25, 0.3
@@ -79,6 +92,10 @@ class LinearScores(nn.Module):
         )
         self.bias = nn.Parameter(torch.zeros(num_states))
 
+    def output(self) -> nn.Parameter:
+        """The last map: at zero all scores are equal, and it has a gradient all the same."""
+        return self.weight
+
     def forward(self, states: Tensor) -> Tensor:
         return (states * self.weight).sum(-1) + self.bias
 
@@ -101,6 +118,10 @@ class TwoLayerScores(nn.Module):
         )
         self.ff2_bias = nn.Parameter(torch.zeros(num_states))
 
+    def output(self) -> nn.Parameter:
+        """See LinearScores."""
+        return self.ff2_weight
+
     def forward(self, states: Tensor) -> Tensor:
         weight = torch.einsum("nk,nkd->nd", self.ff2_weight, self.ff1_weight)
         return (states * weight).sum(-1) + (self.ff2_weight * self.ff1_bias).sum(-1) + self.ff2_bias
@@ -122,9 +143,11 @@ class LearnedMask(nn.Module):
         layer_activation: MaskActivation,
         mixer_activation: MaskActivation,
         dropout: float,
+        weights: MaskWeighting,
     ) -> None:
         super().__init__()
         self.architecture, self.dropout = architecture, dropout
+        self.is_centred = weights == "centred"
         self.layer_activation, self.mixer_activation = layer_activation, mixer_activation
         num_states = num_layers if architecture.reads_all_layers else 1
         self.state_shape = (
@@ -136,6 +159,9 @@ class LearnedMask(nn.Module):
         if architecture.reads_all_layers:
             self.layer_norm = nn.LayerNorm(hidden_size, eps=norm_eps)
             self.mixer = nn.Parameter(torch.empty(num_layers).normal_(std=initializer_range))
+        final = mixer_activation if architecture.reads_all_layers else layer_activation
+        if self.is_centred and final != "rescale":  # rescaled equal scores would have no gradient
+            nn.init.zeros_(self.mixer if architecture.reads_all_layers else self.scores.output())
         # Moved by the sparsity controller, never by the optimizer; parameters so that every
         # checkpoint carries them.
         self.shift = nn.Parameter(torch.zeros(()), requires_grad=False)
@@ -145,8 +171,8 @@ class LearnedMask(nn.Module):
     def forward(
         self, states: Tensor, response_index: Tensor, num_responses: int
     ) -> tuple[Tensor, Tensor]:
-        """(weights [S], scores [S] before the shift and the final activation) of states [S, d]
-        or [S, L, d].
+        """(weights [S], scores [S]) of states [S, d] or [S, L, d]; a weight is 0 where its score
+        is at most -shift.
         """
         if tuple(states.shape[1:]) != self.state_shape:
             raise ValueError(
@@ -163,7 +189,13 @@ class LearnedMask(nn.Module):
         else:
             states = F.dropout(states, self.dropout, self.training)
             scores, final = self.scores(states[:, None]).squeeze(-1), self.layer_activation
+        if self.is_centred:
+            scores = 1 + scores - _response_means(scores, response_index, num_responses)
         shifted = scores + self.shift
+        if self.is_centred and final == "relu" and not self.architecture.is_binary:
+            # A shift below zero decides which tokens go and leaves the others as heavy as they are.
+            kept = (scores + self.shift.clamp(min=0)).clamp(0, _CEILING)
+            return torch.where(shifted > 0, kept, 0.0), scores
         if self.architecture.is_binary:
             return shifted + ((shifted > 0).to(shifted.dtype) - shifted).detach(), scores
         return _activated(shifted, final, response_index, num_responses), scores
@@ -183,6 +215,8 @@ class LearnedMasks(TokenMasks):
         dropout: of the states the mask reads, in training mode only.
         target_sparsity: fraction of response tokens to hold at weight exactly 0, in (0, 1); see
             `control`. None leaves the fraction to training.
+        weights: "released" or "centred", see this module; the numbers of the released code, or safe
+            ones.
     Raises: ValueError for an unknown architecture, an option out of range, or one that the
         architecture would ignore.
     """
@@ -200,10 +234,11 @@ class LearnedMasks(TokenMasks):
         mixer_activation: MaskActivation = "relu",
         dropout: float = 0.0,
         target_sparsity: float | None = None,
+        weights: MaskWeighting = "released",
     ) -> None:
         super().__init__()
         kind = check_mask_options(
-            architecture, layer_activation, mixer_activation, dropout, target_sparsity
+            architecture, layer_activation, mixer_activation, dropout, target_sparsity, weights
         )
         self.config: dict[str, Any] = {
             "architecture": architecture,
@@ -217,6 +252,7 @@ class LearnedMasks(TokenMasks):
             "mixer_activation": mixer_activation,
             "dropout": dropout,
             "target_sparsity": target_sparsity,
+            "weights": weights,
         }
         self._feature = kind.feature
         self.requires = frozenset({kind.feature})
@@ -237,6 +273,7 @@ class LearnedMasks(TokenMasks):
                 layer_activation,
                 mixer_activation,
                 dropout,
+                weights,
             )
 
         self.common: LearnedMask | None = build() if sharing == "common" else None
@@ -338,6 +375,7 @@ def check_mask_options(
     mixer_activation: str,
     dropout: float,
     target_sparsity: float | None,
+    weights: str = "released",
 ) -> MaskArchitecture:
     """The architecture of these options.
 
@@ -354,6 +392,8 @@ def check_mask_options(
     ):
         if value not in MASK_ACTIVATIONS:
             raise ValueError(f"{name}={value!r} is not one of {', '.join(MASK_ACTIVATIONS)}")
+    if weights not in MASK_WEIGHTINGS:
+        raise ValueError(f"weights={weights!r} is not one of {', '.join(MASK_WEIGHTINGS)}")
     if not kind.reads_all_layers and mixer_activation != "relu":
         raise ValueError(
             f"mixer_activation={mixer_activation!r}: {architecture} reads one layer and has no "
@@ -391,6 +431,12 @@ def _activated(
         if activation == "none"
         else rescale_per_response(values, response_index, num_responses)
     )
+
+
+def _response_means(scores: Tensor, response_index: Tensor, num_responses: int) -> Tensor:
+    """Each token's mean of the scores [S] of its response."""
+    counts = segment_sum(torch.ones_like(scores), response_index, num_responses).clamp(min=1)
+    return (segment_sum(scores, response_index, num_responses) / counts)[response_index]
 
 
 def _score_statistics(name: str, scores: Tensor, network: LearnedMask) -> Metrics:

@@ -23,6 +23,8 @@ class Objective(ABC):
             CoupledObjective).
         mask_kinds: kinds of token mask that the loss can work with; "none" alone means that it
             reads no mask.
+        default_mask: the kind that is meant where none is named; "none" where the loss reads no
+            mask, or one must be chosen.
     """
 
     name: ClassVar[str]
@@ -30,6 +32,7 @@ class Objective(ABC):
     uses_rejected: ClassVar[bool] = True
     couples_pairs: ClassVar[bool] = False
     mask_kinds: ClassVar[frozenset[str]] = frozenset({"none"})
+    default_mask: ClassVar[str] = "none"
 
     @abstractmethod
     def __call__(self, scores: TokenScores) -> ObjectiveOutput:

@@ -17,8 +17,9 @@ class MaPO(LogisticObjective):
     activations.
 
     The same equation serves any frozen mask: random or external weights are its natural baselines.
-    The implicit reward is beta * (U + K), so the margin is the logit. At the reference the loss is
-    ln 2; exchanging chosen and rejected negates the margin.
+    Without a mask it is TDPO v1, which has a name of its own: a recipe gets the activations' mask
+    unless it names another. The implicit reward is beta * (U + K), so the margin is the logit. At
+    the reference the loss is ln 2; exchanging chosen and rejected negates the margin.
 
     Args:
         beta: inverse temperature, > 0. label_smoothing, nll_coef: see LogisticObjective.
@@ -26,7 +27,8 @@ class MaPO(LogisticObjective):
 
     name = "mapo"
     requires: ClassVar[frozenset[str]] = frozenset({"reference_logps", "reference_hidden"})
-    mask_kinds: ClassVar[frozenset[str]] = frozenset({"activation", "random", "external", "none"})
+    mask_kinds: ClassVar[frozenset[str]] = frozenset({"activation", "random", "external"})
+    default_mask: ClassVar[str] = "activation"
 
     def __init__(
         self, beta: float = 0.1, label_smoothing: float = 0.0, nll_coef: float = 0.0
