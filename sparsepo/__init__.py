@@ -38,6 +38,7 @@ from sparsepo.objectives import (
     SparsePO,
 )
 from sparsepo.records import FEATURES, Features, ModelInputs, ObjectiveOutput, TokenScores
+from sparsepo.runaway import RunawayWatch
 from sparsepo.scorers import pooled_states, scorer_log_ratios
 
 __version__ = "0.7.0"
@@ -70,6 +71,7 @@ __all__ = [
     "PolicyModel",
     "RandomMask",
     "ReferenceModel",
+    "RunawayWatch",
     "Sampler",
     "SimPO",
     "SparsePO",

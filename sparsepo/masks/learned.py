@@ -20,7 +20,10 @@ with s the score before f:
 
 They start at exactly 1 (TDPO 1), stay within [0, 2], and the token with the highest score of a
 response weighs 1 at least. What moves all scores of a response alike, a step of Adam above all,
-does not move them.
+does not move them. With a target for the zeros a moving threshold stands where 0 is in c, and what
+is above it weighs 1 and more:
+
+    d = s - mean of s over the response + shift,   weight = min(1 + d, 2) if d >= 0 else 0
 Source: arXiv:2410.05102, section on SparsePO, and its released code.
 """
 
@@ -143,10 +146,11 @@ class LearnedMask(nn.Module):
         layer_activation: MaskActivation,
         mixer_activation: MaskActivation,
         dropout: float,
+        has_target: bool,
         weights: MaskWeighting,
     ) -> None:
         super().__init__()
-        self.architecture, self.dropout = architecture, dropout
+        self.architecture, self.dropout, self.has_target = architecture, dropout, has_target
         self.is_centred = weights == "centred"
         self.layer_activation, self.mixer_activation = layer_activation, mixer_activation
         num_states = num_layers if architecture.reads_all_layers else 1
@@ -171,8 +175,8 @@ class LearnedMask(nn.Module):
     def forward(
         self, states: Tensor, response_index: Tensor, num_responses: int
     ) -> tuple[Tensor, Tensor]:
-        """(weights [S], scores [S]) of states [S, d] or [S, L, d]; a weight is 0 where its score
-        is at most -shift.
+        """(weights [S], scores [S]) of states [S, d] or [S, L, d]; what has a score below -shift
+        weighs 0.
         """
         if tuple(states.shape[1:]) != self.state_shape:
             raise ValueError(
@@ -190,14 +194,20 @@ class LearnedMask(nn.Module):
             states = F.dropout(states, self.dropout, self.training)
             scores, final = self.scores(states[:, None]).squeeze(-1), self.layer_activation
         if self.is_centred:
-            scores = 1 + scores - _response_means(scores, response_index, num_responses)
+            scores = (
+                scores
+                - _response_means(scores, response_index, num_responses)
+                + (0.0 if self.has_target else 1.0)
+            )
         shifted = scores + self.shift
-        if self.is_centred and final == "relu" and not self.architecture.is_binary:
-            # A shift below zero decides which tokens go and leaves the others as heavy as they are.
-            kept = (scores + self.shift.clamp(min=0)).clamp(0, _CEILING)
-            return torch.where(shifted > 0, kept, 0.0), scores
+        is_kept = (
+            shifted >= 0 if self.is_centred else shifted > 0
+        )  # equal centred scores, at the start, are 0 with a target
         if self.architecture.is_binary:
-            return shifted + ((shifted > 0).to(shifted.dtype) - shifted).detach(), scores
+            return shifted + (is_kept.to(shifted.dtype) - shifted).detach(), scores
+        if self.is_centred and final == "relu":
+            weights = 1 + shifted if self.has_target else shifted
+            return torch.where(is_kept, weights.clamp(max=_CEILING), 0.0), scores
         return _activated(shifted, final, response_index, num_responses), scores
 
 
@@ -273,6 +283,7 @@ class LearnedMasks(TokenMasks):
                 layer_activation,
                 mixer_activation,
                 dropout,
+                target_sparsity is not None,
                 weights,
             )
 
