@@ -49,8 +49,8 @@ class RunawayWatch:
         return [
             f"KL(reference || policy) runs away: from {kl_before:.1f} to {kl:.1f} nats per "
             f"response within {_WINDOW} steps, and the loss did not fall ({loss_before:.3f} to "
-            f"{loss:.3f}): lower train.learning_rate, raise objective.beta, or for a learned mask "
-            "set mask.weights=centred"
+            f"{loss:.3f}): lower the learning rate, raise beta, or centre a learned mask's weights "
+            "(weights='centred')"
         ]
 
 

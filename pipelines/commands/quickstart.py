@@ -237,4 +237,5 @@ def _verdict(recipes: dict[str, Recipe]) -> str:
         f"for comparison, AUC of a random mask {masks['auc/random_mask']['mean']:.3f}, of the "
         f"token KL {masks['auc/token_kl']['mean']:.3f}; chance level 0.5"
     )
+    lines.append("one seed of a small world: docs/results.md shows twenty")
     return "\n".join(lines)

@@ -49,7 +49,7 @@ _MESSAGES = {
     ),
     "equal": (
         "the {term} mask has had one value on all tokens of every response for {steps} steps, so "
-        "it selects nothing: raise the masks' learning rate, set target_sparsity, or train without "
-        "a mask, which costs less"
+        "it selects nothing: raise the masks' learning rate, set target_sparsity, or take TDPO1, "
+        "which costs less"
     ),
 }

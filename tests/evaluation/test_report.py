@@ -94,3 +94,41 @@ def test_warnings_and_the_mask_that_is_one_are_shown() -> None:
         "KL mask" in page[: page.index("random")]
         and "reward mask" not in page[page.index("Do the weights") : page.index("random")]
     )
+
+
+def test_a_dead_mask_and_samples_far_away_are_on_the_first_lines() -> None:
+    """After the title come what training warned of, 108 nats over 40 tokens, and a mask of 99.5
+    % zeros; then the findings.
+    """
+    shown = view("one")
+    sentiment = {
+        **shown.results["sentiment"],
+        "kl/policy_reference": {"mean": 108.0, "low": 90.0, "high": 120.0, "n": 9},
+        "tokens/after": {**INTERVAL, "mean": 40.0},
+    }
+    masks = {**shown.results["masks"], "kl_mask/zero_fraction": 0.995}
+    run = replace(
+        shown,
+        counts={"steps": 3, "warnings": ["step 20: runs away"]},
+        results={"sentiment": sentiment, "masks": masks},
+    )
+    page = render_report([run], "Title")
+    first = page[page.index("<h1>") : page.index('class="card verdict"')]
+    assert re.findall(r"<strong>one, warning:</strong> (.*?)</p>", first) == [
+        "step 20: runs away",
+        "the samples are 108 nats from the reference, 2.7 per token: read some of them below "
+        "before you trust their reward",
+        "the kl mask is zero on 99.5% of held-out tokens: it is dead",
+    ]
+    assert "warning:" not in page[page.index('class="card verdict"') :]
+    near = {**sentiment, "kl/policy_reference": {"mean": 39.0, "low": 30.0, "high": 45.0, "n": 9}}
+    assert "warning:" not in render_report(
+        [
+            replace(
+                run,
+                counts={"steps": 3},
+                results={"sentiment": near, "masks": shown.results["masks"]},
+            )
+        ],
+        "T",
+    )

@@ -70,6 +70,10 @@ def test_every_objective_has_a_recipe() -> None:
             "'tdpo1', 'tdpo2', 'mapo', 'sparsepo', 'tis_dpo', 'rpo', 'sft'",
         ),
         ("mask.kind=learned", "mask.kind=learned with objective.name=dpo: allowed is none"),
+        (
+            "objective.name=sparsepo",
+            "mask.kind=none with objective.name=sparsepo: allowed is learned",
+        ),
         ("data.sources=[]", "data.sources = []"),
         ("train.epochs", "override 'train.epochs': write it as key=value"),
         (
@@ -83,6 +87,51 @@ def test_errors_name_the_key_the_value_and_what_is_allowed(override: str, messag
         validate_recipe(MINIMAL, [override])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_mapo_without_a_mask_means_activations_and_never_tdpo1() -> None:
+    """By a mapping, by an override, with options of the mask alone; `none`, also a recipe's own,
+    is refused, and so is it for SparsePO.
+    """
+    given = {**MINIMAL, "objective": {"name": "mapo"}}
+    for recipe in (
+        validate_recipe(given),
+        validate_recipe(MINIMAL, ["objective.name=mapo"]),
+        validate_recipe(given, ["mask.hooks=mlp"]),
+    ):
+        assert recipe.mask.kind == "activation"
+        assert "activation_mask" in recipe.required_features()
+    assert validate_recipe(given, ["mask.kind=random"]).mask.kind == "random"
+    for base, overrides in (
+        (given, ["mask.kind=none"]),
+        ({**MINIMAL, "mask": {"kind": "none"}}, ["objective.name=mapo"]),
+    ):
+        with pytest.raises(
+            UserError,
+            match="mask.kind=none with objective.name=mapo: allowed is activation or external or "
+            "random",
+        ):
+            validate_recipe(base, overrides)
+    assert validate_recipe(MINIMAL, ["objective.name=tdpo1"]).mask.kind == "none"
+
+
+def test_learned_masks_are_centred_unless_a_recipe_says_released() -> None:
+    """Those that repeat the paper say it."""
+    assert (
+        validate_recipe(
+            {**MINIMAL, "objective": {"name": "sparsepo"}, "mask": {"kind": "learned"}}
+        ).mask.weights
+        == "centred"
+    )  # type: ignore[union-attr]
+    found = {
+        name: recipe.mask
+        for name in packaged("recipe")
+        if (recipe := load_recipe(name)).mask.kind == "learned"
+    }
+    assert {name for name, mask in found.items() if mask.weights == "centred"} == {
+        "hh-sparsepo-half"
+    }  # type: ignore[union-attr]
+    assert len(found) == 9
 
 
 def test_missing_and_broken_files(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from pipelines.reference.features import feature_source
 from pipelines.train.metrics import read_metrics
 from pipelines.train.stage import run_train, train_store
 from pipelines.train.trainer import Trainer
-from sparsepo import OBJECTIVES, LearnedMasks
+from sparsepo import OBJECTIVES, LearnedMasks, RunawayWatch
 from sparsepo.batching.layouts import padded_layout
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -604,15 +604,17 @@ def test_a_collapsed_mask_is_reported_with_its_cure(
     recipe = recipe_in(
         tmp_path, "objective.name=sparsepo", "objective.l1_reward=1", "mask.kind=learned",
         "mask.architecture=simple_last",
-        "mask.sharing=independent", "mask.terms=reward", "mask.learning_rate=0.05",
-        "train.epochs=9", "train.max_steps=40", "train.checkpoint_every=50",
+        "mask.sharing=independent", "mask.terms=reward", "mask.weights=released",
+        "mask.learning_rate=0.05", "train.epochs=9",
+        "train.max_steps=40", "train.checkpoint_every=50",
         *world.options, paths=world.paths,
     )  # fmt: skip
     lines: list[str] = []
     run_stages(recipe, ("train",), lines.append)
     cure = (
-        "the reward mask has been zero on every token for 20 steps and gets no gradient any more: "
-        "hold its zeros with mask.target_sparsity"
+        "the reward mask has been zero on more than 99 % of all tokens for 20 steps and hardly "
+        "gets a gradient any more: centre the weights (weights='centred'), hold its zeros with "
+        "target_sparsity"
     )
     assert cure in "\n".join(lines)
     assert cure in capsys.readouterr().err
@@ -623,6 +625,37 @@ def test_a_collapsed_mask_is_reported_with_its_cure(
         )
         == 1
     )
+
+
+def test_a_kl_that_runs_away_is_a_warning_of_the_run_and_is_told_once(
+    recipe_in: MakeRecipe, world: World, tmp_path: Path
+) -> None:
+    """The nineteen steps before this run's first are given: with it the KL grew by more than 1
+    nat at a loss that rose.
+    """
+    recipe = recipe_in(
+        tmp_path,
+        "objective.name=tdpo1",
+        "train.max_steps=2",
+        "train.checkpoint_every=1",
+        *world.options,
+        paths=world.paths,
+    )
+    torch.set_num_threads(1)
+    trainer = Trainer(recipe, Placement.choose("auto", CPU, 0, 1), 1)
+    trainer.runaway = RunawayWatch({"window": [[0.1, -5.0]] * 10 + [[0.7, 0.0]] * 9})
+    trainer.run(lambda metrics: None)
+    (warning,) = [
+        record for record in read_metrics(train_store(recipe)) if record.get("kind") == "warning"
+    ]
+    assert (
+        warning["step"] == 1
+        and "KL(reference || policy) runs away: from -5.0 to" in warning["messages"][0]
+    )
+    assert Trainer(recipe, Placement.choose("auto", CPU, 0, 1), 1).runaway.state() == {
+        "window": [],
+        "has_told": True,
+    }
 
 
 def test_weights_that_stop_being_finite_stop_with_step_and_pairs(
