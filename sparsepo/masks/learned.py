@@ -207,7 +207,8 @@ class LearnedMask(nn.Module):
             return shifted + (is_kept.to(shifted.dtype) - shifted).detach(), scores
         if self.is_centred and final == "relu":
             weights = 1 + shifted if self.has_target else shifted
-            return torch.where(is_kept, weights.clamp(max=_CEILING), 0.0), scores
+            # What is not a number stays one, for the objective to refuse.
+            return torch.where(shifted < 0, 0.0, weights.clamp(max=_CEILING)), scores
         return _activated(shifted, final, response_index, num_responses), scores
 
 

@@ -409,6 +409,20 @@ def test_centred_weights_by_hand() -> None:
         )
 
 
+@pytest.mark.parametrize("target", [None, 0.5])
+@pytest.mark.parametrize("architecture", ["simple_last", "simple_all", "binary_last"])
+def test_centred_weights_do_not_hide_what_is_not_finite(
+    architecture: str, target: float | None
+) -> None:
+    """A score of infinity less a mean of infinity is no number, and no zero either."""
+    masks = learned(architecture, weights="centred", target_sparsity=target)
+    with torch.no_grad():
+        (
+            network(masks).mixer if architecture == "simple_all" else network(masks).scores.weight
+        ).fill_(torch.inf)
+    assert bool(masks(states(), INDEX, 2).reward.isnan().any())
+
+
 @pytest.mark.parametrize("sharing", ["common", "independent"])
 @pytest.mark.parametrize("target", [None, 0.5])
 @pytest.mark.parametrize("architecture", list(LEARNED_MASKS))
