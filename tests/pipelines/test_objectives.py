@@ -693,6 +693,7 @@ def test_mask_dropout_resumes_and_is_off_in_validation(
         "objective.name=sparsepo",
         "mask.kind=learned",
         "mask.architecture=simple_last",
+        "mask.weights=released",
         "train.max_steps=2",
         *world.options,
     )
