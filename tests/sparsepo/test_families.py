@@ -35,7 +35,10 @@ SIZES = {
 BETA = 0.5
 # Case -> (options beside SIZES, why its rows are not packed).
 FAMILIES: dict[str, tuple[dict[str, Any], str | None]] = {
-    "granite": ({"logits_scaling": 3.0, "embedding_multiplier": 2.0, "residual_multiplier": 0.5}, None),
+    "granite": (
+        {"logits_scaling": 3.0, "embedding_multiplier": 2.0, "residual_multiplier": 0.5},
+        None,
+    ),
     "mixtral": ({"num_local_experts": 2, "sliding_window": 4}, None),
     "opt": ({"ffn_dim": 24, "word_embed_proj_dim": 8}, None),
     "falcon": ({}, None),
@@ -49,11 +52,13 @@ FAMILIES: dict[str, tuple[dict[str, Any], str | None]] = {
     "gpt_oss": ({"num_local_experts": 4, "sliding_window": 4, "head_dim": 4}, None),
     "xglm": ({"d_model": 16, "attention_heads": 4, "num_layers": 2, "ffn_dim": 24}, None),
     "llama4_text": (
-        {"intermediate_size_mlp": 24, "num_local_experts": 2, "attention_chunk_size": 4, "head_dim": 4},
+        {"intermediate_size_mlp": 24, "num_local_experts": 2, "attention_chunk_size": 4,
+         "head_dim": 4},
         "it has layers of kind chunked_attention",
     ),
     "gpt_neo": (
-        {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 4},
+        {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]],
+         "window_size": 4},
         r"it masks by the place in the row \(transformer.h.0.attn.attention.bias \[1, 1, 64, "
         r"64\]\)",
     ),
@@ -61,7 +66,10 @@ FAMILIES: dict[str, tuple[dict[str, Any], str | None]] = {
     "mpt": ({"d_model": 16, "n_heads": 4, "n_layers": 2}, "it ignores positions or masks"),
     "mamba": ({"state_size": 4}, "it has layers of kind linear_attention"),
     "rwkv": ({"attention_hidden_size": 16}, "it ignores positions or masks"),
-    "recurrent_gemma": ({"lru_width": 16, "num_key_value_heads": 1, "logits_soft_cap": 3.0}, "linear_attention|ignores positions"),
+    "recurrent_gemma": (
+        {"lru_width": 16, "num_key_value_heads": 1, "logits_soft_cap": 3.0},
+        "linear_attention|ignores positions",
+    ),
 }  # fmt: skip
 
 
