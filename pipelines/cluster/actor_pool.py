@@ -1,6 +1,4 @@
-"""Small JSON tasks through a Ray Data actor pool: the shape that reference, sample and evaluate
-share.
-"""
+"""Small JSON tasks through a Ray Data actor pool: what reference, sample and evaluate share."""
 
 import json
 import logging

@@ -141,8 +141,9 @@ class Cluster:
         return found
 
     def follow(self, job: Job, write: Callable[[str], None]) -> Job:
-        """Write the job's output as it comes, until the job ends; a connection that breaks is
-        made again.
+        """Write the job's output as it comes, until the job ends.
+
+        A connection that breaks is made again.
         """
         shown = 0
 
@@ -268,9 +269,7 @@ def _job(details: Any) -> Job:
 
 
 def exit_code_of(job: Job) -> int:
-    """What the command itself would have ended with; a job that was stopped counts as
-    interrupted.
-    """
+    """What the command itself would have ended with; a stopped job counts as interrupted."""
     if job.status == "STOPPED":
         return 130
     if job.status == "SUCCEEDED":

@@ -1,5 +1,6 @@
-"""Wait for the machines of an autoscaled cluster before its devices are counted; a cluster that
-has them passes at once.
+"""Wait for the machines of an autoscaled cluster before its devices are counted.
+
+A cluster that has them passes at once.
 """
 
 import contextlib
@@ -32,12 +33,13 @@ class Places:
         return self.count - self._room(_machines())
 
     def partly_of_second_choice(self, config: RaySection, say: Say) -> list[dict[str, float]]:
-        """Bundles for all, as many on machines with ray.fallback_resource as the other ones have no
-        room for.
+        """Bundles for all, some of them on machines with ray.fallback_resource.
+
+        These are as many as the other machines have no room for.
 
         Ray's autoscaler asks again and again for the kind of machine with the highest priority,
-        whether the cloud has any or not: nothing but work that other machines cannot take makes it
-        start another kind.
+        whether the cloud has any or not. Only work that other machines cannot take makes it start
+        another kind.
         """
         resource = str(config.fallback_resource)
         say(
@@ -61,13 +63,12 @@ class Places:
 
 
 def wait_for_workers(recipe: Recipe, say: Say) -> None:
-    """Ask for what training takes where it is not there (yet, or any more): with ray.autoscaling,
-    or where the head has no CPUs.
+    """Ask for what training takes where it is not there (yet, or any more).
 
-    Such a head schedules for machines that come with work and go without, or that are still
-    starting.
+    This happens with ray.autoscaling, or where the head has no CPUs. Such a head schedules for
+    machines that come with work and go without, or that are still starting.
 
-    The request is a placement group of this job's own, taken back once it is met: the machines stay
+    The request is a placement group of this job's own, taken back once it is met. The machines stay
     for the cluster's idle time, and a driver that dies asks for nothing any more.
 
     Raises: UserError if the machines do not come within ray.scale_up_timeout_s.
@@ -111,8 +112,9 @@ def wait_for_workers(recipe: Recipe, say: Say) -> None:
 
 @contextlib.contextmanager
 def second_choice(recipe: Recipe, wanted: Places, say: Say) -> Iterator[None]:
-    """While the block waits for `wanted` by itself and some of it is missing, ask for that on
-    machines with ray.fallback_resource, by turns.
+    """Ask for what is missing of `wanted` on machines with ray.fallback_resource, by turns.
+
+    It asks while the block waits for `wanted` by itself.
     """
     if recipe.ray.fallback_resource is None or not _grows(recipe):
         yield

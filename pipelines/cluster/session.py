@@ -19,9 +19,7 @@ _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted 
 
 
 def cluster_address(config: RaySection) -> str | None:
-    """Where the running cluster is that a command uses; None for a Ray of its own on this
-    machine.
-    """
+    """Address of the running cluster that a command uses; None for its own Ray on this machine."""
     return config.address or os.environ.get("RAY_ADDRESS")
 
 
@@ -89,8 +87,9 @@ def ray_session(config: RaySection) -> Iterator[None]:
 
 
 def _environment() -> dict[str, Any] | None:
-    """What workers on other machines take over of this process's environment; a submitted job's
-    workers have the job's own.
+    """What workers on other machines take over of this process's environment.
+
+    A submitted job's workers have the job's own.
     """
     listed = os.environ.get(TRUSTED_CODE)
     return {"env_vars": {TRUSTED_CODE: listed}} if listed and _JOB not in os.environ else None
@@ -132,8 +131,9 @@ def node_cpus() -> list[int]:
 
 
 def even_cpus(nodes: Sequence[int], parts: int, limit: int | None = None) -> int:
-    """CPUs that each of some equal parts can take, none across nodes: the most that fit, 1 at
-    least.
+    """CPUs that each of some equal parts can take, none across nodes.
+
+    It is the most that fit, 1 at least.
 
     Args:
         nodes: CPUs of every node. limit: CPUs that the parts may take together.
@@ -150,8 +150,9 @@ def even_cpus(nodes: Sequence[int], parts: int, limit: int | None = None) -> int
 
 
 def interruptible(call: Callable[[], Result]) -> Result:
-    """Run `call` in a thread of its own: in the main thread Ray Train and Ray Tune replace the
-    SIGINT handler.
+    """Run `call` in a thread of its own.
+
+    In the main thread Ray Train and Ray Tune replace the SIGINT handler.
     """
     outcome: Future[Result] = Future()
 

@@ -50,15 +50,14 @@ def check_shared(recipe: Recipe) -> None:
 
 
 def local_paths(recipe: Recipe) -> dict[str, str]:
-    """Key -> path of everything local that is there and that whoever works on this run has to
-    see.
-    """
+    """Key -> path of all local paths that exist and that whoever works on this run has to see."""
     return {key: path for key, path in (*_stores(recipe), *_inputs(recipe)) if Path(path).exists()}
 
 
 def require_seen(paths: dict[str, str]) -> None:
-    """Called on the machine that does the work, which may have joined after `check_shared` asked
-    the others.
+    """Check that this machine, which does the work, sees the paths.
+
+    It may have joined after `check_shared` asked the others.
 
     Raises: UserError naming the key, the path and this machine.
     """
@@ -112,8 +111,9 @@ def _missing(files: dict[str, str]) -> list[str]:
 
 
 def _outputs(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """Local directories that stages write and other machines read; finished pairs and stores
-    elsewhere may be read-only.
+    """Local directories that stages write and other machines read.
+
+    Finished pairs and stores elsewhere are left out: they may be read-only.
     """
     yield from (
         (key, path) for key, path in _stores(recipe) if key == "run_dir" or not Path(path).exists()
@@ -131,8 +131,9 @@ def _stores(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 
 def _inputs(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """Local models, data and finished stages that machines read for themselves; names of a hub
-    are none.
+    """Local models, data and finished stages that machines read for themselves.
+
+    Names of a hub are none.
     """
     named: list[tuple[str, str | None]] = [
         (key, path) for key, path in _stores(recipe) if key != "run_dir"

@@ -36,9 +36,7 @@ class Placement:
         world: int,
         strategy: Literal["ddp", "fsdp"] = "ddp",
     ) -> "Placement":
-        """`auto` is float32 on CPU and mixed (float32 master weights, bfloat16 compute) on a
-        GPU.
-        """
+        """`auto` is float32 on CPU, mixed (float32 master weights, bfloat16 compute) on a GPU."""
         if precision == "auto":
             precision = "mixed" if device.type == "cuda" else "float32"
         weights = torch.bfloat16 if precision == "bfloat16" else torch.float32

@@ -12,8 +12,9 @@ from pipelines.recipe import GenerationSection
 
 @contextmanager
 def generation_config(causal_lm: Any, config: Any) -> Iterator[None]:
-    """The model with other defaults for generation, for a while: what `generate` is not told it
-    takes from there.
+    """The model with other defaults for generation, for a while.
+
+    `generate` takes from there what it is not told.
     """
     own, causal_lm.generation_config = causal_lm.generation_config, config
     try:
@@ -31,8 +32,9 @@ def generate(
     seed: int,
     num_samples: int = 1,
 ) -> list[list[int]]:
-    """Continuations of each prompt, prompt excluded, up to and including the first end token where
-    one was drawn.
+    """Continuations of each prompt, prompt excluded.
+
+    Each goes up to and including the first end token where one was drawn.
 
     The model's own generation defaults (top-k, penalties) are switched off: samples come from the
     recipe's distribution. The process's random state and the model's generation_config are left as

@@ -1,5 +1,6 @@
-"""What a device computes per second and what fits on it, as assumptions to plan with; nothing is
-measured.
+"""What a device computes per second and what fits on it, as assumptions to plan with.
+
+Nothing is measured.
 """
 
 import os
@@ -59,8 +60,9 @@ def peak_tflops(name: str) -> float | None:
 
 
 def activation_bytes_per_token(config: Any, itemsize: int, checkpointing: bool) -> int:
-    """What a forward keeps for the backward, per token: about 8 d + 3 ffn values per layer, or each
-    layer's input and one layer.
+    """What a forward keeps for the backward, per token.
+
+    About 8 d + 3 ffn values per layer, or under checkpointing each layer's input and one layer.
 
     Measured: 36 d bytes per layer in bfloat16 for GPT-NeoX (ffn = 4 d).
     """
@@ -73,8 +75,9 @@ def activation_bytes_per_token(config: Any, itemsize: int, checkpointing: bool) 
 
 
 def micro_batch_tokens(recipe: Recipe, device: torch.device) -> int:
-    """train.micro_batch_tokens, or what is likely to fit: a pure function of the recipe, the
-    model and the device's size.
+    """train.micro_batch_tokens, or what is likely to fit.
+
+    It is a pure function of the recipe, the model and the device's size.
     """
     if recipe.train.micro_batch_tokens is not None:
         return recipe.train.micro_batch_tokens

@@ -1,9 +1,10 @@
-"""Find, fingerprint and load models and tokenizers: the one place that decides files, dtype and
-device.
+"""Find, fingerprint and load models and tokenizers.
+
+This is the one place that decides files, dtype and device.
 
 A model is a directory of weights, or of a peft adapter that names its base: then it is always the
 base with the adapter merged. Weights are read from safetensors only; code that a model brings runs
-only if it is trusted (own_code.py).
+only if it is trusted (trusted_code.py).
 """
 
 import contextlib
@@ -32,10 +33,10 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 
 
 def resolve_model(name_or_path: str, tokenizer_only: bool = False) -> Path:
-    """The local directory of a model: a directory, or a hub name already downloaded, or (if online)
-    fetched now.
+    """The local directory of a model.
 
-    A location on an object store is downloaded once per machine and content, into SPARSEPO_CACHE
+    The model is a directory, or a hub name already downloaded, or (if online) fetched now. A
+    location on an object store is downloaded once per machine and content, into SPARSEPO_CACHE
     (~/.cache/sparsepo).
 
     Raises: UserError if there is no such model, or the directory holds no config, tokenizer or
@@ -63,8 +64,7 @@ def resolve_model(name_or_path: str, tokenizer_only: bool = False) -> Path:
 
 
 def base_dir(directory: Path) -> Path:
-    """The directory of a model's own weights: of the base model for an adapter, else the model's
-    own.
+    """The directory of a model's own weights: of an adapter's base model, else the model's own.
 
     Raises: UserError if an adapter's base is not there.
     """
@@ -100,8 +100,9 @@ def _check_adapter(path: Path) -> None:
 
 
 def _from_object_store(uri: str) -> Path:
-    """The downloaded copy of what lies there now: other sizes or times of its files make another
-    copy.
+    """The downloaded copy of what lies there now.
+
+    Other sizes or times of its files make another copy.
     """
     store = RunStore(uri.rstrip("/"))
     files = store.files()
@@ -154,8 +155,7 @@ def _from_hub(name: str) -> Path:
 
 
 def from_directory(auto_class: Any, directory: Path, what: str = "", **settings: Any) -> Any:
-    """`auto_class.from_pretrained` without network, and without code of the model's own unless it
-    is trusted.
+    """`auto_class.from_pretrained` without network; code of the model's own runs only if trusted.
 
     Raises: UserError naming the directory, `what` is wrong and why.
     """
@@ -234,8 +234,9 @@ def load_causal_lm(
 
 
 def without_weights(directory: str | Path) -> Any:
-    """The modules of a model directory (of the base for an adapter) on the meta device: no
-    weights, no memory.
+    """The modules of a model directory on the meta device: no weights, no memory.
+
+    For an adapter they are the base's.
     """
     from transformers import AutoModelForCausalLM
 
@@ -265,8 +266,9 @@ def max_positions(directory: Path) -> int | None:
 
 
 def weights_fingerprint(directory: Path) -> str:
-    """Hash of the config's architecture, code that runs and every weight file, an adapter's too;
-    file hashes are cached by path, size and time.
+    """Hash of the config's architecture, code that runs and every weight file, an adapter's too.
+
+    File hashes are cached by path, size and time.
     """
     digest = hashlib.sha256()
     config = model_config(directory)
@@ -318,9 +320,7 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Hash of what decides token ids: the tokenizer's own serialisation, its template and its
-    end token.
-    """
+    """Hash of what decides token ids: the tokenizer's serialisation, template and end token."""
     parts = [
         tokenizer.backend_tokenizer.to_str(),
         str(tokenizer.chat_template),

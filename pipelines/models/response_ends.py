@@ -1,8 +1,8 @@
-"""Where a response ends: the tokens after which nothing belongs to it, the same for training pairs,
-sampling and its KL.
+"""Where a response ends: the tokens after which nothing belongs to it.
 
-They are the tokenizer's end token, the end of turn of its chat template and what the model's
-generation_config lists. A response includes the one that ends it.
+Training pairs, sampling and its KL have the same ones: the tokenizer's end token, the end of turn
+of its chat template and what the model's generation_config lists. A response includes the one that
+ends it.
 """
 
 import json
@@ -16,17 +16,20 @@ from pipelines.models.loading import base_dir, load_tokenizer, model_config, res
 
 @dataclass(frozen=True)
 class ResponseEnds:
-    """Attributes:
-    ids: token ids, the tokenizer's end token first. left_out: what the model lists although it is
-    ordinary text to the tokenizer.
+    """The tokens that end a response.
+
+    Attributes:
+        ids: token ids, the tokenizer's end token first. left_out: what the model lists although it
+            is ordinary text to the tokenizer.
     """
 
     ids: tuple[int, ...]
     left_out: tuple[str, ...] = ()
 
     def fingerprint(self) -> dict[str, Any]:
-        """What a stage that samples records of its input; nothing where only the tokenizer's own
-        token ends a response.
+        """What a stage that samples records of its input.
+
+        It is empty where only the tokenizer's own token ends a response.
         """
         return {"response_ends": list(self.ids)} if len(self.ids) > 1 else {}
 
@@ -47,8 +50,9 @@ class ResponseEnds:
 
 
 def response_ends(model: str, tokenizer: str | None = None) -> ResponseEnds:
-    """The ends of a model's responses; of the starting model for all models that are compared with
-    it.
+    """The ends of a model's responses.
+
+    All models that are compared with the starting model take its ends.
 
     Args:
         model: name or path. tokenizer: likewise, the model's own by default.
@@ -76,8 +80,9 @@ def response_ends(model: str, tokenizer: str | None = None) -> ResponseEnds:
 
 
 def special_ids(tokenizer: Any) -> frozenset[int]:
-    """Ids of all special tokens, those among them that have no role by name; an unknown word's
-    token is text.
+    """Ids of all special tokens, also of those that have no role by name.
+
+    An unknown word's token is text.
     """
     added = {token for token, content in tokenizer.added_tokens_decoder.items() if content.special}
     roles = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}
@@ -90,8 +95,9 @@ def last_special(ids: Sequence[int], marks: frozenset[int]) -> int | None:
 
 
 def end_of_turn(tokenizer: Any) -> int | None:
-    """The token that ends the assistant's turn in the chat template, as prepare ends chat
-    responses; None if there is none.
+    """The token that ends the assistant's turn in the chat template; None if there is none.
+
+    Prepare ends chat responses with it.
     """
     if tokenizer.chat_template is None:
         return None
@@ -111,8 +117,10 @@ def end_of_turn(tokenizer: Any) -> int | None:
 
 
 def _listed_ends(directory: Path) -> list[int]:
-    """What the model itself lists: in generation_config.json, or in its configuration as
-    transformers takes it without one.
+    """What the model itself lists.
+
+    The list is in generation_config.json; without one, in the configuration as transformers takes
+    it.
     """
     file = base_dir(directory) / "generation_config.json"
     found = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None

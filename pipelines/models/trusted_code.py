@@ -37,11 +37,10 @@ def may_run(directory: Path) -> bool:
 
 
 def trusted_copy(directory: Path, cache: Path) -> Path | None:
-    """Where to load a directory from whose code may run: a copy of what was hashed; None if it may
-    not.
+    """The place to load a directory from if its code may run; None if it may not.
 
-    Files may change between hashing and loading; the copy holds the hashed bytes, and links to the
-    data beside them.
+    It is a copy of what was hashed. Files may change between hashing and loading; the copy holds
+    the hashed bytes, and links to the data beside them.
 
     Args:
         cache: a folder that nobody else writes to.
@@ -83,8 +82,9 @@ def trusted_copy(directory: Path, cache: Path) -> Path | None:
 
 
 def refused_code(directory: Path) -> str | None:
-    """Why a directory with code does not load, and what to do; None without code or if it may
-    run.
+    """Why a directory with code does not load, and what to do.
+
+    None without code or if it may run.
     """
     files = _read(directory)
     if not _entry_points(files) or may_run(directory):
@@ -100,11 +100,11 @@ def refused_code(directory: Path) -> str | None:
 
 
 def refuse_foreign_code(directory: Path) -> None:
-    """UserError if a configuration wants code that no hash covers and transformers or peft would
-    run.
+    """UserError if a configuration wants code that no hash covers.
 
-    These are compiled kernels of a repository (`attn_implementation: owner/name`), and the Python
-    module that an adapter lets peft import (`megatron_core`).
+    Transformers or peft would run it: compiled kernels of a repository
+    (`attn_implementation: owner/name`), and the Python module that an adapter lets peft import
+    (`megatron_core`).
     """
     for name, content in _read(directory).items():
         if not name.endswith(".json"):
@@ -149,10 +149,9 @@ def code_hash(directory: Path) -> str:
 
 
 def publish_code(directory: Path, folder: Path) -> None:
-    """Give a folder with trained weights all of the directory but its weights: the hash is the
-    same.
+    """Give a folder with trained weights all of the directory but its weights.
 
-    Of config.json the folder keeps what was written anew, such as the dtype.
+    The hash is the same. Of config.json the folder keeps what was written anew, such as the dtype.
     """
     written = _config("config.json", (folder / "config.json").read_bytes())
     for name in _read(folder):
@@ -287,9 +286,7 @@ def _problem(directory: Path, files: dict[str, bytes]) -> str | None:
 
 
 def _is_inside(directory: Path, file: Path) -> bool:
-    """Whether a file lies in the directory, or in the hub cache's store if that is a snapshot of
-    it.
-    """
+    """Whether a file lies in the directory or, for a snapshot of the hub cache, in its store."""
     root, real = directory.resolve(), file.resolve()
     return real.is_relative_to(root) or (
         root.parent.name == "snapshots" and real.parent == root.parent.parent / "blobs"
@@ -297,9 +294,7 @@ def _is_inside(directory: Path, file: Path) -> bool:
 
 
 def _relative_imports(name: str, content: bytes) -> Iterator[str]:
-    """Files that a file's relative imports name; `..` stays in them where they leave the
-    directory.
-    """
+    """Files that a file's relative imports name; `..` stays where they leave the directory."""
     try:
         tree = ast.parse(content)
     except SyntaxError:

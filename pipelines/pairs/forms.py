@@ -279,8 +279,9 @@ def _chat_pair(row: dict[str, Any], names: ColumnNames, tokenizer: Any) -> RawPa
 def _whole_conversation(
     prompt: list[dict[str, Any]], given: list[dict[str, Any]], prompt_name: str, name: str
 ) -> list[dict[str, Any]]:
-    """Prompt and what one side adds, where `given` is either that alone or the whole with the
-    prompt (UltraFeedback binarized).
+    """Prompt and what one side adds.
+
+    `given` is either that alone or the whole with the prompt (UltraFeedback binarized).
 
     Raises: RowRejected for a conversation that starts at its beginning, but not with the prompt.
     """
@@ -329,8 +330,9 @@ def _render(messages: list[dict[str, str]], tokenizer: Any) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one pair and, if given, a weight per response token; `truncated` names the
-    parts that were cut.
+    """Token ids of one pair and, if given, a weight per response token.
+
+    `truncated` names the parts that were cut.
     """
 
     prompt: list[int]
@@ -355,11 +357,13 @@ class PairEncoder:
         self._special = special_ids(tokenizer)
 
     def encode(self, pair: RawPair) -> Encoded:
-        """Raises RowRejected if the prompt is too long under `drop`, nothing of a response is left,
-        or weights do not fit it.
+        """Tokenise and truncate one pair.
 
         Weights are one per token of the whole response; the end token's may be left out and is 1
         then.
+
+        Raises: RowRejected if the prompt is too long under `drop`, nothing of a response is left,
+            or weights do not fit it.
         """
         prompt = self._ids(pair.prompt) if pair.prompt else []
         if self._adds_bos and not (pair.is_chat and prompt[:1] == [self._tokenizer.bos_token_id]):

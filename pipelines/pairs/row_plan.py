@@ -90,8 +90,9 @@ def _unit(*parts: Any) -> float:
 
 @dataclass(frozen=True)
 class ShardRows:
-    """The rows of one shard, in order: `rows` counts within a block of the prepared rows,
-    `occurrences` a pair's copies in its split.
+    """The rows of one shard, in order.
+
+    `rows` counts within a block of the prepared rows, `occurrences` a pair's copies in its split.
 
     Attributes:
         parts: (block, rows [n], occurrences [n]) for every block that has some.
@@ -103,8 +104,10 @@ class ShardRows:
 
 
 class RowPlan:
-    """Collects every block's digest in order (`add`), decides (`settle`), and says what every shard
-    holds (`shards`).
+    """What every shard holds, decided from the digests of all blocks.
+
+    `add` collects every block's digest in order, `settle` decides, `shards` says what every shard
+    holds.
 
     Attributes after `settle`:
         reasons: why rows were dropped -> how many. num_duplicates: rows whose pair came before in

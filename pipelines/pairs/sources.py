@@ -1,9 +1,8 @@
-"""Data sources -> chunks that tasks read on their own, with every row's number in its file known
-beforehand.
+"""Data sources -> chunks that tasks read on their own.
 
-Ray Data's own readers neither number rows nor keep their order, and a pair's identity is (source,
-row number): so the driver only cuts files into chunks (byte ranges, row groups, index ranges) and
-the tasks do the reading.
+Every row's number in its file is known beforehand. Ray Data's own readers neither number rows nor
+keep their order, and a pair's identity is (source, row number). So the driver only cuts files into
+chunks (byte ranges, row groups, index ranges) and the tasks do the reading.
 """
 
 import io
@@ -50,8 +49,9 @@ class Chunk:
 
 
 def list_files(source: Source) -> list[tuple[str, str]]:
-    """(uri, format) of each file of a local or object-store source's split, sorted; empty if the
-    path names no file.
+    """(uri, format) of each file of a local or object-store source's split, sorted.
+
+    The list is empty if the path names no file.
 
     Raises: UserError for a split that the files do not have or must be told apart by, and for a
         subset or data_dir of files.
@@ -161,8 +161,9 @@ def chunks_of(source: Source, rows_per_chunk: int) -> list[Chunk]:
 
 
 def source_fingerprint(source: Source) -> str:
-    """What identifies a source's content: hashes of local files, else size and time, or the hub
-    name and split.
+    """What identifies a source's content.
+
+    It is made of hashes of local files, else of size and time, or of the hub name and split.
     """
     files = [] if source.format == "huggingface" else list_files(source)
     if not files:

@@ -21,8 +21,9 @@ _SHARD = re.compile(r"(.+?)-\d{5,}-of-\d{5,}([-.].*)?")
 
 
 def split_of(path: str) -> str | None:
-    """The split that a path says it belongs to, or None if it says none or two in one name;
-    folders count after the file's name.
+    """The split that a path says it belongs to; None if it says none or two in one name.
+
+    Folders count after the file's name.
     """
     for part in reversed(path.split("/")):
         shard = _SHARD.fullmatch(part)

@@ -121,8 +121,9 @@ def check_lengths(recipe: Recipe, directory: Path) -> None:
 
 
 def _tasks(recipe: Recipe) -> list[dict[str, Any]]:
-    """One task per chunk, the source's form resolved and its columns checked before anything
-    runs.
+    """One task per chunk.
+
+    The source's form is resolved and its columns are checked before anything runs.
     """
     tasks = []
     everything: tuple[Source, ...] = (
@@ -228,8 +229,9 @@ def _digest(block: pa.Table, data: DataSection) -> tuple[pa.Table | None, str | 
 def _run_task(
     batch: pa.Table, data: DataSection, tokenizer_name: str, paths: dict[str, str]
 ) -> pa.Table:
-    """Ray Data task: one chunk -> a table of pairs and rejected rows, or of one row that says
-    what ends the stage.
+    """Ray Data task: one chunk -> a table of pairs and rejected rows.
+
+    If something ends the stage, the table has one row that says what.
     """
     (task,) = batch.to_pylist()
     try:
@@ -280,7 +282,8 @@ def _columns(pair: RawPair, encoded: Encoded) -> dict[str, Any]:
 
 
 def prompt_hash(prompt: str) -> str:
-    """Hash of a prompt with case and white space normalised: what the split and the overlap
-    check compare.
+    """Hash of a prompt with case and white space normalised.
+
+    The split and the overlap check compare it.
     """
     return hashlib.sha256(" ".join(prompt.lower().split()).encode()).hexdigest()[:24]

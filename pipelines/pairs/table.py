@@ -93,8 +93,9 @@ class PairTable:
     def values(
         self, split: str, rows: Sequence[int], names: Sequence[str]
     ) -> list[tuple[Any, ...]]:
-        """The named columns of the given rows; a column that the pairs were prepared without
-        counts as missing (None).
+        """The named columns of the given rows.
+
+        A column that the pairs were prepared without counts as missing (None).
         """
         found = []
         for row in rows:
@@ -118,8 +119,9 @@ class PairTable:
         return values
 
     def lengths(self, split: str, shared: bool = False) -> list[int]:
-        """Model tokens of every row, the prompt counted once per response, or once per pair if
-        it is shared.
+        """Model tokens of every row.
+
+        The prompt counts once per response, or once per pair if it is shared.
         """
         return self._lengths(split, shared)
 

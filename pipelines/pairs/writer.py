@@ -1,5 +1,6 @@
-"""Write the planned shards of RUN/pairs by tasks: the rows go from where they were read to the
-store, never through the driver.
+"""Write the planned shards of RUN/pairs by tasks.
+
+The rows go from where they were read to the store, never through the driver.
 """
 
 from collections import Counter

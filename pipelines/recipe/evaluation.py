@@ -27,8 +27,10 @@ RewardSection = Annotated[VaderReward | ClassifierReward, Field(discriminator="k
 
 
 class GenerationSection(Section):
-    """engine: transformers everywhere, or vllm where it is installed (through ray.data.llm;
-    other samples, from the same distribution).
+    """How responses are sampled.
+
+    engine: transformers everywhere, or vllm where it is installed (through ray.data.llm; other
+    samples, from the same distribution).
     """
 
     STAGE = "evaluate"
@@ -39,8 +41,9 @@ class GenerationSection(Section):
 
 
 class RewardModelJudge(Section):
-    """A local sequence classification model that scores conversation and reply; the higher score
-    wins, equal ones tie.
+    """A local sequence classification model that scores conversation and reply.
+
+    The higher score wins, equal ones tie.
 
     label: whose probability is the score; by default the model's only logit.
     """
@@ -128,10 +131,11 @@ class LeaderboardSection(Section):
 
 
 class EvaluateSection(Section):
-    """temperatures: of the samples that sentiment, dialogue and summarization look at, the first
-    being the one of unqualified metric names;
-    by default generation.temperature alone. sequences_per_batch: sampled together; other numbers
-    draw other samples.
+    """The benchmarks of an evaluation and the samples that they look at.
+
+    temperatures: of the samples that sentiment, dialogue and summarization look at, the first being
+    the one of unqualified metric names; by default generation.temperature alone.
+    sequences_per_batch: sampled together; other numbers draw other samples.
     """
 
     STAGE = "evaluate"

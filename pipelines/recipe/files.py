@@ -40,9 +40,7 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def read_mapping(name: str, kind: Literal["recipe", "sweep"]) -> dict[str, Any]:
-    """Read a YAML mapping from a file (on an object store too), or from what is packaged under
-    that name.
-    """
+    """Read a YAML mapping from a file (on an object store too), or a packaged one by its name."""
     try:
         loaded = OmegaConf.create(_text_of(name, kind))
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
@@ -179,9 +177,7 @@ def set_keys(mapping: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
 
 
 def unknown_key_message(key: str) -> str | None:
-    """None if `key` is a leaf or section of the recipe schema, else a line that names the
-    nearest valid key.
-    """
+    """None for a leaf or section of the recipe schema, else a line naming the nearest valid key."""
     valid = _all_keys(Recipe, "")
     if key in valid:
         return None
@@ -234,8 +230,9 @@ def _tags_of(key: str) -> list[str]:
 
 
 def _all_tags() -> set[str]:
-    """Every alternative's name in the schema's tagged unions; they appear in error locations but
-    are no keys.
+    """Every alternative's name in the schema's tagged unions.
+
+    They appear in error locations but are no keys.
     """
     return {
         tag

@@ -31,8 +31,9 @@ def refuse_resolvers(value: Any, where: str, key: str = "") -> None:
 
 
 def refuse_unresolved(value: Any) -> None:
-    """UserError naming the key of a resolved string that would be an interpolation if it were
-    read again from config.yaml.
+    """UserError naming the key of a resolved string that config.yaml cannot hold.
+
+    Read again from there, the string would be an interpolation.
     """
     for name, _ in _strings(value, ""):
         raise UserError(

@@ -34,8 +34,9 @@ class MaskConfig(Section):
         return ()
 
     def build(self, reference_config: Any, seed: int) -> TokenMasks:
-        """The module; learned masks are freshly initialised from `seed` for the reference model
-        of this config.
+        """The mask's module.
+
+        Learned masks are freshly initialised from `seed` for the reference model of this config.
         """
         return UniformMask()
 
@@ -81,9 +82,7 @@ class RandomMaskConfig(FrozenMaskConfig):
 
 
 class ExternalMaskConfig(FrozenMaskConfig):
-    """Weights from the data's columns data.sources[].columns.chosen_weights and
-    rejected_weights.
-    """
+    """Weights from the columns data.sources[].columns.chosen_weights and rejected_weights."""
 
     kind: Literal["external"] = "external"
 

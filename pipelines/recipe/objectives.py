@@ -20,9 +20,7 @@ class ObjectiveConfig(Section):
     name: str
 
     def conflict(self, min_gap: float) -> str | None:
-        """Why this objective cannot work with data prepared with this data.min_gap; None if it
-        can.
-        """
+        """Why this objective cannot use data prepared with this data.min_gap; None if it can."""
         return None
 
     def build(self) -> Objective:

@@ -100,15 +100,15 @@ class DataSection(Section):
 
 
 class ReferenceSection(Section):
-    """mode: stored = scored once, read from disk; online = the frozen model runs beside training;
-    auto takes the cheaper.
+    """How the reference's features are computed, and which are stored.
 
-    features: stored beyond what objective and mask need. topk: keep only the k likeliest tokens for
-    the KL, which is then a lower bound. layers_dtype: how states of all layers are stored, compute
-    = in the reference's dtype. layout: packed shares the prompt between both responses and packs
-    pairs where the model allows it. batch_tokens: tokens per forward, padding included.
-    gpus_per_model: GPUs over which one copy is spread. max_failed_fraction: rows that may fail
-    alone.
+    mode: stored = scored once, read from disk; online = the frozen model runs beside training; auto
+    takes the cheaper. features: stored beyond what objective and mask need. topk: keep only the k
+    likeliest tokens for the KL, which is then a lower bound. layers_dtype: how states of all layers
+    are stored, compute = in the reference's dtype. layout: packed shares the prompt between both
+    responses and packs pairs where the model allows it. batch_tokens: tokens per forward, padding
+    included. gpus_per_model: GPUs over which one copy is spread. max_failed_fraction: rows that may
+    fail alone.
     """
 
     STAGE = "reference"
@@ -136,10 +136,10 @@ class ReferenceSection(Section):
 
 
 class LoraSection(Section):
-    """Low-rank adapters on the policy through peft; masks stay trainable. target_modules: peft's
-    own choice for the model by default.
+    """Low-rank adapters on the policy through peft; masks stay trainable.
 
-    save: adapter = the adapter alone, naming its base; merged = whole weights.
+    target_modules: peft's own choice for the model by default. save: adapter = the adapter alone,
+    naming its base; merged = whole weights.
     """
 
     STAGE = "train"
@@ -169,13 +169,14 @@ class SelectionSection(Section):
 
 
 class TrainSection(Section):
-    """precision: mixed = float32 master weights and bfloat16 compute. strategy: ddp = every worker
-    holds the model; fsdp = sharded (FSDP2).
+    """How the policy is trained.
 
-    layout: packed shares the prompt between both responses and packs pairs where the model allows
-    it. micro_batch_tokens: tokens per forward and backward, padding included. auto_microbatch:
-    halve it when memory runs out, and go on from the last checkpoint. compile: torch.compile the
-    decoder layers (by default on GPUs). min_workers: go on with so many when workers are lost.
+    precision: mixed = float32 master weights and bfloat16 compute. strategy: ddp = every worker
+    holds the model; fsdp = sharded (FSDP2). layout: packed shares the prompt between both responses
+    and packs pairs where the model allows it. micro_batch_tokens: tokens per forward and backward,
+    padding included. auto_microbatch: halve it when memory runs out, and go on from the last
+    checkpoint. compile: torch.compile the decoder layers (by default on GPUs). min_workers: go on
+    with so many when workers are lost.
     """
 
     STAGE = "train"
@@ -277,8 +278,9 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _with_the_objectives_mask(cls, given: Any) -> Any:
-        """A recipe that names no mask means its objective's own, never another objective under
-        this one's name.
+        """A recipe that names no mask means its objective's own.
+
+        It never means another objective under this one's name.
         """
         objective = given.get("objective") if isinstance(given, dict) else None
         name = (
@@ -369,8 +371,10 @@ class Recipe(Section):
         return wanted
 
     def reference_mode(self) -> Literal["stored", "online"]:
-        """An `auto` that reference_cost.py has not settled is online exactly when the mask reads
-        every layer.
+        """Whether the reference is stored or online.
+
+        An `auto` that reference_cost.py has not settled is online exactly when the mask reads every
+        layer.
         """
         if self.reference.mode != "auto":
             return self.reference.mode
@@ -385,8 +389,9 @@ class Recipe(Section):
         )
 
     def stored_features(self) -> frozenset[str]:
-        """What the reference stage writes for this recipe; scorers and embedder never run beside
-        training.
+        """What the reference stage writes for this recipe.
+
+        Scorers and embedder never run beside training.
         """
         made = frozenset(
             name for name in self.required_features() if FEATURES[name].origin != "pairs"

@@ -1,5 +1,6 @@
-"""Stage records: what a stage was made from, so that it is skipped when it matches and refused when
-it does not.
+"""Stage records: what a stage was made from.
+
+A stage is skipped when its record matches and refused when it does not.
 
 `started.json` appears when a stage begins, `manifest.json` when it is complete. Both hold the
 stage's own settings and its inputs' fingerprints; status, skipping and refusal read nothing else.
@@ -50,8 +51,9 @@ class StageRecord:
         return digest({"stage": self.stage, "settings": self.settings, "inputs": self.inputs})
 
     def is_complete(self) -> bool:
-        """True if the stage's manifest exists and matches; UserError naming the difference if it
-        does not match.
+        """True if the stage's manifest exists and matches.
+
+        Raises: UserError naming the difference if it does not match.
         """
         if not self.store.exists(MANIFEST):
             return False
@@ -59,8 +61,9 @@ class StageRecord:
         return True
 
     def check(self) -> None:
-        """UserError naming the difference if another configuration started or finished here;
-        nothing is written.
+        """UserError naming the difference if another configuration started or finished here.
+
+        Nothing is written.
         """
         for name in (STARTED, MANIFEST):
             if self.store.exists(name):
@@ -86,8 +89,9 @@ class StageRecord:
         return loaded
 
     def version_changes(self) -> list[str]:
-        """What has another version now than when this stage began, one line each; empty if it
-        has not begun.
+        """What has another version now than when this stage began, one line each.
+
+        The list is empty if the stage has not begun.
         """
         if not self.store.exists(STARTED):
             return []

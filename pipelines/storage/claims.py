@@ -1,5 +1,6 @@
-"""Who does a piece of work: claims in a run store, so that of several processes on several
-machines one does it.
+"""Who does a piece of work: claims in a run store.
+
+Of several processes on several machines, one does it.
 """
 
 import contextlib
@@ -22,10 +23,11 @@ _FOLDER = "claims"
 
 @dataclass(frozen=True)
 class ClaimTimes:
-    """Seconds: a claim is renewed every `renew`, counts as abandoned after `abandoned` without
-    renewal, and has to stand for `settle`
-    before it is believed. settle must exceed the time that a write takes; clocks of the machines
-    must agree within `abandoned`.
+    """The times of a claim, in seconds.
+
+    A claim is renewed every `renew`, counts as abandoned after `abandoned` without renewal, and has
+    to stand for `settle` before it is believed. settle must exceed the time that a write takes;
+    clocks of the machines must agree within `abandoned`.
     """
 
     renew: float = 20.0

@@ -12,8 +12,9 @@ _HASH_CACHE = CACHE / "hashes.json"
 
 
 def file_hash(file: Path) -> str:
-    """sha256 of a local file, remembered across runs for an unchanged path, size and
-    modification time.
+    """sha256 of a local file.
+
+    It is remembered across runs for an unchanged path, size and modification time.
     """
     stat = file.stat()
     key = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"

@@ -1,5 +1,6 @@
-"""Row groups of an object store's Parquet files on the local disk: fetched by several threads ahead
-of their use, kept while there is room.
+"""Row groups of an object store's Parquet files on the local disk.
+
+Several threads fetch them ahead of their use; they are kept while there is room.
 
 A step reads a few rows of many files; one after the other that takes longer than the step.
 """

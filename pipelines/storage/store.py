@@ -54,8 +54,9 @@ Result = TypeVar("Result")
 
 
 def filesystem_of(uri: str) -> tuple[fs.FileSystem, str]:
-    """(file system, path on it) of a local path or a URI pyarrow knows; UserError naming a URI
-    it does not.
+    """(file system, path on it) of a local path or a URI that pyarrow knows.
+
+    Raises: UserError naming a URI that it does not know.
     """
     try:
         if re.match(r"^[a-z][a-z0-9+.-]+://", uri):
@@ -67,8 +68,9 @@ def filesystem_of(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 class RunStore:
-    """Reads and atomic writes below one root directory or prefix; cheap to build, so workers build
-    their own.
+    """Reads and atomic writes below one root directory or prefix.
+
+    A store is cheap to build, so workers build their own.
 
     Raises: UserError for a root that cannot be opened, a lasting refusal (permissions, full disk,
         no such bucket); StageFailed if an object store stays unreachable.
@@ -101,8 +103,9 @@ class RunStore:
         return f"{self._path.rstrip('/')}/{path}" if path else self._path
 
     def trying(self, action: Callable[[], Result], path: str) -> Result:
-        """Call `action`, which reads or writes `path` whole; on an object store again after
-        errors that may pass.
+        """Call `action`, which reads or writes `path` whole.
+
+        On an object store it is called again after errors that may pass.
         """
         if self.is_local:
             return action()
@@ -136,16 +139,15 @@ class RunStore:
         return bool(self._info(path).type != fs.FileType.NotFound)
 
     def names(self, path: str = "") -> list[str]:
-        """Names directly below `path`, sorted, temporary ones left out; empty if it does not
-        exist.
-        """
+        """Names directly below `path`, sorted, no temporary ones; empty if it does not exist."""
         return sorted(
             name for info in self._list(path) if not (name := info.base_name).startswith(_TEMPORARY)
         )
 
     def files(self) -> list[tuple[str, int, int]]:
-        """(path, bytes, time of change in ns) of every file below the root, sorted; temporary
-        ones are left out.
+        """(path, bytes, time of change in ns) of every file below the root, sorted.
+
+        Temporary ones are left out.
         """
         selector = fs.FileSelector(self._path, recursive=True, allow_not_found=True)
         found = self.trying(lambda: self._fs.get_file_info(selector), "")
@@ -173,8 +175,10 @@ class RunStore:
         return json.loads(self.read_bytes(path))
 
     def open_parquet(self, path: str, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
-        """Every page's checksum is verified when it is read. metadata: the footer, if it has
-        been read before.
+        """Open a Parquet file; every page's checksum is verified when it is read.
+
+        Args:
+            metadata: the footer, if it has been read before.
         """
         return self.trying(
             lambda: pq.ParquetFile(
@@ -208,8 +212,9 @@ class RunStore:
     def table_writer(
         self, path: str, schema: pa.Schema, compression: str | None = "zstd"
     ) -> Iterator["TableWriter"]:
-        """Publish a Parquet file table by table; it appears when the block ends without an
-        error.
+        """Publish a Parquet file table by table.
+
+        It appears when the block ends without an error.
         """
         with self._publishing(path) as target:
             writer = TableWriter(target, schema, compression)
@@ -221,8 +226,9 @@ class RunStore:
             writer.close()
 
     def publish_file(self, source: Path, path: str) -> None:
-        """Move a complete local file to `path`, replacing what was there; consumes `source`,
-        which should be a staged one.
+        """Move a complete local file to `path`, replacing what was there.
+
+        This consumes `source`, which should be a staged one.
         """
         if self.is_local:
             target = self.local_path(path)
@@ -381,8 +387,9 @@ class TableWriter:
         self._writer.close()
 
     def abandon(self) -> None:
-        """Forget the file: pyarrow would otherwise write its footer when the writer is
-        collected.
+        """Forget the file.
+
+        Otherwise pyarrow would write its footer when the writer is collected.
         """
         self._writer.is_open = False
 

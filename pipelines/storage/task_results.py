@@ -10,10 +10,11 @@ _FOLDER = "parts"
 
 
 class TaskResults:
-    """`parts/<kind>-<number>.json` below a stage's store: one file per finished task, removed when
-    the stage is complete.
+    """One file per finished task: `parts/<kind>-<number>.json` below a stage's store.
 
-    Tasks are dictionaries with kind and number, which name them; what a task means must depend on
+    They are removed when the stage is complete.
+
+    Tasks are dictionaries with kind and number, which name them. What a task means must depend on
     the stage's settings alone.
     """
 
