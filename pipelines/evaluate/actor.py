@@ -1,5 +1,6 @@
-"""The evaluating actor: scores held-out pairs and draws samples; the numbers are made of its
-records elsewhere.
+"""The evaluating actor: scores held-out pairs and draws samples.
+
+The numbers are made of its records elsewhere.
 """
 
 from pathlib import Path
@@ -207,8 +208,9 @@ class Evaluator:
         return {"tokens": tokens, "is_key": labels + [False] * (len(tokens) - len(labels))}
 
     def _sample(self, task: dict[str, Any]) -> list[dict[str, Any]]:
-        """One continuation of each prompt by both models, with the policy's distance from the
-        reference along its own.
+        """One continuation of each prompt by both models.
+
+        With it comes the policy's distance from the reference along the policy's own continuation.
         """
         rows, split = task["rows"], self._settings.split
         prompts = prompt_ids(self._pairs, split, rows)

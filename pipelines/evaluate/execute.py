@@ -1,5 +1,6 @@
-"""execute: run the sampled programs of the code benchmark against their tests, in sandboxes; a
-step of its own, started only on request.
+"""execute: run the code benchmark's sampled programs against their tests, in sandboxes.
+
+It is a step of its own, started only on request.
 """
 
 import json

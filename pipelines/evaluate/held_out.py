@@ -1,5 +1,7 @@
-"""Held-out pairs: who needs them is known from the recipe, whether there are any at the latest
-after prepare; never after training.
+"""Held-out pairs: who needs them, and whether there are any.
+
+The recipe tells who needs them; prepare, at the latest, whether there are any. Both are known
+before training.
 """
 
 from collections.abc import Mapping

@@ -14,8 +14,9 @@ HISTORY = "history"
 def append_history(
     store: RunStore, results: dict[str, dict[str, Any]], record: StageRecord, step: int | None
 ) -> None:
-    """One row with every number of the results, in a Parquet file of its own: one file per
-    checkpoint, or per evaluation of a model.
+    """Write one row with every number of the results to a Parquet file of its own.
+
+    There is one file per checkpoint, or per evaluation of a model.
     """
     values: dict[str, Any] = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -28,8 +29,9 @@ def append_history(
 
 
 def read_history(store: RunStore) -> list[dict[str, Any]]:
-    """The rows of an evaluation's history: checkpoints in step order, then models as their files
-    are named.
+    """The rows of an evaluation's history.
+
+    Checkpoints come first, in step order; then models as their files are named.
     """
     rows = [
         {"step": None, **row}
@@ -40,8 +42,9 @@ def read_history(store: RunStore) -> list[dict[str, Any]]:
 
 
 def numbers_of(results: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """<benchmark>/<name> -> number, with /low and /high where there is an interval; tables and
-    missing values are left out.
+    """<benchmark>/<name> -> number, with /low and /high where there is an interval.
+
+    Tables and missing values are left out.
     """
     found: dict[str, float] = {}
     for benchmark, result in results.items():
@@ -59,8 +62,9 @@ def numbers_of(results: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 
 def read_results(evaluation: RunStore) -> dict[str, dict[str, Any]]:
-    """benchmark -> numbers of a finished evaluation, those of executed programs among them;
-    empty if it is not finished.
+    """benchmark -> numbers of a finished evaluation; empty if it is not finished.
+
+    The numbers of executed programs are among them.
     """
     results: dict[str, dict[str, Any]] = {}
     for store in (evaluation, evaluation.at("code")):

@@ -1,5 +1,6 @@
-"""Verdicts of a judge behind an OpenAI-compatible endpoint: both orders asked, nonsense asked
-again, answers kept.
+"""Verdicts of a judge behind an OpenAI-compatible endpoint.
+
+Both orders are asked, nonsense is asked again, and answers are kept.
 """
 
 import os
@@ -67,8 +68,10 @@ class EndpointJudge:
     def compare(
         self, prompts: Sequence[str], ours: Sequence[str], theirs: Sequence[str], quiet: bool
     ) -> list[dict[str, Any]]:
-        """Per prompt verdict ("policy", "opponent", "tie", "failed") and consistent (True, False or
-        None for a failed one).
+        """Per prompt, verdict and consistent.
+
+        verdict is "policy", "opponent", "tie" or "failed". consistent is True, False, or None for a
+        failed one.
 
         Raises: UserError for what the endpoint refuses for good (a wrong key, an unknown model);
             StageFailed if more questions than evaluate.judge.max_failed_fraction stay without a

@@ -1,5 +1,6 @@
-"""lm-evaluation-harness on a model in memory: nothing is fetched that a task file does not name,
-no code of a task is run.
+"""lm-evaluation-harness on a model in memory.
+
+Only what a task file names is fetched. No code of a task is run.
 """
 
 import copy

@@ -29,9 +29,7 @@ def _classifier(section: ClassifierReward) -> Reward:
 
 
 def load_classifier(name: str) -> tuple[Any, Any]:
-    """A sequence classification model on this process's device, and its tokenizer with a padding
-    token.
-    """
+    """A sequence classifier on this process's device, and its tokenizer with a padding token."""
     from transformers import AutoModelForSequenceClassification
 
     directory = resolve_model(name)
@@ -53,8 +51,9 @@ def padding_tokenizer(directory: Path) -> Any:
 
 
 def label_index(config: Any, label: str, key: str) -> int:
-    """The output of a label, any case; UserError that names the recipe's key and the labels
-    there are.
+    """The output of a label, which may be in any letter case.
+
+    Raises: UserError that names the recipe's key and the labels there are.
     """
     labels = {str(name).upper(): int(index) for index, name in config.id2label.items()}
     if label.upper() not in labels:

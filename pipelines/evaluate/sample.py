@@ -1,5 +1,6 @@
-"""sample: n candidates per prompt from a model, scored, in the scored-candidates form that
-prepare reads.
+"""sample: n candidates per prompt from a model, scored.
+
+They have the scored-candidates form that prepare reads.
 """
 
 import json

@@ -74,8 +74,9 @@ def require_isolation() -> None:
 def run_programs(
     programs: list[tuple[str, str]], limits: Limits, at_once: int | None = None
 ) -> list[Verdict]:
-    """Verdicts of (program, tests) pairs, in order; `at_once` side by side (by default as many
-    as there are cores).
+    """Verdicts of (program, tests) pairs, in order.
+
+    `at_once` of them run side by side, by default as many as there are cores.
     """
     with ThreadPoolExecutor(at_once or os.cpu_count() or 1) as pool:
         return list(pool.map(lambda pair: run_program(pair[0], pair[1], limits), programs))

@@ -1,12 +1,15 @@
-"""Runs one program away from the rest of the machine; started by sandbox.py as `python -I -S -c
-<this file> <settings as JSON>`.
+"""Runs one program away from the rest of the machine.
 
-Standard library alone. New namespaces for mounts, processes, network, IPC and host name (and users,
-unless root); a root of its own with nothing but the interpreter, read-only; a small empty directory
-to write to; limits on time, memory, files and processes; no privileges left. Writes "isolated" to
-the descriptor `report` of the settings just before the program starts, which has no access to it,
-or "step: reason" if any of that cannot be had: then nothing has run. Exit codes mean nothing: the
-program chooses its own.
+sandbox.py starts it as `python -I -S -c <this file> <settings as JSON>`. It uses the standard
+library alone.
+
+The program gets new namespaces for mounts, processes, network, IPC and host name (and users, unless
+root); a root of its own with nothing but the interpreter, read-only; a small empty directory to
+write to; limits on time, memory, files and processes; no privileges left.
+
+Just before the program starts, it writes "isolated" to the descriptor `report` of the settings, to
+which the program has no access. If any of the above cannot be had, it writes "step: reason": then
+nothing has run. Exit codes mean nothing: the program chooses its own.
 """
 
 import ctypes

@@ -1,5 +1,6 @@
-"""Both ends of a test inside sandboxes; started by sandbox.py as `python -I -S -c <this file>
-candidate|tester`.
+"""Both ends of a test inside sandboxes.
+
+sandbox.py starts each as `python -I -S -c <this file> candidate|tester`.
 
 The candidate's program and the tests run in two processes that share nothing but two pipes. The
 tests find the program's names and call its functions over these, as if both were one module; only
@@ -274,9 +275,7 @@ PROGRAM_NAMES = set()  # as the candidate says; the tester's
 
 
 class Names(dict):
-    """The tests' namespace: what they define, then what the program defines, then what Python
-    has.
-    """
+    """The tests' namespace: what they define, then the program's names, then Python's."""
 
     def __missing__(self, name):
         if name in PROGRAM_NAMES:
@@ -341,9 +340,7 @@ def error_class(names):
 
 
 def tested_names(tree):
-    """Names that the tests take from outside: by statements, or if these take none, by
-    functions.
-    """
+    """Names the tests take from outside: by statements, or if these take none, by functions."""
     made = {
         node.id
         for node in ast.walk(tree)

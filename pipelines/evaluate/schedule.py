@@ -1,5 +1,6 @@
-"""schedule: evaluate every new checkpoint of a run at certain times, keep the history, and stop
-when a gate fails.
+"""schedule: evaluate every new checkpoint of a run at certain times.
+
+It keeps the history, and stops when a gate fails.
 
 A checkpoint is evaluated once, whoever else evaluates the run: its evaluation has a directory and a
 history row of its own, and while it runs a claim. Times that passed while no scheduler ran are made
@@ -110,8 +111,9 @@ class Scheduler:
         return total
 
     def _first_time(self) -> datetime:
-        """Now, if a time has passed since the last tick of any scheduler of this run; else the
-        next time.
+        """Now, if a time has passed since the last tick; else the next time.
+
+        The last tick is that of any scheduler of this run.
         """
         now = datetime.now(UTC)
         if self._store.exists(_STATE):
@@ -152,10 +154,10 @@ class Scheduler:
         return outcome
 
     def unevaluated(self) -> list[int]:
-        """Steps of complete checkpoints that are not evaluated, or whose gates have not been looked
-        at, ascending.
+        """Steps of complete checkpoints with something left to do, ascending.
 
-        One that was found damaged is left out: training takes it back when it resumes.
+        They are not evaluated, or their gates have not been looked at. One that was found damaged
+        is left out: training takes it back when it resumes.
         """
         return [
             step

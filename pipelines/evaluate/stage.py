@@ -1,5 +1,6 @@
-"""evaluate: benchmarks of a trained run's model beside the model it started from (Ray Data actor
-pools).
+"""evaluate: benchmarks of a trained run's model beside the model it started from.
+
+They run in Ray Data actor pools.
 """
 
 import json
@@ -46,9 +47,10 @@ def evaluation_store(recipe: Recipe) -> RunStore:
 
 
 def evaluate_record(recipe: Recipe, step: int | None = None) -> StageRecord:
-    """The stage record of the evaluation of a recipe's model, or of its checkpoint after `step`
-    steps.
+    """The stage record of the evaluation of a recipe's model, or of a checkpoint.
 
+    Args:
+        step: names the checkpoint after that many steps; None is the published model.
     Raises: UserError if a file that the recipe names does not exist.
     """
     inputs: dict[str, Any] = {"train": train_record(recipe).fingerprint()}
@@ -93,11 +95,12 @@ def checkpoint_folder(step: int) -> str:
 
 
 def run_evaluate(recipe: Recipe, quiet: bool = False, step: int | None = None) -> dict[str, Any]:
-    """Evaluate RUN/train/model, or a checkpoint, on held-out pairs and prompts; returns the stage's
-    manifest. Needs a running Ray.
+    """Evaluate RUN/train/model, or a checkpoint, on held-out pairs and prompts.
 
-    A killed evaluation goes on where it was: what a finished task found is kept in
-    evaluation/parts.
+    Needs a running Ray. A killed evaluation goes on where it was: what a finished task found is
+    kept in evaluation/parts.
+
+    Returns: the stage's manifest.
     Raises: UserError if the run has no trained model or no held-out pair, or a model or file that a
         benchmark needs does not exist.
     """
@@ -173,8 +176,9 @@ def run_evaluate(recipe: Recipe, quiet: bool = False, step: int | None = None) -
 
 
 def check_evaluation(recipe: Recipe) -> None:
-    """What the benchmarks need besides the trained model, so that a run ends before its training
-    rather than after it.
+    """Check what the benchmarks need besides the trained model.
+
+    A run then ends before its training rather than after it.
 
     Raises: UserError for held-out pairs that the recipe does not keep back, a package that is not
         installed, a model, task file, key or chat template that is not there.
@@ -215,8 +219,9 @@ def check_evaluation(recipe: Recipe) -> None:
 
 
 def _tasks(recipe: Recipe, pairs: PairTable) -> list[dict[str, Any]]:
-    """What the evaluating actors do; a function of recipe and pairs, so that a resumed
-    evaluation has the same tasks.
+    """What the evaluating actors do.
+
+    It is a function of recipe and pairs: a resumed evaluation has the same tasks.
     """
     settings = recipe.evaluate
     usable = usable_rows(recipe, pairs, settings.split)
@@ -319,8 +324,9 @@ def _with_vllm_samples(
 
 
 def _check_engine(recipe: Recipe, step: int | None, is_trained: bool = True) -> None:
-    """UserError if vLLM is to draw samples and cannot; of a model that is not trained yet, if it
-    is known that it could not.
+    """UserError if vLLM is to draw samples and cannot.
+
+    For a model that is not trained yet: if it is known that it could not.
     """
     settings = recipe.evaluate
     engines = [settings.generation.engine] if settings.sampled_benchmarks() else []

@@ -1,5 +1,6 @@
-"""Scores of generated texts that need a model of their own: classifier rewards, reward-model
-judges, BERTScore, entailment.
+"""Scores of generated texts that need a model of their own.
+
+These are classifier rewards, reward-model judges, BERTScore and entailment.
 """
 
 from collections.abc import Callable
@@ -29,8 +30,9 @@ class TextScorer:
         self._models: dict[str, Any] = {}
 
     def __call__(self, task: dict[str, Any]) -> list[dict[str, Any]]:
-        """The task's records (prompt, chosen_text, policy_text, start_text) with what its
-        `wanted` names.
+        """The task's records with what its `wanted` names.
+
+        A record holds prompt, chosen_text, policy_text and start_text.
         """
         records: list[dict[str, Any]] = task["records"]
         add = {
@@ -138,9 +140,7 @@ def _judge_index(judge: RewardModelJudge, config: Any) -> int:
 
 
 def check_text_models(settings: EvaluateSection) -> None:
-    """UserError if a model that the benchmarks need does not exist, or has not the label that is
-    asked for.
-    """
+    """UserError if a model that the benchmarks need does not exist or lacks the label asked for."""
 
     def config_of(name: str, key: str) -> Any:
         try:

@@ -54,10 +54,10 @@ def require_vllm() -> None:
 
 
 def vllm_samples(model: str, ends: ResponseEnds, requests: Sequence[Request]) -> list[list[int]]:
-    """The continuation for each request by the model in a directory, up to and including the first
-    end token. Needs a running Ray.
+    """The continuation for each request by the model in a directory.
 
-    The engine is started once for all of them.
+    It goes up to and including the first end token. Needs a running Ray. The engine is started once
+    for all requests.
     """
     import ray
     import ray.data

@@ -66,9 +66,7 @@ class _Window:
         ]
 
     def sides_of(self, rows: Sequence[int]) -> list[Tensor]:
-        """Places of the chosen and of the rejected responses' tokens in the canonical order of
-        some rows.
-        """
+        """Places of the chosen and the rejected responses' tokens in some rows' canonical order."""
         lengths = [len(response) for row in rows for response in self.pairs[row].responses()]
         side = np.concatenate([np.arange(len(self.pairs[row].responses())) for row in rows])
         of_token = np.repeat(side, lengths)
@@ -270,8 +268,9 @@ class ShardScorer:
         return self._reference_layout if origin == "reference" else self._scorer_layout
 
     def _obstacle(self, window: _Window, row: int, origin: str) -> bool:
-        """Whether a row cannot be scored at all; a GPU would be lost to a token beyond its
-        embeddings.
+        """Whether a row cannot be scored at all.
+
+        A GPU would be lost to a token beyond its embeddings.
         """
         if origin == "reference":
             largest = max(
@@ -327,10 +326,10 @@ class ShardScorer:
 
     @torch.no_grad()
     def _topk_error(self, window: _Window) -> dict[str, float] | None:
-        """What top-k loses of the KL, on the first tokens, with hidden states moved by noise in the
-        policy's place.
+        """What top-k loses of the KL, on the first tokens.
 
-        At this point the policy still is the reference, whose KL is zero either way.
+        Hidden states moved by noise take the policy's place. At this point the policy still is the
+        reference, whose KL is zero either way.
         """
         pairs = [pair for row, pair in enumerate(window.pairs) if row not in window.failures]
         if not pairs:

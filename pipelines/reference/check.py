@@ -1,6 +1,4 @@
-"""`reference --check` and `--repair`: is every file of the store there, whole and this store's
-own?
-"""
+"""`reference --check` and `--repair`: is every file there, whole and this store's own?"""
 
 import json
 from collections.abc import Iterator
@@ -40,8 +38,9 @@ class Damage:
 
 
 def check_reference(recipe: Recipe, quiet: bool = False) -> tuple[dict[str, Any], list[Damage]]:
-    """Compare every file of a finished store with the manifest: presence, size, owner, checksum and
-    rows.
+    """Compare every file of a finished store with the manifest.
+
+    Presence, size, owner, checksum and rows are compared.
 
     Returns: the manifest, and what is damaged.
     Raises: UserError if the store is unfinished or another recipe's.

@@ -1,5 +1,6 @@
-"""Stored or online: what scoring once and reading back costs against running the frozen
-reference beside training.
+"""Stored or online: what either costs.
+
+Stored means scoring once and reading back; online, running the frozen reference beside training.
 """
 
 import json
@@ -65,8 +66,9 @@ def settle_mode(recipe: Recipe, device: torch.device, trials: int = 1) -> Recipe
 
 
 def count_parameters(directory: Path) -> int:
-    """Parameters of a model directory (of the base for an adapter), read from the safetensors
-    headers.
+    """Parameters of a model directory, read from the safetensors headers.
+
+    For an adapter, they are those of the base.
     """
     total = 0
     for file in sorted(base_dir(directory).glob("*.safetensors")):

@@ -1,7 +1,7 @@
-"""Where a micro-batch's features come from: the pairs, the reference stage's store, or a frozen
-model beside the policy.
+"""Where a micro-batch's features come from.
 
-The training loop asks for features and cannot tell which.
+It is the pairs, the reference stage's store, or a frozen model beside the policy. The training loop
+asks for features and cannot tell which.
 """
 
 import hashlib
@@ -61,8 +61,9 @@ class FeatureSource:
         return self._store.head()
 
     def features(self, split: str, rows: Sequence[int], inputs: ModelInputs) -> Features:
-        """The wanted features of the rows' scored tokens and pairs, in canonical order, on the
-        inputs' device.
+        """The wanted features of the rows' scored tokens and pairs, in canonical order.
+
+        They are on the inputs' device.
 
         Raises: UserError if the pairs or the store lack one.
         """
@@ -79,16 +80,15 @@ class FeatureSource:
         return Features(**found)
 
     def fetch(self, split: str, rows: Sequence[int]) -> None:
-        """Start to bring what `read` will want of these rows near, if it lies on an object
-        store.
-        """
+        """Start to bring near what `read` will want of these rows, if an object store has it."""
         if self._stored:
             assert self._store is not None
             self._store.fetch(split, rows, self._stored)
 
     def complete(self, read: Features, inputs: ModelInputs) -> Features:
-        """What was read, moved to the inputs' device, with what the frozen reference computes
-        there.
+        """What was read, moved to the inputs' device.
+
+        With it comes what the frozen reference computes there.
         """
         features = read.to(inputs.labels.device)
         if self._store is not None:

@@ -85,8 +85,9 @@ def formats_of(
 
 
 def stored_bytes(formats: dict[str, FeatureFormat], counts: dict[str, Any]) -> int:
-    """Forecast of the store's size from the prepare stage's counts (pairs, scored_tokens and
-    shards by split).
+    """Forecast of the store's size from the prepare stage's counts.
+
+    The counts are pairs, scored_tokens and shards by split.
     """
     tokens, pairs = sum(counts["scored_tokens"].values()), sum(counts["pairs"].values())
     shards = sum(len(sizes) for sizes in counts["shards"].values())
@@ -111,8 +112,9 @@ def head_bytes(recipe: Recipe, features: Iterable[str], dtype: torch.dtype) -> i
 
 
 def feature_origins(recipe: Recipe) -> dict[str, str]:
-    """What the recipe's scorers' and embedder's features are made of, by feature: an input of
-    training like the reference.
+    """What the recipe's scorers' and embedder's features are made of, by feature.
+
+    It is an input of training, like the reference.
     """
     made_elsewhere = frozenset(
         name
@@ -123,8 +125,9 @@ def feature_origins(recipe: Recipe) -> dict[str, str]:
 
 
 def stored_origins(recipe: Recipe) -> dict[str, str]:
-    """What distinguishes the features this recipe stores from others of the same name; recipes
-    that agree can share a store.
+    """What distinguishes the features this recipe stores from others of the same name.
+
+    Recipes that agree can share a store.
     """
     return {name: how for name, how in origins_of(recipe, recipe.stored_features()).items() if how}
 

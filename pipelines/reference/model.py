@@ -13,9 +13,7 @@ def reference_model_dir(recipe: Recipe) -> str:
 
 
 def load_reference(recipe: Recipe, device: torch.device, num_gpus: int = 1) -> ReferenceModel:
-    """The frozen reference model of a recipe on a device (or spread over several GPUs), with the
-    recipe's hooks.
-    """
+    """A recipe's frozen reference model with its hooks, on a device or spread over several GPUs."""
     mask = recipe.mask
     hooks, mapping = (
         (mask.hooks, mask.mapping)

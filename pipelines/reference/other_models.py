@@ -1,6 +1,4 @@
-"""The reference stage's other frozen models: the two scorers of TIS-DPO and the prompt embedder
-of RPO.
-"""
+"""The reference stage's other frozen models: TIS-DPO's two scorers and RPO's prompt embedder."""
 
 import json
 from collections.abc import Sequence
@@ -114,8 +112,9 @@ class PromptEmbedder:
         self._model = model.to(device).eval()
 
     def embed(self, prompts: Sequence[str], pairs: Sequence[TokenizedPair]) -> Tensor:
-        """float32 [n, e] on CPU, one row per prompt; the texts for an embedder of its own, the
-        token ids for the reference.
+        """float32 [n, e] on CPU, one row per prompt.
+
+        An embedder of its own gets the texts, the reference the token ids.
         """
         if self._tokenizer is None:
             ids: list[Any] = [list(pair.prompt) for pair in pairs]

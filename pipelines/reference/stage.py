@@ -1,8 +1,8 @@
-"""reference: score every pair once with the frozen reference (Ray Data actor pool), resumably,
-shard by shard.
+"""reference: score every pair once with the frozen reference, resumably, shard by shard.
 
-A shard's files are published before its markers (one per feature); a restart scores what has no
-marker. The store does not depend on the number of actors or on kills.
+A Ray Data actor pool does the scoring. A shard's files are published before its markers (one per
+feature); a restart scores what has no marker. The store does not depend on the number of actors or
+on kills.
 """
 
 import json
@@ -115,8 +115,9 @@ def _sweep(store: RunStore, features: list[str]) -> None:
 
 
 def _tasks(record: StageRecord, pairs: PairTable, missing: list[str]) -> list[dict[str, Any]]:
-    """The shards without a marker, or whose file is not the one the marker saw, with the
-    features that they lack.
+    """The shards that are to be scored, with the features that they lack.
+
+    They have no marker, or their file is not the one the marker saw.
     """
     tasks = []
     fingerprint = record.fingerprint()
@@ -283,8 +284,9 @@ def _write_failed_rows(
 
 
 def open_reference(recipe: Recipe, pairs: PairTable) -> ReferenceStore:
-    """The finished store of a recipe; UserError if it was made by another model, from other
-    pairs or is not there.
+    """The finished store of a recipe.
+
+    Raises: UserError if it was made by another model, from other pairs or is not there.
     """
     record = reference_record(recipe)
     if not record.is_complete():
@@ -295,8 +297,9 @@ def open_reference(recipe: Recipe, pairs: PairTable) -> ReferenceStore:
 
 
 def has_features(recipe: Recipe) -> bool:
-    """Whether the finished store holds what the recipe needs; UserError if it holds a feature
-    made in another way.
+    """Whether the finished store holds what the recipe needs.
+
+    Raises: UserError if it holds a feature made in another way.
     """
     record = reference_record(recipe)
     wanted = recipe.stored_features()

@@ -1,10 +1,9 @@
-"""The reference's features on disk: one Parquet file per feature and shard, rows aligned with the
-pairs' shards.
+"""The reference's features on disk: one Parquet file per feature and shard.
 
-Plain features are lists of floats; wide ones raw little-endian bytes in row groups of at most 4
-MiB, so that one row is read without its neighbours. Nothing is compressed: the size is known
-before. Every file names, in its metadata, the store, feature and shard it belongs to. A row that
-could not be scored is null.
+Rows are aligned with the pairs' shards. Plain features are lists of floats; wide ones raw
+little-endian bytes in row groups of at most 4 MiB, so that one row is read without its neighbours.
+Nothing is compressed: the size is known before. Every file names, in its metadata, the store,
+feature and shard it belongs to. A row that could not be scored is null.
 """
 
 import hashlib
@@ -44,8 +43,9 @@ def feature_path(feature: str, split: str, number: int) -> str:
 def feature_schema(
     feature: str, form: FeatureFormat, split: str, number: int, fingerprint: str
 ) -> pa.Schema:
-    """Columns chosen and rejected of a feature per token, the column pair of one per pair, and
-    what the file belongs to.
+    """Columns of a feature's file, and what the file belongs to.
+
+    A feature per token has the columns chosen and rejected, one per pair the column pair.
     """
     kind = pa.list_(pa.float32()) if form.encoding == "list" else pa.large_binary()
     names = SIDES if FEATURES[feature].per == "token" else ("pair",)
@@ -63,12 +63,14 @@ def label_of(schema: pa.Schema) -> dict[str, str]:
 
 
 class ColumnBuilder:
-    """The column of one side of some rows, gathered on the device that scores them: no value passes
-    through Python objects.
+    """The column of one side of some rows, gathered on the device that scores them.
+
+    No value passes through Python objects.
 
     Args:
         lengths: values (tokens, or 1 for a pair) of every row; 0 for a row without this side.
-        form: of the feature. device: where the values come from.
+        form: of the feature.
+        device: where the values come from.
     """
 
     def __init__(self, lengths: Sequence[int], form: FeatureFormat, device: torch.device) -> None:
@@ -155,11 +157,14 @@ def write_head(store: RunStore, head: LMHead) -> None:
 
 
 class ReferenceStore:
-    """Read access to RUN/reference of a finished stage; answers the same call as the online
-    reference.
+    """Read access to RUN/reference of a finished stage.
+
+    It answers the same call as the online reference.
 
     Args:
-        store: the stage's directory. manifest: its manifest. pairs: the pairs it was scored on.
+        store: the stage's directory.
+        manifest: its manifest.
+        pairs: the pairs it was scored on.
     """
 
     def __init__(self, store: RunStore, manifest: dict[str, Any], pairs: PairTable) -> None:
@@ -177,8 +182,9 @@ class ReferenceStore:
         self._groups: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
 
     def head(self) -> LMHead:
-        """The stored head on CPU in its stored dtype; UserError if the store has none, or it is
-        not what was written.
+        """The stored head on CPU in its stored dtype.
+
+        Raises: UserError if the store has none, or it is not what was written.
         """
         if HEAD_FILE not in self._outputs:
             raise UserError(
@@ -201,8 +207,9 @@ class ReferenceStore:
         )
 
     def features(self, split: str, rows: Sequence[int], wanted: Iterable[str]) -> Features:
-        """Features of the given rows' scored tokens in canonical order, on CPU, compact ones still
-        packed.
+        """Features of the given rows' scored tokens in canonical order, on CPU.
+
+        Compact ones are still packed.
 
         Raises: UserError naming a feature the store lacks, or a file that is missing, damaged or of
             another store.
@@ -221,9 +228,7 @@ class ReferenceStore:
         return Features(**found)
 
     def fetch(self, split: str, rows: Sequence[int], wanted: Iterable[str]) -> None:
-        """Start to bring what these rows need to the local disk; nothing happens if it is there
-        already.
-        """
+        """Start to bring what these rows need to the local disk, unless it is there already."""
         if self._spool is None:
             return
         for feature in wanted:
@@ -263,8 +268,9 @@ class ReferenceStore:
         return parts
 
     def _place(self, feature: str, split: str, row: int) -> tuple[str, int, int]:
-        """(file, row group, row within it) of a row's feature; the file is checked when it is
-        met first.
+        """(file, row group, row within it) of a row's feature.
+
+        The file is checked when it is met first.
         """
         shard, offset = self._pairs.locate(split, row)
         path = feature_path(feature, split, shard)

@@ -1,5 +1,6 @@
-"""Training checkpoints: one safetensors file per rank and a state.json, written while training goes
-on.
+"""Training checkpoints: one safetensors file per rank and a state.json.
+
+They are written while training goes on.
 
 checkpoints/step-NNNNNNNN/shard-<attempt>-<rank>-of-<world>.safetensors holds rows of parameters and
 of their optimizer state; its metadata says which. Any number of ranks can read what any other
@@ -86,8 +87,9 @@ def write_state(store: RunStore, step: int, state: dict[str, Any]) -> None:
 
 
 def check_files(store: RunStore, step: int, placement: Placement) -> None:
-    """Compare every file of a checkpoint with its checksum; the ranks share them, and every rank
-    must call it.
+    """Compare every file of a checkpoint with its checksum.
+
+    The ranks share the files, and every rank must call it.
 
     Raises: DamagedCheckpoint on every rank, naming the first file that is missing or damaged.
     """
@@ -121,11 +123,10 @@ def _damage(store: RunStore, step: int, placement: Placement) -> str:
 def newest_intact(
     store: RunStore, steps: Sequence[int], placement: Placement
 ) -> tuple[int, list[str]]:
-    """The last of the steps whose checkpoint is what was written (0: there is none), and a line for
-    each later one.
+    """The last of the steps whose checkpoint is what was written, and a line for each later one.
 
-    A later one does not count as a checkpoint any more. Every rank must call it, with the same
-    steps.
+    Step 0 means that there is none. A later one does not count as a checkpoint any more. Every rank
+    must call it, with the same steps.
 
     Raises: DamagedCheckpoint if every checkpoint is damaged.
     """
@@ -177,8 +178,9 @@ def stored_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 @dataclass(frozen=True)
 class Retention:
-    """Which checkpoints stay: the newest, and the best by a value in their state (lower is
-    better), as many of each.
+    """Which checkpoints stay: the newest, and the best by a value in their state.
+
+    A lower value is better. `newest` and `best` are how many of each.
     """
 
     newest: int
@@ -226,8 +228,9 @@ class Checkpointer:
         self._stopping = threading.Event()
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Start writing the state after `step` optimizer steps; waits for the save before, and
-        writes nothing if that failed.
+        """Start writing the state after `step` optimizer steps.
+
+        It waits for the save before, and writes nothing if that failed.
         """
         if self.failure(wait=True):
             return
@@ -236,8 +239,9 @@ class Checkpointer:
         self._pending = self._pool.submit(self._write, step, self._copied(), state)
 
     def failure(self, wait: bool = False) -> Failure | None:
-        """Why the last save failed on this rank; None if it did not, or (without wait) is not
-        finished.
+        """Why the last save failed on this rank.
+
+        None if it did not, or (without wait) is not finished.
         """
         if self._pending is None or not (wait or self._pending.done()):
             return None
@@ -245,8 +249,9 @@ class Checkpointer:
         return None if error is None else Failure.of(error)
 
     def is_current(self) -> bool:
-        """False once another worker group has started on this run: this one's driver is gone, or
-        was started twice.
+        """False once another worker group has started on this run.
+
+        This one's driver is gone then, or was started twice.
         """
         return bool(self._store.read_json(ATTEMPT)["attempt"] == self._attempt)
 
@@ -330,8 +335,10 @@ class Checkpointer:
         )
 
     def _tidy(self, step: int, folder: str, files: set[str]) -> None:
-        """Drop what this save replaces: other attempts' files of the step, partial folders
-        before it, checkpoints not worth keeping.
+        """Drop what this save replaces.
+
+        These are other attempts' files of the step, partial folders before it, and checkpoints not
+        worth keeping.
         """
         for name in self._store.names(folder):
             if name not in files | {STATE}:
@@ -367,11 +374,10 @@ def load_checkpoint(
     strategy: Strategy,
     base: str | None = None,
 ) -> None:
-    """Copy a checkpoint's weights, and optimizer state if one is given, into live objects, bit for
-    bit.
+    """Copy a checkpoint's weights into live objects, bit for bit.
 
-    The files are compared with their checksums before: by check_files, or where the step was
-    chosen.
+    The optimizer state is copied too if an optimizer is given. The files are compared with their
+    checksums before: by check_files, or where the step was chosen.
 
     Args:
         base: fingerprint of the model's weights that do not train.
@@ -418,8 +424,9 @@ def load_checkpoint(
 
 
 def _read(name: str, parts: Sequence[tuple[int, Any]], span: tuple[int, int] | None) -> Tensor:
-    """The rows [start, stop) of a tensor (None: all), put together from the files that hold some
-    of them.
+    """The rows [start, stop) of a tensor (None: all).
+
+    They are put together from the files that hold some of them.
     """
     first = parts[0][1].get_slice(name)
     if not first.get_shape():
@@ -436,8 +443,9 @@ def _read(name: str, parts: Sequence[tuple[int, Any]], span: tuple[int, int] | N
 
 
 def _like(parameter: Any, value: Tensor, kind: str) -> Tensor:
-    """An optimizer tensor placed like its parameter; step counters stay where the optimizer
-    makes them.
+    """An optimizer tensor placed like its parameter.
+
+    Step counters stay where the optimizer makes them.
     """
     if value.ndim == 0 and kind == "step":
         return value.to(parameter.device) if parameter.is_cuda else value
@@ -456,8 +464,9 @@ def _like(parameter: Any, value: Tensor, kind: str) -> Tensor:
 
 
 def _owners(parameters: Mapping[str, Tensor], strategy: Strategy) -> dict[str, int]:
-    """Which rank writes a parameter that all hold: dealt by size, so that files are about
-    equally large.
+    """Which rank writes a parameter that all hold.
+
+    They are dealt by size, so that files are about equally large.
     """
     loads = [0] * strategy.placement.world
     owners = {}

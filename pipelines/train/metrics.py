@@ -52,8 +52,9 @@ class MetricsWriter:
             self.flush()
 
     def add_apart(self, record: dict[str, Any]) -> None:
-        """Publish one record of another kind ("validation", "warning") as a part of its own,
-        after what is pending.
+        """Publish one record of another kind ("validation", "warning") as a part of its own.
+
+        It comes after what is pending.
         """
         self.flush()
         self.add(record)
@@ -96,8 +97,9 @@ class MetricsWriter:
 
 
 def read_metrics(store: RunStore) -> Iterator[dict[str, Any]]:
-    """Every record published so far, in step order; records of validation and warnings carry a
-    kind, training's none.
+    """Every record published so far, in step order.
+
+    Records of validation and warnings carry a kind, training's none.
 
     A worker group that outlives its killed driver for a moment may log a step that its successor
     logs too: one is kept.

@@ -22,8 +22,10 @@ _READ_AHEAD = 2  # micro-batches
 
 @dataclass(frozen=True)
 class Cut:
-    """The rows of one micro-batch. is_filler: it only keeps a rank in step with the others and
-    counts for nothing.
+    """The rows of one micro-batch.
+
+    Attributes:
+        is_filler: it only keeps a rank in step with the others and counts for nothing.
     """
 
     split: str
@@ -41,8 +43,9 @@ class MicroBatch:
 
 
 class MicroBatchLoader:
-    """Cuts global batches, and reads a few micro-batches ahead: memory does not grow with the
-    global batch.
+    """Cuts global batches, and reads a few micro-batches ahead.
+
+    Memory does not grow with the global batch.
 
     Args:
         aligned: every rank gets as many micro-batches as the one with the most, filled up with
@@ -97,9 +100,7 @@ class MicroBatchLoader:
             yield self._ahead.pop(cut).result()
 
     def prefetch(self, split: str, rows: Sequence[int]) -> None:
-        """Start to fetch what this rank will read of a later global batch, if it lies on an
-        object store.
-        """
+        """Start to fetch this rank's rows of a later global batch, if on an object store."""
         placement = self._placement
         self._pool.submit(
             self._source.fetch,
@@ -108,9 +109,7 @@ class MicroBatchLoader:
         )
 
     def _shares(self, split: str, rows: Sequence[int]) -> list[list[list[int]]]:
-        """The rows of every micro-batch: this rank's, then (if ranks are kept in step) the
-        others'.
-        """
+        """The rows of every micro-batch: this rank's, then the others' if ranks keep in step."""
         rank, world = self._placement.rank, self._placement.world
         ranks = (
             [rank, *(other for other in range(world) if other != rank)] if self._aligned else [rank]

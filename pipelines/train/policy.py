@@ -1,6 +1,4 @@
-"""The model that is trained: loaded, adapted, laid out, compiled and spread; and written out
-again.
-"""
+"""The model that is trained: loaded, adapted, laid out, compiled, spread, and written out again."""
 
 from pathlib import Path
 from typing import Any
@@ -42,8 +40,9 @@ from sparsepo.model import PolicyModel
 
 
 def build_masks(recipe: Recipe) -> TokenMasks:
-    """The recipe's masks; learned ones freshly initialised from train.seed for the reference
-    model.
+    """The recipe's masks for the reference model.
+
+    Learned ones are freshly initialised from train.seed.
     """
     return recipe.mask.build(hf_config(reference_model_dir(recipe)), recipe.train.seed)
 
@@ -79,9 +78,7 @@ def load_policy_model(recipe: Recipe, placement: Placement) -> Any:
 
 
 def frozen_base(recipe: Recipe) -> str | None:
-    """The fingerprint of the weights that a recipe's training leaves as they are; None if it
-    changes them.
-    """
+    """The fingerprint of the weights that a recipe's training keeps; None if it changes them."""
     return (
         None
         if recipe.train.lora is None
@@ -149,8 +146,9 @@ def choose_layout(
     placement: Placement,
     most: int | None,
 ) -> BatchLayout:
-    """The training's layout, for which the models are prepared, with at most `most` tokens per
-    micro-batch.
+    """The training's layout, for which the models are prepared.
+
+    A micro-batch has at most `most` tokens.
 
     Raises: UserError if the models cannot take what is asked for.
     """
@@ -163,9 +161,7 @@ def choose_layout(
 def build_policy(
     recipe: Recipe, causal_lm: Any, head: LMHead | None, strategy: Strategy
 ) -> PolicyModel:
-    """Policy and masks on the rank's device, checkpointed, compiled and spread as the recipe
-    says.
-    """
+    """Policy and masks on the rank's device: checkpointed, compiled, spread as the recipe says."""
     transformer, device = transformer_of(causal_lm), strategy.placement.device
     if recipe.train.gradient_checkpointing:
         checkpoint_activations(transformer)

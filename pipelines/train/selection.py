@@ -47,9 +47,7 @@ class Selection:
         return False
 
     def value_of(self, record: Mapping[str, Any]) -> float | None:
-        """The metric as a value of which lower is better; None if the record holds no
-        validation.
-        """
+        """The metric, turned so that lower is better; None if the record holds no validation."""
         value = record.get(self._settings.metric)
         return (
             None

@@ -147,9 +147,7 @@ def _cure(store: RunStore) -> str:
 
 
 def _published(store: RunStore) -> list[str]:
-    """What makes up the published model, without its card: weights, configuration, tokenizer and
-    masks.
-    """
+    """The published model's files: weights, configuration, tokenizer and masks, but no card."""
     return [
         f"{folder}/{name}"
         for folder in ("model", "masks")
@@ -159,8 +157,9 @@ def _published(store: RunStore) -> list[str]:
 
 
 def _fit_within_memory(recipe: Recipe, callbacks: list[Any], store: RunStore) -> None:
-    """Train; with train.auto_microbatch again with half the budget, as long as halving it is
-    what ended a worker group.
+    """Train; with train.auto_microbatch again with half the budget.
+
+    That is repeated as long as halving it is what ended a worker group.
     """
     while True:
         before = remembered_budget(store)

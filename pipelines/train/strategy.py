@@ -1,9 +1,8 @@
-"""How a policy is spread over ranks and how their gradients are summed: replicated (ddp) or sharded
-(fsdp).
+"""How a policy is spread over ranks and how their gradients are summed.
 
-Both sum in a fixed order, so that a run has the same bits every time with the same number of
-workers. Every rank calls the same methods in the same order; a rank without a micro-batch
-contributes zero.
+It is replicated (ddp) or sharded (fsdp). Both sum in a fixed order, so that a run has the same bits
+every time with the same number of workers. Every rank calls the same methods in the same order; a
+rank without a micro-batch contributes zero.
 """
 
 import math
@@ -65,8 +64,9 @@ class Strategy(ABC):
 
     @abstractmethod
     def local_rows(self, parameter: Tensor) -> tuple[int, int] | None:
-        """The rows [start, stop) of a parameter that this rank holds; None if it holds all, as
-        every other rank does.
+        """The rows [start, stop) of a parameter that this rank holds.
+
+        None if it holds all, as every other rank does.
         """
 
     @abstractmethod
@@ -174,8 +174,10 @@ class Sharded(Strategy):
             fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=replicated)
 
     def expect_last_backward(self) -> None:
-        """Nothing: sums of whole gradients among FSDP2's own collectives would come in another
-        order on every rank.
+        """Does nothing.
+
+        Sums of whole gradients among FSDP2's own collectives would come in another order on every
+        rank.
         """
 
     def finish_gradients(self) -> None:
@@ -221,10 +223,11 @@ def _fill_missing(parameters: Sequence[nn.Parameter]) -> None:
 
 
 class _BucketSum:
-    """Sums gradients over ranks bucket by bucket, in one order on every rank: from the last
-    parameter to the first, which is
-    about the order in which a backward completes them. A bucket starts once it and all before it
-    are complete. One rank alone has nothing to sum.
+    """Sums gradients over ranks bucket by bucket, in one order on every rank.
+
+    The order is from the last parameter to the first, which is about the order in which a backward
+    completes them. A bucket starts once it and all before it are complete. One rank alone has
+    nothing to sum.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], world: int) -> None:

@@ -1,7 +1,7 @@
-"""Mirrors of the training metrics: TensorBoard, Weights & Biases, MLflow, and Ray's gauges for
-Prometheus.
+"""Mirrors of the training metrics.
 
-Our own JSON lines (train_metrics.py) are the record; these are views of it.
+They are TensorBoard, Weights & Biases, MLflow, and Ray's gauges for Prometheus. Our own JSON lines
+(train_metrics.py) are the record; these are views of it.
 """
 
 import os
@@ -44,8 +44,9 @@ class Tracker(ABC):
 
 
 class TensorBoard(Tracker):
-    """Event files in RUN/train/tensorboard; an object store gets them with every checkpoint,
-    since they grow.
+    """Event files in RUN/train/tensorboard.
+
+    An object store gets them with every checkpoint, since they grow.
     """
 
     def __init__(self, store: RunStore, resume_step: int) -> None:
@@ -114,8 +115,9 @@ class WeightsAndBiases(Tracker):
 
 
 class MLflow(Tracker):
-    """One run per run directory, found again by its tag; in RUN/train/mlruns unless
-    MLFLOW_TRACKING_URI names a server.
+    """One run per run directory, found again by its tag.
+
+    It is in RUN/train/mlruns unless MLFLOW_TRACKING_URI names a server.
     """
 
     def __init__(self, recipe: Recipe, store: RunStore) -> None:
@@ -166,8 +168,9 @@ class MLflow(Tracker):
 
 
 class RayGauges(Tracker):
-    """Gauges sparsepo_train_* with the tag run, which Ray exports to Prometheus when its metrics
-    collection is on.
+    """Gauges sparsepo_train_* with the tag run.
+
+    Ray exports them to Prometheus when its metrics collection is on.
     """
 
     def __init__(self, recipe: Recipe) -> None:

@@ -1,5 +1,6 @@
-"""One training rank: a deterministic loop for all objectives, masks, layouts, strategies and
-worker counts.
+"""One training rank: a deterministic loop.
+
+It serves all objectives, masks, layouts, strategies and worker counts.
 """
 
 import math
@@ -56,8 +57,11 @@ Sums = dict[str, tuple[float, float]]  # metric -> (sum, count)
 
 @dataclass(frozen=True)
 class Coupling:
-    """The gathered first pass of a coupled objective: values [N, c] of the global batch and each
-    row's position in it.
+    """The gathered first pass of a coupled objective.
+
+    Attributes:
+        values: [N, c], of the global batch.
+        positions: each row's position in it.
     """
 
     objective: CoupledObjective
@@ -213,8 +217,8 @@ class Trainer:
 
         Args:
             report: called with metrics at every validation and checkpoint by every rank.
-                is_preempted: whether this rank's machine is about to be taken away; then a
-                checkpoint is written at once.
+            is_preempted: whether this rank's machine is about to be taken away; then a checkpoint
+                is written at once.
         """
         train = self.recipe.train
         if self.step == 0 and self.rows["validation"]:
@@ -312,14 +316,16 @@ class Trainer:
     def _score_batch(
         self, rows: list[int], cuts: list[Cut], then: list[Cut], backward: bool, flag: bool = False
     ) -> tuple[Sums, bool]:
-        """Sums of every metric over a global batch, of all ranks; this rank's micro-batches
-        back-propagate if asked to.
+        """Sums of every metric over a global batch, of all ranks.
 
-        Every rank must call it. Args: then: cuts of the next call. Returns: the sums, and whether
-        any rank's flag was set.
+        This rank's micro-batches back-propagate if asked to. Every rank must call it.
+
+        Args:
+            then: cuts of the next call.
+        Returns: the sums, and whether any rank's flag was set.
         Raises: the error of one rank on every rank, if it meets scores or weights that the
-        objective refuses, or could not write its checkpoint: a rank that failed alone would leave
-        the others waiting in the next collective.
+            objective refuses, or could not write its checkpoint. A rank that failed alone would
+            leave the others waiting in the next collective.
         """
         self._enter_mode(training=backward)
         coupling = self._coupling(rows, cuts)
@@ -360,8 +366,9 @@ class Trainer:
                 raise failed.error()
 
     def _enter_mode(self, training: bool) -> None:
-        """Training mode where dropout is asked for; eval mode is what switches it off in every
-        architecture.
+        """Training mode where dropout is asked for.
+
+        Eval mode is what switches it off in every architecture.
         """
         train, mask = self.recipe.train, self.recipe.mask
         keep = train.dropout == "keep"
@@ -387,8 +394,9 @@ class Trainer:
     def _losses(
         self, scores: TokenScores, batch: MicroBatch, coupling: Coupling | None
     ) -> tuple[Tensor, Metrics]:
-        """Losses and metrics of a micro-batch; ValueError if its scores or weights are none that
-        the objective accepts.
+        """Losses and metrics of a micro-batch.
+
+        Raises: ValueError if its scores or weights are none that the objective accepts.
         """
         if coupling is None:
             output = self.objective(scores)
@@ -400,8 +408,9 @@ class Trainer:
 
     @torch.no_grad()
     def _coupling(self, rows: list[int], cuts: list[Cut]) -> Coupling | None:
-        """First pass of an objective that couples pairs: what all pairs of the batch need to
-        know of each other.
+        """First pass of an objective that couples pairs.
+
+        It yields what all pairs of the batch need to know of each other.
         """
         if not isinstance(self.objective, CoupledObjective):
             return None

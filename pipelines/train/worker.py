@@ -85,8 +85,9 @@ def remembered_budget(store: Any) -> int | None:
 
 
 def note_memory(trainer: Any) -> Exception | None:
-    """Halve the budget for the next worker group; or, if there is none to be, what the user can
-    change.
+    """Halve the budget for the next worker group.
+
+    Returns: None; if there is to be no such group, an error with what the user can change.
     """
     from pipelines.errors import StageFailed
 
