@@ -1,17 +1,19 @@
-"""What the quickstart gives on many seeds: a distribution of reward gains and KLs instead of one
-run.
+"""What the quickstart gives on many seeds: a distribution of reward gains and KLs.
 
-    python benchmarks/quickstart_seeds.py --seeds 0-19 --work /tmp/seeds --figure
-    docs/quickstart-seeds.png
+    python benchmarks/quickstart_seeds.py --seeds 0-19 --work /tmp/seeds \\
+        --figure docs/quickstart-seeds.png
 
 Every seed is `sparsepo quickstart seed=N dir=WORK/seed-N`, a world, a starting model and pairs of
 its own; one that is there already is read. Prints one JSON line per seed and objective, then one
 per objective with median, quartiles and extremes of
 
-gain: mean reward (VADER) of 240 samples on held-out prompts less the starting model's on the same
-prompts. kl: KL(policy || reference) of the policy's samples, nats per response. kl_per_token: the
-same per sampled token. zeros: the share of held-out response tokens of which the reward mask is
-exactly zero. warnings: what training warned of. diverged: a warning, or more than 2 nats per token.
+gain:         mean reward (VADER) of 240 samples on held-out prompts less the starting model's on
+              the same prompts.
+kl:           KL(policy || reference) of the policy's samples, nats per response.
+kl_per_token: the same per sampled token.
+zeros:        the share of held-out response tokens of which the reward mask is exactly zero.
+warnings:     what training warned of.
+diverged:     a warning, or more than 2 nats per token.
 
 The figure shows the gain over the KL, a point per seed; a large mark stands at the medians.
 """

@@ -1,18 +1,18 @@
-"""Speed of the reference stage: the scoring actor against a bare forward loop, and against TRL's
-precompute, in one process.
+"""Speed of the reference stage: the scoring actor, a bare forward loop, TRL's precompute.
 
-    python benchmarks/reference_stage.py --model pythia-1.4b --tokenizer DIR --pairs pairs.jsonl
-    --work /tmp/bench
+    python benchmarks/reference_stage.py --model pythia-1.4b --tokenizer DIR \\
+        --pairs pairs.jsonl --work /tmp/bench
 
-Prints the result as JSON, again after every peer that is added: the last line is the whole. Rates
-are pairs per second and tokens per second, where a pair counts 2 * prompt + chosen + rejected
-tokens on every side, however often a side really computes the prompt.
+All in one process. Prints the result as JSON, again after every peer that is added: the last line
+is the whole. Rates are pairs per second and tokens per second, where a pair counts 2 * prompt +
+chosen + rejected tokens on every side, however often a side really computes the prompt.
 
 stage: what one actor does with whole shards (read, score, copy, hash, write, fsync), several shards
-in work at once. bare:  the same batches, already laid out, through the backbone and the chunked
-log-probabilities; nothing is kept. trl:   DPOTrainer's own precompute_ref_log_probs over the same
-rows, for every batch size asked for. ray:   the whole stage through Ray, its start and the loading
-of the model included.
+       in work at once.
+bare:  the same batches, already laid out, through the backbone and the chunked log-probabilities;
+       nothing is kept.
+trl:   DPOTrainer's own precompute_ref_log_probs over the same rows, for every batch size asked for.
+ray:   the whole stage through Ray, its start and the loading of the model included.
 """
 
 import argparse

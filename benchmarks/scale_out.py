@@ -1,13 +1,13 @@
-"""What a run of many shards costs its driver: deciding on prepare's rows, planning, scheduling and
-finishing the reference stage, and the sampler.
+"""What a run of many shards costs its driver.
 
-    python benchmarks/scale_out.py --shards 10000 100000 --rows 100000 1000000 --prepared 1000000
-    10000000
+    python benchmarks/scale_out.py --shards 10000 100000 --rows 100000 1000000 \\
+        --prepared 1000000 10000000
 
-The shards are fake (ten rows each, no tensors), everything around them is the pipeline's own: the
-pairs' manifest, markers and feature files on disk, the plan of what is missing, Ray Data's actor
-pool, the reference's manifest, the sampler. One process per number; prints one JSON object with
-seconds and the driver's resident memory (MiB) before and at its peak.
+Measured are deciding on prepare's rows, planning, scheduling and finishing the reference stage, and
+the sampler. The shards are fake (ten rows each, no tensors), everything around them is the
+pipeline's own: the pairs' manifest, markers and feature files on disk, the plan of what is missing,
+Ray Data's actor pool, the reference's manifest, the sampler. One process per number; prints one
+JSON object with seconds and the driver's resident memory (MiB) before and at its peak.
 """
 
 import argparse

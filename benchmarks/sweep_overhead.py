@@ -1,15 +1,18 @@
-"""What a sweep costs beyond its trainings: the same configurations as trials of one sweep and as
-single commands.
+"""What a sweep costs beyond its trainings: trials of one sweep against single commands.
 
     python benchmarks/sweep_overhead.py --trials 12 --steps 300 --work /tmp/overhead
 
-A tiny model, MaPO, one beta and one CPU per trial, `--at-once` trials or commands side by side.
-`sweep_seconds`: the wall time of the whole `sparsepo tune` command without its prepare and
-reference, times --at-once (so idle places count); `single_seconds`: the sum over the trials of
-`sparsepo train` of their recipes into empty directories, with the same pairs and reference. Both
-start Ray, workers and all. With --block the two sides alternate, so that a machine that slows down
-slows both; every block then pays its own start of Ray. Prints one JSON line per block, then the
-sums.
+A tiny model, MaPO, one beta and one CPU per trial, `--at-once` trials or commands side by side, the
+same configurations on both sides.
+
+sweep_seconds:  the wall time of the whole `sparsepo tune` command without its prepare and
+                reference, times --at-once, so that idle places count.
+single_seconds: the sum over the trials of `sparsepo train` of their recipes into empty directories,
+                with the same pairs and reference.
+
+Both start Ray, workers and all. With --block the two sides alternate, so that a machine that slows
+down slows both; every block then pays its own start of Ray. Prints one JSON line per block, then
+the sums.
 """
 
 import argparse

@@ -1,21 +1,24 @@
-"""Speed and memory of a training step: the pipeline under Ray Train, its own bare loop, and TRL's
-DPOTrainer, on the same rows.
+"""Speed and memory of a training step: under Ray Train, in a bare loop, and in TRL's DPOTrainer.
 
-    python benchmarks/train_step.py --model pythia-1.4b --tokenizer DIR --lengths 256+256 --work
-    /tmp/bench python benchmarks/train_step.py --model DIR --pairs pairs.jsonl --methods
-    mapo,sparsepo-all --work /tmp/bench
+    python benchmarks/train_step.py --model pythia-1.4b --tokenizer DIR --lengths 256+256 \\
+        --work /tmp/bench
+    python benchmarks/train_step.py --model DIR --pairs pairs.jsonl \\
+        --methods mapo,sparsepo-all --work /tmp/bench
 
-Prints one JSON line per measurement, then all of them as one. Rates are pairs per second and tokens
-per second, where a pair counts 2 * prompt + chosen + rejected tokens on every side, however often a
-side really computes the prompt; padding never counts. Peak memory is that of the GPU's allocator
-over a whole run.
+All see the same rows. Prints one JSON line per measurement, then all of them as one. Rates are
+pairs per second and tokens per second, where a pair counts 2 * prompt + chosen + rejected tokens on
+every side, however often a side really computes the prompt; padding never counts. Peak memory is
+that of the GPU's allocator over a whole run.
 
-ray:    the train stage as a user runs it, over its steps after the warm-up; validation and the
-final writing are outside. bare:   the same model, optimizer and micro-batches, laid out and on the
-device before, without logging or checkpoints. trl:    DPOTrainer with precomputed or online
-reference, SDPA, without checkpointing, for every batch size asked for. State (weights, gradients,
-Adam) is bfloat16 with --precision bfloat16, and float32 with bfloat16 compute with --precision
-mixed.
+ray:   the train stage as a user runs it, over its steps after the warm-up; validation and the final
+       writing are outside.
+bare:  the same model, optimizer and micro-batches, laid out and on the device before, without
+       logging or checkpoints.
+trl:   DPOTrainer with precomputed or online reference, SDPA, without checkpointing, for every batch
+       size asked for.
+
+State (weights, gradients, Adam) is bfloat16 with --precision bfloat16, and float32 with bfloat16
+compute with --precision mixed.
 """
 
 import argparse

@@ -373,7 +373,7 @@ class Recipe(Section):
     def reference_mode(self) -> Literal["stored", "online"]:
         """Whether the reference is stored or online.
 
-        An `auto` that reference_cost.py has not settled is online exactly when the mask reads every
+        An `auto` that reference/cost.py has not settled is online exactly when the mask reads every
         layer.
         """
         if self.reference.mode != "auto":

@@ -1,6 +1,6 @@
 """train: fine-tune on the prepared pairs with Ray Train; resumes at the last published checkpoint.
 
-Checkpoints are ours (see train_checkpoint.py), not Ray's: they are durable the moment they are
+Checkpoints are ours (see checkpoint.py), not Ray's: they are durable the moment they are
 published and hold no pickle. Ray Train places the workers, joins them and restarts them after a
 failure.
 """

@@ -1,7 +1,7 @@
 """Mirrors of the training metrics.
 
 They are TensorBoard, Weights & Biases, MLflow, and Ray's gauges for Prometheus. Our own JSON lines
-(train_metrics.py) are the record; these are views of it.
+(metrics.py) are the record; these are views of it.
 """
 
 import os

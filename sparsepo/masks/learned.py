@@ -5,8 +5,9 @@ A mask scores one state per token (`*_last`: the last hidden state) or one per l
 one linear map (`simple_*`, `binary_*`) or two in a row (`ml_*`, 200 units, no non-linearity between
 them):
 
-    *_last : f(score(h_L)) *_all  : f(mixer . [g(score_i(LN(h_i)))] for i = 1..L), one LayerNorm
-    shared by all layers, no mixer bias
+    *_last : f(score(h_L))
+    *_all  : f(mixer . [g(score_i(LN(h_i)))] for i = 1..L), one LayerNorm shared by all layers, no
+             mixer bias
 
 f and g are relu, none (identity; weights may be negative) or rescale (min-max within the response).
 binary_* end in sign(relu(.)), with the gradient of the identity, because the released code's is
