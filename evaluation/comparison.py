@@ -13,10 +13,10 @@ def paired_difference(
     samples: int = 2000,
     seed: int = 0,
 ) -> Interval | None:
-    """Interval of the mean of second minus first over the prompts that both have; None if there is
-    none.
+    """Interval of the mean of second minus first over the prompts that both have.
 
-    A prompt's differences at several temperatures are resampled together.
+    It is None if there is none. A prompt's differences at several temperatures are resampled
+    together.
 
     Args:
         first, second: sample records with prompt, temperature and the named value; of several

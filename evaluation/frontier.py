@@ -26,10 +26,11 @@ def pareto_front(values: Sequence[Sequence[float]], maximise: Sequence[bool]) ->
 
 
 def knee_point(values: Sequence[Sequence[float]], maximise: Sequence[bool]) -> int:
-    """The index of the front's knee: with every objective scaled to the front's range, the point
-    farthest below the plane
-    through the extremes (Das 1999), which is the one whose scaled costs have the smallest sum. Ties
-    go to the first objective's better.
+    """The index of the front's knee.
+
+    Every objective is scaled to the front's range. The knee is the point farthest below the plane
+    through the extremes (Das 1999). That point's scaled costs have the smallest sum. Ties go to the
+    first objective's better.
 
     Raises: ValueError without points.
     """

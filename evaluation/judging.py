@@ -1,5 +1,6 @@
-"""What a judge model is asked, how its answer is read, and what two answers in swapped order
-amount to.
+"""What a judge model is asked, and how its answer is read.
+
+It also says what two answers in swapped order amount to.
 """
 
 import re
@@ -39,8 +40,9 @@ def parse_verdict(answer: str) -> Literal["a", "b", "tie"] | None:
 
 
 def joint_verdict(policy_first: str | None, policy_second: str | None) -> Verdict:
-    """One verdict from both orders: who wins in both wins, judges who change their mind with the
-    order mean a tie.
+    """One verdict from both orders: who wins in both wins.
+
+    Judges who change their mind with the order mean a tie.
 
     Args:
         policy_first: "a", "b" or "tie" with the policy's reply as A; policy_second: with it as B;

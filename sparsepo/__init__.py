@@ -1,5 +1,6 @@
-"""sparsepo: token-masked preference optimisation (SparsePO, MaPO, TDPO, DPO and their relatives)
-for language models.
+"""sparsepo: token-masked preference optimisation for language models.
+
+The methods are SparsePO, MaPO, TDPO, DPO and their relatives.
 
 The library needs torch, transformers and safetensors only; the pipeline around it lives in the
 package `pipelines`.

@@ -131,8 +131,9 @@ _Projections = tuple[HookPoint, HookPoint, HookPoint]
 
 
 def _projections(q: str = "q_proj", k: str = "k_proj", part: str | None = None) -> _Projections:
-    """q, k and v of a block with a projection each; q and k at the named modules, where they are
-    last normalised.
+    """q, k and v of a block with a projection each.
+
+    q and k are read at the named modules, where they are last normalised.
     """
     return (
         HookPoint("attn.q", f"layers.{{i}}.self_attn.{q}", part=part),
@@ -290,9 +291,7 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def family_of(model_type: str) -> Family:
-    """The hook table of a transformers model type; ValueError naming the supported types
-    otherwise.
-    """
+    """The hook table of a transformers model type; else ValueError naming the supported types."""
     for family in FAMILIES:
         if model_type in family.model_types:
             return family
@@ -306,8 +305,9 @@ def family_of(model_type: str) -> Family:
 
 
 def available_hooks(config: Any) -> tuple[str, ...]:
-    """Names of the hook points of a transformers config's family, "logits" last; ValueError for
-    an unknown family.
+    """Names of the hook points of a transformers config's family, "logits" last.
+
+    Raises: ValueError for an unknown family.
     """
     return (*(point.name for point in _points(config)), "logits")
 
@@ -347,12 +347,12 @@ def _points(config: Any) -> list[HookPoint]:
 
 
 class ActivationRecorder:
-    """Context manager that records the reduced activation of each chosen hook point during forwards
-    of a backbone.
+    """Context manager that records the reduced activation of each chosen hook point.
 
-    After a forward, `recorded[name][layer]` is float32 [batch, time]; layer is 0 for points that
-    exist once. Without hooks nothing is recorded, and any family will do. The logits are not a
-    backbone activation: `activation_mask` computes them from the last hidden states.
+    It records during forwards of a backbone. After a forward, `recorded[name][layer]` is float32
+    [batch, time]; layer is 0 for points that exist once. Without hooks nothing is recorded, and any
+    family will do. The logits are not a backbone activation: `activation_mask` computes them from
+    the last hidden states.
     """
 
     def __init__(
@@ -448,8 +448,9 @@ class ActivationRecorder:
         )
 
     def _rotate(self, value: Tensor) -> Tensor:
-        """[batch, time, heads or features, ...] -> the same after the attention module's own
-        rotary embedding.
+        """Apply the attention module's own rotary embedding.
+
+        [batch, time, heads or features, ...] -> the same.
         """
         if value.ndim == 3:  # a projection's output: heads still folded into the features
             value = value.unflatten(-1, (-1, self._head_dim()))

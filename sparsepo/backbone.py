@@ -1,9 +1,8 @@
-"""Run a transformer's backbone on rows of single sequences, or on packed rows whose responses share
-a prompt.
+"""Run a transformer's backbone on rows of single sequences, or on packed rows.
 
-In a packed row a token attends to its own pair's earlier prompt tokens and its own response's
-earlier tokens. On a GPU the definition becomes a FlexAttention BlockMask, elsewhere (and for models
-without FlexAttention) a dense mask.
+In a packed row the responses of a pair share its prompt. A token attends to its own pair's earlier
+prompt tokens and its own response's earlier tokens. On a GPU the definition becomes a FlexAttention
+BlockMask, elsewhere (and for models without FlexAttention) a dense mask.
 """
 
 import contextlib
@@ -74,8 +73,9 @@ def has_decoder_layers(transformer: Any) -> bool:
 
 
 def state_size(config: Any) -> int:
-    """Features of the last hidden state, which the LM head reads: fewer than the layers' where a
-    config projects (OPT 350M).
+    """Features of the last hidden state, which the LM head reads.
+
+    They are fewer than the layers' where a config projects (OPT 350M).
     """
     text = config.get_text_config()
     return int(getattr(text, "word_embed_proj_dim", None) or text.hidden_size)
@@ -126,8 +126,9 @@ def uses_flex_attention(transformer: Any) -> bool:
 
 @contextlib.contextmanager
 def without_flex_attention(transformer: Any) -> Iterator[None]:
-    """For rows of single sequences in a model that was prepared for packed ones: their mask
-    would be built whole, per shape.
+    """For rows of single sequences in a model that was prepared for packed ones.
+
+    FlexAttention would build their mask whole, per shape.
     """
     if not uses_flex_attention(transformer):
         yield
@@ -208,8 +209,7 @@ def enable_packing(transformer: Any) -> str | None:
 
 @torch.no_grad()
 def packing_obstacle(transformer: Any) -> str | None:
-    """Why packed rows would be wrong, as far as a model's config and modules show it; None if they
-    do not.
+    """What in a model's config and modules makes packed rows wrong; None if nothing does.
 
     The weights are not read: a model on the meta device will do.
     """
@@ -232,8 +232,7 @@ def packing_obstacle(transformer: Any) -> str | None:
 
 
 def _held_mask(transformer: Any) -> str | None:
-    """The causal mask that a model holds as a buffer and reads; None if it has none, or leaves it
-    unread.
+    """The causal mask that a model holds as a buffer and reads; None if there is no such mask.
 
     Its size ends the rows that the model takes, whatever their positions are: a row beyond a
     smaller copy of the buffer shows whether it is read.
@@ -272,8 +271,7 @@ def _set_buffer(transformer: Any, name: str, value: Tensor) -> None:
 
 
 def _longest_span(config: Any) -> tuple[str, int]:
-    """The largest number in the config that may be a window our masks do not know: its field and
-    its value.
+    """Field and value of the config's largest number that may be a window unknown to our masks.
 
     ("", 0) if there is none. A pair's sequences end at the model's last position, and so does this.
     """
@@ -297,8 +295,9 @@ def _positions(config: Any) -> int:
 
 
 def _probe_pairs(config: Any, distance: int) -> list[TokenizedPair]:
-    """Pairs for one packed row: in the second, `distance` tokens lie between prompt and rejected
-    response.
+    """Pairs for one packed row.
+
+    In the second, `distance` tokens lie between prompt and rejected response.
     """
     vocabulary = config.get_text_config().vocab_size
     length = max(1, min(distance, _positions(config)))
@@ -313,8 +312,9 @@ def _probe_pairs(config: Any, distance: int) -> list[TokenizedPair]:
 
 @contextlib.contextmanager
 def _short_window(config: Any) -> Iterator[None]:
-    """A sliding window shorter than the probe's sequences, so that the model's own window and
-    ours are compared.
+    """A sliding window shorter than the probe's sequences.
+
+    So the probe compares the model's own window with ours.
     """
     text = config.get_text_config()
     kept = getattr(text, "sliding_window", None)
@@ -368,11 +368,10 @@ def _mask(transformer: Any, inputs: ModelInputs, window: int | None) -> Any:
 
 
 def _block_mask(segments: Tensor, mask_mod: Any) -> Any:
-    """A BlockMask that visits, for every block of queries, the blocks from the start of its first
-    token's pair to itself.
+    """A BlockMask that visits, for every block of queries, the blocks of its pairs.
 
-    Pairs are contiguous, so no other block can hold an allowed position; within them mask_mod
-    decides.
+    They run from the start of its first token's pair to the block itself. Pairs are contiguous, so
+    no other block can hold an allowed position; within them mask_mod decides.
     """
     from torch.nn.attention.flex_attention import BlockMask
 

@@ -1,5 +1,6 @@
-"""Compact forms of reference features, as byte rows [S, n] that can be stored, moved and
-concatenated like any tensor.
+"""Compact forms of reference features, as byte rows [S, n].
+
+They can be stored, moved and concatenated like any tensor.
 
 Top-k: the k most likely tokens with their log-probabilities and the log-probability of all others
 together. From it the KL over these k + 1 outcomes follows, a lower bound of the exact one
@@ -68,8 +69,9 @@ def state_bytes(num_layers: int, width: int) -> int:
 
 @torch.no_grad()
 def pack_states(states: Tensor) -> Tensor:
-    """States [S, L, d] -> uint8 [S, state_bytes(L, d)]; the error of a value is at most 1/252 of
-    its block's largest.
+    """States [S, L, d] -> uint8 [S, state_bytes(L, d)].
+
+    The error of a value is at most 1/252 of its block's largest.
     """
     tokens, layers, width = states.shape
     blocks = -(-width // STATE_BLOCK)

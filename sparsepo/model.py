@@ -1,5 +1,6 @@
-"""The two modules that run transformers: the policy, whose forward is the only one trained, and
-the frozen reference.
+"""The two modules that run transformers: the policy and the frozen reference.
+
+The policy's forward is the only one trained.
 """
 
 from collections.abc import Iterable
@@ -28,8 +29,9 @@ _DIVIDED_BY = ("logits_scaling",)
 
 
 def head_of(causal_lm: Any) -> LMHead:
-    """The LM head of a transformers causal model (or of one that peft has wrapped), bias, soft-cap
-    and logit scale included.
+    """The LM head of a transformers causal model, bias, soft-cap and logit scale included.
+
+    The model may be one that peft has wrapped.
 
     Raises: ValueError if the model has no output embeddings, or peft has replaced them.
     """
@@ -222,8 +224,9 @@ class ReferenceModel:
 
     @torch.no_grad()
     def features(self, inputs: ModelInputs, wanted: Iterable[str]) -> Features:
-        """Compute the wanted features (those of origin "reference" in FEATURES) in one forward, in
-        canonical order.
+        """Compute the wanted features in one forward, in canonical order.
+
+        These are features of origin "reference" in FEATURES.
 
         Raises: ValueError naming a feature that the reference model does not make.
         """

@@ -95,8 +95,9 @@ class Features(_TensorRecord):
 
 @dataclass(frozen=True)
 class FeatureKind:
-    """Where a feature comes from: the reference model, the two scorers, the embedding model, or
-    the pairs themselves.
+    """Where a feature comes from.
+
+    Origins are the reference model, the two scorers, the embedding model, or the pairs themselves.
     """
 
     origin: Literal["reference", "scorers", "embedder", "pairs"]
@@ -213,13 +214,15 @@ class TokenScores:
         scorer_log_ratios: Tensor | None = None,
         **per_pair: Any,
     ) -> Self:
-        """The record of padded tensors, as most training loops have them; what lies outside
-        response_mask is never read.
+        """The record of padded tensors, as most training loops have them.
+
+        What lies outside response_mask is never read.
 
         Args:
             response_mask: bool [num_pairs, 2, T], True = scored token; index 0 of the second axis
-            is chosen. policy_logps and the other token quantities: [num_pairs, 2, T]; masks left
-            out weigh every token 1.
+                is chosen.
+            policy_logps: [num_pairs, 2, T], like the other token quantities; masks left out weigh
+                every token 1.
             per_pair: further fields of the record (prompt_embedding, preference_scores, l1_shares,
                 ...).
         Raises: ValueError naming both shapes if they differ.
@@ -282,8 +285,9 @@ class TokenScores:
 
 @dataclass(frozen=True)
 class ObjectiveOutput:
-    """Losses and rewards per pair; metrics as (sum, count), so that they add over micro-batches
-    and ranks.
+    """Losses and rewards per pair, and metrics as (sum, count).
+
+    So metrics add over micro-batches and ranks.
     """
 
     losses: Tensor

@@ -27,9 +27,7 @@ class RunawayWatch:
         return {"window": self._window, "has_told": self._has_told}
 
     def observe(self, record: Mapping[str, Any]) -> list[str]:
-        """Take one step's metrics (means over the global batch); returns the warnings that this
-        step gives rise to.
-        """
+        """Take one step's metrics (means over the global batch); returns the step's warnings."""
         if "kl/reference_policy" not in record or self._has_told:
             return []
         self._window = [

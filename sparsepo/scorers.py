@@ -1,5 +1,6 @@
-"""What frozen models other than the reference say about pairs: token log ratios for TIS-DPO,
-prompt embeddings for RPO.
+"""What frozen models other than the reference say about pairs.
+
+Token log ratios are for TIS-DPO, prompt embeddings for RPO.
 """
 
 from collections.abc import Sequence
@@ -18,14 +19,14 @@ Pooling = Literal["mean", "first", "last"]
 
 @torch.no_grad()
 def scorer_log_ratios(positive: Any, negative: Any, inputs: ModelInputs) -> Tensor:
-    """[S] log-probability of each scored token under the positive scorer minus that under the
-    negative one, nats.
+    """[S] log-probability of each scored token under the positive minus the negative scorer, nats.
 
     Args:
         positive, negative: causal language models over the same tokens, in eval mode. The positive
             one prefers good responses (for example tuned on chosen ones), the negative one bad
-            responses. Source: Liu et al., arXiv:2410.04350.
+            responses.
     Raises: ValueError if their vocabularies differ.
+    Source: Liu et al., arXiv:2410.04350.
     """
     heads = head_of(positive), head_of(negative)
     if heads[0].weight.shape[0] != heads[1].weight.shape[0]:

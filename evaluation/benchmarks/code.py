@@ -53,8 +53,9 @@ class CodeTask:
     tests: str
 
     def program(self, completion: str) -> str:
-        """The program that a completion makes: a fenced block if it has one, cut where something
-        else begins.
+        """The program that a completion makes: a fenced block if it has one.
+
+        The text is cut where something else begins.
         """
         fenced = _FENCED.search(completion)
         text = fenced.group(1) if fenced else completion

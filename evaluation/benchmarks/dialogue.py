@@ -1,5 +1,6 @@
-"""dialogue: how often a judge prefers the policy's reply to the chosen response and to the
-starting model's reply.
+"""dialogue: how often a judge prefers the policy's reply.
+
+Its rivals are the chosen response and the starting model's reply.
 """
 
 from typing import Any

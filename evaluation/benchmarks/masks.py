@@ -1,5 +1,6 @@
-"""masks: how sparse the token weights are, which tokens carry them, and whether they find known
-key tokens.
+"""masks: how sparse the token weights are, and which tokens carry them.
+
+It also tells whether they find known key tokens.
 """
 
 import math
@@ -58,8 +59,9 @@ def masks_benchmark(
 
 
 def token_class(token: str) -> str:
-    """What a token is: word (has a letter), number, punctuation, space or special (an end mark
-    such as </s>).
+    """What a token is: word, number, punctuation, space or special.
+
+    A word has a letter; special is an end mark such as </s>.
     """
     text = token.strip()
     if not text:
@@ -76,9 +78,7 @@ def token_class(token: str) -> str:
 
 
 def _by_class(records: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    """Per class of tokens: mean weight, share of zeros, count, and the class's share of the
-    whole weight.
-    """
+    """Per class of tokens: mean weight, share of zeros, count, and share of the whole weight."""
     weights: dict[str, list[float]] = defaultdict(list)
     for record in records:
         for token, weight in zip(record["tokens"], record[name], strict=True):
@@ -118,8 +118,9 @@ def _by_position(
 
 
 def _kl_correlation(records: list[dict[str, Any]], name: str) -> float | None:
-    """Spearman's rank correlation of weight and token KL over all tokens; None where either is
-    constant.
+    """Spearman's rank correlation of weight and token KL over all tokens.
+
+    It is None where either is constant.
     """
     weights = np.concatenate([np.asarray(r[name], dtype=np.float64) for r in records])
     kl = np.concatenate([np.asarray(r["token_kl"], dtype=np.float64) for r in records])
@@ -147,8 +148,9 @@ def _top_tokens(records: list[dict[str, Any]], name: str, top: int) -> list[dict
 def _auc_interval(
     records: list[dict[str, Any]], name: str, samples: int, seed: int
 ) -> dict[str, float]:
-    """AUC over all tokens with a bootstrap interval that resamples prompts with all responses to
-    them.
+    """AUC over all tokens with a bootstrap interval.
+
+    The bootstrap resamples prompts with all responses to them.
     """
     values = [np.asarray(r[name], dtype=np.float64) for r in records]
     labels = [np.asarray(r["is_key"], dtype=bool) for r in records]

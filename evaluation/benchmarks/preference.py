@@ -1,5 +1,6 @@
-"""preference: does the model prefer the held-out chosen responses, before and after, and by what
-margin?
+"""preference: does the model prefer the held-out chosen responses, before and after?
+
+It also tells by what margin.
 """
 
 from typing import Any
@@ -12,8 +13,9 @@ from evaluation.metrics.preference_accuracy import preference_hits
 
 
 def preference_benchmark(records: list[dict[str, Any]], samples: int, seed: int) -> dict[str, Any]:
-    """Accuracies and margins of pairs, with 95 % intervals over prompts (the pairs of one stay
-    together).
+    """Accuracies and margins of pairs, with 95 % intervals over prompts.
+
+    The pairs of one prompt stay together.
 
     Three accuracies, because they answer different questions: `logps` ranks by sequence
     log-probability (defined before training too), `logps_per_token` the same per token,

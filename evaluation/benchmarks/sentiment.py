@@ -1,5 +1,6 @@
-"""sentiment: reward of samples before and after, against how far the policy moved: a point of
-the reward-KL frontier.
+"""sentiment: reward of samples before and after, against how far the policy moved.
+
+It is a point of the reward-KL frontier.
 """
 
 from collections import defaultdict

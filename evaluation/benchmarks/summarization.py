@@ -1,5 +1,6 @@
-"""summarization: how close samples come to the chosen summaries, how varied they are, and
-whether their source entails them.
+"""summarization: how close samples come to the chosen summaries, and how varied they are.
+
+It also tells whether their source entails them.
 """
 
 from typing import Any

@@ -1,5 +1,6 @@
-"""Metrics as `evaluate.Metric` classes that load without a network: one file each, unit, range
-and direction stated.
+"""Metrics as `evaluate.Metric` classes that load without a network.
+
+Each has one file, with unit, range and direction stated.
 """
 
 from evaluation.metrics.auc import TokenAUC, auc

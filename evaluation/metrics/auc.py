@@ -19,10 +19,10 @@ def mean_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def auc(scores: Any, labels: Any) -> float:
-    """Area under the ROC curve: probability that a random key token outscores a random other one,
-    ties counting half.
+    """Area under the ROC curve, ties counting half.
 
-    Returns nan if either class is empty. ValueError if the lengths differ.
+    It is the probability that a random key token outscores a random other one. Returns nan if
+    either class is empty. ValueError if the lengths differ.
     """
     values, positive = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=bool)
     if values.shape != positive.shape:

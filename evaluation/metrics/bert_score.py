@@ -90,8 +90,9 @@ def _matched(
 
 
 class BertScore(evaluate.Metric):
-    """compute(predictions=texts, references=texts, model=local directory, layer=None) ->
-    {"precision", "recall", "f1"}, means.
+    """compute(predictions=texts, references=texts, model=local directory, layer=None).
+
+    Returns: {"precision", "recall", "f1"}, means.
     """
 
     def _info(self) -> evaluate.MetricInfo:

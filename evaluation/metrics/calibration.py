@@ -51,8 +51,9 @@ def expected_calibration_error(probabilities: Any, outcomes: Any, num_bins: int 
 
 
 class Calibration(evaluate.Metric):
-    """compute(predictions=probabilities, references=outcomes, num_bins=10) ->
-    {"expected_calibration_error", "brier"}.
+    """compute(predictions=probabilities, references=outcomes, num_bins=10).
+
+    Returns: {"expected_calibration_error", "brier"}.
     """
 
     def _info(self) -> evaluate.MetricInfo:

@@ -1,5 +1,7 @@
-"""Consistency of a text with its source: share of its sentences that the source entails, by
-probability. Range: [0, 1]. Higher is better.
+"""Consistency of a text with its source.
+
+Unit: share of its sentences that the source entails, by probability. Range: [0, 1]. Higher is
+better.
 """
 
 import re
@@ -18,8 +20,9 @@ def sentences(text: str) -> list[str]:
 
 
 class EntailmentScorer:
-    """Probability that a premise entails a hypothesis, under a local three-way (or two-way)
-    classifier.
+    """Probability that a premise entails a hypothesis, under a local classifier.
+
+    The classifier is three-way (or two-way).
 
     Args:
         model, tokenizer: of transformers, for sequence classification of pairs. label: the name of
@@ -74,8 +77,9 @@ class EntailmentScorer:
 
 
 class Entailment(evaluate.Metric):
-    """compute(predictions=texts, references=sources, model=local directory, label="entailment")
-    -> {"entailment"}, the mean.
+    """compute(predictions=texts, references=sources, model=local directory, label="entailment").
+
+    Returns: {"entailment"}, the mean.
     """
 
     def _info(self) -> evaluate.MetricInfo:

@@ -26,8 +26,9 @@ def pass_at_k(num_samples: int, num_passed: int, k: int) -> float:
 
 
 class PassAtK(evaluate.Metric):
-    """compute(predictions=passed per task [counts], references=samples per task [counts], k=1)
-    -> {"pass_at_k"}, the mean over tasks.
+    """compute(predictions=passed per task [counts], references=samples per task [counts], k=1).
+
+    Returns: {"pass_at_k"}, the mean over tasks.
     """
 
     def _info(self) -> evaluate.MetricInfo:

@@ -37,8 +37,9 @@ def rouge(texts: list[str], references: list[str], stemmer: bool = True) -> dict
 
 
 class Rouge(evaluate.Metric):
-    """compute(predictions=texts, references=texts, stemmer=True) -> {"rouge1", "rouge2",
-    "rougeL"}, means.
+    """compute(predictions=texts, references=texts, stemmer=True).
+
+    Returns: {"rouge1", "rouge2", "rougeL"}, means.
     """
 
     def _info(self) -> evaluate.MetricInfo:

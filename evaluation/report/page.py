@@ -128,8 +128,9 @@ def render_report(runs: Sequence[RunView], title: str) -> str:
 
 
 def _warnings(run: RunView) -> list[str]:
-    """What should be known before any number: what training warned of, samples far from the
-    reference, dead masks.
+    """What should be known before any number.
+
+    It lists what training warned of, samples far from the reference, and dead masks.
     """
     found = list(run.counts.get("warnings") or [])
     sentiment, masks = run.results.get("sentiment", {}), run.results.get("masks", {})
@@ -151,8 +152,9 @@ def _warnings(run: RunView) -> list[str]:
 
 
 def _verdict(run: RunView) -> list[str]:
-    """What the evaluation found, in sentences; an interval that holds zero (or one half) is
-    called no clear change.
+    """What the evaluation found, in sentences.
+
+    An interval that holds zero (or one half) is called no clear change.
     """
     found = []
     sentiment, preference, dialogue = (
@@ -344,8 +346,9 @@ def _examples(run: RunView, count: int = 4) -> dict[str, list[dict[str, Any]]]:
 
 
 def _heatmap(run: RunView) -> list[dict[str, Any]]:
-    """Responses with a colour strength per token, scaled to the largest weight shown; of the KL
-    mask where only that is one.
+    """Responses with a colour strength per token, scaled to the largest weight shown.
+
+    The weights are the KL mask's where only that is a mask.
     """
     shown = []
     mask = "kl_mask" if _masked_terms(run) == ["kl"] else "reward_mask"

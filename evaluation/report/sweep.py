@@ -1,5 +1,6 @@
-"""The page and the figures of a sweep: reward against KL, sparsity against beta, and every
-searched key at a glance.
+"""The page and the figures of a sweep.
+
+They show reward against KL, sparsity against beta, and every searched key at a glance.
 """
 
 import itertools
@@ -138,8 +139,9 @@ def _figures(view: SweepView) -> Iterator[tuple[str, Any]]:
 
 
 def _frontier(view: SweepView, label: str, values: Sequence[float | None]) -> Any:
-    """First objective over the second, coloured by a key or metric; the front is joined, the
-    chosen trial ringed.
+    """First objective over the second, coloured by a key or metric.
+
+    A line joins the front; a ring marks the chosen trial.
     """
     (y, _), (x, _) = view.objectives[:2]
     figure, axes = new_axes(f"{_leaf(y)} against {_leaf(x)}", x, y)
@@ -170,8 +172,9 @@ def _frontier(view: SweepView, label: str, values: Sequence[float | None]) -> An
 
 
 def _frontier_by_series(view: SweepView) -> Any:
-    """First objective over the second, one colour per series, its trials joined in the order of
-    the second.
+    """First objective over the second, one colour per series.
+
+    A line joins a series' trials in the order of the second.
     """
     (y, _), (x, _) = view.objectives[:2]
     figure, axes = new_axes(f"{_leaf(y)} against {_leaf(x)}", x, y)
@@ -330,9 +333,7 @@ def _point(axes: Any, trial: TrialView, x: str, y: str, colour: Any, marker: str
 
 
 def _spread(trial: TrialView, metric: str) -> tuple[float, float]:
-    """Below and above the value: the standard deviation over seeds, or the evaluation's own
-    interval.
-    """
+    """Below and above a value: standard deviation over seeds, or the evaluation's own interval."""
     mean, m = trial.metrics[metric], trial.metrics
     if f"{metric}/std" in m:
         return m[f"{metric}/std"], m[f"{metric}/std"]

@@ -55,17 +55,18 @@ _ESTIMATED = ("pairs", "model_tokens", "shared_tokens", "scored_tokens")
 
 
 def run_plan(recipe: Recipe, tflops: float | None = None, evaluates: bool = True) -> dict[str, Any]:
-    """Rows, tokens, storage, memory and step counts, exact after prepare and estimated from sampled
-    rows before.
+    """Rows, tokens, storage, memory and step counts.
 
-    Memory is per process: state_gib of training are weights, gradients and Adam's moments,
-    memory_gib that and a frozen reference, activations of a micro-batch and the head's chunks. The
-    reference's hours are those of one device; parts that run side by side divide them. Training's
-    are those of all its workers.
+    They are exact after prepare and estimated from sampled rows before.
+
+    Memory is per process. state_gib of training are weights, gradients and Adam's moments.
+    memory_gib is that and a frozen reference, activations of a micro-batch and the head's chunks.
+    The reference's hours are those of one device; parts that run side by side divide them.
+    Training's are those of all its workers.
 
     Args:
         tflops: what one device sustains; by default an assumption by its name (hardware.py).
-            evaluates: whether the trained model will be evaluated; one without preferences is not.
+        evaluates: whether the trained model will be evaluated; one without preferences is not.
     Raises: UserError for what `run` would refuse, whenever it found out.
     """
     check_hooks(recipe)
@@ -95,8 +96,9 @@ def run_plan(recipe: Recipe, tflops: float | None = None, evaluates: bool = True
 
 
 def plan_sweep(sweep: Sweep, tflops: float | None = None) -> dict[str, Any]:
-    """What a sweep would run: every pair of pairs and reference that its points need, made once,
-    and the trainings.
+    """What a sweep would run: pairs with their reference, made once, and the trainings.
+
+    It lists every such combination that its points need.
 
     The hours are of one worker group after the other; as many run side by side as the cluster
     holds.
@@ -146,8 +148,9 @@ def _range(values: list[Any]) -> Any:
 def _reference(
     recipe: Recipe, data: dict[str, Any], device: torch.device, epochs: float, tflops: float
 ) -> dict[str, Any]:
-    """Storage, memory and hours of the reference, stored and online; one forward computes 2 FLOP
-    per parameter and token.
+    """Storage, memory and hours of the reference, stored and online.
+
+    One forward computes 2 FLOP per parameter and token.
     """
     directory = reference_model_dir(recipe)
     dtype = reference_dtype(recipe.reference.dtype, device)
@@ -331,8 +334,9 @@ def _data(recipe: Recipe) -> dict[str, Any]:
 def _estimate(
     recipe: Recipe, source: Any, encoder: PairEncoder, tokenizer: Any
 ) -> tuple[tuple[float, ...], dict[str, int]]:
-    """The quantities of _ESTIMATED of a source and its rejected rows by reason, from rows taken
-    evenly over its chunks.
+    """The quantities of _ESTIMATED of a source, and its rejected rows by reason.
+
+    Both come from rows taken evenly over its chunks.
     """
     chunks = chunks_of(source, recipe.data.rows_per_task)
     if not chunks:

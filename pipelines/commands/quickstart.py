@@ -85,8 +85,9 @@ def run_quickstart(overrides: Sequence[str], say: Say, quiet: bool) -> str:
 
 
 def _side_by_side(recipes: dict[str, Recipe], say: Say) -> None:
-    """Train and evaluate the runs at the same time; the first error, or Ctrl-C, stops waiting
-    for the others.
+    """Train and evaluate the runs at the same time.
+
+    The first error, or Ctrl-C, stops waiting for the others.
     """
     pool = ThreadPoolExecutor(max_workers=len(recipes))
     try:

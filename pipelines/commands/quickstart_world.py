@@ -1,5 +1,6 @@
-"""The quickstart's own small world: short film reviews from a grammar, a tokenizer and an untrained
-model.
+"""The quickstart's own small world: film reviews, a tokenizer and an untrained model.
+
+The reviews are short and come from a grammar.
 
 Openings (prompts) for training and for testing come from disjoint sets of templates; both draw on
 the same words. A review's remaining sentences are neutral or carry sentiment words of either sign,
@@ -123,8 +124,9 @@ def opening(rng: random.Random, templates: tuple[str, ...]) -> str:
 
 
 def continuation(rng: random.Random) -> str:
-    """The rest of a review: three sentences, each neutral or of random sentiment; starts with a
-    space.
+    """The rest of a review: three sentences, each neutral or of random sentiment.
+
+    It starts with a space.
     """
     sentences = []
     for _ in range(3):
@@ -136,8 +138,9 @@ def continuation(rng: random.Random) -> str:
 
 
 def write_world(folder: Path, seed: int, num_reviews: int, num_train: int, num_test: int) -> None:
-    """Write reviews.jsonl (for sft), prompts.jsonl (train and test), key_words.txt and an
-    untrained model directory.
+    """Write reviews.jsonl, prompts.jsonl, key_words.txt and an untrained model directory.
+
+    reviews.jsonl is for sft; prompts.jsonl holds train and test.
     """
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -155,8 +158,9 @@ def write_world(folder: Path, seed: int, num_reviews: int, num_train: int, num_t
 
 
 def write_untrained_model(folder: Path, texts: list[str], seed: int) -> None:
-    """A byte-level BPE tokenizer trained on the texts and a randomly initialised Llama of about
-    a million parameters.
+    """Write a byte-level BPE tokenizer and a randomly initialised Llama.
+
+    The tokenizer is trained on the texts; the Llama has about a million parameters.
     """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers

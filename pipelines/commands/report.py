@@ -13,8 +13,9 @@ from pipelines.train import read_metrics
 
 
 def run_report(run_dirs: Sequence[str], output: str | None = None) -> str:
-    """Write report/index.html and report/results.json below `output` (default: the first run);
-    returns the page's path.
+    """Write report/index.html and report/results.json; returns the page's path.
+
+    Both go below `output` (default: the first run).
 
     Raises: UserError naming a directory that holds no finished training.
     """

@@ -1,5 +1,6 @@
-"""run: prepare -> reference -> train -> evaluate -> report, skipping every stage whose output
-already matches.
+"""run: prepare -> reference -> train -> evaluate -> report.
+
+It skips every stage whose output already matches.
 """
 
 import time
@@ -78,17 +79,16 @@ def run_stages(
 
 
 def settled(recipe: Recipe, start_ray: Callable[[], None]) -> Recipe:
-    """The recipe with what `auto` leaves to the devices decided; on a cluster that takes its
-    devices.
-    """
+    """The recipe with what `auto` leaves to the devices decided, on a cluster by its devices."""
     if cluster_address(recipe.ray):
         start_ray()
     return settle_mode(recipe, scoring_device())
 
 
 class LazyRay:
-    """Starts Ray at the first call, stops it at the end: a run whose stages are all done never
-    starts it.
+    """Starts Ray at the first call, stops it at the end.
+
+    A run whose stages are all done never starts it.
 
     Raises: UserError if the cluster has a machine that does not see the recipe's local paths.
     """

@@ -7,8 +7,9 @@ from pipelines.recipe import NoMask, Recipe, Say, SFTConfig
 
 
 def sft_recipe(recipe: Recipe) -> Recipe:
-    """The supervised form of a recipe; a preference recipe's goes to RUN/sft, so that both runs
-    can stand together.
+    """The supervised form of a recipe.
+
+    A preference recipe's goes to RUN/sft, so that both runs can stand together.
     """
     if recipe.objective.name == "sft":
         return recipe

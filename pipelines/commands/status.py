@@ -10,8 +10,9 @@ from pipelines.train import MEMORY, completed_steps
 
 
 def run_status(run_dir: str) -> list[dict[str, str]]:
-    """One row per stage (or trial of a sweep): stage, state ("done", "unfinished", "not started"),
-    detail, path. Reads stage records only.
+    """One row per stage (or trial of a sweep): stage, state, detail, path.
+
+    The state is "done", "unfinished" or "not started". Reads stage records only.
 
     Raises: UserError if the directory holds no run.
     """

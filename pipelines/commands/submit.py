@@ -1,9 +1,8 @@
-"""submit: any command as a job of a Ray cluster, with this installation's code and the checked
-recipe in its package.
+"""submit: any command as a job of a Ray cluster.
 
-The package holds the three source packages and the recipe, nothing else: data, models and run
-directories stay where every machine of the cluster sees them. A job has a name that a repeated
-submission finds again, so that retries do not run it twice.
+The job's package holds this installation's three source packages and the checked recipe only.
+Data, models and run directories stay where every machine of the cluster sees them. A job has a
+name that a repeated submission finds again, so that retries do not run it twice.
 """
 
 import contextlib

@@ -70,8 +70,9 @@ def load_sweep(name: str, overrides: Sequence[str] = ()) -> Sweep:
 
 
 def _with_key(mapping: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """A copy of a sweep mapping with one dotted key set; the keys of its space have dots of
-    their own.
+    """A copy of a sweep mapping with one dotted key set.
+
+    The keys of its space have dots of their own.
     """
     space = mapping.get("space")
     config = OmegaConf.create({k: v for k, v in mapping.items() if k != "space"})

@@ -1,5 +1,6 @@
-"""What a sweep leaves: tables of trials and runs, the Pareto front, best.yaml, figures, a page,
-and TensorBoard's HParams.
+"""What a sweep leaves: tables, the Pareto front, best.yaml, figures, a page, TensorBoard's HParams.
+
+The tables are those of trials and of runs.
 """
 
 import csv

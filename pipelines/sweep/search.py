@@ -10,8 +10,9 @@ from pipelines.sweep.trial import is_number
 
 
 class SuggestPoint:
-    """Optuna's define-by-run form of a sweep's space: keys whose condition does not hold are not
-    suggested.
+    """Optuna's define-by-run form of a sweep's space.
+
+    It suggests only the keys whose condition holds.
     """
 
     def __init__(self, sweep: Sweep) -> None:
@@ -35,13 +36,15 @@ class SuggestPoint:
 
 
 class Searcher(OptunaSearch):
-    """Ray Tune's Optuna adapter, for trials that may end without the objectives: those count as
-    failed.
+    """Ray Tune's Optuna adapter, for trials that may end without the objectives.
+
+    Those trials count as failed.
     """
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Nothing: stopping early is the scheduler's business, and a trial that trains does not
-        know every objective yet.
+        """Nothing: stopping early is the scheduler's business.
+
+        A trial that trains knows only some of the objectives yet.
         """
 
     def on_trial_complete(

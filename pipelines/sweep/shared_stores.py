@@ -1,5 +1,6 @@
-"""What the trials of a sweep share: pairs and reference scores, made once per distinct setting
-of those stages.
+"""What the trials of a sweep share: pairs and reference scores.
+
+They are made once per distinct setting of the prepare and reference stages.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,8 +47,9 @@ class SharedStore:
         return frozenset[str]().union(*(recipe.stored_features() for recipe in self.recipes))
 
     def maker(self, run_dir: str) -> Recipe:
-        """The recipe whose prepare and reference stages make this store: one that knows how to
-        make each of its features.
+        """The recipe whose prepare and reference stages make this store.
+
+        It knows how to make each of the store's features.
         """
         lead = next(
             (r for r in self.recipes if "activation_mask" in r.stored_features()), self.recipes[0]
@@ -92,8 +94,9 @@ class SharedStores:
 
     @classmethod
     def of(cls, sweep: Sweep) -> "SharedStores":
-        """Group the points by what they share; features of several points go into one store
-        unless they are made differently.
+        """Group the points by what they share.
+
+        Features of several points go into one store unless they are made differently.
         """
         stores: list[SharedStore] = []
         recipes = [trial_recipe(sweep, point, sweep.run_dir) for point in sweep.sample_of_points()]

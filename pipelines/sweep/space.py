@@ -85,8 +85,9 @@ class Range(_Part):
 
 
 class Goal(_Part):
-    """A metric to optimise: train/... of the last step, validation/... of the last validation,
-    evaluation/<benchmark>/...
+    """A metric to optimise: train/..., validation/... or evaluation/<benchmark>/...
+
+    train/... is of the last step, validation/... of the last validation.
     """
 
     metric: str = Field(pattern="^(train|validation|evaluation)/.+")
@@ -100,8 +101,9 @@ class RandomSearch(_Part):
 
 
 class TPESearch(_Part):
-    """Optuna's tree-structured Parzen estimator, for one objective or several; startup_trials
-    are drawn at random first.
+    """Optuna's tree-structured Parzen estimator, for one objective or several.
+
+    startup_trials are drawn at random first.
     """
 
     name: Literal["tpe"]
@@ -120,8 +122,9 @@ class NoScheduler(_Part):
 
 
 class ASHA(_Part):
-    """Stop what is behind at a rung: successive halving by a validation metric. grace_steps:
-    optimizer steps that every trial gets.
+    """Stop what is behind at a rung: successive halving by a validation metric.
+
+    grace_steps: optimizer steps that every trial gets.
     """
 
     name: Literal["asha"]
@@ -138,8 +141,9 @@ class ASHA(_Part):
 
 
 class Pick(_Part):
-    """Which trial becomes best.yaml: the best by `metric`, or (None) the only objective's best or
-    the front's knee.
+    """Which trial becomes best.yaml: the best by `metric`.
+
+    Without one (None) it is the only objective's best or the front's knee.
 
     where: conditions that it must fulfil, such as "evaluation/sentiment/kl/policy_reference <= 5".
     """
@@ -304,8 +308,9 @@ class Sweep(_Part):
             yield from self._expand({**point, key: value}, rng)
 
     def sample_of_points(self) -> list[Point]:
-        """All points, or for a searcher all combinations of listed values and ends of ranges (a
-        random part of very many).
+        """All points, or for a searcher all combinations of listed values and ends of ranges.
+
+        Of very many combinations it returns a random part.
         """
         if self.points is not None:
             return self.points
@@ -339,8 +344,9 @@ class Sweep(_Part):
         return self.evaluate_all or any(metric.startswith("evaluation/") for metric in wanted)
 
     def has_one_method(self) -> bool:
-        """Whether all points report the same metrics: objectives and masks have some of their
-        own.
+        """Whether all points report the same metrics.
+
+        Objectives and masks have some of their own.
         """
         return not {RECIPE, "objective.name", "mask.kind"} & set(self.space)
 

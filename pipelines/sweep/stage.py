@@ -1,5 +1,6 @@
-"""tune: a sweep over any config key with Ray Tune; prepare and reference run once and serve every
-trial.
+"""tune: a sweep over any config key with Ray Tune.
+
+prepare and reference run once and serve every trial.
 
 Each trial is the same training stage as `sparsepo train`, in its own run directory below
 SWEEP/trials (trial.py). Ray Tune schedules, stops and retries them; its own files, from which an
@@ -101,9 +102,7 @@ def run_tune(sweep: Sweep, say: Say, quiet: bool = False, resume: bool = False) 
 
 
 def _check_evaluations(sweep: Sweep) -> None:
-    """UserError for what a trial's evaluation lacks; points that evaluate alike are looked at
-    once.
-    """
+    """UserError for what a trial's evaluation lacks; equal evaluations are looked at once."""
     recipes = [sweep.recipe_at(point, sweep.run_dir) for point in sweep.sample_of_points()]
     different = {
         digest([recipe.evaluate.model_dump(mode="json"), recipe.model.model_dump()]): recipe
@@ -132,8 +131,9 @@ class Share:
 
 
 def share_of(sweep: Sweep) -> Share:
-    """Fit as many trials into the running cluster as it holds whole: a trial that had to wait for
-    half of its workers would block another.
+    """Fit as many trials into the running cluster as it holds whole.
+
+    A trial that had to wait for half of its workers would block another.
 
     Raises: UserError if not even one fits.
     """

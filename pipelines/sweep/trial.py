@@ -1,5 +1,6 @@
-"""One trial of a sweep: the train stage (and evaluation) of one point, once per seed, as Ray Tune
-runs it.
+"""One trial of a sweep: the train stage (and evaluation) of one point, once per seed.
+
+Ray Tune runs it.
 
 SWEEP/trials/NNNN-xxxxxxxx/trial.json is its result; the runs lie beside it, in seed-S/ where seeds
 are repeated.
@@ -190,8 +191,9 @@ def _check_reported(sweep: Sweep, session: str) -> None:
 
 
 def joined(runs: list[Metrics]) -> Metrics:
-    """Means over the seeds and, with several, their sample standard deviations; intervals of
-    single runs are left out then.
+    """Means over the seeds and, with several, their sample standard deviations.
+
+    With several seeds the intervals of single runs are left out.
     """
     if len(runs) == 1:
         return runs[0]

@@ -1,7 +1,7 @@
-"""How pairs become model inputs: which layout a model takes, and how rows are cut into batches
-within a token budget.
+"""How pairs become model inputs: which layout a model takes, and how rows are cut into batches.
 
-Batches and padding are a pure function of the pairs, the layout and the budget.
+Batches stay within a token budget. Batches and padding are a pure function of the pairs, the layout
+and the budget.
 """
 
 from collections.abc import Sequence
@@ -19,8 +19,10 @@ _SMALLEST_SHARE = 16  # of the budget
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """padded: every response its own sequence; shared: one row per pair, the prompt once; packed:
-    one row of many pairs.
+    """The layout of the rows and the token budget of a batch.
+
+    padded: every response its own sequence; shared: one row per pair, the prompt once; packed: one
+    row of many pairs.
 
     is_balanced: packed rows of about equal width, rounded up to a sixteenth of the budget;
     otherwise full rows and a rest, rounded up to the budget or a half, quarter, ... of it.
@@ -63,8 +65,9 @@ class BatchLayout:
         return self.kind != "padded"
 
     def batches(self, pairs: Sequence[TokenizedPair]) -> list[list[int]]:
-        """Positions of the pairs of every batch, widest first; a pair beyond the budget is a
-        batch of its own.
+        """Positions of the pairs of every batch, widest first.
+
+        A pair beyond the budget is a batch of its own.
         """
         indices = range(len(pairs))
         if self.kind == "packed":

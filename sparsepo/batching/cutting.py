@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 
 def rank_share(indices: Sequence[int], lengths: Sequence[int], rank: int, world: int) -> list[int]:
-    """The rows of one rank: dealt by length, back and forth, so that ranks carry about the same
-    number of tokens.
+    """The rows of one rank: dealt by length, back and forth.
+
+    So ranks carry about the same number of tokens.
     """
     ordered = sorted(indices, key=lambda i: (-lengths[i], i))
     return [row for position, row in enumerate(ordered) if _dealt_to(position, world) == rank]
@@ -24,13 +25,15 @@ def token_budget_batches(
     sequences_per_row: int,
     budget: int,
 ) -> list[list[int]]:
-    """Cut rows into batches of similar width whose padded size stays within the budget (one row at
-    least).
+    """Cut rows into batches of similar width whose padded size stays within the budget.
+
+    A batch holds one row at least.
 
     Args:
-        rows: positions (keys) of widths. widths: padded length of each row's longest sequence,
-            tokens.
-        sequences_per_row: 2 for pairs, 1 for chosen-only data. budget: tokens, padding included.
+        rows: positions (keys) of widths.
+        widths: padded length of each row's longest sequence, tokens.
+        sequences_per_row: 2 for pairs, 1 for chosen-only data.
+        budget: tokens, padding included.
     """
     batches: list[list[int]] = []
     for row in sorted(rows, key=lambda i: (-widths[i], i)):
@@ -48,8 +51,9 @@ def token_budget_batches(
 def consecutive_batches(
     rows: Sequence[int], widths: Sequence[int] | Mapping[int, int], budget: int
 ) -> list[list[int]]:
-    """Cut rows into batches whose widths add up to at most the budget (one row at least), widest
-    first.
+    """Cut rows into batches whose widths add up to at most the budget, widest first.
+
+    A batch holds one row at least.
     """
     batches: list[list[int]] = []
     used = 0
@@ -66,10 +70,10 @@ def consecutive_batches(
 def balanced_batches(
     rows: Sequence[int], widths: Sequence[int] | Mapping[int, int], budget: int
 ) -> list[list[int]]:
-    """Cut rows into as few batches of about equal total width as fit the budget (a row beyond it is
-    a batch of its own).
+    """Cut rows into as few batches of about equal total width as fit the budget.
 
-    The widest row goes first, each into the emptiest batch.
+    A row beyond the budget is a batch of its own. The widest row goes first, each into the emptiest
+    batch.
     """
     ordered = sorted(rows, key=lambda i: (-widths[i], i))
     alone = [[row] for row in ordered if widths[row] > budget]

@@ -76,10 +76,10 @@ def padded_layout(pairs: Sequence[TokenizedPair], pad_multiple: int = 1) -> Mode
 def packed_layout(
     pairs: Sequence[TokenizedPair], row_tokens: int | None = None, pad_multiple: int = 1
 ) -> ModelInputs:
-    """Rows of whole pairs `prompt | chosen | rejected`, the prompt once; positions of both
-    responses continue the prompt's.
+    """Rows of whole pairs `prompt | chosen | rejected`, the prompt once.
 
-    The row that predicts a response's first token is the prompt's last one, for both responses.
+    Positions of both responses continue the prompt's. The row that predicts a response's first
+    token is the prompt's last one, for both responses.
 
     Args:
         pairs: at least one; every prompt and response has at least one token.

@@ -13,8 +13,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Sampler:
-    """A deterministic permutation of the rows per epoch, cut into global batches; the last,
-    smaller one is kept.
+    """A deterministic permutation of the rows per epoch, cut into global batches.
+
+    The last, smaller batch is kept.
     """
 
     num_rows: int

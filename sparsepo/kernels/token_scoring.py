@@ -1,11 +1,10 @@
-"""Hidden states + LM head -> per_token_logps and token_kl, without a [tokens, vocabulary] tensor
-beyond one chunk.
+"""Hidden states + LM head -> per_token_logps and token_kl, chunk by chunk.
 
-The backward recomputes the chunk's logits instead of keeping them. With g1 and g2 the upstream
-gradients of a token's log-probability and KL, the gradient of its logits is g1 * (onehot - p) + g2
-* (p - p_reference). `score_tokens_eager` is the readable definition that tests compare with. On
-CUDA the element-wise part is one Triton kernel each way (vocabulary.py); elsewhere, in float64 and
-for a top-k reference it is torch.
+No [tokens, vocabulary] tensor goes beyond one chunk. The backward recomputes the chunk's logits
+instead of keeping them. With g1 and g2 the upstream gradients of a token's log-probability and KL,
+the gradient of its logits is g1 * (onehot - p) + g2 * (p - p_reference). `score_tokens_eager` is
+the readable definition that tests compare with. On CUDA the element-wise part is one Triton kernel
+each way (vocabulary.py); elsewhere, in float64 and for a top-k reference it is torch.
 """
 
 from dataclasses import dataclass, replace
@@ -59,8 +58,9 @@ class LMHead:
         )
 
     def linear_logits(self, hidden: Tensor) -> Tensor:
-        """[S, d] -> [S, V] after the scale, before the soft-cap; in float32, or float64 for
-        float64 states.
+        """[S, d] -> [S, V] after the scale, before the soft-cap.
+
+        The result is float32, or float64 for float64 states.
         """
         logits = self.product(hidden)
         logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -79,8 +79,9 @@ class ReferenceDistribution(Protocol):
         """KL(reference || policy) [n] of some tokens from the policy's log-probabilities [n, V]."""
 
     def target(self, rows: slice, log_probs: Tensor) -> Tensor:
-        """[n, V]: the gradient of the divergence with respect to the policy's logits is policy -
-        target.
+        """The target of the divergence's gradient, [n, V].
+
+        The gradient of the divergence with respect to the policy's logits is policy - target.
         """
 
 
@@ -144,8 +145,7 @@ def score_tokens(
     chunk_tokens: int | None = None,
     reference_topk: TopK | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities of the labels and, given a reference, the KL(reference || policy) of each
-    token.
+    """Log-probabilities of the labels and, given a reference, KL(reference || policy) per token.
 
     The KL is exact from the reference's hidden states, a lower bound from its top-k.
 
@@ -333,8 +333,9 @@ def _reference_product(
 
 
 class _HeadGradients:
-    """Gathers the gradients of states, weight and bias from those of the chunks' logits; what
-    nobody wants is not computed.
+    """Gathers the gradients of states, weight and bias from those of the chunks' logits.
+
+    It computes only what somebody wants.
     """
 
     def __init__(self, ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -357,8 +358,10 @@ class _HeadGradients:
         )
 
     def add(self, rows: slice, low: Tensor, grad: Tensor) -> None:
-        """low: the gradient of the logits in the states' dtype; grad: the same, as precise as it
-        is known.
+        """Add what the gradient of these rows' logits gives.
+
+        low: the gradient of the logits in the states' dtype; grad: the same, as precise as it is
+        known.
         """
         if self.hidden is not None:
             torch.mm(low, self.matrix, out=self.hidden[rows])

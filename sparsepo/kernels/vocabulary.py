@@ -1,8 +1,8 @@
-"""Triton kernels that walk a row of logits once: what `score_tokens` needs of [n, V] without a
-second [n, V] tensor.
+"""Triton kernels that walk a row of logits once.
 
-Logits stay in the dtype of the matrix product; every sum is float32. Used on CUDA; elsewhere
-token_scoring.py computes the same with torch. Tests compare both with `score_tokens_eager`.
+They give what `score_tokens` needs of [n, V] without a second [n, V] tensor. Logits stay in the
+dtype of the matrix product; every sum is float32. Used on CUDA; elsewhere token_scoring.py computes
+the same with torch. Tests compare both with `score_tokens_eager`.
 """
 
 from typing import Any, NamedTuple
@@ -20,8 +20,10 @@ _BLOCK, _WARPS = 4096, 8
 
 
 class RowStatistics(NamedTuple):
-    """float32 [n] each: log-probability of the label, KL(reference || policy), log-sum-exp of
-    policy and reference.
+    """float32 [n] each, what one pass over the logits gives.
+
+    In order: log-probability of the label, KL(reference || policy), log-sum-exp of policy and
+    reference.
     """
 
     logps: Tensor
@@ -31,9 +33,7 @@ class RowStatistics(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """How linear logits become logits: softcap * tanh(scale * x / softcap), softcap None = no
-    cap.
-    """
+    """Linear logits to logits: softcap * tanh(scale * x / softcap), softcap None = no cap."""
 
     softcap: float | None
     scale: float
@@ -51,8 +51,9 @@ def is_available(tensor: Tensor) -> bool:
 def row_statistics(
     logits: Tensor, shape: Shape, labels: Tensor, reference: Tensor | None, reference_shape: Shape
 ) -> RowStatistics:
-    """One pass over linear logits [n, V] of the policy and, if given, of the reference; kl is 0
-    without one.
+    """One pass over linear logits [n, V] of the policy and, if given, of the reference.
+
+    kl is 0 without a reference.
     """
     out = [torch.zeros(len(logits), dtype=torch.float32, device=logits.device) for _ in range(4)]
     _launch(_statistics, logits, shape, reference, reference_shape, labels, *out)
@@ -70,8 +71,9 @@ def logits_gradient_(
     grad_logps: Tensor,
     grad_kl: Tensor,
 ) -> Tensor:
-    """Replace linear logits [n, V] by their gradient, in place: g1 * (onehot - p) + g2 * (p -
-    p_reference), through cap and scale.
+    """Replace linear logits [n, V] by their gradient, in place, through cap and scale.
+
+    The gradient of the logits is g1 * (onehot - p) + g2 * (p - p_reference).
     """
     upstream = (grad_logps.contiguous(), grad_kl.contiguous())
     _launch(

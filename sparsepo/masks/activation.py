@@ -60,8 +60,9 @@ def activation_weights(
 
 
 def logit_activation(hidden: Tensor, head: LMHead, mapping: ActivationMapping) -> Tensor:
-    """Mean over the vocabulary of the logits (or of their sigmoid) of each token: [S, d] ->
-    float32 [S].
+    """Mean over the vocabulary of each token's logits (or of their sigmoid).
+
+    [S, d] -> float32 [S].
     """
     size = max(16, CHUNK_ELEMENTS // head.weight.shape[0])
     means = []

@@ -12,8 +12,9 @@ MaskedTerms = Literal["both", "reward", "kl"]
 
 
 class MaskWeights(NamedTuple):
-    """reward and kl: float [S], the weights of log ratios and KL; statistics of the mask itself
-    as (sum, count).
+    """reward and kl: float [S], the weights of log ratios and KL.
+
+    statistics: of the mask itself, as (sum, count).
     """
 
     reward: Tensor

@@ -25,9 +25,7 @@ class CollapseWatch:
         self.streaks: dict[str, int] = dict(streaks or {})
 
     def observe(self, record: Mapping[str, Any]) -> list[str]:
-        """Take one step's metrics (means over the global batch); returns the warnings that this
-        step gives rise to.
-        """
+        """Take one step's metrics (means over the global batch); returns the step's warnings."""
         warnings = []
         for term in self._terms:
             zeros, spread = record[f"masks/{term}_zero_fraction"], record[f"masks/{term}_spread"]

@@ -1,5 +1,6 @@
-"""Masks without parameters: the reference's activations, seeded random numbers, weights that
-came with the data.
+"""Masks without parameters.
+
+The weights are the reference's activations, seeded random numbers, or came with the data.
 """
 
 import math
@@ -106,8 +107,9 @@ class RandomMask(FrozenMask):
 def keep_heaviest(
     weights: Tensor, response_index: Tensor, num_responses: int, fraction: float
 ) -> Tensor:
-    """Zero all but the heaviest ceil(fraction * n) of each response's n weights [S]; ties keep
-    the earlier token.
+    """Zero all but the heaviest ceil(fraction * n) of each response's n weights [S].
+
+    Ties keep the earlier token.
     """
     by_weight = torch.argsort(weights, descending=True, stable=True)
     order = by_weight[torch.argsort(response_index[by_weight], stable=True)]
@@ -120,8 +122,9 @@ def keep_heaviest(
 
 
 def _mixed(x: Tensor) -> Tensor:
-    """splitmix64's output function on int64 with wrap-around (Steele, Lea and Flood 2014,
-    doi:10.1145/2714064.2660195).
+    """splitmix64's output function on int64 with wrap-around.
+
+    Source: Steele, Lea and Flood 2014, doi:10.1145/2714064.2660195.
     """
     x = x + -7046029254386353131  # 0x9E3779B97F4A7C15
     x = (x ^ _shifted(x, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9

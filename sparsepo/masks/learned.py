@@ -1,13 +1,13 @@
-"""SparsePO: masks learned from the reference's hidden states, kept sparse by ReLU, an L1 penalty or
-a target.
+"""SparsePO: masks learned from the reference's hidden states.
 
-A mask scores one state per token (`*_last`: the last hidden state) or one per layer (`*_all`), with
-one linear map (`simple_*`, `binary_*`) or two in a row (`ml_*`, 200 units, no non-linearity between
-them):
+ReLU, an L1 penalty or a target keeps them sparse. A mask scores one state per token (`*_last`: the
+last hidden state) or one per layer (`*_all`), with one linear map (`simple_*`, `binary_*`) or two
+in a row (`ml_*`, 200 units, no non-linearity between them):
 
     *_last : f(score(h_L))
-    *_all  : f(mixer . [g(score_i(LN(h_i)))] for i = 1..L), one LayerNorm shared by all layers, no
-             mixer bias
+    *_all  : f(mixer . [g(score_i(LN(h_i)))] for i = 1..L)
+
+`*_all` has one LayerNorm shared by all layers and no mixer bias.
 
 f and g are relu, none (identity; weights may be negative) or rescale (min-max within the response).
 binary_* end in sign(relu(.)), with the gradient of the identity, because the released code's is
@@ -25,6 +25,7 @@ does not move them. With a target for the zeros a moving threshold stands where 
 is above it weighs 1 and more:
 
     d = s - mean of s over the response + shift,   weight = min(1 + d, 2) if d >= 0 else 0
+
 Source: arXiv:2410.05102, section on SparsePO, and its released code.
 """
 
@@ -176,8 +177,9 @@ class LearnedMask(nn.Module):
     def forward(
         self, states: Tensor, response_index: Tensor, num_responses: int
     ) -> tuple[Tensor, Tensor]:
-        """(weights [S], scores [S]) of states [S, d] or [S, L, d]; what has a score below -shift
-        weighs 0.
+        """(weights [S], scores [S]) of states [S, d] or [S, L, d].
+
+        What has a score below -shift weighs 0.
         """
         if tuple(states.shape[1:]) != self.state_shape:
             raise ValueError(
@@ -312,8 +314,9 @@ class LearnedMasks(TokenMasks):
         return MaskWeights(weights["reward"], weights["kl"], statistics)
 
     def control(self, record: Mapping[str, float]) -> None:
-        """Move each mask's shift towards target_sparsity: call once per optimizer step, on every
-        rank, after the step.
+        """Move each mask's shift towards target_sparsity.
+
+        Call it once per optimizer step, on every rank, after the step.
 
         The shift moves by what the fraction lacks, divided by the density of scores around the
         threshold (their share in a window around it, from the same step). Integral control alone

@@ -36,8 +36,9 @@ class Objective(ABC):
 
     @abstractmethod
     def __call__(self, scores: TokenScores) -> ObjectiveOutput:
-        """Losses [num_pairs] with gradient, implicit rewards [num_pairs] without, metrics as (sum,
-        count).
+        """Losses [num_pairs] with gradient, implicit rewards [num_pairs] without, and metrics.
+
+        The metrics come as (sum, count).
 
         Raises: ValueError for an empty response, a missing feature, or weights that are negative or
             not finite.
@@ -45,8 +46,9 @@ class Objective(ABC):
 
 
 class PairLosses(NamedTuple):
-    """losses [num_pairs] with gradient; rewards [num_pairs, 2], the implicit rewards of chosen
-    and rejected.
+    """losses [num_pairs] with gradient, rewards [num_pairs, 2].
+
+    rewards are the implicit rewards of chosen and rejected.
     """
 
     losses: Tensor
@@ -111,12 +113,13 @@ class PreferenceObjective(Objective):
 
 
 class LogisticObjective(PreferenceObjective):
-    """losses = -(1-e) log sigmoid(logits) - e log sigmoid(-logits); subclasses write
-    `logits_and_rewards`.
+    """losses = -(1-e) log sigmoid(logits) - e log sigmoid(-logits).
+
+    Subclasses write `logits_and_rewards`.
 
     Args:
-        label_smoothing: e, assumed share of flipped preferences, in [0, 0.5). nll_coef: see
-            PreferenceObjective.
+        label_smoothing: e, assumed share of flipped preferences, in [0, 0.5).
+        nll_coef: see PreferenceObjective.
     """
 
     def __init__(self, *, label_smoothing: float = 0.0, nll_coef: float = 0.0) -> None:
@@ -163,8 +166,9 @@ class CoupledObjective(PreferenceObjective):
 
     @abstractmethod
     def slice_losses(self, scores: TokenScores, batch: CoupledBatch) -> PairLosses:
-        """The micro-batch's share: losses [num_pairs] whose sum over the batch is the batch's,
-        in value and gradient.
+        """The micro-batch's share of the losses, [num_pairs].
+
+        Its sum over the batch is the batch's, in value and gradient.
         """
 
     def __call__(self, scores: TokenScores, batch: CoupledBatch | None = None) -> ObjectiveOutput:
@@ -189,8 +193,10 @@ def non_negative(name: str, value: float) -> float:
 
 
 def check_tokens(scores: TokenScores) -> None:
-    """ValueError naming the first response without a scored token, or the mask with a weight
-    that is not allowed.
+    """Check that every response has a scored token, and that every mask has allowed weights.
+
+    Raises: ValueError naming the first response without a scored token, or the mask with a weight
+        that is not allowed.
     """
     if scores.num_pairs == 0:
         raise ValueError("every response needs at least one scored token: no pair at all")
@@ -259,9 +265,7 @@ def mask_metrics(scores: TokenScores, beta: float) -> Metrics:
 def _mean_correlation(
     x: Tensor, y: Tensor, index: Tensor, num_responses: int
 ) -> tuple[Tensor, Tensor]:
-    """Sum and count of Pearson's correlation within each response, over responses where both
-    vary.
-    """
+    """Sum and count of Pearson's correlation within each response, where both vary."""
     x, y = x.double(), y.double()
     counts = segment_sum(torch.ones_like(x), index, num_responses).clamp(min=1)
     x = x - (segment_sum(x, index, num_responses) / counts)[index]

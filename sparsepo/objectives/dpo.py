@@ -10,11 +10,11 @@ from sparsepo.records import TokenScores
 
 
 class DPO(LogisticObjective):
-    """logits = beta * (R_chosen - R_rejected), where R is the sum of a response's log ratios in
-    nats.
+    """logits = beta * (R_chosen - R_rejected).
 
-    The implicit reward is beta * R, so the margin is the logit. At the reference the loss is ln 2
-    (label_smoothing 0); exchanging chosen and rejected negates the margin.
+    R is the sum of a response's log ratios in nats. The implicit reward is beta * R, so the margin
+    is the logit. At the reference the loss is ln 2 (label_smoothing 0); exchanging chosen and
+    rejected negates the margin.
 
     Args:
         beta: inverse temperature, > 0. label_smoothing, nll_coef: see LogisticObjective.

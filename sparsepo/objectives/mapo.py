@@ -13,13 +13,13 @@ from sparsepo.records import Metrics, TokenScores
 
 
 class MaPO(LogisticObjective):
-    """logits = beta * [(U + K)_chosen - (U + K)_rejected], U and K weighted by the reference's
-    activations.
+    """logits = beta * [(U + K)_chosen - (U + K)_rejected].
 
-    The same equation serves any frozen mask: random or external weights are its natural baselines.
-    Without a mask it is TDPO v1, which has a name of its own: a recipe gets the activations' mask
-    unless it names another. The implicit reward is beta * (U + K), so the margin is the logit. At
-    the reference the loss is ln 2; exchanging chosen and rejected negates the margin.
+    The reference's activations weight U and K. The same equation serves any frozen mask: random or
+    external weights are its natural baselines. Without a mask it is TDPO v1, which has a name of
+    its own: a recipe gets the activations' mask unless it names another. The implicit reward is
+    beta * (U + K), so the margin is the logit. At the reference the loss is ln 2; exchanging chosen
+    and rejected negates the margin.
 
     Args:
         beta: inverse temperature, > 0. label_smoothing, nll_coef: see LogisticObjective.

@@ -20,13 +20,12 @@ from sparsepo.records import TokenScores
 
 
 class RPO(CoupledObjective):
-    """losses_i = mean_j -log sigmoid(beta * omega_ij * (R_chosen^i - R_rejected^j)), i and j over
-    the global batch.
+    """losses_i = mean_j -log sigmoid(beta * omega_ij * (R_chosen^i - R_rejected^j)).
 
-    omega_i = softmax_j(-(1 - cos(e_i, e_j)) / tau) with e the prompts' embeddings: a contrast
-    weighs the more, the more alike the prompts are. Rows of omega sum to 1, so the effective scale
-    is about beta / N. A batch of one pair is DPO. The implicit reward is beta * R; at the reference
-    the loss is ln 2.
+    i and j run over the global batch. omega_i = softmax_j(-(1 - cos(e_i, e_j)) / tau) with e the
+    prompts' embeddings: a contrast weighs the more, the more alike the prompts are. Rows of omega
+    sum to 1, so the effective scale is about beta / N. A batch of one pair is DPO. The implicit
+    reward is beta * R; at the reference the loss is ln 2.
 
     Args:
         beta: inverse temperature, > 0. tau: temperature of the similarity, > 0.

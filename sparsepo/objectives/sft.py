@@ -9,8 +9,9 @@ from sparsepo.records import ObjectiveOutput, TokenScores
 
 
 class SFT(Objective):
-    """losses = mean negative log-likelihood per token of the chosen response, nats; every
-    response weighs the same.
+    """losses = mean negative log-likelihood per token of the chosen response, nats.
+
+    Every response weighs the same.
     """
 
     name = "sft"

@@ -12,12 +12,11 @@ from sparsepo.records import TokenScores
 
 
 class SimPO(LogisticObjective):
-    """logits = beta * (mean logp of chosen - mean logp of rejected) - gamma, gamma = beta *
-    gamma_beta_ratio.
+    """logits = beta * (mean logp of chosen - mean logp of rejected) - gamma.
 
-    Means are per scored token, in nats; no reference is needed. The implicit reward is beta * mean
-    logp, so the margin is logit + gamma; exchanging chosen and rejected negates the margin. A
-    policy equal to the reference has no fixed loss.
+    gamma = beta * gamma_beta_ratio. Means are per scored token, in nats; no reference is needed.
+    The implicit reward is beta * mean logp, so the margin is logit + gamma; exchanging chosen and
+    rejected negates the margin. A policy equal to the reference has no fixed loss.
 
     Args:
         beta: > 0. gamma_beta_ratio: target margin in units of beta, >= 0. label_smoothing,

@@ -18,16 +18,16 @@ from sparsepo.records import Metrics, TokenScores
 
 
 class SparsePO(LogisticObjective):
-    """losses = -log sigmoid(beta * logit) + l1_reward |a|_1 + l1_kl |b|_1, masks a (reward_mask)
-    and b (kl_mask).
+    """losses = -log sigmoid(beta * logit) + l1_reward |a|_1 + l1_kl |b|_1.
 
-    logit = (U_chosen - U_rejected) - (K_rejected - K_chosen) with U = sum a_t r_t and K = sum b_t
-    k_t, where r is the log ratio and k = token_kl >= 0. Gradient flows through both, to the policy
-    and to the masks. The implicit reward is beta * (U + K), so the margin is exactly beta * logit;
-    the released code logs beta * (U - K) instead. At the reference and without penalty the loss is
-    ln 2; exchanging chosen and rejected negates the margin. The L1 norms sum over the chosen and
-    the rejected response; one shared mask counts half in each and an unmasked term not at all, as
-    released (TokenScores.l1_shares).
+    The masks are a (reward_mask) and b (kl_mask).
+    logit = (U_chosen - U_rejected) - (K_rejected - K_chosen) with U = sum a_t r_t and
+    K = sum b_t k_t, where r is the log ratio and k = token_kl >= 0. Gradient flows through both, to
+    the policy and to the masks. The implicit reward is beta * (U + K), so the margin is exactly
+    beta * logit; the released code logs beta * (U - K) instead. At the reference and without
+    penalty the loss is ln 2; exchanging chosen and rejected negates the margin. The L1 norms sum
+    over the chosen and the rejected response; one shared mask counts half in each and an unmasked
+    term not at all, as released (TokenScores.l1_shares).
 
     Args:
         beta: inverse temperature, > 0. l1_reward, l1_kl: penalty per unit of weight, >= 0.
@@ -70,8 +70,9 @@ class SparsePO(LogisticObjective):
 
 
 def masked_values(scores: TokenScores) -> Tensor:
-    """U + K per response, [num_pairs, 2]: mask-weighted log ratios plus mask-weighted KL, in
-    nats.
+    """U + K per response, [num_pairs, 2], in nats.
+
+    U + K are mask-weighted log ratios plus mask-weighted KL.
     """
     weighted = scores.reward_mask * scores.log_ratios() + scores.kl_mask * scores.require(
         "token_kl"
