@@ -101,6 +101,10 @@ class LinearScores(nn.Module):
         """The last map: at zero all scores are equal, and it has a gradient all the same."""
         return self.weight
 
+    def biases(self) -> tuple[nn.Parameter, ...]:
+        """What moves all scores of a state alike."""
+        return (self.bias,)
+
     def forward(self, states: Tensor) -> Tensor:
         return (states * self.weight).sum(-1) + self.bias
 
@@ -126,6 +130,10 @@ class TwoLayerScores(nn.Module):
     def output(self) -> nn.Parameter:
         """See LinearScores."""
         return self.ff2_weight
+
+    def biases(self) -> tuple[nn.Parameter, ...]:
+        """See LinearScores."""
+        return self.ff1_bias, self.ff2_bias
 
     def forward(self, states: Tensor) -> Tensor:
         weight = torch.einsum("nk,nkd->nd", self.ff2_weight, self.ff1_weight)
@@ -168,6 +176,11 @@ class LearnedMask(nn.Module):
         final = mixer_activation if architecture.reads_all_layers else layer_activation
         if self.is_centred and final != "rescale":  # rescaled equal scores would have no gradient
             nn.init.zeros_(self.mixer if architecture.reads_all_layers else self.scores.output())
+        if self.is_centred and not (architecture.reads_all_layers and layer_activation == "relu"):
+            # Centring takes a bias out again. Its gradient is rounding noise, of which Adam would
+            # make full steps.
+            for bias in self.scores.biases():
+                bias.requires_grad_(False)
         # Moved by the sparsity controller, never by the optimizer; parameters so that every
         # checkpoint carries them.
         self.shift = nn.Parameter(torch.zeros(()), requires_grad=False)

@@ -17,7 +17,7 @@ class MaPO(LogisticObjective):
 
     The reference's activations weight U and K. The same equation serves any frozen mask: random or
     external weights are its natural baselines. Without a mask it is TDPO v1, which has a name of
-    its own: a recipe gets the activations' mask unless it names another. The implicit reward is
+    its own. The implicit reward is
     beta * (U + K), so the margin is the logit. At the reference the loss is ln 2; exchanging chosen
     and rejected negates the margin.
 

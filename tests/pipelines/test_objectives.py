@@ -511,8 +511,8 @@ def test_frozen_masks_keep_the_heaviest_tokens(
 def test_target_sparsity_is_held_saved_and_resumed(
     recipe_in: MakeRecipe, world: World, tmp_path: Path
 ) -> None:
-    """Under an L1 penalty that kills the mask without it; a run stopped at step 8 continues with
-    the same shift.
+    """Under an L1 penalty that kills released weights without it; a run stopped at step 8
+    continues with the same shift.
     """
     base = (
         "objective.name=sparsepo", "objective.l1_reward=0.1", "objective.l1_kl=0.1",
@@ -528,7 +528,7 @@ def test_target_sparsity_is_held_saved_and_resumed(
         # is tested in test_masks.
         last = [record[f"masks/{term}_zero_fraction"] for record in steps(held)[-30:]]
         assert abs(sum(last) / 30 - 0.4) < 0.05, last
-    free = recipe_in(tmp_path / "free", *base, paths=world.paths)
+    free = recipe_in(tmp_path / "free", *base, "mask.weights=released", paths=world.paths)
     trained(free)
     assert steps(free)[-1]["masks/reward_zero_fraction"] > 0.9, (
         "the penalty alone must be strong, or this test shows nothing"

@@ -157,12 +157,12 @@ def test_the_command_line_checks_and_repairs(
         return ended.value.code, output.out, output.err
 
     code, out, _ = command("--check")
-    assert (code, out.splitlines()[-1][:22]) == (0, "reference: 9 files, 3.")
+    assert (code, out.splitlines()[-1][:22]) == (0, "reference: 10 files, 3")
     flip(shard_file(copied))
     code, _, err = command("--check")
     assert code == 1
     assert "reference_logps/train-00001.parquet is damaged" in err
-    assert "error: 1 of 9 files are bad" in err
+    assert "error: 1 of 10 files are bad" in err
     code, out, _ = command("--repair", "--quiet")
     assert code == 0
     assert command("--check")[0] == 0

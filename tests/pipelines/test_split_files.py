@@ -13,7 +13,7 @@ import pytest
 
 from pipelines.commands.plan import run_plan
 from pipelines.errors import UserError
-from pipelines.pairs.sources import chunks_of, fingerprint, read_chunk
+from pipelines.pairs.sources import chunks_of, read_chunk, source_fingerprint
 from pipelines.pairs.stage import prepare_record
 from pipelines.recipe.schema import Recipe, Source
 
@@ -39,7 +39,7 @@ def read(path: Path, **settings: Any) -> set[str]:
         for _, row in read_chunk(chunk)
         if row
     }
-    assert fingerprint(Source(path=str(path), **settings)).count("+") == len(found) - 1, (
+    assert source_fingerprint(Source(path=str(path), **settings)).count("+") == len(found) - 1, (
         "its content is that of these files"
     )
     return found
@@ -113,7 +113,7 @@ def test_files_that_cannot_be_told_apart_are_refused(
     tmp_path: Path, names: tuple[str, ...], split: str | None, message: str
 ) -> None:
     folder = write(tmp_path / "data", *names)
-    for act in (lambda source: chunks_of(source, 10), fingerprint):
+    for act in (lambda source: chunks_of(source, 10), source_fingerprint):
         with pytest.raises(UserError, match=message):
             act(Source(path=str(folder), split=split))
 

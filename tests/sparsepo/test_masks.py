@@ -382,6 +382,31 @@ def test_centred_weights_keep_the_target_too(
         assert off < 0.12, f"seed {seed}: {off:.3f} away"
 
 
+@pytest.mark.parametrize(("architecture", "layer", "mixer"), OPTIONS)
+def test_a_bias_is_trained_where_it_says_something(
+    architecture: str, layer: str, mixer: str
+) -> None:
+    """Centring takes out what moves all scores of a response alike; left to Adam, the rounding
+    noise of such a bias's gradient becomes full steps.
+    """
+    masks = learned(
+        architecture, layer_activation=layer, mixer_activation=mixer, weights="centred"
+    ).double()
+    net, features = network(masks), states()
+    read = features.reference_layers if "all" in architecture else features.reference_hidden
+    g = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for value in masks.parameters():  # no map is zero any more
+            value.copy_(torch.randn(value.shape, generator=g))
+        for name, bias in net.scores.named_parameters():
+            if name.endswith("bias"):
+                before = net(read, INDEX, 4)[1]
+                bias -= torch.linspace(0.2, 0.9, bias.numel()).view(bias.shape)
+                moved = float((net(read, INDEX, 4)[1] - before).abs().max())
+                assert bias.requires_grad == (moved > 1e-9), (name, moved)
+    assert all(p.requires_grad for p in learned(architecture).parameters() if p.numel() > 2)
+
+
 def test_centred_weights_by_hand() -> None:
     """w = (1, 0): scores 0.5, -0.5, 3 (mean 1) and 2 alone: less the mean -0.5, -1.5, 2 and 0.
 
