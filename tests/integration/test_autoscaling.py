@@ -46,7 +46,8 @@ def fake_config() -> dict[str, object]:
     return {
         "cluster_name": config["cluster_name"],
         "max_workers": config["max_workers"],
-        "idle_timeout_minutes": 0.15,
+        # Longer than the pause between two stages on a busy machine: the one spot machine would go.
+        "idle_timeout_minutes": 0.4,
         "upscaling_speed": config["upscaling_speed"],
         "provider": {
             "type": "external",
