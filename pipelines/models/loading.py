@@ -240,10 +240,12 @@ def without_weights(directory: str | Path) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
+    base = base_dir(Path(directory))
+    config, code = hf_config(base), trusted_copy(base, CACHE)
+    # Where transformers looks for the code; config.json may name another place.
+    config.name_or_path = str(code or base)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(
-            hf_config(directory), trust_remote_code=may_run(base_dir(Path(directory)))
-        )
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=code is not None)
 
 
 def hf_config(directory: str | Path) -> Any:

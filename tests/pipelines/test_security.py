@@ -26,10 +26,17 @@ from pipelines.commands.plan import run_plan
 from pipelines.commands.submit import packaged_command
 from pipelines.errors import UserError
 from pipelines.models.device import Placement
-from pipelines.models.loading import hf_config, load_causal_lm, load_tokenizer, resolve_model
+from pipelines.models.loading import (
+    hf_config,
+    load_causal_lm,
+    load_tokenizer,
+    resolve_model,
+    without_weights,
+)
 from pipelines.models.trusted_code import TRUSTED_CODE, code_hash, publish_code, trusted_copy
 from pipelines.recipe.files import write_yaml
 from pipelines.recipe.schema import Recipe
+from pipelines.storage.hashes import CACHE
 from pipelines.storage.store import RunStore
 from pipelines.train.policy import count_adapter_parameters, starting_model
 from pipelines.train.stage import train_record
@@ -292,6 +299,9 @@ def test_what_runs_is_what_was_hashed(
     assert (
         count_adapter_parameters(recipe) > 0
         and type(load_causal_lm(str(folder), torch.float32)).__name__ == "OwnForCausalLM"
+    )
+    assert without_weights(folder).config.name_or_path == str(trusted_copy(folder, CACHE)), (
+        "a model without weights takes its code from the copy too"
     )
     copy = trusted_copy(folder, tmp_path / "cache")
     assert copy is not None and code_hash(copy) == code_hash(folder)
