@@ -1,4 +1,8 @@
-from .actor_pool import quieten_ray_data as quieten_ray_data, run_tasks as run_tasks
+from .actor_pool import (
+    Pool as Pool,
+    quieten_ray_data as quieten_ray_data,
+    run_tasks as run_tasks,
+)
 from .jobs import Cluster as Cluster, Job as Job, exit_code_of as exit_code_of
 from .machines import (
     Places as Places,

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pipelines.cluster import run_tasks
+from pipelines.cluster import Pool, local_paths, run_tasks
 from pipelines.errors import StageFailed, UserError
 from pipelines.models import (
     hf_config,
@@ -172,12 +172,16 @@ def _score(tasks: list[dict[str, Any]], recipe: Recipe, pairs: PairTable, quiet:
         run_tasks(
             tasks,
             ShardScorer,
-            recipe,
-            settings.num_actors,
-            "reference",
+            recipe.model_dump(mode="json"),
+            Pool(
+                "reference",
+                recipe.ray,
+                local_paths(recipe),
+                settings.num_actors,
+                settings.gpus_per_model,
+                CALLS_AT_ONCE,
+            ),
             quiet,
-            settings.gpus_per_model,
-            calls_at_once=CALLS_AT_ONCE,
         ),
         strict=True,
     ):
