@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from pipelines.cluster import local_paths, quieten_ray_data, require_seen
 from pipelines.errors import UserError
-from pipelines.models import load_tokenizer, max_positions, resolve_model, tokenizer_fingerprint
+from pipelines.models import load_tokenizer, max_positions, resolve_model
 from pipelines.pairs.forms import (
     Encoded,
     PairEncoder,
@@ -25,63 +25,35 @@ from pipelines.pairs.forms import (
     needed_columns,
     pairs_of_row,
 )
+from pipelines.pairs.light import PREPARE, source_groups
 from pipelines.pairs.row_plan import RowPlan, digest_of
-from pipelines.pairs.sources import Chunk, chunks_of, column_names, read_chunk, source_fingerprint
+from pipelines.pairs.sources import Chunk, chunks_of, column_names, read_chunk
 from pipelines.pairs.table import PAIR_SCHEMA, PairTable
 from pipelines.pairs.writer import write_shards
-from pipelines.recipe import MANIFEST, DataSection, Recipe, Source, StageRecord
+from pipelines.recipe import MANIFEST, REJECTED_ROWS, DataSection, Recipe, Run, Source
 from pipelines.storage import RunStore
 
-REJECTED_ROWS = "rejected_rows.jsonl"
 _TASK_SCHEMA = pa.schema([*PAIR_SCHEMA, ("reason", pa.string()), ("fatal", pa.string())])
 
 
-def pairs_store(recipe: Recipe) -> RunStore:
-    return RunStore(recipe.paths.pairs or f"{recipe.run_dir}/pairs")
+def open_pairs(run: Run) -> PairTable:
+    """The finished pairs of a run."""
+    return read_pairs(run.paths.pairs)
 
 
-def prepare_record(recipe: Recipe) -> StageRecord:
-    """The stage record of a recipe's pairs.
-
-    UserError if a source or the tokenizer does not exist.
-    """
-    tokenizer_dir = resolve_model(
-        recipe.model.tokenizer or recipe.model.name_or_path, tokenizer_only=True
-    )
-    inputs = {
-        "sources": [source_fingerprint(s) for s in recipe.data.sources],
-        "validation": [source_fingerprint(s) for s in recipe.data.validation],
-        "test": [source_fingerprint(s) for s in recipe.data.test],
-        "tokenizer": tokenizer_fingerprint(load_tokenizer(str(tokenizer_dir))),
-        "needs_rejected": recipe.objective.build().uses_rejected,
-    }
-    record = StageRecord.of(recipe, "prepare", pairs_store(recipe), inputs)
-    # Where a source lies changes nothing: its content is among the inputs, and so is what a split
-    # left out selects.
-    settings = {key: value for key, value in record.settings.items() if not key.endswith(".path")}
-    settings |= {
-        key: "train" for key, value in settings.items() if key.endswith(".split") and value is None
-    }
-    return StageRecord(record.stage, record.store, settings, inputs)
-
-
-def open_pairs(recipe: Recipe) -> PairTable:
-    """The finished pairs of a recipe."""
-    store = pairs_store(recipe)
+def read_pairs(store: RunStore) -> PairTable:
+    """The finished pairs in a store."""
     return PairTable(store, store.read_json(MANIFEST))
 
 
-def run_prepare(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
-    """Prepare the recipe's pairs and return the stage's manifest. Needs a running Ray.
+def run_prepare(run: Run, quiet: bool = False) -> dict[str, Any]:
+    """Prepare a run's pairs and return the stage's manifest. Needs a running Ray.
 
     Raises: UserError for a missing file or column, a tokenizer that cannot do the form, or no
         usable row at all.
     """
-    record = prepare_record(recipe)
-    directory = resolve_model(
-        recipe.model.tokenizer or recipe.model.name_or_path, tokenizer_only=True
-    )
-    check_lengths(recipe, directory)
+    recipe, record = run.recipe, run.record(PREPARE)
+    check_lengths(recipe, run.inputs(PREPARE).tokenizer.path)
     tasks = _tasks(recipe)
     record.begin()
     blocks = _tokenised(
@@ -108,9 +80,9 @@ def run_prepare(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
     return record.finish(counts, checksums)
 
 
-def check_lengths(recipe: Recipe, directory: Path) -> None:
+def check_lengths(recipe: Recipe, directory: str) -> None:
     """UserError if rows may be longer than the model in that directory reads."""
-    limit = max_positions(directory)
+    limit = max_positions(Path(directory))
     data = recipe.data
     longest = data.max_tokens or data.max_prompt_tokens + data.max_response_tokens
     if limit is not None and longest > limit:
@@ -126,33 +98,38 @@ def _tasks(recipe: Recipe) -> list[dict[str, Any]]:
     The source's form is resolved and its columns are checked before anything runs.
     """
     tasks = []
-    everything: tuple[Source, ...] = (
-        *recipe.data.sources,
-        *recipe.data.validation,
-        *recipe.data.test,
-    )
+    everything = [s for sources in source_groups(recipe.data).values() for s in sources]
     for number, source in enumerate(everything):
-        chunks = chunks_of(source, recipe.data.rows_per_task)
-        if not chunks:
-            raise UserError(f"data source {source.path!r} holds no row")
-        columns, first = column_names(chunks[0])
-        form = detect_form(columns, source.columns, first) if source.form == "auto" else source.form
-        for name in needed_columns(form, source.columns):
-            if name not in columns:
-                raise UserError(
-                    f"data source {source.path!r} (form {form}) has no column {name!r}: its "
-                    f"columns are {', '.join(sorted(columns))}"
-                )
-        if recipe.objective.build().uses_rejected and form in ("chosen_only", "text_only"):
-            raise UserError(
-                f"data source {source.path!r} has no rejected responses: objective "
-                f"{recipe.objective.name} needs them"
-            )
-        _check_features(recipe, source, form)
+        form, chunks = checked_chunks(recipe, source)
         tasks += [
             {"source": number, "form": form, "chunk": json.dumps(asdict(chunk))} for chunk in chunks
         ]
     return tasks
+
+
+def checked_chunks(recipe: Recipe, source: Source) -> tuple[str, list[Chunk]]:
+    """A source's form and its chunks.
+
+    Raises: UserError if it holds no row, or lacks what form, objective or mask need.
+    """
+    chunks = chunks_of(source, recipe.data.rows_per_task)
+    if not chunks:
+        raise UserError(f"data source {source.path!r} holds no row")
+    columns, first = column_names(chunks[0])
+    form = detect_form(columns, source.columns, first) if source.form == "auto" else source.form
+    for name in needed_columns(form, source.columns):
+        if name not in columns:
+            raise UserError(
+                f"data source {source.path!r} (form {form}) has no column {name!r}: its "
+                f"columns are {', '.join(sorted(columns))}"
+            )
+    if recipe.objective.build().uses_rejected and form in ("chosen_only", "text_only"):
+        raise UserError(
+            f"data source {source.path!r} has no rejected responses: objective "
+            f"{recipe.objective.name} needs them"
+        )
+    _check_features(recipe, source, form)
+    return form, chunks
 
 
 def _check_features(recipe: Recipe, source: Source, form: str) -> None:

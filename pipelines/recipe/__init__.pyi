@@ -36,11 +36,17 @@ from .schema import (
     Source as Source,
     TrainSection as TrainSection,
 )
-from .section import Stage as Stage, stage_settings as stage_settings
-from .stage import (
+from .inputs import Located as Located
+from .run import Run as Run
+from .run_paths import (
+    CANDIDATES as CANDIDATES,
     CONFIG as CONFIG,
+    FAILED_ROWS as FAILED_ROWS,
+    FAILURE as FAILURE,
     MANIFEST as MANIFEST,
+    REJECTED_ROWS as REJECTED_ROWS,
     STARTED as STARTED,
-    Say as Say,
-    StageRecord as StageRecord,
+    RunPaths as RunPaths,
 )
+from .section import stage_settings as stage_settings
+from .stage import Action as Action, Say as Say, Stage as Stage, StageRecord as StageRecord

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import Field, model_validator
 
-from pipelines.recipe.section import Section, Stage, of_stage
+from pipelines.recipe.section import Section, of_stage
 from sparsepo.backbone import state_size
 from sparsepo.masks import (
     ACTIVATION_MAPPINGS,
@@ -23,7 +23,7 @@ Terms = Literal["both", "reward", "kl"]
 
 
 class MaskConfig(Section):
-    STAGE: ClassVar[Stage | None] = "train"
+    STAGE: ClassVar[str | None] = "train"
     kind: str
 
     def requires(self) -> frozenset[str]:

@@ -7,31 +7,29 @@ derive from it alone. A field of stage None (workers, budgets, logging, location
 anything.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Stage = Literal["prepare", "reference", "train", "evaluate", "sample"]
 
-
-def of_stage(stage: Stage | None, default: Any = ..., **constraints: Any) -> Any:
+def of_stage(stage: str | None, default: Any = ..., **constraints: Any) -> Any:
     """A field that changes the result of `stage` (None: of no stage) instead of its section's."""
     return Field(default, json_schema_extra={"stage": stage}, **constraints)
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True)
-    STAGE: ClassVar[Stage | None] = None
+    STAGE: ClassVar[str | None] = None
 
 
-def stage_settings(config: Section, stage: Stage) -> dict[str, Any]:
+def stage_settings(config: Section, stage: str) -> dict[str, Any]:
     """Dotted key -> JSON value of every field that changes the result of `stage`."""
     found: dict[str, Any] = {}
     _collect(config, stage, "", found)
     return found
 
 
-def _collect(section: Section, stage: Stage, prefix: str, found: dict[str, Any]) -> None:
+def _collect(section: Section, stage: str, prefix: str, found: dict[str, Any]) -> None:
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         extra = field.json_schema_extra

@@ -1,4 +1,4 @@
-"""Stage records: what a stage was made from.
+"""Stages, and their records of what they were made from.
 
 A stage is skipped when its record matches and refused when it does not.
 
@@ -9,19 +9,24 @@ stage's own settings and its inputs' fingerprints; status, skipping and refusal 
 import json
 import platform
 import time
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from pipelines.errors import UserError
+from pipelines.recipe.run_paths import FAILURE, MANIFEST, STARTED, RunPaths
 from pipelines.recipe.schema import Recipe
-from pipelines.recipe.section import Stage, stage_settings
+from pipelines.recipe.section import stage_settings
 from pipelines.storage import RunStore, digest
 
+if TYPE_CHECKING:
+    from pipelines.recipe.run import Run
+
 SCHEMA_VERSION = 2
-CONFIG, STARTED, MANIFEST = "config.yaml", "started.json", "manifest.json"
 Say = Callable[[str], None]  # takes a line for the user
+Inputs = TypeVar("Inputs")
 _LIBRARIES = ("torch", "transformers", "ray", "pyarrow", "tokenizers", "sparsepo")
 
 
@@ -39,12 +44,6 @@ class StageRecord:
     store: RunStore
     settings: dict[str, Any]
     inputs: dict[str, Any]
-
-    @classmethod
-    def of(
-        cls, recipe: Recipe, stage: Stage, store: RunStore, inputs: dict[str, Any]
-    ) -> "StageRecord":
-        return cls(stage, store, stage_settings(recipe, stage), inputs)
 
     def fingerprint(self) -> str:
         """Content hash of settings and inputs; what later stages record as their input."""
@@ -146,3 +145,155 @@ def library_versions() -> dict[str, str]:
 def _short(value: Any) -> str:
     text = "absent" if value is None else json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+@dataclass(frozen=True)
+class Action:
+    """What a stage's own command does on request instead of running the stage.
+
+    Attributes:
+        flag: of the command line, without dashes. help: its line. do: (recipe, say, quiet).
+    """
+
+    flag: str
+    help: str
+    do: Callable[[Recipe, Say, bool], None]
+
+
+class Stage(ABC, Generic[Inputs]):
+    """What the commands know of a stage; run, status, plan, submit and the command line loop over
+    a list of these.
+
+    A stage's module imports nothing heavy: what computes is imported by the methods that compute.
+
+    Attributes:
+        name: of its command and record. help: of its command. title: of its part of a plan.
+        uses_ray: whether `run` works on Ray. flag: the option that asks for a stage that runs on
+            request only, without dashes; every command that runs what it needs has it.
+        flag_help: of that option. actions: what its command does instead, on request.
+    """
+
+    name: ClassVar[str]
+    help: ClassVar[str]
+    title: ClassVar[str]
+    uses_ray: ClassVar[bool] = True
+    flag: ClassVar[str | None] = None
+    flag_help: ClassVar[str] = ""
+    actions: ClassVar[tuple[Action, ...]] = ()
+
+    @abstractmethod
+    def folder(self, paths: RunPaths) -> RunStore:
+        """Where it writes."""
+
+    def needs(self, recipe: Recipe) -> "tuple[Stage[Any], ...]":
+        """The stages whose results it reads."""
+        return ()
+
+    def applies(self, recipe: Recipe) -> bool:
+        """Whether the recipe asks for it at all."""
+        return True
+
+    def settle(self, recipe: Recipe) -> Recipe:
+        """The recipe with what `auto` leaves to the machine decided, as far as it is this
+        stage's business.
+        """
+        return recipe
+
+    def check_recipe(self, recipe: Recipe) -> None:  # noqa: B027 - most recipes are fine
+        """UserError for a recipe that this stage will refuse wherever it runs."""
+
+    @abstractmethod
+    def resolve(self, recipe: Recipe) -> Inputs:
+        """Place and fingerprint of all that it reads besides other stages' results.
+
+        Raises: UserError for what is not there.
+        """
+
+    def settings(self, recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
+        """Dotted key -> value of every setting that its result depends on."""
+        return stage_settings(recipe, self.name)
+
+    @abstractmethod
+    def fingerprints(
+        self, recipe: Recipe, inputs: Inputs, earlier: Mapping[str, StageRecord]
+    ) -> dict[str, Any]:
+        """Name -> fingerprint of everything it reads.
+
+        Args:
+            earlier: records of the stages that it needs, by name.
+        """
+
+    def record(
+        self, recipe: Recipe, inputs: Inputs, earlier: Mapping[str, StageRecord]
+    ) -> StageRecord:
+        return StageRecord(
+            self.name,
+            self.folder(RunPaths.of(recipe)),
+            self.settings(recipe, inputs),
+            self.fingerprints(recipe, inputs, earlier),
+        )
+
+    def is_done(self, run: "Run") -> bool:
+        """Whether its result is there and matches; UserError if another run's is there."""
+        return run.record(self).is_complete()
+
+    def check(self, run: "Run") -> None:  # noqa: B027 - most need no more than their inputs
+        """UserError for what it will refuse, before any work of any stage."""
+
+    def check_pairs(  # noqa: B027 - most take what there is
+        self, recipe: Recipe, kept: Mapping[str, int], is_expected: bool = False
+    ) -> None:
+        """UserError if it needs pairs of a split that has none.
+
+        Args:
+            kept: split -> pairs that prepare kept. is_expected: the numbers are an estimate.
+        """
+
+    @abstractmethod
+    def run(self, run: "Run", say: Say, quiet: bool) -> dict[str, Any]:
+        """Do the work, or go on with it; returns its manifest."""
+
+    @abstractmethod
+    def summary(self, counts: dict[str, Any]) -> str:
+        """What `run` says of its result in a line."""
+
+    def detail(self, counts: dict[str, Any]) -> str:
+        """What `status` says of its result in a few words."""
+        return ""
+
+    def progress(self, store: RunStore) -> str:
+        """What `status` says of a stage that has begun."""
+        return "run the same command again to finish it"
+
+    def status(self, paths: RunPaths) -> list[dict[str, str]]:
+        """Rows of `status`: stage, state (done, unfinished, not started), detail, path."""
+        store = self.folder(paths)
+        if store.exists(MANIFEST):
+            manifest = store.read_json(MANIFEST)
+            detail = f"{self.detail(manifest['counts'])}, {manifest['written_at']}"
+            return [self.row("done", detail, store)]
+        if store.exists(STARTED):
+            failure = failure_of(store)
+            detail = self.progress(store) if failure is None else f"failed: {failure}"
+            return [self.row("unfinished", detail, store)]
+        return [self.row("not started", "", store)]
+
+    def row(self, state: str, detail: str, store: RunStore) -> dict[str, str]:
+        return {"stage": self.name, "state": state, "detail": detail, "path": store.root}
+
+    def forecast(self, run: "Run", known: Mapping[str, Any], tflops: float) -> dict[str, Any] | None:
+        """Its part of `plan`, None for a stage that has none.
+
+        Args:
+            known: the parts of the stages before it, by title. tflops: of one device.
+        """
+        return None
+
+
+def failure_of(store: RunStore) -> str | None:
+    """What ended a stage's workers, if they left word of it."""
+    for name in store.names():
+        if name.startswith(FAILURE):
+            found: str = store.read_json(name)["message"]
+            return found
+    return None

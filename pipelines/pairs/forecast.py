@@ -1,0 +1,112 @@
+"""What prepare will make of the sources: exact where it has run, else estimated from some rows."""
+
+import math
+from collections import Counter
+from typing import Any
+
+from pipelines.errors import UserError
+from pipelines.models import load_tokenizer
+from pipelines.pairs.forms import PairEncoder, RowRejected, pairs_of_row
+from pipelines.pairs.light import PREPARE, source_groups
+from pipelines.pairs.sources import read_chunk
+from pipelines.pairs.stage import check_lengths, checked_chunks
+from pipelines.pairs.table import SPLITS
+from pipelines.recipe import MANIFEST, Recipe, Run, Source
+
+_SAMPLED_ROWS = 300
+_ESTIMATED = ("pairs", "model_tokens", "shared_tokens", "scored_tokens")
+
+
+def forecast_pairs(run: Run) -> dict[str, Any]:
+    """Pairs, shards and tokens by split, and rejected rows by reason.
+
+    Raises: UserError if no row that was looked at makes a training pair.
+    """
+    recipe, store = run.recipe, run.paths.pairs
+    if store.exists(MANIFEST):
+        counts = store.read_json(MANIFEST)["counts"]
+        return {
+            "exact": True,
+            **{key: counts[key] for key in (*_ESTIMATED, "shards", "rejected")},
+        }
+    directory = run.inputs(PREPARE).tokenizer.path
+    check_lengths(recipe, directory)
+    tokenizer = load_tokenizer(directory)
+    encoder = PairEncoder(tokenizer, recipe.data)
+    data = recipe.data
+    held = {"validation": data.validation_fraction, "test": data.test_fraction}
+    shares = {
+        "sources": {"train": 1 - sum(held.values()), **held},
+        "validation": {"validation": 1.0},
+        "test": {"test": 1.0},
+    }
+    totals = {split: [0.0] * len(_ESTIMATED) for split in SPLITS}
+    reasons: Counter[str] = Counter()
+    for group, sources in source_groups(data).items():
+        for source in sources:
+            estimate, rejected = _estimate(recipe, source, encoder, tokenizer)
+            reasons.update(rejected)
+            for split, share in shares[group].items():
+                copies = share * (source.weight if split == "train" else 1.0)
+                totals[split] = [
+                    total + copies * value
+                    for total, value in zip(totals[split], estimate, strict=True)
+                ]
+    for split, limit in (
+        ("train", data.max_train_pairs),
+        ("validation", data.max_validation_pairs),
+        ("test", data.max_test_pairs),
+    ):
+        kept = 1.0 if limit is None else min(1.0, limit / max(1.0, totals[split][0]))
+        totals[split] = [value * kept for value in totals[split]]
+    found: dict[str, Any] = {
+        name: {split: round(totals[split][i]) for split in SPLITS}
+        for i, name in enumerate(_ESTIMATED)
+    }
+    sizes = {
+        split: [data.shard_pairs] * math.ceil(found["pairs"][split] / data.shard_pairs)
+        for split in SPLITS
+    }
+    if not any(totals["train"]):
+        shown = (
+            ", ".join(f"{reason}: {n}" for reason, n in reasons.most_common(5))
+            or "the sources are empty"
+        )
+        raise UserError(
+            "no usable training pair among the sampled rows of "
+            f"{', '.join(s.path for s in data.sources)} ({shown})"
+        )
+    return {"exact": False, **found, "shards": sizes, "rejected": dict(sorted(reasons.items()))}
+
+
+def _estimate(
+    recipe: Recipe, source: Source, encoder: PairEncoder, tokenizer: Any
+) -> tuple[tuple[float, ...], dict[str, int]]:
+    """The quantities of _ESTIMATED of a source, and its rejected rows by reason.
+
+    Both come from rows taken evenly over its chunks.
+    """
+    form, chunks = checked_chunks(recipe, source)
+    rows = seen = pairs = tokens = shared = scored = 0
+    reasons: Counter[str] = Counter()
+    per_chunk = max(1, _SAMPLED_ROWS // len(chunks))
+    for chunk in chunks:
+        for number, (_, row) in enumerate(read_chunk(chunk)):
+            rows += 1
+            if number >= per_chunk or row is None:
+                continue
+            seen += 1
+            try:
+                for pair in pairs_of_row(row, form, recipe.data, source.columns, tokenizer):
+                    encoded = encoder.encode(pair)
+                    responses = len(encoded.chosen) + len(encoded.rejected or ())
+                    pairs, scored = pairs + 1, scored + responses
+                    tokens += responses + len(encoded.prompt) * (
+                        1 if encoded.rejected is None else 2
+                    )
+                    shared += responses + len(encoded.prompt)
+            except RowRejected as reason:
+                reasons[str(reason)] += 1
+    scale = rows / max(1, seen)
+    estimate = (pairs * scale, tokens * scale, shared * scale, scored * scale)
+    return estimate, {reason: round(n * scale) for reason, n in reasons.items()}

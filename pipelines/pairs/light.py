@@ -1,0 +1,106 @@
+"""prepare as the commands see it: its inputs, record and lines, without what tokenises."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.recipe import (
+    DataSection,
+    Located,
+    Recipe,
+    Run,
+    RunPaths,
+    Say,
+    Source,
+    Stage,
+    StageRecord,
+    stage_settings,
+)
+from pipelines.storage import RunStore
+
+
+@dataclass(frozen=True)
+class PrepareInputs:
+    """The tokenizer, and the fingerprint of every source by the group that names it."""
+
+    tokenizer: Located
+    sources: dict[str, list[Any]]
+
+
+def source_groups(data: DataSection) -> dict[str, tuple[Source, ...]]:
+    return {"sources": data.sources, "validation": data.validation, "test": data.test}
+
+
+class Prepare(Stage[PrepareInputs]):
+    name, title = "prepare", "data"
+    help = "Tokenise, split and count the pairs."
+
+    def folder(self, paths: RunPaths) -> RunStore:
+        return paths.pairs
+
+    def resolve(self, recipe: Recipe) -> PrepareInputs:
+        """UserError if a source or the tokenizer does not exist."""
+        from pipelines.models import load_tokenizer, resolve_model, tokenizer_fingerprint
+        from pipelines.pairs.sources import source_fingerprint
+
+        name = recipe.model.tokenizer or recipe.model.name_or_path
+        directory = str(resolve_model(name, tokenizer_only=True))
+        fingerprint = tokenizer_fingerprint(load_tokenizer(directory))
+        return PrepareInputs(
+            Located(directory, fingerprint),
+            {
+                group: [source_fingerprint(source) for source in sources]
+                for group, sources in source_groups(recipe.data).items()
+            },
+        )
+
+    def settings(self, recipe: Recipe, inputs: PrepareInputs) -> dict[str, Any]:
+        # Where a source lies changes nothing: its content is among the inputs, and so is what a
+        # split left out selects.
+        found = {
+            key: value
+            for key, value in stage_settings(recipe, self.name).items()
+            if not key.endswith(".path")
+        }
+        return found | {
+            key: "train" for key, value in found.items() if key.endswith(".split") and value is None
+        }
+
+    def fingerprints(
+        self, recipe: Recipe, inputs: PrepareInputs, earlier: Mapping[str, StageRecord]
+    ) -> dict[str, Any]:
+        return {
+            **inputs.sources,
+            "tokenizer": inputs.tokenizer.fingerprint,
+            "needs_rejected": recipe.objective.build().uses_rejected,
+        }
+
+    def check(self, run: Run) -> None:
+        from pipelines.pairs.stage import check_lengths
+
+        check_lengths(run.recipe, run.inputs(self).tokenizer.path)
+
+    def run(self, run: Run, say: Say, quiet: bool) -> dict[str, Any]:
+        from pipelines.pairs.stage import run_prepare
+
+        return run_prepare(run, quiet)
+
+    def summary(self, counts: dict[str, Any]) -> str:
+        pairs = counts["pairs"]
+        dropped = sum(counts["rejected"].values())
+        reasons = "; ".join(f"{reason}: {n}" for reason, n in counts["rejected"].items())
+        return (
+            f"{pairs['train']} train, {pairs['validation']} validation, {pairs['test']} test pairs"
+            + (f"; {dropped} rows dropped ({reasons})" if dropped else "")
+        )
+
+    def detail(self, counts: dict[str, Any]) -> str:
+        return ", ".join(f"{n} {split}" for split, n in counts["pairs"].items())
+
+    def forecast(self, run: Run, known: Mapping[str, Any], tflops: float) -> dict[str, Any]:
+        from pipelines.pairs.forecast import forecast_pairs
+
+        return forecast_pairs(run)
+
+
+PREPARE = Prepare()

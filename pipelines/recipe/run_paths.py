@@ -1,0 +1,96 @@
+"""Where everything of a run lies, and what its files are called."""
+
+from dataclasses import dataclass
+
+from pipelines.recipe.files import from_yaml
+from pipelines.recipe.schema import Recipe
+from pipelines.storage import RunStore
+
+# Of a run, and of every stage's folder.
+CONFIG, STARTED, MANIFEST, FAILURE = "config.yaml", "started.json", "manifest.json", "failure-"
+# Of prepare and of reference.
+REJECTED_ROWS, FAILED_ROWS = "rejected_rows.jsonl", "failed_rows.jsonl"
+# Of sample.
+CANDIDATES = "candidates.jsonl"
+# Of train.
+MODEL, MASKS, CHECKPOINTS, METRICS, MEMORY = (
+    "model",
+    "masks",
+    "checkpoints",
+    "metrics",
+    "memory.json",
+)
+# Of evaluate and execute.
+SAMPLES, TOKENS, CODE_SAMPLES = "samples/samples.jsonl", "samples/tokens.jsonl", "samples/code.jsonl"
+EXECUTED, VERDICTS, HISTORY, GATES = "code", "verdicts.jsonl", "history", "gates.json"
+# Of report.
+PAGE, RESULTS = "index.html", "results.json"
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """The folders of a run; pairs and reference may be shared with other runs and lie elsewhere."""
+
+    root: str
+    pairs_root: str
+    reference_root: str
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "RunPaths":
+        return cls._at(recipe.run_dir, recipe.paths.pairs, recipe.paths.reference)
+
+    @classmethod
+    def at(cls, run_dir: str) -> "RunPaths":
+        """The folders of a run that is there, by its own configuration if it has one yet."""
+        store = RunStore(run_dir)
+        found = {}
+        if store.exists(CONFIG):
+            found = from_yaml(store.read_bytes(CONFIG).decode())["paths"]
+        return cls._at(run_dir, found.get("pairs"), found.get("reference"))
+
+    @classmethod
+    def _at(cls, run_dir: str, pairs: str | None, reference: str | None) -> "RunPaths":
+        return cls(run_dir, pairs or f"{run_dir}/pairs", reference or f"{run_dir}/reference")
+
+    @property
+    def run(self) -> RunStore:
+        return RunStore(self.root)
+
+    @property
+    def pairs(self) -> RunStore:
+        return RunStore(self.pairs_root)
+
+    @property
+    def reference(self) -> RunStore:
+        return RunStore(self.reference_root)
+
+    @property
+    def train(self) -> RunStore:
+        return self.run.at("train")
+
+    @property
+    def evaluation(self) -> RunStore:
+        return self.run.at("evaluation")
+
+    @property
+    def sample(self) -> RunStore:
+        return self.run.at("sample")
+
+    @property
+    def report(self) -> RunStore:
+        return self.run.at("report")
+
+    @property
+    def ray(self) -> RunStore:
+        """Of Ray's own files."""
+        return self.run.at(".ray")
+
+    @property
+    def model(self) -> str:
+        """The directory of the trained model."""
+        return f"{self.train.root}/{MODEL}"
+
+
+def checkpoint_folder(step: int) -> str:
+    """Where an evaluation keeps what it found of a checkpoint, below its own folder."""
+    return f"{CHECKPOINTS}/step-{step:08d}"

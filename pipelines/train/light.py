@@ -1,0 +1,127 @@
+"""train as the commands see it: its inputs, record and lines, without what trains."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.errors import UserError
+from pipelines.pairs import PREPARE
+from pipelines.recipe import (
+    MEMORY,
+    Located,
+    Recipe,
+    Run,
+    RunPaths,
+    Say,
+    Stage,
+    StageRecord,
+    stage_settings,
+)
+from pipelines.reference import REFERENCE
+from pipelines.storage import RunStore
+from pipelines.train.steps import completed_steps
+
+_SHOWN = (("loss", "loss"), ("rewards/accuracies", "accuracy"))
+
+
+@dataclass(frozen=True)
+class TrainInputs:
+    """The model that is trained, and how the features of other models are made."""
+
+    start: Located
+    origins: dict[str, str]
+
+
+class Train(Stage[TrainInputs]):
+    name = title = "train"
+    help = "Fine-tune; resumes at the last checkpoint."
+
+    def folder(self, paths: RunPaths) -> RunStore:
+        return paths.train
+
+    def needs(self, recipe: Recipe) -> tuple[Stage[Any], ...]:
+        return (PREPARE, REFERENCE) if recipe.required_features() else (PREPARE,)
+
+    def resolve(self, recipe: Recipe) -> TrainInputs:
+        """UserError if the trained model could not be published."""
+        from pipelines.models import weights_fingerprint
+        from pipelines.reference import feature_origins
+        from pipelines.train.policy import starting_model
+
+        directory = starting_model(recipe)
+        return TrainInputs(
+            Located(str(directory), weights_fingerprint(directory)), feature_origins(recipe)
+        )
+
+    def settings(self, recipe: Recipe, inputs: TrainInputs) -> dict[str, Any]:
+        # The activation mask is made by the reference stage, but which one was trained with is this
+        # stage's business.
+        mask = {f"mask.{key}": value for key, value in recipe.mask.model_dump(mode="json").items()}
+        return {**stage_settings(recipe, self.name), **mask}
+
+    def fingerprints(
+        self, recipe: Recipe, inputs: TrainInputs, earlier: Mapping[str, StageRecord]
+    ) -> dict[str, Any]:
+        found = {"weights": inputs.start.fingerprint}
+        if REFERENCE.name not in earlier:
+            return found | {"pairs": earlier[PREPARE.name].fingerprint()}
+        return found | {"reference": earlier[REFERENCE.name].fingerprint(), **inputs.origins}
+
+    def check(self, run: Run) -> None:
+        from pipelines.reference import check_hooks
+
+        check_hooks(run.recipe)
+
+    def check_pairs(
+        self, recipe: Recipe, kept: Mapping[str, int], is_expected: bool = False
+    ) -> None:
+        every = recipe.train.validate_every
+        if every is not None:
+            require_validation(f"train.validate_every = {every}", kept, is_expected)
+
+    def run(self, run: Run, say: Say, quiet: bool) -> dict[str, Any]:
+        from pipelines.train.stage import run_train
+
+        return run_train(run, quiet)
+
+    def summary(self, counts: dict[str, Any]) -> str:
+        final = counts["final"]
+        shown = [f"{label} {final[key]:.4g}" for key, label in _SHOWN if key in final]
+        warning = "".join(f"\nwarning: {message}" for message in counts["warnings"])
+        return f"{counts['steps']} steps, {', '.join(shown)}{warning}"
+
+    def detail(self, counts: dict[str, Any]) -> str:
+        return f"{counts['steps']} steps"
+
+    def progress(self, store: RunStore) -> str:
+        steps = completed_steps(store)
+        memory = ""
+        if store.exists(MEMORY):
+            found = store.read_json(MEMORY)
+            memory = (
+                f"; out of memory at step {found['step']}: micro-batches of "
+                f"{found['micro_batch_tokens']} tokens since, {found['was']} before"
+            )
+        return (f"last checkpoint: step {steps[-1]}" if steps else "no checkpoint yet") + memory
+
+    def forecast(self, run: Run, known: Mapping[str, Any], tflops: float) -> dict[str, Any]:
+        from pipelines.train.forecast import forecast_training
+
+        return forecast_training(run, known[PREPARE.title], tflops)
+
+
+TRAIN = Train()
+
+
+def require_validation(what: str, kept: Mapping[str, int], is_expected: bool = False) -> None:
+    """UserError if prepare kept no validation pair, which `what` needs."""
+    if not kept["validation"]:
+        found = (
+            "prepare will keep no such pair, by its estimate"
+            if is_expected
+            else "prepare kept no such pair"
+        )
+        raise UserError(
+            f"{what}: {found} in the split validation; set data.validation_fraction larger, or "
+            "data.validation; another run_dir is needed where prepare is done"
+        )
