@@ -10,7 +10,7 @@ import torch
 
 from pipelines.models.device import Placement
 from pipelines.models.loading import hf_config, resolve_model
-from pipelines.recipe import Recipe
+from pipelines.recipe import TrainSection
 
 # Dense bfloat16 peak in TFLOP/s by a part of the device's name, the longest match wins (vendors'
 # data sheets).
@@ -74,22 +74,27 @@ def activation_bytes_per_token(config: Any, itemsize: int, checkpointing: bool) 
     return int(layers * itemsize * width + layer if checkpointing else layers * layer)
 
 
-def micro_batch_tokens(recipe: Recipe, device: torch.device) -> int:
+def micro_batch_tokens(
+    train: TrainSection, model: str, gpus: float | None, device: torch.device
+) -> int:
     """train.micro_batch_tokens, or what is likely to fit.
 
-    It is a pure function of the recipe, the model and the device's size.
+    It is a pure function of the section, the model and the device's size.
+
+    Args:
+        model: that is trained. gpus: what the run may take; it has a fraction's share of memory.
     """
-    if recipe.train.micro_batch_tokens is not None:
-        return recipe.train.micro_batch_tokens
+    if train.micro_batch_tokens is not None:
+        return train.micro_batch_tokens
     if device.type != "cuda":
         return _CPU_MICRO_BATCH
-    config = hf_config(resolve_model(recipe.model.name_or_path)).get_text_config()
-    itemsize = Placement.choose(recipe.train.precision, device, 0, 1).compute.itemsize
-    per_token = activation_bytes_per_token(config, itemsize, recipe.train.gradient_checkpointing)
+    config = hf_config(resolve_model(model)).get_text_config()
+    itemsize = Placement.choose(train.precision, device, 0, 1).compute.itemsize
+    per_token = activation_bytes_per_token(config, itemsize, train.gradient_checkpointing)
     room = (
         _ACTIVATION_SHARE
         * torch.cuda.get_device_properties(device).total_memory
-        * min(1.0, recipe.ray.gpus_per_run or 1.0)
+        * min(1.0, gpus or 1.0)
     )
     fitting = int(room / per_token) // 1024 * 1024
     return max(_SMALLEST_MICRO_BATCH, min(_LARGEST_MICRO_BATCH, fitting))

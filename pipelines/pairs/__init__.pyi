@@ -5,6 +5,7 @@ from .forms import (
     detect_form as detect_form,
     pairs_of_row as pairs_of_row,
 )
+from .light import PREPARE as PREPARE
 from .sources import (
     chunks_of as chunks_of,
     column_names as column_names,
@@ -14,8 +15,7 @@ from .sources import (
 from .stage import (
     check_lengths as check_lengths,
     open_pairs as open_pairs,
-    pairs_store as pairs_store,
-    prepare_record as prepare_record,
+    read_pairs as read_pairs,
     run_prepare as run_prepare,
 )
 from .table import (

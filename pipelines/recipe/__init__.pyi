@@ -19,34 +19,51 @@ from .files import (
     validate_recipe as validate_recipe,
     write_yaml as write_yaml,
 )
+from .inputs import Located as Located
 from .interpolation import refuse_resolvers as refuse_resolvers
 from .masks import (
     ActivationMaskConfig as ActivationMaskConfig,
+    AnyMask as AnyMask,
     LearnedMaskConfig as LearnedMaskConfig,
     NoMask as NoMask,
 )
-from .objectives import SFTConfig as SFTConfig
+from .objectives import AnyObjective as AnyObjective, SFTConfig as SFTConfig
+from .run import Run as Run
+from .run_paths import (
+    CANDIDATES as CANDIDATES,
+    CHECKPOINTS as CHECKPOINTS,
+    CODE_SAMPLES as CODE_SAMPLES,
+    CONFIG as CONFIG,
+    EXECUTED as EXECUTED,
+    FAILED_ROWS as FAILED_ROWS,
+    FAILURE as FAILURE,
+    GATES as GATES,
+    HISTORY as HISTORY,
+    MANIFEST as MANIFEST,
+    MASKS as MASKS,
+    MEMORY as MEMORY,
+    METRICS as METRICS,
+    MODEL as MODEL,
+    PAGE as PAGE,
+    REJECTED_ROWS as REJECTED_ROWS,
+    RESULTS as RESULTS,
+    SAMPLES as SAMPLES,
+    STARTED as STARTED,
+    TOKENS as TOKENS,
+    VERDICTS as VERDICTS,
+    RunPaths as RunPaths,
+    checkpoint_folder as checkpoint_folder,
+)
 from .schema import (
     ColumnNames as ColumnNames,
     DataSection as DataSection,
     LoraSection as LoraSection,
+    ModelSection as ModelSection,
     RaySection as RaySection,
     Recipe as Recipe,
     SelectionSection as SelectionSection,
     Source as Source,
     TrainSection as TrainSection,
-)
-from .inputs import Located as Located
-from .run import Run as Run
-from .run_paths import (
-    CANDIDATES as CANDIDATES,
-    CONFIG as CONFIG,
-    FAILED_ROWS as FAILED_ROWS,
-    FAILURE as FAILURE,
-    MANIFEST as MANIFEST,
-    REJECTED_ROWS as REJECTED_ROWS,
-    STARTED as STARTED,
-    RunPaths as RunPaths,
 )
 from .section import stage_settings as stage_settings
 from .stage import Action as Action, Say as Say, Stage as Stage, StageRecord as StageRecord

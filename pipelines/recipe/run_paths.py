@@ -21,7 +21,11 @@ MODEL, MASKS, CHECKPOINTS, METRICS, MEMORY = (
     "memory.json",
 )
 # Of evaluate and execute.
-SAMPLES, TOKENS, CODE_SAMPLES = "samples/samples.jsonl", "samples/tokens.jsonl", "samples/code.jsonl"
+SAMPLES, TOKENS, CODE_SAMPLES = (
+    "samples/samples.jsonl",
+    "samples/tokens.jsonl",
+    "samples/code.jsonl",
+)
 EXECUTED, VERDICTS, HISTORY, GATES = "code", "verdicts.jsonl", "history", "gates.json"
 # Of report.
 PAGE, RESULTS = "index.html", "results.json"

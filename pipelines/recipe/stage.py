@@ -152,12 +152,13 @@ class Action:
     """What a stage's own command does on request instead of running the stage.
 
     Attributes:
-        flag: of the command line, without dashes. help: its line. do: (recipe, say, quiet).
+        flag: of the command line, without dashes. help: its line. do: given the run, what starts
+            Ray, where to say what, and whether to be quiet.
     """
 
     flag: str
     help: str
-    do: Callable[[Recipe, Say, bool], None]
+    do: Callable[["Run", Callable[[], None], Say, bool], None]
 
 
 class Stage(ABC, Generic[Inputs]):
@@ -199,7 +200,7 @@ class Stage(ABC, Generic[Inputs]):
         """
         return recipe
 
-    def check_recipe(self, recipe: Recipe) -> None:  # noqa: B027 - most recipes are fine
+    def check_recipe(self, recipe: Recipe) -> None:
         """UserError for a recipe that this stage will refuse wherever it runs."""
 
     @abstractmethod
@@ -237,10 +238,10 @@ class Stage(ABC, Generic[Inputs]):
         """Whether its result is there and matches; UserError if another run's is there."""
         return run.record(self).is_complete()
 
-    def check(self, run: "Run") -> None:  # noqa: B027 - most need no more than their inputs
+    def check(self, run: "Run") -> None:
         """UserError for what it will refuse, before any work of any stage."""
 
-    def check_pairs(  # noqa: B027 - most take what there is
+    def check_pairs(
         self, recipe: Recipe, kept: Mapping[str, int], is_expected: bool = False
     ) -> None:
         """UserError if it needs pairs of a split that has none.
@@ -281,7 +282,9 @@ class Stage(ABC, Generic[Inputs]):
     def row(self, state: str, detail: str, store: RunStore) -> dict[str, str]:
         return {"stage": self.name, "state": state, "detail": detail, "path": store.root}
 
-    def forecast(self, run: "Run", known: Mapping[str, Any], tflops: float) -> dict[str, Any] | None:
+    def forecast(
+        self, run: "Run", known: Mapping[str, Any], tflops: float
+    ) -> dict[str, Any] | None:
         """Its part of `plan`, None for a stage that has none.
 
         Args:

@@ -1,9 +1,12 @@
-from .check import check_reference as check_reference, discard_damaged as discard_damaged
-from .cost import count_parameters as count_parameters, settle_mode as settle_mode
+from .cost import (
+    count_parameters as count_parameters,
+    planned_steps as planned_steps,
+    settle_mode as settle_mode,
+)
 from .facts import (
     FrozenReference as FrozenReference,
     ReferenceFacts as ReferenceFacts,
-    reference_facts as reference_facts,
+    run_facts as run_facts,
 )
 from .features import FeatureSource as FeatureSource, feature_source as feature_source
 from .formats import (
@@ -13,6 +16,7 @@ from .formats import (
     stored_bytes as stored_bytes,
     stored_origins as stored_origins,
 )
+from .light import REFERENCE as REFERENCE
 from .model import (
     batch_tokens as batch_tokens,
     load_reference as load_reference,
@@ -20,9 +24,7 @@ from .model import (
 )
 from .stage import (
     check_hooks as check_hooks,
-    has_features as has_features,
     open_reference as open_reference,
-    reference_record as reference_record,
     run_reference as run_reference,
     scoring_device as scoring_device,
     usable_rows as usable_rows,

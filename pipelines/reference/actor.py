@@ -20,13 +20,13 @@ from torch import Tensor
 
 from pipelines.errors import UserError
 from pipelines.models import batch_layout, compute_device, reference_dtype
-from pipelines.pairs import open_pairs, pairs_of, shard_name
-from pipelines.recipe import Recipe
+from pipelines.pairs import pairs_of, read_pairs, shard_name
+from pipelines.recipe import Recipe, RunPaths
+from pipelines.reference.facts import FrozenReference
 from pipelines.reference.formats import FeatureFormat, formats_of
 from pipelines.reference.model import batch_tokens, load_reference
 from pipelines.reference.other_models import PromptEmbedder, load_scorers
 from pipelines.reference.store import ColumnBuilder, feature_path, feature_schema, write_head
-from pipelines.storage import RunStore
 from sparsepo import ReferenceModel
 from sparsepo.batching.batch_layout import BatchLayout
 from sparsepo.batching.layouts import TokenizedPair
@@ -37,10 +37,6 @@ from sparsepo.scorers import scorer_log_ratios
 
 _WINDOW_BATCHES = 4  # full batches per window
 _TOPK_SAMPLE = 1024  # tokens on which the top-k error is measured
-
-
-def reference_store(recipe: Recipe) -> RunStore:
-    return RunStore(recipe.paths.reference or f"{recipe.run_dir}/reference")
 
 
 def marker_path(feature: str, split: str, number: int) -> str:
@@ -83,15 +79,15 @@ class ShardScorer:
         self._recipe = Recipe.model_validate(recipe)
         self._device = compute_device()
         self._dtype = reference_dtype(self._recipe.reference.dtype, self._device)
-        self._store = reference_store(self._recipe)
-        self._pairs = open_pairs(self._recipe)
+        self._store = RunPaths.of(self._recipe).reference
+        self._pairs = read_pairs(RunPaths.of(self._recipe).pairs)
         self._budget = batch_tokens(self._recipe, self._device)
         self._models = threading.Lock()
 
     @cached_property
     def _reference(self) -> ReferenceModel:
         return load_reference(
-            self._recipe,
+            FrozenReference.of(self._recipe),
             self._device,
             self._recipe.reference.gpus_per_model if self._device.type == "cuda" else 1,
         )

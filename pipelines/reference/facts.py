@@ -5,9 +5,13 @@ Nobody who is handed it builds a stage record: no source is read again, no weigh
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from pipelines.recipe import ActivationMaskConfig, Recipe, StageRecord
-from sparsepo.masks.activation import ActivationMapping
+from pipelines.recipe import ActivationMaskConfig, Recipe, Run, StageRecord
+from pipelines.reference.light import REFERENCE
+
+if TYPE_CHECKING:
+    from sparsepo.masks.activation import ActivationMapping
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class FrozenReference:
     name: str
     dtype: str
     hooks: str | tuple[str, ...]
-    mapping: ActivationMapping
+    mapping: "ActivationMapping"
     topk: int
 
     @classmethod
@@ -66,7 +70,13 @@ class ReferenceFacts:
     model: FrozenReference
 
 
-def reference_facts(recipe: Recipe, record: StageRecord) -> ReferenceFacts:
+def run_facts(run: Run) -> ReferenceFacts:
+    """The facts of a run; its reference is not looked at if nothing of it is wanted."""
+    wanted = run.recipe.required_features()
+    return reference_facts(run.recipe, run.record(REFERENCE) if wanted else None)
+
+
+def reference_facts(recipe: Recipe, record: StageRecord | None) -> ReferenceFacts:
     """The facts of a recipe, from the record of its reference stage.
 
     A stage that is not finished has no failed rows yet; `open_reference` refuses it.
@@ -76,11 +86,11 @@ def reference_facts(recipe: Recipe, record: StageRecord) -> ReferenceFacts:
     wanted = recipe.required_features()
     stored = recipe.stored_features() & wanted
     failed: dict[str, dict[str, str]] = {}
-    if stored and record.is_complete():
+    if stored and record is not None and record.is_complete():
         failed = record.manifest()["counts"]["failed"]
     return ReferenceFacts(
-        record.store.root,
-        record.fingerprint(),
+        "" if record is None else record.store.root,
+        "" if record is None else record.fingerprint(),
         wanted,
         recipe.online_features(),
         stored,

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from pipelines.errors import UserError
 from pipelines.pairs import PairTable
-from pipelines.recipe import Recipe
-from pipelines.reference.facts import ReferenceFacts, reference_facts
+from pipelines.reference.facts import ReferenceFacts
 from pipelines.reference.model import load_reference
-from pipelines.reference.stage import open_reference, reference_record
+from pipelines.reference.stage import open_reference
 from pipelines.reference.store import ReferenceStore
 from sparsepo import ReferenceModel
 from sparsepo.kernels.token_scoring import LMHead
@@ -100,7 +99,7 @@ class FeatureSource:
 
 
 def feature_source(
-    facts: ReferenceFacts | Recipe,
+    facts: ReferenceFacts,
     pairs: PairTable,
     device: torch.device,
     online: ReferenceModel | None = None,
@@ -112,8 +111,6 @@ def feature_source(
     Args:
         online: the frozen reference if it is loaded already; loaded here if one is needed.
     """
-    if isinstance(facts, Recipe):
-        facts = reference_facts(facts, reference_record(facts))
     if online is None and facts.online:
         online = load_reference(facts.model, device)
     return FeatureSource(

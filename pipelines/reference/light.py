@@ -1,6 +1,6 @@
 """reference as the commands see it: its inputs, record and lines, without what scores."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,6 @@ from typing import Any
 from pipelines.errors import UserError
 from pipelines.pairs import PREPARE
 from pipelines.recipe import (
-    MANIFEST,
     Action,
     Located,
     Recipe,
@@ -37,22 +36,29 @@ class ReferenceInputs:
     origins: dict[str, str]
 
 
+def _check(run: Run, start_ray: Callable[[], None], say: Say, quiet: bool) -> None:
+    from pipelines.reference.check import check_store
+
+    check_store(run, start_ray, say, quiet)
+
+
+def _repair(run: Run, start_ray: Callable[[], None], say: Say, quiet: bool) -> None:
+    from pipelines.reference.check import repair_store
+
+    repair_store(run, start_ray, say, quiet)
+
+
 class Reference(Stage[ReferenceInputs]):
     name = title = "reference"
     help = "Score the pairs once with the frozen reference model."
-
-    @property
-    def actions(self) -> tuple[Action, ...]:  # type: ignore[override]
-        from pipelines.reference.check import check_store, repair_store
-
-        return (
-            Action(
-                "check",
-                "Verify every file of the finished store instead; exit code 1 if one is bad.",
-                check_store,
-            ),
-            Action("repair", "Verify, and score again what is damaged.", repair_store),
-        )
+    actions = (
+        Action(
+            "check",
+            "Verify every file of the finished store instead; exit code 1 if one is bad.",
+            _check,
+        ),
+        Action("repair", "Verify, and score again what is damaged.", _repair),
+    )
 
     def folder(self, paths: RunPaths) -> RunStore:
         return paths.reference
@@ -153,7 +159,10 @@ REFERENCE = Reference()
 
 
 def check_origins(
-    record: StageRecord, known: Mapping[str, str], origins: Mapping[str, str], wanted: frozenset[str]
+    record: StageRecord,
+    known: Mapping[str, str],
+    origins: Mapping[str, str],
+    wanted: frozenset[str],
 ) -> None:
     """UserError if the store holds one of the wanted features made in another way."""
     for name in sorted(wanted):
@@ -162,25 +171,3 @@ def check_origins(
                 f"{record.store.root} holds {name} made with {known[name]!r}, now "
                 f"{origins[name]!r} is asked for: choose another run_dir or paths.reference"
             )
-
-
-def finished_reference(run: Run) -> StageRecord:
-    """The record of a run's finished reference stage; UserError if it is not there."""
-    record = run.record(REFERENCE)
-    if not record.is_complete():
-        raise UserError(
-            f"{record.store.root} has no finished reference stage: run `sparsepo reference` first"
-        )
-    return record
-
-
-def left_out(run: Run) -> dict[str, frozenset[int]]:
-    """split -> rows that the reference stage could not score, and that nothing may use."""
-    recipe = run.recipe
-    if not recipe.stored_features() & recipe.required_features():
-        return {}
-    store = run.record(REFERENCE).store
-    if not store.exists(MANIFEST):
-        return {}
-    failed = finished_reference(run).manifest()["counts"]["failed"]
-    return {split: frozenset(map(int, rows)) for split, rows in failed.items()}

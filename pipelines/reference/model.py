@@ -14,11 +14,9 @@ def reference_model_dir(recipe: Recipe) -> str:
 
 
 def load_reference(
-    model: FrozenReference | Recipe, device: torch.device, num_gpus: int = 1
+    model: FrozenReference, device: torch.device, num_gpus: int = 1
 ) -> ReferenceModel:
     """The frozen reference model with its hooks, on a device or spread over several GPUs."""
-    if isinstance(model, Recipe):
-        model = FrozenReference.of(model)
     loaded = load_causal_lm(
         str(resolve_model(model.name)), reference_dtype(model.dtype, device), device, num_gpus
     )

@@ -8,7 +8,6 @@ on kills.
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,53 +16,27 @@ from pipelines.cluster import Pool, local_paths, run_tasks
 from pipelines.errors import StageFailed, UserError
 from pipelines.models import (
     hf_config,
-    reference_dtype,
     resolve_model,
-    weights_fingerprint,
     without_weights,
 )
-from pipelines.pairs import SPLITS, PairTable, open_pairs, pairs_store, prepare_record
-from pipelines.recipe import MANIFEST, ActivationMaskConfig, Recipe, StageRecord
-from pipelines.reference.actor import ShardScorer, marker_path, reference_store
-from pipelines.reference.facts import ReferenceFacts, reference_facts
-from pipelines.reference.formats import formats_of, head_bytes, origins_of, stored_bytes
+from pipelines.pairs import PREPARE, SPLITS, PairTable, open_pairs
+from pipelines.recipe import FAILED_ROWS, MANIFEST, ActivationMaskConfig, Recipe, Run, StageRecord
+from pipelines.reference.actor import ShardScorer, marker_path
+from pipelines.reference.facts import ReferenceFacts
+from pipelines.reference.formats import formats_of, head_bytes, stored_bytes
+from pipelines.reference.light import REFERENCE, check_origins
 from pipelines.reference.model import reference_model_dir
 from pipelines.reference.store import HEAD_FILE, HEAD_SETTINGS, ReferenceStore, feature_path
 from pipelines.storage import RunStore
 from sparsepo.activations import select_hooks
 from sparsepo.backbone import decoder_layers, packing_obstacle, state_size
 
-FAILED_ROWS = "failed_rows.jsonl"
 CALLS_AT_ONCE = 3  # shards in work in one actor: one is scored, others are read or written
 _READERS = 32  # markers that are read at a time
 
 
-def reference_record(recipe: Recipe) -> StageRecord:
-    """The stage record of a recipe's reference.
-
-    UserError if the model does not exist or has no such hooks.
-    """
-    prepared = prepare_record(recipe)
-    inputs = {"weights": weights_fingerprint(Path(reference_model_dir(recipe)))}
-    # Each by name, so that a refusal can say what of the pairs differs: the template, a truncation,
-    # a file.
-    inputs |= {
-        f"pairs.{key}": value for key, value in {**prepared.settings, **prepared.inputs}.items()
-    }
-    record = StageRecord.of(recipe, "reference", reference_store(recipe), inputs)
-    # The dtype that `auto` means depends on the device: record what it resolved to. Hooks matter
-    # only to their feature, so that a run without an activation mask can share the store of one
-    # that has it.
-    dtype = str(reference_dtype(recipe.reference.dtype, scoring_device())).removeprefix("torch.")
-    settings = {
-        **{k: v for k, v in record.settings.items() if not k.startswith("mask.")},
-        "reference.dtype": dtype,
-    }
-    return StageRecord(record.stage, record.store, settings, inputs)
-
-
-def run_reference(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
-    """Score the recipe's pairs for the features it needs and return the manifest.
+def run_reference(run: Run, quiet: bool = False) -> dict[str, Any]:
+    """Score a run's pairs for the features that its recipe needs and return the manifest.
 
     Needs a running Ray.
 
@@ -73,21 +46,21 @@ def run_reference(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
     Raises: UserError for a store of another recipe or a full disk; StageFailed if more rows fail
         than reference.max_failed_fraction allows.
     """
-    record = reference_record(recipe)
+    recipe, record = run.recipe, run.record(REFERENCE)
     wanted = recipe.stored_features()
     known = _known(record)
-    origins = origins_of(recipe, wanted)
-    check_origins(record, known["features"], origins)
+    origins = run.inputs(REFERENCE).origins
+    check_origins(record, known["features"], origins, wanted)
     missing = sorted(wanted - set(known["features"]))
     if known["features"] and not missing:
         return record.manifest()
     check_hooks(recipe)
-    pairs = open_pairs(recipe)
+    pairs = open_pairs(run)
     warnings = record.version_changes()
     record.begin()
     tasks = _tasks(record, pairs, missing)
     _sweep(record.store, missing)
-    _check_disk(recipe, missing, tasks, pairs, record.store)
+    _check_disk(run, missing, tasks, pairs)
     _score(tasks, recipe, pairs, quiet)
     _sweep(record.store, missing)
     return _finish(
@@ -288,12 +261,11 @@ def _write_failed_rows(
         store.write_bytes(FAILED_ROWS, "".join(lines).encode())
 
 
-def open_reference(facts: ReferenceFacts | Recipe, pairs: PairTable) -> ReferenceStore:
+def open_reference(facts: ReferenceFacts, pairs: PairTable) -> ReferenceStore:
     """The finished store of a recipe.
 
     Raises: UserError if it was made by another model, from other pairs or is not there.
     """
-    facts = _facts_of(facts)
     store = RunStore(facts.root)
     if not store.exists(MANIFEST):
         raise UserError(
@@ -308,39 +280,10 @@ def open_reference(facts: ReferenceFacts | Recipe, pairs: PairTable) -> Referenc
     return ReferenceStore(store, manifest, pairs)
 
 
-def has_features(recipe: Recipe) -> bool:
-    """Whether the finished store holds what the recipe needs.
-
-    Raises: UserError if it holds a feature made in another way.
-    """
-    record = reference_record(recipe)
-    wanted = recipe.stored_features()
-    known: dict[str, str] = record.manifest()["counts"]["features"]
-    check_origins(record, known, origins_of(recipe, wanted))
-    return wanted <= set(known)
-
-
-def usable_rows(facts: ReferenceFacts | Recipe, pairs: PairTable, split: str) -> list[int]:
+def usable_rows(facts: ReferenceFacts, pairs: PairTable, split: str) -> list[int]:
     """Rows of a split without those that the reference stage could not score."""
-    failed = _facts_of(facts).failed.get(split, frozenset())
+    failed = facts.failed.get(split, frozenset())
     return [row for row in range(pairs.num_rows(split)) if row not in failed]
-
-
-def _facts_of(facts: ReferenceFacts | Recipe) -> ReferenceFacts:
-    """Of a caller that still has the recipe alone."""
-    if not isinstance(facts, Recipe):
-        return facts
-    return reference_facts(facts, reference_record(facts))
-
-
-def check_origins(record: StageRecord, known: dict[str, str], wanted: dict[str, str]) -> None:
-    """UserError if the store holds one of the wanted features made in another way."""
-    for name, how in wanted.items():
-        if known.get(name, how) != how:
-            raise UserError(
-                f"{record.store.root} holds {name} made with {known[name]!r}, now {how!r} is "
-                "asked for: choose another run_dir or paths.reference"
-            )
 
 
 def check_hooks(recipe: Recipe) -> None:
@@ -399,17 +342,15 @@ def _check_layers(directory: str, purpose: str) -> None:
 
 
 def _check_disk(
-    recipe: Recipe,
-    features: list[str],
-    tasks: list[dict[str, Any]],
-    pairs: PairTable,
-    store: RunStore,
+    run: Run, features: list[str], tasks: list[dict[str, Any]], pairs: PairTable
 ) -> None:
     """UserError if the local disk has not the room that the shards still to be scored will take."""
+    recipe, record = run.recipe, run.record(REFERENCE)
+    store = record.store
     if not store.is_local or not tasks:
         return
-    counts = pairs_store(recipe).read_json(MANIFEST)["counts"]
-    dtype = reference_dtype(recipe.reference.dtype, scoring_device())
+    counts = run.record(PREPARE).manifest()["counts"]
+    dtype = getattr(torch, record.settings["reference.dtype"])
     share = len(tasks) / sum(pairs.num_shards(split) for split in SPLITS)
     needed = stored_bytes(formats_of(recipe, features, dtype), counts) * share
     needed += head_bytes(recipe, features, dtype)

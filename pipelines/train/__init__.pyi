@@ -1,23 +1,7 @@
-from .checkpoint import (
-    DamagedCheckpoint as DamagedCheckpoint,
-    check_files as check_files,
-    completed_steps as completed_steps,
-    load_checkpoint as load_checkpoint,
-    step_folder as step_folder,
-)
+from .checkpoint import DamagedCheckpoint as DamagedCheckpoint, check_files as check_files
+from .facts import TrainingFacts as TrainingFacts, training_facts as training_facts
+from .light import TRAIN as TRAIN, require_validation as require_validation
 from .metrics import read_metrics as read_metrics
-from .policy import (
-    build_masks as build_masks,
-    count_adapter_parameters as count_adapter_parameters,
-    frozen_base as frozen_base,
-    load_policy_model as load_policy_model,
-    starting_model as starting_model,
-)
-from .stage import (
-    check_published as check_published,
-    run_train as run_train,
-    train_record as train_record,
-    train_store as train_store,
-)
-from .strategy import strategy_of as strategy_of
-from .worker import MEMORY as MEMORY
+from .policy import open_policy as open_policy, starting_model as starting_model
+from .stage import check_published as check_published, run_train as run_train
+from .steps import completed_steps as completed_steps

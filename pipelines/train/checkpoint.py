@@ -30,29 +30,17 @@ from torch import Tensor, nn
 
 from pipelines.errors import Failure, StageFailed, Superseded, UserError
 from pipelines.models import Placement
+from pipelines.recipe import CHECKPOINTS
 from pipelines.storage import RunStore, digest
+from pipelines.train.steps import STATE, completed_steps, step_folder
 from pipelines.train.strategy import Strategy
 
-FOLDER, STATE, ATTEMPT = "checkpoints", "state.json", "attempt.json"
+ATTEMPT = "attempt.json"
 _STARTS = "starts"
 _SEAL = "sha256"  # of state.json's own contents, and of a file in it
 _NOTE = ".json"  # beside a rank's file: its size and checksum, until state.json has them
 _BASE = "causal_lm."  # where parameters that do not train are not stored
 _POLL_SECONDS, _PATIENCE_SECONDS = 0.05, 3600.0
-
-
-def step_folder(step: int) -> str:
-    return f"{FOLDER}/step-{step:08d}"
-
-
-def completed_steps(store: RunStore) -> list[int]:
-    """Steps with a complete checkpoint, ascending."""
-    names = [name for name in store.names(FOLDER) if name.startswith("step-")]
-    return [
-        int(name.removeprefix("step-"))
-        for name in names
-        if store.exists(f"{FOLDER}/{name}/{STATE}")
-    ]
 
 
 class DamagedCheckpoint(UserError):
@@ -146,7 +134,7 @@ def newest_intact(
         ]
     if damage:
         raise DamagedCheckpoint(
-            f"{damage[max(damage)]}; no checkpoint is left: remove {store.root}/{FOLDER} to start "
+            f"{damage[max(damage)]}; no checkpoint is left: remove {store.root}/{CHECKPOINTS} to start "
             "from the beginning"
         )
     return 0, []
@@ -347,10 +335,10 @@ class Checkpointer:
             other: _selection_value(self._store, other) for other in completed_steps(self._store)
         }
         kept = self._retention.kept(values) | {step}
-        for name in self._store.names(FOLDER):
+        for name in self._store.names(CHECKPOINTS):
             other = int(name.removeprefix("step-"))
             if other not in kept and (other in values or other < step):
-                self._store.delete(f"{FOLDER}/{name}")
+                self._store.delete(f"{CHECKPOINTS}/{name}")
 
 
 def _selection_value(store: RunStore, step: int) -> float | None:

@@ -12,7 +12,6 @@ from typing import Any
 from pipelines.storage import RunStore
 from pipelines.train.trackers import Tracker
 
-FOLDER = "metrics"
 _FLUSH_SECONDS = 1.0
 
 
@@ -34,9 +33,9 @@ class MetricsWriter:
         self._store, self._trackers, self._may_write = store, trackers, may_write
         self._pending: list[dict[str, Any]] = []
         self._last_flush = time.monotonic()
-        for name in store.names(FOLDER):
+        for name in store.names(METRICS):
             if _last_step(name) > resume_step:
-                store.delete(f"{FOLDER}/{name}")
+                store.delete(f"{METRICS}/{name}")
 
     def add(self, record: dict[str, Any]) -> None:
         """Queue one record (it has a "step"); publishes at most once a second."""
@@ -86,7 +85,7 @@ class MetricsWriter:
             lines = "".join(json.dumps(record) + "\n" for record in self._pending)
             kind = self._pending[0].get("kind", "train")
             self._store.write_bytes(
-                f"{FOLDER}/part-{first:08d}-{last:08d}-{kind}.jsonl", lines.encode()
+                f"{METRICS}/part-{first:08d}-{last:08d}-{kind}.jsonl", lines.encode()
             )
         self._pending = []
 
@@ -105,8 +104,8 @@ def read_metrics(store: RunStore) -> Iterator[dict[str, Any]]:
     logs too: one is kept.
     """
     found: dict[tuple[int, str], dict[str, Any]] = {}
-    for name in store.names(FOLDER):
-        for line in store.read_bytes(f"{FOLDER}/{name}").splitlines():
+    for name in store.names(METRICS):
+        for line in store.read_bytes(f"{METRICS}/{name}").splitlines():
             record = json.loads(line)
             found[record["step"], record.get("kind", "train")] = record
     for key in sorted(found):

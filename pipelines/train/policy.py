@@ -20,12 +20,14 @@ from pipelines.models import (
     refuse_other_tokenizer,
     resolve_model,
     tokenizer_home,
-    weights_fingerprint,
     without_weights,
 )
-from pipelines.recipe import LoraSection, Recipe
-from pipelines.reference import reference_model_dir
-from pipelines.train.strategy import Strategy
+from pipelines.recipe import MASKS, MODEL, LoraSection, Recipe
+from pipelines.storage import RunStore
+from pipelines.train.checkpoint import load_checkpoint
+from pipelines.train.facts import TrainingFacts
+from pipelines.train.steps import step_folder
+from pipelines.train.strategy import Strategy, strategy_of
 from sparsepo import ReferenceModel
 from sparsepo.backbone import (
     checkpoint_activations,
@@ -35,16 +37,17 @@ from sparsepo.backbone import (
 )
 from sparsepo.batching.batch_layout import BatchLayout
 from sparsepo.kernels.token_scoring import LMHead
-from sparsepo.masks import TokenMasks
+from sparsepo.masks import LearnedMasks, TokenMasks
 from sparsepo.model import PolicyModel
 
 
-def build_masks(recipe: Recipe) -> TokenMasks:
-    """The recipe's masks for the reference model.
+def build_masks(facts: TrainingFacts) -> TokenMasks:
+    """The masks for the reference model.
 
     Learned ones are freshly initialised from train.seed.
     """
-    return recipe.mask.build(hf_config(reference_model_dir(recipe)), recipe.train.seed)
+    reference = hf_config(resolve_model(facts.reference.model.name))
+    return facts.mask.build(reference, facts.train.seed)
 
 
 def starting_model(recipe: Recipe) -> Path:
@@ -62,10 +65,10 @@ def starting_model(recipe: Recipe) -> Path:
     return directory
 
 
-def load_policy_model(recipe: Recipe, placement: Placement) -> Any:
-    """The starting model on the rank's device, with fresh adapters if the recipe wants LoRA."""
-    lora = recipe.train.lora
-    directory = resolve_model(recipe.model.name_or_path)
+def load_policy_model(facts: TrainingFacts, placement: Placement) -> Any:
+    """The starting model on the rank's device, with fresh adapters under LoRA."""
+    lora, name = facts.train.lora, facts.model.name_or_path
+    directory = resolve_model(name)
     # A frozen base needs no master weights.
     causal_lm = load_causal_lm(
         str(directory), placement.compute if lora else placement.weights, placement.device
@@ -73,17 +76,8 @@ def load_policy_model(recipe: Recipe, placement: Placement) -> Any:
     if lora is None:
         return causal_lm
     with torch.random.fork_rng():
-        torch.manual_seed(recipe.train.seed)
-        return _adapted(causal_lm, lora, directory, placement.weights, recipe.model.name_or_path)
-
-
-def frozen_base(recipe: Recipe) -> str | None:
-    """The fingerprint of the weights that a recipe's training keeps; None if it changes them."""
-    return (
-        None
-        if recipe.train.lora is None
-        else weights_fingerprint(resolve_model(recipe.model.name_or_path))
-    )
+        torch.manual_seed(facts.train.seed)
+        return _adapted(causal_lm, lora, directory, placement.weights, name)
 
 
 def count_adapter_parameters(recipe: Recipe) -> int:
@@ -140,7 +134,7 @@ def _adapted(
 
 
 def choose_layout(
-    recipe: Recipe,
+    facts: TrainingFacts,
     causal_lm: Any,
     online: ReferenceModel | None,
     placement: Placement,
@@ -153,35 +147,40 @@ def choose_layout(
     Raises: UserError if the models cannot take what is asked for.
     """
     models = [causal_lm] if online is None else [causal_lm, online.causal_lm]
-    wanted = micro_batch_tokens(recipe, placement.device)
+    wanted = micro_batch_tokens(
+        facts.train, facts.model.name_or_path, facts.gpus_per_run, placement.device
+    )
     budget = wanted if most is None else min(wanted, most)
-    return batch_layout("train.layout", recipe.train.layout, models, budget, is_balanced=True)
+    return batch_layout("train.layout", facts.train.layout, models, budget, is_balanced=True)
 
 
 def build_policy(
-    recipe: Recipe, causal_lm: Any, head: LMHead | None, strategy: Strategy
+    facts: TrainingFacts, causal_lm: Any, head: LMHead | None, strategy: Strategy
 ) -> PolicyModel:
-    """Policy and masks on the rank's device: checkpointed, compiled, spread as the recipe says."""
+    """Policy and masks on the rank's device: checkpointed, compiled, spread as asked for."""
+    train = facts.train
     transformer, device = transformer_of(causal_lm), strategy.placement.device
-    if recipe.train.gradient_checkpointing:
+    if train.gradient_checkpointing:
         checkpoint_activations(transformer)
-        if recipe.train.lora is not None:
+        if train.lora is not None:
             transformer.enable_input_require_grads()
     if (
-        recipe.train.compile
-        if recipe.train.compile is not None
+        train.compile
+        if train.compile is not None
         else device.type == "cuda" and has_decoder_layers(transformer)
     ):
         for layer in decoder_layers(transformer):
             layer.compile(
                 dynamic=False
             )  # rows come in few widths, and kernels for one width are faster
-    policy = PolicyModel(causal_lm, build_masks(recipe), head).to(device)
+    policy = PolicyModel(causal_lm, build_masks(facts), head).to(device)
     strategy.spread(policy)
     return policy
 
 
-def write_model(recipe: Recipe, causal_lm: Any, strategy: Strategy, folder: Path | None) -> None:
+def write_model(
+    facts: TrainingFacts, causal_lm: Any, strategy: Strategy, folder: Path | None
+) -> None:
     """The trained model in Hugging Face layout with its tokenizer, into the folder of rank 0.
 
     Every rank must call it, the others with None: a sharded model is put together one parameter at
@@ -197,21 +196,55 @@ def write_model(recipe: Recipe, causal_lm: Any, strategy: Strategy, folder: Path
     saved = causal_lm.state_dict().keys()
     state |= {name: buffer.cpu() for name, buffer in causal_lm.named_buffers() if name in saved}
     causal_lm.save_pretrained(folder, state_dict=state)
-    if recipe.train.lora is not None:
+    if facts.train.lora is not None:
         (folder / "README.md").unlink(missing_ok=True)  # ours is written at the end of the stage
-        if recipe.train.lora.save == "merged":
+        if facts.train.lora.save == "merged":
             merged = load_causal_lm(str(folder), strategy.placement.weights)
             for file in folder.iterdir():
                 file.unlink()
             merged.save_pretrained(folder)
-    base = base_dir(resolve_model(recipe.model.name_or_path))
+    model = facts.model
+    base = base_dir(resolve_model(model.name_or_path))
     if may_run(base):
         # The trained model is trusted as far as the one it comes from: it has the same code,
         # configuration and tokenizer.
         if not (folder / ADAPTER_CONFIG).is_file():
             publish_code(base, folder)
         return
-    directory = resolve_model(
-        recipe.model.tokenizer or recipe.model.name_or_path, tokenizer_only=True
-    )
+    directory = resolve_model(model.tokenizer or model.name_or_path, tokenizer_only=True)
     load_tokenizer(str(directory)).save_pretrained(folder)
+
+
+def open_policy(
+    facts: TrainingFacts,
+    step: int | None,
+    head: LMHead | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> PolicyModel:
+    """The trained policy with its masks, in eval mode; adapters are merged.
+
+    Args:
+        step: of a checkpoint; None is the published model. head: of the reference, for the masks.
+    Raises: UserError if a file of the checkpoint cannot be read.
+    """
+    store, masks = RunStore(facts.root), build_masks(facts)
+    if step is None:
+        with store.as_local_directory(MODEL) as folder:
+            causal_lm = load_causal_lm(str(folder), dtype, device)
+        if isinstance(masks, LearnedMasks):
+            with store.as_local_directory(MASKS) as folder:
+                masks = LearnedMasks.from_pretrained(folder)
+        return PolicyModel(causal_lm, masks, head).to(device).eval()
+    placement = Placement.choose(facts.train.precision, device, rank=0, world=1)
+    policy = PolicyModel(load_policy_model(facts, placement), masks, head).to(device)
+    try:
+        load_checkpoint(store, step, policy, None, strategy_of(placement), facts.base)
+    except OSError as error:
+        raise UserError(
+            f"{store.root}/{step_folder(step)}: cannot be read: {str(error).splitlines()[0]}"
+        ) from error
+    if facts.train.lora is not None:
+        policy.causal_lm = policy.causal_lm.merge_and_unload()
+    policy.causal_lm.to(dtype)
+    return policy.to(device).eval()

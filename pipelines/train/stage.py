@@ -25,15 +25,15 @@ from pipelines.cluster import (
     second_choice,
 )
 from pipelines.errors import Failure, StageFailed, UserError
-from pipelines.models import weights_fingerprint
-from pipelines.pairs import open_pairs, prepare_record
-from pipelines.recipe import MANIFEST, Recipe, StageRecord, TrainSection
-from pipelines.reference import feature_origins, reference_record, usable_rows
+from pipelines.pairs import PREPARE, open_pairs
+from pipelines.recipe import FAILURE, MANIFEST, MASKS, METRICS, MODEL, Run, TrainSection
+from pipelines.reference import usable_rows
 from pipelines.storage import RunStore
-from pipelines.train.checkpoint import completed_steps
-from pipelines.train.metrics import FOLDER, read_metrics
+from pipelines.train.facts import TrainingFacts, training_facts
+from pipelines.train.light import TRAIN
+from pipelines.train.metrics import read_metrics
 from pipelines.train.model_card import model_card
-from pipelines.train.policy import starting_model
+from pipelines.train.steps import completed_steps
 from pipelines.train.worker import remembered_budget, train_worker
 from sparsepo.batching.sampling import Sampler
 
@@ -51,51 +51,27 @@ _SHOWN = {
 _RESIZE_SECONDS = 30.0  # between looks for room for more workers
 
 
-def train_store(recipe: Recipe) -> RunStore:
-    return RunStore(f"{recipe.run_dir}/train")
-
-
-def train_record(recipe: Recipe) -> StageRecord:
-    """The stage record of a recipe's training.
-
-    UserError if the trained model could not be published.
-    """
-    inputs = {"weights": weights_fingerprint(starting_model(recipe))}
-    if recipe.required_features():
-        inputs["reference"] = reference_record(recipe).fingerprint()
-        inputs |= feature_origins(recipe)
-    else:
-        inputs["pairs"] = prepare_record(recipe).fingerprint()
-    record = StageRecord.of(recipe, "train", train_store(recipe), inputs)
-    # The activation mask is made by the reference stage, but which one was trained with is this
-    # stage's business.
-    mask = {f"mask.{key}": value for key, value in recipe.mask.model_dump(mode="json").items()}
-    return StageRecord(record.stage, record.store, {**record.settings, **mask}, inputs)
-
-
-def run_train(
-    recipe: Recipe, quiet: bool = False, callbacks: list[Any] | None = None
-) -> dict[str, Any]:
+def run_train(run: Run, quiet: bool = False, callbacks: list[Any] | None = None) -> dict[str, Any]:
     """Train, or resume, and return the stage's manifest. Needs a running Ray.
 
     Raises: UserError for impossible resources; StageFailed if the loss stops being finite.
     """
-    record = train_record(recipe)
+    recipe, record = run.recipe, run.record(TRAIN)
     record.begin()
     store = record.store
     store.sweep_temporary()
     for name in store.names():
-        if name.startswith("failure-"):
+        if name.startswith(FAILURE):
             store.delete(name)
-    pairs = open_pairs(recipe)
-    num_pairs = len(usable_rows(recipe, pairs, "train"))
+    facts = training_facts(run)
+    num_pairs = len(usable_rows(facts.reference, open_pairs(run), "train"))
     steps = Sampler(num_pairs, recipe.train.global_batch_size, recipe.train.seed).num_steps(
         recipe.train.epochs, recipe.train.max_steps
     )
     with _progress(store, steps, quiet):
-        _fit_within_memory(recipe, callbacks or [], store)
+        _fit_within_memory(run, facts, callbacks or [])
     _raise_failure(store)
-    if not store.exists("model"):
+    if not store.exists(MODEL):
         raise StageFailed(
             "training ended without a model: another command has taken over this run, or see the "
             "workers' output above"
@@ -117,18 +93,17 @@ def run_train(
     if validations:
         counts["validation"] = validations[-1]
     store.write_bytes(
-        "model/README.md",
-        model_card(recipe, counts, prepare_record(recipe).manifest()["counts"]).encode(),
+        f"{MODEL}/README.md",
+        model_card(recipe, counts, run.record(PREPARE).manifest()["counts"]).encode(),
     )
     return record.finish(counts, {path: store.checksum(path) for path in _published(store)})
 
 
-def check_published(recipe: Recipe) -> None:
+def check_published(store: RunStore) -> None:
     """Compare the published model and masks with the checksums in the stage's manifest.
 
     Raises: UserError naming the first file that is missing or damaged.
     """
-    store = train_store(recipe)
     if not store.exists(MANIFEST):
         return  # published a moment ago, and its driver was killed before it said so
     for path, expected in store.read_json(MANIFEST)["outputs"].items():
@@ -150,32 +125,34 @@ def _published(store: RunStore) -> list[str]:
     """The published model's files: weights, configuration, tokenizer and masks, but no card."""
     return [
         f"{folder}/{name}"
-        for folder in ("model", "masks")
+        for folder in (MODEL, MASKS)
         for name in store.names(folder)
         if name.endswith((".safetensors", ".json"))
     ]
 
 
-def _fit_within_memory(recipe: Recipe, callbacks: list[Any], store: RunStore) -> None:
+def _fit_within_memory(run: Run, facts: TrainingFacts, callbacks: list[Any]) -> None:
     """Train; with train.auto_microbatch again with half the budget.
 
     That is repeated as long as halving it is what ended a worker group.
     """
+    store = run.paths.train
     while True:
         before = remembered_budget(store)
         try:
-            _fit(recipe, callbacks)
+            _fit(run, facts, callbacks)
             return
         except StageFailed:
             if remembered_budget(store) == before:
                 raise
 
 
-def _fit(recipe: Recipe, callbacks: list[Any]) -> None:
+def _fit(run: Run, facts: TrainingFacts, callbacks: list[Any]) -> None:
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    recipe = run.recipe
     resources = ray.cluster_resources()
     train = recipe.train
     fewest = train.min_workers or train.num_workers
@@ -199,7 +176,7 @@ def _fit(recipe: Recipe, callbacks: list[Any]) -> None:
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={
-            "recipe": recipe.model_dump(mode="json"),
+            "facts": facts,
             "threads": max(1, int(cpus)),
             "paths": local_paths(recipe),
         },
@@ -214,7 +191,7 @@ def _fit(recipe: Recipe, callbacks: list[Any]) -> None:
         run_config=RunConfig(
             # A new name each time: Ray's own restore is not used, our checkpoints are.
             name=f"train-{uuid.uuid4().hex[:12]}",
-            storage_path=RunStore(f"{recipe.run_dir}/.ray").root,
+            storage_path=run.paths.ray.root,
             failure_config=FailureConfig(max_failures=train.max_failures),
             callbacks=callbacks,
         ),
@@ -223,7 +200,7 @@ def _fit(recipe: Recipe, callbacks: list[Any]) -> None:
         with second_choice(recipe, places, lambda text: tqdm.write(text, file=sys.stderr)):
             interruptible(trainer.fit)
     except ray.train.TrainingFailedError as error:
-        _raise_failure(train_store(recipe))
+        _raise_failure(run.paths.train)
         raise StageFailed(f"training failed: {_root_cause(error)}") from error
 
 
@@ -237,7 +214,7 @@ def _workers(train: TrainSection) -> str:
 
 def _raise_failure(store: RunStore) -> None:
     for name in store.names():
-        if name.startswith("failure-"):
+        if name.startswith(FAILURE):
             raise Failure(**store.read_json(name)).error()
 
 
@@ -265,7 +242,7 @@ def _progress(store: RunStore, steps: int, quiet: bool) -> Iterator[None]:
         with tqdm(total=steps, desc="train", unit="step") as bar:
             while True:
                 finished = stop.is_set()
-                for name in store.names(FOLDER):
+                for name in store.names(METRICS):
                     if name in seen or not name.endswith(("-train.jsonl", "-warning.jsonl")):
                         continue
                     seen.add(name)
@@ -299,6 +276,6 @@ def _progress(store: RunStore, steps: int, quiet: bool) -> Iterator[None]:
 
 def _records(store: RunStore, name: str) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in store.read_bytes(f"{FOLDER}/{name}").splitlines()]
+        return [json.loads(line) for line in store.read_bytes(f"{METRICS}/{name}").splitlines()]
     except FileNotFoundError:  # a resuming worker discards parts beyond its checkpoint
         return []

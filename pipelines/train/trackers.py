@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UserError
-from pipelines.recipe import Recipe
 from pipelines.storage import RunStore, digest
+from pipelines.train.facts import TrainingFacts
 
 _BOARD = "tensorboard"
 _GAUGES = {
@@ -81,7 +81,7 @@ class WeightsAndBiases(Tracker):
     Offline unless the environment says otherwise and holds a key.
     """
 
-    def __init__(self, recipe: Recipe, store: RunStore) -> None:
+    def __init__(self, facts: TrainingFacts, store: RunStore) -> None:
         try:
             import wandb
         except ImportError as error:
@@ -92,12 +92,12 @@ class WeightsAndBiases(Tracker):
             os.environ["WANDB_MODE"] = "offline"
         try:
             self._run: Any = wandb.init(
-                project=recipe.train.tracker_project,
-                group=recipe.train.tracker_group,
-                name=recipe.run_dir.rstrip("/").rsplit("/", 1)[-1],
-                id=digest(recipe.run_dir)[:12],
+                project=facts.train.tracker_project,
+                group=facts.train.tracker_group,
+                name=facts.run_dir.rstrip("/").rsplit("/", 1)[-1],
+                id=digest(facts.run_dir)[:12],
                 resume="allow",
-                config=recipe.model_dump(mode="json"),
+                config=facts.settings,
                 dir=str(store.local_path()) if store.is_local else None,
                 settings=wandb.Settings(silent=True),
             )
@@ -120,7 +120,7 @@ class MLflow(Tracker):
     It is in RUN/train/mlruns unless MLFLOW_TRACKING_URI names a server.
     """
 
-    def __init__(self, recipe: Recipe, store: RunStore) -> None:
+    def __init__(self, facts: TrainingFacts, store: RunStore) -> None:
         try:
             import mlflow
         except ImportError as error:
@@ -141,9 +141,9 @@ class MLflow(Tracker):
         self._mlflow: Any = mlflow
         try:
             mlflow.set_tracking_uri(uri)
-            mlflow.set_experiment(recipe.train.tracker_project)
-            tag = digest(recipe.run_dir)[:12]
-            group = {"group": recipe.train.tracker_group} if recipe.train.tracker_group else {}
+            mlflow.set_experiment(facts.train.tracker_project)
+            tag = digest(facts.run_dir)[:12]
+            group = {"group": facts.train.tracker_group} if facts.train.tracker_group else {}
             found = mlflow.search_runs(
                 filter_string=f"tags.sparsepo_run = '{tag}'", output_format="list"
             )
@@ -151,10 +151,10 @@ class MLflow(Tracker):
                 mlflow.start_run(run_id=found[0].info.run_id)
             else:
                 mlflow.start_run(
-                    run_name=recipe.run_dir.rstrip("/").rsplit("/", 1)[-1],
+                    run_name=facts.run_dir.rstrip("/").rsplit("/", 1)[-1],
                     tags={"sparsepo_run": tag, **group},
                 )
-                mlflow.log_dict(recipe.model_dump(mode="json"), "recipe.json")
+                mlflow.log_dict(facts.settings, "recipe.json")
         except (mlflow.exceptions.MlflowException, OSError) as error:
             raise UserError(
                 f"train.trackers names mlflow at {uri}, which refuses: {str(error).splitlines()[0]}"
@@ -173,7 +173,7 @@ class RayGauges(Tracker):
     Ray exports them to Prometheus when its metrics collection is on.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, facts: TrainingFacts) -> None:
         from ray.util.metrics import Gauge
 
         self._gauges = {
@@ -182,7 +182,7 @@ class RayGauges(Tracker):
             )
             for key, text in _GAUGES.items()
         }
-        self._tags = {"run": recipe.run_dir}
+        self._tags = {"run": facts.run_dir}
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for key, gauge in self._gauges.items():
@@ -194,21 +194,21 @@ class RayGauges(Tracker):
         pass
 
 
-def build_trackers(recipe: Recipe, store: RunStore, resume_step: int) -> list[Tracker]:
-    """The recipe's trackers, and Ray's gauges inside a Ray worker.
+def build_trackers(facts: TrainingFacts, store: RunStore, resume_step: int) -> list[Tracker]:
+    """The trackers that are asked for, and Ray's gauges inside a Ray worker.
 
     UserError for one that is not installed or refuses.
     """
     import ray
 
     found: list[Tracker] = []
-    for name in dict.fromkeys(recipe.train.trackers):
+    for name in dict.fromkeys(facts.train.trackers):
         if name == "tensorboard":
             found.append(TensorBoard(store, resume_step))
         elif name == "wandb":
-            found.append(WeightsAndBiases(recipe, store))
+            found.append(WeightsAndBiases(facts, store))
         elif name == "mlflow":
-            found.append(MLflow(recipe, store))
+            found.append(MLflow(facts, store))
     if ray.is_initialized():
-        found.append(RayGauges(recipe))
+        found.append(RayGauges(facts))
     return found

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pipelines.errors import Diverged, Failure, StageFailed
 from pipelines.models import Placement, as_floats
-from pipelines.pairs import open_pairs
-from pipelines.recipe import LearnedMaskConfig, Recipe
+from pipelines.pairs import read_pairs
+from pipelines.recipe import LearnedMaskConfig
 from pipelines.reference import feature_source, load_reference, usable_rows
 from pipelines.storage import RunStore
 from pipelines.train.checkpoint import (
@@ -25,21 +25,21 @@ from pipelines.train.checkpoint import (
     Retention,
     check_files,
     claim,
-    completed_steps,
     load_checkpoint,
     newest_intact,
     read_state,
 )
+from pipelines.train.facts import TrainingFacts
 from pipelines.train.metrics import MetricsWriter
 from pipelines.train.micro_batches import Cut, MicroBatch, MicroBatchLoader
 from pipelines.train.policy import (
     build_policy,
     choose_layout,
-    frozen_base,
     load_policy_model,
     write_model,
 )
 from pipelines.train.selection import Selection
+from pipelines.train.steps import completed_steps
 from pipelines.train.strategy import strategy_of
 from pipelines.train.throughput import Throughput
 from pipelines.train.trackers import build_trackers
@@ -85,31 +85,28 @@ class Trainer:
 
     def __init__(
         self,
-        recipe: Recipe,
+        facts: TrainingFacts,
         placement: Placement,
         threads: int,
         micro_batch_tokens: int | None = None,
     ) -> None:
-        self.recipe, self.placement = recipe, placement
+        self.facts, self.placement = facts, placement
         self._began = time.monotonic()
         self.is_one_pair_each = False  # in this step: no smaller budget would help
-        self.store = RunStore(f"{recipe.run_dir}/train")
+        self.store = RunStore(facts.root)
         attempt = uuid.uuid4().hex[:8]
-        claimed = (
-            (attempt, claim(self.store, attempt), frozen_base(recipe))
-            if placement.rank == 0
-            else None
-        )
-        attempt, steps, self.base = placement.gather(claimed)[0]
+        claimed = (attempt, claim(self.store, attempt)) if placement.rank == 0 else None
+        attempt, steps = placement.gather(claimed)[0]
         self.step, damaged = newest_intact(self.store, steps, placement)
         state = read_state(self.store, self.step) if self.step else {}
         self.threads = state.get("threads", threads)
         if placement.device.type == "cpu":
             torch.set_num_threads(min(self.threads, os.cpu_count() or 1))
-        self.pairs = open_pairs(recipe)
-        self.objective = recipe.objective.build()
+        self.pairs = read_pairs(RunStore(facts.pairs_root))
+        self.objective = facts.objective.build()
         self.rows = {
-            split: usable_rows(recipe, self.pairs, split) for split in ("train", "validation")
+            split: usable_rows(facts.reference, self.pairs, split)
+            for split in ("train", "validation")
         }
         if not self.rows["train"]:
             raise StageFailed(
@@ -117,21 +114,21 @@ class Trainer:
                 "directory"
             )
         self.sampler = Sampler(
-            len(self.rows["train"]), recipe.train.global_batch_size, recipe.train.seed
+            len(self.rows["train"]), facts.train.global_batch_size, facts.train.seed
         )
-        self.num_steps = self.sampler.num_steps(recipe.train.epochs, recipe.train.max_steps)
+        self.num_steps = self.sampler.num_steps(facts.train.epochs, facts.train.max_steps)
         self.strategy = strategy_of(placement)
         self._build(micro_batch_tokens)
         self.optimizer = self._build_optimizer()
         if self.step:
             load_checkpoint(
-                self.store, self.step, self.model, self.optimizer, self.strategy, self.base
+                self.store, self.step, self.model, self.optimizer, self.strategy, facts.base
             )
-        self.watch = CollapseWatch(recipe.mask.masked_terms(), state.get("collapse_streaks"))
+        self.watch = CollapseWatch(facts.mask.masked_terms(), state.get("collapse_streaks"))
         self.runaway = RunawayWatch(state.get("runaway"))
-        self.selection = Selection(recipe.train.selection, state.get("selection"))
+        self.selection = Selection(facts.train.selection, state.get("selection"))
         keep_best = max(
-            recipe.train.selection.keep_best, int(recipe.train.selection.publish == "best")
+            facts.train.selection.keep_best, int(facts.train.selection.publish == "best")
         )
         self.checkpoints = Checkpointer(
             self.store,
@@ -139,23 +136,27 @@ class Trainer:
             self.model,
             self.optimizer,
             self.strategy,
-            Retention(recipe.train.keep_checkpoints, keep_best),
-            self.base,
+            Retention(facts.train.keep_checkpoints, keep_best),
+            facts.base,
         )
         self.metrics: MetricsWriter | None = None
         if placement.rank == 0:
-            trackers = build_trackers(recipe, self.store, self.step)
+            trackers = build_trackers(facts, self.store, self.step)
             self.metrics = MetricsWriter(
                 self.store, self.step, trackers, self.checkpoints.is_current
             )
             self.metrics.warn(self.step, damaged)
 
     def _build(self, micro_batch_tokens: int | None) -> None:
-        recipe, placement = self.recipe, self.placement
-        causal_lm = load_policy_model(recipe, placement)
-        online = load_reference(recipe, placement.device) if recipe.online_features() else None
-        self.layout = choose_layout(recipe, causal_lm, online, placement, micro_batch_tokens)
-        self.source = feature_source(recipe, self.pairs, placement.device, online)
+        facts, placement = self.facts, self.placement
+        causal_lm = load_policy_model(facts, placement)
+        online = (
+            load_reference(facts.reference.model, placement.device)
+            if facts.reference.online
+            else None
+        )
+        self.layout = choose_layout(facts, causal_lm, online, placement, micro_batch_tokens)
+        self.source = feature_source(facts.reference, self.pairs, placement.device, online)
         counted = [
             sum(p.numel() for p in model.parameters())
             for model in (causal_lm, *([online.causal_lm] if online else []))
@@ -163,14 +164,14 @@ class Trainer:
         self.throughput = Throughput(
             transformer_of(causal_lm).config,
             counted[0],
-            recipe.train.lora is not None,
+            facts.train.lora is not None,
             sum(counted[1:]),
             placement.device,
             placement.world,
         )
         if online is not None:
             self.strategy.spread_frozen(online.causal_lm)
-        self.model = build_policy(recipe, causal_lm, self.source.head(), self.strategy)
+        self.model = build_policy(facts, causal_lm, self.source.head(), self.strategy)
         self.loader = MicroBatchLoader(
             self.pairs,
             self.source,
@@ -183,7 +184,7 @@ class Trainer:
         self.shared_lengths = self.pairs.lengths("train", shared=True)
 
     def _build_optimizer(self) -> torch.optim.AdamW:
-        train, mask = self.recipe.train, self.recipe.mask
+        train, mask = self.facts.train, self.facts.mask
         policy = [p for p in self.model.causal_lm.parameters() if p.requires_grad]
         groups = [
             {"params": policy, "base_lr": train.learning_rate, "weight_decay": train.weight_decay}
@@ -220,7 +221,7 @@ class Trainer:
             is_preempted: whether this rank's machine is about to be taken away; then a checkpoint
                 is written at once.
         """
-        train = self.recipe.train
+        train = self.facts.train
         if self.step == 0 and self.rows["validation"]:
             self._validate()
         while self.step < self.num_steps and not self.selection.has_ended:
@@ -283,7 +284,7 @@ class Trainer:
             self.loader.prefetch("train", self.rows_of_step(self.step + _STEPS_AHEAD))
         summed, preempted = self._score_batch(rows, cuts, then, backward=True, flag=is_preempted())
         record = _means(summed)
-        grad_norm = float(self.strategy.clip(self.recipe.train.max_grad_norm))
+        grad_norm = float(self.strategy.clip(self.facts.train.max_grad_norm))
         if not (math.isfinite(grad_norm) and math.isfinite(record["loss"])):
             raise Diverged(
                 f"loss {record['loss']} or gradient norm {grad_norm} is not finite at step "
@@ -303,7 +304,7 @@ class Trainer:
             "step": self.step,
             "epoch": self.step / self.sampler.steps_per_epoch,
             **record,
-            "learning_rate": self.recipe.train.learning_rate * scale,
+            "learning_rate": self.facts.train.learning_rate * scale,
             "grad_norm": grad_norm,
             **rates,
             "elapsed_seconds": time.monotonic() - self._began,
@@ -370,7 +371,7 @@ class Trainer:
 
         Eval mode is what switches it off in every architecture.
         """
-        train, mask = self.recipe.train, self.recipe.mask
+        train, mask = self.facts.train, self.facts.mask
         keep = train.dropout == "keep"
         self.model.train(training and keep)
         self.model.masks.train(training)
@@ -436,7 +437,7 @@ class Trainer:
         # A coupled loss depends on the size of its batch: the training's, so that both can be
         # compared.
         size = (
-            self.recipe.train.global_batch_size
+            self.facts.train.global_batch_size
             if self.objective.couples_pairs
             else _VALIDATION_PAIRS
         )
@@ -460,7 +461,7 @@ class Trainer:
         return f"last good checkpoint: {f'step {kept[-1]}' if kept else 'none'}"
 
     def _learning_rate_factor(self, step: int) -> float:
-        train = self.recipe.train
+        train = self.facts.train
         warmup = math.ceil(train.warmup_fraction * self.num_steps)
         if step < warmup:
             return (step + 1) / warmup
@@ -485,12 +486,12 @@ class Trainer:
     def _publish(self) -> None:
         """Write the model and its masks: of the last step, or of the best validation."""
         best = self.selection.best_step
-        if self.recipe.train.selection.publish == "best" and best is not None and best != self.step:
+        if self.facts.train.selection.publish == "best" and best is not None and best != self.step:
             check_files(self.store, best, self.placement)
-            load_checkpoint(self.store, best, self.model, None, self.strategy, self.base)
+            load_checkpoint(self.store, best, self.model, None, self.strategy, self.facts.base)
         is_first = self.placement.rank == 0
         folder = self.store.staging_directory() if is_first else None
-        write_model(self.recipe, self.model.causal_lm, self.strategy, folder)
+        write_model(self.facts, self.model.causal_lm, self.strategy, folder)
         if folder is None:
             return
         self.store.publish_directory(folder, "model")

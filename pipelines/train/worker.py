@@ -5,11 +5,11 @@ Ray unpickles it in the controller too, which needs none of the heavy imports: t
 
 from typing import Any
 
-MEMORY = "memory.json"
-
 
 def train_worker(config: dict[str, Any]) -> None:
     """Run one rank under Ray Train.
+
+    `config`: facts (TrainingFacts), threads, paths (that this machine has to see).
 
     An error that is not to be retried is left in failure-RANK.json for the driver. With several
     workers it is raised too: others may be waiting for this one, and Ray ends them with it; the
@@ -26,8 +26,9 @@ def train_worker(config: dict[str, Any]) -> None:
     from pipelines.cluster import require_seen
     from pipelines.errors import Failure, StageFailed, Superseded, UserError
     from pipelines.models import Placement, is_out_of_memory
-    from pipelines.recipe import Recipe
+    from pipelines.recipe import FAILURE
     from pipelines.storage import RunStore
+    from pipelines.train.facts import TrainingFacts
     from pipelines.train.trainer import Trainer
 
     logging.getLogger("ray.train").setLevel(logging.WARNING)
@@ -37,25 +38,25 @@ def train_worker(config: dict[str, Any]) -> None:
     )  # raised, since a file that says so would be left where nobody looks
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    recipe = Recipe.model_validate(config["recipe"])
-    store = RunStore(f"{recipe.run_dir}/train")
-    if any(name.startswith("failure-") for name in store.names()):
+    facts: TrainingFacts = config["facts"]
+    store = RunStore(facts.root)
+    if any(name.startswith(FAILURE) for name in store.names()):
         return
 
     def is_preempted() -> bool:
         return ray.train.get_preemption_info() is not None
 
     def fail(error: Exception) -> None:
-        store.write_json(f"failure-{rank}.json", asdict(Failure.of(error)))
+        store.write_json(f"{FAILURE}{rank}.json", asdict(Failure.of(error)))
 
     trainer: Trainer | None = None
     try:
-        train = recipe.train
+        train = facts.train
         placement = Placement.choose(
             train.precision, ray.train.torch.get_device(), rank, world, train.strategy
         )
         trainer = Trainer(
-            recipe,
+            facts,
             placement,
             config["threads"],
             remembered_budget(store) if train.auto_microbatch else None,
@@ -81,6 +82,8 @@ def train_worker(config: dict[str, Any]) -> None:
 
 def remembered_budget(store: Any) -> int | None:
     """Tokens per micro-batch after memory ran out in this run, None if it never did."""
+    from pipelines.recipe import MEMORY
+
     return store.read_json(MEMORY)["micro_batch_tokens"] if store.exists(MEMORY) else None
 
 
@@ -90,8 +93,9 @@ def note_memory(trainer: Any) -> Exception | None:
     Returns: None; if there is to be no such group, an error with what the user can change.
     """
     from pipelines.errors import StageFailed
+    from pipelines.recipe import MEMORY
 
-    train, budget, step = trainer.recipe.train, trainer.layout.budget, trainer.step + 1
+    train, budget, step = trainer.facts.train, trainer.layout.budget, trainer.step + 1
     cure = "train.gradient_checkpointing=true, train.strategy=fsdp with more workers, train.lora"
     half = max(1, budget // 2)
     if not train.auto_microbatch:

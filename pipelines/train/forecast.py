@@ -1,0 +1,91 @@
+"""What training will take: steps, memory per worker, hours."""
+
+from typing import Any
+
+import torch
+
+from pipelines.models import (
+    Placement,
+    activation_bytes_per_token,
+    compute_device,
+    hf_config,
+    micro_batch_tokens,
+    reference_dtype,
+)
+from pipelines.recipe import Recipe, Run
+from pipelines.reference import count_parameters, planned_steps, reference_model_dir
+from pipelines.train.policy import count_adapter_parameters, starting_model
+from sparsepo.backbone import state_size
+from sparsepo.kernels.token_scoring import CHUNK_ELEMENTS, FUSED_CHUNK_ELEMENTS
+
+
+def forecast_training(run: Run, data: dict[str, Any], tflops: float) -> dict[str, Any]:
+    """Steps, what one worker holds, and how long all of them take.
+
+    Memory is per process. state_gib are weights, gradients and Adam's moments; memory_gib is that
+    and a frozen reference, activations of a micro-batch and the head's chunks. FLOP per parameter
+    and token: 2 forward, 2 to the states, 2 to the weights.
+
+    Args:
+        data: prepare's forecast.
+    """
+    recipe, device = run.recipe, compute_device()
+    steps, epochs = planned_steps(recipe, data)
+    train, directory = recipe.train, starting_model(recipe)
+    config = hf_config(directory).get_text_config()
+    parameters, adapters, masks = (
+        count_parameters(directory),
+        count_adapter_parameters(recipe),
+        _mask_parameters(recipe),
+    )
+    placement = Placement.choose(train.precision, device, 0, train.num_workers, train.strategy)
+    # Weights, their gradients, and Adam's two moments.
+    per_trained = 4 * placement.weights.itemsize
+    sharers = train.num_workers if train.strategy == "fsdp" else 1
+    base = (
+        parameters * (per_trained if train.lora is None else placement.compute.itemsize) / sharers
+    )
+    online = bool(recipe.online_features())
+    reference_bytes = reference_dtype(recipe.reference.dtype, device).itemsize
+    frozen = parameters * reference_bytes / sharers if online else 0
+    head = (
+        config.vocab_size * state_size(config) * reference_bytes
+        if "reference_hidden" in recipe.required_features()
+        else 0
+    )
+    budget = micro_batch_tokens(train, recipe.model.name_or_path, recipe.ray.gpus_per_run, device)
+    activations = budget * activation_bytes_per_token(
+        config, placement.compute.itemsize, train.gradient_checkpointing
+    )
+    chunk = 2 * 2 * FUSED_CHUNK_ELEMENTS if device.type == "cuda" else 4 * 4 * CHUNK_ELEMENTS
+    state = base + adapters * per_trained + masks * 16
+    tokens = data["model_tokens" if train.layout == "padded" else "shared_tokens"]["train"] * epochs
+    flops = (
+        (
+            (6 if train.lora is None else 4)
+            + (2 if train.gradient_checkpointing else 0)
+            + (2 if online else 0)
+        )
+        * parameters
+        * tokens
+    )
+    return {
+        "steps": steps,
+        "pairs_per_step": train.global_batch_size,
+        "parameters": parameters,
+        "adapter_parameters": adapters,
+        "mask_parameters": masks,
+        "workers": train.num_workers,
+        "micro_batch_tokens": budget,
+        "state_gib": state / 2**30,
+        "memory_gib": (state + frozen + head + activations + chunk) / 2**30,
+        "flops": int(flops),
+        "hours": flops / (tflops * 1e12 * train.num_workers) / 3600,
+        "assumed_tflops": tflops,
+    }
+
+
+def _mask_parameters(recipe: Recipe) -> int:
+    with torch.device("meta"):
+        masks = recipe.mask.build(hf_config(reference_model_dir(recipe)), recipe.train.seed)
+    return sum(p.numel() for p in masks.parameters() if p.requires_grad)
