@@ -4,10 +4,11 @@ Exit codes: 0 ok, 2 the user's input is wrong, 3 a quality gate failed, 130 inte
 else.
 """
 
+import inspect
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +17,7 @@ from pipelines.errors import GateFailed, StageFailed, UserError
 
 if TYPE_CHECKING:
     from pipelines.cluster import Cluster, Job
+    from pipelines.recipe import Action, Stage
 
 app = typer.Typer(
     add_completion=False,
@@ -36,72 +38,7 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. train.learning_rate=1e-5"),
 ]
 _INTERRUPTED = "interrupted; run the same command again to resume (a sweep: with --resume)"
-CodeExecution = Annotated[
-    bool,
-    typer.Option(
-        "--allow-code-execution",
-        help="Run the programs that the code benchmark samples, each in a sandbox (Linux).",
-    ),
-]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no summaries.")]
-
-
-@app.command()
-def run(
-    recipe: RecipeArgument,
-    overrides: Overrides = None,
-    quiet: Quiet = False,
-    allow_code_execution: CodeExecution = False,
-) -> None:
-    """prepare -> reference -> train -> evaluate -> report; finished stages are skipped."""
-    stages = ("prepare", "reference", "train", "evaluate", "report")
-    _stages(recipe, overrides, stages, quiet, allow_code_execution)
-
-
-@app.command()
-def prepare(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = False) -> None:
-    """Tokenise, split and count the pairs."""
-    _stages(recipe, overrides, ("prepare",), quiet)
-
-
-@app.command()
-def reference(
-    recipe: RecipeArgument,
-    overrides: Overrides = None,
-    quiet: Quiet = False,
-    check: Annotated[
-        bool,
-        typer.Option(
-            "--check",
-            help="Verify every file of the finished store instead; exit code 1 if one is bad.",
-        ),
-    ] = False,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Verify, and score again what is damaged.")
-    ] = False,
-) -> None:
-    """Score the pairs once with the frozen reference model."""
-    if check or repair:
-        _check_reference(recipe, overrides, quiet, repair)
-    else:
-        _stages(recipe, overrides, ("reference",), quiet)
-
-
-@app.command()
-def train(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = False) -> None:
-    """Fine-tune; resumes at the last checkpoint."""
-    _stages(recipe, overrides, ("train",), quiet)
-
-
-@app.command()
-def evaluate(
-    recipe: RecipeArgument,
-    overrides: Overrides = None,
-    quiet: Quiet = False,
-    allow_code_execution: CodeExecution = False,
-) -> None:
-    """The recipe's benchmarks of the trained model beside its starting model."""
-    _stages(recipe, overrides, ("evaluate",), quiet, allow_code_execution)
 
 
 @app.command()
@@ -121,22 +58,6 @@ def sft(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = Fals
     from pipelines.recipe import load_recipe
 
     print(f"model: {run_sft(load_recipe(recipe, overrides or ()), _say(quiet), quiet)}")
-
-
-@app.command()
-def sample(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = False) -> None:
-    """Sample and score candidates for every prompt, in the scored-candidates form."""
-    from pipelines.commands.run import LazyRay
-    from pipelines.evaluate import CANDIDATES, run_sample, sample_record
-    from pipelines.recipe import load_recipe
-
-    loaded = load_recipe(recipe, overrides or ())
-    record = sample_record(loaded)
-    if not record.is_complete():
-        with LazyRay(loaded, _say(quiet)) as start:
-            start()
-            run_sample(loaded, quiet)
-    print(f"{record.store.root}/{CANDIDATES}")
 
 
 @app.command()
@@ -210,9 +131,9 @@ def schedule(
     ]
     loaded = load_recipe(recipe, given)
     with LazyRay(loaded, _say(quiet)) as start:
-        loaded = settled(loaded, start)
-        check_run(loaded)
-        scheduler = Scheduler(loaded, start, _say(quiet), quiet)
+        run = settled(loaded, start)
+        check_run(run)
+        scheduler = Scheduler(run, start, _say(quiet), quiet)
         signal.signal(signal.SIGTERM, lambda *_: scheduler.stop())
         outcome = scheduler.tick() if once else scheduler.run(keep_going, until_trained)
     if outcome.failures:
@@ -393,54 +314,95 @@ def _say(quiet: bool) -> Callable[[str], None]:
 def _stages(
     recipe: str,
     overrides: list[str] | None,
-    stages: tuple[str, ...],
+    stages: Sequence["Stage[Any]"],
     quiet: bool,
-    allow_code_execution: bool = False,
+    asked: dict[str, bool],
 ) -> None:
+    """Run stages, with those that follow them where their flag is given."""
     from pipelines.commands.run import run_stages
+    from pipelines.commands.stages import on_request
+    from pipelines.recipe import RunPaths, load_recipe
+
+    loaded, say = load_recipe(recipe, overrides or ()), _say(quiet)
+    chosen, hints = list(stages), []
+    for stage in on_request(stages):
+        if not asked[str(stage.flag)]:
+            if stage.applies(loaded):
+                hints.append(f"{stage.follows.name if stage.follows else ''}: {stage.flag_hint}")
+        elif stage.applies(loaded):
+            chosen.insert(chosen.index(stage.follows) + 1, stage)
+        else:
+            raise UserError(stage.refuse_absent(loaded))
+    run_stages(loaded, chosen, say, quiet)
+    for hint in hints:
+        say(hint)
+    for stage in stages:
+        if len(stages) == 1 and (found := stage.result(RunPaths.of(loaded))):
+            print(found)
+
+
+def _act(action: "Action", recipe: str, overrides: list[str] | None, quiet: bool) -> None:
+    from pipelines.commands.run import LazyRay, settled
     from pipelines.recipe import load_recipe
 
-    loaded = load_recipe(recipe, overrides or ())
-    has_programs = "evaluate" in stages and "code" in loaded.evaluate.benchmarks
-    if allow_code_execution and not has_programs:
-        raise UserError(
-            "--allow-code-execution: evaluate.benchmarks does not name code, so there are no "
-            "programs to run"
-        )
-    if allow_code_execution:
-        at = stages.index("evaluate") + 1
-        stages = (*stages[:at], "execute", *stages[at:])
-    run_stages(loaded, stages, _say(quiet), quiet)
-    if has_programs and not allow_code_execution:
-        _say(quiet)(
-            "evaluate: the sampled programs were not run; to run them in sandboxes, add "
-            "--allow-code-execution to the same command"
-        )
+    loaded, say = load_recipe(recipe, overrides or ()), _say(quiet)
+    with LazyRay(loaded, say) as start:
+        action.do(settled(loaded, start), start, say, quiet)
 
 
-def _check_reference(recipe: str, overrides: list[str] | None, quiet: bool, repair: bool) -> None:
-    from pipelines.commands.run import LazyRay, run_stages, settled
-    from pipelines.recipe import load_recipe
-    from pipelines.reference import check_reference, discard_damaged
+def _add_command(name: str, summary: str, stages: Sequence["Stage[Any]"]) -> None:
+    """A command that runs these stages of a recipe: its options are what the stages declare."""
+    from pipelines.commands.stages import on_request
 
-    say = _say(quiet)
-    loaded = load_recipe(recipe, overrides or ())
-    with LazyRay(loaded, _say(quiet)) as start:
-        loaded = settled(loaded, start)
-        manifest, damage = check_reference(loaded, quiet)
-        for item in damage:
-            print(item.message, file=sys.stderr, flush=True)
-        if damage and not repair:
-            raise StageFailed(f"{len(damage)} of {len(manifest['outputs'])} files are bad")
-        if damage:
-            run_stages(discard_damaged(loaded, damage), ("reference",), say, quiet)
-            manifest, damage = check_reference(loaded, quiet)
-            if damage:
-                raise StageFailed(f"still bad after scoring again: {damage[0].message}")
-    say(
-        f"reference: {len(manifest['outputs'])} files, {manifest['counts']['bytes'] / 2**20:.1f} "
-        "MiB, all good"
+    flags = {str(stage.flag): stage.flag_help for stage in on_request(stages)}
+    actions = {action.flag: action for action in (stages[0].actions if len(stages) == 1 else ())}
+    options = {
+        name.replace("-", "_"): typer.Option(f"--{name}", help=text)
+        for name, text in [*flags.items(), *((a.flag, a.help) for a in actions.values())]
+    }
+
+    def command(recipe: str, overrides: list[str] | None, quiet: bool, **given: bool) -> None:
+        wanted = {key.replace("_", "-"): value for key, value in given.items()}
+        for flag, action in actions.items():
+            if wanted[flag]:
+                _act(action, recipe, overrides, quiet)
+                return
+        _stages(recipe, overrides, stages, quiet, wanted)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        inspect.Parameter("recipe", keyword, annotation=RecipeArgument),
+        inspect.Parameter("overrides", keyword, annotation=Overrides, default=None),
+        inspect.Parameter("quiet", keyword, annotation=Quiet, default=False),
+        *(
+            inspect.Parameter(key, keyword, annotation=Annotated[bool, option], default=False)
+            for key, option in options.items()
+        ),
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
+    app.command(name, help=summary)(command)
+
+
+def _add_stage_commands() -> None:
+    from pipelines.commands.stages import RUN, STAGES
+
+    _add_command(
+        "run",
+        f"{' -> '.join(stage.name for stage in RUN)}; finished stages are skipped.",
+        RUN,
     )
+    own = {
+        command.name or str(command.callback.__name__)
+        for command in app.registered_commands
+        if command.callback
+    }  # type: ignore[union-attr]
+    for stage in STAGES:
+        if stage.name not in own and stage.flag is None:
+            _add_command(stage.name, stage.help, (stage,))
+
+
+_add_stage_commands()
 
 
 def main(arguments: list[str] | None = None) -> None:

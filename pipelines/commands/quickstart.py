@@ -17,8 +17,11 @@ from pipelines.commands.report import run_report
 from pipelines.commands.run import run_stages
 from pipelines.commands.sft import run_sft
 from pipelines.errors import UserError
-from pipelines.evaluate import CANDIDATES, run_sample, sample_record
-from pipelines.recipe import RaySection, Recipe, Say, validate_recipe
+from pipelines.evaluate import EVALUATE, SAMPLE
+from pipelines.pairs import PREPARE
+from pipelines.recipe import CANDIDATES, RaySection, Recipe, Say, validate_recipe
+from pipelines.reference import REFERENCE
+from pipelines.train import TRAIN
 
 REVIEWS, TRAIN_PROMPTS, TEST_PROMPTS = 2000, 480, 240
 _GENERATION = {"max_new_tokens": 40, "temperature": 1.0}
@@ -68,15 +71,11 @@ def run_quickstart(overrides: Sequence[str], say: Say, quiet: bool) -> str:
     with ray_session(RaySection(num_cpus=len(OBJECTIVES), num_gpus=0)):
         start_model = run_sft(_sft_recipe(root, seed), say, quiet)
         sampling = _sampling_recipe(root, seed, start_model)
-        if not sample_record(sampling).is_complete():
-            counts = run_sample(sampling, quiet)["counts"]
-            say(
-                f"sample: {counts['candidates']} candidates for {counts['prompts']} prompts, scored"
-            )
+        run_stages(sampling, (SAMPLE,), say, quiet)
         _split_candidates(root)
         recipes = {name: _preference_recipe(root, seed, start_model, name) for name in OBJECTIVES}
         # One store serves the three runs: it holds what all of them need.
-        run_stages(recipes["mapo"], ("prepare", "reference"), say, quiet)
+        run_stages(recipes["mapo"], (PREPARE, REFERENCE), say, quiet)
         _side_by_side(recipes, say)
     page = run_report([recipe.run_dir for recipe in recipes.values()], str(root))
     say(_verdict(recipes))
@@ -93,7 +92,7 @@ def _side_by_side(recipes: dict[str, Recipe], say: Say) -> None:
     try:
         futures = [
             pool.submit(
-                run_stages, recipe, ("reference", "train", "evaluate"), _prefixed(say, name), True
+                run_stages, recipe, (REFERENCE, TRAIN, EVALUATE), _prefixed(say, name), True
             )
             for name, recipe in recipes.items()
         ]

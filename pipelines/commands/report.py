@@ -6,8 +6,19 @@ from typing import Any
 
 from evaluation.report import RunView, render_report
 from pipelines.errors import UserError
-from pipelines.evaluate import SAMPLES, TOKENS, checkpoint_folder, read_history, read_results
-from pipelines.recipe import CONFIG, MANIFEST, from_yaml
+from pipelines.evaluate import read_history, read_results
+from pipelines.recipe import (
+    CONFIG,
+    GATES,
+    MANIFEST,
+    PAGE,
+    RESULTS,
+    SAMPLES,
+    TOKENS,
+    RunPaths,
+    checkpoint_folder,
+    from_yaml,
+)
 from pipelines.storage import RunStore
 from pipelines.train import read_metrics
 
@@ -27,10 +38,10 @@ def run_report(run_dirs: Sequence[str], output: str | None = None) -> str:
     store = RunStore(f"{output or run_dirs[0]}/report")
     title = f"sparsepo: {views[0].name}" if len(views) == 1 else f"sparsepo: {', '.join(names)}"
     store.write_json(
-        "results.json", {view.name: {**view.results, "checkpoints": view.history} for view in views}
+        RESULTS, {view.name: {**view.results, "checkpoints": view.history} for view in views}
     )
-    store.write_bytes("index.html", render_report(views, title).encode())
-    return f"{store.root}/index.html"
+    store.write_bytes(PAGE, render_report(views, title).encode())
+    return f"{store.root}/{PAGE}"
 
 
 def _view(run_dir: str) -> RunView:
@@ -43,13 +54,13 @@ def _view(run_dir: str) -> RunView:
     text = store.read_bytes(CONFIG).decode()
     recipe = from_yaml(text)
     evaluation = store.at("evaluation")
-    pairs = RunStore(recipe["paths"]["pairs"] or f"{run_dir}/pairs")
+    paths = RunPaths.at(run_dir)
     return RunView(
         name=recipe["objective"]["name"],
         recipe=recipe,
         recipe_yaml=text,
         counts=train.read_json(MANIFEST)["counts"],
-        data_counts=pairs.read_json(MANIFEST)["counts"],
+        data_counts=paths.pairs.read_json(MANIFEST)["counts"],
         metrics=list(read_metrics(train)),
         results=read_results(evaluation),
         samples=_lines(evaluation, SAMPLES),
@@ -64,7 +75,7 @@ def _checkpoints(evaluation: RunStore) -> list[dict[str, Any]]:
     for row in read_history(evaluation):
         if row["step"] is None:
             continue
-        gates = f"{checkpoint_folder(row['step'])}/gates.json"
+        gates = f"{checkpoint_folder(row['step'])}/{GATES}"
         found = (
             evaluation.read_json(gates)
             if evaluation.exists(gates)

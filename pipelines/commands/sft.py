@@ -3,7 +3,9 @@
 from typing import Any
 
 from pipelines.commands.run import run_stages
-from pipelines.recipe import NoMask, Recipe, Say, SFTConfig
+from pipelines.pairs import PREPARE
+from pipelines.recipe import NoMask, Recipe, RunPaths, Say, SFTConfig
+from pipelines.train import TRAIN
 
 
 def sft_recipe(recipe: Recipe) -> Recipe:
@@ -25,5 +27,5 @@ def sft_recipe(recipe: Recipe) -> Recipe:
 def run_sft(recipe: Recipe, say: Say, quiet: bool = False) -> str:
     """Fine-tune on chosen responses; returns the directory of the model."""
     sft = sft_recipe(recipe)
-    run_stages(sft, ("prepare", "train"), say, quiet)
-    return f"{sft.run_dir}/train/model"
+    run_stages(sft, (PREPARE, TRAIN), say, quiet)
+    return RunPaths.of(sft).model

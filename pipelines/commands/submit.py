@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.cluster import Cluster, Job
+from pipelines.commands.stages import stages_of
 from pipelines.errors import UserError
-from pipelines.evaluate import check_held_out
 from pipelines.recipe import Say, load_recipe, to_yaml, write_yaml
 from pipelines.sweep import RECIPE, is_sweep, load_sweep
 
@@ -116,8 +116,8 @@ def packaged_command(command: Sequence[str], program: Any) -> Iterator[tuple[Pat
             )
         else:
             recipe = load_recipe(file, overrides)
-            if command[0] in ("run", "evaluate", "schedule"):
-                check_held_out(recipe)
+            for stage in stages_of(command[0]):
+                stage.check_recipe(recipe)
             (package / "recipe.yaml").write_text(write_yaml(recipe))
             yield package, _replaced(command, file, overrides, "recipe.yaml")
 

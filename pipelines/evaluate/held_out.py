@@ -31,40 +31,23 @@ def check_held_out(recipe: Recipe) -> None:
         )
 
 
-def check_kept(
-    recipe: Recipe,
-    kept: Mapping[str, int],
-    *,
-    evaluates: bool,
-    validates: bool = False,
-    is_expected: bool = False,
-) -> None:
+def require_held_out(recipe: Recipe, kept: Mapping[str, int], is_expected: bool = False) -> None:
     """For what comes after prepare.
 
-    UserError if a split that evaluation or validation needs is empty.
+    UserError if a benchmark needs held-out pairs and prepare kept none.
 
     Args:
-        kept: split -> pairs. evaluates: whether the command evaluates. validates: whether it needs
-            validation metrics, besides train.validate_every. is_expected: the numbers are an
-            estimate.
+        kept: split -> pairs. is_expected: the numbers are an estimate.
     """
-    found = (
-        "prepare will keep no such pair, by its estimate"
-        if is_expected
-        else "prepare kept no such pair"
-    )
     names, split = benchmarks_on_pairs(recipe), recipe.evaluate.split
-    cure = (
-        "{split}_fraction larger, or data.{split}; another run_dir is needed where prepare is done"
-    )
-    if evaluates and names and not kept[split]:
+    if names and not kept[split]:
+        found = (
+            "prepare will keep no such pair, by its estimate"
+            if is_expected
+            else "prepare kept no such pair"
+        )
         raise UserError(
             f"evaluate.split = {split!r}: {found}, which {', '.join(names)} need; set "
-            f"data.{cure.format(split=split)}"
-        )
-    every = recipe.train.validate_every
-    if (validates or every is not None) and not kept["validation"]:
-        what = "validation metrics" if every is None else f"train.validate_every = {every}"
-        raise UserError(
-            f"{what}: {found} in the split validation; set data.{cure.format(split='validation')}"
+            f"data.{split}_fraction larger, or data.{split}; another run_dir is needed where "
+            "prepare is done"
         )

@@ -24,18 +24,21 @@ import httpx
 from evaluation.gates import GateFailure, gate_failures
 from pipelines.errors import UserError
 from pipelines.evaluate.history import numbers_of, read_results
-from pipelines.evaluate.stage import (
-    check_evaluation,
+from pipelines.evaluate.light import EVALUATE, checkpoint_record
+from pipelines.evaluate.stage import run_evaluate
+from pipelines.recipe import (
+    GATES,
+    MANIFEST,
+    STARTED,
+    Run,
+    Say,
+    ScheduleSection,
     checkpoint_folder,
-    evaluate_record,
-    evaluation_store,
-    run_evaluate,
 )
-from pipelines.recipe import MANIFEST, Recipe, Say, ScheduleSection
 from pipelines.storage import Claims, ClaimTimes, RunStore
-from pipelines.train import DamagedCheckpoint, completed_steps, train_record, train_store
+from pipelines.train import TRAIN, DamagedCheckpoint, completed_steps
 
-_STATE, _EVENTS, _GATES = "schedule/state.json", "schedule/events", "gates.json"
+_STATE, _EVENTS = "schedule/state.json", "schedule/events"
 _LONGEST_WAIT_SECONDS = 30.0
 _WEBHOOK_TRIES = 3
 _DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
@@ -64,14 +67,15 @@ class Scheduler:
 
     def __init__(
         self,
-        recipe: Recipe,
+        run: Run,
         start_ray: Callable[[], None],
         say: Say,
         quiet: bool = False,
         times: ClaimTimes | None = None,
     ) -> None:
-        self._recipe, self._start_ray, self._say, self._quiet = recipe, start_ray, say, quiet
-        self._store = evaluation_store(recipe)
+        self._run, self._start_ray, self._say, self._quiet = run, start_ray, say, quiet
+        self._recipe = recipe = run.recipe
+        self._store = run.paths.evaluation
         self._claims = Claims(self._store, times)
         self._trigger = cron_trigger(recipe.schedule) if recipe.schedule.cron is not None else None
         self._release = _release_numbers(recipe.schedule)
@@ -161,15 +165,15 @@ class Scheduler:
         """
         return [
             step
-            for step in completed_steps(train_store(self._recipe))
+            for step in completed_steps(self._run.paths.train)
             if step not in self._damaged and not self._is_done(step)
         ]
 
     def is_finished(self) -> bool:
-        return train_record(self._recipe).store.exists(MANIFEST) and not self.unevaluated()
+        return self._run.paths.train.exists(MANIFEST) and not self.unevaluated()
 
     def _is_done(self, step: int) -> bool:
-        return self._step_store(step).exists(_GATES)
+        return self._step_store(step).exists(GATES)
 
     def _step_store(self, step: int) -> RunStore:
         return self._store.at(checkpoint_folder(step))
@@ -177,11 +181,11 @@ class Scheduler:
     def _evaluate(self, step: int) -> Outcome:
         self._event(step, "started")
         try:
-            if not evaluate_record(self._recipe, step).is_complete():
+            if not checkpoint_record(self._run, step).is_complete():
                 self._start_ray()
-                run_evaluate(self._recipe, self._quiet, step)
+                run_evaluate(self._run, self._quiet, step)
         except Exception as error:
-            if step in completed_steps(train_store(self._recipe)):
+            if step in completed_steps(self._run.paths.train):
                 if not isinstance(error, DamagedCheckpoint):
                     raise
                 self._damaged.add(step)
@@ -224,7 +228,7 @@ class Scheduler:
         # Last: a scheduler that was killed before this looks at the gates again, and tells the
         # webhook again.
         self._step_store(step).write_json(
-            _GATES, {"passed": not failures, "failures": [f.as_dict() for f in failures]}
+            GATES, {"passed": not failures, "failures": [f.as_dict() for f in failures]}
         )
         return Outcome([step], failures)
 
@@ -350,12 +354,12 @@ def _webhook_address(section: ScheduleSection) -> str | None:
     return address
 
 
-def check_run(recipe: Recipe) -> None:
+def check_run(run: Run) -> None:
     """UserError if the run has not begun to train, or was trained by another recipe."""
-    check_evaluation(recipe)
-    train_record(recipe).check()
-    evaluate_record(recipe)
-    if not train_store(recipe).exists("started.json"):
+    EVALUATE.check(run)
+    run.record(TRAIN).check()
+    run.inputs(EVALUATE)
+    if not run.paths.train.exists(STARTED):
         raise UserError(
-            f"{recipe.run_dir} has no training run to evaluate: start one with `sparsepo train`"
+            f"{run.recipe.run_dir} has no training run to evaluate: start one with `sparsepo train`"
         )

@@ -22,14 +22,14 @@ class Section(BaseModel):
     STAGE: ClassVar[str | None] = None
 
 
-def stage_settings(config: Section, stage: str) -> dict[str, Any]:
-    """Dotted key -> JSON value of every field that changes the result of `stage`."""
+def stage_settings(config: Section, stage: str | None = None) -> dict[str, Any]:
+    """Dotted key -> JSON value of every field that changes the result of `stage` (None: of any)."""
     found: dict[str, Any] = {}
     _collect(config, stage, "", found)
     return found
 
 
-def _collect(section: Section, stage: str, prefix: str, found: dict[str, Any]) -> None:
+def _collect(section: Section, stage: str | None, prefix: str, found: dict[str, Any]) -> None:
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         extra = field.json_schema_extra
@@ -39,5 +39,5 @@ def _collect(section: Section, stage: str, prefix: str, found: dict[str, Any]) -
         elif isinstance(value, tuple) and value and isinstance(value[0], Section):
             for i, item in enumerate(value):
                 _collect(item, stage, f"{prefix}{name}[{i}].", found)
-        elif owner == stage:
+        elif owner is not None and stage in (None, owner):
             found[prefix + name] = section.model_dump(mode="json")[name]

@@ -169,17 +169,24 @@ class Stage(ABC, Generic[Inputs]):
 
     Attributes:
         name: of its command and record. help: of its command. title: of its part of a plan.
-        uses_ray: whether `run` works on Ray. flag: the option that asks for a stage that runs on
-            request only, without dashes; every command that runs what it needs has it.
-        flag_help: of that option. actions: what its command does instead, on request.
+        in_run: whether `run` takes it. has_record: whether its result is kept. uses_ray: whether it
+            works on Ray.
+        flag: the option that asks for a stage that runs on request only, without dashes. follows:
+            the stage whose commands have that option. flag_help: of the option. flag_hint: said
+            where the stage applies and was not asked for.
+        actions: what its command does instead, on request.
     """
 
     name: ClassVar[str]
     help: ClassVar[str]
     title: ClassVar[str]
+    in_run: ClassVar[bool] = True
+    has_record: ClassVar[bool] = True
     uses_ray: ClassVar[bool] = True
     flag: ClassVar[str | None] = None
+    follows: "ClassVar[Stage[Any] | None]" = None
     flag_help: ClassVar[str] = ""
+    flag_hint: ClassVar[str] = ""
     actions: ClassVar[tuple[Action, ...]] = ()
 
     @abstractmethod
@@ -193,6 +200,10 @@ class Stage(ABC, Generic[Inputs]):
     def applies(self, recipe: Recipe) -> bool:
         """Whether the recipe asks for it at all."""
         return True
+
+    def refuse_absent(self, recipe: Recipe) -> str:
+        """What to say where its flag is given and the recipe does not ask for it."""
+        return f"--{self.flag}: this recipe has nothing for the {self.name} stage to do"
 
     def settle(self, recipe: Recipe) -> Recipe:
         """The recipe with what `auto` leaves to the machine decided, as far as it is this
@@ -261,6 +272,10 @@ class Stage(ABC, Generic[Inputs]):
     def detail(self, counts: dict[str, Any]) -> str:
         """What `status` says of its result in a few words."""
         return ""
+
+    def result(self, paths: RunPaths) -> str | None:
+        """What its command prints at its end: where the result is, if others are to find it."""
+        return None
 
     def progress(self, store: RunStore) -> str:
         """What `status` says of a stage that has begun."""

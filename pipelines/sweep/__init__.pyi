@@ -2,4 +2,4 @@ from .files import is_sweep as is_sweep, load_sweep as load_sweep
 from .shared_stores import SharedStores as SharedStores, trial_recipe as trial_recipe
 from .space import RECIPE as RECIPE, Sweep as Sweep
 from .stage import run_tune as run_tune
-from .trial import TRIAL as TRIAL, TRIALS as TRIALS, Trial as Trial
+from .status import is_sweep_folder as is_sweep_folder, sweep_status as sweep_status

@@ -8,16 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.errors import StageFailed
-from pipelines.pairs import prepare_record, run_prepare
-from pipelines.recipe import Recipe
-from pipelines.reference import (
-    has_features,
-    reference_record,
-    run_reference,
-    scoring_device,
-    settle_mode,
-    stored_origins,
-)
+from pipelines.pairs import PREPARE
+from pipelines.recipe import Recipe, Run, Say
+from pipelines.reference import REFERENCE, scoring_device, settle_mode
 from pipelines.storage import digest
 from pipelines.sweep.space import Point, Sweep
 
@@ -71,16 +64,19 @@ class SharedStore:
                 for name, values in parts.items()
             }
         )
-        return self.shared(made, run_dir)
+        return self.shared(Run(made), run_dir).recipe
 
-    def shared(self, recipe: Recipe, run_dir: str) -> Recipe:
-        """A recipe that reads this store; places that the recipe itself names stay."""
-        pairs = digest(prepare_record(recipe).fingerprint())[:12]
+    def shared(self, run: Run, run_dir: str) -> Run:
+        """A run that reads this store; places that the recipe itself names stay."""
+        recipe = run.recipe
+        pairs = digest(run.record(PREPARE).fingerprint())[:12]
         paths = {
             "pairs": recipe.paths.pairs or f"{run_dir}/stores/pairs-{pairs}",
             "reference": recipe.paths.reference or f"{run_dir}/stores/reference-{self.name()}",
         }
-        return recipe.model_copy(update={"paths": recipe.paths.model_copy(update=paths)})
+        return run.with_places(
+            recipe.model_copy(update={"paths": recipe.paths.model_copy(update=paths)})
+        )
 
     def name(self) -> str:
         return digest([self.fingerprint, self.origins])[:12]
@@ -111,8 +107,9 @@ class SharedStores:
                     recipe.objective.build().uses_rejected,
                 ]
             )
-            fingerprint = known[key] = known.get(key) or reference_record(recipe).fingerprint()
-            origins = stored_origins(recipe)
+            run = Run(recipe)
+            fingerprint = known[key] = known.get(key) or run.record(REFERENCE).fingerprint()
+            origins = _stored_origins(run)
             found = next((store for store in stores if store.serves(fingerprint, origins)), None)
             if found is None:
                 stores.append(found := SharedStore(fingerprint, {}, []))
@@ -136,19 +133,19 @@ class SharedStores:
         """The recipe that makes each store, and how many points use it."""
         return [(store.maker(self._run_dir), len(store.recipes)) for store in self._stores]
 
-    def shared(self, recipe: Recipe) -> Recipe:
-        """The recipe with the places of its pairs and reference."""
-        fingerprint, origins = reference_record(recipe).fingerprint(), stored_origins(recipe)
+    def shared(self, run: Run) -> Run:
+        """The run with the places of its pairs and reference."""
+        fingerprint, origins = run.record(REFERENCE).fingerprint(), _stored_origins(run)
         for store in self._stores:
             if store.serves(fingerprint, origins):
-                return store.shared(recipe, self._run_dir)
+                return store.shared(run, self._run_dir)
         raise StageFailed(
             "the sweep made no pairs and reference for this point: too many combinations of keys "
             "that change them"
         )
 
     def make(
-        self, say: Any, quiet: bool, check: Callable[[Recipe, dict[str, int]], None]
+        self, say: Say, quiet: bool, check: Callable[[Recipe, dict[str, int]], None]
     ) -> dict[str, int]:
         """Run what is not there yet; returns how often each stage ran.
 
@@ -158,24 +155,31 @@ class SharedStores:
         """
         runs = {"prepare": 0, "reference": 0}
         for (recipe, points), store in zip(self.makers(), self._stores, strict=True):
-            if not prepare_record(recipe).is_complete():
+            run = Run(recipe)
+            if not PREPARE.is_done(run):
                 say(f"tune: prepare, for {points} points")
-                run_prepare(recipe, quiet)
+                PREPARE.run(run, say, quiet)
                 runs["prepare"] += 1
-            kept = prepare_record(recipe).manifest()["counts"]["pairs"]
+            kept = run.record(PREPARE).manifest()["counts"]["pairs"]
             for served in store.recipes:
                 check(served, kept)
-            stored, record = recipe.stored_features(), reference_record(recipe)
-            if (stored or recipe.required_features()) and not (
-                record.is_complete() and has_features(recipe)
-            ):
-                say(
-                    f"tune: reference ({', '.join(sorted(stored)) or 'online'}), for {points} "
-                    "points"
-                )
-                run_reference(recipe, quiet)
+            if not REFERENCE.is_done(run):
+                stored = ", ".join(sorted(recipe.stored_features())) or "online"
+                say(f"tune: reference ({stored}), for {points} points")
+                REFERENCE.run(run, say, quiet)
                 runs["reference"] += 1
         return runs
+
+
+def _stored_origins(run: Run) -> dict[str, str]:
+    """What distinguishes the features this run stores from others of the same name.
+
+    Runs that agree can share a store.
+    """
+    stored = run.recipe.stored_features()
+    return {
+        name: how for name, how in run.inputs(REFERENCE).origins.items() if how and name in stored
+    }
 
 
 def trial_recipe(sweep: Sweep, point: Point, run_dir: str) -> Recipe:

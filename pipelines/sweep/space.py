@@ -9,12 +9,12 @@ import random
 import re
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipelines.recipe import Recipe, Stage, read_mapping, set_keys, stage_settings, validate_recipe
+from pipelines.recipe import Recipe, read_mapping, set_keys, stage_settings, validate_recipe
 from pipelines.storage import digest
 
 RECIPE = "recipe"  # the one searched key that is none of a recipe's: which recipe to start from
@@ -400,12 +400,11 @@ class Sweep(_Part):
             if name not in seen:
                 seen.add(name)
                 recipe = self.recipe_at(point, self.run_dir)
-                for stage in get_args(Stage):
-                    found |= {
-                        f"{name}: {k}": v
-                        for k, v in stage_settings(recipe, stage).items()
-                        if k not in self.space
-                    }
+                found |= {
+                    f"{name}: {k}": v
+                    for k, v in stage_settings(recipe).items()
+                    if k not in self.space
+                }
         return found
 
     def title(self, point: Point) -> str:

@@ -26,15 +26,16 @@ from pipelines.cluster import (
     wait_for_workers,
 )
 from pipelines.errors import UserError
-from pipelines.evaluate import check_evaluation, check_kept
+from pipelines.evaluate import EVALUATE
 from pipelines.pairs import open_pairs
-from pipelines.recipe import STARTED, Recipe, Say, StageRecord
-from pipelines.reference import usable_rows
+from pipelines.recipe import STARTED, Recipe, Run, Say, StageRecord
+from pipelines.reference import run_facts, usable_rows
 from pipelines.storage import RunStore, digest
 from pipelines.sweep.results import publish_results, read_trials
 from pipelines.sweep.shared_stores import SharedStores, trial_recipe
 from pipelines.sweep.space import ASHA, Sweep
 from pipelines.sweep.trial import LISTED, TRIAL, Trial, is_number, missing_metric, run_trial
+from pipelines.train import TRAIN, require_validation
 from sparsepo.batching.sampling import Sampler
 
 _RAY, _NAME = ".ray", "sweep"
@@ -109,12 +110,16 @@ def _check_evaluations(sweep: Sweep) -> None:
         for recipe in recipes
     }
     for recipe in different.values():
-        check_evaluation(recipe)
+        EVALUATE.check_recipe(recipe)
+        EVALUATE.check(Run(recipe))
 
 
 def _check_kept(sweep: Sweep, recipe: Recipe, kept: dict[str, int]) -> None:
-    validates = any(goal.metric.startswith("validation/") for goal in sweep.objectives)
-    check_kept(recipe, kept, evaluates=sweep.evaluates(), validates=validates)
+    if sweep.evaluates():
+        EVALUATE.check_pairs(recipe, kept)
+    TRAIN.check_pairs(recipe, kept)
+    if any(goal.metric.startswith("validation/") for goal in sweep.objectives):
+        require_validation("validation metrics", kept)
 
 
 def sweep_record(sweep: Sweep) -> StageRecord:
@@ -280,7 +285,7 @@ def _scheduler(sweep: Sweep, stores: SharedStores) -> Any:
         return None
     guide = sweep.guide()
     steps = max(
-        _num_steps(stores.shared(trial_recipe(sweep, point, sweep.run_dir)))
+        _num_steps(stores.shared(Run(trial_recipe(sweep, point, sweep.run_dir))))
         for point in sweep.sample_of_points()
     )
     if asha.grace_steps >= steps:
@@ -300,9 +305,9 @@ def _scheduler(sweep: Sweep, stores: SharedStores) -> Any:
     )
 
 
-def _num_steps(recipe: Recipe) -> int:
-    pairs = len(usable_rows(recipe, open_pairs(recipe), "train"))
-    train = recipe.train
+def _num_steps(run: Run) -> int:
+    pairs = len(usable_rows(run_facts(run), open_pairs(run), "train"))
+    train = run.recipe.train
     return Sampler(pairs, train.global_batch_size, train.seed).num_steps(
         train.epochs, train.max_steps
     )

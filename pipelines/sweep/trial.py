@@ -16,12 +16,12 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from pipelines.errors import Diverged, StageFailed, Superseded, UserError
-from pipelines.evaluate import evaluate_record, numbers_of, run_evaluate
-from pipelines.recipe import CONFIG, Recipe, write_yaml
+from pipelines.evaluate import EVALUATE, numbers_of
+from pipelines.recipe import CONFIG, Recipe, Run, write_yaml
 from pipelines.storage import RunStore
 from pipelines.sweep.shared_stores import SharedStores, trial_recipe
 from pipelines.sweep.space import Point, Sweep
-from pipelines.train import run_train, train_record
+from pipelines.train import TRAIN, run_train
 
 TRIAL, TRIALS = "trial.json", "trials"
 LISTED = "listed"  # where Ray Tune's config holds a point that was listed beforehand
@@ -129,22 +129,20 @@ def seed_recipes(sweep: Sweep, number: int, point: Point) -> list[Recipe]:
 
 def _run(recipe: Recipe, sweep: Sweep, settings: dict[str, Any], reports: bool) -> Metrics:
     """Train and evaluate one recipe, or read what is there."""
-    recipe = SharedStores.from_json(sweep.run_dir, settings["stores"]).shared(recipe)
+    shared = SharedStores.from_json(sweep.run_dir, settings["stores"]).shared(Run(recipe))
     share = {key: settings[key] for key in ("cpus_per_run", "gpus_per_run")}
-    recipe = recipe.model_copy(update={"ray": recipe.ray.model_copy(update=share)})
-    RunStore(recipe.run_dir).write_bytes(CONFIG, write_yaml(recipe).encode())
-    record = train_record(recipe)
-    if record.is_complete():
-        counts = record.manifest()["counts"]
+    ray = shared.recipe.ray.model_copy(update=share)
+    run = shared.with_places(shared.recipe.model_copy(update={"ray": ray}))
+    run.paths.run.write_bytes(CONFIG, write_yaml(run.recipe).encode())
+    if TRAIN.is_done(run):
+        counts = run.record(TRAIN).manifest()["counts"]
     else:
-        counts = run_train(recipe, quiet=True, callbacks=[_reporter()] if reports else [])["counts"]
+        counts = run_train(run, quiet=True, callbacks=[_reporter()] if reports else [])["counts"]
     metrics = named_metrics({**counts["final"], **counts.get("validation", {})})
     if sweep.evaluates():
-        evaluation = evaluate_record(recipe)
-        results = (
-            evaluation.manifest() if evaluation.is_complete() else run_evaluate(recipe, quiet=True)
-        )["counts"]["results"]
-        metrics |= evaluation_metrics(results)
+        done = EVALUATE.is_done(run)
+        manifest = run.record(EVALUATE).manifest() if done else EVALUATE.run(run, print, True)
+        metrics |= evaluation_metrics(manifest["counts"]["results"])
     return metrics
 
 

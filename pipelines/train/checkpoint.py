@@ -134,8 +134,8 @@ def newest_intact(
         ]
     if damage:
         raise DamagedCheckpoint(
-            f"{damage[max(damage)]}; no checkpoint is left: remove {store.root}/{CHECKPOINTS} to start "
-            "from the beginning"
+            f"{damage[max(damage)]}; no checkpoint is left: remove {store.root}/{CHECKPOINTS} to "
+            "start from the beginning"
         )
     return 0, []
 

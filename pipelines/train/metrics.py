@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from pipelines.recipe import METRICS
 from pipelines.storage import RunStore
 from pipelines.train.trackers import Tracker
 

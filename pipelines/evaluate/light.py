@@ -1,0 +1,294 @@
+"""evaluate, execute and sample as the commands see them: inputs, records and lines."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.errors import UserError
+from pipelines.evaluate.held_out import check_held_out, require_held_out
+from pipelines.pairs import PREPARE
+from pipelines.recipe import (
+    CANDIDATES,
+    EXECUTED,
+    STARTED,
+    Located,
+    Recipe,
+    Run,
+    RunPaths,
+    Say,
+    Stage,
+    StageRecord,
+    checkpoint_folder,
+    stage_settings,
+)
+from pipelines.storage import RunStore, file_hash
+from pipelines.train import TRAIN
+
+if TYPE_CHECKING:
+    from pipelines.models import ResponseEnds
+
+
+@dataclass(frozen=True)
+class EvaluateInputs:
+    """Where responses end, if any are drawn, and the content of files that the recipe names.
+
+    Attributes:
+        files: recipe key below evaluate -> fingerprint.
+    """
+
+    ends: "ResponseEnds | None"
+    files: dict[str, str]
+
+
+class Evaluate(Stage[EvaluateInputs]):
+    name = title = "evaluate"
+    help = "The recipe's benchmarks of the trained model beside its starting model."
+
+    def folder(self, paths: RunPaths) -> RunStore:
+        return paths.evaluation
+
+    def needs(self, recipe: Recipe) -> tuple[Stage[Any], ...]:
+        return (PREPARE, TRAIN)
+
+    def applies(self, recipe: Recipe) -> bool:
+        return recipe.objective.build().uses_rejected
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        check_held_out(recipe)
+
+    def resolve(self, recipe: Recipe) -> EvaluateInputs:
+        """UserError if a file that the recipe names does not exist."""
+        from pipelines.models import response_ends
+
+        settings, files = recipe.evaluate, {}
+        if settings.leaderboard is not None and settings.leaderboard.include_path is not None:
+            from pipelines.evaluate.leaderboard import task_files_hash
+
+            files["leaderboard.include_path"] = task_files_hash(settings.leaderboard.include_path)
+        for key, name in _files(recipe).items():
+            if not Path(name).is_file():
+                raise UserError(f"evaluate.{key} = {name!r}: no such file")
+            files[key] = file_hash(Path(name))
+        draws = {*settings.sampled_benchmarks(), "code", "leaderboard"} & set(settings.benchmarks)
+        # By the starting model, for all of the recipe's models.
+        ends = response_ends(recipe.model.name_or_path, recipe.model.tokenizer) if draws else None
+        return EvaluateInputs(ends, files)
+
+    def settings(self, recipe: Recipe, inputs: EvaluateInputs) -> dict[str, Any]:
+        return {
+            key: value
+            for key, value in stage_settings(recipe, self.name).items()
+            if key.removeprefix("evaluate.") not in ("key_words", "code.tasks")
+        }
+
+    def fingerprints(
+        self, recipe: Recipe, inputs: EvaluateInputs, earlier: Mapping[str, StageRecord]
+    ) -> dict[str, Any]:
+        ends = {} if inputs.ends is None else inputs.ends.fingerprint()
+        return {"train": earlier[TRAIN.name].fingerprint(), **inputs.files, **ends}
+
+    def check(self, run: Run) -> None:
+        from pipelines.evaluate.stage import check_evaluation
+
+        check_evaluation(run.recipe)
+
+    def check_pairs(
+        self, recipe: Recipe, kept: Mapping[str, int], is_expected: bool = False
+    ) -> None:
+        require_held_out(recipe, kept, is_expected)
+
+    def run(self, run: Run, say: Say, quiet: bool) -> dict[str, Any]:
+        from pipelines.evaluate.stage import run_evaluate
+
+        return run_evaluate(run, quiet)
+
+    def summary(self, counts: dict[str, Any]) -> str:
+        from pipelines.evaluate.summary import summary_of
+
+        warning = "".join(f"\nwarning: {message}" for message in counts.get("warnings", ()))
+        return summary_of(counts["results"]) + warning
+
+    def detail(self, counts: dict[str, Any]) -> str:
+        return ", ".join(counts["benchmarks"])
+
+    def forecast(self, run: Run, known: Mapping[str, Any], tflops: float) -> dict[str, Any]:
+        settings = run.recipe.evaluate
+        return {"benchmarks": list(settings.benchmarks), "prompts": settings.num_prompts}
+
+
+EVALUATE = Evaluate()
+
+
+def checkpoint_record(run: Run, step: int | None) -> StageRecord:
+    """The record of the evaluation of a checkpoint; of the published model for None."""
+    record = run.record(EVALUATE)
+    if step is None:
+        return record
+    store = record.store.at(checkpoint_folder(step))
+    return StageRecord(record.stage, store, record.settings, {**record.inputs, "step": step})
+
+
+class Execute(Stage[str]):
+    name = "execute"
+    title = "execute"
+    help = "Run the sampled programs, each in a sandbox (Linux)."
+    in_run = False
+    flag = "allow-code-execution"
+    follows = EVALUATE
+    flag_help = "Run the programs that the code benchmark samples, each in a sandbox (Linux)."
+    flag_hint = (
+        "the sampled programs were not run; to run them in sandboxes, add "
+        "--allow-code-execution to the same command"
+    )
+
+    def folder(self, paths: RunPaths) -> RunStore:
+        return paths.evaluation.at(EXECUTED)
+
+    def needs(self, recipe: Recipe) -> tuple[Stage[Any], ...]:
+        return (EVALUATE,)
+
+    def applies(self, recipe: Recipe) -> bool:
+        return "code" in recipe.evaluate.benchmarks
+
+    def status(self, paths: RunPaths) -> list[dict[str, str]]:
+        """A row only where programs were run."""
+        return super().status(paths) if self.folder(paths).exists(STARTED) else []
+
+    def refuse_absent(self, recipe: Recipe) -> str:
+        return (
+            "--allow-code-execution: evaluate.benchmarks does not name code, so there are no "
+            "programs to run"
+        )
+
+    def resolve(self, recipe: Recipe) -> str:
+        """The fingerprint of the programming tasks."""
+        assert recipe.evaluate.code is not None
+        return file_hash(Path(recipe.evaluate.code.tasks))
+
+    def settings(self, recipe: Recipe, inputs: str) -> dict[str, Any]:
+        found = stage_settings(recipe, EVALUATE.name)
+        return {
+            key: value
+            for key, value in found.items()
+            if key.startswith(("evaluate.code.", "evaluate.bootstrap"))
+            and key != "evaluate.code.tasks"
+        }
+
+    def fingerprints(
+        self, recipe: Recipe, inputs: str, earlier: Mapping[str, StageRecord]
+    ) -> dict[str, Any]:
+        return {"evaluation": earlier[EVALUATE.name].fingerprint(), "tasks": inputs}
+
+    def check(self, run: Run) -> None:
+        from pipelines.evaluate.sandbox import require_isolation
+
+        require_isolation()
+
+    def run(self, run: Run, say: Say, quiet: bool) -> dict[str, Any]:
+        from pipelines.evaluate.execute import run_execute
+
+        return run_execute(run, quiet)
+
+    def summary(self, counts: dict[str, Any]) -> str:
+        return EVALUATE.summary(counts)
+
+    def detail(self, counts: dict[str, Any]) -> str:
+        return EVALUATE.detail(counts)
+
+
+EXECUTE = Execute()
+
+
+@dataclass(frozen=True)
+class SampleInputs:
+    """The sampling model, its tokenizer, the sources of prompts, and where responses end."""
+
+    model: Located
+    tokenizer: str
+    sources: list[Any]
+    ends: "ResponseEnds"
+
+
+class Sample(Stage[SampleInputs]):
+    name = title = "sample"
+    in_run = False
+    help = "Sample and score candidates for every prompt, in the scored-candidates form."
+
+    def folder(self, paths: RunPaths) -> RunStore:
+        return paths.sample
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        engine = recipe.sample.generation.engine
+        if engine != "transformers":
+            raise UserError(
+                f"sample.generation.engine = {engine!r}: candidates are drawn with transformers"
+            )
+
+    def resolve(self, recipe: Recipe) -> SampleInputs:
+        from pipelines.models import (
+            load_tokenizer,
+            resolve_model,
+            response_ends,
+            tokenizer_fingerprint,
+            weights_fingerprint,
+        )
+        from pipelines.pairs import source_fingerprint
+
+        name = recipe.model.name_or_path
+        directory = resolve_model(name)
+        return SampleInputs(
+            Located(str(directory), weights_fingerprint(directory)),
+            tokenizer_fingerprint(load_tokenizer(str(directory))),
+            [source_fingerprint(source) for source in recipe.data.sources],
+            response_ends(name),
+        )
+
+    def settings(self, recipe: Recipe, inputs: SampleInputs) -> dict[str, Any]:
+        return {
+            **stage_settings(recipe, self.name),
+            "generation": recipe.sample.generation.model_dump(mode="json"),
+            "reward": recipe.sample.reward.model_dump(mode="json"),
+            "prompt_columns": [source.columns.prompt for source in recipe.data.sources],
+        }
+
+    def fingerprints(
+        self, recipe: Recipe, inputs: SampleInputs, earlier: Mapping[str, StageRecord]
+    ) -> dict[str, Any]:
+        return {
+            "weights": inputs.model.fingerprint,
+            "tokenizer": inputs.tokenizer,
+            "sources": inputs.sources,
+            **inputs.ends.fingerprint(),
+        }
+
+    def run(self, run: Run, say: Say, quiet: bool) -> dict[str, Any]:
+        from pipelines.evaluate.sample import run_sample
+
+        return run_sample(run, quiet)
+
+    def summary(self, counts: dict[str, Any]) -> str:
+        return f"{counts['candidates']} candidates for {counts['prompts']} prompts, scored"
+
+    def detail(self, counts: dict[str, Any]) -> str:
+        return f"{counts['candidates']} candidates"
+
+    def status(self, paths: RunPaths) -> list[dict[str, str]]:
+        """A row only where candidates were asked for."""
+        return super().status(paths) if self.folder(paths).exists(STARTED) else []
+
+    def result(self, paths: RunPaths) -> str:
+        return f"{self.folder(paths).root}/{CANDIDATES}"
+
+
+SAMPLE = Sample()
+
+
+def _files(recipe: Recipe) -> dict[str, str]:
+    """The files whose content decides, by their keys below evaluate."""
+    settings = recipe.evaluate
+    named = {
+        "key_words": settings.key_words,
+        "code.tasks": settings.code.tasks if settings.code else None,
+    }
+    return {key: name for key, name in named.items() if name is not None}

@@ -1,0 +1,42 @@
+"""The line that a finished evaluation is worth."""
+
+from typing import Any
+
+
+def summary_of(results: dict[str, dict[str, Any]]) -> str:
+    """The main number of every benchmark."""
+    parts = []
+    if "preference" in results:
+        before, after = (
+            results["preference"]["accuracy/logps/before"],
+            results["preference"]["accuracy/implicit_reward"],
+        )
+        parts.append(
+            f"held-out accuracy {before['mean']:.3f} by log-probability before, "
+            f"{after['mean']:.3f} by implicit reward after"
+        )
+    if "sentiment" in results:
+        gain, kl = results["sentiment"]["reward/gain"], results["sentiment"]["kl/policy_reference"]
+        parts.append(
+            f"reward gain {gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}] at KL "
+            f"{kl['mean']:.2f}"
+        )
+    for opponent in ("chosen", "start"):
+        rate = results.get("dialogue", {}).get(f"win_rate/{opponent}")
+        if rate is not None:
+            parts.append(
+                f"wins {rate['mean']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}] against "
+                f"{opponent}"
+            )
+    if "summarization" in results:
+        gain = results["summarization"]["rougeL/gain"]
+        parts.append(f"ROUGE-L gain {gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]")
+    if "code" in results:
+        code = results["code"]
+        rates = [
+            f"{key.removesuffix('/after')} {code[key]['mean']:.3f}"
+            for key in code
+            if key.endswith("/after") and key.startswith("pass@")
+        ]
+        parts.append(f"{', '.join(rates)} on {code['num_tasks']} tasks")
+    return "; ".join(parts)
