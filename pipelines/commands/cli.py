@@ -326,9 +326,10 @@ def _stages(
     loaded, say = load_recipe(recipe, overrides or ()), _say(quiet)
     chosen, hints = list(stages), []
     for stage in on_request(stages):
+        assert stage.follows is not None
         if not asked[str(stage.flag)]:
             if stage.applies(loaded):
-                hints.append(f"{stage.follows.name if stage.follows else ''}: {stage.flag_hint}")
+                hints.append(f"{stage.follows.name}: {stage.flag_hint}")
         elif stage.applies(loaded):
             chosen.insert(chosen.index(stage.follows) + 1, stage)
         else:
@@ -387,19 +388,15 @@ def _add_command(name: str, summary: str, stages: Sequence["Stage[Any]"]) -> Non
 def _add_stage_commands() -> None:
     from pipelines.commands.stages import RUN, STAGES
 
-    _add_command(
-        "run",
-        f"{' -> '.join(stage.name for stage in RUN)}; finished stages are skipped.",
-        RUN,
-    )
-    own = {
-        command.name or str(command.callback.__name__)
-        for command in app.registered_commands
-        if command.callback
-    }  # type: ignore[union-attr]
+    others = list(app.registered_commands)
+    app.registered_commands.clear()
+    way = " -> ".join(stage.name for stage in RUN)
+    _add_command("run", f"{way}; finished stages are skipped.", RUN)
+    own = {command.callback.__name__ for command in others if command.callback is not None}
     for stage in STAGES:
         if stage.name not in own and stage.flag is None:
             _add_command(stage.name, stage.help, (stage,))
+    app.registered_commands += others
 
 
 _add_stage_commands()

@@ -37,7 +37,7 @@ def run_plan(
         forecast = stage.forecast(run, found, rate)
         if forecast is not None:
             found[stage.title] = forecast
-        if stage is PREPARE:
+        if stage is PREPARE and forecast is not None:
             for other in stages:
                 other.check_pairs(recipe, forecast["pairs"], is_expected=not forecast["exact"])
     return found

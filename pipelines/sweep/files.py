@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from pipelines.errors import UserError
-from pipelines.evaluate import check_held_out
+from pipelines.evaluate import EVALUATE
 from pipelines.recipe import Recipe, read_mapping, refuse_resolvers, unknown_key_message
 from pipelines.sweep.space import RECIPE, Range, Sweep
 
@@ -84,7 +84,7 @@ def _with_key(mapping: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
 def _check_metrics(sweep: Sweep, recipe: Recipe) -> None:
     """UserError for a metric that no trial could report."""
     if sweep.evaluates():
-        check_held_out(recipe)
+        EVALUATE.check_recipe(recipe)
     held_out = bool(recipe.data.validation or recipe.data.validation_fraction)
     asked = [("objectives", goal.metric) for goal in sweep.objectives]
     if sweep.scheduler.name != "none":
