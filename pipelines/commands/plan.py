@@ -13,6 +13,8 @@ from pipelines.models import (
     Placement,
     activation_bytes_per_token,
     compute_device,
+    device_kind,
+    dtype_name,
     hf_config,
     load_tokenizer,
     micro_batch_tokens,
@@ -76,17 +78,18 @@ def run_plan(recipe: Recipe, tflops: float | None = None, evaluates: bool = True
     data = _data(recipe)
     check_kept(recipe, data["pairs"], evaluates=evaluates, is_expected=not data["exact"])
     device = compute_device()
-    recipe = settle_mode(recipe, device)
+    recipe = settle_mode(recipe, device.type)
+    rate = tflops or sustained_tflops(device.type)
     sampler = Sampler(max(1, data["pairs"]["train"]), recipe.train.global_batch_size, 0)
     steps = sampler.num_steps(recipe.train.epochs, recipe.train.max_steps)
     epochs = steps / sampler.steps_per_epoch
     return {
         "data": data,
-        "reference": _reference(recipe, data, device, epochs, tflops or sustained_tflops(device)),
+        "reference": _reference(recipe, data, device, epochs, rate),
         "train": {
             "steps": steps,
             "pairs_per_step": recipe.train.global_batch_size,
-            **_train(recipe, data, device, epochs, tflops or sustained_tflops(device)),
+            **_train(recipe, data, device, epochs, rate),
         },
         "evaluate": {
             "benchmarks": list(recipe.evaluate.benchmarks),
@@ -103,7 +106,7 @@ def plan_sweep(sweep: Sweep, tflops: float | None = None) -> dict[str, Any]:
     The hours are of one worker group after the other; as many run side by side as the cluster
     holds.
     """
-    rate = tflops or sustained_tflops(compute_device())
+    rate = tflops or sustained_tflops(device_kind())
     points, seeds = sweep.sample_of_points(), max(1, len(sweep.seeds))
     stores = SharedStores.of(sweep)
     shared = []
@@ -154,8 +157,9 @@ def _reference(
     """
     directory = reference_model_dir(recipe)
     dtype = reference_dtype(recipe.reference.dtype, device)
+    name = dtype_name(recipe.reference.dtype, device.type)
     features = sorted(recipe.stored_features())
-    formats = formats_of(recipe, features, dtype)
+    formats = formats_of(recipe, features, name)
     parameters = count_parameters(Path(directory))
     shared = recipe.reference.layout != "padded"
     tokens = data["shared_tokens" if shared else "model_tokens"]
@@ -166,7 +170,7 @@ def _reference(
     per_pair = {
         name: form.token_bytes() for name, form in formats.items() if FEATURES[name].per == "pair"
     }
-    total = stored_bytes(formats, data) + head_bytes(recipe, features, dtype)
+    total = stored_bytes(formats, data) + head_bytes(recipe, features, name)
     config = hf_config(directory).get_text_config()
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     budget = batch_tokens(recipe, device)

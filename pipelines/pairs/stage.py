@@ -52,7 +52,7 @@ def prepare_record(recipe: Recipe) -> StageRecord:
         "sources": [source_fingerprint(s) for s in recipe.data.sources],
         "validation": [source_fingerprint(s) for s in recipe.data.validation],
         "test": [source_fingerprint(s) for s in recipe.data.test],
-        "tokenizer": tokenizer_fingerprint(load_tokenizer(str(tokenizer_dir))),
+        "tokenizer": tokenizer_fingerprint(tokenizer_dir),
         "needs_rejected": recipe.objective.build().uses_rejected,
     }
     record = StageRecord.of(recipe, "prepare", pairs_store(recipe), inputs)

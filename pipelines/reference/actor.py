@@ -142,7 +142,8 @@ class ShardScorer:
     ) -> dict[str, Any]:
         table = self._pairs.shard(split, number)
         with self._models:  # importing transformers is not safe from two threads either
-            formats = formats_of(self._recipe, features, self._dtype)
+            dtype = str(self._dtype).removeprefix("torch.")
+            formats = formats_of(self._recipe, features, dtype)
         schemas = {
             name: feature_schema(name, form, split, number, fingerprint)
             for name, form in formats.items()

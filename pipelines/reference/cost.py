@@ -5,15 +5,14 @@ Stored means scoring once and reading back; online, running the frozen reference
 
 import json
 import struct
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from pipelines.models import base_dir, reference_dtype, sustained_tflops
+from pipelines.models import base_dir, device_kind, dtype_name, sustained_tflops
 from pipelines.recipe import Recipe
 from pipelines.reference.formats import formats_of
-from pipelines.reference.model import reference_model_dir
+from pipelines.reference.origins import reference_model_dir
 from sparsepo.records import FEATURES
 
 _WRITE_BYTES_PER_SECOND, _READ_BYTES_PER_SECOND = 0.5e9, 1.0e9
@@ -30,10 +29,21 @@ class ReferenceCost:
     online: float
 
 
-def reference_cost(recipe: Recipe, device: torch.device, trials: int = 1) -> ReferenceCost:
+def scoring_device() -> str:
+    """The kind of device that the actors will score on: "cuda" or "cpu"."""
+    ray = sys.modules.get("ray")  # where nobody has imported it, it does not run
+    if ray is not None and ray.is_initialized():
+        return "cuda" if ray.cluster_resources().get("GPU", 0) else "cpu"
+    return device_kind()
+
+
+def reference_cost(recipe: Recipe, device: str, trials: int = 1) -> ReferenceCost:
     """Stored: one forward, one write, a read per epoch and trial.
 
     Online: a forward per epoch and trial.
+
+    Args:
+        device: "cuda" or "cpu".
     """
     directory = reference_model_dir(recipe)
     forward = (
@@ -43,7 +53,7 @@ def reference_cost(recipe: Recipe, device: torch.device, trials: int = 1) -> Ref
         / (sustained_tflops(device) * 1e12)
     )
     features = [name for name in recipe.required_features() if FEATURES[name].origin == "reference"]
-    formats = formats_of(recipe, features, reference_dtype(recipe.reference.dtype, device))
+    formats = formats_of(recipe, features, dtype_name(recipe.reference.dtype, device))
     size, uses = sum(form.token_bytes() for form in formats.values()), recipe.train.epochs * trials
     return ReferenceCost(
         forward + size / _WRITE_BYTES_PER_SECOND + uses * size / _READ_BYTES_PER_SECOND,
@@ -51,7 +61,7 @@ def reference_cost(recipe: Recipe, device: torch.device, trials: int = 1) -> Ref
     )
 
 
-def settle_mode(recipe: Recipe, device: torch.device, trials: int = 1) -> Recipe:
+def settle_mode(recipe: Recipe, device: str, trials: int = 1) -> Recipe:
     """The recipe with reference.mode=auto decided.
 
     Without states of all layers the store is small and always taken.

@@ -2,14 +2,10 @@
 
 import torch
 
-from pipelines.models import load_causal_lm, reference_dtype, resolve_model
+from pipelines.models import load_causal_lm, reference_dtype
 from pipelines.recipe import ActivationMaskConfig, Recipe
+from pipelines.reference.origins import reference_model_dir
 from sparsepo import ReferenceModel
-
-
-def reference_model_dir(recipe: Recipe) -> str:
-    """The starting policy, its adapter included, unless another reference is named."""
-    return str(resolve_model(recipe.model.reference or recipe.model.name_or_path))
 
 
 def load_reference(recipe: Recipe, device: torch.device, num_gpus: int = 1) -> ReferenceModel:

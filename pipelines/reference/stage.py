@@ -11,26 +11,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pipelines.cluster import run_tasks
 from pipelines.errors import StageFailed, UserError
-from pipelines.models import (
-    hf_config,
-    reference_dtype,
-    resolve_model,
-    weights_fingerprint,
-    without_weights,
-)
+from pipelines.models import dtype_name, weights_fingerprint
 from pipelines.pairs import SPLITS, PairTable, open_pairs, pairs_store, prepare_record
-from pipelines.recipe import MANIFEST, ActivationMaskConfig, Recipe, StageRecord
+from pipelines.recipe import MANIFEST, Recipe, StageRecord
 from pipelines.reference.actor import ShardScorer, marker_path, reference_store
-from pipelines.reference.formats import formats_of, head_bytes, origins_of, stored_bytes
-from pipelines.reference.model import reference_model_dir
+from pipelines.reference.cost import scoring_device
+from pipelines.reference.family_checks import check_hooks
+from pipelines.reference.formats import formats_of, head_bytes, stored_bytes
+from pipelines.reference.origins import origins_of, reference_model_dir
 from pipelines.reference.store import HEAD_FILE, HEAD_SETTINGS, ReferenceStore, feature_path
 from pipelines.storage import RunStore
-from sparsepo.activations import select_hooks
-from sparsepo.backbone import decoder_layers, packing_obstacle, state_size
 
 FAILED_ROWS = "failed_rows.jsonl"
 CALLS_AT_ONCE = 3  # shards in work in one actor: one is scored, others are read or written
@@ -53,7 +45,7 @@ def reference_record(recipe: Recipe) -> StageRecord:
     # The dtype that `auto` means depends on the device: record what it resolved to. Hooks matter
     # only to their feature, so that a run without an activation mask can share the store of one
     # that has it.
-    dtype = str(reference_dtype(recipe.reference.dtype, scoring_device())).removeprefix("torch.")
+    dtype = dtype_name(recipe.reference.dtype, scoring_device())
     settings = {
         **{k: v for k, v in record.settings.items() if not k.startswith("mask.")},
         "reference.dtype": dtype,
@@ -244,7 +236,7 @@ def _finish(
             f"{store.root} was scored on different devices: {', '.join(sorted(devices))}; their "
             "rounding differs",
         ]
-    dtype = getattr(torch, record.settings["reference.dtype"])
+    dtype = record.settings["reference.dtype"]
     features = {**known["features"], **added}
     counts = {
         "mode": "stored" if features else "online",
@@ -253,7 +245,7 @@ def _finish(
             **known["formats"],
             **{name: form.to_json() for name, form in formats_of(recipe, added, dtype).items()},
         },
-        "dtype": record.settings["reference.dtype"],
+        "dtype": dtype,
         "tokens": max([known["tokens"], *tokens.values()]),
         "bytes": sum(output["bytes"] for output in outputs.values()),
         "failed": failed,
@@ -326,61 +318,6 @@ def check_origins(record: StageRecord, known: dict[str, str], wanted: dict[str, 
             )
 
 
-def check_hooks(recipe: Recipe) -> None:
-    """UserError if the recipe needs a place inside a model that the model's family does not show.
-
-    Those are the activation mask's hook points, the list of decoder layers for the states of all
-    layers, gradient checkpointing, FSDP and compiled layers, and masks that can be replaced where
-    packed rows are asked for. Nothing else depends on the family.
-    """
-    policy = str(resolve_model(recipe.model.name_or_path))
-    reference = reference_model_dir(recipe)
-    if isinstance(recipe.mask, ActivationMaskConfig):
-        try:
-            select_hooks(hf_config(reference), recipe.mask.hooks)
-        except ValueError as error:
-            raise UserError(f"mask.hooks: {error}") from error
-    train = recipe.train
-    if "reference_layers" in recipe.required_features() | recipe.stored_features():
-        _check_layers(
-            reference,
-            "states of all layers (reference_layers; a mask of kind *_last reads the last layer "
-            "alone)",
-        )
-        config = hf_config(reference).get_text_config()
-        if state_size(config) != config.hidden_size:
-            raise UserError(
-                f"states of all layers: {reference} ends in states of {state_size(config)}, its "
-                f"layers in {config.hidden_size}"
-            )
-    asked = {
-        "train.gradient_checkpointing=true": train.gradient_checkpointing,
-        "train.strategy=fsdp": train.strategy == "fsdp",
-        "train.compile=true": train.compile,
-    }
-    for setting in (setting for setting, is_asked in asked.items() if is_asked):
-        _check_layers(policy, setting)
-    for setting, layout, directory in (
-        ("reference", recipe.reference.layout, reference),
-        ("train", train.layout, policy),
-    ):
-        if layout == "packed":
-            model = without_weights(directory)
-            obstacle = packing_obstacle(model)
-            if obstacle is not None:
-                raise UserError(
-                    f"{setting}.layout=packed: {type(model).__name__} cannot: {obstacle}; use "
-                    "auto or padded"
-                )
-
-
-def _check_layers(directory: str, purpose: str) -> None:
-    try:
-        decoder_layers(without_weights(directory))
-    except ValueError as error:
-        raise UserError(f"{purpose}: {error} in {directory}") from error
-
-
 def _check_disk(
     recipe: Recipe,
     features: list[str],
@@ -392,7 +329,7 @@ def _check_disk(
     if not store.is_local or not tasks:
         return
     counts = pairs_store(recipe).read_json(MANIFEST)["counts"]
-    dtype = reference_dtype(recipe.reference.dtype, scoring_device())
+    dtype = dtype_name(recipe.reference.dtype, scoring_device())
     share = len(tasks) / sum(pairs.num_shards(split) for split in SPLITS)
     needed = stored_bytes(formats_of(recipe, features, dtype), counts) * share
     needed += head_bytes(recipe, features, dtype)
@@ -403,15 +340,3 @@ def _check_disk(
             f"the reference store needs {needed / 2**30:.2f} GiB more and {store.root} has "
             f"{free / 2**30:.2f} GiB free: free some, set paths.reference, or reference.mode=online"
         )
-
-
-def scoring_device() -> torch.device:
-    """The kind of device that the actors will score on."""
-    import ray
-
-    gpus = (
-        ray.cluster_resources().get("GPU", 0)
-        if ray.is_initialized()
-        else float(torch.cuda.is_available())
-    )
-    return torch.device("cuda" if gpus else "cpu")

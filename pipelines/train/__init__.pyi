@@ -11,7 +11,6 @@ from .policy import (
     count_adapter_parameters as count_adapter_parameters,
     frozen_base as frozen_base,
     load_policy_model as load_policy_model,
-    starting_model as starting_model,
 )
 from .stage import (
     check_published as check_published,
@@ -19,5 +18,6 @@ from .stage import (
     train_record as train_record,
     train_store as train_store,
 )
+from .start import starting_model as starting_model
 from .strategy import strategy_of as strategy_of
 from .worker import MEMORY as MEMORY

@@ -17,9 +17,7 @@ from pipelines.models import (
     may_run,
     micro_batch_tokens,
     publish_code,
-    refuse_other_tokenizer,
     resolve_model,
-    tokenizer_home,
     weights_fingerprint,
     without_weights,
 )
@@ -45,21 +43,6 @@ def build_masks(recipe: Recipe) -> TokenMasks:
     Learned ones are freshly initialised from train.seed.
     """
     return recipe.mask.build(hf_config(reference_model_dir(recipe)), recipe.train.seed)
-
-
-def starting_model(recipe: Recipe) -> Path:
-    """The directory of the model that is trained.
-
-    UserError if what is trained from it could not be published.
-    """
-    directory = resolve_model(recipe.model.name_or_path)
-    tokenizer = (
-        resolve_model(recipe.model.tokenizer, tokenizer_only=True)
-        if recipe.model.tokenizer
-        else directory
-    )
-    refuse_other_tokenizer(base_dir(directory), tokenizer_home(tokenizer))
-    return directory
 
 
 def load_policy_model(recipe: Recipe, placement: Placement) -> Any:

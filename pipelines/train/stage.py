@@ -33,7 +33,7 @@ from pipelines.storage import RunStore
 from pipelines.train.checkpoint import completed_steps
 from pipelines.train.metrics import FOLDER, read_metrics
 from pipelines.train.model_card import model_card
-from pipelines.train.policy import starting_model
+from pipelines.train.start import starting_model
 from pipelines.train.worker import remembered_budget, train_worker
 from sparsepo.batching.sampling import Sampler
 
