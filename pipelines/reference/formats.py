@@ -18,7 +18,7 @@ from pipelines.reference.other_models import (
 )
 from sparsepo.backbone import state_size
 from sparsepo.compression import state_bytes, topk_bytes
-from sparsepo.records import FEATURES
+from sparsepo.features import FEATURES
 
 # Parquet's own bytes: lengths and levels per value of a column, footer and pages per file.
 _BYTES_PER_VALUE, _BYTES_PER_FILE = 5, 900
