@@ -46,11 +46,11 @@ from pipelines.reference import (
     stored_bytes,
 )
 from pipelines.sweep import SharedStores, Sweep, trial_recipe
-from pipelines.train import count_adapter_parameters, starting_model
+from pipelines.train import build_masks, count_adapter_parameters, starting_model
 from sparsepo.backbone import state_size
 from sparsepo.batching.sampling import Sampler
 from sparsepo.kernels.token_scoring import CHUNK_ELEMENTS, FUSED_CHUNK_ELEMENTS
-from sparsepo.records import FEATURES
+from sparsepo.features import FEATURES
 
 _SAMPLED_ROWS = 300
 _ESTIMATED = ("pairs", "model_tokens", "shared_tokens", "scored_tokens")
@@ -72,7 +72,7 @@ def run_plan(recipe: Recipe, tflops: float | None = None, evaluates: bool = True
     Raises: UserError for what `run` would refuse, whenever it found out.
     """
     check_hooks(recipe)
-    evaluates = evaluates and recipe.objective.build().uses_rejected
+    evaluates = evaluates and recipe.objective.declared.uses_rejected
     if evaluates:
         check_evaluation(recipe)
     data = _data(recipe)
@@ -261,7 +261,7 @@ def _train(
 
 def _mask_parameters(recipe: Recipe) -> int:
     with torch.device("meta"):
-        masks = recipe.mask.build(hf_config(reference_model_dir(recipe)), recipe.train.seed)
+        masks = build_masks(recipe)
     return sum(p.numel() for p in masks.parameters() if p.requires_grad)
 
 

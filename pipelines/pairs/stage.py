@@ -53,7 +53,7 @@ def prepare_record(recipe: Recipe) -> StageRecord:
         "validation": [source_fingerprint(s) for s in recipe.data.validation],
         "test": [source_fingerprint(s) for s in recipe.data.test],
         "tokenizer": tokenizer_fingerprint(tokenizer_dir),
-        "needs_rejected": recipe.objective.build().uses_rejected,
+        "needs_rejected": recipe.objective.declared.uses_rejected,
     }
     record = StageRecord.of(recipe, "prepare", pairs_store(recipe), inputs)
     # Where a source lies changes nothing: its content is among the inputs, and so is what a split
@@ -143,7 +143,7 @@ def _tasks(recipe: Recipe) -> list[dict[str, Any]]:
                     f"data source {source.path!r} (form {form}) has no column {name!r}: its "
                     f"columns are {', '.join(sorted(columns))}"
                 )
-        if recipe.objective.build().uses_rejected and form in ("chosen_only", "text_only"):
+        if recipe.objective.declared.uses_rejected and form in ("chosen_only", "text_only"):
             raise UserError(
                 f"data source {source.path!r} has no rejected responses: objective "
                 f"{recipe.objective.name} needs them"

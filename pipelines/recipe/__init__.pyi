@@ -23,9 +23,10 @@ from .interpolation import refuse_resolvers as refuse_resolvers
 from .masks import (
     ActivationMaskConfig as ActivationMaskConfig,
     LearnedMaskConfig as LearnedMaskConfig,
+    MaskConfig as MaskConfig,
     NoMask as NoMask,
 )
-from .objectives import SFTConfig as SFTConfig
+from .objectives import ObjectiveConfig as ObjectiveConfig, SFTConfig as SFTConfig
 from .schema import (
     ColumnNames as ColumnNames,
     DataSection as DataSection,

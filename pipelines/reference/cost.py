@@ -13,7 +13,7 @@ from pipelines.models import base_dir, device_kind, dtype_name, sustained_tflops
 from pipelines.recipe import Recipe
 from pipelines.reference.formats import formats_of
 from pipelines.reference.origins import reference_model_dir
-from sparsepo.records import FEATURES
+from sparsepo.features import FEATURES
 
 _WRITE_BYTES_PER_SECOND, _READ_BYTES_PER_SECOND = 0.5e9, 1.0e9
 _FORWARD_PER_SCORED_TOKEN = (

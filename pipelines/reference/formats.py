@@ -9,8 +9,8 @@ from typing import Any, Literal
 from pipelines.models import model_config, model_shape, resolve_model
 from pipelines.recipe import Recipe
 from pipelines.reference.origins import reference_model_dir
+from sparsepo.features import FEATURES
 from sparsepo.packed_sizes import state_bytes, topk_bytes
-from sparsepo.records import FEATURES
 
 # Parquet's own bytes: lengths and levels per value of a column, footer and pages per file.
 _BYTES_PER_VALUE, _BYTES_PER_FILE = 5, 900

@@ -11,7 +11,7 @@ from typing import Literal
 from pipelines.errors import UserError
 from pipelines.models import resolve_model, weights_fingerprint
 from pipelines.recipe import ActivationMaskConfig, Recipe
-from sparsepo.records import FEATURES
+from sparsepo.features import FEATURES
 
 _Pooling = Literal["mean", "first", "last"]
 _POOLING: dict[str, _Pooling] = {

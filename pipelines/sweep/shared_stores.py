@@ -108,7 +108,7 @@ class SharedStores:
             key = digest(
                 [
                     *(part.model_dump(mode="json") for part in parts),
-                    recipe.objective.build().uses_rejected,
+                    recipe.objective.declared.uses_rejected,
                 ]
             )
             fingerprint = known[key] = known.get(key) or reference_record(recipe).fingerprint()

@@ -1,3 +1,4 @@
+from .builders import build_objective as build_objective
 from .checkpoint import (
     DamagedCheckpoint as DamagedCheckpoint,
     check_files as check_files,

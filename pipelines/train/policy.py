@@ -23,6 +23,7 @@ from pipelines.models import (
 )
 from pipelines.recipe import LoraSection, Recipe
 from pipelines.reference import reference_model_dir
+from pipelines.train.builders import build_mask
 from pipelines.train.strategy import Strategy
 from sparsepo import ReferenceModel
 from sparsepo.backbone import (
@@ -42,7 +43,7 @@ def build_masks(recipe: Recipe) -> TokenMasks:
 
     Learned ones are freshly initialised from train.seed.
     """
-    return recipe.mask.build(hf_config(reference_model_dir(recipe)), recipe.train.seed)
+    return build_mask(recipe.mask, hf_config(reference_model_dir(recipe)), recipe.train.seed)
 
 
 def load_policy_model(recipe: Recipe, placement: Placement) -> Any:

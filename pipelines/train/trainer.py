@@ -20,6 +20,7 @@ from pipelines.pairs import open_pairs
 from pipelines.recipe import LearnedMaskConfig, Recipe
 from pipelines.reference import feature_source, load_reference, usable_rows
 from pipelines.storage import RunStore
+from pipelines.train.builders import build_objective
 from pipelines.train.checkpoint import (
     Checkpointer,
     Retention,
@@ -107,7 +108,7 @@ class Trainer:
         if placement.device.type == "cpu":
             torch.set_num_threads(min(self.threads, os.cpu_count() or 1))
         self.pairs = open_pairs(recipe)
-        self.objective = recipe.objective.build()
+        self.objective = build_objective(recipe.objective)
         self.rows = {
             split: usable_rows(recipe, self.pairs, split) for split in ("train", "validation")
         }
