@@ -1,14 +1,12 @@
 """Load models and tokenizers from their directories (directories.py).
 
 Weights are read from safetensors only; code that a model brings runs only if it is trusted
-(trusted_code.py).
+(trusted_code.py). Importing this module imports no library; its functions do.
 """
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import UserError
 from pipelines.models.accelerator import device_kind, dtype_name
@@ -16,7 +14,9 @@ from pipelines.models.contents import tokenizer_contents
 from pipelines.models.directories import base_dir, tokenizer_home
 from pipelines.models.trusted_code import refuse_foreign_code, refused_code, trusted_copy
 from pipelines.storage import CACHE, digest
-from sparsepo import verify_head
+
+if TYPE_CHECKING:
+    import torch
 
 
 def from_directory(auto_class: Any, directory: Path, what: str = "", **settings: Any) -> Any:
@@ -66,14 +66,17 @@ def fresh_tokenizer(directory: str) -> Any:
 
 
 def load_causal_lm(
-    directory: str, dtype: torch.dtype, device: torch.device | str = "cpu", num_gpus: int = 1
+    directory: str, dtype: "torch.dtype", device: "torch.device | str" = "cpu", num_gpus: int = 1
 ) -> Any:
     """A causal language model in eval mode, without gradient checkpointing; an adapter is merged.
 
     Args:
         num_gpus: more than one spreads the layers over the first GPUs that this process sees.
     """
+    import torch
     from transformers import AutoModelForCausalLM
+
+    from sparsepo import verify_head
 
     base = base_dir(Path(directory))
     is_adapter = base != Path(directory)
@@ -107,6 +110,7 @@ def without_weights(directory: str | Path) -> Any:
 
     For an adapter they are the base's.
     """
+    import torch
     from transformers import AutoModelForCausalLM
 
     base = base_dir(Path(directory))
@@ -124,11 +128,15 @@ def hf_config(directory: str | Path) -> Any:
     return from_directory(AutoConfig, base_dir(Path(directory)))
 
 
-def compute_device() -> torch.device:
+def compute_device() -> "torch.device":
+    import torch
+
     return torch.device(device_kind())
 
 
-def reference_dtype(setting: str, device: torch.device) -> torch.dtype:
+def reference_dtype(setting: str, device: "torch.device") -> "torch.dtype":
     """`auto`: bfloat16 on a GPU, float32 on CPU."""
+    import torch
+
     found: torch.dtype = getattr(torch, dtype_name(setting, device.type))
     return found
