@@ -12,14 +12,9 @@ import torch
 from torch import Tensor
 
 from sparsepo.kernels.token_scoring import CHUNK_ELEMENTS, LMHead, TopK
+from sparsepo.packed_sizes import STATE_BLOCK, state_bytes
 
-STATE_BLOCK = 64
 _LARGEST = 127.0
-
-
-def topk_bytes(k: int) -> int:
-    """Bytes per token: int32 ids, float16 log-probabilities, one float32."""
-    return 6 * k + 4
 
 
 @torch.no_grad()
@@ -60,11 +55,6 @@ def unpack_topk(packed: Tensor) -> TopK:
         [logps.view(torch.float16).float(), tail.view(torch.float32)], dim=1
     ).log_softmax(-1)
     return TopK(ids.view(torch.int32).long(), rounded[:, :-1], rounded[:, -1])
-
-
-def state_bytes(num_layers: int, width: int) -> int:
-    """Bytes per token of int8 states [L, d]: one per value and a bfloat16 scale per block."""
-    return num_layers * (width + 2 * -(-width // STATE_BLOCK))
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from sparsepo.activations import ActivationRecorder, select_hooks
 from sparsepo.backbone import backbone_of, decoder_layers, run_backbone, scored_rows, transformer_of
 from sparsepo.batching.layouts import TokenizedPair, padded_layout
 from sparsepo.compression import pack_topk, topk_of, unpack_topk
+from sparsepo.features import FEATURES
 from sparsepo.kernels.token_scoring import LMHead, score_tokens
 from sparsepo.masks.activation import (
     ActivationMapping,
@@ -20,7 +21,7 @@ from sparsepo.masks.activation import (
     logit_activation,
 )
 from sparsepo.masks.base import TokenMasks
-from sparsepo.records import FEATURES, Features, ModelInputs, TokenScores
+from sparsepo.records import Features, ModelInputs, TokenScores
 
 # Config fields of transformers models that change logits after the head's matrix product.
 _SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")

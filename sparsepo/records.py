@@ -7,10 +7,12 @@ inside the model's input.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
+
+from sparsepo.features import FEATURES
 
 
 class _TensorRecord:
@@ -92,43 +94,6 @@ class Features(_TensorRecord):
     preference_scores: Tensor | None = None
     pair_keys: Tensor | None = None
 
-
-@dataclass(frozen=True)
-class FeatureKind:
-    """Where a feature comes from.
-
-    Origins are the reference model, the two scorers, the embedding model, or the pairs themselves.
-    """
-
-    origin: Literal["reference", "scorers", "embedder", "pairs"]
-    per: Literal["token", "pair"]
-
-    @property
-    def made_by(self) -> str:
-        """What gives the feature, for an error: a function of this package, or the data."""
-        return _MADE_BY[self.origin]
-
-
-_MADE_BY = {
-    "reference": "sparsepo.ReferenceModel.features",
-    "scorers": "sparsepo.scorer_log_ratios",
-    "embedder": "sparsepo.pooled_states",
-    "pairs": "the data",
-}
-
-
-FEATURES: dict[str, FeatureKind] = {
-    "reference_logps": FeatureKind("reference", "token"),
-    "reference_hidden": FeatureKind("reference", "token"),
-    "reference_topk": FeatureKind("reference", "token"),
-    "reference_layers": FeatureKind("reference", "token"),
-    "activation_mask": FeatureKind("reference", "token"),
-    "scorer_log_ratios": FeatureKind("scorers", "token"),
-    "external_weights": FeatureKind("pairs", "token"),
-    "prompt_embedding": FeatureKind("embedder", "pair"),
-    "preference_scores": FeatureKind("pairs", "pair"),
-    "pair_keys": FeatureKind("pairs", "pair"),
-}
 
 Metrics = dict[str, tuple[Tensor, Tensor]]
 Summand = TypeVar("Summand", Tensor, float)

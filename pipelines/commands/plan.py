@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipelines.commands.stages import RUN, STAGES
-from pipelines.models import compute_device, sustained_tflops
+from pipelines.models import device_kind, sustained_tflops
 from pipelines.pairs import PREPARE
 from pipelines.recipe import Recipe, Run, Stage
 from pipelines.reference import REFERENCE
@@ -29,7 +29,7 @@ def run_plan(
     for stage in STAGES:
         recipe = stage.settle(recipe)
     run = Run(recipe)
-    rate = tflops or sustained_tflops(compute_device())
+    rate = tflops or sustained_tflops(device_kind())
     found: dict[str, Any] = {}
     for stage in stages:
         stage.check(run)
@@ -51,7 +51,7 @@ def plan_sweep(sweep: Sweep, tflops: float | None = None) -> dict[str, Any]:
     The hours are of one worker group after the other; as many run side by side as the cluster
     holds.
     """
-    rate = tflops or sustained_tflops(compute_device())
+    rate = tflops or sustained_tflops(device_kind())
     stages = RUN if sweep.evaluates() else (PREPARE, REFERENCE, TRAIN)
     points, seeds = sweep.sample_of_points(), max(1, len(sweep.seeds))
     stores = SharedStores.of(sweep)

@@ -27,6 +27,7 @@ from pipelines.reference import FeatureSource, feature_origins, load_reference, 
 from pipelines.storage import RunStore
 from pipelines.train import (
     build_masks,
+    build_objective,
     frozen_base,
     load_checkpoint,
     load_policy_model,
@@ -65,7 +66,7 @@ class Evaluator:
         )
         self._dtype = dtype
         self._loaded: tuple[int | None] | None = None
-        self._objective = self._recipe.objective.build()
+        self._objective = build_objective(self._recipe.objective)
         self._pairs = open_pairs(self._recipe)
         wanted = (
             self._objective.requires

@@ -52,7 +52,7 @@ class Evaluate(Stage[EvaluateInputs]):
         return (PREPARE, TRAIN)
 
     def applies(self, recipe: Recipe) -> bool:
-        return recipe.objective.build().uses_rejected
+        return recipe.objective.declared.uses_rejected
 
     def check_recipe(self, recipe: Recipe) -> None:
         check_held_out(recipe)
@@ -227,7 +227,6 @@ class Sample(Stage[SampleInputs]):
 
     def resolve(self, recipe: Recipe) -> SampleInputs:
         from pipelines.models import (
-            load_tokenizer,
             resolve_model,
             response_ends,
             tokenizer_fingerprint,
@@ -239,7 +238,7 @@ class Sample(Stage[SampleInputs]):
         directory = resolve_model(name)
         return SampleInputs(
             Located(str(directory), weights_fingerprint(directory)),
-            tokenizer_fingerprint(load_tokenizer(str(directory))),
+            tokenizer_fingerprint(directory),
             [source_fingerprint(source) for source in recipe.data.sources],
             response_ends(name),
         )

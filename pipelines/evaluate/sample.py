@@ -32,7 +32,7 @@ def sample_record(recipe: Recipe) -> StageRecord:
     directory = resolve_model(recipe.model.name_or_path)
     inputs = {
         "weights": weights_fingerprint(directory),
-        "tokenizer": tokenizer_fingerprint(load_tokenizer(str(directory))),
+        "tokenizer": tokenizer_fingerprint(directory),
         "sources": [source_fingerprint(s) for s in recipe.data.sources],
     }
     inputs |= response_ends(recipe.model.name_or_path).fingerprint()

@@ -187,7 +187,7 @@ def check_evaluation(recipe: Recipe) -> None:
     from pipelines.evaluate.text_scorer import check_text_models
 
     settings, wanted = recipe.evaluate, recipe.evaluate.benchmarks
-    if not recipe.objective.build().uses_rejected:
+    if not recipe.objective.declared.uses_rejected:
         raise UserError(
             f"objective.name = {recipe.objective.name!r} has no preferences to evaluate: train it "
             "with `sparsepo sft`"

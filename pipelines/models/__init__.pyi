@@ -1,9 +1,23 @@
+from .accelerator import device_kind as device_kind, dtype_name as dtype_name
 from .device import (
     Placement as Placement,
     as_floats as as_floats,
     is_out_of_memory as is_out_of_memory,
 )
+from .directories import (
+    ADAPTER_CONFIG as ADAPTER_CONFIG,
+    base_dir as base_dir,
+    max_positions as max_positions,
+    model_config as model_config,
+    resolve_model as resolve_model,
+    tokenizer_home as tokenizer_home,
+)
 from .families import batch_layout as batch_layout
+from .fingerprints import (
+    model_shape as model_shape,
+    tokenizer_fingerprint as tokenizer_fingerprint,
+    weights_fingerprint as weights_fingerprint,
+)
 from .generation import generate as generate, generation_config as generation_config
 from .hardware import (
     activation_bytes_per_token as activation_bytes_per_token,
@@ -12,20 +26,12 @@ from .hardware import (
     sustained_tflops as sustained_tflops,
 )
 from .loading import (
-    ADAPTER_CONFIG as ADAPTER_CONFIG,
-    base_dir as base_dir,
     compute_device as compute_device,
     from_directory as from_directory,
     hf_config as hf_config,
     load_causal_lm as load_causal_lm,
     load_tokenizer as load_tokenizer,
-    max_positions as max_positions,
-    model_config as model_config,
     reference_dtype as reference_dtype,
-    resolve_model as resolve_model,
-    tokenizer_fingerprint as tokenizer_fingerprint,
-    tokenizer_home as tokenizer_home,
-    weights_fingerprint as weights_fingerprint,
     without_weights as without_weights,
 )
 from .response_ends import (

@@ -4,13 +4,13 @@ Nothing is measured.
 """
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from pipelines.models.device import Placement
-from pipelines.models.loading import hf_config, resolve_model
+from pipelines.models.directories import resolve_model
 from pipelines.recipe import TrainSection
+
+if TYPE_CHECKING:
+    import torch
 
 # Dense bfloat16 peak in TFLOP/s by a part of the device's name, the longest match wins (vendors'
 # data sheets).
@@ -41,14 +41,16 @@ _LARGEST_MICRO_BATCH, _SMALLEST_MICRO_BATCH, _CPU_MICRO_BATCH = 16384, 2048, 204
 _ACTIVATION_SHARE = 0.35  # of a GPU's memory
 
 
-def sustained_tflops(device: torch.device, name: str | None = None) -> float:
+def sustained_tflops(device: str, name: str | None = None) -> float:
     """TFLOP/s that one GPU, or all cores of this machine, sustain in a forward pass.
 
     Args:
-        device: its type decides. name: of the GPU; by default that of this machine's.
+        device: "cuda" or "cpu". name: of the GPU; by default that of this machine's.
     """
-    if device.type != "cuda":
+    if device != "cuda":
         return _CPU_CORE_TFLOPS * (os.cpu_count() or 1)
+    import torch
+
     name = name or (torch.cuda.get_device_name() if torch.cuda.is_available() else "")
     return _GPU_UTILISATION * (peak_tflops(name) or _UNKNOWN_GPU_TFLOPS)
 
@@ -75,7 +77,7 @@ def activation_bytes_per_token(config: Any, itemsize: int, checkpointing: bool) 
 
 
 def micro_batch_tokens(
-    train: TrainSection, model: str, gpus: float | None, device: torch.device
+    train: TrainSection, model: str, gpus: float | None, device: "torch.device"
 ) -> int:
     """train.micro_batch_tokens, or what is likely to fit.
 
@@ -88,6 +90,11 @@ def micro_batch_tokens(
         return train.micro_batch_tokens
     if device.type != "cuda":
         return _CPU_MICRO_BATCH
+    import torch
+
+    from pipelines.models.device import Placement
+    from pipelines.models.loading import hf_config
+
     config = hf_config(resolve_model(model)).get_text_config()
     itemsize = Placement.choose(train.precision, device, 0, 1).compute.itemsize
     per_token = activation_bytes_per_token(config, itemsize, train.gradient_checkpointing)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.models.loading import base_dir, load_tokenizer, model_config, resolve_model
+from pipelines.models.directories import base_dir, model_config, resolve_model
+from pipelines.models.fingerprints import ask_tokenizer
 
 
 @dataclass(frozen=True)
@@ -59,24 +60,32 @@ def response_ends(model: str, tokenizer: str | None = None) -> ResponseEnds:
     Raises: UserError if model or tokenizer does not exist.
     """
     directory = resolve_model(model)
-    found = load_tokenizer(
-        str(resolve_model(tokenizer, tokenizer_only=True) if tokenizer else directory)
+    listed = _listed_ends(directory)
+    found = ask_tokenizer(
+        "response-ends",
+        resolve_model(tokenizer, tokenizer_only=True) if tokenizer else directory,
+        lambda loaded: _ends(loaded, listed),
+        listed,
     )
-    marks = special_ids(found)
-    turn_end = end_of_turn(found)
+    return ResponseEnds(tuple(found["ids"]), tuple(found["left_out"]))
+
+
+def _ends(tokenizer: Any, listed: list[int]) -> dict[str, list[Any]]:
+    """Fields of the ResponseEnds of a tokenizer and a model that lists these ends."""
+    marks, turn_end = special_ids(tokenizer), end_of_turn(tokenizer)
     ids = dict.fromkeys(
-        [found.eos_token_id] if turn_end is None else [found.eos_token_id, turn_end]
+        [tokenizer.eos_token_id] if turn_end is None else [tokenizer.eos_token_id, turn_end]
     )
     left_out = []
-    for token in _listed_ends(directory):
-        text = found.convert_ids_to_tokens(token) if token < len(found) else None
+    for token in listed:
+        text = tokenizer.convert_ids_to_tokens(token) if token < len(tokenizer) else None
         # A configuration that was never set names a class's default, whatever the tokenizer has
         # there.
-        if text is not None and token not in marks and token not in found.added_tokens_decoder:
+        if text is not None and token not in marks and token not in tokenizer.added_tokens_decoder:
             left_out.append(f"{text} ({token})")
         else:
             ids[token] = None
-    return ResponseEnds(tuple(ids), tuple(left_out))
+    return {"ids": list(ids), "left_out": left_out}
 
 
 def special_ids(tokenizer: Any) -> frozenset[int]:

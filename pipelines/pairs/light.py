@@ -40,14 +40,13 @@ class Prepare(Stage[PrepareInputs]):
 
     def resolve(self, recipe: Recipe) -> PrepareInputs:
         """UserError if a source or the tokenizer does not exist."""
-        from pipelines.models import load_tokenizer, resolve_model, tokenizer_fingerprint
+        from pipelines.models import resolve_model, tokenizer_fingerprint
         from pipelines.pairs.sources import source_fingerprint
 
         name = recipe.model.tokenizer or recipe.model.name_or_path
-        directory = str(resolve_model(name, tokenizer_only=True))
-        fingerprint = tokenizer_fingerprint(load_tokenizer(directory))
+        directory = resolve_model(name, tokenizer_only=True)
         return PrepareInputs(
-            Located(directory, fingerprint),
+            Located(str(directory), tokenizer_fingerprint(directory)),
             {
                 group: [source_fingerprint(source) for source in sources]
                 for group, sources in source_groups(recipe.data).items()
@@ -72,7 +71,7 @@ class Prepare(Stage[PrepareInputs]):
         return {
             **inputs.sources,
             "tokenizer": inputs.tokenizer.fingerprint,
-            "needs_rejected": recipe.objective.build().uses_rejected,
+            "needs_rejected": recipe.objective.declared.uses_rejected,
         }
 
     def check(self, run: Run) -> None:

@@ -123,7 +123,7 @@ def checked_chunks(recipe: Recipe, source: Source) -> tuple[str, list[Chunk]]:
                 f"data source {source.path!r} (form {form}) has no column {name!r}: its "
                 f"columns are {', '.join(sorted(columns))}"
             )
-    if recipe.objective.build().uses_rejected and form in ("chosen_only", "text_only"):
+    if recipe.objective.declared.uses_rejected and form in ("chosen_only", "text_only"):
         raise UserError(
             f"data source {source.path!r} has no rejected responses: objective "
             f"{recipe.objective.name} needs them"

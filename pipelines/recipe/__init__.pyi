@@ -25,9 +25,14 @@ from .masks import (
     ActivationMaskConfig as ActivationMaskConfig,
     AnyMask as AnyMask,
     LearnedMaskConfig as LearnedMaskConfig,
+    MaskConfig as MaskConfig,
     NoMask as NoMask,
 )
-from .objectives import AnyObjective as AnyObjective, SFTConfig as SFTConfig
+from .objectives import (
+    AnyObjective as AnyObjective,
+    ObjectiveConfig as ObjectiveConfig,
+    SFTConfig as SFTConfig,
+)
 from .run import Run as Run
 from .run_paths import (
     CANDIDATES as CANDIDATES,

@@ -1,21 +1,14 @@
-"""One class per kind of token mask: its options, the features it reads and the module it builds."""
+"""One class per kind of token mask: its options and the features it reads."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
 
 from pipelines.recipe.section import Section, of_stage
-from sparsepo.backbone import state_size
-from sparsepo.masks import (
+from sparsepo.masks.declarations import (
     ACTIVATION_MAPPINGS,
     LEARNED_MASKS,
-    ActivationMask,
-    ExternalMask,
-    LearnedMasks,
-    RandomMask,
-    TokenMasks,
-    UniformMask,
+    MASKS,
     check_mask_options,
 )
 
@@ -28,17 +21,14 @@ class MaskConfig(Section):
 
     def requires(self) -> frozenset[str]:
         """Features that the mask reads."""
-        return frozenset()
+        return MASKS[self.kind].requires
 
     def masked_terms(self) -> tuple[str, ...]:
         return ()
 
-    def build(self, reference_config: Any, seed: int) -> TokenMasks:
-        """The mask's module.
-
-        Learned masks are freshly initialised from `seed` for the reference model of this config.
-        """
-        return UniformMask()
+    def options(self) -> dict[str, Any]:
+        """The constructor's, as far as a recipe says them."""
+        return self.model_dump(exclude={"kind"})
 
 
 class NoMask(MaskConfig):
@@ -61,11 +51,9 @@ class ActivationMaskConfig(FrozenMaskConfig):
     hooks: str | tuple[str, ...] = "all"
     mapping: Literal["zn_rescale", "sigmoid", "none"] = ACTIVATION_MAPPINGS[0]
 
-    def requires(self) -> frozenset[str]:
-        return ActivationMask.requires
-
-    def build(self, reference_config: Any, seed: int) -> TokenMasks:
-        return ActivationMask(self.terms, self.keep_fraction, signed=self.mapping == "none")
+    def options(self) -> dict[str, Any]:
+        given = self.model_dump(include={"terms", "keep_fraction"})
+        return {**given, "signed": self.mapping == "none"}
 
 
 class RandomMaskConfig(FrozenMaskConfig):
@@ -74,23 +62,11 @@ class RandomMaskConfig(FrozenMaskConfig):
     kind: Literal["random"] = "random"
     seed: int = 0
 
-    def requires(self) -> frozenset[str]:
-        return RandomMask.requires
-
-    def build(self, reference_config: Any, seed: int) -> TokenMasks:
-        return RandomMask(self.seed, self.terms, self.keep_fraction)
-
 
 class ExternalMaskConfig(FrozenMaskConfig):
     """Weights from the columns data.sources[].columns.chosen_weights and rejected_weights."""
 
     kind: Literal["external"] = "external"
-
-    def requires(self) -> frozenset[str]:
-        return ExternalMask.requires
-
-    def build(self, reference_config: Any, seed: int) -> TokenMasks:
-        return ExternalMask(self.terms, self.keep_fraction)
 
 
 class LearnedMaskConfig(MaskConfig):
@@ -131,27 +107,8 @@ class LearnedMaskConfig(MaskConfig):
     def masked_terms(self) -> tuple[str, ...]:
         return ("reward", "kl") if self.terms == "both" else (self.terms,)
 
-    def build(self, reference_config: Any, seed: int) -> TokenMasks:
-        names = ("layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps")
-        norm_eps = next(
-            (float(v) for n in names if (v := getattr(reference_config, n, None))), 1e-5
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return LearnedMasks(
-                self.architecture,
-                self.sharing,
-                state_size(reference_config),
-                reference_config.num_hidden_layers,
-                getattr(reference_config, "initializer_range", 0.02),
-                norm_eps,
-                self.terms,
-                self.layer_activation,
-                self.mixer_activation,
-                self.dropout,
-                self.target_sparsity,
-                self.weights,
-            )
+    def options(self) -> dict[str, Any]:
+        return self.model_dump(exclude={"kind", "learning_rate", "weight_decay", "adam_eps"})
 
 
 AnyMask = Annotated[

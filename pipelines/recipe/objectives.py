@@ -5,30 +5,40 @@ A subclass of ObjectiveConfig is an alternative of `objective.name`.
 
 from functools import reduce
 from operator import or_
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, model_validator
 
 from pipelines.recipe.section import Section
-from sparsepo.objectives import OBJECTIVES, Objective
+from sparsepo.objectives.declarations import OBJECTIVES, ObjectiveDeclaration
 
 
 class ObjectiveConfig(Section):
-    """Fields are named as the options of the objective's constructor."""
+    """Fields are named as the options of the objective's constructor.
 
+    Their ranges are the constructor's too: what a recipe may say can be built.
+    """
+
+    model_config = ConfigDict(allow_inf_nan=False)
     STAGE = "train"
     name: str
+
+    @property
+    def declared(self) -> ObjectiveDeclaration:
+        """What the objective needs and allows."""
+        return OBJECTIVES[self.name]
+
+    def options(self) -> dict[str, Any]:
+        """The constructor's."""
+        return self.model_dump(exclude={"name"})
 
     def conflict(self, min_gap: float) -> str | None:
         """Why this objective cannot use data prepared with this data.min_gap; None if it can."""
         return None
 
-    def build(self) -> Objective:
-        return OBJECTIVES[self.name](**self.model_dump(exclude={"name"}))
-
 
 class PreferenceConfig(ObjectiveConfig):
-    nll_coef: float = Field(0.0, ge=0, allow_inf_nan=False)
+    nll_coef: float = Field(0.0, ge=0)
 
 
 class LogisticConfig(PreferenceConfig):
@@ -103,6 +113,12 @@ class TISDPOConfig(LogisticConfig):
     mu: float = Field(1.0, gt=0)
     low: float = -0.5
     high: float = 1.5
+
+    @model_validator(mode="after")
+    def _bounds(self) -> "TISDPOConfig":
+        if self.low >= self.high:
+            raise ValueError(f"low={self.low}, high={self.high}: low must be below high")
+        return self
 
 
 class RPOConfig(LogisticConfig):

@@ -8,8 +8,8 @@ from pipelines.recipe.evaluation import EvaluateSection, SampleSection, Schedule
 from pipelines.recipe.masks import AnyMask, NoMask
 from pipelines.recipe.objectives import AnyObjective, DPOConfig
 from pipelines.recipe.section import Section, of_stage
-from sparsepo.objectives import OBJECTIVES
-from sparsepo.records import FEATURES
+from sparsepo.features import FEATURES
+from sparsepo.objectives.declarations import OBJECTIVES
 
 
 class ModelSection(Section):
@@ -309,11 +309,11 @@ class Recipe(Section):
                 f"ray.gpus_per_run={share} with train.num_workers={self.train.num_workers}: a "
                 "fraction of one GPU is for one worker"
             )
-        name, built = self.objective.name, self.objective.build()
-        if self.mask.kind not in built.mask_kinds:
+        name, declared = self.objective.name, self.objective.declared
+        if self.mask.kind not in declared.mask_kinds:
             raise ValueError(
                 f"mask.kind={self.mask.kind} with objective.name={name}: allowed is "
-                f"{' or '.join(sorted(built.mask_kinds))}"
+                f"{' or '.join(sorted(declared.mask_kinds))}"
             )
         wanted = self.required_features() | frozenset(self.reference.features)
         if "scorer_log_ratios" in wanted and not (
@@ -365,7 +365,7 @@ class Recipe(Section):
 
     def required_features(self) -> frozenset[str]:
         """Features that objective and mask need together."""
-        wanted = self.objective.build().requires | self.mask.requires()
+        wanted = self.objective.declared.requires | self.mask.requires()
         if self.reference.topk is not None and "reference_hidden" in wanted:
             return wanted - {"reference_hidden"} | {"reference_topk"}
         return wanted

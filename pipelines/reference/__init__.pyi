@@ -1,6 +1,6 @@
 from .cost import (
     count_parameters as count_parameters,
-    planned_steps as planned_steps,
+    scoring_device as scoring_device,
     settle_mode as settle_mode,
 )
 from .facts import (
@@ -8,24 +8,17 @@ from .facts import (
     ReferenceFacts as ReferenceFacts,
     run_facts as run_facts,
 )
+from .family_checks import check_hooks as check_hooks
 from .features import FeatureSource as FeatureSource, feature_source as feature_source
-from .formats import (
-    feature_origins as feature_origins,
-    formats_of as formats_of,
-    head_bytes as head_bytes,
-    stored_bytes as stored_bytes,
-    stored_origins as stored_origins,
-)
+from .forecast import planned_steps as planned_steps
 from .light import REFERENCE as REFERENCE
-from .model import (
-    batch_tokens as batch_tokens,
-    load_reference as load_reference,
+from .model import load_reference as load_reference
+from .origins import (
+    feature_origins as feature_origins,
     reference_model_dir as reference_model_dir,
 )
 from .stage import (
-    check_hooks as check_hooks,
     open_reference as open_reference,
     run_reference as run_reference,
-    scoring_device as scoring_device,
     usable_rows as usable_rows,
 )

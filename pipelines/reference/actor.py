@@ -31,8 +31,8 @@ from sparsepo import ReferenceModel
 from sparsepo.batching.batch_layout import BatchLayout
 from sparsepo.batching.layouts import TokenizedPair
 from sparsepo.compression import pack_states, topk_of
+from sparsepo.features import FEATURES
 from sparsepo.kernels.token_scoring import score_tokens
-from sparsepo.records import FEATURES
 from sparsepo.scorers import scorer_log_ratios
 
 _WINDOW_BATCHES = 4  # full batches per window
@@ -138,7 +138,8 @@ class ShardScorer:
     ) -> dict[str, Any]:
         table = self._pairs.shard(split, number)
         with self._models:  # importing transformers is not safe from two threads either
-            formats = formats_of(self._recipe, features, self._dtype)
+            dtype = str(self._dtype).removeprefix("torch.")
+            formats = formats_of(self._recipe, features, dtype)
         schemas = {
             name: feature_schema(name, form, split, number, fingerprint)
             for name, form in formats.items()

@@ -11,7 +11,7 @@ from pipelines.recipe import ActivationMaskConfig, Recipe, Run, StageRecord
 from pipelines.reference.light import REFERENCE
 
 if TYPE_CHECKING:
-    from sparsepo.masks.activation import ActivationMapping
+    from sparsepo.masks.declarations import ActivationMapping
 
 
 @dataclass(frozen=True)

@@ -3,22 +3,14 @@
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
-from pipelines.errors import UserError
-from pipelines.models import hf_config
-from pipelines.recipe import ActivationMaskConfig, Recipe
-from pipelines.reference.model import reference_model_dir
-from pipelines.reference.other_models import (
-    embedder_fingerprint,
-    embedding_size,
-    scorer_fingerprints,
-)
-from sparsepo.backbone import state_size
-from sparsepo.compression import state_bytes, topk_bytes
-from sparsepo.records import FEATURES
+from pipelines.models import model_config, model_shape, resolve_model
+from pipelines.recipe import Recipe
+from pipelines.reference.origins import reference_model_dir
+from sparsepo.features import FEATURES
+from sparsepo.packed_sizes import state_bytes, topk_bytes
 
 # Parquet's own bytes: lengths and levels per value of a column, footer and pages per file.
 _BYTES_PER_VALUE, _BYTES_PER_FILE = 5, 900
@@ -46,7 +38,7 @@ class FeatureFormat:
             return state_bytes(*self.shape)
         if self.encoding == "topk":
             return topk_bytes(*self.shape)
-        return math.prod(self.shape) * (2 if self.dtype == "bfloat16" else 4)
+        return math.prod(self.shape) * value_bytes(self.dtype)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "shape": list(self.shape)}
@@ -56,24 +48,23 @@ class FeatureFormat:
         return cls(found["encoding"], found["dtype"], tuple(found["shape"]))
 
 
-def formats_of(
-    recipe: Recipe, features: Iterable[str], dtype: torch.dtype
-) -> dict[str, FeatureFormat]:
-    """The format of every feature for a reference in this dtype."""
-    directory = reference_model_dir(recipe)
-    name = str(dtype).removeprefix("torch.")
+def value_bytes(dtype: str) -> int:
+    return {"bfloat16": 2, "float32": 4}[dtype]
+
+
+def formats_of(recipe: Recipe, features: Iterable[str], dtype: str) -> dict[str, FeatureFormat]:
+    """The format of every feature for a reference in this dtype, by its name."""
+    directory = Path(reference_model_dir(recipe))
     found = {}
     for feature in sorted(features):
         if feature == "reference_hidden":
-            found[feature] = FeatureFormat("raw", name, (state_size(hf_config(directory)),))
+            found[feature] = FeatureFormat("raw", dtype, (model_shape(directory).state_size,))
         elif feature == "reference_layers":
-            config = hf_config(directory).get_text_config()
+            shape = model_shape(directory)
             encoding: Literal["int8", "raw"] = (
                 "int8" if recipe.reference.layers_dtype == "int8" else "raw"
             )
-            found[feature] = FeatureFormat(
-                encoding, name, (config.num_hidden_layers, config.hidden_size)
-            )
+            found[feature] = FeatureFormat(encoding, dtype, (shape.num_layers, shape.hidden_size))
         elif feature == "reference_topk":
             assert recipe.reference.topk is not None
             found[feature] = FeatureFormat("topk", "uint8", (recipe.reference.topk,))
@@ -103,53 +94,17 @@ def stored_bytes(formats: dict[str, FeatureFormat], counts: dict[str, Any]) -> i
     return total
 
 
-def head_bytes(recipe: Recipe, features: Iterable[str], dtype: torch.dtype) -> int:
+def head_bytes(recipe: Recipe, features: Iterable[str], dtype: str) -> int:
     """Size of the stored LM head, which goes with the hidden states."""
     if "reference_hidden" not in features:
         return 0
-    config = hf_config(reference_model_dir(recipe))
-    return int(config.get_text_config().vocab_size * state_size(config) * dtype.itemsize)
+    shape = model_shape(Path(reference_model_dir(recipe)))
+    return shape.vocabulary * shape.state_size * value_bytes(dtype)
 
 
-def feature_origins(recipe: Recipe) -> dict[str, str]:
-    """What the recipe's scorers' and embedder's features are made of, by feature.
-
-    It is an input of training, like the reference.
-    """
-    made_elsewhere = frozenset(
-        name
-        for name in recipe.required_features()
-        if FEATURES[name].origin in ("scorers", "embedder")
+def embedding_size(recipe: Recipe, reference_dir: Path) -> int:
+    """Numbers per prompt."""
+    config = model_config(
+        resolve_model(recipe.model.embedder) if recipe.model.embedder else reference_dir
     )
-    return origins_of(recipe, made_elsewhere)
-
-
-def stored_origins(recipe: Recipe) -> dict[str, str]:
-    """What distinguishes the features this recipe stores from others of the same name.
-
-    Recipes that agree can share a store.
-    """
-    return {name: how for name, how in origins_of(recipe, recipe.stored_features()).items() if how}
-
-
-def origins_of(recipe: Recipe, features: Iterable[str]) -> dict[str, str]:
-    """Feature -> how it is made, beyond what the stage's own settings and inputs say."""
-    makers = {
-        "activation_mask": _mask_settings,
-        "scorer_log_ratios": scorer_fingerprints,
-        "prompt_embedding": embedder_fingerprint,
-        "reference_topk": lambda recipe: f"top {recipe.reference.topk}",
-        "reference_layers": lambda recipe: (
-            "int8" if recipe.reference.layers_dtype == "int8" else ""
-        ),
-    }
-    return {name: makers[name](recipe) if name in makers else "" for name in sorted(features)}
-
-
-def _mask_settings(recipe: Recipe) -> str:
-    if not isinstance(recipe.mask, ActivationMaskConfig):
-        raise UserError(
-            "reference.features names activation_mask: say which with mask.kind=activation"
-        )
-    hooks = recipe.mask.hooks if isinstance(recipe.mask.hooks, str) else "+".join(recipe.mask.hooks)
-    return f"{recipe.mask.mapping}:{hooks}"
+    return int(config.get("hidden_size") or config.get("n_embd") or config["d_model"])

@@ -67,23 +67,20 @@ class Reference(Stage[ReferenceInputs]):
         return (PREPARE,)
 
     def settle(self, recipe: Recipe) -> Recipe:
-        from pipelines.reference.cost import settle_mode
-        from pipelines.reference.stage import scoring_device
+        from pipelines.reference.cost import scoring_device, settle_mode
 
         return settle_mode(recipe, scoring_device())
 
     def resolve(self, recipe: Recipe) -> ReferenceInputs:
         """UserError if a model does not exist."""
-        from pipelines.models import reference_dtype, weights_fingerprint
-        from pipelines.reference.formats import origins_of
-        from pipelines.reference.model import reference_model_dir
-        from pipelines.reference.stage import scoring_device
+        from pipelines.models import dtype_name, weights_fingerprint
+        from pipelines.reference.cost import scoring_device
+        from pipelines.reference.origins import origins_of, reference_model_dir
 
         directory = reference_model_dir(recipe)
-        dtype = str(reference_dtype(recipe.reference.dtype, scoring_device()))
         return ReferenceInputs(
             Located(directory, weights_fingerprint(Path(directory))),
-            dtype.removeprefix("torch."),
+            dtype_name(recipe.reference.dtype, scoring_device()),
             origins_of(recipe, recipe.required_features() | recipe.stored_features()),
         )
 
@@ -120,7 +117,7 @@ class Reference(Stage[ReferenceInputs]):
         return wanted <= set(known)
 
     def check(self, run: Run) -> None:
-        from pipelines.reference.stage import check_hooks
+        from pipelines.reference.family_checks import check_hooks
 
         check_hooks(run.recipe)
 
@@ -150,7 +147,7 @@ class Reference(Stage[ReferenceInputs]):
         return f"shards scored: {', '.join(scored) or 0}"
 
     def forecast(self, run: Run, known: Mapping[str, Any], tflops: float) -> dict[str, Any]:
-        from pipelines.reference.cost import forecast_reference
+        from pipelines.reference.forecast import forecast_reference
 
         return forecast_reference(run, known[PREPARE.title], tflops)
 

@@ -8,11 +8,6 @@ from pipelines.reference.facts import FrozenReference
 from sparsepo import ReferenceModel
 
 
-def reference_model_dir(recipe: Recipe) -> str:
-    """The starting policy, its adapter included, unless another reference is named."""
-    return str(resolve_model(FrozenReference.of(recipe).name))
-
-
 def load_reference(
     model: FrozenReference, device: torch.device, num_gpus: int = 1
 ) -> ReferenceModel:

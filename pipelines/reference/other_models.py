@@ -1,6 +1,5 @@
 """The reference stage's other frozen models: TIS-DPO's two scorers and RPO's prompt embedder."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,22 +12,13 @@ from pipelines.models import (
     from_directory,
     load_causal_lm,
     load_tokenizer,
-    model_config,
     reference_dtype,
     resolve_model,
-    weights_fingerprint,
 )
 from pipelines.recipe import Recipe
+from pipelines.reference.origins import pooling_of, scorer_dirs
 from sparsepo.batching.layouts import TokenizedPair
 from sparsepo.scorers import Pooling, pooled_states
-
-_POOLING: dict[str, Pooling] = {
-    "mean": "mean",
-    "mean_tokens": "mean",
-    "cls": "first",
-    "cls_token": "first",
-    "lasttoken": "last",
-}
 
 
 def load_scorers(recipe: Recipe, device: torch.device) -> tuple[Any, Any]:
@@ -57,34 +47,6 @@ def load_scorers(recipe: Recipe, device: torch.device) -> tuple[Any, Any]:
             )
         models.append(model)
     return models[0], models[1]
-
-
-def scorer_dirs(recipe: Recipe) -> tuple[str, str]:
-    assert recipe.model.positive_scorer and recipe.model.negative_scorer, (
-        "the recipe's validation requires both"
-    )
-    return str(resolve_model(recipe.model.positive_scorer)), str(
-        resolve_model(recipe.model.negative_scorer)
-    )
-
-
-def scorer_fingerprints(recipe: Recipe) -> str:
-    return "+".join(weights_fingerprint(Path(directory)) for directory in scorer_dirs(recipe))
-
-
-def embedder_fingerprint(recipe: Recipe) -> str:
-    if recipe.model.embedder is None:
-        return "mean of the reference's last hidden states"
-    directory = resolve_model(recipe.model.embedder)
-    return f"{weights_fingerprint(directory)}:{pooling_of(directory)}"
-
-
-def embedding_size(recipe: Recipe, reference_dir: str) -> int:
-    """Numbers per prompt."""
-    config = model_config(
-        resolve_model(recipe.model.embedder) if recipe.model.embedder else Path(reference_dir)
-    )
-    return int(config.get("hidden_size") or config.get("n_embd") or config["d_model"])
 
 
 class PromptEmbedder:
@@ -128,43 +90,3 @@ class PromptEmbedder:
                 [text or " " for text in prompts], truncation=True, max_length=limit
             ).input_ids
         return pooled_states(self._model, ids, self._pooling).cpu()
-
-
-def pooling_of(directory: Path) -> Pooling:
-    """How a sentence-embedding model pools, from its 1_Pooling/config.json (mean without one).
-
-    Raises: UserError for a way of pooling, or a further module, that is not supported.
-    """
-    modules = directory / "modules.json"
-    if modules.is_file():
-        kinds = [
-            str(module["type"]).rsplit(".", 1)[-1] for module in json.loads(modules.read_text())
-        ]
-        # Normalize changes nothing: the similarity is a cosine.
-        if unknown := [
-            kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")
-        ]:
-            raise UserError(
-                f"model.embedder = {directory}: its module {unknown[0]} is not supported, only "
-                "Transformer, Pooling and Normalize"
-            )
-    file = directory / "1_Pooling" / "config.json"
-    if not file.is_file():
-        return "mean"
-    settings = json.loads(file.read_text())
-    mode = settings.get("pooling_mode")
-    chosen = (
-        [mode]
-        if isinstance(mode, str)
-        else [
-            k.removeprefix("pooling_mode_")
-            for k, on in settings.items()
-            if on is True and k.startswith("pooling_mode_")
-        ]
-    )
-    if len(chosen) != 1 or chosen[0] not in _POOLING:
-        raise UserError(
-            f"model.embedder = {directory}: pooling {'+'.join(chosen) or 'none'} is not "
-            "supported, only mean, cls or lasttoken"
-        )
-    return _POOLING[chosen[0]]

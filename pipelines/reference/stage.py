@@ -10,26 +10,17 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import torch
-
 from pipelines.cluster import Pool, local_paths, run_tasks
 from pipelines.errors import StageFailed, UserError
-from pipelines.models import (
-    hf_config,
-    resolve_model,
-    without_weights,
-)
 from pipelines.pairs import PREPARE, SPLITS, PairTable, open_pairs
-from pipelines.recipe import FAILED_ROWS, MANIFEST, ActivationMaskConfig, Recipe, Run, StageRecord
+from pipelines.recipe import FAILED_ROWS, MANIFEST, Recipe, Run, StageRecord
 from pipelines.reference.actor import ShardScorer, marker_path
 from pipelines.reference.facts import ReferenceFacts
+from pipelines.reference.family_checks import check_hooks
 from pipelines.reference.formats import formats_of, head_bytes, stored_bytes
 from pipelines.reference.light import REFERENCE, check_origins
-from pipelines.reference.model import reference_model_dir
 from pipelines.reference.store import HEAD_FILE, HEAD_SETTINGS, ReferenceStore, feature_path
 from pipelines.storage import RunStore
-from sparsepo.activations import select_hooks
-from sparsepo.backbone import decoder_layers, packing_obstacle, state_size
 
 CALLS_AT_ONCE = 3  # shards in work in one actor: one is scored, others are read or written
 _READERS = 32  # markers that are read at a time
@@ -222,7 +213,7 @@ def _finish(
             f"{store.root} was scored on different devices: {', '.join(sorted(devices))}; their "
             "rounding differs",
         ]
-    dtype = getattr(torch, record.settings["reference.dtype"])
+    dtype = record.settings["reference.dtype"]
     features = {**known["features"], **added}
     counts = {
         "mode": "stored" if features else "online",
@@ -231,7 +222,7 @@ def _finish(
             **known["formats"],
             **{name: form.to_json() for name, form in formats_of(recipe, added, dtype).items()},
         },
-        "dtype": record.settings["reference.dtype"],
+        "dtype": dtype,
         "tokens": max([known["tokens"], *tokens.values()]),
         "bytes": sum(output["bytes"] for output in outputs.values()),
         "failed": failed,
@@ -286,61 +277,6 @@ def usable_rows(facts: ReferenceFacts, pairs: PairTable, split: str) -> list[int
     return [row for row in range(pairs.num_rows(split)) if row not in failed]
 
 
-def check_hooks(recipe: Recipe) -> None:
-    """UserError if the recipe needs a place inside a model that the model's family does not show.
-
-    Those are the activation mask's hook points, the list of decoder layers for the states of all
-    layers, gradient checkpointing, FSDP and compiled layers, and masks that can be replaced where
-    packed rows are asked for. Nothing else depends on the family.
-    """
-    policy = str(resolve_model(recipe.model.name_or_path))
-    reference = reference_model_dir(recipe)
-    if isinstance(recipe.mask, ActivationMaskConfig):
-        try:
-            select_hooks(hf_config(reference), recipe.mask.hooks)
-        except ValueError as error:
-            raise UserError(f"mask.hooks: {error}") from error
-    train = recipe.train
-    if "reference_layers" in recipe.required_features() | recipe.stored_features():
-        _check_layers(
-            reference,
-            "states of all layers (reference_layers; a mask of kind *_last reads the last layer "
-            "alone)",
-        )
-        config = hf_config(reference).get_text_config()
-        if state_size(config) != config.hidden_size:
-            raise UserError(
-                f"states of all layers: {reference} ends in states of {state_size(config)}, its "
-                f"layers in {config.hidden_size}"
-            )
-    asked = {
-        "train.gradient_checkpointing=true": train.gradient_checkpointing,
-        "train.strategy=fsdp": train.strategy == "fsdp",
-        "train.compile=true": train.compile,
-    }
-    for setting in (setting for setting, is_asked in asked.items() if is_asked):
-        _check_layers(policy, setting)
-    for setting, layout, directory in (
-        ("reference", recipe.reference.layout, reference),
-        ("train", train.layout, policy),
-    ):
-        if layout == "packed":
-            model = without_weights(directory)
-            obstacle = packing_obstacle(model)
-            if obstacle is not None:
-                raise UserError(
-                    f"{setting}.layout=packed: {type(model).__name__} cannot: {obstacle}; use "
-                    "auto or padded"
-                )
-
-
-def _check_layers(directory: str, purpose: str) -> None:
-    try:
-        decoder_layers(without_weights(directory))
-    except ValueError as error:
-        raise UserError(f"{purpose}: {error} in {directory}") from error
-
-
 def _check_disk(
     run: Run, features: list[str], tasks: list[dict[str, Any]], pairs: PairTable
 ) -> None:
@@ -350,7 +286,7 @@ def _check_disk(
     if not store.is_local or not tasks:
         return
     counts = run.record(PREPARE).manifest()["counts"]
-    dtype = getattr(torch, record.settings["reference.dtype"])
+    dtype = record.settings["reference.dtype"]
     share = len(tasks) / sum(pairs.num_shards(split) for split in SPLITS)
     needed = stored_bytes(formats_of(recipe, features, dtype), counts) * share
     needed += head_bytes(recipe, features, dtype)
@@ -361,15 +297,3 @@ def _check_disk(
             f"the reference store needs {needed / 2**30:.2f} GiB more and {store.root} has "
             f"{free / 2**30:.2f} GiB free: free some, set paths.reference, or reference.mode=online"
         )
-
-
-def scoring_device() -> torch.device:
-    """The kind of device that the actors will score on."""
-    import ray
-
-    gpus = (
-        ray.cluster_resources().get("GPU", 0)
-        if ray.is_initialized()
-        else float(torch.cuda.is_available())
-    )
-    return torch.device("cuda" if gpus else "cpu")

@@ -1,42 +1,70 @@
 """Hashes of values and of local files."""
 
+import contextlib
 import hashlib
 import json
 import os
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
-# What this program keeps for later runs of this machine: hashes, models from object stores.
+# What this program keeps for later runs of this machine: hashes, facts, models from object stores.
 CACHE = Path(os.environ.get("SPARSEPO_CACHE", Path.home() / ".cache" / "sparsepo"))
-_HASH_CACHE = CACHE / "hashes.json"
+_HASHES = "file_hashes.json"
+# A file that changed so lately may change again without another time: clocks tick in up to 2 s.
+_SETTLED_NS = 2_000_000_000
 
 
 def file_hash(file: Path) -> str:
     """sha256 of a local file.
 
-    It is remembered across runs for an unchanged path, size and modification time.
+    It is remembered across runs for an unchanged path, size and times. The times are those of the
+    content and of the entry (mtime, ctime): a restored mtime hides no change.
     """
-    stat = file.stat()
-    key = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-    try:
-        cache = json.loads(_HASH_CACHE.read_text())
-    except (OSError, ValueError):
-        cache = {}
-    if key not in cache:
-        digest = hashlib.sha256()
-        with file.open("rb") as stream:
-            while block := stream.read(2**22):
-                digest.update(block)
-        cache[key] = digest.hexdigest()
-        try:
-            _HASH_CACHE.parent.mkdir(parents=True, exist_ok=True)
-            temporary = _HASH_CACHE.with_suffix(f".{os.getpid()}")
-            temporary.write_text(json.dumps(cache))
-            temporary.replace(_HASH_CACHE)
-        except OSError:
-            pass  # a read-only home only costs the hash again next time
-    value: str = cache[key]
+    path, state = str(file.resolve()), file_state(file)
+    found = _hashes().get(path)
+    if isinstance(found, list) and found[:-1] == state and isinstance(found[-1], str):
+        return found[-1]
+    started = time.time_ns()
+    with file.open("rb") as stream:
+        value = hashlib.file_digest(stream, "sha256").hexdigest()
+    if started - max(state[1:]) > _SETTLED_NS and file_state(file) == state:
+        write_whole(CACHE / _HASHES, json.dumps({**_hashes(), path: [*state, value]}))
     return value
+
+
+def file_state(file: Path) -> list[int]:
+    """Size and times of a file, in bytes and nanoseconds: another state may be another content."""
+    stat = file.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Put a file of the cache there, whole or not at all.
+
+    Nothing happens where the cache cannot be written: it costs the same work again next time.
+    """
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", dir=file.parent, prefix=".tmp-", delete=False
+        ) as stream:
+            temporary = Path(stream.name)
+            try:
+                stream.write(text)
+                stream.close()
+                temporary.replace(file)
+            except OSError:
+                temporary.unlink(missing_ok=True)
+
+
+def _hashes() -> dict[str, Any]:
+    try:
+        found = json.loads((CACHE / _HASHES).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def digest(value: Any) -> str:

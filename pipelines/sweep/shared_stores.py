@@ -104,7 +104,7 @@ class SharedStores:
             key = digest(
                 [
                     *(part.model_dump(mode="json") for part in parts),
-                    recipe.objective.build().uses_rejected,
+                    recipe.objective.declared.uses_rejected,
                 ]
             )
             run = Run(recipe)

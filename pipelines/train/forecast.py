@@ -14,7 +14,9 @@ from pipelines.models import (
 )
 from pipelines.recipe import Recipe, Run
 from pipelines.reference import count_parameters, planned_steps, reference_model_dir
-from pipelines.train.policy import count_adapter_parameters, starting_model
+from pipelines.train.builders import build_mask
+from pipelines.train.policy import count_adapter_parameters
+from pipelines.train.start import starting_model
 from sparsepo.backbone import state_size
 from sparsepo.kernels.token_scoring import CHUNK_ELEMENTS, FUSED_CHUNK_ELEMENTS
 
@@ -87,5 +89,5 @@ def forecast_training(run: Run, data: dict[str, Any], tflops: float) -> dict[str
 
 def _mask_parameters(recipe: Recipe) -> int:
     with torch.device("meta"):
-        masks = recipe.mask.build(hf_config(reference_model_dir(recipe)), recipe.train.seed)
+        masks = build_mask(recipe.mask, hf_config(reference_model_dir(recipe)), recipe.train.seed)
     return sum(p.numel() for p in masks.parameters() if p.requires_grad)

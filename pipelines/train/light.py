@@ -46,7 +46,7 @@ class Train(Stage[TrainInputs]):
         """UserError if the trained model could not be published."""
         from pipelines.models import weights_fingerprint
         from pipelines.reference import feature_origins
-        from pipelines.train.policy import starting_model
+        from pipelines.train.start import starting_model
 
         directory = starting_model(recipe)
         return TrainInputs(

@@ -17,13 +17,12 @@ from pipelines.models import (
     may_run,
     micro_batch_tokens,
     publish_code,
-    refuse_other_tokenizer,
     resolve_model,
-    tokenizer_home,
     without_weights,
 )
 from pipelines.recipe import MASKS, MODEL, LoraSection, Recipe
 from pipelines.storage import RunStore
+from pipelines.train.builders import build_mask
 from pipelines.train.checkpoint import load_checkpoint
 from pipelines.train.facts import TrainingFacts
 from pipelines.train.steps import step_folder
@@ -47,22 +46,7 @@ def build_masks(facts: TrainingFacts) -> TokenMasks:
     Learned ones are freshly initialised from train.seed.
     """
     reference = hf_config(resolve_model(facts.reference.model.name))
-    return facts.mask.build(reference, facts.train.seed)
-
-
-def starting_model(recipe: Recipe) -> Path:
-    """The directory of the model that is trained.
-
-    UserError if what is trained from it could not be published.
-    """
-    directory = resolve_model(recipe.model.name_or_path)
-    tokenizer = (
-        resolve_model(recipe.model.tokenizer, tokenizer_only=True)
-        if recipe.model.tokenizer
-        else directory
-    )
-    refuse_other_tokenizer(base_dir(directory), tokenizer_home(tokenizer))
-    return directory
+    return build_mask(facts.mask, reference, facts.train.seed)
 
 
 def load_policy_model(facts: TrainingFacts, placement: Placement) -> Any:

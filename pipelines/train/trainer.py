@@ -20,6 +20,7 @@ from pipelines.pairs import read_pairs
 from pipelines.recipe import LearnedMaskConfig
 from pipelines.reference import feature_source, load_reference, usable_rows
 from pipelines.storage import RunStore
+from pipelines.train.builders import build_objective
 from pipelines.train.checkpoint import (
     Checkpointer,
     Retention,
@@ -103,7 +104,7 @@ class Trainer:
         if placement.device.type == "cpu":
             torch.set_num_threads(min(self.threads, os.cpu_count() or 1))
         self.pairs = read_pairs(RunStore(facts.pairs_root))
-        self.objective = facts.objective.build()
+        self.objective = build_objective(facts.objective)
         self.rows = {
             split: usable_rows(facts.reference, self.pairs, split)
             for split in ("train", "validation")

@@ -1,30 +1,5 @@
 """Token masks: the weights of each response token's log ratio (reward mask) and KL (kl mask)."""
 
-from sparsepo.masks.activation import ACTIVATION_MAPPINGS, activation_weights
-from sparsepo.masks.base import MaskWeights, TokenMasks, UniformMask
-from sparsepo.masks.collapse import CollapseWatch
-from sparsepo.masks.frozen import (
-    ActivationMask,
-    ExternalMask,
-    FrozenMask,
-    RandomMask,
-    keep_heaviest,
-)
-from sparsepo.masks.learned import LEARNED_MASKS, LearnedMasks, check_mask_options
+import lazy_loader
 
-__all__ = [
-    "ACTIVATION_MAPPINGS",
-    "LEARNED_MASKS",
-    "ActivationMask",
-    "CollapseWatch",
-    "ExternalMask",
-    "FrozenMask",
-    "LearnedMasks",
-    "MaskWeights",
-    "RandomMask",
-    "TokenMasks",
-    "UniformMask",
-    "activation_weights",
-    "check_mask_options",
-    "keep_heaviest",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

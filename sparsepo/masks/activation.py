@@ -5,16 +5,12 @@ response whose activations are constant, or that has one token, gets weight 1 in
 Source: arXiv:2410.05102, section on MaPO, and its released code.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from sparsepo.kernels.token_scoring import CHUNK_ELEMENTS, LMHead
 from sparsepo.masks.base import rescale_per_response
-
-ActivationMapping = Literal["zn_rescale", "sigmoid", "none"]
-ACTIVATION_MAPPINGS: tuple[ActivationMapping, ...] = ("zn_rescale", "sigmoid", "none")
+from sparsepo.masks.declarations import ActivationMapping
 
 
 def activation_weights(

@@ -1,14 +1,13 @@
 """The interface of every token mask."""
 
 from abc import ABC, abstractmethod
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from sparsepo.records import FEATURES, Features, Metrics, segment_sum
-
-MaskedTerms = Literal["both", "reward", "kl"]
+from sparsepo.features import FEATURES
+from sparsepo.records import Features, Metrics, segment_sum
 
 
 class MaskWeights(NamedTuple):

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from sparsepo.masks.base import (
-    MaskedTerms,
     MaskWeights,
     TokenMasks,
     position_in_response,
     require_feature,
     unit_weights,
 )
+from sparsepo.masks.declarations import MASKS, MaskedTerms
 from sparsepo.records import Features, segment_sum
 
 
@@ -60,7 +60,7 @@ class ActivationMask(FrozenMask):
             see FrozenMask.
     """
 
-    requires = frozenset({"activation_mask"})
+    requires = MASKS["activation"].requires
 
     def __init__(
         self, terms: MaskedTerms = "both", keep_fraction: float | None = None, signed: bool = False
@@ -75,7 +75,7 @@ class ActivationMask(FrozenMask):
 class ExternalMask(FrozenMask):
     """Weights given with the data, one per response token."""
 
-    requires = frozenset({"external_weights"})
+    requires = MASKS["external"].requires
 
     def weights(self, features: Features, response_index: Tensor, num_responses: int) -> Tensor:
         return require_feature(features, "external_weights")
@@ -88,7 +88,7 @@ class RandomMask(FrozenMask):
     masks that look at the text.
     """
 
-    requires = frozenset({"pair_keys"})
+    requires = MASKS["random"].requires
 
     def __init__(
         self, seed: int = 0, terms: MaskedTerms = "both", keep_fraction: float | None = None

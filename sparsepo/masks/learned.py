@@ -32,9 +32,8 @@ Source: arXiv:2410.05102, section on SparsePO, and its released code.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -42,49 +41,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsepo.masks.base import (
-    MaskedTerms,
     MaskWeights,
     TokenMasks,
     require_feature,
     rescale_per_response,
     unit_weights,
 )
+from sparsepo.masks.declarations import (
+    MaskActivation,
+    MaskArchitecture,
+    MaskedTerms,
+    MaskSharing,
+    MaskWeighting,
+    check_mask_options,
+)
 from sparsepo.records import Features, Metrics, segment_sum
 
-MaskSharing = Literal["common", "independent"]
-MaskActivation = Literal["relu", "none", "rescale"]
-MaskWeighting = Literal["released", "centred"]
-MASK_ACTIVATIONS: tuple[MaskActivation, ...] = ("relu", "none", "rescale")
-MASK_WEIGHTINGS: tuple[MaskWeighting, ...] = ("released", "centred")
 CONFIG_FILE, WEIGHTS_FILE = "mask_config.json", "masks.safetensors"
 _HIDDEN_UNITS = 200
 _CEILING = 2.0  # of centred weights: as far above their mean as zero is below it
 # The sparsity controller: gains of the error and of its sum; half the window that the density is
 # measured in and the smallest density believed, in units of the scores' standard deviation.
 _GAIN, _DRIFT_GAIN, _WINDOW, _LEAST_DENSITY = 0.5, 0.5, 0.25, 0.3
-
-
-@dataclass(frozen=True)
-class MaskArchitecture:
-    """Which states a learned mask reads and how it scores them."""
-
-    reads_all_layers: bool
-    is_two_layer: bool = False
-    is_binary: bool = False
-
-    @property
-    def feature(self) -> str:
-        return "reference_layers" if self.reads_all_layers else "reference_hidden"
-
-
-LEARNED_MASKS: dict[str, MaskArchitecture] = {
-    "simple_last": MaskArchitecture(False),
-    "simple_all": MaskArchitecture(True),
-    "ml_last": MaskArchitecture(False, is_two_layer=True),
-    "ml_all": MaskArchitecture(True, is_two_layer=True),
-    "binary_last": MaskArchitecture(False, is_binary=True),
-    "binary_all": MaskArchitecture(True, is_binary=True),
-}
 
 
 class LinearScores(nn.Module):
@@ -396,58 +374,6 @@ class LearnedMasks(TokenMasks):
         masks = cls(**json.loads((path / CONFIG_FILE).read_text()))
         masks.load_state_dict(load_file(path / WEIGHTS_FILE))
         return masks.eval()
-
-
-def check_mask_options(
-    architecture: str,
-    layer_activation: str,
-    mixer_activation: str,
-    dropout: float,
-    target_sparsity: float | None,
-    weights: str = "released",
-) -> MaskArchitecture:
-    """The architecture of these options.
-
-    ValueError naming the option that is wrong or would be ignored.
-    """
-    if architecture not in LEARNED_MASKS:
-        raise ValueError(
-            f"mask architecture {architecture!r} is not one of {', '.join(LEARNED_MASKS)}"
-        )
-    kind = LEARNED_MASKS[architecture]
-    for name, value in (
-        ("layer_activation", layer_activation),
-        ("mixer_activation", mixer_activation),
-    ):
-        if value not in MASK_ACTIVATIONS:
-            raise ValueError(f"{name}={value!r} is not one of {', '.join(MASK_ACTIVATIONS)}")
-    if weights not in MASK_WEIGHTINGS:
-        raise ValueError(f"weights={weights!r} is not one of {', '.join(MASK_WEIGHTINGS)}")
-    if not kind.reads_all_layers and mixer_activation != "relu":
-        raise ValueError(
-            f"mixer_activation={mixer_activation!r}: {architecture} reads one layer and has no "
-            "mixer"
-        )
-    name, final = (
-        ("mixer_activation", mixer_activation)
-        if kind.reads_all_layers
-        else ("layer_activation", layer_activation)
-    )
-    if kind.is_binary and final != "relu":
-        raise ValueError(
-            f"{name}={final!r}: {architecture} ends in sign(relu(.)), only 'relu' is allowed"
-        )
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout={dropout}: must be in [0, 1)")
-    if target_sparsity is not None:
-        if not 0 < target_sparsity < 1:
-            raise ValueError(f"target_sparsity={target_sparsity}: must be in (0, 1)")
-        if final != "relu":
-            raise ValueError(
-                f"target_sparsity={target_sparsity} with {name}={final!r}: only a mask that ends "
-                "in relu has exact zeros"
-            )
-    return kind
 
 
 def _activated(

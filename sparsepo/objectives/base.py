@@ -9,11 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparsepo.objectives.declarations import OBJECTIVES
 from sparsepo.records import Metrics, ObjectiveOutput, TokenScores, segment_sum
 
 
 class Objective(ABC):
     """A loss per preference pair from a flat token record.
+
+    A subclass with `name="..."` behind its bases takes the attributes from its declaration in
+    OBJECTIVES. One that is not declared there sets them itself.
 
     Attributes:
         name: its key in OBJECTIVES.
@@ -33,6 +37,13 @@ class Objective(ABC):
     couples_pairs: ClassVar[bool] = False
     mask_kinds: ClassVar[frozenset[str]] = frozenset({"none"})
     default_mask: ClassVar[str] = "none"
+
+    def __init_subclass__(cls, name: str | None = None) -> None:
+        if name is not None:
+            declared = OBJECTIVES[name]
+            cls.name, cls.requires = name, declared.requires
+            cls.uses_rejected = declared.uses_rejected
+            cls.mask_kinds, cls.default_mask = declared.mask_kinds, declared.default_mask
 
     @abstractmethod
     def __call__(self, scores: TokenScores) -> ObjectiveOutput:

@@ -9,7 +9,7 @@ from sparsepo.objectives.base import LogisticObjective, positive
 from sparsepo.records import TokenScores
 
 
-class DPO(LogisticObjective):
+class DPO(LogisticObjective, name="dpo"):
     """logits = beta * (R_chosen - R_rejected).
 
     R is the sum of a response's log ratios in nats. The implicit reward is beta * R, so the margin
@@ -19,8 +19,6 @@ class DPO(LogisticObjective):
     Args:
         beta: inverse temperature, > 0. label_smoothing, nll_coef: see LogisticObjective.
     """
-
-    name = "dpo"
 
     def __init__(
         self, beta: float = 0.1, label_smoothing: float = 0.0, nll_coef: float = 0.0

@@ -7,7 +7,7 @@ from sparsepo.objectives.base import LogisticObjective, non_negative, positive
 from sparsepo.records import TokenScores
 
 
-class DPOP(LogisticObjective):
+class DPOP(LogisticObjective, name="dpop"):
     """logits = beta * [(R_chosen - R_rejected) - penalty_lambda * max(0, -R_chosen)].
 
     The penalty makes the loss grow when the policy falls below the reference on the chosen
@@ -19,8 +19,6 @@ class DPOP(LogisticObjective):
         beta: inverse temperature, > 0. penalty_lambda: >= 0; 0 is DPO. label_smoothing, nll_coef:
             see LogisticObjective.
     """
-
-    name = "dpop"
 
     def __init__(
         self,

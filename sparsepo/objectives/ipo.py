@@ -4,7 +4,7 @@ from sparsepo.objectives.base import PairLosses, PreferenceObjective, positive
 from sparsepo.records import TokenScores
 
 
-class IPO(PreferenceObjective):
+class IPO(PreferenceObjective, name="ipo"):
     """losses = (h - 1 / (2 beta))^2 with h = R_chosen / n_chosen - R_rejected / n_rejected.
 
     R is the sum of a response's log ratios in nats, n its number of scored tokens. At the reference
@@ -17,8 +17,6 @@ class IPO(PreferenceObjective):
             token.
         nll_coef: see PreferenceObjective.
     """
-
-    name = "ipo"
 
     def __init__(
         self, beta: float = 0.1, length_average: bool = True, nll_coef: float = 0.0

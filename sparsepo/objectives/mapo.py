@@ -3,8 +3,6 @@
 Source: Christopoulou et al., arXiv:2410.05102.
 """
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from sparsepo.objectives.base import LogisticObjective, mask_metrics, positive
@@ -12,7 +10,7 @@ from sparsepo.objectives.sparsepo import masked_values
 from sparsepo.records import Metrics, TokenScores
 
 
-class MaPO(LogisticObjective):
+class MaPO(LogisticObjective, name="mapo"):
     """logits = beta * [(U + K)_chosen - (U + K)_rejected].
 
     The reference's activations weight U and K. The same equation serves any frozen mask: random or
@@ -24,11 +22,6 @@ class MaPO(LogisticObjective):
     Args:
         beta: inverse temperature, > 0. label_smoothing, nll_coef: see LogisticObjective.
     """
-
-    name = "mapo"
-    requires: ClassVar[frozenset[str]] = frozenset({"reference_logps", "reference_hidden"})
-    mask_kinds: ClassVar[frozenset[str]] = frozenset({"activation", "random", "external"})
-    default_mask: ClassVar[str] = "activation"
 
     def __init__(
         self, beta: float = 0.1, label_smoothing: float = 0.0, nll_coef: float = 0.0

@@ -3,15 +3,13 @@
 Source: Amini et al., arXiv:2402.10571.
 """
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from sparsepo.objectives.base import LogisticObjective, non_negative, positive
 from sparsepo.records import TokenScores
 
 
-class ODPO(LogisticObjective):
+class ODPO(LogisticObjective, name="odpo"):
     """logits = beta * (R_chosen - R_rejected) - alpha * log(score_chosen - score_rejected).
 
     R is the sum of a response's log ratios in nats. The implicit reward is beta * R, so the margin
@@ -24,9 +22,6 @@ class ODPO(LogisticObjective):
     Raises: (on call) ValueError naming the first pair whose scores differ by less than min_gap, or
         are in the wrong order.
     """
-
-    name = "odpo"
-    requires: ClassVar[frozenset[str]] = frozenset({"reference_logps", "preference_scores"})
 
     def __init__(
         self,

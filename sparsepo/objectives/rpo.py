@@ -3,8 +3,6 @@
 Source: Yin et al., arXiv:2402.10958.
 """
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,7 +17,7 @@ from sparsepo.objectives.base import (
 from sparsepo.records import TokenScores
 
 
-class RPO(CoupledObjective):
+class RPO(CoupledObjective, name="rpo"):
     """losses_i = mean_j -log sigmoid(beta * omega_ij * (R_chosen^i - R_rejected^j)).
 
     i and j run over the global batch. omega_i = softmax_j(-(1 - cos(e_i, e_j)) / tau) with e the
@@ -31,9 +29,6 @@ class RPO(CoupledObjective):
         beta: inverse temperature, > 0. tau: temperature of the similarity, > 0.
         label_smoothing: in [0, 0.5), of every contrast. nll_coef: see PreferenceObjective.
     """
-
-    name = "rpo"
-    requires: ClassVar[frozenset[str]] = frozenset({"reference_logps", "prompt_embedding"})
 
     def __init__(
         self,

@@ -1,22 +1,16 @@
 """Supervised fine-tuning on chosen responses, through the same trainer."""
 
-from typing import ClassVar
-
 import torch
 
 from sparsepo.objectives.base import Objective
 from sparsepo.records import ObjectiveOutput, TokenScores
 
 
-class SFT(Objective):
+class SFT(Objective, name="sft"):
     """losses = mean negative log-likelihood per token of the chosen response, nats.
 
     Every response weighs the same.
     """
-
-    name = "sft"
-    requires: ClassVar[frozenset[str]] = frozenset()
-    uses_rejected = False
 
     def __call__(self, scores: TokenScores) -> ObjectiveOutput:
         lengths = scores.lengths()[:, 0]

@@ -3,15 +3,13 @@
 Source: Meng et al., arXiv:2405.14734, eq. 6.
 """
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from sparsepo.objectives.base import LogisticObjective, non_negative, positive
 from sparsepo.records import TokenScores
 
 
-class SimPO(LogisticObjective):
+class SimPO(LogisticObjective, name="simpo"):
     """logits = beta * (mean logp of chosen - mean logp of rejected) - gamma.
 
     gamma = beta * gamma_beta_ratio. Means are per scored token, in nats; no reference is needed.
@@ -22,9 +20,6 @@ class SimPO(LogisticObjective):
         beta: > 0. gamma_beta_ratio: target margin in units of beta, >= 0. label_smoothing,
             nll_coef: see LogisticObjective.
     """
-
-    name = "simpo"
-    requires: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(
         self,

@@ -3,8 +3,6 @@
 Source: Christopoulou et al., arXiv:2410.05102.
 """
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from sparsepo.objectives.base import (
@@ -17,7 +15,7 @@ from sparsepo.objectives.base import (
 from sparsepo.records import Metrics, TokenScores
 
 
-class SparsePO(LogisticObjective):
+class SparsePO(LogisticObjective, name="sparsepo"):
     """losses = -log sigmoid(beta * logit) + l1_reward |a|_1 + l1_kl |b|_1.
 
     The masks are a (reward_mask) and b (kl_mask).
@@ -33,10 +31,6 @@ class SparsePO(LogisticObjective):
         beta: inverse temperature, > 0. l1_reward, l1_kl: penalty per unit of weight, >= 0.
         label_smoothing, nll_coef: see LogisticObjective.
     """
-
-    name = "sparsepo"
-    requires: ClassVar[frozenset[str]] = frozenset({"reference_logps", "reference_hidden"})
-    mask_kinds: ClassVar[frozenset[str]] = frozenset({"learned"})
 
     def __init__(
         self,

@@ -1,14 +1,12 @@
 """Token-level DPO, version 1. Source: Zeng et al., arXiv:2404.11999, eq. 15."""
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from sparsepo.objectives.base import LogisticObjective, positive
 from sparsepo.records import TokenScores
 
 
-class TDPO1(LogisticObjective):
+class TDPO1(LogisticObjective, name="tdpo1"):
     """logits = beta * [(R_chosen - R_rejected) - (K_rejected - K_chosen)].
 
     R sums log ratios, K sums token_kl = KL(reference || policy), both unweighted; gradient flows
@@ -18,9 +16,6 @@ class TDPO1(LogisticObjective):
     Args:
         beta: inverse temperature, > 0. label_smoothing, nll_coef: see LogisticObjective.
     """
-
-    name = "tdpo1"
-    requires: ClassVar[frozenset[str]] = frozenset({"reference_logps", "reference_hidden"})
 
     def __init__(
         self, beta: float = 0.1, label_smoothing: float = 0.0, nll_coef: float = 0.0

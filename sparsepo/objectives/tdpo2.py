@@ -1,14 +1,12 @@
 """Token-level DPO, version 2. Source: Zeng et al., arXiv:2404.11999."""
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from sparsepo.objectives.base import LogisticObjective, non_negative, positive
 from sparsepo.records import TokenScores
 
 
-class TDPO2(LogisticObjective):
+class TDPO2(LogisticObjective, name="tdpo2"):
     """logits = beta * [(R_chosen - R_rejected) - alpha * (K_rejected - stopgrad(K_chosen))].
 
     R sums log ratios, K sums token_kl = KL(reference || policy); no gradient flows through the
@@ -19,9 +17,6 @@ class TDPO2(LogisticObjective):
         beta: inverse temperature, > 0. alpha: weight of the KL difference, >= 0. label_smoothing,
             nll_coef: see LogisticObjective.
     """
-
-    name = "tdpo2"
-    requires: ClassVar[frozenset[str]] = frozenset({"reference_logps", "reference_hidden"})
 
     def __init__(
         self,

@@ -1,7 +1,6 @@
 """DPO with token-level importance sampling. Source: Liu et al., arXiv:2410.04350."""
 
 import math
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,7 +9,7 @@ from sparsepo.objectives.base import LogisticObjective, positive
 from sparsepo.records import Metrics, TokenScores
 
 
-class TISDPO(LogisticObjective):
+class TISDPO(LogisticObjective, name="tis_dpo"):
     """logits = beta * [sum w_t r_t (chosen) - sum w_t r_t (rejected)].
 
     w_t = exp(mu * clamp(d_t, low, high)) for chosen and exp(-mu * clamp(d_t, low, high)) for
@@ -24,9 +23,6 @@ class TISDPO(LogisticObjective):
             in nats, low < high.
         label_smoothing, nll_coef: see LogisticObjective.
     """
-
-    name = "tis_dpo"
-    requires: ClassVar[frozenset[str]] = frozenset({"reference_logps", "scorer_log_ratios"})
 
     def __init__(
         self,

@@ -25,7 +25,7 @@ from pipelines.errors import UserError
 from pipelines.evaluate.history import read_history
 from pipelines.evaluate.schedule import Scheduler, cron_trigger
 from pipelines.evaluate.stage import run_evaluate
-from pipelines.models.loading import weights_fingerprint
+from pipelines.models.fingerprints import weights_fingerprint
 from pipelines.recipe.evaluation import ScheduleSection
 from pipelines.recipe.files import validate_recipe
 from pipelines.recipe.schema import Recipe

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from pipelines.commands.run import run_stages
 from pipelines.errors import UserError
-from pipelines.models.loading import weights_fingerprint
+from pipelines.models.fingerprints import weights_fingerprint
 from pipelines.pairs.stage import open_pairs
 from pipelines.recipe.schema import Recipe
 from pipelines.reference.stage import open_reference

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from object_store import ObjectStore
 
-import pipelines.models.loading
+import pipelines.models.directories
 import pipelines.storage.store
 from pipelines.errors import StageFailed, UserError
-from pipelines.models.loading import resolve_model, weights_fingerprint
+from pipelines.models.directories import resolve_model
+from pipelines.models.fingerprints import weights_fingerprint
 from pipelines.recipe.schema import Recipe
 from pipelines.storage.row_group_cache import RowGroupCache
 from pipelines.storage.store import RunStore
@@ -79,7 +80,7 @@ def test_a_model_on_an_object_store_is_downloaded_once_per_content(
     """Whole, with the local fingerprint; again from the disk; other content at the same place is
     another copy.
     """
-    monkeypatch.setattr(pipelines.models.loading, "CACHE", tmp_path)
+    monkeypatch.setattr(pipelines.models.directories, "CACHE", tmp_path)
     store = RunStore("s3://bucket/models/tiny")
     for file in model_dir.iterdir():
         store.write_bytes(file.name, file.read_bytes())

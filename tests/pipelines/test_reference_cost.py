@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from stores import store_files
 
 from pipelines.commands.plan import run_plan
@@ -21,7 +20,7 @@ from pipelines.reference.stage import reference_record
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 MakeRecipe = Callable[..., Recipe]
 KL = ("objective.name=tdpo1",)
-CPU = torch.device("cpu")
+CPU = "cpu"
 
 
 FORECASTS = {
@@ -72,7 +71,7 @@ def test_auto_takes_the_cheaper_of_stored_and_online(recipe_in: MakeRecipe, tmp_
     slow device, not on a fast one.
     """
     base = ("objective.name=sparsepo", "mask.kind=learned", "mask.architecture=simple_all")
-    gpu = torch.device("cuda")
+    gpu = "cuda"
     once, often = (recipe_in(tmp_path, *base, f"train.epochs={epochs}") for epochs in (1, 50))
     assert settle_mode(once, CPU).reference.mode == "online"
     assert settle_mode(often, CPU).reference.mode == "stored"

@@ -26,11 +26,11 @@ from pipelines.commands.plan import run_plan
 from pipelines.commands.submit import packaged_command
 from pipelines.errors import UserError
 from pipelines.models.device import Placement
+from pipelines.models.directories import resolve_model
 from pipelines.models.loading import (
     hf_config,
     load_causal_lm,
     load_tokenizer,
-    resolve_model,
     without_weights,
 )
 from pipelines.models.trusted_code import TRUSTED_CODE, code_hash, publish_code, trusted_copy
@@ -38,8 +38,9 @@ from pipelines.recipe.files import write_yaml
 from pipelines.recipe.schema import Recipe
 from pipelines.storage.hashes import CACHE
 from pipelines.storage.store import RunStore
-from pipelines.train.policy import count_adapter_parameters, starting_model
+from pipelines.train.policy import count_adapter_parameters
 from pipelines.train.stage import train_record
+from pipelines.train.start import starting_model
 from pipelines.train.strategy import strategy_of
 
 MakeRecipe = Callable[..., Recipe]

@@ -7,13 +7,12 @@ from hypothesis import given, settings, strategies as st
 from sparsepo.compression import (
     pack_states,
     pack_topk,
-    state_bytes,
-    topk_bytes,
     topk_of,
     unpack_states,
     unpack_topk,
 )
 from sparsepo.kernels.token_scoring import LMHead, score_tokens, score_tokens_eager
+from sparsepo.packed_sizes import state_bytes, topk_bytes
 
 
 def case(

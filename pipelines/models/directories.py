@@ -1,0 +1,168 @@
+"""Where models, adapters and tokenizers lie, and what their directories say of themselves.
+
+Nothing is loaded. A model is a directory of weights, or of a peft adapter that names its base: then
+it is always the base with the adapter merged.
+"""
+
+import contextlib
+import hashlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import UserError
+from pipelines.models.trusted_code import refuse_foreign_code
+from pipelines.storage import CACHE, RunStore
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def resolve_model(name_or_path: str, tokenizer_only: bool = False) -> Path:
+    """The local directory of a model.
+
+    The model is a directory, or a hub name already downloaded, or (if online) fetched now. A
+    location on an object store is downloaded once per machine and content, into SPARSEPO_CACHE
+    (~/.cache/sparsepo).
+
+    Raises: UserError if there is no such model, or the directory holds no config, tokenizer or
+        weights.
+    """
+    path = (
+        _from_object_store(name_or_path)
+        if "://" in name_or_path
+        else Path(name_or_path).expanduser()
+    )
+    if not path.is_dir():
+        if path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1:
+            raise UserError(f"model {name_or_path!r}: no such directory")
+        path = _from_hub(name_or_path)
+    if (path / ADAPTER_CONFIG).is_file():
+        _check_adapter(path)
+        return path.resolve()
+    if not (path / "config.json").is_file():
+        raise UserError(f"model directory {path}: no config.json")
+    if not tokenizer_only and not list(path.glob("*.safetensors")):
+        raise UserError(
+            f"model directory {path}: no weights (*.safetensors); pickled weights are not read"
+        )
+    return path.resolve()
+
+
+def base_dir(directory: Path) -> Path:
+    """The directory of a model's own weights: of an adapter's base model, else the model's own.
+
+    Raises: UserError if an adapter's base is not there.
+    """
+    if not (directory / ADAPTER_CONFIG).is_file():
+        return directory
+    name = json.loads((directory / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
+    if not name:
+        raise UserError(
+            f"adapter {directory}: its {ADAPTER_CONFIG} names no base_model_name_or_path"
+        )
+    beside = directory / name
+    try:
+        base = resolve_model(str(beside) if not Path(name).is_dir() and beside.is_dir() else name)
+    except UserError as error:
+        raise UserError(f"adapter {directory}: its base {error}") from error
+    if (base / ADAPTER_CONFIG).is_file():
+        raise UserError(
+            f"adapter {directory}: its base {base} is an adapter too; merge that one first"
+        )
+    return base
+
+
+def _check_adapter(path: Path) -> None:
+    if list(path.glob("model*.safetensors")):
+        raise UserError(
+            f"model directory {path}: it holds both an adapter and whole weights; keep one of them"
+        )
+    refuse_foreign_code(path)
+    if not (path / ADAPTER_WEIGHTS).is_file():
+        raise UserError(
+            f"adapter {path}: no weights ({ADAPTER_WEIGHTS}); pickled weights are not read"
+        )
+
+
+def _from_object_store(uri: str) -> Path:
+    """The downloaded copy of what lies there now.
+
+    Other sizes or times of its files make another copy.
+    """
+    store = RunStore(uri.rstrip("/"))
+    files = store.files()
+    if not files:
+        raise UserError(f"model {uri!r}: nothing lies there")
+    listing = json.dumps([store.root, files])
+    target = CACHE / "models" / hashlib.sha256(listing.encode()).hexdigest()[:32]
+    if not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            store.as_local_directory("") as copy,
+            tempfile.TemporaryDirectory(dir=target.parent, prefix=".tmp-") as staging,
+        ):
+            # Whole or not at all, whoever else on this machine is at it.
+            shutil.copytree(copy, Path(staging) / "model")
+            with contextlib.suppress(OSError):
+                (Path(staging) / "model").rename(target)
+    return target
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
+
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.py"]
+    try:
+        return Path(snapshot_download(name, local_files_only=True, allow_patterns=patterns))
+    except HFValidationError as error:
+        raise UserError(f"model {name!r}: neither a directory nor a valid model name") from error
+    except LocalEntryNotFoundError:
+        pass
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (
+        OfflineModeIsEnabled,
+        LocalEntryNotFoundError,
+        HfHubHTTPError,
+        OSError,
+        RuntimeError,
+    ) as error:
+        raise UserError(
+            f"model {name!r}: no such directory, not downloaded before, and the model hub cannot "
+            "be reached"
+        ) from error
+
+
+def tokenizer_home(directory: Path) -> Path:
+    """Where the tokenizer of a model directory lies: an adapter without one has its base's."""
+    own = (directory / "tokenizer_config.json").is_file() or (
+        directory / "tokenizer.json"
+    ).is_file()
+    return directory if own else base_dir(directory)
+
+
+def model_config(directory: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((base_dir(directory) / "config.json").read_text())
+    return loaded
+
+
+def max_positions(directory: Path) -> int | None:
+    """Longest sequence the model was built for, or None if its config does not say."""
+    config = model_config(directory)
+    value = config.get("max_position_embeddings") or config.get("n_positions")
+    return int(value) if value else None
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files that make up a model: the base's, then an adapter's."""
+    base = base_dir(directory)
+    adapter = [] if base == directory else [directory / ADAPTER_WEIGHTS]
+    return sorted(base.glob("*.safetensors")) + adapter

@@ -1,0 +1,132 @@
+"""Which frozen models a recipe's features come from, and how they are made.
+
+Those are the reference, TIS-DPO's two scorers and RPO's prompt embedder. Nothing is loaded.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from pipelines.errors import UserError
+from pipelines.models import resolve_model, weights_fingerprint
+from pipelines.recipe import ActivationMaskConfig, Recipe
+from sparsepo.features import FEATURES
+
+_Pooling = Literal["mean", "first", "last"]
+_POOLING: dict[str, _Pooling] = {
+    "mean": "mean",
+    "mean_tokens": "mean",
+    "cls": "first",
+    "cls_token": "first",
+    "lasttoken": "last",
+}
+
+
+def reference_model_dir(recipe: Recipe) -> str:
+    """The starting policy, its adapter included, unless another reference is named."""
+    return str(resolve_model(recipe.model.reference or recipe.model.name_or_path))
+
+
+def scorer_dirs(recipe: Recipe) -> tuple[str, str]:
+    assert recipe.model.positive_scorer and recipe.model.negative_scorer, (
+        "the recipe's validation requires both"
+    )
+    return str(resolve_model(recipe.model.positive_scorer)), str(
+        resolve_model(recipe.model.negative_scorer)
+    )
+
+
+def scorer_fingerprints(recipe: Recipe) -> str:
+    return "+".join(weights_fingerprint(Path(directory)) for directory in scorer_dirs(recipe))
+
+
+def embedder_fingerprint(recipe: Recipe) -> str:
+    if recipe.model.embedder is None:
+        return "mean of the reference's last hidden states"
+    directory = resolve_model(recipe.model.embedder)
+    return f"{weights_fingerprint(directory)}:{pooling_of(directory)}"
+
+
+def pooling_of(directory: Path) -> _Pooling:
+    """How a sentence-embedding model pools, from its 1_Pooling/config.json (mean without one).
+
+    Raises: UserError for a way of pooling, or a further module, that is not supported.
+    """
+    modules = directory / "modules.json"
+    if modules.is_file():
+        kinds = [
+            str(module["type"]).rsplit(".", 1)[-1] for module in json.loads(modules.read_text())
+        ]
+        # Normalize changes nothing: the similarity is a cosine.
+        if unknown := [
+            kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")
+        ]:
+            raise UserError(
+                f"model.embedder = {directory}: its module {unknown[0]} is not supported, only "
+                "Transformer, Pooling and Normalize"
+            )
+    file = directory / "1_Pooling" / "config.json"
+    if not file.is_file():
+        return "mean"
+    settings = json.loads(file.read_text())
+    mode = settings.get("pooling_mode")
+    chosen = (
+        [mode]
+        if isinstance(mode, str)
+        else [
+            k.removeprefix("pooling_mode_")
+            for k, on in settings.items()
+            if on is True and k.startswith("pooling_mode_")
+        ]
+    )
+    if len(chosen) != 1 or chosen[0] not in _POOLING:
+        raise UserError(
+            f"model.embedder = {directory}: pooling {'+'.join(chosen) or 'none'} is not "
+            "supported, only mean, cls or lasttoken"
+        )
+    return _POOLING[chosen[0]]
+
+
+def feature_origins(recipe: Recipe) -> dict[str, str]:
+    """What the recipe's scorers' and embedder's features are made of, by feature.
+
+    It is an input of training, like the reference.
+    """
+    made_elsewhere = frozenset(
+        name
+        for name in recipe.required_features()
+        if FEATURES[name].origin in ("scorers", "embedder")
+    )
+    return origins_of(recipe, made_elsewhere)
+
+
+def stored_origins(recipe: Recipe) -> dict[str, str]:
+    """What distinguishes the features this recipe stores from others of the same name.
+
+    Recipes that agree can share a store.
+    """
+    return {name: how for name, how in origins_of(recipe, recipe.stored_features()).items() if how}
+
+
+def origins_of(recipe: Recipe, features: Iterable[str]) -> dict[str, str]:
+    """Feature -> how it is made, beyond what the stage's own settings and inputs say."""
+    makers = {
+        "activation_mask": _mask_settings,
+        "scorer_log_ratios": scorer_fingerprints,
+        "prompt_embedding": embedder_fingerprint,
+        "reference_topk": lambda recipe: f"top {recipe.reference.topk}",
+        "reference_layers": lambda recipe: (
+            "int8" if recipe.reference.layers_dtype == "int8" else ""
+        ),
+    }
+    return {name: makers[name](recipe) if name in makers else "" for name in sorted(features)}
+
+
+def _mask_settings(recipe: Recipe) -> str:
+    if not isinstance(recipe.mask, ActivationMaskConfig):
+        raise UserError(
+            "reference.features names activation_mask: say which with mask.kind=activation"
+        )
+    hooks = recipe.mask.hooks if isinstance(recipe.mask.hooks, str) else "+".join(recipe.mask.hooks)
+    return f"{recipe.mask.mapping}:{hooks}"

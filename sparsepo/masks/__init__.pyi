@@ -1,0 +1,22 @@
+from .activation import activation_weights as activation_weights
+from .base import (
+    MaskWeights as MaskWeights,
+    TokenMasks as TokenMasks,
+    UniformMask as UniformMask,
+)
+from .collapse import CollapseWatch as CollapseWatch
+from .declarations import (
+    ACTIVATION_MAPPINGS as ACTIVATION_MAPPINGS,
+    LEARNED_MASKS as LEARNED_MASKS,
+    MASKS as MASKS,
+    MaskDeclaration as MaskDeclaration,
+    check_mask_options as check_mask_options,
+)
+from .frozen import (
+    ActivationMask as ActivationMask,
+    ExternalMask as ExternalMask,
+    FrozenMask as FrozenMask,
+    RandomMask as RandomMask,
+    keep_heaviest as keep_heaviest,
+)
+from .learned import LearnedMasks as LearnedMasks

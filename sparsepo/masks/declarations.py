@@ -1,0 +1,125 @@
+"""Every mask's declaration: what is known of it before it is built. Imports no torch."""
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from sparsepo.masks.base import TokenMasks
+
+MaskedTerms = Literal["both", "reward", "kl"]
+ActivationMapping = Literal["zn_rescale", "sigmoid", "none"]
+MaskSharing = Literal["common", "independent"]
+MaskActivation = Literal["relu", "none", "rescale"]
+MaskWeighting = Literal["released", "centred"]
+ACTIVATION_MAPPINGS: tuple[ActivationMapping, ...] = ("zn_rescale", "sigmoid", "none")
+MASK_ACTIVATIONS: tuple[MaskActivation, ...] = ("relu", "none", "rescale")
+MASK_WEIGHTINGS: tuple[MaskWeighting, ...] = ("released", "centred")
+
+
+@dataclass(frozen=True)
+class MaskDeclaration:
+    """What a kind of mask reads. Called with its options, it builds the mask.
+
+    Attributes:
+        module: in sparsepo.masks. class_name: the class in it.
+        requires: features the mask reads; of a learned one its architecture says which.
+    """
+
+    module: str
+    class_name: str
+    requires: frozenset[str] = frozenset()
+
+    def load(self) -> "type[TokenMasks]":
+        """The mask's class. The first call imports its module, and torch."""
+        module = importlib.import_module(f"sparsepo.masks.{self.module}")
+        found: type[TokenMasks] = getattr(module, self.class_name)
+        return found
+
+    def __call__(self, **options: Any) -> "TokenMasks":
+        """The mask with these options. ValueError naming one that is out of range."""
+        return self.load()(**options)
+
+
+MASKS: dict[str, MaskDeclaration] = {
+    "none": MaskDeclaration("base", "UniformMask"),
+    "activation": MaskDeclaration("frozen", "ActivationMask", frozenset({"activation_mask"})),
+    "random": MaskDeclaration("frozen", "RandomMask", frozenset({"pair_keys"})),
+    "external": MaskDeclaration("frozen", "ExternalMask", frozenset({"external_weights"})),
+    "learned": MaskDeclaration("learned", "LearnedMasks"),
+}
+
+
+@dataclass(frozen=True)
+class MaskArchitecture:
+    """Which states a learned mask reads and how it scores them."""
+
+    reads_all_layers: bool
+    is_two_layer: bool = False
+    is_binary: bool = False
+
+    @property
+    def feature(self) -> str:
+        return "reference_layers" if self.reads_all_layers else "reference_hidden"
+
+
+LEARNED_MASKS: dict[str, MaskArchitecture] = {
+    "simple_last": MaskArchitecture(False),
+    "simple_all": MaskArchitecture(True),
+    "ml_last": MaskArchitecture(False, is_two_layer=True),
+    "ml_all": MaskArchitecture(True, is_two_layer=True),
+    "binary_last": MaskArchitecture(False, is_binary=True),
+    "binary_all": MaskArchitecture(True, is_binary=True),
+}
+
+
+def check_mask_options(
+    architecture: str,
+    layer_activation: str,
+    mixer_activation: str,
+    dropout: float,
+    target_sparsity: float | None,
+    weights: str = "released",
+) -> MaskArchitecture:
+    """The architecture of these options.
+
+    ValueError naming the option that is wrong or would be ignored.
+    """
+    if architecture not in LEARNED_MASKS:
+        raise ValueError(
+            f"mask architecture {architecture!r} is not one of {', '.join(LEARNED_MASKS)}"
+        )
+    kind = LEARNED_MASKS[architecture]
+    for name, value in (
+        ("layer_activation", layer_activation),
+        ("mixer_activation", mixer_activation),
+    ):
+        if value not in MASK_ACTIVATIONS:
+            raise ValueError(f"{name}={value!r} is not one of {', '.join(MASK_ACTIVATIONS)}")
+    if weights not in MASK_WEIGHTINGS:
+        raise ValueError(f"weights={weights!r} is not one of {', '.join(MASK_WEIGHTINGS)}")
+    if not kind.reads_all_layers and mixer_activation != "relu":
+        raise ValueError(
+            f"mixer_activation={mixer_activation!r}: {architecture} reads one layer and has no "
+            "mixer"
+        )
+    name, final = (
+        ("mixer_activation", mixer_activation)
+        if kind.reads_all_layers
+        else ("layer_activation", layer_activation)
+    )
+    if kind.is_binary and final != "relu":
+        raise ValueError(
+            f"{name}={final!r}: {architecture} ends in sign(relu(.)), only 'relu' is allowed"
+        )
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout={dropout}: must be in [0, 1)")
+    if target_sparsity is not None:
+        if not 0 < target_sparsity < 1:
+            raise ValueError(f"target_sparsity={target_sparsity}: must be in (0, 1)")
+        if final != "relu":
+            raise ValueError(
+                f"target_sparsity={target_sparsity} with {name}={final!r}: only a mask that ends "
+                "in relu has exact zeros"
+            )
+    return kind

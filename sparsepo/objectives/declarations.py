@@ -1,0 +1,76 @@
+"""Every objective's declaration: what is known of it before it is built. Imports no torch."""
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparsepo.objectives.base import Objective
+
+
+@dataclass(frozen=True)
+class ObjectiveDeclaration:
+    """What an objective needs and allows. Called with its options, it builds the objective.
+
+    Attributes:
+        name: its key in OBJECTIVES, and its module in sparsepo.objectives.
+        class_name: the class in that module, which takes the other attributes from here.
+        requires: features the loss itself reads (the mask declares its own).
+        uses_rejected: False for objectives on chosen responses alone.
+        mask_kinds: kinds of token mask that the loss can work with; "none" alone means that it
+            reads no mask.
+        default_mask: the kind that is meant where none is named; "none" where the loss reads no
+            mask, or one must be chosen.
+    """
+
+    name: str
+    class_name: str
+    requires: frozenset[str] = frozenset({"reference_logps"})
+    uses_rejected: bool = True
+    mask_kinds: frozenset[str] = frozenset({"none"})
+    default_mask: str = "none"
+
+    def load(self) -> "type[Objective]":
+        """The objective's class. The first call imports its module, and torch."""
+        module = importlib.import_module(f"sparsepo.objectives.{self.name}")
+        found: type[Objective] = getattr(module, self.class_name)
+        return found
+
+    def __call__(self, **options: Any) -> "Objective":
+        """The objective with these options. ValueError naming one that is out of range."""
+        return self.load()(**options)
+
+
+_WITH_KL = frozenset({"reference_logps", "reference_hidden"})
+
+OBJECTIVES: dict[str, ObjectiveDeclaration] = {
+    declared.name: declared
+    for declared in (
+        ObjectiveDeclaration("dpo", "DPO"),
+        ObjectiveDeclaration("ipo", "IPO"),
+        ObjectiveDeclaration("simpo", "SimPO", requires=frozenset()),
+        ObjectiveDeclaration("dpop", "DPOP"),
+        ObjectiveDeclaration(
+            "odpo", "ODPO", requires=frozenset({"reference_logps", "preference_scores"})
+        ),
+        ObjectiveDeclaration("tdpo1", "TDPO1", requires=_WITH_KL),
+        ObjectiveDeclaration("tdpo2", "TDPO2", requires=_WITH_KL),
+        ObjectiveDeclaration(
+            "mapo",
+            "MaPO",
+            requires=_WITH_KL,
+            mask_kinds=frozenset({"activation", "random", "external"}),
+            default_mask="activation",
+        ),
+        ObjectiveDeclaration(
+            "sparsepo", "SparsePO", requires=_WITH_KL, mask_kinds=frozenset({"learned"})
+        ),
+        ObjectiveDeclaration(
+            "tis_dpo", "TISDPO", requires=frozenset({"reference_logps", "scorer_log_ratios"})
+        ),
+        ObjectiveDeclaration(
+            "rpo", "RPO", requires=frozenset({"reference_logps", "prompt_embedding"})
+        ),
+        ObjectiveDeclaration("sft", "SFT", requires=frozenset(), uses_rejected=False),
+    )
+}
