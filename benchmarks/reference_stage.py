@@ -32,6 +32,7 @@ from shapes import model_directory
 from pipelines.cluster.session import ray_session
 from pipelines.commands.run import run_stages
 from pipelines.pairs.stage import open_pairs
+from pipelines.pairs.table import TOKEN_COLUMNS
 from pipelines.recipe.files import validate_recipe
 from pipelines.reference.actor import ShardScorer
 from pipelines.reference.stage import CALLS_AT_ONCE, run_reference
@@ -217,7 +218,7 @@ def main() -> None:
             }
     pairs = open_pairs(recipe)
     shards, total = pairs.num_shards("train"), pairs.num_rows("train")
-    tokens = sum(pairs.lengths("train"))
+    tokens = int(pairs.lengths("train").sum())
     scorer: Any = ShardScorer(recipe.model_dump(mode="json"))
     features = sorted(recipe.stored_features())
     tasks = [
@@ -235,7 +236,7 @@ def main() -> None:
     layout = scorer._reference_layout
     batches = []
     for number in range(shards):
-        for window in scorer._windows(pairs.shard("train", number)):
+        for window in scorer._windows(pairs.shard("train", number, TOKEN_COLUMNS)):
             batches += [
                 layout.inputs([window.pairs[i] for i in places])
                 for places in layout.batches(window.pairs)
@@ -306,7 +307,7 @@ def main() -> None:
             )
         ]
         count = min(total, options.trl_rows or total)
-        counted = sum(pairs.lengths("train")[:count])
+        counted = int(pairs.lengths("train")[:count].sum())
         result["trl"] = {"pairs": count}
         best_rate = 0.0
         for size in sizes:

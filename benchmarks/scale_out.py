@@ -54,7 +54,8 @@ def reference_stage(shards: int) -> dict[str, Any]:
     found: dict[str, Any] = {"shards": shards}
     with tempfile.TemporaryDirectory() as folder:
         store = RunStore(folder)
-        pairs = PairTable(store, {"counts": {"shards": {"train": [ROWS_PER_SHARD] * shards}}})
+        counts = {"shards": {"train": [ROWS_PER_SHARD] * shards}}
+        pairs = PairTable(store, {"counts": counts, "outputs": {}})
         for number in range(shards):
             for path, text in (
                 (feature_path("reference_logps", "train", number), "x"),

@@ -168,7 +168,7 @@ def measured_bare(recipe: Recipe, steps: int, warmup: int) -> dict[str, float]:
         trainer.strategy.clip(recipe.train.max_grad_norm)
         trainer.optimizer.step()
         if number >= warmup:
-            pairs, tokens = pairs + len(rows), tokens + sum(trainer.lengths[row] for row in rows)
+            pairs, tokens = pairs + len(rows), tokens + int(trainer.lengths[rows].sum())
     synchronize()
     seconds = time.perf_counter() - started
     found = {
@@ -419,7 +419,7 @@ def main() -> None:
                     rate = measured_trl(
                         directory,
                         rows,
-                        pairs.lengths("train"),
+                        pairs.lengths("train").tolist(),
                         batch,
                         options,
                         options.work,

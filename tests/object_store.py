@@ -4,6 +4,7 @@ import logging
 import os
 import urllib.parse
 import urllib.request
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 ADDRESS = os.environ["AWS_ENDPOINT_URL"]  # as conftest.py has chosen it
@@ -13,6 +14,9 @@ class ObjectStore:
     """The server, with one bucket called bucket; `fail(n)` lets its next n requests end in 503.
 
     It listens on every address, so that hosts with a network of their own reach it too.
+
+    Attributes:
+        requests: answered. sent: bytes of the answers, without their headers.
     """
 
     def __init__(self) -> None:
@@ -25,7 +29,7 @@ class ObjectStore:
         self._server.start()
         self._answer = self._server._server.app
         self._server._server.app = self._serve
-        self._failures = self.requests = 0
+        self._failures = self.requests = self.sent = 0
         address = f"{ADDRESS}/bucket"
         urllib.request.urlopen(urllib.request.Request(address, method="PUT")).close()
 
@@ -35,7 +39,12 @@ class ObjectStore:
             self._failures -= 1
             start("503 Slow Down", [])
             return [b""]
-        return self._answer(environment, start)
+        return self._counted(self._answer(environment, start))
+
+    def _counted(self, parts: Iterable[bytes]) -> Iterator[bytes]:
+        for part in parts:
+            self.sent += len(part)
+            yield part
 
     def fail(self, requests: int) -> None:
         self._failures = requests

@@ -193,10 +193,7 @@ class Evaluator:
         return score_tokens(hidden, head_of(self._start), inputs.labels)[0]
 
     def _texts(self, split: str, rows: list[int], side: str) -> list[str]:
-        return [
-            self._pairs.shard(split, shard)[side][offset].as_py()
-            for shard, offset in (self._pairs.locate(split, r) for r in rows)
-        ]
+        return [text for (text,) in self._pairs.values(split, rows, [side])]
 
     def _token_texts(self, ids: Any, text: str) -> dict[str, Any]:
         tokens = [self._tokenizer.decode([int(i)]) for i in ids]

@@ -20,6 +20,7 @@ from .stage import (
 )
 from .table import (
     SPLITS as SPLITS,
+    TOKEN_COLUMNS as TOKEN_COLUMNS,
     PairTable as PairTable,
     pairs_of as pairs_of,
     shard_name as shard_name,

@@ -7,14 +7,13 @@ into rejected_rows.jsonl.
 
 import hashlib
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from pipelines.cluster import local_paths, quieten_ray_data, require_seen
-from pipelines.errors import UserError
+from pipelines.errors import Failure, UserError
 from pipelines.models import load_tokenizer, max_positions, resolve_model
 from pipelines.pairs.forms import (
     Encoded,
@@ -28,7 +27,8 @@ from pipelines.pairs.forms import (
 from pipelines.pairs.light import PREPARE, source_groups
 from pipelines.pairs.row_plan import RowPlan, digest_of
 from pipelines.pairs.sources import Chunk, chunks_of, column_names, read_chunk
-from pipelines.pairs.table import PAIR_SCHEMA, PairTable
+from pipelines.pairs.table import PairTable
+from pipelines.pairs.tasks import ChunkTask, block_of, outcome_of, result_of, rows_of
 from pipelines.pairs.writer import write_shards
 from pipelines.recipe import MANIFEST, REJECTED_ROWS, DataSection, Recipe, Run, Source
 from pipelines.storage import RunStore
@@ -92,18 +92,16 @@ def check_lengths(recipe: Recipe, directory: str) -> None:
         )
 
 
-def _tasks(recipe: Recipe) -> list[dict[str, Any]]:
+def _tasks(recipe: Recipe) -> list[ChunkTask]:
     """One task per chunk.
 
     The source's form is resolved and its columns are checked before anything runs.
     """
-    tasks = []
+    tasks: list[ChunkTask] = []
     everything = [s for sources in source_groups(recipe.data).values() for s in sources]
     for number, source in enumerate(everything):
         form, chunks = checked_chunks(recipe, source)
-        tasks += [
-            {"source": number, "form": form, "chunk": json.dumps(asdict(chunk))} for chunk in chunks
-        ]
+        tasks += [ChunkTask(number, form, chunk) for chunk in chunks]
     return tasks
 
 
@@ -157,12 +155,12 @@ def _check_features(recipe: Recipe, source: Source, form: str) -> None:
         )
 
 
-def _tokenised(tasks: list[dict[str, Any]], recipe: Recipe, tokenizer: str) -> Any:
+def _tokenised(tasks: list[ChunkTask], recipe: Recipe, tokenizer: str) -> Any:
     import ray.data
 
     quieten_ray_data()
     return (
-        ray.data.from_items(tasks, override_num_blocks=len(tasks))
+        ray.data.from_items([task.item() for task in tasks], override_num_blocks=len(tasks))
         .map_batches(
             _run_task,
             batch_size=1,
@@ -180,7 +178,7 @@ def _tokenised(tasks: list[dict[str, Any]], recipe: Recipe, tokenizer: str) -> A
 def _plan(data: DataSection, blocks: list[Any]) -> RowPlan:
     """Decide on all rows from a digest of every block.
 
-    UserError for what a task found that ends the stage.
+    Raises: UserError or StageFailed of a task.
     """
     import ray
 
@@ -188,51 +186,41 @@ def _plan(data: DataSection, blocks: list[Any]) -> RowPlan:
     waiting = [digest.remote(block, data) for block in blocks]
     plan = RowPlan(data)
     for number, pending in enumerate(waiting):
-        found, fatal = ray.get(pending)
-        if fatal:
-            raise UserError(fatal)
-        plan.add(found)
+        plan.add(result_of(ray.get(pending)))
         waiting[number] = None  # the object store may forget it
     plan.settle()
     return plan
 
 
-def _digest(block: pa.Table, data: DataSection) -> tuple[pa.Table | None, str | None]:
-    """Ray task: (the block's digest, None), or (None, what ends the stage)."""
-    fatal = next(filter(None, block["fatal"].to_pylist()), None)
-    return (None, fatal) if fatal else (digest_of(block, data), None)
+def _digest(block: pa.Table, data: DataSection) -> pa.Table | Failure:
+    """Ray task: the block's digest, or what the block failed with."""
+    return outcome_of(lambda: digest_of(result_of(rows_of(block)), data))
 
 
 def _run_task(
     batch: pa.Table, data: DataSection, tokenizer_name: str, paths: dict[str, str]
 ) -> pa.Table:
-    """Ray Data task: one chunk -> a table of pairs and rejected rows.
+    """Ray Data task: one chunk -> a block of pairs and rejected rows, or of its failure."""
 
-    If something ends the stage, the table has one row that says what.
-    """
-    (task,) = batch.to_pylist()
-    try:
+    def rows() -> list[dict[str, Any]]:
         require_seen(paths)
-        rows = _rows_of_chunk(task, data, tokenizer_name)
-    except UserError as error:
-        rows = [{"source": task["source"], "fatal": str(error)}]
-    return pa.Table.from_pylist(rows, schema=_TASK_SCHEMA)
+        return _rows_of_chunk(ChunkTask.of_batch(batch), data, tokenizer_name)
+
+    return block_of(outcome_of(rows))
 
 
-def _rows_of_chunk(
-    task: dict[str, Any], data: DataSection, tokenizer_name: str
-) -> list[dict[str, Any]]:
-    source = (*data.sources, *data.validation, *data.test)[task["source"]]
+def _rows_of_chunk(task: ChunkTask, data: DataSection, tokenizer_name: str) -> list[dict[str, Any]]:
+    source = (*data.sources, *data.validation, *data.test)[task.source]
     # By name: a model from a hub or an object store lies elsewhere on every machine.
     tokenizer = load_tokenizer(str(resolve_model(tokenizer_name, tokenizer_only=True)))
     encoder = PairEncoder(tokenizer, data)
     rows: list[dict[str, Any]] = []
-    for number, row in read_chunk(Chunk(**json.loads(task["chunk"]))):
-        base = {"source": task["source"], "row": number}
+    for number, row in read_chunk(task.chunk):
+        base = {"source": task.source, "row": number}
         try:
             if row is None:
                 raise RowRejected("the line is not a JSON object")
-            for pair in pairs_of_row(row, task["form"], data, source.columns, tokenizer):
+            for pair in pairs_of_row(row, task.form, data, source.columns, tokenizer):
                 rows.append({**base, **_columns(pair, encoder.encode(pair))})
         except RowRejected as reason:
             rows.append({**base, "reason": str(reason)})

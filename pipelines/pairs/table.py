@@ -1,21 +1,25 @@
-"""The pairs on disk: Parquet shards per split, read by row number."""
+"""The pairs on disk: Parquet shards per split, read by row number and by column."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.errors import UserError
 from pipelines.storage import RunStore
-from sparsepo.batching.layouts import TokenizedPair
+from sparsepo.batching.layouts import PairLengths, TokenizedPair
 
 SPLITS = ("train", "validation", "test")
+TOKEN_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 _LOADED_SHARDS = 64
 _IDS = pa.list_(pa.int32())
+_Int32 = npt.NDArray[np.int32]
 PAIR_SCHEMA = pa.schema(
     [
         ("pair_id", pa.string()),
@@ -35,30 +39,102 @@ PAIR_SCHEMA = pa.schema(
         ("truncated", pa.string()),
     ]
 )
+LENGTH_SCHEMA = pa.schema([(part, pa.int32()) for part in ("prompt", "chosen", "rejected")])
 
 
 def shard_name(split: str, number: int) -> str:
     return f"{split}-{number:05d}"
 
 
+def lengths_path(split: str) -> str:
+    """The file that holds the TokenLengths of all rows of a split."""
+    return f"lengths/{split}.parquet"
+
+
+@dataclass(frozen=True)
+class TokenLengths:
+    """Tokens of the parts of consecutive rows, each int32 [rows].
+
+    `rejected` is 0 where there is no rejected response; a response has at least one token.
+    """
+
+    prompt: _Int32
+    chosen: _Int32
+    rejected: _Int32
+
+    @classmethod
+    def counted(cls, table: pa.Table) -> "TokenLengths":
+        """Of a table with TOKEN_COLUMNS."""
+        return cls(
+            *(
+                pc.fill_null(pc.list_value_length(table[name]), 0).to_numpy()
+                for name in TOKEN_COLUMNS
+            )
+        )
+
+    @classmethod
+    def joined(cls, parts: "Sequence[TokenLengths]") -> "TokenLengths":
+        return cls(
+            *(
+                np.concatenate([np.zeros(0, np.int32), *(getattr(one, name) for one in parts)])
+                for name in LENGTH_SCHEMA.names
+            )
+        )
+
+    @classmethod
+    def read(cls, table: pa.Table) -> "TokenLengths":
+        """Of a table with LENGTH_SCHEMA."""
+        return cls(*(table[name].to_numpy() for name in LENGTH_SCHEMA.names))
+
+    def table(self) -> pa.Table:
+        return pa.table([self.prompt, self.chosen, self.rejected], schema=LENGTH_SCHEMA)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.prompt)
+
+    def scored_tokens(self) -> _Int32:
+        """Tokens of both responses of every row, [rows]."""
+        total: _Int32 = self.chosen + self.rejected
+        return total
+
+    def model_tokens(self, shared: bool = False) -> _Int32:
+        """Tokens that a model reads of every row, [rows].
+
+        The prompt counts once per response, or once per pair if it is shared.
+        """
+        prompts = 1 if shared else 1 + (self.rejected > 0).astype(np.int32)
+        total: _Int32 = self.prompt * prompts + self.scored_tokens()
+        return total
+
+
 class PairTable:
     """Read access to RUN/pairs of a finished prepare stage.
 
-    Rows of a split are numbered 0..n-1 across its shards. Opening reads the manifest only; shards
-    load when touched.
+    Rows of a split are numbered 0..n-1 across its shards. Opening reads the manifest only. Columns
+    of a shard are read when they are asked for, and no others; the latest shards' are kept.
     """
 
     def __init__(self, store: RunStore, manifest: dict[str, Any]) -> None:
         self._store = store
         self._sizes: dict[str, list[int]] = manifest["counts"]["shards"]
+        self._outputs: dict[str, str] = manifest["outputs"]
         self._starts = {
             split: np.concatenate([[0], np.cumsum(sizes)]).tolist()
             for split, sizes in self._sizes.items()
         }
-        self._load = lru_cache(maxsize=_LOADED_SHARDS)(self._read)
-        self._lengths = lru_cache(maxsize=None)(self._sum_lengths)
-        self._pairs = lru_cache(maxsize=_LOADED_SHARDS)(
-            lambda split, number: pairs_of(self._load(split, number))
+        # One cache per choice of columns: texts do not drive out ids.
+        self._kept = lru_cache(maxsize=None)(
+            lambda names: lru_cache(maxsize=_LOADED_SHARDS)(
+                lambda split, number: self.shard(split, number, names)
+            )
+        )
+        self._token_ids = lru_cache(maxsize=_LOADED_SHARDS)(
+            lambda split, number: _TokenIds(self.shard(split, number, TOKEN_COLUMNS))
+        )
+        self._parts = lru_cache(maxsize=None)(self._read_lengths)
+        self._model_tokens = lru_cache(maxsize=None)(
+            lambda split, shared: self._parts(split).model_tokens(shared)
         )
 
     def num_rows(self, split: str) -> int:
@@ -70,9 +146,12 @@ class PairTable:
     def shard_rows(self, split: str, number: int) -> int:
         return self._sizes[split][number]
 
-    def shard(self, split: str, number: int) -> pa.Table:
-        """One shard as a table with PAIR_SCHEMA."""
-        return self._load(split, number)
+    def shard(self, split: str, number: int, names: Sequence[str]) -> pa.Table:
+        """The named columns of PAIR_SCHEMA of one shard, read anew."""
+        path = f"{shard_name(split, number)}.parquet"
+        if not self._store.exists(path):
+            raise UserError(f"{self._store.root}/{path} is missing: the pairs are incomplete")
+        return self._store.read_table(path, list(names)).combine_chunks()
 
     def locate(self, split: str, row: int) -> tuple[int, int]:
         """(shard, row within the shard); IndexError outside the split."""
@@ -87,7 +166,7 @@ class PairTable:
         found = []
         for row in rows:
             shard, offset = self.locate(split, row)
-            found.append(self._pairs(split, shard)[offset])
+            found.append(self._token_ids(split, shard).pair(offset))
         return found
 
     def values(
@@ -97,10 +176,11 @@ class PairTable:
 
         A column that the pairs were prepared without counts as missing (None).
         """
+        load = self._kept(tuple(names))
         found = []
         for row in rows:
             shard, offset = self.locate(split, row)
-            table = self._load(split, shard)
+            table = load(split, shard)
             found.append(
                 tuple(
                     table[name][offset].as_py() if name in table.column_names else None
@@ -113,48 +193,65 @@ class PairTable:
         """All values of a column of a split, in row order."""
         values: list[Any] = []
         for number in range(self.num_shards(split)):
-            values += self._store.read_table(f"{shard_name(split, number)}.parquet", [name])[
-                name
-            ].to_pylist()
+            values += self.shard(split, number, [name])[name].to_pylist()
         return values
 
-    def lengths(self, split: str, shared: bool = False) -> list[int]:
-        """Model tokens of every row.
+    def lengths(self, split: str, shared: bool = False) -> _Int32:
+        """Model tokens of every row, [rows], read from one file of 12 bytes a row at most.
 
-        The prompt counts once per response, or once per pair if it is shared.
+        The prompt counts once per response, or once per pair if it is shared. Python's own
+        arithmetic on single values may overflow: use numpy's sums, or `tolist`.
         """
-        return self._lengths(split, shared)
+        tokens: _Int32 = self._model_tokens(split, shared)
+        return tokens
 
-    def _sum_lengths(self, split: str, shared: bool) -> list[int]:
-        totals: list[int] = []
-        for number in range(self.num_shards(split)):
-            table = self.shard(split, number)
-            prompt, chosen, rejected = (
-                pc.fill_null(pc.list_value_length(table[c]), 0).to_numpy()
-                for c in ("prompt_ids", "chosen_ids", "rejected_ids")
+    def pair_lengths(self, split: str, rows: Sequence[int]) -> list[PairLengths]:
+        """Tokens of the parts of the given rows, in the given order; no shard is read."""
+        parts = self._parts(split)
+        at = np.asarray(rows, np.int64)
+        sides = (getattr(parts, name)[at].tolist() for name in LENGTH_SCHEMA.names)
+        return [PairLengths(*lengths) for lengths in zip(*sides, strict=True)]
+
+    def _read_lengths(self, split: str) -> TokenLengths:
+        path = lengths_path(split)
+        if path not in self._outputs:  # an empty split, or prepared before lengths were stored
+            return TokenLengths.joined(
+                [
+                    TokenLengths.counted(self.shard(split, number, TOKEN_COLUMNS))
+                    for number in range(self.num_shards(split))
+                ]
             )
-            prompts = 1 if shared else 1 + (rejected > 0)
-            totals += (prompt * prompts + chosen + rejected).tolist()
-        return totals
-
-    def _read(self, split: str, number: int) -> pa.Table:
-        path = f"{shard_name(split, number)}.parquet"
         if not self._store.exists(path):
             raise UserError(f"{self._store.root}/{path} is missing: the pairs are incomplete")
-        return self._store.read_table(path).combine_chunks()
+        found = TokenLengths.read(self._store.read_table(path).combine_chunks())
+        if found.num_rows != self.num_rows(split):
+            raise UserError(
+                f"{self._store.root}/{path} has {found.num_rows} rows, the {split} pairs have "
+                f"{self.num_rows(split)}: it is not the file that was written there"
+            )
+        return found
+
+
+class _TokenIds:
+    """Token ids of a table's rows as three flat arrays; a pair is cut when it is asked for."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._columns = []
+        for name in TOKEN_COLUMNS:
+            column = table[name].combine_chunks()
+            valid = column.is_valid().to_numpy(zero_copy_only=False)
+            self._columns.append((column.values.to_numpy(), column.offsets.to_numpy(), valid))
+
+    def pair(self, row: int) -> TokenizedPair:
+        """A row's ids, as views of the arrays."""
+        parts = (
+            values[ends[row] : ends[row + 1]] if valid[row] else None
+            for values, ends, valid in self._columns
+        )
+        return TokenizedPair(*parts)  # type: ignore[arg-type]
 
 
 def pairs_of(table: pa.Table) -> list[TokenizedPair]:
-    """Token ids of every row of a pairs table, as views of its buffers."""
-
-    def cut(name: str) -> list[np.ndarray | None]:
-        column = table[name].combine_chunks()
-        values, ends, valid = (
-            column.values.to_numpy(),
-            column.offsets.to_numpy(),
-            column.is_valid().to_numpy(zero_copy_only=False),
-        )
-        return [values[ends[i] : ends[i + 1]] if valid[i] else None for i in range(len(column))]
-
-    sides = zip(cut("prompt_ids"), cut("chosen_ids"), cut("rejected_ids"), strict=True)
-    return [TokenizedPair(prompt, chosen, rejected) for prompt, chosen, rejected in sides]  # type: ignore[arg-type]
+    """Token ids of every row of a table with TOKEN_COLUMNS, as views of its buffers."""
+    ids = _TokenIds(table)
+    return [ids.pair(row) for row in range(table.num_rows)]

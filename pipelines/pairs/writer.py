@@ -5,21 +5,42 @@ The rows go from where they were read to the store, never through the driver.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from tqdm import tqdm
 
 from pipelines.cluster import require_seen
-from pipelines.errors import Failure, StageFailed, UserError
+from pipelines.errors import Failure
 from pipelines.pairs.row_plan import RowPlan, ShardRows
-from pipelines.pairs.table import PAIR_SCHEMA, SPLITS, shard_name
+from pipelines.pairs.table import (
+    LENGTH_SCHEMA,
+    PAIR_SCHEMA,
+    SPLITS,
+    TokenLengths,
+    lengths_path,
+    shard_name,
+)
+from pipelines.pairs.tasks import outcome_of, result_of
 from pipelines.storage import RunStore
 
 _SHARDS_PER_CPU = 2
+
+
+@dataclass(frozen=True)
+class WrittenShard:
+    """A published shard.
+
+    Attributes:
+        lengths: of its rows. truncated: part of a pair -> how many were cut.
+    """
+
+    split: str
+    path: str
+    sha256: str
+    lengths: TokenLengths
+    truncated: Counter[str]
 
 
 def write_shards(
@@ -30,45 +51,46 @@ def write_shards(
     shard_pairs: int,
     quiet: bool,
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Write every shard; returns the manifest's counts and path -> sha256.
+    """Write every shard, and the lengths of every split's rows in one file.
+
+    Returns the manifest's counts and path -> sha256.
 
     Args:
         blocks: references to the tables that the plan was made from, in order. paths: `local_paths`
             of the run.
     Raises: UserError or StageFailed of a write.
     """
-    sizes: dict[str, list[int]] = {split: [] for split in SPLITS}
-    tokens = {
-        name: dict.fromkeys(SPLITS, 0)
-        for name in ("model_tokens", "shared_tokens", "scored_tokens")
-    }
+    written: dict[str, list[TokenLengths]] = {split: [] for split in SPLITS}
     truncated: Counter[str] = Counter()
     checksums: dict[str, str] = {}
     with tqdm(
         total=sum(map(plan.num_pairs, SPLITS)), desc="prepare", unit="pair", disable=quiet
     ) as progress:
-        for written in _written(plan.shards(shard_pairs), blocks, store.root, paths):
-            if "failure" in written:
-                raise Failure(**written["failure"]).error()
-            split = written["split"]
-            sizes[split].append(written["pairs"])
-            checksums[written["path"]] = written["sha256"]
-            truncated.update(written["truncated"])
-            for name, counts in tokens.items():
-                counts[split] += written[name]
-            progress.update(written["pairs"])
-    pairs = {split: sum(found) for split, found in sizes.items()}
+        for outcome in _written(plan.shards(shard_pairs), blocks, store.root, paths):
+            shard = result_of(outcome)
+            written[shard.split].append(shard.lengths)
+            checksums[shard.path] = shard.sha256
+            truncated.update(shard.truncated)
+            progress.update(shard.lengths.num_rows)
+    lengths = {split: TokenLengths.joined(parts) for split, parts in written.items()}
+    for split, rows in lengths.items():
+        if rows.num_rows:
+            with store.table_writer(lengths_path(split), LENGTH_SCHEMA) as file:
+                file.write(rows.table())
+            checksums[lengths_path(split)] = file.sha256
     return {
-        "pairs": pairs,
-        "shards": sizes,
-        **tokens,
+        "pairs": {split: rows.num_rows for split, rows in lengths.items()},
+        "shards": {split: [part.num_rows for part in parts] for split, parts in written.items()},
+        "model_tokens": {s: int(rows.model_tokens().sum()) for s, rows in lengths.items()},
+        "shared_tokens": {s: int(rows.model_tokens(True).sum()) for s, rows in lengths.items()},
+        "scored_tokens": {s: int(rows.scored_tokens().sum()) for s, rows in lengths.items()},
         "truncated": dict(sorted(truncated.items())),
     }, checksums
 
 
 def _written(
     shards: Iterator[ShardRows], blocks: Sequence[Any], root: str, paths: dict[str, str]
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[WrittenShard | Failure]:
     """What became of every shard, in order; a few per CPU are under way."""
     import ray
 
@@ -87,7 +109,9 @@ def _written(
         yield ray.get(under_way.pop(0))
 
 
-def _write(shard: ShardRows, blocks: list[Any], root: str, paths: dict[str, str]) -> dict[str, Any]:
+def _write(
+    shard: ShardRows, blocks: list[Any], root: str, paths: dict[str, str]
+) -> WrittenShard | Failure:
     """Ray task: collect a shard's rows and publish it."""
     import ray
 
@@ -101,32 +125,18 @@ def _write(shard: ShardRows, blocks: list[Any], root: str, paths: dict[str, str]
         parts.append(found.set_column(0, "pair_id", pa.array(ids)))
     table = pa.concat_tables(parts).combine_chunks().cast(PAIR_SCHEMA)
     path = f"{shard_name(shard.split, shard.number)}.parquet"
-    try:
+
+    def publish() -> WrittenShard:
         require_seen(paths)
         with RunStore(root).table_writer(path, PAIR_SCHEMA) as file:
             file.write(table)
-    except (UserError, StageFailed) as error:
-        return {"failure": asdict(Failure.of(error))}
-    prompt, chosen, rejected = (
-        pc.fill_null(pc.list_value_length(table[name]), 0).to_numpy()
-        for name in ("prompt_ids", "chosen_ids", "rejected_ids")
-    )
-    responses = int(chosen.sum() + rejected.sum())
-    sides = 2 - table["rejected_ids"].is_null().to_numpy().astype(np.int64)
-    return {
-        "split": shard.split,
-        "path": path,
-        "sha256": file.sha256,
-        "pairs": table.num_rows,
-        "scored_tokens": responses,
-        "shared_tokens": responses + int(prompt.sum()),
-        "model_tokens": responses + int((prompt * sides).sum()),
-        "truncated": dict(
-            Counter(
-                name
-                for names in table["truncated"].to_pylist()
-                for name in names.split(",")
-                if name
-            )
-        ),
-    }
+        names = (name for names in table["truncated"].to_pylist() for name in names.split(","))
+        return WrittenShard(
+            shard.split,
+            path,
+            file.sha256,
+            TokenLengths.counted(table),
+            Counter(name for name in names if name),
+        )
+
+    return outcome_of(publish)

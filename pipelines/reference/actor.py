@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pipelines.errors import UserError
 from pipelines.models import batch_layout, compute_device, reference_dtype
-from pipelines.pairs import pairs_of, read_pairs, shard_name
+from pipelines.pairs import TOKEN_COLUMNS, pairs_of, read_pairs, shard_name
 from pipelines.recipe import Recipe, RunPaths
 from pipelines.reference.facts import FrozenReference
 from pipelines.reference.formats import FeatureFormat, formats_of
@@ -49,7 +49,7 @@ class _Window:
 
     first: int
     pairs: list[TokenizedPair]
-    prompts: list[str]
+    prompts: list[str]  # empty unless they are embedded
     failures: dict[int, str] = field(default_factory=dict)
 
     def lengths(self, feature: str) -> list[list[int]]:
@@ -136,7 +136,8 @@ class ShardScorer:
     def _score_shard(
         self, split: str, number: int, features: list[str], fingerprint: str
     ) -> dict[str, Any]:
-        table = self._pairs.shard(split, number)
+        texts = ("prompt",) if "prompt_embedding" in features else ()
+        table = self._pairs.shard(split, number, (*TOKEN_COLUMNS, *texts))
         with self._models:  # importing transformers is not safe from two threads either
             dtype = str(self._dtype).removeprefix("torch.")
             formats = formats_of(self._recipe, features, dtype)
@@ -193,7 +194,8 @@ class ShardScorer:
     def _windows(self, table: pa.Table) -> Iterator[_Window]:
         """Consecutive rows of at most a few full batches' tokens."""
         limit, used = _WINDOW_BATCHES * self._budget, 0
-        pairs, prompts = pairs_of(table), table["prompt"]
+        pairs = pairs_of(table)
+        prompts = table["prompt"] if "prompt" in table.column_names else pa.array([], pa.string())
         first = 0
         for row, pair in enumerate(pairs):
             width = pair.shared_width()

@@ -6,8 +6,11 @@ ranks.
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
 
 from pipelines.models import Placement
 from pipelines.pairs import PairTable
@@ -117,9 +120,11 @@ class MicroBatchLoader:
         found = []
         for one in ranks:
             share = rank_share(rows, self._lengths(split), one, world)
-            tokens = self._tokens(split, share)
+            lengths = self._pairs.pair_lengths(split, share)
+            if not self._uses_rejected:
+                lengths = [replace(pair, rejected=0) for pair in lengths]
             found.append(
-                [[share[index] for index in indices] for indices in self.layout.batches(tokens)]
+                [[share[index] for index in indices] for indices in self.layout.batches(lengths)]
             )
         return found
 
@@ -141,5 +146,5 @@ class MicroBatchLoader:
             else [TokenizedPair(pair.prompt, pair.chosen, None) for pair in pairs]
         )
 
-    def _lengths(self, split: str) -> list[int]:
+    def _lengths(self, split: str) -> npt.NDArray[np.int32]:
         return self._pairs.lengths(split, self.layout.shares_prompts)

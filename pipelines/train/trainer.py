@@ -297,8 +297,8 @@ class Trainer:
             self.model.masks.control(record)
         self.step += 1
         rates = self.throughput.record(
-            [self.lengths[i] for i in rows],
-            [self.shared_lengths[i] for i in rows],
+            self.lengths[rows].tolist(),
+            self.shared_lengths[rows].tolist(),
             time.monotonic() - started,
         )
         return {

@@ -10,7 +10,12 @@ from typing import Any, Literal
 
 from sparsepo.backbone import enable_packing, transformer_of, uses_flex_attention
 from sparsepo.batching.cutting import balanced_batches, consecutive_batches, token_budget_batches
-from sparsepo.batching.layouts import TokenizedPair, packed_layout, padded_layout
+from sparsepo.batching.layouts import (
+    PairWidths,
+    TokenizedPair,
+    packed_layout,
+    padded_layout,
+)
 from sparsepo.records import ModelInputs
 
 _ROW_MULTIPLE = 128  # FlexAttention's block size
@@ -64,10 +69,10 @@ class BatchLayout:
     def shares_prompts(self) -> bool:
         return self.kind != "padded"
 
-    def batches(self, pairs: Sequence[TokenizedPair]) -> list[list[int]]:
+    def batches(self, pairs: Sequence[PairWidths]) -> list[list[int]]:
         """Positions of the pairs of every batch, widest first.
 
-        A pair beyond the budget is a batch of its own.
+        A pair beyond the budget is a batch of its own. Lengths alone cut as token ids do.
         """
         indices = range(len(pairs))
         if self.kind == "packed":
@@ -77,7 +82,7 @@ class BatchLayout:
             return token_budget_batches(
                 indices, [pair.shared_width() for pair in pairs], 1, self.budget
             )
-        sequences = max((len(pair.responses()) for pair in pairs), default=2)
+        sequences = max((pair.num_responses() for pair in pairs), default=2)
         return token_budget_batches(
             indices, [pair.width() for pair in pairs], sequences, self.budget
         )

@@ -3,12 +3,20 @@
 import heapq
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy.typing as npt
 
 
-def rank_share(indices: Sequence[int], lengths: Sequence[int], rank: int, world: int) -> list[int]:
+def rank_share(
+    indices: Sequence[int], lengths: Sequence[int] | npt.NDArray[Any], rank: int, world: int
+) -> list[int]:
     """The rows of one rank: dealt by length, back and forth.
 
     So ranks carry about the same number of tokens.
+
+    Args:
+        lengths: of every row, the indices' and others; of a signed type.
     """
     ordered = sorted(indices, key=lambda i: (-lengths[i], i))
     return [row for position, row in enumerate(ordered) if _dealt_to(position, world) == rank]

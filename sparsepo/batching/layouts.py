@@ -2,11 +2,46 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from sparsepo.records import ModelInputs
+
+
+class PairWidths(Protocol):
+    """What cutting pairs into batches needs to know of one, in tokens."""
+
+    def num_responses(self) -> int:
+        """2, or 1 for chosen-only data."""
+
+    def width(self) -> int:
+        """Tokens of the pair's longest sequence, prompt included."""
+
+    def shared_width(self) -> int:
+        """Tokens of the pair with its prompt once."""
+
+
+@dataclass(frozen=True)
+class PairLengths:
+    """The lengths of a pair's parts in tokens: batches are cut by them before token ids are read.
+
+    `rejected` is 0 for chosen-only data.
+    """
+
+    prompt: int
+    chosen: int
+    rejected: int
+
+    def num_responses(self) -> int:
+        return 2 if self.rejected else 1
+
+    def width(self) -> int:
+        return self.prompt + max(self.chosen, self.rejected)
+
+    def shared_width(self) -> int:
+        return self.prompt + self.chosen + self.rejected
 
 
 @dataclass(frozen=True)
@@ -23,12 +58,13 @@ class TokenizedPair:
     def responses(self) -> tuple[Sequence[int], ...]:
         return (self.chosen,) if self.rejected is None else (self.chosen, self.rejected)
 
+    def num_responses(self) -> int:
+        return len(self.responses())
+
     def width(self) -> int:
-        """Tokens of the pair's longest sequence, prompt included."""
         return len(self.prompt) + max(len(response) for response in self.responses())
 
     def shared_width(self) -> int:
-        """Tokens of the pair with its prompt once."""
         return len(self.prompt) + sum(len(response) for response in self.responses())
 
 

@@ -3,20 +3,27 @@ its way.
 """
 
 import gc
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from object_store import ObjectStore
+from pair_stores import write_pairs
 
 import pipelines.models.directories
 import pipelines.storage.store
-from pipelines.errors import StageFailed, UserError
+from pipelines.errors import Failure, StageFailed, UserError
 from pipelines.models.directories import resolve_model
 from pipelines.models.fingerprints import weights_fingerprint
-from pipelines.recipe.schema import Recipe
+from pipelines.pairs.sources import Chunk
+from pipelines.pairs.stage import _run_task
+from pipelines.pairs.tasks import ChunkTask, result_of, rows_of
+from pipelines.recipe.schema import DataSection, Recipe
 from pipelines.storage.row_group_cache import RowGroupCache
 from pipelines.storage.store import RunStore
+from sparsepo import TokenizedPair
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -132,3 +139,57 @@ def test_row_groups_are_fetched_once_and_kept_within_the_limit(
     del spool
     gc.collect()
     assert not folder.exists()
+
+
+def test_pairs_with_long_texts_cost_what_their_token_ids_cost(object_store: ObjectStore) -> None:
+    """Bytes are counted by the server, memory by arrow's allocator: 300 pairs of 20 KB of text that
+    does not compress, and of 90 ids.
+    """
+    rng = random.Random(0)
+    ids = [
+        TokenizedPair(*([rng.randrange(50_000) for _ in range(30)] for _ in range(3)))
+        for _ in range(300)
+    ]
+    texts = [rng.randbytes(10_000).hex() for _ in ids]
+    pairs = write_pairs(RunStore("s3://bucket/long"), ids, shard_pairs=100, texts=texts)
+    del texts
+    gc.collect()
+    start, before = object_store.sent, pa.total_allocated_bytes()
+    requests = object_store.requests
+    lengths = pairs.lengths("train")
+    assert lengths.tolist() == [120] * 300
+    assert pairs.pair_lengths("train", [299])[0].shared_width() == 90
+    assert object_store.requests - requests <= 4, "one file, whatever the number of shards"
+    assert object_store.sent - start < 20_000
+    found = pairs.pairs("train", range(300))
+    assert [list(pair.chosen) for pair in found] == [pair.chosen for pair in ids]
+    names = pairs.values("train", range(300), ["pair_id", "chosen_score"])
+    assert names[299] == (f"{299:024x}-0", None)
+    every_id = 300 * 90 * 4
+    assert object_store.sent - start < 1_000_000, "of 6,000,000 bytes of text"
+    assert pa.total_allocated_bytes() - before < 3 * every_id
+    requests = object_store.requests
+    assert pairs.pairs("train", [150])[0].prompt.tolist() == ids[150].prompt
+    assert pairs.values("train", [150], ["pair_id", "chosen_score"])
+    assert object_store.requests == requests, "what was read is kept"
+    (text,) = pairs.values("train", [150], ["prompt"])[0]
+    assert len(text) == 20_000 and object_store.sent - start > 1_000_000, "the count counts"
+
+
+def test_a_task_whose_store_stays_away_fails_as_a_stage(
+    object_store: ObjectStore, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tokenizer's store is away while a chunk is read: no traceback, but Failure."""
+    store = RunStore("s3://bucket/models/away")
+    for file in model_dir.iterdir():
+        store.write_bytes(file.name, file.read_bytes())
+    monkeypatch.setattr(pipelines.storage.store, "_WAITS_SECONDS", ())
+    data = DataSection.model_validate({"sources": [{"path": "unused.jsonl"}]})
+    task = ChunkTask(0, "text", Chunk("jsonl", "unused.jsonl", 0, 0, 0))
+    object_store.fail(40)
+    batch = pa.Table.from_pylist([task.item()])
+    found = rows_of(_run_task(batch, data, "s3://bucket/models/away", {}))
+    object_store.fail(0)
+    assert isinstance(found, Failure) and found.kind == "stage"
+    with pytest.raises(StageFailed, match="s3://bucket/models/away.*still failing after 1 tries"):
+        result_of(found)

@@ -1,0 +1,75 @@
+"""What prepare's driver and its tasks tell each other: a chunk to read, its rows, or a failure.
+
+Ray Data carries items and blocks of columns. They are encoded and decoded here, nowhere else.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from pipelines.errors import Failure, StageFailed, UserError
+from pipelines.pairs.sources import Chunk
+from pipelines.pairs.table import PAIR_SCHEMA
+
+# A row of a source: a pair, or the reason why it is none.
+ROW_SCHEMA = pa.schema([*PAIR_SCHEMA, ("reason", pa.string())])
+_BLOCK_SCHEMA = pa.schema([*ROW_SCHEMA, ("failure", pa.string())])
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class ChunkTask:
+    """Read and tokenise one chunk of a source.
+
+    Attributes:
+        source: its number among data.sources, data.validation and data.test, in this order.
+        form: of its rows, never auto.
+    """
+
+    source: int
+    form: str
+    chunk: Chunk
+
+    def item(self) -> dict[str, str]:
+        """As an item of a Ray Data set."""
+        return {"task": json.dumps(asdict(self))}
+
+    @classmethod
+    def of_batch(cls, batch: pa.Table) -> "ChunkTask":
+        """The task of a batch of one item."""
+        (text,) = batch["task"].to_pylist()
+        fields = json.loads(text)
+        return cls(**{**fields, "chunk": Chunk(**fields["chunk"])})
+
+
+def block_of(outcome: Sequence[dict[str, Any]] | Failure) -> pa.Table:
+    """Rows with ROW_SCHEMA's names, or what ended the task, as a block of a Ray Data set."""
+    if isinstance(outcome, Failure):
+        outcome = [{"failure": json.dumps(asdict(outcome))}]
+    return pa.Table.from_pylist(list(outcome), schema=_BLOCK_SCHEMA)
+
+
+def rows_of(block: pa.Table) -> pa.Table | Failure:
+    """A block's rows with ROW_SCHEMA, or the first failure of the tasks that share the block."""
+    failures = block["failure"].drop_null()
+    if len(failures):
+        return Failure(**json.loads(failures[0].as_py()))
+    return block.select(ROW_SCHEMA.names)
+
+
+def outcome_of(work: Callable[[], Result]) -> Result | Failure:
+    """What a task's work gives, or the error of it that a user sees as one line."""
+    try:
+        return work()
+    except (UserError, StageFailed) as error:
+        return Failure.of(error)
+
+
+def result_of(outcome: Result | Failure) -> Result:
+    """The driver's end of `outcome_of`: raises what the task failed with."""
+    if isinstance(outcome, Failure):
+        raise outcome.error()
+    return outcome
