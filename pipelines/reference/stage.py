@@ -7,7 +7,9 @@ on kills.
 
 import json
 import os
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,19 @@ from pipelines.models import (
 )
 from pipelines.pairs import SPLITS, PairTable, open_pairs, pairs_store, prepare_record
 from pipelines.recipe import MANIFEST, ActivationMaskConfig, Recipe, StageRecord
-from pipelines.reference.actor import ShardScorer, marker_path, reference_store
-from pipelines.reference.facts import ReferenceFacts, reference_facts
+from pipelines.reference.actor import (
+    Scoring,
+    ShardScorer,
+    ShardTask,
+    marker_path,
+    reference_store,
+)
+from pipelines.reference.facts import (
+    FrozenReference,
+    OtherModels,
+    ReferenceFacts,
+    reference_facts,
+)
 from pipelines.reference.formats import formats_of, head_bytes, origins_of, stored_bytes
 from pipelines.reference.model import reference_model_dir
 from pipelines.reference.store import HEAD_FILE, HEAD_SETTINGS, ReferenceStore, feature_path
@@ -88,7 +101,7 @@ def run_reference(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
     tasks = _tasks(record, pairs, missing)
     _sweep(record.store, missing)
     _check_disk(recipe, missing, tasks, pairs, record.store)
-    _score(tasks, recipe, pairs, quiet)
+    _score(tasks, scoring_facts(recipe, record, missing), recipe, pairs, quiet)
     _sweep(record.store, missing)
     return _finish(
         record,
@@ -115,27 +128,36 @@ def _sweep(store: RunStore, features: list[str]) -> None:
         store.sweep_temporary(folder)
 
 
-def _tasks(record: StageRecord, pairs: PairTable, missing: list[str]) -> list[dict[str, Any]]:
+def scoring_facts(recipe: Recipe, record: StageRecord, features: Iterable[str]) -> Scoring:
+    """What actors have to know to score these features."""
+    dtype = record.settings["reference.dtype"]
+    return Scoring(
+        pairs_store(recipe).root,
+        record.store.root,
+        record.fingerprint(),
+        recipe.reference,
+        replace(FrozenReference.of(recipe), dtype=dtype),
+        OtherModels.of(recipe),
+        formats_of(recipe, features, getattr(torch, dtype)),
+    )
+
+
+def _tasks(record: StageRecord, pairs: PairTable, missing: list[str]) -> list[ShardTask]:
     """The shards that are to be scored, with the features that they lack.
 
     They have no marker, or their file is not the one the marker saw.
     """
-    tasks = []
-    fingerprint = record.fingerprint()
     scored = {name: scored_shards(record.store, name, pairs) for name in missing}
-    for split in SPLITS:
-        for number in range(pairs.num_shards(split)):
-            lacking = [name for name in missing if (split, number) not in scored[name]]
-            if lacking:
-                tasks.append(
-                    {
-                        "split": split,
-                        "shard": number,
-                        "features": lacking,
-                        "fingerprint": fingerprint,
-                    }
-                )
-    return tasks
+    found = (
+        ShardTask(
+            split,
+            number,
+            tuple(name for name in missing if (split, number) not in scored[name]),
+        )
+        for split in SPLITS
+        for number in range(pairs.num_shards(split))
+    )
+    return [task for task in found if task.features]
 
 
 def scored_shards(
@@ -163,34 +185,25 @@ def scored_shards(
         }
 
 
-def _score(tasks: list[dict[str, Any]], recipe: Recipe, pairs: PairTable, quiet: bool) -> None:
+def _score(
+    tasks: list[ShardTask], facts: Scoring, recipe: Recipe, pairs: PairTable, quiet: bool
+) -> None:
     """Run the scoring actors over the shards."""
     settings = recipe.reference
     allowed = settings.max_failed_fraction * sum(pairs.num_rows(split) for split in SPLITS)
     failed: dict[str, str] = {}
-    for task, result in zip(
-        tasks,
-        run_tasks(
-            tasks,
-            ShardScorer,
-            recipe.model_dump(mode="json"),
-            Pool(
-                "reference",
-                recipe.ray,
-                local_paths(recipe),
-                settings.num_actors,
-                settings.gpus_per_model,
-                CALLS_AT_ONCE,
-            ),
-            quiet,
-        ),
-        strict=True,
-    ):
-        if "error" in result:
-            raise UserError(result["error"]) if result["is_users"] else StageFailed(result["error"])
+    pool = Pool(
+        "reference",
+        recipe.ray,
+        local_paths(recipe),
+        settings.num_actors,
+        settings.gpus_per_model,
+        CALLS_AT_ONCE,
+    )
+    for task, result in zip(tasks, run_tasks(tasks, ShardScorer, facts, pool, quiet), strict=True):
         failed |= {
-            f"{task['split']} shard {task['shard']} row {row}": reason
-            for row, reason in result["failed"].items()
+            f"{task.split} shard {task.number} row {row}": reason
+            for row, reason in sorted(result.failed.items())
         }
         if len(failed) > allowed:
             row, reason = next(iter(failed.items()))
@@ -401,7 +414,7 @@ def _check_layers(directory: str, purpose: str) -> None:
 def _check_disk(
     recipe: Recipe,
     features: list[str],
-    tasks: list[dict[str, Any]],
+    tasks: list[ShardTask],
     pairs: PairTable,
     store: RunStore,
 ) -> None:
