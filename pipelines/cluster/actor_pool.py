@@ -137,13 +137,12 @@ class _Worker:
 
         if not torch.cuda.is_available():
             torch.set_num_threads(min(threads, os.cpu_count() or 1))
-        self._blind: UserError | None = None
+        self._obstacle: Failure | None = None
         try:
             require_seen(paths)
-        except UserError as error:
-            self._blind = error
-        else:
             self._actor = actor(facts)
+        except (UserError, StageFailed) as error:
+            self._obstacle = Failure.of(error)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         from ray import cloudpickle
@@ -152,9 +151,9 @@ class _Worker:
         return pa.table({"outcome": [cloudpickle.dumps(outcome) for outcome in outcomes]})
 
     def _outcome(self, task: Any) -> "_Done | Failure":
+        if self._obstacle is not None:
+            return self._obstacle
         try:
-            if self._blind is not None:
-                raise self._blind
             return _Done(self._actor(task))
         except (UserError, StageFailed) as error:  # raised where the tasks are read, in one line
             return Failure.of(error)

@@ -33,8 +33,6 @@ from pipelines.pairs.writer import write_shards
 from pipelines.recipe import MANIFEST, REJECTED_ROWS, DataSection, Recipe, Run, Source
 from pipelines.storage import RunStore
 
-_TASK_SCHEMA = pa.schema([*PAIR_SCHEMA, ("reason", pa.string()), ("fatal", pa.string())])
-
 
 def open_pairs(run: Run) -> PairTable:
     """The finished pairs of a run."""

@@ -66,6 +66,7 @@ from .schema import (
     ModelSection as ModelSection,
     RaySection as RaySection,
     Recipe as Recipe,
+    ReferenceSection as ReferenceSection,
     SelectionSection as SelectionSection,
     Source as Source,
     TrainSection as TrainSection,

@@ -3,7 +3,7 @@
 import torch
 
 from pipelines.models import load_causal_lm, reference_dtype, resolve_model
-from pipelines.recipe import Recipe
+from pipelines.recipe import ReferenceSection
 from pipelines.reference.facts import FrozenReference
 from sparsepo import ReferenceModel
 
@@ -18,6 +18,6 @@ def load_reference(
     return ReferenceModel(loaded, model.hooks, model.mapping, model.topk)
 
 
-def batch_tokens(recipe: Recipe, device: torch.device) -> int:
+def batch_tokens(settings: ReferenceSection, device: torch.device) -> int:
     """The token budget of a batch; larger on a GPU by default."""
-    return recipe.reference.batch_tokens or (32768 if device.type == "cuda" else 4096)
+    return settings.batch_tokens or (32768 if device.type == "cuda" else 4096)

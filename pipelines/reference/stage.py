@@ -7,15 +7,17 @@ on kills.
 
 import json
 import os
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from pipelines.cluster import Pool, local_paths, run_tasks
 from pipelines.errors import StageFailed, UserError
 from pipelines.pairs import PREPARE, SPLITS, PairTable, open_pairs
 from pipelines.recipe import FAILED_ROWS, MANIFEST, Recipe, Run, StageRecord
-from pipelines.reference.actor import ShardScorer, marker_path
-from pipelines.reference.facts import ReferenceFacts
+from pipelines.reference.actor import Scoring, ShardScorer, ShardTask, marker_path
+from pipelines.reference.facts import FrozenReference, OtherModels, ReferenceFacts
 from pipelines.reference.family_checks import check_hooks
 from pipelines.reference.formats import formats_of, head_bytes, stored_bytes
 from pipelines.reference.light import REFERENCE, check_origins
@@ -52,7 +54,7 @@ def run_reference(run: Run, quiet: bool = False) -> dict[str, Any]:
     tasks = _tasks(record, pairs, missing)
     _sweep(record.store, missing)
     _check_disk(run, missing, tasks, pairs)
-    _score(tasks, recipe, pairs, quiet)
+    _score(tasks, scoring_facts(run, missing), recipe, pairs, quiet)
     _sweep(record.store, missing)
     return _finish(
         record,
@@ -79,27 +81,37 @@ def _sweep(store: RunStore, features: list[str]) -> None:
         store.sweep_temporary(folder)
 
 
-def _tasks(record: StageRecord, pairs: PairTable, missing: list[str]) -> list[dict[str, Any]]:
+def scoring_facts(run: Run, features: Iterable[str]) -> Scoring:
+    """What actors have to know to score these features."""
+    recipe, record = run.recipe, run.record(REFERENCE)
+    dtype = record.settings["reference.dtype"]
+    return Scoring(
+        run.record(PREPARE).store.root,
+        record.store.root,
+        record.fingerprint(),
+        recipe.reference,
+        replace(FrozenReference.of(recipe), dtype=dtype),
+        OtherModels.of(recipe),
+        formats_of(recipe, features, dtype),
+    )
+
+
+def _tasks(record: StageRecord, pairs: PairTable, missing: list[str]) -> list[ShardTask]:
     """The shards that are to be scored, with the features that they lack.
 
     They have no marker, or their file is not the one the marker saw.
     """
-    tasks = []
-    fingerprint = record.fingerprint()
     scored = {name: scored_shards(record.store, name, pairs) for name in missing}
-    for split in SPLITS:
-        for number in range(pairs.num_shards(split)):
-            lacking = [name for name in missing if (split, number) not in scored[name]]
-            if lacking:
-                tasks.append(
-                    {
-                        "split": split,
-                        "shard": number,
-                        "features": lacking,
-                        "fingerprint": fingerprint,
-                    }
-                )
-    return tasks
+    found = (
+        ShardTask(
+            split,
+            number,
+            tuple(name for name in missing if (split, number) not in scored[name]),
+        )
+        for split in SPLITS
+        for number in range(pairs.num_shards(split))
+    )
+    return [task for task in found if task.features]
 
 
 def scored_shards(
@@ -127,34 +139,25 @@ def scored_shards(
         }
 
 
-def _score(tasks: list[dict[str, Any]], recipe: Recipe, pairs: PairTable, quiet: bool) -> None:
+def _score(
+    tasks: list[ShardTask], facts: Scoring, recipe: Recipe, pairs: PairTable, quiet: bool
+) -> None:
     """Run the scoring actors over the shards."""
     settings = recipe.reference
     allowed = settings.max_failed_fraction * sum(pairs.num_rows(split) for split in SPLITS)
     failed: dict[str, str] = {}
-    for task, result in zip(
-        tasks,
-        run_tasks(
-            tasks,
-            ShardScorer,
-            recipe.model_dump(mode="json"),
-            Pool(
-                "reference",
-                recipe.ray,
-                local_paths(recipe),
-                settings.num_actors,
-                settings.gpus_per_model,
-                CALLS_AT_ONCE,
-            ),
-            quiet,
-        ),
-        strict=True,
-    ):
-        if "error" in result:
-            raise UserError(result["error"]) if result["is_users"] else StageFailed(result["error"])
+    pool = Pool(
+        "reference",
+        recipe.ray,
+        local_paths(recipe),
+        settings.num_actors,
+        settings.gpus_per_model,
+        CALLS_AT_ONCE,
+    )
+    for task, result in zip(tasks, run_tasks(tasks, ShardScorer, facts, pool, quiet), strict=True):
         failed |= {
-            f"{task['split']} shard {task['shard']} row {row}": reason
-            for row, reason in result["failed"].items()
+            f"{task.split} shard {task.number} row {row}": reason
+            for row, reason in sorted(result.failed.items())
         }
         if len(failed) > allowed:
             row, reason = next(iter(failed.items()))
@@ -277,9 +280,7 @@ def usable_rows(facts: ReferenceFacts, pairs: PairTable, split: str) -> list[int
     return [row for row in range(pairs.num_rows(split)) if row not in failed]
 
 
-def _check_disk(
-    run: Run, features: list[str], tasks: list[dict[str, Any]], pairs: PairTable
-) -> None:
+def _check_disk(run: Run, features: list[str], tasks: list[ShardTask], pairs: PairTable) -> None:
     """UserError if the local disk has not the room that the shards still to be scored will take."""
     recipe, record = run.recipe, run.record(REFERENCE)
     store = record.store

@@ -30,6 +30,7 @@ from pipelines.reference.stage import (
     open_reference,
     reference_record,
     run_reference,
+    scoring_facts,
     usable_rows,
 )
 from sparsepo import padded_layout
@@ -321,6 +322,7 @@ def test_scoring_leaves_the_random_state_alone(scored: Recipe) -> None:
     before = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())
     source = feature_source(recipe, pairs, CPU)
     source.features("train", [0, 1], padded_layout(pairs.pairs("train", [0, 1])))
-    ShardScorer(recipe.model_dump(mode="json"))._reference_layout.inputs(pairs.pairs("train", [0]))
+    scorer = ShardScorer(scoring_facts(recipe, reference_record(recipe), ()))
+    scorer._reference_layout.inputs(pairs.pairs("train", [0]))
     after = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())
     assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
