@@ -15,7 +15,9 @@ from pipelines.cluster.shared_paths import require_seen
 from pipelines.errors import Failure, StageFailed, UserError
 from pipelines.recipe import RaySection
 
-Task, Result, Facts = TypeVar("Task"), TypeVar("Result"), TypeVar("Facts")
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+Facts = TypeVar("Facts")
 
 # Ray Data's driver keeps about 9 KiB per block: more tasks than this share blocks, so that its
 # memory does not grow with them. An actor still gets many, so that they end at about the same time.

@@ -1,5 +1,10 @@
 from .check import check_reference as check_reference, discard_damaged as discard_damaged
 from .cost import count_parameters as count_parameters, settle_mode as settle_mode
+from .facts import (
+    FrozenReference as FrozenReference,
+    ReferenceFacts as ReferenceFacts,
+    reference_facts as reference_facts,
+)
 from .features import FeatureSource as FeatureSource, feature_source as feature_source
 from .formats import (
     feature_origins as feature_origins,

@@ -3,30 +3,26 @@
 import torch
 
 from pipelines.models import load_causal_lm, reference_dtype, resolve_model
-from pipelines.recipe import ActivationMaskConfig, Recipe
+from pipelines.recipe import Recipe
+from pipelines.reference.facts import FrozenReference
 from sparsepo import ReferenceModel
 
 
 def reference_model_dir(recipe: Recipe) -> str:
     """The starting policy, its adapter included, unless another reference is named."""
-    return str(resolve_model(recipe.model.reference or recipe.model.name_or_path))
+    return str(resolve_model(FrozenReference.of(recipe).name))
 
 
-def load_reference(recipe: Recipe, device: torch.device, num_gpus: int = 1) -> ReferenceModel:
-    """A recipe's frozen reference model with its hooks, on a device or spread over several GPUs."""
-    mask = recipe.mask
-    hooks, mapping = (
-        (mask.hooks, mask.mapping)
-        if isinstance(mask, ActivationMaskConfig)
-        else ("all", "zn_rescale")
+def load_reference(
+    model: FrozenReference | Recipe, device: torch.device, num_gpus: int = 1
+) -> ReferenceModel:
+    """The frozen reference model with its hooks, on a device or spread over several GPUs."""
+    if isinstance(model, Recipe):
+        model = FrozenReference.of(model)
+    loaded = load_causal_lm(
+        str(resolve_model(model.name)), reference_dtype(model.dtype, device), device, num_gpus
     )
-    model = load_causal_lm(
-        reference_model_dir(recipe),
-        reference_dtype(recipe.reference.dtype, device),
-        device,
-        num_gpus,
-    )
-    return ReferenceModel(model, hooks, mapping, recipe.reference.topk or 64)
+    return ReferenceModel(loaded, model.hooks, model.mapping, model.topk)
 
 
 def batch_tokens(recipe: Recipe, device: torch.device) -> int:

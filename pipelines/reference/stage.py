@@ -25,6 +25,7 @@ from pipelines.models import (
 from pipelines.pairs import SPLITS, PairTable, open_pairs, pairs_store, prepare_record
 from pipelines.recipe import MANIFEST, ActivationMaskConfig, Recipe, StageRecord
 from pipelines.reference.actor import ShardScorer, marker_path, reference_store
+from pipelines.reference.facts import ReferenceFacts, reference_facts
 from pipelines.reference.formats import formats_of, head_bytes, origins_of, stored_bytes
 from pipelines.reference.model import reference_model_dir
 from pipelines.reference.store import HEAD_FILE, HEAD_SETTINGS, ReferenceStore, feature_path
@@ -287,17 +288,24 @@ def _write_failed_rows(
         store.write_bytes(FAILED_ROWS, "".join(lines).encode())
 
 
-def open_reference(recipe: Recipe, pairs: PairTable) -> ReferenceStore:
+def open_reference(facts: ReferenceFacts | Recipe, pairs: PairTable) -> ReferenceStore:
     """The finished store of a recipe.
 
     Raises: UserError if it was made by another model, from other pairs or is not there.
     """
-    record = reference_record(recipe)
-    if not record.is_complete():
+    facts = _facts_of(facts)
+    store = RunStore(facts.root)
+    if not store.exists(MANIFEST):
         raise UserError(
-            f"{record.store.root} has no finished reference stage: run `sparsepo reference` first"
+            f"{store.root} has no finished reference stage: run `sparsepo reference` first"
         )
-    return ReferenceStore(record.store, record.manifest(), pairs)
+    manifest = store.read_json(MANIFEST)
+    if manifest["fingerprint"] != facts.fingerprint:
+        raise UserError(
+            f"{store.root} holds another run's reference stage: its fingerprint is "
+            f"{manifest['fingerprint']}, not {facts.fingerprint}"
+        )
+    return ReferenceStore(store, manifest, pairs)
 
 
 def has_features(recipe: Recipe) -> bool:
@@ -312,12 +320,17 @@ def has_features(recipe: Recipe) -> bool:
     return wanted <= set(known)
 
 
-def usable_rows(recipe: Recipe, pairs: PairTable, split: str) -> list[int]:
+def usable_rows(facts: ReferenceFacts | Recipe, pairs: PairTable, split: str) -> list[int]:
     """Rows of a split without those that the reference stage could not score."""
-    record = reference_record(recipe)
-    uses_store = recipe.stored_features() & recipe.required_features() and record.is_complete()
-    failed = record.manifest()["counts"]["failed"].get(split, {}) if uses_store else {}
-    return [row for row in range(pairs.num_rows(split)) if str(row) not in failed]
+    failed = _facts_of(facts).failed.get(split, frozenset())
+    return [row for row in range(pairs.num_rows(split)) if row not in failed]
+
+
+def _facts_of(facts: ReferenceFacts | Recipe) -> ReferenceFacts:
+    """Of a caller that still has the recipe alone."""
+    if not isinstance(facts, Recipe):
+        return facts
+    return reference_facts(facts, reference_record(facts))
 
 
 def check_origins(record: StageRecord, known: dict[str, str], wanted: dict[str, str]) -> None:
