@@ -14,7 +14,6 @@ import numpy as np
 from evaluation.bootstrap import cluster_members
 from evaluation.metrics.auc import auc, mean_ranks
 
-
 MASKS = ("reward_mask", "kl_mask")
 _POSITION_BINS, _SEEN = 10, 5
 
@@ -232,9 +231,7 @@ def _kl_correlation(records: Sequence[dict[str, Any]], name: str) -> float | Non
     return float(np.corrcoef(mean_ranks(weights), mean_ranks(kl))[0, 1])
 
 
-def _top_tokens(
-    tokens: dict[str, list[float]], column: int, top: int
-) -> list[dict[str, Any]]:
+def _top_tokens(tokens: dict[str, list[float]], column: int, top: int) -> list[dict[str, Any]]:
     means = {
         token: (sums[column] / sums[0], int(sums[0]))
         for token, sums in tokens.items()

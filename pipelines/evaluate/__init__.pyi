@@ -1,3 +1,4 @@
+from .checks import check_evaluation as check_evaluation
 from .execute import execute_record as execute_record, run_execute as run_execute
 from .held_out import check_held_out as check_held_out, check_kept as check_kept
 from .history import (
@@ -15,7 +16,6 @@ from .schedule import Scheduler as Scheduler, check_run as check_run
 from .stage import (
     SAMPLES as SAMPLES,
     TOKENS as TOKENS,
-    check_evaluation as check_evaluation,
     checkpoint_folder as checkpoint_folder,
     evaluate_record as evaluate_record,
     run_evaluate as run_evaluate,

@@ -4,20 +4,30 @@ It is a step of its own, started only on request.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evaluation.benchmarks.code import code_benchmark
-from pipelines.cluster import run_tasks
+from pipelines.cluster import Pool, local_paths, run_tasks
 from pipelines.evaluate.code_tasks import read_code_tasks
 from pipelines.evaluate.history import append_history
 from pipelines.evaluate.sandbox import Limits, require_isolation, run_programs
 from pipelines.evaluate.stage import CODE_SAMPLES, evaluate_record, evaluation_store
-from pipelines.recipe import Recipe, StageRecord, stage_settings
+from pipelines.recipe import CodeSection, Recipe, StageRecord, stage_settings
 from pipelines.storage import TaskResults, file_hash
 
 CODE = "code"
 _PROGRAMS_PER_TASK = 64
+
+
+@dataclass(frozen=True)
+class RunPrograms:
+    """Run programs, each with its tests."""
+
+    number: int
+    programs: tuple[tuple[str, str], ...]
+    kind = "programs"
 
 
 def execute_record(recipe: Recipe) -> StageRecord:
@@ -62,27 +72,15 @@ def run_execute(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
         for text in row[f"{who}_texts"]
     ]
     chunks = [
-        {
-            "kind": "programs",
-            "number": n,
-            "programs": [p[2:] for p in programs[i : i + _PROGRAMS_PER_TASK]],
-        }
-        for n, i in enumerate(range(0, len(programs), _PROGRAMS_PER_TASK))
+        RunPrograms(number, tuple(p[2:] for p in programs[first : first + _PROGRAMS_PER_TASK]))
+        for number, first in enumerate(range(0, len(programs), _PROGRAMS_PER_TASK))
     ]
     parts = TaskResults(record.store)
     todo = parts.missing(chunks)
-    parts.add(
-        todo,
-        run_tasks(
-            todo,
-            ProgramRunner,
-            recipe,
-            recipe.evaluate.num_actors,
-            "execute",
-            quiet,
-            gpus_per_actor=0,
-        ),
+    pool = Pool(
+        "execute", recipe.ray, local_paths(recipe), recipe.evaluate.num_actors, gpus_per_actor=0
     )
+    parts.add(todo, run_tasks(todo, ProgramRunner, section, pool, quiet))
     verdicts = [verdict for found in parts.results(chunks) for verdict in found]
     records = {
         row["task_id"]: {
@@ -122,9 +120,7 @@ def run_execute(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
 class ProgramRunner:
     """Actor: runs programs on its node, several at once."""
 
-    def __init__(self, recipe: dict[str, Any]) -> None:
-        section = Recipe.model_validate(recipe).evaluate.code
-        assert section is not None
+    def __init__(self, section: CodeSection) -> None:
         self._limits = Limits(
             wall_seconds=section.timeout_seconds,
             cpu_seconds=max(1, round(section.timeout_seconds)),
@@ -132,8 +128,6 @@ class ProgramRunner:
         )
         self._at_once = section.num_runners
 
-    def __call__(self, task: dict[str, Any]) -> list[tuple[str, str]]:
-        found = run_programs(
-            [(program, tests) for program, tests in task["programs"]], self._limits, self._at_once
-        )
+    def __call__(self, task: RunPrograms) -> list[tuple[str, str]]:
+        found = run_programs(list(task.programs), self._limits, self._at_once)
         return [(verdict.status, verdict.message) for verdict in found]

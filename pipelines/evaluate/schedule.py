@@ -23,9 +23,9 @@ import httpx
 
 from evaluation.gates import GateFailure, gate_failures
 from pipelines.errors import UserError
+from pipelines.evaluate.checks import check_evaluation
 from pipelines.evaluate.history import numbers_of, read_results
 from pipelines.evaluate.stage import (
-    check_evaluation,
     checkpoint_folder,
     evaluate_record,
     evaluation_store,
