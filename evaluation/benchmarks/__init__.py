@@ -3,7 +3,7 @@
 from evaluation.benchmarks.code import CodeTask, code_benchmark, code_tasks
 from evaluation.benchmarks.dialogue import OPPONENTS, dialogue_benchmark
 from evaluation.benchmarks.leaderboard import leaderboard_benchmark
-from evaluation.benchmarks.masks import masks_benchmark
+from evaluation.benchmarks.masks import mask_ranks, mask_sums, mask_totals, masks_benchmark
 from evaluation.benchmarks.preference import preference_benchmark
 from evaluation.benchmarks.sentiment import sentiment_benchmark
 from evaluation.benchmarks.summarization import summarization_benchmark
@@ -15,6 +15,9 @@ __all__ = [
     "code_tasks",
     "dialogue_benchmark",
     "leaderboard_benchmark",
+    "mask_ranks",
+    "mask_sums",
+    "mask_totals",
     "masks_benchmark",
     "preference_benchmark",
     "sentiment_benchmark",

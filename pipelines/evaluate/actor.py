@@ -1,42 +1,45 @@
 """The evaluating actor: scores held-out pairs and draws samples.
 
-The numbers are made of its records elsewhere.
+The benchmarks' numbers are made of its results elsewhere.
 """
 
-from pathlib import Path
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from evaluation.key_tokens import key_token_labels
-from pipelines.errors import UserError
+from pipelines.evaluate.facts import EvaluationFacts
 from pipelines.evaluate.leaderboard import run_tasks_of
+from pipelines.evaluate.prompts import code_prompt_ids, prompt_ids
+from pipelines.evaluate.tasks import (
+    Drawn,
+    EvaluationTask,
+    Records,
+    RunLeaderboard,
+    SamplePrompts,
+    ScorePairs,
+    WritePrograms,
+)
+from pipelines.evaluate.token_weights import write_weights
 from pipelines.models import (
-    Placement,
     compute_device,
     generate,
     load_causal_lm,
     load_tokenizer,
     reference_dtype,
     resolve_model,
-    response_ends,
 )
-from pipelines.pairs import PairTable, open_pairs
-from pipelines.recipe import CodeSection, GenerationSection, Recipe
-from pipelines.reference import FeatureSource, feature_origins, load_reference, open_reference
+from pipelines.pairs import read_pairs
+from pipelines.recipe import GenerationSection
+from pipelines.reference import FeatureSource, load_reference, open_reference
 from pipelines.storage import RunStore
-from pipelines.train import (
-    build_masks,
-    build_objective,
-    frozen_base,
-    load_checkpoint,
-    load_policy_model,
-    step_folder,
-    strategy_of,
-)
-from sparsepo import LearnedMasks, PolicyModel, head_of, score_tokens
+from pipelines.train import build_objective, open_policy
+from sparsepo import PolicyModel, head_of, score_tokens
 from sparsepo.batching.cutting import token_budget_batches
 from sparsepo.batching.layouts import TokenizedPair, padded_layout
+from sparsepo.features import FEATURES
 from sparsepo.model import scored_states
 from sparsepo.records import ModelInputs
 
@@ -44,96 +47,68 @@ from sparsepo.records import ModelInputs
 class Evaluator:
     """Actor: holds the policy with its masks, the starting model and the reference.
 
-    A task's `step` names the policy: a checkpoint of the run, or None for the published model. It
-    is loaded when first asked for.
+    The policy is loaded when a task first asks for it: what is wrong with it is a task's failure.
     """
 
-    def __init__(self, recipe: dict[str, Any]) -> None:
-        self._recipe = Recipe.model_validate(recipe)
-        self._settings = self._recipe.evaluate
+    def __init__(self, facts: EvaluationFacts) -> None:
+        self._facts, self._settings, self._ends = facts, facts.settings, facts.ends
         self._device = compute_device()
-        dtype = reference_dtype("auto", self._device)
-        start_dir = str(resolve_model(self._recipe.model.name_or_path))
-        self._tokenizer = load_tokenizer(
-            str(resolve_model(self._recipe.model.tokenizer or start_dir, tokenizer_only=True))
-        )
-        # Of the starting model for both: what they say is compared.
-        self._ends = response_ends(self._recipe.model.name_or_path, self._recipe.model.tokenizer)
-        self._reference = load_reference(self._recipe, self._device)
-        same = self._recipe.model.reference in (None, self._recipe.model.name_or_path)
+        self._dtype = reference_dtype("auto", self._device)
+        self._tokenizer = load_tokenizer(str(resolve_model(facts.tokenizer, tokenizer_only=True)))
+        training = facts.training
+        self._reference = load_reference(training.reference.model, self._device)
         self._start = (
-            self._reference.causal_lm if same else load_causal_lm(start_dir, dtype, self._device)
+            self._reference.causal_lm
+            if facts.starts_from_reference()
+            else load_causal_lm(str(resolve_model(facts.model)), self._dtype, self._device)
         )
-        self._dtype = dtype
-        self._loaded: tuple[int | None] | None = None
-        self._objective = build_objective(self._recipe.objective)
-        self._pairs = open_pairs(self._recipe)
+        self._objective = build_objective(training.objective)
+        self._pairs = read_pairs(RunStore(training.pairs_root))
         wanted = (
             self._objective.requires
-            | self._recipe.mask.requires()
+            | training.mask.requires()
             | {"reference_logps", "reference_hidden"}
         )
-        stored = frozenset(
-            feature_origins(self._recipe)
-        )  # of the scorers and the embedder, which do not run here
-        store = open_reference(self._recipe, self._pairs) if stored else None
-        self._source = FeatureSource(self._pairs, wanted, self._reference, store)
-        words = (
-            Path(self._settings.key_words).read_text().split() if self._settings.key_words else None
+        # The scorers and the embedder do not run here.
+        is_stored = any(FEATURES[name].origin in ("scorers", "embedder") for name in wanted)
+        self._source = FeatureSource(
+            self._pairs,
+            wanted,
+            self._reference,
+            open_reference(training.reference, self._pairs) if is_stored else None,
         )
-        self._key_words = None if words is None else frozenset(w.lower() for w in words)
 
-    def __call__(self, task: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-        self._load_policy(task["step"])
-        if task["kind"] == "pairs":
-            return self._score_pairs(task["rows"])
-        if task["kind"] == "leaderboard":
-            return {"leaderboard": self._leaderboard()}
-        if "task_ids" in task:
-            return {"program": self._programs(task)}
-        return {"sample": self._sample(task)}
+    def __call__(self, task: EvaluationTask) -> dict[str, Any]:
+        match task:
+            case ScorePairs():
+                return self._score_pairs(task)
+            case SamplePrompts():
+                return {"sample": self._sample(task)}
+            case WritePrograms():
+                return {"program": self._programs(task)}
+            case RunLeaderboard():
+                return {"leaderboard": self._leaderboard()}
 
-    def _load_policy(self, step: int | None) -> None:
-        if self._loaded == (step,):
-            return
-        masks = build_masks(self._recipe)
-        train = RunStore(f"{self._recipe.run_dir}/train")
-        if step is None:
-            with train.as_local_directory("model") as folder:
-                causal_lm = load_causal_lm(str(folder), self._dtype, self._device)
-            if isinstance(masks, LearnedMasks):
-                with train.as_local_directory("masks") as folder:
-                    masks = LearnedMasks.from_pretrained(folder)
-            policy = PolicyModel(causal_lm, masks, self._reference.head)
-        else:
-            placement = Placement.choose(
-                self._recipe.train.precision, self._device, rank=0, world=1
-            )
-            policy = PolicyModel(
-                load_policy_model(self._recipe, placement), masks, self._reference.head
-            ).to(self._device)
-            try:
-                load_checkpoint(
-                    train, step, policy, None, strategy_of(placement), frozen_base(self._recipe)
-                )
-            except OSError as error:
-                raise UserError(
-                    f"{train.root}/{step_folder(step)}: cannot be read: "
-                    f"{str(error).splitlines()[0]}"
-                ) from error
-            if self._recipe.train.lora is not None:
-                policy.causal_lm = policy.causal_lm.merge_and_unload()
-            policy.causal_lm.to(self._dtype)
-        self._policy, self._loaded = policy.to(self._device).eval(), (step,)
+    @cached_property
+    def _policy(self) -> PolicyModel:
+        facts, head = self._facts, self._reference.head
+        return open_policy(facts.training, facts.step, head, self._dtype, self._device)
 
     @torch.no_grad()
-    def _score_pairs(self, rows: list[int]) -> dict[str, list[dict[str, Any]]]:
-        split = self._settings.split
+    def _score_pairs(self, task: ScorePairs) -> dict[str, Any]:
+        """The numbers of every pair, the sums of its tokens' weights, and the tokens shown.
+
+        The weights themselves stay in the evaluation's store, for `RankWeights`.
+        """
+        rows, split = task.rows, self._settings.split
         pairs = self._pairs.pairs(split, rows)
         texts = {side: self._texts(split, rows, side) for side in ("chosen", "rejected")}
         prompts = [name for (name,) in self._pairs.values(split, rows, ["prompt_hash"])]
         widths = [p.width() for p in pairs]
-        found: dict[int, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
+        has_masks = "masks" in self._settings.benchmarks
+        needs_tokens = range(len(rows) if has_masks else task.num_shown())
+        found: dict[int, dict[str, Any]] = {}
+        tokens: dict[int, Records] = {}
         for batch in token_budget_batches(
             range(len(pairs)), widths, 2, self._settings.batch_tokens
         ):
@@ -167,68 +142,75 @@ class Evaluator:
                     "reward_chosen": float(output.chosen_rewards[at]),
                     "reward_rejected": float(output.rejected_rewards[at]),
                 }
-                responses = []
                 for side, name in enumerate(("chosen", "rejected")):
                     pair |= {f"{who}_{name}": values[at][side] for who, values in sums.items()}
                     pair[f"num_{name}"] = lengths[2 * at + side]
-                    ids = pairs[i].responses()[side]
-                    weights = {key: parts[2 * at + side] for key, parts in flat.items()}
-                    responses.append(
+                found[i] = pair
+                if i in needs_tokens:
+                    tokens[i] = [
                         {
                             "prompt_hash": prompts[i],
                             "side": name,
-                            **weights,
-                            **self._token_texts(ids, texts[name][i]),
+                            **{key: parts[2 * at + side] for key, parts in flat.items()},
+                            **self._token_texts(pairs[i].responses()[side], texts[name][i]),
                         }
-                    )
-                found[i] = (pair, responses)
-        ordered = [found[i] for i in range(len(pairs))]
+                        for side, name in enumerate(("chosen", "rejected"))
+                    ]
+        responses = [response for i in needs_tokens for response in tokens[i]]
         return {
-            "pair": [p for p, _ in ordered],
-            "response": [r for _, responses in ordered for r in responses],
+            "pair": [found[i] for i in range(len(pairs))],
+            "shown": responses[: 2 * task.num_shown()],
+            "masks": self._added_up(task.number, responses) if has_masks else None,
         }
+
+    def _added_up(self, number: int, responses: Records) -> dict[str, Any]:
+        from evaluation.benchmarks import mask_sums
+
+        write_weights(RunStore(self._facts.store), number, responses)
+        return mask_sums(responses)
 
     def _start_logps(self, inputs: ModelInputs) -> torch.Tensor:
         hidden = scored_states(self._start, inputs)
         return score_tokens(hidden, head_of(self._start), inputs.labels)[0]
 
-    def _texts(self, split: str, rows: list[int], side: str) -> list[str]:
+    def _texts(self, split: str, rows: Sequence[int], side: str) -> list[str]:
         return [text for (text,) in self._pairs.values(split, rows, [side])]
 
     def _token_texts(self, ids: Any, text: str) -> dict[str, Any]:
         tokens = [self._tokenizer.decode([int(i)]) for i in ids]
-        if self._key_words is None:
+        key_words = self._facts.key_words
+        if key_words is None:
             return {"tokens": tokens, "is_key": None}
         offsets = self._tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True
         ).offset_mapping[: len(tokens)]
-        labels = key_token_labels(text, offsets, self._key_words)
+        labels = key_token_labels(text, offsets, key_words)
         return {"tokens": tokens, "is_key": labels + [False] * (len(tokens) - len(labels))}
 
-    def _sample(self, task: dict[str, Any]) -> list[dict[str, Any]]:
+    def _sample(self, task: SamplePrompts) -> Records:
         """One continuation of each prompt by both models.
 
         With it comes the policy's distance from the reference along the policy's own continuation.
         """
-        rows, split = task["rows"], self._settings.split
-        prompts = prompt_ids(self._pairs, split, rows)
-        chosen = self._texts(split, rows, "chosen")
-        settings = self._settings.generation.model_copy(update={"temperature": task["temperature"]})
-        drawn = task.get("drawn") or self._drawn(
-            prompts, settings, task["temperature_number"] * 1009 + task["number"], 1
+        split = self._settings.split
+        prompts = prompt_ids(self._pairs, split, task.rows)
+        chosen = self._texts(split, task.rows, "chosen")
+        settings = self._settings.generation.model_copy(update={"temperature": task.temperature})
+        drawn = task.drawn or self._drawn(
+            prompts, settings, task.temperature_number * 1009 + task.number, 1
         )
-        kl = self._sequence_kl(prompts, [samples[0] for samples in drawn["policy"]])
+        kl = self._sequence_kl(prompts, [samples[0] for samples in drawn.policy])
         records = []
         for i, prompt in enumerate(prompts):
             record: dict[str, Any] = {
-                "order": task["order"][i],
-                "temperature": task["temperature"],
-                "temperature_number": task["temperature_number"],
+                "order": task.order[i],
+                "temperature": task.temperature,
+                "temperature_number": task.temperature_number,
                 "prompt": self._text(prompt),
                 "chosen_text": chosen[i],
                 "kl_policy_reference": kl[i],
             }
-            for who, samples in drawn.items():
+            for who, samples in vars(drawn).items():
                 ids = samples[i][0]
                 record |= {
                     f"{who}_text": self._ends.text(self._tokenizer, ids),
@@ -237,29 +219,23 @@ class Evaluator:
             records.append(record)
         return records
 
-    def _programs(self, task: dict[str, Any]) -> list[dict[str, Any]]:
-        assert self._settings.code is not None
-        prompts = [
-            code_prompt_ids(self._tokenizer, self._settings.code, prompt)
-            for prompt in task["prompts"]
-        ]
-        drawn = task.get("drawn") or self._drawn(
-            prompts,
-            self._settings.code.generation,
-            task["start"] * 1009 + task["number"],
-            task["num_samples"],
+    def _programs(self, task: WritePrograms) -> Records:
+        section = self._settings.code
+        assert section is not None
+        prompts = [code_prompt_ids(self._tokenizer, section, prompt) for prompt in task.prompts]
+        drawn = task.drawn or self._drawn(
+            prompts, section.generation, task.start * 1009 + task.number, task.num_samples
         )
-        texts = {
-            who: [[self._ends.text(self._tokenizer, ids) for ids in each] for each in samples]
-            for who, samples in drawn.items()
-        }
         return [
             {
                 "task_id": name,
-                "start": task["start"],
-                **{f"{who}_texts": found[i] for who, found in texts.items()},
+                "start": task.start,
+                **{
+                    f"{who}_texts": [self._ends.text(self._tokenizer, ids) for ids in samples[i]]
+                    for who, samples in vars(drawn).items()
+                },
             }
-            for i, name in enumerate(task["task_ids"])
+            for i, name in enumerate(task.task_ids)
         ]
 
     def _text(self, ids: list[int]) -> str:
@@ -268,7 +244,7 @@ class Evaluator:
         )
         return text
 
-    def _leaderboard(self) -> list[dict[str, Any]]:
+    def _leaderboard(self) -> Records:
         section = self._settings.leaderboard
         assert section is not None
         models = {"start": self._start, "policy": self._policy.causal_lm}
@@ -282,16 +258,14 @@ class Evaluator:
 
     def _drawn(
         self, prompts: list[list[int]], settings: GenerationSection, number: int, num_samples: int
-    ) -> dict[str, list[list[list[int]]]]:
-        """Samples of both models, per prompt."""
+    ) -> Drawn:
         seed = self._settings.seed * 1_000_003 + number
-        found = {}
-        for who, model in (("policy", self._policy.causal_lm), ("start", self._start)):
+
+        def by(model: Any) -> list[list[list[int]]]:
             flat = generate(model, self._ends, prompts, settings, seed, num_samples)
-            found[who] = [
-                flat[i * num_samples : (i + 1) * num_samples] for i in range(len(prompts))
-            ]
-        return found
+            return [flat[i * num_samples : (i + 1) * num_samples] for i in range(len(prompts))]
+
+        return Drawn(policy=by(self._policy.causal_lm), start=by(self._start))
 
     @torch.no_grad()
     def _sequence_kl(self, prompts: list[list[int]], samples: list[list[int]]) -> list[float]:
@@ -317,19 +291,3 @@ class Evaluator:
             for i, part in zip(batch, kl.split([len(pairs[i].chosen) for i in batch]), strict=True):
                 totals[i] = float(part.sum())
         return totals
-
-
-def prompt_ids(pairs: PairTable, split: str, rows: list[int]) -> list[list[int]]:
-    """Token ids of the prompts of some rows."""
-    return [[int(i) for i in pair.prompt] for pair in pairs.pairs(split, rows)]
-
-
-def code_prompt_ids(tokenizer: Any, section: CodeSection, prompt: str) -> list[int]:
-    """Token ids of what a programming task's prompt asks the model."""
-    if section.apply_chat_template:
-        from evaluation.benchmarks.code import chat_question
-
-        messages = [{"role": "user", "content": chat_question(prompt)}]
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return [int(i) for i in tokenizer(text, add_special_tokens=False).input_ids]
-    return [int(i) for i in tokenizer(prompt).input_ids]

@@ -4,43 +4,31 @@ It is a step of its own, started only on request.
 """
 
 import json
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from evaluation.benchmarks.code import code_benchmark
-from pipelines.cluster import run_tasks
+from pipelines.cluster import Pool, local_paths, run_tasks
 from pipelines.evaluate.code_tasks import read_code_tasks
 from pipelines.evaluate.history import append_history
+from pipelines.evaluate.light import EXECUTE
 from pipelines.evaluate.sandbox import Limits, require_isolation, run_programs
-from pipelines.evaluate.stage import CODE_SAMPLES, evaluate_record, evaluation_store
-from pipelines.recipe import Recipe, StageRecord, stage_settings
-from pipelines.storage import TaskResults, file_hash
+from pipelines.recipe import CODE_SAMPLES, VERDICTS, CodeSection, Run
+from pipelines.storage import TaskResults
 
-CODE = "code"
 _PROGRAMS_PER_TASK = 64
 
 
-def execute_record(recipe: Recipe) -> StageRecord:
-    """The record of a recipe's executed programs, in RUN/evaluation/code.
+@dataclass(frozen=True)
+class RunPrograms:
+    """Run programs, each with its tests."""
 
-    The recipe's benchmarks must name code.
-    """
-    assert recipe.evaluate.code is not None
-    evaluation = evaluate_record(recipe)
-    settings = {
-        key: value
-        for key, value in stage_settings(recipe, "evaluate").items()
-        if key.startswith(("evaluate.code.", "evaluate.bootstrap"))
-    }
-    settings.pop("evaluate.code.tasks")
-    inputs = {
-        "evaluation": evaluation.fingerprint(),
-        "tasks": file_hash(Path(recipe.evaluate.code.tasks)),
-    }
-    return StageRecord("execute", evaluation.store.at(CODE), settings, inputs)
+    number: int
+    programs: tuple[tuple[str, str], ...]
+    kind = "programs"
 
 
-def run_execute(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
+def run_execute(run: Run, quiet: bool = False) -> dict[str, Any]:
     """Run every program in evaluation/samples/code.jsonl; returns the manifest.
 
     Needs a running Ray.
@@ -48,10 +36,10 @@ def run_execute(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
     Raises: UserError if a machine that would run them cannot isolate them; nothing has run there
         then.
     """
-    section = recipe.evaluate.code
+    recipe, section = run.recipe, run.recipe.evaluate.code
     assert section is not None
     tasks = {task.task_id: task for task in read_code_tasks(section)}
-    evaluation, record = evaluation_store(recipe), execute_record(recipe)
+    evaluation, record = run.paths.evaluation, run.record(EXECUTE)
     require_isolation()
     record.begin()
     samples = [json.loads(line) for line in evaluation.read_bytes(CODE_SAMPLES).splitlines()]
@@ -62,27 +50,15 @@ def run_execute(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
         for text in row[f"{who}_texts"]
     ]
     chunks = [
-        {
-            "kind": "programs",
-            "number": n,
-            "programs": [p[2:] for p in programs[i : i + _PROGRAMS_PER_TASK]],
-        }
-        for n, i in enumerate(range(0, len(programs), _PROGRAMS_PER_TASK))
+        RunPrograms(number, tuple(p[2:] for p in programs[first : first + _PROGRAMS_PER_TASK]))
+        for number, first in enumerate(range(0, len(programs), _PROGRAMS_PER_TASK))
     ]
     parts = TaskResults(record.store)
     todo = parts.missing(chunks)
-    parts.add(
-        todo,
-        run_tasks(
-            todo,
-            ProgramRunner,
-            recipe,
-            recipe.evaluate.num_actors,
-            "execute",
-            quiet,
-            gpus_per_actor=0,
-        ),
+    pool = Pool(
+        "execute", recipe.ray, local_paths(recipe), recipe.evaluate.num_actors, gpus_per_actor=0
     )
+    parts.add(todo, run_tasks(todo, ProgramRunner, section, pool, quiet))
     verdicts = [verdict for found in parts.results(chunks) for verdict in found]
     records = {
         row["task_id"]: {
@@ -112,7 +88,7 @@ def run_execute(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
     result = code_benchmark(
         list(records.values()), section.k, recipe.evaluate.bootstrap_samples, recipe.evaluate.seed
     )
-    record.store.write_bytes("verdicts.jsonl", "".join(line + "\n" for line in lines).encode())
+    record.store.write_bytes(VERDICTS, "".join(line + "\n" for line in lines).encode())
     append_history(evaluation, {"code": result}, record, None)
     manifest = record.finish({"benchmarks": ["code"], "results": {"code": result}})
     parts.clear()
@@ -122,9 +98,7 @@ def run_execute(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
 class ProgramRunner:
     """Actor: runs programs on its node, several at once."""
 
-    def __init__(self, recipe: dict[str, Any]) -> None:
-        section = Recipe.model_validate(recipe).evaluate.code
-        assert section is not None
+    def __init__(self, section: CodeSection) -> None:
         self._limits = Limits(
             wall_seconds=section.timeout_seconds,
             cpu_seconds=max(1, round(section.timeout_seconds)),
@@ -132,8 +106,6 @@ class ProgramRunner:
         )
         self._at_once = section.num_runners
 
-    def __call__(self, task: dict[str, Any]) -> list[tuple[str, str]]:
-        found = run_programs(
-            [(program, tests) for program, tests in task["programs"]], self._limits, self._at_once
-        )
+    def __call__(self, task: RunPrograms) -> list[tuple[str, str]]:
+        found = run_programs(list(task.programs), self._limits, self._at_once)
         return [(verdict.status, verdict.message) for verdict in found]

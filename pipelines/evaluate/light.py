@@ -71,7 +71,6 @@ class Evaluate(Stage[EvaluateInputs]):
                 raise UserError(f"evaluate.{key} = {name!r}: no such file")
             files[key] = file_hash(Path(name))
         draws = {*settings.sampled_benchmarks(), "code", "leaderboard"} & set(settings.benchmarks)
-        # By the starting model, for all of the recipe's models.
         ends = response_ends(recipe.model.name_or_path, recipe.model.tokenizer) if draws else None
         return EvaluateInputs(ends, files)
 
@@ -89,7 +88,7 @@ class Evaluate(Stage[EvaluateInputs]):
         return {"train": earlier[TRAIN.name].fingerprint(), **inputs.files, **ends}
 
     def check(self, run: Run) -> None:
-        from pipelines.evaluate.stage import check_evaluation
+        from pipelines.evaluate.checks import check_evaluation
 
         check_evaluation(run.recipe)
 
@@ -118,6 +117,15 @@ class Evaluate(Stage[EvaluateInputs]):
 
 
 EVALUATE = Evaluate()
+
+
+def ends_of(run: Run) -> "ResponseEnds":
+    """Where samples of a run's models end: by its starting model, for all of them."""
+    from pipelines.models import response_ends
+
+    found = run.inputs(EVALUATE).ends
+    model = run.recipe.model
+    return response_ends(model.name_or_path, model.tokenizer) if found is None else found
 
 
 def checkpoint_record(run: Run, step: int | None) -> StageRecord:
@@ -224,6 +232,11 @@ class Sample(Stage[SampleInputs]):
             raise UserError(
                 f"sample.generation.engine = {engine!r}: candidates are drawn with transformers"
             )
+
+    def check(self, run: Run) -> None:
+        from pipelines.evaluate.rewards import check_reward
+
+        check_reward(run.recipe.sample.reward, "sample.reward")
 
     def resolve(self, recipe: Recipe) -> SampleInputs:
         from pipelines.models import (

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from pipelines.errors import UserError
-from pipelines.models import compute_device, from_directory, resolve_model
+from pipelines.models import compute_device, from_directory, hf_config, resolve_model
 from pipelines.recipe import ClassifierReward, VaderReward
 
 Reward = Callable[[list[str]], list[float]]
@@ -20,6 +20,20 @@ def build_reward(section: VaderReward | ClassifierReward) -> Reward:
 
         return vader_scores
     return _classifier(section)
+
+
+def check_reward(section: VaderReward | ClassifierReward, key: str) -> None:
+    """UserError naming the recipe's key if a classifier does not exist or lacks its label."""
+    if isinstance(section, ClassifierReward):
+        label_index(model_config_of(section.model, f"{key}.model"), section.label, f"{key}.label")
+
+
+def model_config_of(name: str, key: str) -> Any:
+    """A model's configuration. UserError naming the recipe's key if there is no such model."""
+    try:
+        return hf_config(resolve_model(name))
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
 
 
 def _classifier(section: ClassifierReward) -> Reward:

@@ -11,13 +11,16 @@ from evaluation.metrics.entailment import EntailmentScorer
 from pipelines.errors import UserError
 from pipelines.evaluate.rewards import (
     build_reward,
+    check_reward,
     class_scores,
     label_index,
     load_classifier,
+    model_config_of,
     padding_tokenizer,
 )
-from pipelines.models import compute_device, from_directory, hf_config, resolve_model
-from pipelines.recipe import ClassifierReward, EvaluateSection, Recipe, RewardModelJudge
+from pipelines.evaluate.tasks import Records, ScoreTexts
+from pipelines.models import compute_device, from_directory, resolve_model
+from pipelines.recipe import EvaluateSection, RewardModelJudge
 
 WHO = ("start", "policy")
 
@@ -25,37 +28,33 @@ WHO = ("start", "policy")
 class TextScorer:
     """Actor: adds scores to sample records; models are loaded when a task first asks for them."""
 
-    def __init__(self, recipe: dict[str, Any]) -> None:
-        self._settings = Recipe.model_validate(recipe).evaluate
+    def __init__(self, settings: EvaluateSection) -> None:
+        self._settings = settings
         self._models: dict[str, Any] = {}
 
-    def __call__(self, task: dict[str, Any]) -> list[dict[str, Any]]:
-        """The task's records with what its `wanted` names.
-
-        A record holds prompt, chosen_text, policy_text and start_text.
-        """
-        records: list[dict[str, Any]] = task["records"]
+    def __call__(self, task: ScoreTexts) -> Records:
+        """The task's records with what its scorers say."""
         add = {
             "reward": self._rewards,
             "judge": self._judge,
             "bert_score": self._bert_score,
             "entailment": self._entailment,
         }
-        for name in task["wanted"]:
-            add[name](records)
-        return records
+        for name in task.scorers:
+            add[name](task.records)
+        return task.records
 
     def _loaded(self, name: str, load: Callable[[], Any]) -> Any:
         if name not in self._models:
             self._models[name] = load()
         return self._models[name]
 
-    def _rewards(self, records: list[dict[str, Any]]) -> None:
+    def _rewards(self, records: Records) -> None:
         reward = self._loaded("reward", lambda: build_reward(self._settings.reward))
         for who in WHO:
             _put(records, f"{who}_reward", reward([r[f"{who}_text"] for r in records]))
 
-    def _judge(self, records: list[dict[str, Any]]) -> None:
+    def _judge(self, records: Records) -> None:
         judge = self._settings.judge
         assert isinstance(judge, RewardModelJudge)
         score = self._loaded("judge", lambda: _reward_model(judge))
@@ -66,7 +65,7 @@ class TextScorer:
                 score([r["prompt"] for r in records], [r[f"{who}_text"] for r in records]),
             )
 
-    def _bert_score(self, records: list[dict[str, Any]]) -> None:
+    def _bert_score(self, records: Records) -> None:
         settings = self._settings.summarization
         assert settings.bert_score_model is not None
         model = settings.bert_score_model
@@ -82,7 +81,7 @@ class TextScorer:
                 ],
             )
 
-    def _entailment(self, records: list[dict[str, Any]]) -> None:
+    def _entailment(self, records: Records) -> None:
         settings = self._settings.summarization
         assert settings.entailment_model is not None
         model = settings.entailment_model
@@ -99,7 +98,7 @@ class TextScorer:
             )
 
 
-def _put(records: list[dict[str, Any]], name: str, values: list[float]) -> None:
+def _put(records: Records, name: str, values: list[float]) -> None:
     for record, value in zip(records, values, strict=True):
         record[name] = value
 
@@ -141,28 +140,19 @@ def _judge_index(judge: RewardModelJudge, config: Any) -> int:
 
 def check_text_models(settings: EvaluateSection) -> None:
     """UserError if a model that the benchmarks need does not exist or lacks the label asked for."""
-
-    def config_of(name: str, key: str) -> Any:
-        try:
-            return hf_config(resolve_model(name))
-        except UserError as error:
-            raise UserError(f"{key}: {error}") from error
-
-    if isinstance(settings.reward, ClassifierReward) and "sentiment" in settings.benchmarks:
-        label_index(
-            config_of(settings.reward.model, "evaluate.reward.model"),
-            settings.reward.label,
-            "evaluate.reward.label",
-        )
+    if "sentiment" in settings.benchmarks:
+        check_reward(settings.reward, "evaluate.reward")
     if isinstance(settings.judge, RewardModelJudge) and "dialogue" in settings.benchmarks:
-        _judge_index(settings.judge, config_of(settings.judge.model, "evaluate.judge.model"))
+        _judge_index(settings.judge, model_config_of(settings.judge.model, "evaluate.judge.model"))
     if "summarization" in settings.benchmarks:
         section = settings.summarization
         if section.entailment_model is not None:
-            config = config_of(section.entailment_model, "evaluate.summarization.entailment_model")
+            config = model_config_of(
+                section.entailment_model, "evaluate.summarization.entailment_model"
+            )
             label_index(config, section.entailment_label, "evaluate.summarization.entailment_label")
         if section.bert_score_model is not None:
-            layers = config_of(
+            layers = model_config_of(
                 section.bert_score_model, "evaluate.summarization.bert_score_model"
             ).num_hidden_layers
             if section.bert_score_layer is not None and section.bert_score_layer > layers:

@@ -6,6 +6,7 @@ from .evaluation import (
     LeaderboardSection as LeaderboardSection,
     OpenAIJudge as OpenAIJudge,
     RewardModelJudge as RewardModelJudge,
+    SampleSection as SampleSection,
     ScheduleSection as ScheduleSection,
     VaderReward as VaderReward,
 )

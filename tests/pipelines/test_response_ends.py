@@ -14,9 +14,16 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from pipelines.commands.run import run_stages
 from pipelines.evaluate.actor import Evaluator
+from pipelines.evaluate.facts import EvaluationFacts
 from pipelines.evaluate.leaderboard import run_tasks_of
-from pipelines.evaluate.sample import CandidateSampler, sample_record
-from pipelines.evaluate.stage import evaluate_record
+from pipelines.evaluate.sample import (
+    CandidateSampler,
+    DrawCandidates,
+    sample_record,
+    sampling_facts,
+)
+from pipelines.evaluate.stage import ends_of, evaluate_record
+from pipelines.evaluate.tasks import SamplePrompts, WritePrograms
 from pipelines.models.generation import generate
 from pipelines.models.loading import load_causal_lm, load_tokenizer
 from pipelines.models.response_ends import ResponseEnds, end_of_turn, response_ends
@@ -24,6 +31,8 @@ from pipelines.pairs.stage import open_pairs
 from pipelines.recipe.evaluation import GenerationSection, LeaderboardSection
 from pipelines.recipe.files import validate_recipe
 from pipelines.recipe.schema import Recipe
+from pipelines.reference.facts import reference_facts
+from pipelines.reference.stage import reference_record
 
 MakeRecipe = Callable[..., Recipe]
 EOS, TURN, ASK, ONE, TWO, THREE, FOUR, JUNK = 1, 2, 3, 5, 6, 7, 8, 9
@@ -127,6 +136,11 @@ def chat_run(
     return recipe
 
 
+def facts_of(recipe: Recipe) -> EvaluationFacts:
+    reference = reference_facts(recipe, reference_record(recipe))
+    return EvaluationFacts.of(recipe, evaluate_record(recipe), reference, ends_of(recipe), None)
+
+
 def test_samples_and_their_kl_end_with_the_turn(chat_run: Recipe) -> None:
     """one two three <turn>: four tokens, the end among them.
 
@@ -134,17 +148,8 @@ def test_samples_and_their_kl_end_with_the_turn(chat_run: Recipe) -> None:
 
     The training pairs end their responses with the same token.
     """
-    record = Evaluator(chat_run.model_dump(mode="json"))(
-        {
-            "kind": "samples0",
-            "number": 0,
-            "rows": [0, 1],
-            "order": [0, 1],
-            "temperature": 0.0,
-            "temperature_number": 0,
-            "step": None,
-        }
-    )["sample"][1]
+    task = SamplePrompts(0, rows=(0, 1), order=(0, 1), temperature=0.0, temperature_number=0)
+    record = Evaluator(facts_of(chat_run))(task)["sample"][1]
     assert record["policy_text"] == record["start_text"] == "one two three"
     assert record["policy_tokens"] == record["start_tokens"] == 4
     pair = open_pairs(chat_run).pairs("test", [1])[0]
@@ -177,20 +182,11 @@ def test_candidates_and_programs_end_with_the_turn(chat_run: Recipe, tmp_path: P
         f"temperature: 0.05}}, apply_chat_template: true}}"
     )
     recipe = validate_recipe(chat_run.model_dump(mode="json"), [sampling, code])
-    (found,) = CandidateSampler(recipe.model_dump(mode="json"))(
-        {"number": 0, "prompts": ["four one"]}
-    )
+    sampler = CandidateSampler(sampling_facts(recipe))
+    (found,) = sampler(DrawCandidates(0, batch_prompts=1, prompts=("four one",)))
     assert found["responses"] == ["two three"] * 2
-    task = {
-        "kind": "programs0",
-        "number": 0,
-        "start": 0,
-        "task_ids": ["T"],
-        "prompts": ["junk"],
-        "num_samples": 2,
-        "step": None,
-    }
-    (program,) = Evaluator(recipe.model_dump(mode="json"))(task)["program"]
+    task = WritePrograms(0, start=0, task_ids=("T",), prompts=("junk",), num_samples=2)
+    (program,) = Evaluator(facts_of(recipe))(task)["program"]
     assert program["policy_texts"] == program["start_texts"] == ["one two three"] * 2
 
 

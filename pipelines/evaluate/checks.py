@@ -1,0 +1,93 @@
+"""What an evaluation needs besides the trained model, and of it: known before anything runs."""
+
+from pipelines.errors import UserError
+from pipelines.evaluate.held_out import check_held_out
+from pipelines.models import ADAPTER_CONFIG, load_tokenizer, resolve_model
+from pipelines.recipe import MODEL, EvaluateSection, OpenAIJudge, Recipe, Run, RunPaths
+
+
+def check_evaluation(recipe: Recipe) -> None:
+    """Check what the benchmarks need besides the trained model.
+
+    A run then ends before its training rather than after it.
+
+    Raises: UserError for held-out pairs that the recipe does not keep back, a package that is not
+        installed, a model, task file, key or chat template that is not there.
+    """
+    from pipelines.evaluate.leaderboard import check_tasks
+    from pipelines.evaluate.text_scorer import check_text_models
+
+    settings, wanted = recipe.evaluate, recipe.evaluate.benchmarks
+    if not recipe.objective.declared.uses_rejected:
+        raise UserError(
+            f"objective.name = {recipe.objective.name!r} has no preferences to evaluate: train it "
+            "with `sparsepo sft`"
+        )
+    check_held_out(recipe)
+    check_text_models(settings)
+    _check_engine(recipe)
+    asking = {"code": settings.code, "leaderboard": settings.leaderboard}
+    for name, section in asking.items():
+        if name in wanted and section is not None and section.apply_chat_template:
+            tokenizer = resolve_model(
+                recipe.model.tokenizer or recipe.model.name_or_path, tokenizer_only=True
+            )
+            if load_tokenizer(str(tokenizer)).chat_template is None:
+                raise UserError(
+                    f"evaluate.{name}.apply_chat_template: the tokenizer of {tokenizer} has no "
+                    "chat template"
+                )
+    if "leaderboard" in wanted and settings.leaderboard is not None:
+        check_tasks(settings.leaderboard)
+    if "code" in wanted and settings.code is not None:
+        from pipelines.evaluate.code_tasks import read_code_tasks
+
+        read_code_tasks(settings.code)
+    if "dialogue" in wanted and isinstance(settings.judge, OpenAIJudge):
+        from pipelines.evaluate.judge import request_headers
+
+        request_headers(settings.judge)
+
+
+def _check_engine(recipe: Recipe) -> None:
+    """UserError if vLLM is to draw samples and it is known that it cannot, trained or not."""
+    if not wants_vllm(recipe.evaluate):
+        return
+    from pipelines.evaluate.vllm_generation import require_vllm
+
+    require_vllm()
+    lora = recipe.train.lora
+    if not RunPaths.of(recipe).train.is_local or (lora is not None and lora.save == "adapter"):
+        raise _no_whole_weights(RunPaths.of(recipe))
+
+
+def check_weights(run: Run, step: int | None) -> None:
+    """UserError if vLLM is to draw samples from a trained model that it could not load.
+
+    Args:
+        step: names the checkpoint; None is the published model.
+    """
+    if not wants_vllm(run.recipe.evaluate):
+        return
+    if step is not None:
+        raise UserError(
+            "generation.engine = 'vllm': checkpoints have no model directory that vLLM could "
+            "load; take engine=transformers"
+        )
+    if run.paths.train.exists(f"{MODEL}/{ADAPTER_CONFIG}"):
+        raise _no_whole_weights(run.paths)
+
+
+def wants_vllm(settings: EvaluateSection) -> bool:
+    """Whether vLLM is to draw samples of a benchmark."""
+    engines = [settings.generation.engine] if settings.sampled_benchmarks() else []
+    if "code" in settings.benchmarks and settings.code is not None:
+        engines.append(settings.code.generation.engine)
+    return "vllm" in engines
+
+
+def _no_whole_weights(paths: RunPaths) -> UserError:
+    return UserError(
+        f"generation.engine = 'vllm': {paths.model} must be whole weights "
+        "on a disk that every node sees (train.lora.save=merged)"
+    )

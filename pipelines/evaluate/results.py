@@ -1,0 +1,110 @@
+"""The benchmarks' numbers, from what the tasks of an evaluation found."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipelines.evaluate.sample_scores import compare_scores
+from pipelines.evaluate.tasks import (
+    EvaluationTask,
+    Records,
+    RunLeaderboard,
+    SamplePrompts,
+    ScorePairs,
+    WritePrograms,
+)
+from pipelines.recipe import EvaluateSection, OpenAIJudge
+
+
+@dataclass
+class Found:
+    """What the tasks found: some numbers per pair, some texts per prompt, and nothing per token.
+
+    Attributes:
+        shown: the first responses, token by token. samples: in the order of temperatures and
+            prompts.
+    """
+
+    pairs: Records = field(default_factory=list)
+    shown: Records = field(default_factory=list)
+    samples: Records = field(default_factory=list)
+    programs: Records = field(default_factory=list)
+    leaderboard: Records = field(default_factory=list)
+
+    @classmethod
+    def of(cls, tasks: Sequence[EvaluationTask], results: Iterable[dict[str, Any]]) -> "Found":
+        found = cls()
+        for task, result in zip(tasks, results, strict=True):
+            match task:
+                case ScorePairs():
+                    found.pairs += result["pair"]
+                    found.shown += result["shown"]
+                case SamplePrompts():
+                    found.samples += result["sample"]
+                case WritePrograms():
+                    found.programs += result["program"]
+                case RunLeaderboard():
+                    found.leaderboard += result["leaderboard"]
+        found.samples.sort(key=lambda sample: (sample["temperature_number"], sample["order"]))
+        return found
+
+    def by_programming_task(self) -> Records:
+        """One record per programming task, with all samples of both models in order."""
+        records: dict[str, dict[str, Any]] = {}
+        for part in sorted(self.programs, key=lambda p: p["start"]):
+            record = records.setdefault(
+                part["task_id"], {"task_id": part["task_id"], "start_texts": [], "policy_texts": []}
+            )
+            for who in ("start", "policy"):
+                record[f"{who}_texts"] += part[f"{who}_texts"]
+        return list(records.values())
+
+
+def benchmark_results(
+    settings: EvaluateSection, found: Found, masks: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Benchmark -> its numbers.
+
+    Args:
+        masks: the numbers of that benchmark, which no record of a pair holds; empty without it.
+    """
+    from evaluation.benchmarks import (
+        dialogue_benchmark,
+        leaderboard_benchmark,
+        preference_benchmark,
+        sentiment_benchmark,
+        summarization_benchmark,
+    )
+
+    of_samples = {
+        "sentiment": sentiment_benchmark,
+        "dialogue": dialogue_benchmark,
+        "summarization": summarization_benchmark,
+    }
+    results: dict[str, dict[str, Any]] = {}
+    if "preference" in settings.benchmarks:
+        results["preference"] = preference_benchmark(
+            found.pairs, settings.bootstrap_samples, settings.seed
+        )
+    if "masks" in settings.benchmarks:
+        results["masks"] = masks
+    if "leaderboard" in settings.benchmarks:
+        results["leaderboard"] = leaderboard_benchmark(
+            found.leaderboard, settings.bootstrap_samples, settings.seed
+        )
+    for name in settings.sampled_benchmarks():
+        results[name] = {}
+        for t, temperature in enumerate(settings.sampling_temperatures()):
+            drawn = [s for s in found.samples if s["temperature_number"] == t]
+            if name == "dialogue" and not isinstance(settings.judge, OpenAIJudge):
+                compare_scores(drawn)
+            numbers = of_samples[name](
+                drawn, temperature, settings.bootstrap_samples, settings.seed
+            )
+            # The first temperature has the plain names; the others say theirs.
+            results[name] |= (
+                numbers
+                if t == 0
+                else {f"temperature={temperature:g}/{key}": value for key, value in numbers.items()}
+            )
+    return results

@@ -1,0 +1,193 @@
+"""The tasks of an evaluation, one type for each kind of work.
+
+A task's kind and number name the file that keeps its result. Where results get another form, the
+kind gets another name: unfinished evaluations of before then do those tasks again.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pipelines.evaluate.code_tasks import read_code_tasks
+from pipelines.pairs import PairTable
+from pipelines.recipe import EvaluateSection
+
+PAIRS_SHOWN = 6  # the first ones, whose responses are kept token by token
+_PAIRS_PER_TASK, _TEXTS_PER_TASK = 128, 64
+Records = list[dict[str, Any]]
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Samples that were drawn before: per prompt the token ids of each sample."""
+
+    policy: list[list[list[int]]]
+    start: list[list[list[int]]]
+
+
+@dataclass(frozen=True)
+class ScorePairs:
+    """Score held-out pairs with the policy, the starting model and the reference.
+
+    Attributes:
+        number: of the first pair. rows: of the split.
+    """
+
+    number: int
+    rows: tuple[int, ...]
+    kind = "scored_pairs"
+
+    def num_shown(self) -> int:
+        """How many of its pairs are shown token by token."""
+        return max(0, min(len(self.rows), PAIRS_SHOWN - self.number))
+
+
+@dataclass(frozen=True)
+class RankWeights:
+    """Rank the token weights that the tasks with these numbers stored, all together."""
+
+    pairs: tuple[int, ...]
+    number = 0
+    kind = "ranks"
+
+
+@dataclass(frozen=True)
+class SamplePrompts:
+    """Draw one continuation of each prompt by both models.
+
+    Attributes:
+        number: of the first prompt, by length. rows: of the split. order: of the prompts among all
+            of the temperature. temperature_number: among the recipe's temperatures.
+    """
+
+    number: int
+    rows: tuple[int, ...]
+    order: tuple[int, ...]
+    temperature: float
+    temperature_number: int
+    drawn: Drawn | None = None
+
+    @property
+    def kind(self) -> str:
+        return f"samples{self.temperature_number}"
+
+
+@dataclass(frozen=True)
+class WritePrograms:
+    """Draw programs for programming tasks by both models.
+
+    Attributes:
+        number: of the first task, by length. start: number of each task's first program here.
+    """
+
+    number: int
+    start: int
+    task_ids: tuple[str, ...]
+    prompts: tuple[str, ...]
+    num_samples: int
+    drawn: Drawn | None = None
+
+    @property
+    def kind(self) -> str:
+        return f"programs{self.start}"
+
+
+@dataclass(frozen=True)
+class RunLeaderboard:
+    """Run lm-evaluation-harness on both models."""
+
+    number = 0
+    kind = "leaderboard"
+
+
+@dataclass(frozen=True)
+class ScoreTexts:
+    """Add the scores of each scorer to sample records.
+
+    Attributes:
+        scorers: names of what `TextScorer` can add. records: with prompt, chosen_text, policy_text
+            and start_text.
+    """
+
+    number: int
+    scorers: tuple[str, ...]
+    records: Records
+    kind = "scores"
+
+
+EvaluationTask = ScorePairs | SamplePrompts | WritePrograms | RunLeaderboard
+
+
+def evaluation_tasks(
+    settings: EvaluateSection, pairs: PairTable, usable: Sequence[int]
+) -> list[EvaluationTask]:
+    """What the evaluating actors do.
+
+    It is a function of settings and pairs: a resumed evaluation has the same tasks.
+
+    Args:
+        usable: rows of the split that can be scored.
+    """
+    tasks: list[EvaluationTask] = []
+    if {"preference", "masks"} & set(settings.benchmarks):
+        tasks += [
+            ScorePairs(number, tuple(rows))
+            for number, rows in _chunks(usable[: settings.max_pairs], _PAIRS_PER_TASK)
+        ]
+    if settings.sampled_benchmarks():
+        tasks += _sampling(settings, pairs, usable)
+    if "code" in settings.benchmarks:
+        tasks += _programming(settings)
+    if "leaderboard" in settings.benchmarks:
+        tasks.append(RunLeaderboard())
+    return tasks
+
+
+def text_tasks(samples: Records, scorers: Sequence[str]) -> list[ScoreTexts]:
+    return [
+        ScoreTexts(number, tuple(scorers), list(records))
+        for number, records in _chunks(samples, _TEXTS_PER_TASK)
+    ]
+
+
+def _sampling(
+    settings: EvaluateSection, pairs: PairTable, usable: Sequence[int]
+) -> Iterable[SamplePrompts]:
+    first: dict[str, int] = {}
+    prompts = pairs.column(settings.split, "prompt_hash")
+    for row in usable:
+        first.setdefault(prompts[row], row)
+    chosen = list(enumerate(list(first.values())[: settings.num_prompts]))
+    lengths = {row: len(pairs.pairs(settings.split, [row])[0].prompt) for _, row in chosen}
+    # Prompts of one length need no padding beside each other.
+    chosen.sort(key=lambda item: lengths[item[1]])
+    for t, temperature in enumerate(settings.sampling_temperatures()):
+        for number, items in _chunks(chosen, settings.sequences_per_batch):
+            yield SamplePrompts(
+                number,
+                rows=tuple(row for _, row in items),
+                order=tuple(at for at, _ in items),
+                temperature=temperature,
+                temperature_number=t,
+            )
+
+
+def _programming(settings: EvaluateSection) -> Iterable[WritePrograms]:
+    assert settings.code is not None
+    at_once = min(settings.code.num_samples, settings.sequences_per_batch)
+    prompts_each = max(1, settings.sequences_per_batch // at_once)
+    found = sorted(read_code_tasks(settings.code), key=lambda task: len(task.prompt))
+    for number, items in _chunks(found, prompts_each):
+        for start in range(0, settings.code.num_samples, at_once):
+            yield WritePrograms(
+                number,
+                start,
+                task_ids=tuple(task.task_id for task in items),
+                prompts=tuple(task.prompt for task in items),
+                num_samples=min(at_once, settings.code.num_samples - start),
+            )
+
+
+def _chunks(items: Sequence[Item], size: int) -> Iterable[tuple[int, Sequence[Item]]]:
+    return ((i, items[i : i + size]) for i in range(0, len(items), size))
