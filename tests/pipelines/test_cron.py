@@ -97,7 +97,7 @@ def some_lines(count: int) -> list[str]:
 
 
 LINES = ["*/30 * * * *", "30 2 * * *", "0,45 1-3 * * *", "15 0 * * *", "0 */2 * * *", "30 2 * * 7",
-         "*/20 2 * * 5-7", "0 3 29 * mon", *some_lines(12)]  # fmt: skip
+         "*/20 2 * * 5-7", "0 3 29 * mon", *some_lines(30)]  # fmt: skip
 # Days with a change of the clock, forwards and back; the last zones jump at midnight or by half an
 # hour.
 CHANGES = {
