@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import yaml
 
 from pipelines.commands.cli import app
-from pipelines.evaluate.schedule import cron_trigger
+from pipelines.evaluate.schedule import next_time
 from pipelines.recipe.evaluation import ScheduleSection
 from pipelines.recipe.schema import RaySection
 
@@ -150,7 +151,9 @@ def test_jobs_run_commands_there_are() -> None:
         assert name == "sparsepo"
         program.commands[command].make_context(command, arguments)
     (cron,) = manifests("RayCronJob").values()
-    cron_trigger(ScheduleSection(cron=cron["spec"]["schedule"], timezone=cron["spec"]["timeZone"]))
+    section = ScheduleSection(cron=cron["spec"]["schedule"], timezone=cron["spec"]["timeZone"])
+    now = datetime.now(UTC)
+    assert now < next_time(section, now) <= now + timedelta(hours=2)
 
 
 def dockerfile_lines(instruction: str) -> list[str]:

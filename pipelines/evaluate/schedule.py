@@ -14,8 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import UTC, datetime
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
@@ -41,7 +40,24 @@ from pipelines.train import TRAIN, DamagedCheckpoint, completed_steps
 _STATE, _EVENTS = "schedule/state.json", "schedule/events"
 _LONGEST_WAIT_SECONDS = 30.0
 _WEBHOOK_TRIES = 3
-_DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+# crontab(5)'s names for whole lines; @reboot is no time.
+_LINES = {
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+    "@monthly": "0 0 1 * *",
+    "@weekly": "0 0 * * 0",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@hourly": "0 * * * *",
+}
+# The fields of a line, and what each may hold.
+_FIELDS = {
+    "minute": "0 to 59",
+    "hour": "0 to 23",
+    "day-of-month": "1 to 31, a day that one of the months has",
+    "month": "1 to 12 or jan to dec",
+    "day-of-week": "0 to 7 or sun to sat, 0 and 7 are Sunday; 5-7,1 is Friday to Monday",
+}
 
 
 @dataclass
@@ -77,7 +93,8 @@ class Scheduler:
         self._recipe = recipe = run.recipe
         self._store = run.paths.evaluation
         self._claims = Claims(self._store, times)
-        self._trigger = cron_trigger(recipe.schedule) if recipe.schedule.cron is not None else None
+        if recipe.schedule.cron is not None:
+            next_time(recipe.schedule, datetime.now(UTC))
         self._release = _release_numbers(recipe.schedule)
         self._webhook = _webhook_address(recipe.schedule)
         self._stopping = threading.Event()
@@ -92,7 +109,7 @@ class Scheduler:
 
         until_trained: also end when training has finished and every checkpoint is evaluated.
         """
-        if self._trigger is None:
+        if self._recipe.schedule.cron is None:
             raise UserError(
                 "a schedule needs times: give --cron or schedule.cron (or --once for a single look)"
             )
@@ -111,7 +128,7 @@ class Scheduler:
             if outcome.failures and not keeps_going:
                 break
             # What passed during the tick is not made up for: it looked at what there is.
-            due = self._next_time(datetime.now(UTC))
+            due = next_time(self._recipe.schedule, datetime.now(UTC))
         return total
 
     def _first_time(self) -> datetime:
@@ -122,22 +139,11 @@ class Scheduler:
         now = datetime.now(UTC)
         if self._store.exists(_STATE):
             last = datetime.fromisoformat(self._store.read_json(_STATE)["last_tick"])
-            missed = self._next_time(last)
+            missed = next_time(self._recipe.schedule, last)
             if missed <= now:
                 self._say(f"schedule: the time {missed.isoformat()} has passed, made up for now")
                 return now
-        return self._next_time(now)
-
-    def _next_time(self, after: datetime) -> datetime:
-        assert self._trigger is not None
-        found: datetime | None = self._trigger.get_next_fire_time(
-            None, after + timedelta(microseconds=1)
-        )
-        if found is None:
-            raise UserError(
-                f"schedule.cron = {self._recipe.schedule.cron!r}: this time never comes again"
-            )
-        return found.astimezone(UTC)
+        return next_time(self._recipe.schedule, now)
 
     def tick(self) -> Outcome:
         """Evaluate what is new, once."""
@@ -274,9 +280,17 @@ class Scheduler:
         )
 
 
-def cron_trigger(section: ScheduleSection) -> Any:
-    """APScheduler's trigger of the section's cron line. UserError naming what it cannot read."""
-    from apscheduler.triggers.cron import CronTrigger
+def next_time(section: ScheduleSection, after: datetime) -> datetime:
+    """The first time of the section's cron line after an instant, in UTC.
+
+    Lines mean what crontab(5) says. A minute or hour that begins with `*` follows the clock on the
+    wall. Other lines run once when the clock is set back. If it jumps over them, they run after
+    the jump. In the hour after a jump at midnight (Santiago), or of half an hour (Lord Howe), lines
+    of the first kind can miss their times.
+
+    Raises: UserError naming the field or time zone that cannot be read, or if no time is left.
+    """
+    from cronsim import CronSim, CronSimError
 
     try:
         zone = ZoneInfo(section.timezone)
@@ -286,52 +300,27 @@ def cron_trigger(section: ScheduleSection) -> Any:
             "Europe/Berlin or UTC"
         ) from error
     assert section.cron is not None
+    line = _LINES.get(section.cron.strip().lower(), section.cron)
+    fields = dict(zip(_FIELDS, line.split(), strict=False))
+    if len(line.split()) != len(_FIELDS):
+        raise UserError(_unreadable(section, "needs five fields"))
     try:
-        minute, hour, day, month, weekday = section.cron.split()
-        if day != "*" and weekday != "*":
-            raise ValueError(
-                "day and weekday are both given, and cron would take either of them; give one"
-            )
-        return CronTrigger(
-            minute=minute,
-            hour=hour,
-            day=day,
-            month=month,
-            day_of_week=_weekdays(weekday),
-            timezone=zone,
-        )
-    except (ValueError, KeyError) as error:
-        reason = "needs five fields" if "unpack" in str(error) else str(error)
-        raise UserError(
-            f"schedule.cron = {section.cron!r}: {reason}; write minute hour day month weekday, "
-            "for example '0 */2 * * *'"
-        ) from error
+        for found in CronSim(line, after.astimezone(zone)):
+            # CronSim names the first pass of an hour that comes twice, also in the second.
+            if (instant := found.astimezone(UTC)) > after:
+                return instant
+    except CronSimError as error:
+        name = str(error).removeprefix("Bad ")
+        reason = f"{name} {fields.get(name)!r}: allowed are {_FIELDS.get(name)}"
+        raise UserError(_unreadable(section, reason)) from error
+    raise UserError(f"schedule.cron = {section.cron!r}: this time never comes again")
 
 
-def _weekdays(field: str) -> str:
-    """A crontab's weekdays (0 and 7 are Sunday) as names: APScheduler counts from Monday.
-
-    ValueError for what is none.
-    """
-    if field == "*":
-        return field
-    found = set()
-    for part in field.lower().split(","):
-        span, _, step = part.partition("/")
-        first, _, last = ("0", "-", "6") if span == "*" else span.partition("-")
-        start = _weekday(first)
-        stop = _weekday(last) if last else (6 if step else start)
-        stop += 7 if stop < start else 0
-        found |= {number % 7 for number in range(start, stop + 1, int(step or 1))}
-    return ",".join(_DAYS[number] for number in sorted(found))
-
-
-def _weekday(text: str) -> int:
-    if text in _DAYS:
-        return _DAYS.index(text)
-    if not text.isdigit() or int(text) > 7:
-        raise ValueError(f"weekday {text!r}: must be 0 to 7 or {', '.join(_DAYS)}")
-    return int(text)
+def _unreadable(section: ScheduleSection, reason: str) -> str:
+    return (
+        f"schedule.cron = {section.cron!r}: {reason}; write minute hour day month weekday, for "
+        "example '0 */2 * * *'"
+    )
 
 
 def _release_numbers(section: ScheduleSection) -> dict[str, float] | None:

@@ -12,7 +12,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,9 @@ import yaml
 from pipelines.commands.run import run_stages
 from pipelines.errors import UserError
 from pipelines.evaluate.history import read_history
-from pipelines.evaluate.schedule import Scheduler, cron_trigger
+from pipelines.evaluate.schedule import Scheduler
 from pipelines.evaluate.stage import run_evaluate
 from pipelines.models.fingerprints import weights_fingerprint
-from pipelines.recipe.evaluation import ScheduleSection
 from pipelines.recipe.files import validate_recipe
 from pipelines.recipe.schema import Recipe
 from pipelines.storage.claims import Claims, ClaimTimes
@@ -353,29 +351,9 @@ def test_claims_are_had_by_one_and_pass_on_when_abandoned(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("cron", "weekdays"),
-    [("0 0 * * 0", [6]), ("0 0 * * 7", [6]), ("0 0 * * 1-5", [0, 1, 2, 3, 4]),
-     ("0 0 * * 5-1", [0, 4, 5, 6]), ("0 0 * * sat,mon", [0, 5]), ("0 0 * * */3", [2, 5, 6])],
-)  # fmt: skip
-def test_weekdays_are_those_of_crontab(cron: str, weekdays: list[int]) -> None:
-    """The next weeks' times fall on the days that crontab(5) means; Python's Monday is 0,
-    crontab's is 1.
-    """
-    trigger = cron_trigger(ScheduleSection(cron=cron))
-    at, found = datetime(2026, 11, 23, tzinfo=UTC), set()
-    for _ in range(20):
-        at = trigger.get_next_fire_time(None, at + timedelta(seconds=1))
-        found.add(at.weekday())
-    assert sorted(found) == weekdays
-
-
-@pytest.mark.parametrize(
     ("schedule", "message"),
     [
         ({"cron": "61 * * * *"}, "schedule.cron = '61 \\* \\* \\* \\*'"),
-        ({"cron": "0 0 1 * 1"}, "day and weekday are both given"),
-        ({"cron": "0 0 * * 8"}, "weekday '8': must be 0 to 7"),
-        ({"cron": "* * *"}, "write minute hour day month weekday"),
         (
             {"cron": "* * * * *", "timezone": "Mars/Base"},
             "schedule.timezone = 'Mars/Base': no such time zone",
