@@ -83,8 +83,10 @@ def measure(model: str, count: int, work: Path) -> dict[str, float]:
     """Prepare and score `count` pairs in this process; watch it while the reference stage runs."""
     from pipelines.cluster.session import ray_session
     from pipelines.commands.run import run_stages
+    from pipelines.commands.stages import PREPARE, REFERENCE
     from pipelines.recipe.files import validate_recipe
-    from pipelines.reference.stage import reference_record, run_reference
+    from pipelines.recipe.run import Run
+    from pipelines.reference.stage import run_reference
 
     rows = work / f"{count}.jsonl"
     write_rows(rows, count)
@@ -102,13 +104,13 @@ def measure(model: str, count: int, work: Path) -> dict[str, float]:
         }
     )
     with ray_session(recipe.ray):
-        prepared = measured(lambda: run_stages(recipe, ("prepare",), lambda line: None, quiet=True))
-        found = measured(lambda: run_reference(recipe, quiet=True))
+        prepared = measured(lambda: run_stages(recipe, (PREPARE,), lambda line: None, quiet=True))
+        found = measured(lambda: run_reference(Run(recipe), quiet=True))
     return {
         "pairs": count,
         "prepare": prepared,
         "reference": found,
-        "written_gib": reference_record(recipe).manifest()["counts"]["bytes"] / 2**30,
+        "written_gib": Run(recipe).record(REFERENCE).manifest()["counts"]["bytes"] / 2**30,
     }
 
 

@@ -31,11 +31,13 @@ from shapes import model_directory
 
 from pipelines.cluster.session import ray_session
 from pipelines.commands.run import run_stages
+from pipelines.commands.stages import PREPARE
 from pipelines.pairs.stage import open_pairs
 from pipelines.pairs.table import TOKEN_COLUMNS
 from pipelines.recipe.files import validate_recipe
+from pipelines.recipe.run import Run
 from pipelines.reference.actor import ShardScorer, ShardTask
-from pipelines.reference.stage import CALLS_AT_ONCE, reference_record, run_reference, scoring_facts
+from pipelines.reference.stage import CALLS_AT_ONCE, run_reference, scoring_facts
 from sparsepo.backbone import run_backbone, scored_rows
 from sparsepo.kernels.token_scoring import score_tokens
 
@@ -207,20 +209,20 @@ def main() -> None:
 
     recipe = recipe_in("stage")
     with ray_session(recipe.ray):
-        run_stages(recipe, ("prepare",), lambda line: None, quiet=True)
+        run_stages(recipe, (PREPARE,), lambda line: None, quiet=True)
         through_ray = None
         if options.ray:
             ray_recipe = recipe_in("ray")
             started = time.perf_counter()
             through_ray = {
-                **run_reference(ray_recipe, quiet=True)["counts"],
+                **run_reference(Run(ray_recipe), quiet=True)["counts"],
                 "seconds": time.perf_counter() - started,
             }
-    pairs = open_pairs(recipe)
+    pairs = open_pairs(Run(recipe))
     shards, total = pairs.num_shards("train"), pairs.num_rows("train")
     tokens = sum(pairs.lengths("train"))
     features = tuple(sorted(recipe.stored_features()))
-    scorer: Any = ShardScorer(scoring_facts(recipe, reference_record(recipe), features))
+    scorer: Any = ShardScorer(scoring_facts(Run(recipe), features))
     tasks = [ShardTask("train", number, features) for number in range(shards)]
 
     def stage() -> None:

@@ -40,8 +40,10 @@ from pipelines.commands.run import run_stages
 from pipelines.models.device import Placement
 from pipelines.pairs.stage import open_pairs
 from pipelines.recipe.files import validate_recipe
+from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
 from pipelines.storage.store import RunStore
+from pipelines.train.facts import training_facts
 from pipelines.train.metrics import read_metrics
 from pipelines.train.stage import run_train
 from pipelines.train.trainer import Trainer
@@ -120,7 +122,7 @@ def write_synthetic_pairs(tokenizer_dir: Path, lengths: str, count: int, target:
 
 def measured_ray(recipe: Recipe, warmup: int) -> dict[str, float]:
     """The train stage under Ray: rates from its own log."""
-    run_train(recipe, quiet=True)
+    run_train(Run(recipe), quiet=True)
     first, *records = [
         r for r in read_metrics(RunStore(f"{recipe.run_dir}/train")) if "kind" not in r
     ][warmup - 1 :]
@@ -143,7 +145,9 @@ def measured_bare(recipe: Recipe, steps: int, warmup: int) -> dict[str, float]:
     free_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trainer = Trainer(
-        recipe, Placement.choose(recipe.train.precision, device, 0, 1), torch.get_num_threads()
+        training_facts(Run(recipe)),
+        Placement.choose(recipe.train.precision, device, 0, 1),
+        torch.get_num_threads(),
     )
     work = []
     for step in range(steps):
@@ -412,7 +416,7 @@ def main() -> None:
             )
     for side in ("trl-precompute", "trl-online"):
         if side in sides:
-            pairs = open_pairs(recipe_of(methods[0], "first"))
+            pairs = open_pairs(Run(recipe_of(methods[0], "first")))
             rows = [json.loads(line) for line in rows_file.read_text().splitlines()]
             for batch in (int(size) for size in options.trl_batches.split(",") if size):
                 try:

@@ -16,6 +16,7 @@ import pytest
 from safetensors.torch import load_file
 
 from pipelines.commands.run import run_stages
+from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
 from pipelines.recipe.files import write_yaml
 from pipelines.recipe.schema import Recipe
 
@@ -93,7 +94,7 @@ def test_a_driver_that_dies_or_is_interrupted_ends_with_the_same_weights(
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run_stages(
-        recipe_in(whole, *OPTIONS), ("prepare", "reference", "train"), lambda line: None, quiet=True
+        recipe_in(whole, *OPTIONS), (PREPARE, REFERENCE, TRAIN), lambda line: None, quiet=True
     )
     recipe = recipe_in(killed, *OPTIONS, paths={"pairs": str(whole / "pairs")})
     recipe_file = tmp_path / "recipe.yaml"

@@ -25,6 +25,7 @@ from pipelines.commands.status import run_status
 from pipelines.evaluate.history import read_history
 from pipelines.evaluate.schedule import Scheduler
 from pipelines.recipe.files import load_recipe, write_yaml
+from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
 from pipelines.reference.check import check_reference
 from pipelines.storage.store import RunStore
@@ -231,7 +232,7 @@ def test_a_run_survives_hosts_and_its_driver(
     assert "report: s3://bucket/run/report/index.html" in followed.stdout
     assert "survivor: succeeded" in followed.stderr
     assert {row["state"] for row in run_status(recipe.run_dir)} == {"done"}
-    assert check_reference(recipe, quiet=True)[1] == []
+    assert check_reference(Run(recipe), quiet=True)[1] == []
 
     whole = recipe_at(str(tmp_path / "whole"), recipe_in, inputs)
     run_stages(whole, STAGES[:3], lambda line: None, quiet=True)
@@ -246,7 +247,10 @@ def test_a_run_survives_hosts_and_its_driver(
         AutoModelForCausalLM.from_pretrained(folder)
     assert store.at("train").names("tensorboard"), "growing files arrive with the checkpoints"
     scheduled = Scheduler(
-        load_recipe(f"{recipe.run_dir}/config.yaml"), lambda: None, lambda line: None, quiet=True
+        Run(load_recipe(f"{recipe.run_dir}/config.yaml")),
+        lambda: None,
+        lambda line: None,
+        quiet=True,
     ).tick()
     assert scheduled.evaluated
     assert read_history(store.at("evaluation"))

@@ -18,9 +18,11 @@ from typing import Any
 import pytest
 
 from pipelines.commands.run import run_stages
+from pipelines.commands.stages import PREPARE, REFERENCE
 from pipelines.recipe.files import write_yaml
+from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
-from pipelines.reference.stage import reference_record, run_reference
+from pipelines.reference.stage import run_reference
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 MakeRecipe = Callable[..., Recipe]
@@ -45,7 +47,7 @@ def whole(
     recipe_in: MakeRecipe, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None
 ) -> Recipe:
     recipe = recipe_in(tmp_path_factory.mktemp("whole") / "run", *OPTIONS)
-    run_stages(recipe, ("prepare", "reference"), lambda line: None)
+    run_stages(recipe, (PREPARE, REFERENCE), lambda line: None)
     assert len(files(recipe)) == 2 * SHARDS
     return recipe
 
@@ -67,7 +69,7 @@ def test_killed_actors_change_nothing(whole: Recipe, recipe_in: MakeRecipe, tmp_
 
     recipe = recipe_in(tmp_path / "run", *OPTIONS, paths={"pairs": f"{whole.run_dir}/pairs"})
     outcome: list[Any] = []
-    thread = threading.Thread(target=lambda: outcome.append(run_reference(recipe, quiet=True)))
+    thread = threading.Thread(target=lambda: outcome.append(run_reference(Run(recipe), quiet=True)))
     thread.start()
     for point in (1, 9):
         wait_for(recipe, point)
@@ -98,7 +100,7 @@ cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
 node = cluster.add_node(num_cpus=1)
 ray.init(address=cluster.address, log_to_driver=False)
 outcome = []
-thread = threading.Thread(target=lambda: outcome.append(run_reference(recipe, quiet=True)))
+thread = threading.Thread(target=lambda: outcome.append(run_reference(Run(recipe), quiet=True)))
 thread.start()
 for point in map(int, sys.argv[2:]):
     while len(list(markers.glob("*.json"))) < point:
@@ -136,4 +138,4 @@ def test_a_killed_node_changes_nothing(
     assert len(points) == 2 and max(points) < SHARDS, done.stdout
     assert "failed rows: {}" in done.stdout
     assert files(recipe) == files(whole)
-    assert reference_record(recipe).is_complete()
+    assert Run(recipe).record(REFERENCE).is_complete()

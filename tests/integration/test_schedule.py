@@ -20,12 +20,14 @@ import pytest
 import yaml
 
 from pipelines.commands.run import run_stages
+from pipelines.commands.stages import EVALUATE, PREPARE, REFERENCE, TRAIN
 from pipelines.errors import UserError
 from pipelines.evaluate.history import read_history
 from pipelines.evaluate.schedule import Scheduler
 from pipelines.evaluate.stage import run_evaluate
 from pipelines.models.fingerprints import weights_fingerprint
 from pipelines.recipe.files import validate_recipe
+from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
 from pipelines.storage.claims import Claims, ClaimTimes
 from pipelines.storage.store import RunStore
@@ -49,7 +51,7 @@ def trained(
         "evaluate.num_prompts=8",
         "ray.num_cpus=2",
     )
-    run_stages(recipe, ("prepare", "reference", "train"), lambda line: None)
+    run_stages(recipe, (PREPARE, REFERENCE, TRAIN), lambda line: None)
     return folder
 
 
@@ -144,7 +146,7 @@ def test_a_planted_regression_trips_the_gate_and_the_webhook(
     address, told = receiver
     for step in STEPS[:2]:
         shutil.rmtree(run / "train" / "checkpoints" / f"step-{step:08d}")
-    run_stages(recipe_of(run), ("evaluate",), lambda line: None)
+    run_stages(recipe_of(run), (EVALUATE,), lambda line: None)
     release = run.parent / "release"
     shutil.copytree(run / "evaluation", release / "evaluation")
     manifest = json.loads((release / "evaluation" / "manifest.json").read_text())
@@ -185,7 +187,9 @@ def test_a_planted_regression_trips_the_gate_and_the_webhook(
 
 
 def scheduler_of(run: Path, said: list[str], **schedule: Any) -> Scheduler:
-    return Scheduler(recipe_of(run, **schedule), lambda: None, said.append, quiet=True, times=QUICK)
+    return Scheduler(
+        Run(recipe_of(run, **schedule)), lambda: None, said.append, quiet=True, times=QUICK
+    )
 
 
 def test_missed_times_are_made_up_for_once(run: Path, ray_cluster: None) -> None:
@@ -205,7 +209,7 @@ def test_missed_times_are_made_up_for_once(run: Path, ray_cluster: None) -> None
     assert time.monotonic() - started < 58
     assert sum("made up for now" in line for line in said) == 1
     rows = read_history(RunStore(str(run / "evaluation")))
-    run_stages(recipe_of(run), ("evaluate",), lambda line: None)
+    run_stages(recipe_of(run), (EVALUATE,), lambda line: None)
     model = read_history(RunStore(str(run / "evaluation")))[-1]
     assert model["step"] is None
     for key in (
@@ -282,7 +286,7 @@ def test_what_is_damaged_is_left_out_or_refused(run: Path) -> None:
             match=f"train/model/{name} is missing or damaged: it is not what training published; "
             "remove",
         ):
-            run_evaluate(recipe)
+            run_evaluate(Run(recipe))
         if name == "model.safetensors":
             with pytest.raises(
                 UserError,

@@ -14,9 +14,10 @@ import pytest
 import yaml
 
 from pipelines.commands.run import run_stages
+from pipelines.commands.stages import TRAIN
 from pipelines.recipe.files import load_recipe, write_yaml
+from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
-from pipelines.train.stage import train_record
 
 MakeRecipe = Callable[..., Recipe]
 pytestmark = pytest.mark.slow
@@ -115,6 +116,6 @@ def test_a_killed_trial_and_a_killed_driver_go_on_where_they_were(
 
     best = sweep / "best.yaml"
     whole = load_recipe(str(best), (f"run_dir={tmp_path}/whole",))
-    run_stages(whole, ("train",), lambda line: None, quiet=True)
-    expected = train_record(whole).manifest()["counts"]["validation"]
-    assert train_record(load_recipe(str(best))).manifest()["counts"]["validation"] == expected
+    run_stages(whole, (TRAIN,), lambda line: None, quiet=True)
+    expected = Run(whole).record(TRAIN).manifest()["counts"]["validation"]
+    assert Run(load_recipe(str(best))).record(TRAIN).manifest()["counts"]["validation"] == expected

@@ -18,10 +18,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.commands.run import run_stages
+from pipelines.commands.stages import PREPARE, REFERENCE
 from pipelines.commands.status import run_status
 from pipelines.models.device import Placement
+from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
 from pipelines.storage.store import RunStore
+from pipelines.train.facts import training_facts
 from pipelines.train.metrics import read_metrics
 from pipelines.train.stage import run_train
 from pipelines.train.trainer import Trainer
@@ -83,7 +86,7 @@ def wide(recipe_in: MakeRecipe, model_dir: Path, tmp_path: Path, ray_cluster: No
             "train.cpus_per_worker=1", "train.checkpoint_every=1", *overrides,
             paths=paths,
         )  # fmt: skip
-        run_stages(recipe, ("prepare", "reference"), lambda line: None)
+        run_stages(recipe, (PREPARE, REFERENCE), lambda line: None)
         return recipe
 
     return make
@@ -99,7 +102,7 @@ def train_without_memory(recipe: Recipe) -> None:
 
     def body() -> None:
         try:
-            run_train(recipe, quiet=True)
+            run_train(Run(recipe), quiet=True)
             outcome.append(None)
         except BaseException as error:
             outcome.append(error)
@@ -142,7 +145,9 @@ def test_memory_that_ends_on_one_rank_halves_the_micro_batches(wide: MakeRecipe)
         in row["detail"]
     )
     whole = wide("whole")
-    Trainer(whole, Placement.choose("auto", torch.device("cpu"), 0, 1), 1).run(lambda metrics: None)
+    Trainer(training_facts(Run(whole)), Placement.choose("auto", torch.device("cpu"), 0, 1), 1).run(
+        lambda metrics: None
+    )
     losses = [
         torch.tensor(
             [r["loss"] for r in read_metrics(RunStore(f"{run.run_dir}/train")) if "kind" not in r]
@@ -157,7 +162,9 @@ def test_memory_that_ends_names_the_setting(wide: MakeRecipe) -> None:
     """What a worker leaves for the driver, in front of its first step; that an error ends the
     run is in test_objectives.py.
     """
-    trainer = Trainer(wide("named"), Placement.choose("auto", torch.device("cpu"), 0, 1), 1)
+    trainer = Trainer(
+        training_facts(Run(wide("named"))), Placement.choose("auto", torch.device("cpu"), 0, 1), 1
+    )
     line = str(note_memory(trainer))
     trainer.close()
     assert line.startswith(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.commands.run import run_stages
+from pipelines.commands.stages import PREPARE, REFERENCE
 from pipelines.recipe.schema import Recipe
 
 MakeRecipe = Callable[..., Recipe]
@@ -19,7 +20,7 @@ def scored(
 ) -> Recipe:
     """A finished store with exact KL; tests that change files work on a copy."""
     recipe = recipe_in(tmp_path_factory.mktemp("scored") / "run", *KL)
-    run_stages(recipe, ("prepare", "reference"), lambda line: None)
+    run_stages(recipe, (PREPARE, REFERENCE), lambda line: None)
     return recipe
 
 

@@ -6,10 +6,14 @@ from pathlib import Path
 import torch
 
 from pipelines.commands.run import run_stages
+from pipelines.commands.stages import REFERENCE
 from pipelines.models.device import Placement
 from pipelines.pairs.stage import open_pairs
+from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
+from pipelines.reference.facts import run_facts
 from pipelines.reference.stage import open_reference
+from pipelines.train.facts import training_facts
 from pipelines.train.trainer import Trainer
 
 MakeRecipe = Callable[..., Recipe]
@@ -33,13 +37,13 @@ def store_files(recipe: Recipe) -> dict[str, bytes]:
 def again(scored: Recipe, recipe_in: MakeRecipe, folder: Path, *options: str) -> Recipe:
     """The same pairs scored into another place."""
     recipe = recipe_in(folder, *KL, *options, paths={"pairs": f"{scored.run_dir}/pairs"})
-    run_stages(recipe, ("reference",), silent)
+    run_stages(recipe, (REFERENCE,), silent)
     return recipe
 
 
 def all_features(recipe: Recipe, *names: str) -> dict[str, torch.Tensor]:
-    pairs = open_pairs(recipe)
-    store = open_reference(recipe, pairs)
+    pairs = open_pairs(Run(recipe))
+    store = open_reference(run_facts(Run(recipe)), pairs)
     parts = [
         store.features(split, range(pairs.num_rows(split)), names) for split in ("train", "test")
     ]
@@ -48,7 +52,7 @@ def all_features(recipe: Recipe, *names: str) -> dict[str, torch.Tensor]:
 
 def losses_of(recipe: Recipe) -> torch.Tensor:
     torch.set_num_threads(1)
-    trainer = Trainer(recipe, Placement.choose("auto", CPU, 0, 1), 1)
+    trainer = Trainer(training_facts(Run(recipe)), Placement.choose("auto", CPU, 0, 1), 1)
     found = []
     while trainer.step < min(4, trainer.num_steps):
         found.append(trainer.optimizer_step()[0]["loss"])

@@ -12,10 +12,13 @@ from stores import losses_of, silent
 from transformers import AutoModelForCausalLM
 
 from pipelines.commands.run import run_stages
+from pipelines.commands.stages import PREPARE, REFERENCE
 from pipelines.errors import UserError
 from pipelines.models.fingerprints import weights_fingerprint
 from pipelines.pairs.stage import open_pairs
+from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
+from pipelines.reference.facts import run_facts
 from pipelines.reference.stage import open_reference
 from sparsepo import ReferenceModel, padded_layout
 
@@ -48,11 +51,13 @@ def test_an_adapter_folder_is_the_base_with_the_adapter(
     from peft import PeftModel
 
     recipe = recipe_in(tmp_path / "run", f"model.name_or_path={adapter}")
-    run_stages(recipe, ("prepare", "reference"), silent)
-    pairs = open_pairs(recipe)
+    run_stages(recipe, (PREPARE, REFERENCE), silent)
+    pairs = open_pairs(Run(recipe))
     rows = list(range(12))
     stored = (
-        open_reference(recipe, pairs).features("train", rows, ["reference_logps"]).reference_logps
+        open_reference(run_facts(Run(recipe)), pairs)
+        .features("train", rows, ["reference_logps"])
+        .reference_logps
     )
     assert stored is not None
     base = AutoModelForCausalLM.from_pretrained(model_dir)
@@ -96,6 +101,6 @@ def test_adapters_that_cannot_be_taken_are_named(
         with pytest.raises(UserError, match=message):
             run_stages(
                 recipe_in(tmp_path / "run", f"model.name_or_path={folder}"),
-                ("prepare", "reference"),
+                (PREPARE, REFERENCE),
                 silent,
             )

@@ -12,6 +12,7 @@ from text_models import write_encoder, write_entailment, write_reward_model
 
 from evaluation.metrics import rouge, self_bleu, vader_scores
 from pipelines.commands.run import run_stages
+from pipelines.commands.stages import EVALUATE, EXECUTE, PREPARE, REFERENCE, TRAIN
 from pipelines.errors import UserError
 from pipelines.evaluate.code_tasks import read_code_tasks
 from pipelines.evaluate.history import read_history, read_results
@@ -22,6 +23,7 @@ from pipelines.evaluate.vllm_generation import Request, vllm_processor
 from pipelines.models.response_ends import ResponseEnds
 from pipelines.recipe.evaluation import CodeSection, GenerationSection
 from pipelines.recipe.files import validate_recipe
+from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
 from pipelines.storage.store import RunStore
 from pipelines.storage.task_results import TaskResults
@@ -95,7 +97,7 @@ def evaluated(
         f"evaluate.code={{tasks: {folder / 'tasks.jsonl'}, num_samples: 3, k: [1, 2, 10], "
         f"generation: {{max_new_tokens: 6}}}}",
     )
-    run_stages(recipe, ("prepare", "reference", "train", "evaluate"), lambda line: None)
+    run_stages(recipe, (PREPARE, REFERENCE, TRAIN, EVALUATE), lambda line: None)
     return recipe
 
 
@@ -211,7 +213,7 @@ def test_programs_are_run_on_request_only(evaluated: Recipe) -> None:
             "    return 1\n" if row["task_id"] == "T/0" else "def two():\n    return 2\n"
         )
     store.write_bytes(CODE_SAMPLES, "".join(json.dumps(row) + "\n" for row in kept).encode())
-    assert run_stages(evaluated, ("execute",), lambda line: None) == {"execute": "done"}
+    assert run_stages(evaluated, (EXECUTE,), lambda line: None) == {"execute": "done"}
     code = read_results(store)["code"]
     assert code["pass@1/after"]["mean"] == pytest.approx(1 / 3)
     assert code["pass@2/after"]["mean"] == pytest.approx(2 / 3), "1 - C(2, 2) / C(3, 2)"
@@ -222,7 +224,7 @@ def test_programs_are_run_on_request_only(evaluated: Recipe) -> None:
         for line in (Path(store.root) / "code" / "verdicts.jsonl").read_text().splitlines()
     ]
     assert sum(v["status"] == "passed" for v in verdicts) == 2
-    assert run_stages(evaluated, ("execute",), lambda line: None) == {"execute": "skipped"}
+    assert run_stages(evaluated, (EXECUTE,), lambda line: None) == {"execute": "skipped"}
 
 
 def test_history_has_a_row_per_evaluation(evaluated: Recipe) -> None:
@@ -262,9 +264,9 @@ def test_an_unfinished_evaluation_goes_on_from_its_parts(
     with monkeypatch.context() as patched:
         patched.setattr("pipelines.evaluate.stage.TaskResults", Dies)
         with pytest.raises(KeyboardInterrupt):
-            run_evaluate(recipe, quiet=True)
+            run_evaluate(Run(recipe), quiet=True)
     assert not evaluation.exists("manifest.json") and len(evaluation.names("parts")) == 1
-    run_evaluate(recipe, quiet=True)
+    run_evaluate(Run(recipe), quiet=True)
     assert read_results(evaluation)["preference"]["accuracy/implicit_reward"]["mean"] == 1.0, (
         "the altered part was used"
     )
@@ -382,4 +384,4 @@ def test_rows_for_vllm_are_what_rays_processor_documents(evaluated: Recipe) -> N
     assert "generated_tokens" in vLLMOutputData.model_fields
     section = evaluated.evaluate.model_copy(update={"generation": GenerationSection(engine="vllm")})
     with pytest.raises(UserError, match="vLLM is not installed"):
-        run_evaluate(evaluated.model_copy(update={"evaluate": section}), quiet=True)
+        run_evaluate(Run(evaluated.model_copy(update={"evaluate": section})), quiet=True)

@@ -15,11 +15,13 @@ import yaml
 from pipelines.commands.cli import app
 from pipelines.commands.plan import plan_sweep, run_plan
 from pipelines.commands.run import run_stages
+from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
 from pipelines.commands.submit import packaged_command
 from pipelines.errors import UserError
 from pipelines.evaluate.schedule import check_run
 from pipelines.evaluate.stage import run_evaluate
 from pipelines.recipe.files import write_yaml
+from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
 from pipelines.sweep.files import load_sweep
 from pipelines.sweep.shared_stores import SharedStores
@@ -56,7 +58,7 @@ def test_without_held_out_pairs_nothing_that_evaluates_begins(
     )
     refused(make_recipe("data.test_fraction=0", "data.validation_fraction=0.2"), NONE_KEPT)
     with pytest.raises(UserError, match=NONE_KEPT):
-        check_run(recipe)
+        check_run(Run(recipe))
     (tmp_path / "recipe.yaml").write_text(write_yaml(recipe))
     program = typer.main.get_command(app)
     with (
@@ -198,7 +200,7 @@ def test_a_split_that_prepare_leaves_empty_ends_the_run_there(
     ):
         run_stages(
             make_recipe(*both, "train.validate_every=2", run_dir=tmp_path / "other", paths=place),
-            ("reference", "train"),
+            (REFERENCE, TRAIN),
             quiet,
         )
     (tmp_path / "recipe.yaml").write_text(write_yaml(make_recipe(*both, paths=place)))
@@ -240,6 +242,6 @@ def test_no_benchmark_is_an_evaluation_of_nothing(
     make_recipe: MakeRecipe, model_dir: Path, ray_cluster: None
 ) -> None:
     recipe = make_recipe("data.test_fraction=0", "evaluate.benchmarks=[]")
-    run_stages(recipe, ("prepare",), quiet)
+    run_stages(recipe, (PREPARE,), quiet)
     shutil.copytree(model_dir, f"{recipe.run_dir}/train/model")
-    assert run_evaluate(recipe, quiet=True)["counts"]["results"] == {}
+    assert run_evaluate(Run(recipe), quiet=True)["counts"]["results"] == {}

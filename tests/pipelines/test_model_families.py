@@ -12,11 +12,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.commands.plan import run_plan
 from pipelines.commands.run import run_stages
+from pipelines.commands.stages import PREPARE, REFERENCE
 from pipelines.errors import UserError
 from pipelines.models.device import Placement
 from pipelines.pairs.stage import open_pairs
+from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
+from pipelines.reference.facts import run_facts
 from pipelines.reference.stage import open_reference
+from pipelines.train.facts import training_facts
 from pipelines.train.metrics import read_metrics
 from pipelines.train.trainer import Trainer
 
@@ -87,7 +91,7 @@ def test_what_needs_hooks_is_refused_by_name_before_any_work(case: str, make: Ma
     )
     assert run_plan(last)["reference"]["bytes_per_scored_token"] > 0
     refused = make(case, "objective.name=mapo", "mask.kind=activation")
-    for command in (run_plan, lambda recipe: run_stages(recipe, ("prepare",), pytest.fail)):
+    for command in (run_plan, lambda recipe: run_stages(recipe, (PREPARE,), pytest.fail)):
         with pytest.raises(
             UserError,
             match=rf"mask.hooks: no activation hook table for model type '{case}' \(known: "
@@ -120,7 +124,7 @@ def test_layouts_and_layers_that_a_family_lacks_are_refused_before_any_work(
             ("objective.name=sparsepo", "mask.kind=learned") if option.startswith("mask") else ()
         )
         recipe = make(case, *learned, option)
-        for command in (run_plan, lambda recipe: run_stages(recipe, ("prepare",), pytest.fail)):
+        for command in (run_plan, lambda recipe: run_stages(recipe, (PREPARE,), pytest.fail)):
             with pytest.raises(UserError, match=message):
                 command(recipe)
         assert not Path(recipe.run_dir).exists()
@@ -133,10 +137,12 @@ def test_the_stages_score_and_train_them(make: MakeRecipe, tmp_path: Path) -> No
     """
     shared = f"paths.pairs={tmp_path}/pairs"
     opt = make("opt", "objective.name=tdpo1", "train.micro_batch_tokens=256", shared)
-    run_stages(opt, ("prepare", "reference"), lambda line: None)
-    pairs = open_pairs(opt)
+    run_stages(opt, (PREPARE, REFERENCE), lambda line: None)
+    pairs = open_pairs(Run(opt))
     stored = (
-        open_reference(opt, pairs).features("train", range(3), ["reference_logps"]).reference_logps
+        open_reference(run_facts(Run(opt)), pairs)
+        .features("train", range(3), ["reference_logps"])
+        .reference_logps
     )
     model = AutoModelForCausalLM.from_pretrained(opt.model.name_or_path, dtype=torch.float32)
     expected = []
@@ -157,7 +163,9 @@ def test_the_stages_score_and_train_them(make: MakeRecipe, tmp_path: Path) -> No
         shared,
     )
     for recipe, layout in ((opt, "shared"), (neo, "padded")):
-        trainer = Trainer(recipe, Placement.choose("auto", torch.device("cpu"), 0, 1), 1)
+        trainer = Trainer(
+            training_facts(Run(recipe)), Placement.choose("auto", torch.device("cpu"), 0, 1), 1
+        )
         assert trainer.layout.kind == layout
         trainer.run(lambda metrics: None)
         trainer.close()

@@ -23,13 +23,18 @@ from transformers import (
 from pipelines.commands.plan import run_plan
 from pipelines.commands.quickstart_world import write_untrained_model
 from pipelines.commands.run import run_stages
+from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
 from pipelines.errors import StageFailed, UserError
 from pipelines.models.device import Placement
 from pipelines.pairs.stage import open_pairs
+from pipelines.recipe.run import Run
+from pipelines.recipe.run_paths import RunPaths
 from pipelines.recipe.schema import Recipe
+from pipelines.reference.facts import run_facts
 from pipelines.reference.features import feature_source
+from pipelines.train.facts import training_facts
 from pipelines.train.metrics import read_metrics
-from pipelines.train.stage import run_train, train_store
+from pipelines.train.stage import run_train
 from pipelines.train.trainer import Trainer
 from sparsepo import OBJECTIVES, LearnedMasks, RunawayWatch
 from sparsepo.batching.layouts import padded_layout
@@ -44,21 +49,23 @@ def silent(line: str) -> None:
 
 
 def prepared(recipe: Recipe) -> Recipe:
-    run_stages(recipe, ("prepare", "reference"), silent)
+    run_stages(recipe, (PREPARE, REFERENCE), silent)
     return recipe
 
 
 def trained(recipe: Recipe, needs_store: bool = True) -> Trainer:
     torch.set_num_threads(1)
     trainer = Trainer(
-        prepared(recipe) if needs_store else recipe, Placement.choose("auto", CPU, 0, 1), 1
+        training_facts(Run(prepared(recipe) if needs_store else recipe)),
+        Placement.choose("auto", CPU, 0, 1),
+        1,
     )
     trainer.run(lambda metrics: None)
     return trainer
 
 
 def steps(recipe: Recipe) -> list[dict[str, Any]]:
-    return [r for r in read_metrics(train_store(recipe)) if "kind" not in r]
+    return [r for r in read_metrics(RunPaths.of(recipe).train) if "kind" not in r]
 
 
 @dataclass(frozen=True)
@@ -202,7 +209,7 @@ def test_scores_and_weights_reach_training(
         tmp_path, "objective.name=odpo", "train.max_steps=1", *world.options, paths=world.paths
     )
     sampler = trained(recipe).sampler
-    pairs = open_pairs(recipe)
+    pairs = open_pairs(Run(recipe))
     source = {row["chosen"]: row for row in map(json.loads, world.source.read_text().splitlines())}
     gaps, columns = [], ("chosen", "chosen_score", "rejected_score", "chosen_weights", "chosen_ids")
     for chosen, good, bad, weights, ids in pairs.values(
@@ -236,7 +243,7 @@ def test_rows_with_weights_that_do_not_fit_are_dropped_with_the_reason(
         "objective.name=mapo", "mask.kind=external", f"data.sources[0].path={path}", *columns
     )
     with pytest.raises(UserError, match="no usable training pair") as caught:
-        run_stages(recipe, ("prepare",), silent)
+        run_stages(recipe, (PREPARE,), silent)
     for reason in (
         "1 token weights for a response of",
         "negative or not finite",
@@ -287,7 +294,7 @@ def test_what_an_objective_lacks_is_one_clear_line(
     make_recipe: MakeRecipe, options: list[str], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        run_stages(make_recipe(*options), ("prepare",), silent)
+        run_stages(make_recipe(*options), (PREPARE,), silent)
 
 
 def test_scorers_of_another_vocabulary_are_refused(
@@ -314,11 +321,11 @@ def test_stored_scorer_ratios_are_the_models_own(
     recipe = recipe_in(
         tmp_path, "objective.name=tis_dpo", *world.options, *world.scorers, paths=world.paths
     )
-    pairs = open_pairs(recipe)
+    pairs = open_pairs(Run(recipe))
     rows = [7, 2]
     tokenised = pairs.pairs("train", rows)
     found = (
-        feature_source(recipe, pairs, CPU)
+        feature_source(run_facts(Run(recipe)), pairs, CPU)
         .features("train", rows, padded_layout(tokenised))
         .scorer_log_ratios
     )
@@ -344,7 +351,7 @@ def test_stored_scorer_ratios_are_the_models_own(
         tmp_path, "objective.name=tis_dpo", *world.options, *exchanged, paths=world.paths
     )
     with pytest.raises(UserError, match="holds scorer_log_ratios made with"):
-        run_stages(swapped, ("reference",), silent)
+        run_stages(swapped, (REFERENCE,), silent)
 
 
 def rpo_losses(recipe: Recipe) -> torch.Tensor:
@@ -379,7 +386,7 @@ def test_rpo_does_not_depend_on_micro_batches(
         )
         validation = [
             r["validation/loss"]
-            for r in read_metrics(train_store(recipe))
+            for r in read_metrics(RunPaths.of(recipe).train)
             if r.get("kind") == "validation"
         ]
         found[label] = rpo_losses(recipe), torch.tensor(validation)
@@ -408,7 +415,7 @@ def test_rpo_does_not_depend_on_ranks(recipe_in: MakeRecipe, world: World, tmp_p
             f"train.global_batch_size={size}",
             paths=world.paths,
         )
-        run_train(prepared(recipe), quiet=True)
+        run_train(Run(prepared(recipe)), quiet=True)
         found.append(rpo_losses(recipe))
     assert float(((found[0] - found[1]) / found[0]).abs().max()) < 1e-4
     assert float(((found[0] - found[2]) / found[0]).abs().max()) > 1e-3
@@ -454,11 +461,11 @@ def test_prompt_embeddings_are_means_of_last_hidden_states(
     assert run_plan(recipe)["reference"]["bytes_per_pair"] == 4 * (
         12 if own else AutoModelForCausalLM.from_pretrained(model_dir).config.hidden_size
     )
-    pairs = open_pairs(recipe)
+    pairs = open_pairs(Run(recipe))
     wanted = [5, 3, 11]
     tokenised = pairs.pairs("train", wanted)
     found = (
-        feature_source(recipe, pairs, CPU)
+        feature_source(run_facts(Run(recipe)), pairs, CPU)
         .features("train", wanted, padded_layout(tokenised))
         .prompt_embedding
     )
@@ -541,7 +548,7 @@ def test_target_sparsity_is_held_saved_and_resumed(
         "train.max_steps=16",
         paths=world.paths,
     )
-    trainer = Trainer(stopped, Placement.choose("auto", CPU, 0, 1), 1)
+    trainer = Trainer(training_facts(Run(stopped)), Placement.choose("auto", CPU, 0, 1), 1)
 
     def stop(metrics: dict[str, Any]) -> None:
         assert trainer.checkpoints.failure(wait=True) is None
@@ -549,7 +556,7 @@ def test_target_sparsity_is_held_saved_and_resumed(
 
     with pytest.raises(InterruptedError):
         trainer.run(stop)
-    resumed = Trainer(stopped, Placement.choose("auto", CPU, 0, 1), 1)
+    resumed = Trainer(training_facts(Run(stopped)), Placement.choose("auto", CPU, 0, 1), 1)
     assert resumed.step == 8
     for name in ("shift", "drift", "window"):
         assert (
@@ -593,7 +600,7 @@ def test_one_rank_that_fails_stops_both(
         match=r"step 1: preference_scores of pair \d+: chosen -5.0, .*; pairs "
         rf".*{table['pair_id'][0]}",
     ):
-        run_train(recipe, quiet=True)
+        run_train(Run(recipe), quiet=True)
 
 
 @pytest.mark.slow
@@ -610,7 +617,7 @@ def test_a_collapsed_mask_is_reported_with_its_cure(
         *world.options, paths=world.paths,
     )  # fmt: skip
     lines: list[str] = []
-    run_stages(recipe, ("train",), lines.append)
+    run_stages(recipe, (TRAIN,), lines.append)
     cure = (
         "the reward mask has been zero on more than 99 % of all tokens for 20 steps and hardly "
         "gets a gradient any more: centre the weights (weights='centred'), hold its zeros with "
@@ -621,7 +628,7 @@ def test_a_collapsed_mask_is_reported_with_its_cure(
     assert (
         sum(
             "kind" in record and record["kind"] == "warning"
-            for record in read_metrics(train_store(recipe))
+            for record in read_metrics(RunPaths.of(recipe).train)
         )
         == 1
     )
@@ -642,17 +649,21 @@ def test_a_kl_that_runs_away_is_a_warning_of_the_run_and_is_told_once(
         paths=world.paths,
     )
     torch.set_num_threads(1)
-    trainer = Trainer(recipe, Placement.choose("auto", CPU, 0, 1), 1)
+    trainer = Trainer(training_facts(Run(recipe)), Placement.choose("auto", CPU, 0, 1), 1)
     trainer.runaway = RunawayWatch({"window": [[0.1, -5.0]] * 10 + [[0.7, 0.0]] * 9})
     trainer.run(lambda metrics: None)
     (warning,) = [
-        record for record in read_metrics(train_store(recipe)) if record.get("kind") == "warning"
+        record
+        for record in read_metrics(RunPaths.of(recipe).train)
+        if record.get("kind") == "warning"
     ]
     assert (
         warning["step"] == 1
         and "KL(reference || policy) runs away: from -5.0 to" in warning["messages"][0]
     )
-    assert Trainer(recipe, Placement.choose("auto", CPU, 0, 1), 1).runaway.state() == {
+    assert Trainer(
+        training_facts(Run(recipe)), Placement.choose("auto", CPU, 0, 1), 1
+    ).runaway.state() == {
         "window": [],
         "has_told": True,
     }
@@ -701,7 +712,7 @@ def test_mask_dropout_resumes_and_is_off_in_validation(
     def run(name: str, *options: str) -> list[dict[str, Any]]:
         recipe = recipe_in(tmp_path / name, *base, *options, paths=world.paths)
         trained(recipe)
-        return list(read_metrics(train_store(recipe)))
+        return list(read_metrics(RunPaths.of(recipe).train))
 
     plain, one, two = run("plain"), run("one", "mask.dropout=0.5"), run("two", "mask.dropout=0.5")
     assert [r.get("masks/reward_mean") for r in one] == [r.get("masks/reward_mean") for r in two]

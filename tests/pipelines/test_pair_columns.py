@@ -13,14 +13,16 @@ import pytest
 import torch
 from pair_stores import write_pairs
 
+from pipelines.commands.stages import PREPARE
 from pipelines.errors import Failure, UserError
 from pipelines.models.device import Placement
 from pipelines.pairs.row_plan import ShardRows, digest_of
 from pipelines.pairs.sources import Chunk, chunks_of
-from pipelines.pairs.stage import _digest, _run_task, open_pairs, prepare_record
+from pipelines.pairs.stage import _digest, _run_task, open_pairs
 from pipelines.pairs.table import PairTable
 from pipelines.pairs.tasks import ChunkTask, block_of, result_of, rows_of
 from pipelines.pairs.writer import _write
+from pipelines.recipe.run import Run
 from pipelines.recipe.schema import DataSection, Recipe
 from pipelines.storage.store import RunStore
 from pipelines.train.micro_batches import MicroBatchLoader
@@ -47,8 +49,8 @@ def count(row: dict[str, Any], shared: bool) -> int:
 def test_stored_lengths_are_those_of_the_stored_ids(scored: Recipe, split: str) -> None:
     """Also without the file, as 0.7 prepared; an empty split has none."""
     rows = in_shards(scored, split)
-    now = open_pairs(scored)
-    manifest = prepare_record(scored).manifest()
+    now = open_pairs(Run(scored))
+    manifest = Run(scored).record(PREPARE).manifest()
     assert (f"lengths/{split}.parquet" in manifest["outputs"]) == bool(rows)
     before = PairTable(
         RunStore(f"{scored.run_dir}/pairs"),
@@ -74,10 +76,10 @@ def test_a_file_of_lengths_that_is_lost_or_another_is_named(copied: Recipe) -> N
     folder = Path(copied.run_dir, "pairs", "lengths")
     (folder / "train.parquet").write_bytes((folder / "test.parquet").read_bytes())
     with pytest.raises(UserError, match=r"lengths/train.parquet has \d+ rows, the train pairs hav"):
-        open_pairs(copied).lengths("train")
+        open_pairs(Run(copied)).lengths("train")
     (folder / "train.parquet").unlink()
     with pytest.raises(UserError, match="lengths/train.parquet is missing: the pairs are incompl"):
-        open_pairs(copied).lengths("train")
+        open_pairs(Run(copied)).lengths("train")
     (folder.parent / "train-00001.parquet").unlink()
     for read in (
         lambda pairs: pairs.pairs("train", [40]),
@@ -85,7 +87,7 @@ def test_a_file_of_lengths_that_is_lost_or_another_is_named(copied: Recipe) -> N
         lambda pairs: pairs.column("train", "pair_id"),
     ):
         with pytest.raises(UserError, match="train-00001.parquet is missing: the pairs are incom"):
-            read(open_pairs(copied))
+            read(open_pairs(Run(copied)))
 
 
 def drawn_ids(count: int, has_rejected: bool) -> list[TokenizedPair]:

@@ -14,10 +14,13 @@ from stores import again, all_features, losses_of, silent, store_files
 from transformers import AutoModelForCausalLM
 
 from pipelines.commands.run import run_stages
+from pipelines.commands.stages import REFERENCE
 from pipelines.errors import UserError
 from pipelines.pairs.stage import open_pairs
+from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
-from pipelines.reference.stage import open_reference, reference_record
+from pipelines.reference.facts import run_facts
+from pipelines.reference.stage import open_reference
 from sparsepo import ReferenceModel, padded_layout
 from sparsepo.compression import unpack_topk
 from sparsepo.kernels.token_scoring import score_tokens
@@ -67,8 +70,8 @@ def test_kl_from_the_store_is_that_of_a_live_reference(scored: Recipe, model_dir
     """A moved policy against the stored states times the stored head, and against a model that
     runs: 1e-5 in fp32.
     """
-    pairs = open_pairs(scored)
-    store = open_reference(scored, pairs)
+    pairs = open_pairs(Run(scored))
+    store = open_reference(run_facts(Run(scored)), pairs)
     rows = [3, 60, 17, 40]
     stored = store.features("train", rows, ["reference_hidden"]).reference_hidden
     inputs = padded_layout(pairs.pairs("train", rows))
@@ -123,7 +126,7 @@ def test_training_from_the_store_equals_training_beside_the_reference(
         tmp_path / "padded", *base, "reference.mode=stored", "reference.layout=padded", paths=paths
     )
     for recipe in (online, stored, padded):
-        run_stages(recipe, ("reference",), silent)
+        run_stages(recipe, (REFERENCE,), silent)
     expected = losses_of(online)
     assert float(expected.max() - expected.min()) > 1e-3, "the policy moves"
     torch.testing.assert_close(losses_of(stored), expected, atol=2e-6, rtol=0)
@@ -136,10 +139,10 @@ def test_training_from_the_store_equals_training_beside_the_reference(
             "reference.layers_dtype=int8",
             paths=paths,
         )
-        run_stages(packed, ("reference",), silent)
+        run_stages(packed, (REFERENCE,), silent)
         difference = (losses_of(packed) - expected).abs().max()
         assert 0 < float(difference) < 2e-2
-        manifest = reference_record(packed).manifest()["counts"]
+        manifest = Run(packed).record(REFERENCE).manifest()["counts"]
         assert manifest["formats"]["reference_layers"]["encoding"] == "int8"
         sizes = [
             sum(len(data) for name, data in store_files(r).items() if "reference_layers" in name)
@@ -152,7 +155,7 @@ def test_topk_is_a_lower_bound_whose_error_is_in_the_manifest(
     scored: Recipe, recipe_in: MakeRecipe, tmp_path: Path
 ) -> None:
     recipe = again(scored, recipe_in, tmp_path / "topk", "reference.topk=16")
-    counts = reference_record(recipe).manifest()["counts"]
+    counts = Run(recipe).record(REFERENCE).manifest()["counts"]
     assert set(counts["features"]) == {"reference_logps", "reference_topk"}
     assert counts["formats"]["reference_topk"]["shape"] == [16]
     error = counts["topk_error"]
@@ -162,7 +165,12 @@ def test_topk_is_a_lower_bound_whose_error_is_in_the_manifest(
     )
     packed = all_features(recipe, "reference_topk")["reference_topk"]
     exact = all_features(scored, "reference_hidden")["reference_hidden"]
-    probabilities = open_reference(scored, open_pairs(scored)).head().logits(exact).softmax(-1)
+    probabilities = (
+        open_reference(run_facts(Run(scored)), open_pairs(Run(scored)))
+        .head()
+        .logits(exact)
+        .softmax(-1)
+    )
     kept = unpack_topk(packed)
     torch.testing.assert_close(
         kept.logps.exp().sum(1), probabilities.topk(16).values.sum(1), atol=2e-3, rtol=0
@@ -180,7 +188,7 @@ def test_topk_is_a_lower_bound_whose_error_is_in_the_manifest(
                 "reference.topk=8",
                 paths={"pairs": f"{scored.run_dir}/pairs"},
             ),
-            ("reference",),
+            (REFERENCE,),
             silent,
         )
 

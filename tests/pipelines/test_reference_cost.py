@@ -11,11 +11,13 @@ import pytest
 from stores import store_files
 
 from pipelines.commands.plan import run_plan
+from pipelines.commands.stages import REFERENCE
 from pipelines.pairs.stage import open_pairs
+from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
 from pipelines.reference.actor import ShardScorer, ShardTask
 from pipelines.reference.cost import settle_mode
-from pipelines.reference.stage import reference_record, scoring_facts
+from pipelines.reference.stage import scoring_facts
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 MakeRecipe = Callable[..., Recipe]
@@ -51,8 +53,8 @@ def test_the_storage_forecast_is_within_five_percent(
     )
     forecast = run_plan(recipe)["reference"]["storage_bytes"]
     features = tuple(sorted(recipe.stored_features()))
-    scorer = ShardScorer(scoring_facts(recipe, reference_record(recipe), features))
-    pairs = open_pairs(recipe)
+    scorer = ShardScorer(scoring_facts(Run(recipe), features))
+    pairs = open_pairs(Run(recipe))
     for split in ("train", "test"):
         for number in range(pairs.num_shards(split)):
             assert scorer(ShardTask(split, number, features)).failed == {}
@@ -94,10 +96,11 @@ from pipelines.errors import UserError
 from pipelines.recipe.files import load_recipe
 import pipelines.reference.stage as stage
 from pipelines.commands.run import run_stages
+from pipelines.commands.stages import REFERENCE
 if sys.argv[2] == "unforeseen":
     stage._check_disk = lambda *_: None
 try:
-    run_stages(load_recipe(sys.argv[1]), ("reference",), print, quiet=True)
+    run_stages(load_recipe(sys.argv[1]), (REFERENCE,), print, quiet=True)
 except UserError as error:
     print("refused:", error)
 root = Path(sys.argv[3])
@@ -126,7 +129,7 @@ def test_a_full_disk_ends_in_one_line_and_keeps_what_was_written(
         }
     )
     (tmp_path / "recipe.yaml").write_text(write_yaml(recipe))
-    size = int(0.75 * reference_record(scored).manifest()["counts"]["bytes"])
+    size = int(0.75 * Run(scored).record(REFERENCE).manifest()["counts"]["bytes"])
     script = (
         f"mount -t tmpfs -o size={size} tmpfs {disk} && exec {sys.executable} -c "
         f"'{SCORE_ON_A_SMALL_DISK}' {tmp_path}/recipe.yaml {kind} {disk}/reference"

@@ -18,17 +18,18 @@ from ray import cloudpickle
 from stores import all_features, silent, store_files
 
 from pipelines.commands.run import run_stages
+from pipelines.commands.stages import PREPARE, REFERENCE
 from pipelines.errors import UserError
 from pipelines.pairs.stage import open_pairs
 from pipelines.recipe.files import validate_recipe
+from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
 from pipelines.reference.actor import ShardScorer
 from pipelines.reference.check import check_reference, discard_damaged
-from pipelines.reference.facts import FrozenReference, reference_facts
+from pipelines.reference.facts import FrozenReference, run_facts
 from pipelines.reference.features import feature_source
 from pipelines.reference.stage import (
     open_reference,
-    reference_record,
     run_reference,
     scoring_facts,
     usable_rows,
@@ -74,7 +75,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
 @pytest.mark.parametrize("name", ["lm_head.safetensors", "lm_head.json"])
 def test_a_flipped_bit_of_the_head_is_found_before_it_is_used(copied: Recipe, name: str) -> None:
     """Every KL is computed with it; a soft-cap or scale that changed is as wrong as a weight."""
-    store = open_reference(copied, open_pairs(copied))
+    store = open_reference(run_facts(Run(copied)), open_pairs(Run(copied)))
     assert store.head().weight.ndim == 2
     path = Path(copied.run_dir) / "reference" / name
     raw = bytearray(path.read_bytes())
@@ -86,27 +87,27 @@ def test_a_flipped_bit_of_the_head_is_found_before_it_is_used(copied: Recipe, na
         "reference RECIPE",
     ):
         store.head()
-    _, damage = check_reference(copied, quiet=True)
+    _, damage = check_reference(Run(copied), quiet=True)
     assert [item.message.split(" is damaged")[0].rpartition("/")[2] for item in damage] == [name]
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_damage_is_named_by_check_and_by_training_and_repaired(copied: Recipe, kind: str) -> None:
     before = store_files(copied)
-    assert check_reference(copied, quiet=True)[1] == []
+    assert check_reference(Run(copied), quiet=True)[1] == []
     damage, message = DAMAGES[kind]
     damage(shard_file(copied))
-    pairs = open_pairs(copied)
+    pairs = open_pairs(Run(copied))
     with pytest.raises(UserError, match=message):
-        open_reference(copied, pairs).features(
+        open_reference(run_facts(Run(copied)), pairs).features(
             "train", range(pairs.num_rows("train")), ["reference_logps", "reference_hidden"]
         )
-    _, found = check_reference(copied, quiet=True)
+    _, found = check_reference(Run(copied), quiet=True)
     assert [(d.feature, d.split, d.number) for d in found] == [("reference_logps", "train", 1)]
     assert "train-00001.parquet" in found[0].message
     untouched = shard_file(copied, "reference_hidden").stat().st_mtime_ns
-    run_stages(discard_damaged(copied, found), ("reference",), silent)
-    assert check_reference(copied, quiet=True)[1] == []
+    run_stages(discard_damaged(Run(copied), found), (REFERENCE,), silent)
+    assert check_reference(Run(copied), quiet=True)[1] == []
     assert store_files(copied) == before
     assert shard_file(copied, "reference_hidden").stat().st_mtime_ns == untouched, (
         "only what was damaged is scored again"
@@ -119,33 +120,37 @@ def test_a_foreign_shard_is_named_whatever_its_size(copied: Recipe) -> None:
     """
     path = shard_file(copied)
     foreign(path)
-    record = reference_record(copied)
+    record = Run(copied).record(REFERENCE)
     manifest = record.manifest()
     manifest["outputs"]["reference_logps/train-00001.parquet"] = dict(
         manifest["outputs"]["reference_logps/train-00000.parquet"]
     )
     record.store.write_json("manifest.json", manifest)
     with pytest.raises(UserError, match="it is of shard train-00000, not train-00001"):
-        open_reference(copied, open_pairs(copied)).features("train", range(40), ["reference_logps"])
+        open_reference(run_facts(Run(copied)), open_pairs(Run(copied))).features(
+            "train", range(40), ["reference_logps"]
+        )
     assert (
         "it is of shard train-00000, not train-00001"
-        in check_reference(copied, quiet=True)[1][0].message
+        in check_reference(Run(copied), quiet=True)[1][0].message
     )
     table = pq.read_table(path)
     pq.write_table(table.replace_schema_metadata(None), path)
     manifest["outputs"]["reference_logps/train-00001.parquet"]["bytes"] = path.stat().st_size
     record.store.write_json("manifest.json", manifest)
     with pytest.raises(UserError, match="it is of store none"):
-        open_reference(copied, open_pairs(copied)).features("train", range(40), ["reference_logps"])
+        open_reference(run_facts(Run(copied)), open_pairs(Run(copied))).features(
+            "train", range(40), ["reference_logps"]
+        )
 
 
 def test_a_damaged_head_is_found_and_made_again(copied: Recipe) -> None:
     before = store_files(copied)
     flip(Path(copied.run_dir) / "reference" / "lm_head.safetensors")
-    _, found = check_reference(copied, quiet=True)
+    _, found = check_reference(Run(copied), quiet=True)
     assert "lm_head.safetensors is damaged" in found[0].message
-    run_stages(discard_damaged(copied, found), ("reference",), silent)
-    assert check_reference(copied, quiet=True)[1] == []
+    run_stages(discard_damaged(Run(copied), found), (REFERENCE,), silent)
+    assert check_reference(Run(copied), quiet=True)[1] == []
     assert store_files(copied) == before
 
 
@@ -185,11 +190,11 @@ def test_an_unfinished_store_is_no_store(copied: Recipe) -> None:
     with pytest.raises(
         UserError, match="no finished reference stage: reference_logps 4 of 4 shards"
     ):
-        check_reference(copied, quiet=True)
+        check_reference(Run(copied), quiet=True)
     with pytest.raises(UserError, match="no finished reference stage"):
-        open_reference(copied, open_pairs(copied))
+        open_reference(run_facts(Run(copied)), open_pairs(Run(copied)))
     before = shard_file(copied).stat().st_mtime_ns
-    assert run_reference(copied, quiet=True)["counts"]["shards_scored"] == 4
+    assert run_reference(Run(copied), quiet=True)["counts"]["shards_scored"] == 4
     assert shard_file(copied).stat().st_mtime_ns == before
 
 
@@ -207,17 +212,17 @@ def test_whoever_has_the_facts_reads_the_store_without_the_run_s_inputs(
         f"model.name_or_path={tmp_path}/model",
         f"data.sources=[{{path: {tmp_path}/pairs.jsonl}}]",
     )
-    record = reference_record(recipe)
+    record = Run(recipe).record(REFERENCE)
     manifest = record.manifest()
     manifest["counts"]["failed"] = {"train": {"3": "x", "11": "y"}, "test": {"0": "z"}}
     record.store.write_json("manifest.json", manifest)
-    pairs = open_pairs(recipe)
-    facts = cloudpickle.loads(cloudpickle.dumps(reference_facts(recipe, reference_record(recipe))))
+    pairs = open_pairs(Run(recipe))
+    facts = cloudpickle.loads(cloudpickle.dumps(run_facts(Run(recipe))))
     read = all_features(recipe, "reference_logps")["reference_logps"]
     shutil.rmtree(tmp_path / "model")
     (tmp_path / "pairs.jsonl").unlink()
     with pytest.raises(UserError, match="no such directory"):
-        reference_record(recipe)
+        Run(recipe).record(REFERENCE)
     store = open_reference(facts, pairs)
     again = [
         store.features(split, range(pairs.num_rows(split)), ["reference_logps"]).reference_logps
@@ -237,8 +242,8 @@ def test_whoever_has_the_facts_reads_the_store_without_the_run_s_inputs(
 
 def test_the_facts_say_which_store_is_meant(copied: Recipe) -> None:
     """A store that another command put into the same place meanwhile is refused."""
-    facts = reference_facts(copied, reference_record(copied))
-    pairs = open_pairs(copied)
+    facts = run_facts(Run(copied))
+    pairs = open_pairs(Run(copied))
     open_reference(facts, pairs)
     path = Path(copied.run_dir) / "reference" / "manifest.json"
     manifest = json.loads(path.read_text())
@@ -248,18 +253,18 @@ def test_the_facts_say_which_store_is_meant(copied: Recipe) -> None:
     path.unlink()
     with pytest.raises(UserError, match="no finished reference stage"):
         open_reference(facts, pairs)
-    unfinished = reference_facts(copied, reference_record(copied))
+    unfinished = run_facts(Run(copied))
     assert unfinished.failed == {} and unfinished.fingerprint == facts.fingerprint
 
 
 def test_facts_of_an_online_reference_read_no_store(copied: Recipe) -> None:
     """It computes what it wants; rows that some store could not score are trained on."""
     online = validate_recipe({**copied.model_dump(mode="json"), "reference": {"mode": "online"}})
-    record = reference_record(copied)
+    record = Run(copied).record(REFERENCE)
     manifest = record.manifest()
     manifest["counts"]["failed"] = {"train": {"3": "x"}}
     record.store.write_json("manifest.json", manifest)
-    facts = reference_facts(online, reference_record(online))
+    facts = run_facts(Run(online))
     assert (facts.stored, facts.failed) == (frozenset(), {})
     assert facts.online == facts.wanted == {"reference_logps", "reference_hidden"}
     assert facts.model == FrozenReference(
@@ -277,7 +282,7 @@ def test_more_gpus_per_model_than_there_are_is_refused(
         paths={"pairs": f"{scored.run_dir}/pairs"},
     )
     with pytest.raises(UserError, match="reference: 2 GPUs for one model, but the cluster has 0"):
-        run_stages(recipe, ("reference",), silent)
+        run_stages(recipe, (REFERENCE,), silent)
 
 
 @pytest.mark.parametrize(
@@ -294,7 +299,7 @@ def test_another_runs_store_is_refused_by_what_differs(
         tmp_path / "run", *KL, option, paths={"reference": f"{scored.run_dir}/reference"}
     )
     with pytest.raises(UserError, match=message):
-        run_stages(recipe, ("prepare", "reference"), silent)
+        run_stages(recipe, (PREPARE, REFERENCE), silent)
 
 
 def test_other_library_versions_are_warned_of_when_a_store_is_extended(
@@ -306,7 +311,7 @@ def test_other_library_versions_are_warned_of_when_a_store_is_extended(
     started.write_text(json.dumps(record))
     lines: list[str] = []
     more = recipe_in(copied.run_dir, "objective.name=mapo", "mask.kind=activation")
-    run_stages(more, ("reference",), lines.append, quiet=True)
+    run_stages(more, (REFERENCE,), lines.append, quiet=True)
     assert f"was begun with torch 2.0.1, this is {torch.__version__}" in lines[-1]
 
 
@@ -315,14 +320,14 @@ def test_scoring_leaves_the_random_state_alone(scored: Recipe) -> None:
     Python stay where they were.
     """
     recipe = validate_recipe({**scored.model_dump(mode="json"), "reference": {"mode": "online"}})
-    pairs = open_pairs(recipe)
+    pairs = open_pairs(Run(recipe))
     torch.manual_seed(5)
     random.seed(5)
     np.random.seed(5)
     before = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())
-    source = feature_source(recipe, pairs, CPU)
+    source = feature_source(run_facts(Run(recipe)), pairs, CPU)
     source.features("train", [0, 1], padded_layout(pairs.pairs("train", [0, 1])))
-    scorer = ShardScorer(scoring_facts(recipe, reference_record(recipe), ()))
+    scorer = ShardScorer(scoring_facts(Run(recipe), ()))
     scorer._reference_layout.inputs(pairs.pairs("train", [0]))
     after = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())
     assert torch.equal(before[0], after[0]) and before[1:] == after[1:]

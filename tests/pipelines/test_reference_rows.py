@@ -11,12 +11,16 @@ from stores import silent
 from transformers import AutoModelForCausalLM
 
 from pipelines.commands.run import run_stages
+from pipelines.commands.stages import REFERENCE
 from pipelines.errors import StageFailed
 from pipelines.models.device import Placement
 from pipelines.pairs.stage import open_pairs
+from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
 from pipelines.reference.actor import ShardScorer, ShardTask
-from pipelines.reference.stage import open_reference, reference_record, scoring_facts
+from pipelines.reference.facts import run_facts
+from pipelines.reference.stage import open_reference, scoring_facts
+from pipelines.train.facts import training_facts
 from pipelines.train.trainer import Trainer
 from sparsepo import ReferenceModel, padded_layout
 
@@ -30,7 +34,7 @@ def small_vocabulary(
     model_dir: Path, scored: Recipe, tmp_path: Path
 ) -> tuple[Path, dict[str, set[int]]]:
     """A model that lacks the tokens that fewest rows hold; split -> the rows that hold one."""
-    pairs = open_pairs(scored)
+    pairs = open_pairs(Run(scored))
     held = {
         split: [
             {int(i) for ids in (p.prompt, *p.responses()) for i in ids}
@@ -70,7 +74,7 @@ def test_a_failing_row_is_reported_and_left_out(
         paths={"pairs": f"{scored.run_dir}/pairs"},
     )
     lines: list[str] = []
-    run_stages(recipe, ("reference",), lines.append, quiet=True)
+    run_stages(recipe, (REFERENCE,), lines.append, quiet=True)
     assert (
         f"{len(lost['train']) + len(lost['test'])} rows could not be scored: failed_rows.jsonl"
         in lines[-1]
@@ -84,20 +88,22 @@ def test_a_failing_row_is_reported_and_left_out(
     assert {(r["split"], r["row"]) for r in reported} == {
         (split, row) for split, rows in lost.items() for row in rows
     }
-    pairs = open_pairs(recipe)
+    pairs = open_pairs(Run(recipe))
     ids = pairs.column("train", "pair_id")
     assert all(r["pair_id"] == ids[r["row"]] for r in reported if r["split"] == "train")
     assert all("beyond the reference's vocabulary" in r["reason"] for r in reported)
     rows = [row for row in range(pairs.num_rows("train")) if row not in lost["train"]]
     stored = (
-        open_reference(recipe, pairs).features("train", rows, ["reference_logps"]).reference_logps
+        open_reference(run_facts(Run(recipe)), pairs)
+        .features("train", rows, ["reference_logps"])
+        .reference_logps
     )
     live = ReferenceModel(AutoModelForCausalLM.from_pretrained(folder)).features(
         padded_layout(pairs.pairs("train", rows)), ["reference_logps"]
     )
     torch.testing.assert_close(stored, live.reference_logps, atol=1e-5, rtol=0)
     torch.set_num_threads(1)
-    trainer = Trainer(recipe, Placement.choose("auto", CPU, 0, 1), 1)
+    trainer = Trainer(training_facts(Run(recipe)), Placement.choose("auto", CPU, 0, 1), 1)
     assert trainer.rows["train"] == rows
     seen = [
         trainer.rows["train"][place]
@@ -124,7 +130,7 @@ def test_too_many_failing_rows_stop_the_stage_with_the_first_one(
         match=r"rows could not be scored, reference.max_failed_fraction = 0.0 allows 0; the "
         r"first: .*token \d+ is beyond",
     ):
-        run_stages(recipe, ("reference",), silent)
+        run_stages(recipe, (REFERENCE,), silent)
 
 
 def test_a_row_whose_scores_are_not_finite_fails_alone(
@@ -133,7 +139,7 @@ def test_a_row_whose_scores_are_not_finite_fails_alone(
     """The input embedding of one token is NaN (the head is its own matrix): just the rows with
     that token fail.
     """
-    pairs = open_pairs(scored)
+    pairs = open_pairs(Run(scored))
     held = [
         {int(i) for ids in (p.prompt, *p.responses()) for i in ids}
         for p in pairs.pairs("train", range(pairs.num_rows("train")))
@@ -156,8 +162,8 @@ def test_a_row_whose_scores_are_not_finite_fails_alone(
         "reference.max_failed_fraction=0.9",
         paths={"pairs": f"{scored.run_dir}/pairs"},
     )
-    run_stages(recipe, ("reference",), silent)
-    failed = reference_record(recipe).manifest()["counts"]["failed"]["train"]
+    run_stages(recipe, (REFERENCE,), silent)
+    failed = Run(recipe).record(REFERENCE).manifest()["counts"]["failed"]["train"]
     # Every token before the rare one is finite, but at least one scored token after it is not,
     # unless it ends the text.
     assert set(map(int, failed)) <= {row for row, ids in enumerate(held) if rare in ids}
@@ -168,7 +174,7 @@ def test_running_out_of_memory_names_the_setting(
     scored: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     features = ("reference_logps",)
-    scorer = ShardScorer(scoring_facts(scored, reference_record(scored), features))
+    scorer = ShardScorer(scoring_facts(Run(scored), features))
     monkeypatch.setattr(
         ReferenceModel,
         "features",

@@ -13,16 +13,15 @@ from text_models import write_chain_model
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from pipelines.commands.run import run_stages
+from pipelines.commands.stages import EVALUATE, PREPARE, SAMPLE
 from pipelines.evaluate.actor import Evaluator
 from pipelines.evaluate.facts import EvaluationFacts
 from pipelines.evaluate.leaderboard import run_tasks_of
 from pipelines.evaluate.sample import (
     CandidateSampler,
     DrawCandidates,
-    sample_record,
     sampling_facts,
 )
-from pipelines.evaluate.stage import ends_of, evaluate_record
 from pipelines.evaluate.tasks import SamplePrompts, WritePrograms
 from pipelines.models.generation import generate
 from pipelines.models.loading import load_causal_lm, load_tokenizer
@@ -30,9 +29,8 @@ from pipelines.models.response_ends import ResponseEnds, end_of_turn, response_e
 from pipelines.pairs.stage import open_pairs
 from pipelines.recipe.evaluation import GenerationSection, LeaderboardSection
 from pipelines.recipe.files import validate_recipe
+from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
-from pipelines.reference.facts import reference_facts
-from pipelines.reference.stage import reference_record
 
 MakeRecipe = Callable[..., Recipe]
 EOS, TURN, ASK, ONE, TWO, THREE, FOUR, JUNK = 1, 2, 3, 5, 6, 7, 8, 9
@@ -132,13 +130,12 @@ def chat_run(
         "evaluate.generation.max_new_tokens=12",
         "evaluate.generation.temperature=0",
     )
-    run_stages(recipe, ("prepare",), lambda line: None)
+    run_stages(recipe, (PREPARE,), lambda line: None)
     return recipe
 
 
 def facts_of(recipe: Recipe) -> EvaluationFacts:
-    reference = reference_facts(recipe, reference_record(recipe))
-    return EvaluationFacts.of(recipe, evaluate_record(recipe), reference, ends_of(recipe), None)
+    return EvaluationFacts.of(Run(recipe), None)
 
 
 def test_samples_and_their_kl_end_with_the_turn(chat_run: Recipe) -> None:
@@ -152,7 +149,7 @@ def test_samples_and_their_kl_end_with_the_turn(chat_run: Recipe) -> None:
     record = Evaluator(facts_of(chat_run))(task)["sample"][1]
     assert record["policy_text"] == record["start_text"] == "one two three"
     assert record["policy_tokens"] == record["start_tokens"] == 4
-    pair = open_pairs(chat_run).pairs("test", [1])[0]
+    pair = open_pairs(Run(chat_run)).pairs("test", [1])[0]
     assert pair.chosen.tolist() == [TWO, TURN]
     whole = torch.tensor([[*pair.prompt.tolist(), ONE, TWO, THREE, TURN]])
     logps = {}
@@ -182,7 +179,7 @@ def test_candidates_and_programs_end_with_the_turn(chat_run: Recipe, tmp_path: P
         f"temperature: 0.05}}, apply_chat_template: true}}"
     )
     recipe = validate_recipe(chat_run.model_dump(mode="json"), [sampling, code])
-    sampler = CandidateSampler(sampling_facts(recipe))
+    sampler = CandidateSampler(sampling_facts(Run(recipe)))
     (found,) = sampler(DrawCandidates(0, batch_prompts=1, prompts=("four one",)))
     assert found["responses"] == ["two three"] * 2
     task = WritePrograms(0, start=0, task_ids=("T",), prompts=("junk",), num_samples=2)
@@ -196,15 +193,15 @@ def test_what_samples_records_its_ends(chat_run: Recipe, make_recipe: MakeRecipe
     Runs with the tokenizer's end alone keep their record.
     """
     assert (
-        evaluate_record(chat_run).inputs["response_ends"]
-        == sample_record(chat_run).inputs["response_ends"]
+        Run(chat_run).record(EVALUATE).inputs["response_ends"]
+        == Run(chat_run).record(SAMPLE).inputs["response_ends"]
         == [EOS, TURN]
     )
     pairs_only = validate_recipe(
         chat_run.model_dump(mode="json"), ["evaluate.benchmarks=[preference]"]
     )
-    assert "response_ends" not in evaluate_record(pairs_only).inputs
-    assert "response_ends" not in evaluate_record(make_recipe()).inputs
+    assert "response_ends" not in Run(pairs_only).record(EVALUATE).inputs
+    assert "response_ends" not in Run(make_recipe()).record(EVALUATE).inputs
 
 
 def test_the_harness_stops_there_too(tmp_path: Path) -> None:

@@ -35,11 +35,12 @@ from pipelines.models.loading import (
 )
 from pipelines.models.trusted_code import TRUSTED_CODE, code_hash, publish_code, trusted_copy
 from pipelines.recipe.files import write_yaml
+from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
 from pipelines.storage.hashes import CACHE
 from pipelines.storage.store import RunStore
+from pipelines.train.light import TRAIN
 from pipelines.train.policy import count_adapter_parameters
-from pipelines.train.stage import train_record
 from pipelines.train.start import starting_model
 from pipelines.train.strategy import strategy_of
 
@@ -388,7 +389,7 @@ def test_a_model_with_code_keeps_its_own_tokenizer(
     own = make_recipe(f"model.name_or_path={folder}", f"model.tokenizer={folder}")
     assert starting_model(own) == folder
     other = make_recipe(f"model.name_or_path={folder}", f"model.tokenizer={model_dir}")
-    for refuse in (train_record, run_plan):
+    for refuse in (lambda recipe: Run(recipe).record(TRAIN), run_plan):
         with pytest.raises(UserError, match="put the tokenizer's files into the model's directory"):
             refuse(other)
 

@@ -12,6 +12,7 @@ from pipelines.cluster.shared_paths import local_paths
 from pipelines.errors import StageFailed, UserError
 from pipelines.pairs import stage as prepare
 from pipelines.pairs.stage import run_prepare
+from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
 from pipelines.reference.stage import run_reference
 from pipelines.train import stage as train
@@ -39,19 +40,19 @@ def test_workers_that_do_not_see_the_run_say_so_and_write_nothing(
     with monkeypatch.context() as patched:
         patched.setattr(prepare, "local_paths", unseen)
         with pytest.raises(UserError, match=LINE):
-            run_prepare(recipe, quiet=True)
+            run_prepare(Run(recipe), quiet=True)
     assert sorted(file.name for file in run.rglob("*") if file.is_file()) == ["started.json"]
     assert local_paths(recipe)["run_dir"] == str(run)
-    run_prepare(recipe, quiet=True)
+    run_prepare(Run(recipe), quiet=True)
     with monkeypatch.context() as patched:
         patched.setattr(actor_pool, "local_paths", unseen)
         with pytest.raises(UserError, match=LINE):
-            run_reference(recipe, quiet=True)
+            run_reference(Run(recipe), quiet=True)
     assert sorted(file.name for file in (run / "reference").rglob("*") if file.is_file()) == [
         "started.json"
     ]
-    run_reference(recipe, quiet=True)
+    run_reference(Run(recipe), quiet=True)
     with monkeypatch.context() as patched:
         patched.setattr(train, "local_paths", unseen)
         with pytest.raises(StageFailed, match=f"^training failed: {LINE}"):
-            run_train(recipe, quiet=True)
+            run_train(Run(recipe), quiet=True)

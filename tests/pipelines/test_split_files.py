@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.commands.plan import run_plan
+from pipelines.commands.stages import PREPARE
 from pipelines.errors import UserError
 from pipelines.pairs.sources import chunks_of, read_chunk, source_fingerprint
-from pipelines.pairs.stage import prepare_record
+from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe, Source
 
 MakeRecipe = Callable[..., Recipe]
@@ -177,12 +178,12 @@ def test_plan_and_prepare_refuse_before_any_work(
         (tmp_path / "data").mkdir(exist_ok=True)
         (tmp_path / "data" / name).write_text(pairs_file.read_text())
     recipe = make_recipe(f"data.sources=[{{path: {tmp_path / 'data'}}}]")
-    for act in (run_plan, prepare_record):
+    for act in (run_plan, lambda recipe: Run(recipe).record(PREPARE)):
         with pytest.raises(UserError, match="say which with split"):
             act(recipe)
     one, other = (
         make_recipe(f"data.sources=[{{path: {pairs_file}{text}}}]")
         for text in ("", ", split: train")
     )
-    assert prepare_record(one).fingerprint() == prepare_record(other).fingerprint()
-    assert prepare_record(one).settings["data.sources[0].split"] == "train"
+    assert Run(one).record(PREPARE).fingerprint() == Run(other).record(PREPARE).fingerprint()
+    assert Run(one).record(PREPARE).settings["data.sources[0].split"] == "train"

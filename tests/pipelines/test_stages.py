@@ -12,15 +12,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipelines.commands.report import run_report
 from pipelines.commands.run import run_stages
 from pipelines.commands.sft import run_sft
+from pipelines.commands.stages import EVALUATE, PREPARE, REFERENCE, REPORT, TRAIN
 from pipelines.commands.status import run_status
 from pipelines.errors import UserError
 from pipelines.evaluate.sample import run_sample
 from pipelines.evaluate.stage import run_evaluate
 from pipelines.models.device import Placement
-from pipelines.pairs.stage import open_pairs, pairs_store, prepare_record, run_prepare
+from pipelines.pairs.stage import open_pairs, run_prepare
 from pipelines.pairs.table import PairTable
+from pipelines.recipe.run import Run
+from pipelines.recipe.run_paths import RunPaths
 from pipelines.recipe.schema import Recipe
-from pipelines.reference.stage import open_reference, reference_record, run_reference
+from pipelines.reference.facts import run_facts
+from pipelines.reference.stage import open_reference, run_reference
+from pipelines.train.facts import training_facts
 from pipelines.train.trainer import Trainer
 from sparsepo import LearnedMasks, ReferenceModel, padded_layout
 
@@ -38,7 +43,9 @@ def train_here(recipe: Recipe, steps: int | None = None) -> Trainer:
     without cleaning up.
     """
     torch.set_num_threads(1)
-    trainer = Trainer(recipe, Placement.choose("auto", torch.device("cpu"), 0, 1), 1)
+    trainer = Trainer(
+        training_facts(Run(recipe)), Placement.choose("auto", torch.device("cpu"), 0, 1), 1
+    )
     if steps is not None:
         reports = []
 
@@ -93,7 +100,7 @@ def test_prepare_counts_drops_and_splits(
             "max_response_tokens": 24,
         }
     )
-    counts = run_prepare(recipe, quiet=True)["counts"]
+    counts = run_prepare(Run(recipe), quiet=True)["counts"]
     assert counts["rejected"] == {
         "chosen and rejected are identical": 1,
         "chosen is int, not a string": 1,
@@ -106,11 +113,13 @@ def test_prepare_counts_drops_and_splits(
     assert counts["shards"]["train"] == [16, 16, 8]
     dropped = {
         (r["row"], r["reason"])
-        for r in map(json.loads, pairs_store(recipe).read_bytes("rejected_rows.jsonl").splitlines())
+        for r in map(
+            json.loads, RunPaths.of(recipe).pairs.read_bytes("rejected_rows.jsonl").splitlines()
+        )
     }
     assert (40, "empty response") in dropped
     assert (0, "prompt is also in held-out data") in dropped
-    table = open_pairs(recipe)
+    table = open_pairs(Run(recipe))
     ids = table.column("train", "pair_id")
     assert len(set(ids)) == 40, "a duplicate row keeps its own identity"
     assert table.column("train", "row") == [*range(1, 40), 43]
@@ -120,7 +129,7 @@ def test_prepare_counts_drops_and_splits(
         tokenizer.decode([int(i) for i in pair.prompt], skip_special_tokens=True)
         == rows[1]["prompt"]
     )
-    assert prepare_record(recipe).is_complete()
+    assert Run(recipe).record(PREPARE).is_complete()
 
 
 def test_splits_hold_no_common_prompt_and_weights_copy_rows(
@@ -129,8 +138,8 @@ def test_splits_hold_no_common_prompt_and_weights_copy_rows(
     recipe = make_recipe(
         "data.validation_fraction=0.2", "data.sources[0].weight=2.5", "data.max_test_pairs=5"
     )
-    counts = run_prepare(recipe, quiet=True)["counts"]
-    table = open_pairs(recipe)
+    counts = run_prepare(Run(recipe), quiet=True)["counts"]
+    table = open_pairs(Run(recipe))
     prompts = {
         split: set(table.column(split, "prompt_hash")) for split in ("train", "validation", "test")
     }
@@ -157,7 +166,7 @@ def test_missing_inputs_are_named(
     make_recipe: MakeRecipe, change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        run_stages(make_recipe(**change), ("prepare",), silent)
+        run_stages(make_recipe(**change), (PREPARE,), silent)
 
 
 def test_bad_data_is_named(make_recipe: MakeRecipe, pairs_file: Path, tmp_path: Path) -> None:
@@ -166,23 +175,21 @@ def test_bad_data_is_named(make_recipe: MakeRecipe, pairs_file: Path, tmp_path: 
     ):
         run_stages(
             make_recipe("data.sources[0].form=text", "data.sources[0].columns.chosen=good"),
-            ("prepare",),
+            (PREPARE,),
             silent,
         )
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(UserError, match="empty.jsonl' holds no row"):
-        run_stages(
-            make_recipe(f"data.sources[0].path={tmp_path}/empty.jsonl"), ("prepare",), silent
-        )
+        run_stages(make_recipe(f"data.sources[0].path={tmp_path}/empty.jsonl"), (PREPARE,), silent)
     (tmp_path / "useless.jsonl").write_text('{"prompt": "a", "chosen": "", "rejected": "b"}\n')
     with pytest.raises(UserError, match="no usable training pair.*empty response: 1"):
         run_stages(
-            make_recipe(f"data.sources[0].path={tmp_path}/useless.jsonl"), ("prepare",), silent
+            make_recipe(f"data.sources[0].path={tmp_path}/useless.jsonl"), (PREPARE,), silent
         )
     with pytest.raises(UserError, match="the model reads at most 128 tokens"):
         run_stages(
             make_recipe("data.max_prompt_tokens=200", run_dir=str(tmp_path / "r2")),
-            ("prepare",),
+            (PREPARE,),
             silent,
         )
 
@@ -196,7 +203,7 @@ def test_models_without_weights_or_eos_are_named(
     shutil.copytree(model_dir, bare)
     (bare / "model.safetensors").unlink()
     with pytest.raises(UserError, match="no weights"):
-        run_stages(make_recipe(f"model.name_or_path={bare}"), ("prepare", "reference"), silent)
+        run_stages(make_recipe(f"model.name_or_path={bare}"), (PREPARE, REFERENCE), silent)
     mute = tmp_path / "mute"
     shutil.copytree(model_dir, mute)
     settings = json.loads((mute / "tokenizer_config.json").read_text())
@@ -204,7 +211,7 @@ def test_models_without_weights_or_eos_are_named(
     (mute / "tokenizer_config.json").write_text(json.dumps(settings))
     (mute / "special_tokens_map.json").unlink(missing_ok=True)
     with pytest.raises(UserError, match="no EOS token"):
-        run_stages(make_recipe(f"model.name_or_path={mute}"), ("prepare",), silent)
+        run_stages(make_recipe(f"model.name_or_path={mute}"), (PREPARE,), silent)
     with pytest.raises(UserError, match="mask.hooks"):
         run_stages(
             make_recipe(
@@ -213,7 +220,7 @@ def test_models_without_weights_or_eos_are_named(
                 "mask.hooks=[attn.nothing]",
                 run_dir=str(tmp_path / "h"),
             ),
-            ("prepare",),
+            (PREPARE,),
             silent,
         )
 
@@ -222,15 +229,15 @@ def test_store_equals_a_live_reference_and_grows_by_feature(
     make_recipe: MakeRecipe, model_dir: Path
 ) -> None:
     recipe = make_recipe("objective.name=mapo", "mask.kind=activation")
-    run_stages(recipe, ("prepare",), silent)
+    run_stages(recipe, (PREPARE,), silent)
     first = make_recipe()
-    assert run_reference(first, quiet=True)["counts"]["features"] == {"reference_logps": ""}
+    assert run_reference(Run(first), quiet=True)["counts"]["features"] == {"reference_logps": ""}
     kept = (
         (Path(recipe.run_dir) / "reference" / "reference_logps" / "train-00000.parquet")
         .stat()
         .st_mtime_ns
     )
-    manifest = run_reference(recipe, quiet=True)
+    manifest = run_reference(Run(recipe), quiet=True)
     assert set(manifest["counts"]["features"]) == {
         "reference_logps",
         "reference_hidden",
@@ -239,10 +246,10 @@ def test_store_equals_a_live_reference_and_grows_by_feature(
     assert (
         Path(recipe.run_dir) / "reference" / "reference_logps" / "train-00000.parquet"
     ).stat().st_mtime_ns == kept, "scored once"
-    assert run_reference(recipe, quiet=True) == manifest, "a complete store is left alone"
+    assert run_reference(Run(recipe), quiet=True) == manifest, "a complete store is left alone"
 
-    table: PairTable = open_pairs(recipe)
-    store = open_reference(recipe, table)
+    table: PairTable = open_pairs(Run(recipe))
+    store = open_reference(run_facts(Run(recipe)), table)
     rows = [5, 0, 40]
     stored = store.features(
         "train", rows, ["reference_logps", "reference_hidden", "activation_mask"]
@@ -261,7 +268,7 @@ def test_store_equals_a_live_reference_and_grows_by_feature(
     with pytest.raises(
         UserError, match="holds activation_mask made with 'zn_rescale:all', now 'zn_rescale:mlp'"
     ):
-        run_reference(other, quiet=True)
+        run_reference(Run(other), quiet=True)
 
 
 def test_another_models_store_is_refused(
@@ -270,7 +277,7 @@ def test_another_models_store_is_refused(
     from pipelines.commands.quickstart_world import write_untrained_model
 
     recipe = make_recipe()
-    run_stages(recipe, ("prepare", "reference"), silent)
+    run_stages(recipe, (PREPARE, REFERENCE), silent)
     import shutil
 
     other = tmp_path / "other"
@@ -278,9 +285,9 @@ def test_another_models_store_is_refused(
     for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
         shutil.copy(model_dir / name, other / name)
     with pytest.raises(UserError, match="holds another run's reference stage: input weights"):
-        run_stages(make_recipe(f"model.name_or_path={other}"), ("reference",), silent)
+        run_stages(make_recipe(f"model.name_or_path={other}"), (REFERENCE,), silent)
     with pytest.raises(UserError, match="setting data.max_prompt_tokens was 24, now it is 20"):
-        run_stages(make_recipe("data.max_prompt_tokens=20"), ("prepare",), silent)
+        run_stages(make_recipe("data.max_prompt_tokens=20"), (PREPARE,), silent)
 
 
 def test_stopped_training_resumes_to_the_same_bits(make_recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -290,7 +297,7 @@ def test_stopped_training_resumes_to_the_same_bits(make_recipe: MakeRecipe, tmp_
     options = (*SPARSE, "mask.architecture=simple_last", "train.epochs=2", "train.max_steps=7")
     shared = {"paths": {"pairs": str(tmp_path / "pairs"), "reference": str(tmp_path / "reference")}}
     whole = make_recipe(*options, run_dir=str(tmp_path / "whole"), **shared)
-    run_stages(whole, ("prepare", "reference"), silent)
+    run_stages(whole, (PREPARE, REFERENCE), silent)
     train_here(whole)
     stopped = make_recipe(*options, run_dir=str(tmp_path / "stopped"), **shared)
     train_here(stopped, steps=4)
@@ -330,7 +337,7 @@ def test_micro_batches_and_reference_mode_change_nothing_but_rounding(
 
     def losses(name: str, *options: str) -> torch.Tensor:
         recipe = make_recipe(*base, *options, run_dir=str(tmp_path / name), **shared)
-        run_stages(recipe, ("prepare", "reference"), silent)
+        run_stages(recipe, (PREPARE, REFERENCE), silent)
         train_here(recipe)
         return torch.tensor([r["loss"] for r in logged(recipe.run_dir)])
 
@@ -349,7 +356,7 @@ def test_a_diverged_loss_stops_with_its_step_and_pairs(make_recipe: MakeRecipe) 
     from pipelines.errors import StageFailed
 
     recipe = make_recipe("train.learning_rate=1e30", "train.max_steps=6", "train.warmup_fraction=0")
-    run_stages(recipe, ("prepare", "reference"), silent)
+    run_stages(recipe, (PREPARE, REFERENCE), silent)
     with pytest.raises(
         StageFailed, match=r"is not finite at step \d; pairs [0-9a-f]{24}-0, .*last good checkpoint"
     ):
@@ -366,7 +373,7 @@ def test_run_writes_everything_and_skips_it_the_second_time(
     recipe = make_recipe(*SPARSE, "train.max_steps=3", "data.validation_fraction=0.1")
     lines: list[str] = []
     outcome = run_stages(
-        recipe, ("prepare", "reference", "train", "evaluate", "report"), lines.append, quiet=True
+        recipe, (PREPARE, REFERENCE, TRAIN, EVALUATE, REPORT), lines.append, quiet=True
     )
     assert outcome == dict.fromkeys(outcome, "done") | {"reference": outcome["reference"]}
     model = AutoModelForCausalLM.from_pretrained(f"{recipe.run_dir}/train/model")
@@ -381,7 +388,7 @@ def test_run_writes_everything_and_skips_it_the_second_time(
     assert "sparsepo from" in card
     assert "`validation/loss`" in card
     assert f"- `{recipe.data.sources[0].path}`" in card
-    assert f"Pairs after preparation: {open_pairs(recipe).num_rows('train')} train" in card
+    assert f"Pairs after preparation: {open_pairs(Run(recipe)).num_rows('train')} train" in card
     results = {
         p.stem: json.loads(p.read_text())
         for p in (Path(recipe.run_dir) / "evaluation").glob("*.json")
@@ -391,7 +398,7 @@ def test_run_writes_everything_and_skips_it_the_second_time(
         results["preference"]["accuracy/implicit_reward"]["n"] == results["preference"]["num_pairs"]
     )
     assert results["sentiment"]["num_prompts"] == 16
-    again = run_stages(recipe, ("prepare", "reference", "train", "evaluate"), lines.append)
+    again = run_stages(recipe, (PREPARE, REFERENCE, TRAIN, EVALUATE), lines.append)
     assert set(again.values()) == {"skipped"}
     states = {row["stage"]: row["state"] for row in run_status(recipe.run_dir)}
     assert states["train"] == states["evaluate"] == states["report"] == "done"
@@ -400,7 +407,7 @@ def test_run_writes_everything_and_skips_it_the_second_time(
             make_recipe(
                 *SPARSE, "objective.beta=0.3", "train.max_steps=3", "data.validation_fraction=0.1"
             ),
-            ("train",),
+            (TRAIN,),
             silent,
         )
     page = Path(run_report([recipe.run_dir])).read_text()
@@ -433,8 +440,8 @@ def test_one_and_two_workers_agree_and_a_changed_pair_shows(
             "data.test_fraction=0", *options,
             run_dir=str(tmp_path / name),
         )  # fmt: skip
-        run_stages(recipe, ("prepare", "reference"), silent)
-        run_train(recipe, quiet=True)
+        run_stages(recipe, (PREPARE, REFERENCE), silent)
+        run_train(Run(recipe), quiet=True)
         found = torch.tensor([r["loss"] for r in logged(recipe.run_dir)])
         assert len(found) == 20
         return found
@@ -445,9 +452,9 @@ def test_one_and_two_workers_agree_and_a_changed_pair_shows(
     other = losses("other", f"data.sources[0].path={changed_file}")
     assert float(((one - other) / one).abs().max()) > 1e-3
     again = make_recipe("train.num_workers=3", run_dir=str(tmp_path / "three"))
-    run_stages(again, ("prepare", "reference"), silent)
+    run_stages(again, (PREPARE, REFERENCE), silent)
     with pytest.raises(UserError, match="train.num_workers = 3 x 1 CPUs: the cluster has 2"):
-        run_train(again, quiet=True)
+        run_train(Run(again), quiet=True)
 
 
 @pytest.mark.slow
@@ -463,7 +470,7 @@ def test_sft_then_sample(make_recipe: MakeRecipe, tmp_path: Path) -> None:
         "sample.max_prompts=60",
         run_dir=str(tmp_path / "s"),
     )
-    assert run_sample(recipe, quiet=True)["counts"] == {"prompts": 60, "candidates": 180}
+    assert run_sample(Run(recipe), quiet=True)["counts"] == {"prompts": 60, "candidates": 180}
     candidates = [
         json.loads(line)
         for line in (tmp_path / "s" / "sample" / "candidates.jsonl").read_text().splitlines()
@@ -477,10 +484,10 @@ def test_sft_then_sample(make_recipe: MakeRecipe, tmp_path: Path) -> None:
 def test_evaluation_needs_a_model_and_held_out_pairs(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe("data.test_fraction=0", "train.max_steps=1")
     with pytest.raises(UserError, match="no trained model"):
-        run_evaluate(recipe, quiet=True)
-    run_stages(recipe, ("prepare",), silent)
+        run_evaluate(Run(recipe), quiet=True)
+    run_stages(recipe, (PREPARE,), silent)
     with pytest.raises(UserError, match="no finished reference stage"):
-        open_reference(recipe, open_pairs(recipe))
-    assert not reference_record(recipe).is_complete()
+        open_reference(run_facts(Run(recipe)), open_pairs(Run(recipe)))
+    assert not Run(recipe).record(REFERENCE).is_complete()
     with pytest.raises(UserError, match="train needs the reference stage"):
-        run_stages(recipe, ("train",), silent)
+        run_stages(recipe, (TRAIN,), silent)

@@ -12,10 +12,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.commands.run import run_stages
+from pipelines.commands.stages import PREPARE, REFERENCE
 from pipelines.models.device import Placement
+from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
 from pipelines.storage.store import RunStore
 from pipelines.train.checkpoint import completed_steps, stored_parameters
+from pipelines.train.facts import training_facts
 from pipelines.train.metrics import read_metrics
 from pipelines.train.stage import run_train
 from pipelines.train.trainer import Trainer
@@ -39,7 +42,7 @@ def make(recipe_in: MakeRecipe, tmp_path: Path) -> MakeRecipe:
         recipe = recipe_in(
             tmp_path / name, *OPTIONS, *overrides, paths={"pairs": f"{tmp_path}/pairs"}
         )
-        run_stages(recipe, ("prepare", "reference"), lambda line: None)
+        run_stages(recipe, (PREPARE, REFERENCE), lambda line: None)
         return recipe
 
     return build
@@ -57,14 +60,14 @@ def curve(recipe: Recipe) -> torch.Tensor:
 
 def alone(recipe: Recipe) -> Recipe:
     torch.set_num_threads(1)
-    Trainer(recipe, Placement.choose("auto", torch.device("cpu"), 0, 1), 1).run(
-        lambda metrics: None
-    )
+    Trainer(
+        training_facts(Run(recipe)), Placement.choose("auto", torch.device("cpu"), 0, 1), 1
+    ).run(lambda metrics: None)
     return recipe
 
 
 def together(recipe: Recipe) -> Recipe:
-    run_train(recipe, quiet=True)
+    run_train(Run(recipe), quiet=True)
     return recipe
 
 
@@ -131,7 +134,11 @@ def test_adapters_go_on_with_another_number_of_ranks(make: MakeRecipe, model_dir
             logits(found, model_dir), logits(whole, model_dir), rtol=1e-4, atol=1e-4
         )
         shutil.rmtree(Path(found.run_dir) / "train" / "model")
-        again = Trainer(make(name, *lora), Placement.choose("auto", torch.device("cpu"), 0, 1), 1)
+        again = Trainer(
+            training_facts(Run(make(name, *lora))),
+            Placement.choose("auto", torch.device("cpu"), 0, 1),
+            1,
+        )
         tensors = {
             key: tensor
             for file in files
@@ -158,7 +165,9 @@ def stopped(recipe: Recipe, at: int) -> int:
     of the newest checkpoint.
     """
     torch.set_num_threads(1)
-    trainer = Trainer(recipe, Placement.choose("auto", torch.device("cpu"), 0, 1), 1)
+    trainer = Trainer(
+        training_facts(Run(recipe)), Placement.choose("auto", torch.device("cpu"), 0, 1), 1
+    )
 
     def report(metrics: dict[str, Any]) -> None:
         if metrics["step"] == at and "checkpoint_path" in metrics:

@@ -13,10 +13,13 @@ import pytest
 import torch
 
 from pipelines.commands.run import run_stages
+from pipelines.commands.stages import PREPARE, REFERENCE
 from pipelines.errors import UserError
 from pipelines.models.device import Placement
+from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
 from pipelines.storage.store import RunStore
+from pipelines.train.facts import training_facts
 from pipelines.train.metrics import read_metrics
 from pipelines.train.trainer import Trainer
 
@@ -25,10 +28,10 @@ MakeRecipe = Callable[..., Recipe]
 
 
 def trained(recipe: Recipe) -> list[dict[str, float]]:
-    run_stages(recipe, ("prepare", "reference"), lambda line: None)
-    Trainer(recipe, Placement.choose("auto", torch.device("cpu"), 0, 1), 1).run(
-        lambda metrics: None
-    )
+    run_stages(recipe, (PREPARE, REFERENCE), lambda line: None)
+    Trainer(
+        training_facts(Run(recipe)), Placement.choose("auto", torch.device("cpu"), 0, 1), 1
+    ).run(lambda metrics: None)
     return [r for r in read_metrics(RunStore(f"{recipe.run_dir}/train")) if "kind" not in r]
 
 

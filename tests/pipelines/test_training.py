@@ -17,12 +17,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.commands.plan import run_plan
 from pipelines.commands.run import run_stages
+from pipelines.commands.stages import PREPARE, REFERENCE
 from pipelines.errors import UserError
 from pipelines.models.device import Placement
 from pipelines.recipe.files import load_recipe
+from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
 from pipelines.storage.store import RunStore
 from pipelines.train.checkpoint import completed_steps, read_state
+from pipelines.train.facts import training_facts
 from pipelines.train.metrics import read_metrics
 from pipelines.train.micro_batches import MicroBatchLoader
 from pipelines.train.throughput import Throughput
@@ -53,7 +56,7 @@ def paths(
         recipe_in(
             root / "run", "data.test_fraction=0", "data.validation_fraction=0.1", paths=found
         ),
-        ("prepare",),
+        (PREPARE,),
         lambda line: None,
     )
     return found
@@ -71,7 +74,9 @@ def make(recipe_in: MakeRecipe, paths: dict[str, str], tmp_path: Path) -> MakeRe
 
 def trainer_of(recipe: Recipe) -> Trainer:
     torch.set_num_threads(1)
-    return Trainer(recipe, Placement.choose(recipe.train.precision, CPU, 0, 1), 1)
+    return Trainer(
+        training_facts(Run(recipe)), Placement.choose(recipe.train.precision, CPU, 0, 1), 1
+    )
 
 
 def trained(recipe: Recipe, stop_at: int | None = None) -> Trainer:
@@ -525,7 +530,7 @@ def test_recipes_of_the_paper_run_on_tiny_models_of_their_families(
         ],
     )  # fmt: skip
     assert run_plan(recipe)["train"]["parameters"] > 0
-    run_stages(recipe, ("prepare", "reference"), lambda line: None)
+    run_stages(recipe, (PREPARE, REFERENCE), lambda line: None)
     trained(recipe)
     records = log(recipe)
     assert records[0]["rewards/margins"] == pytest.approx(0, abs=1e-5), (

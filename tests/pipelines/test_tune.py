@@ -12,16 +12,17 @@ import pytest
 import yaml
 
 from pipelines.commands.run import run_stages
+from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
 from pipelines.commands.status import run_status
 from pipelines.errors import UserError
 from pipelines.recipe.files import load_recipe, write_yaml
+from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import MANIFEST
 from pipelines.sweep.files import load_sweep
 from pipelines.sweep.space import Sweep
 from pipelines.sweep.stage import run_tune
 from pipelines.sweep.trial import named_metrics
-from pipelines.train.stage import train_record
 
 MakeRecipe = Callable[..., Recipe]
 Load = Callable[..., Sweep]
@@ -94,13 +95,13 @@ def test_three_objectives_one_reference_and_the_best_again(load: Load, tmp_path:
     assert [row["state"] for row in run_status(sweep.run_dir)] == ["finished"] * 3 + ["done"]
 
     recipe = load_recipe(best)
-    assert run_stages(recipe, ("prepare", "reference", "train"), silent) == dict.fromkeys(
+    assert run_stages(recipe, (PREPARE, REFERENCE, TRAIN), silent) == dict.fromkeys(
         ("prepare", "reference", "train"), "skipped"
     )
     again = load_recipe(best, (f"run_dir={tmp_path}/again",))
-    run_stages(again, ("train",), silent, quiet=True)
-    expected = train_record(recipe).manifest()["counts"]["validation"]
-    found = train_record(again).manifest()["counts"]["validation"]
+    run_stages(again, (TRAIN,), silent, quiet=True)
+    expected = Run(recipe).record(TRAIN).manifest()["counts"]["validation"]
+    found = Run(again).record(TRAIN).manifest()["counts"]["validation"]
     assert found == expected, "bit for bit with the same threads"
     started = time.monotonic()
     assert run_tune(sweep, silent) == best
