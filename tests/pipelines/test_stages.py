@@ -220,7 +220,7 @@ def test_models_without_weights_or_eos_are_named(
                 "mask.hooks=[attn.nothing]",
                 run_dir=str(tmp_path / "h"),
             ),
-            (PREPARE,),
+            (PREPARE, REFERENCE),
             silent,
         )
 
