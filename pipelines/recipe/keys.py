@@ -155,8 +155,14 @@ def unknown_key_message(model: type[BaseModel], key: str) -> str | None:
 
 def explain(model: type[BaseModel], error: ValidationError) -> str:
     """The first problem as one line, with the count of further ones."""
-    problems = error.errors()
-    first = problems[0]
+    found = error.errors()
+    # A tuple whose entries are wrong is reported as too short as well.
+    problems = [
+        problem
+        for problem in found
+        if not any(_is_within(other["loc"], problem["loc"]) for other in found)
+    ]
+    first, further = problems[0], len(problems) - 1
     key, chosen = _key_of(model, first["loc"])
     value, context = first.get("input"), first.get("ctx", {})
     if first["type"] == "extra_forbidden":
@@ -176,7 +182,11 @@ def explain(model: type[BaseModel], error: ValidationError) -> str:
     else:
         shown = "" if isinstance(value, dict) else f" = {value!r}"
         line = f"{key}{shown}: {first['msg'][0].lower()}{first['msg'][1:]}"
-    return line + (f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else "")
+    return line + (f" (and {further} more problem{'s' * (further > 1)})" if further else "")
+
+
+def _is_within(location: tuple[int | str, ...], other: tuple[int | str, ...]) -> bool:
+    return len(location) > len(other) and location[: len(other)] == other
 
 
 @dataclass(frozen=True)
