@@ -15,12 +15,9 @@ from sparsepo.batching.layouts import TokenizedPair, padded_layout
 from sparsepo.compression import pack_topk, topk_of, unpack_topk
 from sparsepo.features import FEATURES
 from sparsepo.kernels.token_scoring import LMHead, score_tokens
-from sparsepo.masks.activation import (
-    ActivationMapping,
-    activation_weights,
-    logit_activation,
-)
+from sparsepo.masks.activation import activation_weights, logit_activation
 from sparsepo.masks.base import TokenMasks
+from sparsepo.masks.declarations import ActivationMapping
 from sparsepo.records import Features, ModelInputs, TokenScores
 
 # Config fields of transformers models that change logits after the head's matrix product.

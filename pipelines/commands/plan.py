@@ -49,8 +49,8 @@ from pipelines.sweep import SharedStores, Sweep, trial_recipe
 from pipelines.train import build_masks, count_adapter_parameters, starting_model
 from sparsepo.backbone import state_size
 from sparsepo.batching.sampling import Sampler
-from sparsepo.kernels.token_scoring import CHUNK_ELEMENTS, FUSED_CHUNK_ELEMENTS
 from sparsepo.features import FEATURES
+from sparsepo.kernels.token_scoring import CHUNK_ELEMENTS, FUSED_CHUNK_ELEMENTS
 
 _SAMPLED_ROWS = 300
 _ESTIMATED = ("pairs", "model_tokens", "shared_tokens", "scored_tokens")

@@ -1,6 +1,9 @@
 from .execute import execute_record as execute_record, run_execute as run_execute
 from .held_out import check_held_out as check_held_out, check_kept as check_kept
 from .history import (
+    SAMPLES as SAMPLES,
+    TOKENS as TOKENS,
+    checkpoint_folder as checkpoint_folder,
     numbers_of as numbers_of,
     read_history as read_history,
     read_results as read_results,
@@ -13,10 +16,7 @@ from .sample import (
 from .sandbox import require_isolation as require_isolation
 from .schedule import Scheduler as Scheduler, check_run as check_run
 from .stage import (
-    SAMPLES as SAMPLES,
-    TOKENS as TOKENS,
     check_evaluation as check_evaluation,
-    checkpoint_folder as checkpoint_folder,
     evaluate_record as evaluate_record,
     run_evaluate as run_evaluate,
 )

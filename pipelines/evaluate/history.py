@@ -1,14 +1,19 @@
-"""What an evaluation found: its numbers, and the history of all evaluations of a run."""
+"""What an evaluation found and where it lies: its numbers, and the history of all of a run."""
 
 import time
 from typing import Any
-
-import pyarrow as pa
 
 from pipelines.recipe import MANIFEST, StageRecord
 from pipelines.storage import RunStore
 
 HISTORY = "history"
+SAMPLES = "samples/samples.jsonl"
+TOKENS = "samples/tokens.jsonl"
+
+
+def checkpoint_folder(step: int) -> str:
+    """Where the evaluation of the checkpoint after `step` steps lies, below the run's."""
+    return f"checkpoints/step-{step:08d}"
 
 
 def append_history(
@@ -18,6 +23,8 @@ def append_history(
 
     There is one file per checkpoint, or per evaluation of a model.
     """
+    import pyarrow as pa
+
     values: dict[str, Any] = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "fingerprint": record.fingerprint(),

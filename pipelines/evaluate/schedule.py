@@ -23,10 +23,9 @@ import httpx
 
 from evaluation.gates import GateFailure, gate_failures
 from pipelines.errors import UserError
-from pipelines.evaluate.history import numbers_of, read_results
+from pipelines.evaluate.history import checkpoint_folder, numbers_of, read_results
 from pipelines.evaluate.stage import (
     check_evaluation,
-    checkpoint_folder,
     evaluate_record,
     evaluation_store,
     run_evaluate,

@@ -14,7 +14,7 @@ from pipelines.cluster import run_tasks
 from pipelines.errors import UserError
 from pipelines.evaluate.actor import Evaluator, code_prompt_ids, prompt_ids
 from pipelines.evaluate.held_out import check_held_out, check_kept
-from pipelines.evaluate.history import append_history
+from pipelines.evaluate.history import SAMPLES, TOKENS, append_history, checkpoint_folder
 from pipelines.evaluate.leaderboard import task_files_hash
 from pipelines.models import (
     ADAPTER_CONFIG,
@@ -35,8 +35,6 @@ from pipelines.train import check_files, check_published, train_record, train_st
 if TYPE_CHECKING:
     from pipelines.evaluate.judge import EndpointJudge
 
-SAMPLES = "samples/samples.jsonl"
-TOKENS = "samples/tokens.jsonl"
 CODE_SAMPLES = "samples/code.jsonl"
 _PAIRS_PER_TASK, _TEXTS_PER_TASK, _RESPONSES_SHOWN = 128, 64, 12
 Records = list[dict[str, Any]]
@@ -88,10 +86,6 @@ def evaluate_record(recipe: Recipe, step: int | None = None) -> StageRecord:
 def ends_of(recipe: Recipe) -> ResponseEnds:
     """Where samples of the recipe's models end: by its starting model, for all of them."""
     return response_ends(recipe.model.name_or_path, recipe.model.tokenizer)
-
-
-def checkpoint_folder(step: int) -> str:
-    return f"checkpoints/step-{step:08d}"
 
 
 def run_evaluate(recipe: Recipe, quiet: bool = False, step: int | None = None) -> dict[str, Any]:

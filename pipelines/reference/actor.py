@@ -31,8 +31,8 @@ from sparsepo import ReferenceModel
 from sparsepo.batching.batch_layout import BatchLayout
 from sparsepo.batching.layouts import TokenizedPair
 from sparsepo.compression import pack_states, topk_of
+from sparsepo.features import FEATURES
 from sparsepo.kernels.token_scoring import score_tokens
-from sparsepo.records import FEATURES
 from sparsepo.scorers import scorer_log_ratios
 
 _WINDOW_BATCHES = 4  # full batches per window

@@ -19,8 +19,9 @@ from pipelines.reference.model import load_reference
 from pipelines.reference.stage import open_reference
 from pipelines.reference.store import ReferenceStore
 from sparsepo import ReferenceModel
+from sparsepo.features import FEATURES
 from sparsepo.kernels.token_scoring import LMHead
-from sparsepo.records import FEATURES, Features, ModelInputs
+from sparsepo.records import Features, ModelInputs
 
 
 class FeatureSource:

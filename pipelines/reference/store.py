@@ -27,8 +27,9 @@ from pipelines.pairs import PairTable, shard_name
 from pipelines.reference.formats import FeatureFormat
 from pipelines.storage import RowGroupCache, RunStore
 from sparsepo.compression import unpack_states
+from sparsepo.features import FEATURES
 from sparsepo.kernels.token_scoring import LMHead
-from sparsepo.records import FEATURES, Features
+from sparsepo.records import Features
 
 HEAD_FILE, HEAD_SETTINGS = "lm_head.safetensors", "lm_head.json"
 SIDES = ("chosen", "rejected")

@@ -5,6 +5,8 @@ Several threads fetch them ahead of their use; they are kept while there is room
 A step reads a few rows of many files; one after the other that takes longer than the step.
 """
 
+from __future__ import annotations
+
 import shutil
 import tempfile
 import threading
@@ -12,11 +14,13 @@ import weakref
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING
 
 from pipelines.storage.store import RunStore
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 _THREADS = 16
 _SHARE_OF_DISK = 0.5  # of what is free at the start
@@ -56,11 +60,15 @@ class RowGroupCache:
 
     def read(self, path: str, metadata: pq.FileMetaData, group: int) -> pa.Table:
         """A row group, from the local copy. OSError or ArrowInvalid if it cannot be read."""
+        import pyarrow as pa
+
         file = self.fetch(path, metadata, group).result()
         with pa.memory_map(str(file)) as source:
             return pa.ipc.open_file(source).read_all()
 
     def _download(self, key: tuple[str, int], metadata: pq.FileMetaData) -> Path:
+        import pyarrow as pa
+
         path, group = key
         try:
             with self._store.open_parquet(path, metadata) as source:

@@ -4,7 +4,12 @@ A file appears under its final name complete or not at all: on a local disk by t
 and rename, on an object store by one upload to the final key. Paths are relative to the store's
 root and use '/'. Calls to an object store that fail for a passing reason are repeated, beyond what
 pyarrow repeats itself.
+
+pyarrow takes a tenth of a second to import. A store imports it when it is built, and its Parquet
+part when a table is read or written.
 """
+
+from __future__ import annotations
 
 import contextlib
 import errno
@@ -19,13 +24,14 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
-
-import pyarrow as pa
-import pyarrow.parquet as pq
-from pyarrow import fs
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines.errors import StageFailed, UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from pyarrow import fs
 
 ROW_GROUP_BYTES = 4 * 2**20
 _TEMPORARY = ".tmp-"
@@ -58,6 +64,9 @@ def filesystem_of(uri: str) -> tuple[fs.FileSystem, str]:
 
     Raises: UserError naming a URI that it does not know.
     """
+    import pyarrow as pa
+    from pyarrow import fs
+
     try:
         if re.match(r"^[a-z][a-z0-9+.-]+://", uri):
             found: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(uri)
@@ -82,11 +91,13 @@ class RunStore:
                 f"{root!r}: options in a location are not read; set them in the environment "
                 "(AWS_ENDPOINT_URL, AWS_REGION, ...)"
             )
+        from pyarrow import fs
+
         self.root = root if "://" in root else os.path.abspath(os.path.expanduser(root))
         self._fs, self._path = filesystem_of(root)
         self.is_local = isinstance(self._fs, fs.LocalFileSystem)
 
-    def at(self, *parts: str) -> "RunStore":
+    def at(self, *parts: str) -> RunStore:
         """The store rooted at a sub-directory."""
         return RunStore("/".join((self.root.rstrip("/"), *parts)))
 
@@ -130,12 +141,16 @@ class RunStore:
         return self.trying(lambda: self._fs.get_file_info(self._full(path)), path)
 
     def _list(self, path: str) -> list[fs.FileInfo]:
+        from pyarrow import fs
+
         return self.trying(
             lambda: self._fs.get_file_info(fs.FileSelector(self._full(path), allow_not_found=True)),
             path,
         )
 
     def exists(self, path: str = "") -> bool:
+        from pyarrow import fs
+
         return bool(self._info(path).type != fs.FileType.NotFound)
 
     def names(self, path: str = "") -> list[str]:
@@ -149,19 +164,21 @@ class RunStore:
 
         Temporary ones are left out.
         """
+        from pyarrow import fs
+
         selector = fs.FileSelector(self._path, recursive=True, allow_not_found=True)
         found = self.trying(lambda: self._fs.get_file_info(selector), "")
         start = len(self._path.rstrip("/")) + 1
         return sorted(
             (info.path[start:], int(info.size), int(info.mtime_ns or 0))
             for info in found
-            if info.type == fs.FileType.File and not info.base_name.startswith(_TEMPORARY)
+            if info.is_file and not info.base_name.startswith(_TEMPORARY)
         )
 
     def size(self, path: str) -> int:
         """Bytes of a file; -1 if it does not exist."""
         info = self._info(path)
-        return int(info.size) if info.type == fs.FileType.File else -1
+        return int(info.size) if info.is_file else -1
 
     def read_bytes(self, path: str) -> bytes:
         def read() -> bytes:
@@ -180,6 +197,8 @@ class RunStore:
         Args:
             metadata: the footer, if it has been read before.
         """
+        import pyarrow.parquet as pq
+
         return self.trying(
             lambda: pq.ParquetFile(
                 self._fs.open_input_file(self._full(path)),
@@ -211,7 +230,7 @@ class RunStore:
     @contextlib.contextmanager
     def table_writer(
         self, path: str, schema: pa.Schema, compression: str | None = "zstd"
-    ) -> Iterator["TableWriter"]:
+    ) -> Iterator[TableWriter]:
         """Publish a Parquet file table by table.
 
         It appears when the block ends without an error.
@@ -279,6 +298,8 @@ class RunStore:
             yield self.local_path(path)
             return
         with tempfile.TemporaryDirectory(prefix="sparsepo-") as folder:
+            from pyarrow import fs
+
             target = fs.LocalFileSystem()
             self.trying(
                 lambda: fs.copy_files(
@@ -293,6 +314,8 @@ class RunStore:
 
     def delete(self, path: str) -> None:
         """Remove a file or a directory tree; nothing happens if it does not exist."""
+        from pyarrow import fs
+
         kind = self._info(path).type
         remove = {
             fs.FileType.Directory: self._fs.delete_dir,
@@ -369,6 +392,8 @@ class TableWriter:
     """
 
     def __init__(self, target: Any, schema: pa.Schema, compression: str | None) -> None:
+        import pyarrow.parquet as pq
+
         self._stream = _HashingStream(target)
         self._writer = pq.ParquetWriter(
             self._stream,

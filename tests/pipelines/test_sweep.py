@@ -124,13 +124,13 @@ def test_composite_values_reach_the_recipe(load: Load) -> None:
         (
             {"objective.beta": {"gird": [1]}},
             {},
-            "unknown key 'space.objective.beta.gird': did you mean 'grid'",
+            "'space.objective.beta.gird': did you mean 'space.objective.beta.grid'",
         ),
         ({}, {}, "space: "),
         (
             {"objective.beta": {"grid": [1]}},
             {"objectve": []},
-            "unknown key 'objectve': did you mean 'objectives'",
+            "unknown config key 'objectve': did you mean 'objectives'",
         ),
         ({"objective.beta": {"grid": [1]}}, {"num_samples": 2}, "every key is a grid"),
         (
@@ -172,7 +172,7 @@ def test_composite_values_reach_the_recipe(load: Load) -> None:
         (
             {"objective.beta": {"grid": [1]}},
             {"objectives": [{"metric": "reward"}]},
-            "objectives.0.metric = 'reward': string should match",
+            r"objectives\[0\].metric = 'reward': string should match",
         ),
         (
             {"objective.beta": {"grid": [1]}},
