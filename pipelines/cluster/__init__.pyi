@@ -3,6 +3,7 @@ from .actor_pool import (
     quieten_ray_data as quieten_ray_data,
     run_tasks as run_tasks,
 )
+from .failures import failure_of as failure_of
 from .jobs import Cluster as Cluster, Job as Job, exit_code_of as exit_code_of
 from .machines import (
     Places as Places,

@@ -20,6 +20,7 @@ from pipelines.cluster import (
     check_shared,
     cluster_address,
     even_cpus,
+    failure_of,
     interruptible,
     node_cpus,
     ray_session,
@@ -351,7 +352,8 @@ def _trial_of(sweep: Sweep, result: Any) -> Trial:
         return Trial.model_validate(store.read_json(TRIAL))
     common = {"number": config["number"], "point": config["point"], "run_dir": store.root}
     if result.error is not None:
-        return Trial(**common, status="failed", message=str(result.error).strip().splitlines()[-1])
+        message = failure_of(result.error, "the trial").message
+        return Trial(**common, status="failed", message=message)
     known = result.metrics or {}
     reported = {
         key: value

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from pipelines.cluster import (
     Places,
     even_cpus,
+    failure_of,
     interruptible,
     local_paths,
     node_cpus,
@@ -224,7 +225,7 @@ def _fit(recipe: Recipe, callbacks: list[Any]) -> None:
             interruptible(trainer.fit)
     except ray.train.TrainingFailedError as error:
         _raise_failure(train_store(recipe))
-        raise StageFailed(f"training failed: {_root_cause(error)}") from error
+        raise failure_of(error, "training").error() from error
 
 
 def _workers(train: TrainSection) -> str:
@@ -239,17 +240,6 @@ def _raise_failure(store: RunStore) -> None:
     for name in store.names():
         if name.startswith("failure-"):
             raise Failure(**store.read_json(name)).error()
-
-
-def _root_cause(error: BaseException) -> str:
-    failures = getattr(error, "worker_failures", None)
-    text = str(next(iter(failures.values()))) if failures else str(error)
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    return (
-        lines[-1].removeprefix(f"{UserError.__module__}.UserError: ")
-        if lines
-        else type(error).__name__
-    )
 
 
 @contextlib.contextmanager
