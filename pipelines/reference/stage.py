@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from pipelines.cluster import Pool, local_paths, run_tasks
+from pipelines.cluster import Pool, Resources, local_paths, run_tasks
 from pipelines.errors import StageFailed, UserError
 from pipelines.models import (
     hf_config,
@@ -439,9 +439,5 @@ def scoring_device() -> torch.device:
     """The kind of device that the actors will score on."""
     import ray
 
-    gpus = (
-        ray.cluster_resources().get("GPU", 0)
-        if ray.is_initialized()
-        else float(torch.cuda.is_available())
-    )
+    gpus = Resources.now().gpus() if ray.is_initialized() else float(torch.cuda.is_available())
     return torch.device("cuda" if gpus else "cpu")
