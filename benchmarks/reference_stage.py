@@ -33,8 +33,8 @@ from pipelines.cluster.session import ray_session
 from pipelines.commands.run import run_stages
 from pipelines.pairs.stage import open_pairs
 from pipelines.recipe.files import validate_recipe
-from pipelines.reference.actor import ShardScorer
-from pipelines.reference.stage import CALLS_AT_ONCE, run_reference
+from pipelines.reference.actor import ShardScorer, ShardTask
+from pipelines.reference.stage import CALLS_AT_ONCE, reference_record, run_reference, scoring_facts
 from sparsepo.backbone import run_backbone, scored_rows
 from sparsepo.kernels.token_scoring import score_tokens
 
@@ -218,18 +218,14 @@ def main() -> None:
     pairs = open_pairs(recipe)
     shards, total = pairs.num_shards("train"), pairs.num_rows("train")
     tokens = sum(pairs.lengths("train"))
-    scorer: Any = ShardScorer(recipe.model_dump(mode="json"))
-    features = sorted(recipe.stored_features())
-    tasks = [
-        {"split": "train", "shard": number, "features": features, "fingerprint": "0" * 32}
-        for number in range(shards)
-    ]
+    features = tuple(sorted(recipe.stored_features()))
+    scorer: Any = ShardScorer(scoring_facts(recipe, reference_record(recipe), features))
+    tasks = [ShardTask("train", number, features) for number in range(shards)]
 
     def stage() -> None:
         shutil.rmtree(options.work / "stage" / "reference", ignore_errors=True)
         with ThreadPoolExecutor(CALLS_AT_ONCE) as pool:
-            for result in pool.map(scorer, tasks):
-                assert "error" not in result, result
+            list(pool.map(scorer, tasks))
 
     stage()  # warm-up: loads the model, compiles, fills the allocators
     layout = scorer._reference_layout

@@ -1,97 +1,99 @@
-"""Small JSON tasks through a Ray Data actor pool: what reference, sample and evaluate share."""
+"""Small tasks through a Ray Data actor pool: what reference, sample and evaluate share."""
 
-import json
 import logging
-import math
 import os
-from collections.abc import Iterator
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import pyarrow as pa
-import torch
 from tqdm import tqdm
 
-from pipelines.cluster.session import even_cpus, node_cpus
-from pipelines.cluster.shared_paths import local_paths, require_seen
+from pipelines.cluster.resources import Resources
+from pipelines.cluster.shared_paths import require_seen
 from pipelines.errors import Failure, StageFailed, UserError
-from pipelines.recipe import Recipe
+from pipelines.recipe import RaySection
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+Facts = TypeVar("Facts")
 
 # Ray Data's driver keeps about 9 KiB per block: more tasks than this share blocks, so that its
 # memory does not grow with them. An actor still gets many, so that they end at about the same time.
 _MOST_BLOCKS, _BLOCKS_PER_ACTOR = 4000, 32
 
 
+@dataclass(frozen=True)
+class Pool:
+    """The actors that work on a stage's tasks.
+
+    Attributes:
+        label: of the progress bar and in errors. ray: what the run may take of the cluster.
+        paths: local paths that every actor has to see (`local_paths`).
+        num_actors: by default one per GPU (or group of GPUs), or per node with all its cores.
+        gpus_per_actor: 0 for work that needs none.
+        calls_at_once: calls of one actor that may overlap, from several threads.
+    """
+
+    label: str
+    ray: RaySection
+    paths: dict[str, str]
+    num_actors: int | None = None
+    gpus_per_actor: int = 1
+    calls_at_once: int = 1
+
+
 def run_tasks(
-    tasks: list[dict[str, Any]],
-    actor: type,
-    recipe: Recipe,
-    num_actors: int | None,
-    label: str,
+    tasks: Sequence[Task],
+    actor: Callable[[Facts], Callable[[Task], Result]],
+    facts: Facts,
+    pool: Pool,
     quiet: bool,
-    gpus_per_actor: int = 1,
-    calls_at_once: int = 1,
-) -> Iterator[Any]:
+) -> Iterator[Result]:
     """Yield the result of every task, in task order.
 
-    `actor(recipe as a dictionary)` is built once per actor and called with one task's dictionary;
-    what it returns must be JSON. One actor per GPU (or group of GPUs) by default, or per node with
-    all its cores.
+    `actor(facts)` is built once per actor and called with one task after the other. Facts, tasks
+    and results travel pickled.
 
-    Args:
-        gpus_per_actor: 0 for work that needs none. calls_at_once: calls of one actor that may
-            overlap, from several threads.
     Raises: UserError if the cluster has not the GPUs of one actor; a call's UserError or
         StageFailed.
     """
-    import ray
     import ray.data
+    from ray import cloudpickle
 
     if not tasks:
         return
     quieten_ray_data()
-    gpus = (
-        min(ray.cluster_resources().get("GPU", 0), recipe.ray.gpus_per_run or math.inf)
-        if gpus_per_actor
-        else 0
+    actors = Resources.now(pool.ray).actors(
+        pool.label, len(tasks), pool.num_actors, pool.gpus_per_actor
     )
-    if gpus_per_actor > max(1, gpus):
-        raise UserError(
-            f"{label}: {gpus_per_actor} GPUs for one model, but the cluster has {gpus:g} for this "
-            "run"
-        )
-    nodes = node_cpus()
-    actors = min(
-        len(tasks), num_actors or (max(1, int(gpus // gpus_per_actor)) if gpus else len(nodes))
-    )
-    cpus = 1 if gpus else even_cpus(nodes, actors, recipe.ray.cpus_per_run)
-    blocks = min(len(tasks), max(_MOST_BLOCKS, _BLOCKS_PER_ACTOR * actors))
+    blocks = min(len(tasks), max(_MOST_BLOCKS, _BLOCKS_PER_ACTOR * actors.count))
     dataset = ray.data.from_items(
-        [{"task": json.dumps(task)} for task in tasks], override_num_blocks=blocks
+        [{"task": cloudpickle.dumps(task)} for task in tasks], override_num_blocks=blocks
     ).map_batches(
-        _JsonActor,
-        fn_constructor_args=(actor, recipe.model_dump(mode="json"), cpus, local_paths(recipe)),
+        _Worker,
+        fn_constructor_args=(actor, facts, actors.cpus, pool.paths),
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(
-            size=actors,
-            max_tasks_in_flight_per_actor=2 * calls_at_once,
-            max_concurrent_calls_per_actor=calls_at_once,
-            enable_true_multi_threading=calls_at_once > 1,
+            size=actors.count,
+            max_tasks_in_flight_per_actor=2 * pool.calls_at_once,
+            max_concurrent_calls_per_actor=pool.calls_at_once,
+            enable_true_multi_threading=pool.calls_at_once > 1,
         ),
-        num_gpus=min(gpus_per_actor, gpus),
-        num_cpus=cpus,
+        num_gpus=actors.gpus,
+        num_cpus=actors.cpus,
     )
-    with tqdm(total=len(tasks), desc=label, unit="task", disable=quiet) as progress:
+    with tqdm(total=len(tasks), desc=pool.label, unit="task", disable=quiet) as progress:
         for batch in dataset.iter_batches(
             batch_size=None, batch_format="pyarrow", prefetch_batches=0
         ):
-            for text in batch["result"].to_pylist():
-                found = json.loads(text)
-                if "failure" in found:
-                    raise Failure(**found["failure"]).error()
+            for encoded in batch["outcome"].to_pylist():
+                outcome = cloudpickle.loads(encoded)
+                if isinstance(outcome, Failure):
+                    raise outcome.error()
                 progress.update(1)
-                yield found["value"]
+                yield outcome.value
 
 
 def quieten_ray_data() -> None:
@@ -105,34 +107,38 @@ def quieten_ray_data() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-class _JsonActor:
+@dataclass(frozen=True)
+class _Done:
+    value: Any
+
+
+class _Worker:
+    """The actor in Ray Data's terms: a batch of encoded tasks in, their encoded outcomes out."""
+
     def __init__(
-        self, actor: type, recipe: dict[str, Any], threads: int, paths: dict[str, str]
+        self, actor: Callable[[Any], Any], facts: Any, threads: int, paths: dict[str, str]
     ) -> None:
+        import torch
+
         if not torch.cuda.is_available():
             torch.set_num_threads(min(threads, os.cpu_count() or 1))
-        self._blind: UserError | None = None
+        self._obstacle: Failure | None = None
         try:
             require_seen(paths)
-        except UserError as error:
-            self._blind = error
-        else:
-            self._actor = actor(recipe)
+            self._actor = actor(facts)
+        except (UserError, StageFailed) as error:
+            self._obstacle = Failure.of(error)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return pa.table(
-            {
-                "result": [
-                    json.dumps(self._outcome(json.loads(task)))
-                    for task in batch["task"].to_pylist()
-                ]
-            }
-        )
+        from ray import cloudpickle
 
-    def _outcome(self, task: dict[str, Any]) -> dict[str, Any]:
+        outcomes = [self._outcome(cloudpickle.loads(task)) for task in batch["task"].to_pylist()]
+        return pa.table({"outcome": [cloudpickle.dumps(outcome) for outcome in outcomes]})
+
+    def _outcome(self, task: Any) -> "_Done | Failure":
+        if self._obstacle is not None:
+            return self._obstacle
         try:
-            if self._blind is not None:
-                raise self._blind
-            return {"value": self._actor(task)}
+            return _Done(self._actor(task))
         except (UserError, StageFailed) as error:  # raised where the tasks are read, in one line
-            return {"failure": asdict(Failure.of(error))}
+            return Failure.of(error)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipelines.cluster.resources import living_nodes
 from pipelines.errors import UserError
 from pipelines.recipe import Recipe, locations
 from pipelines.storage import RunStore
@@ -26,9 +27,10 @@ def check_shared(recipe: Recipe) -> None:
     import ray
 
     here = ray.get_runtime_context().get_node_id()
-    nodes = [node for node in ray.nodes() if node["Alive"]]
     working = [
-        node for node in nodes if node["Resources"].get("CPU", 0) or node["Resources"].get("GPU", 0)
+        node
+        for node in living_nodes()
+        if node["Resources"].get("CPU", 0) or node["Resources"].get("GPU", 0)
     ]
     others = [node for node in working if node["NodeID"] != here]
     if not others:

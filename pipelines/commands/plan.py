@@ -173,7 +173,7 @@ def _reference(
     total = stored_bytes(formats, data) + head_bytes(recipe, features, name)
     config = hf_config(directory).get_text_config()
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    budget = batch_tokens(recipe, device)
+    budget = batch_tokens(recipe.reference, device)
     # One layer's working set, the states that are kept, and the head's chunk in float32 with its
     # softmax.
     working = (

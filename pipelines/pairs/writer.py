@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from pipelines.cluster import require_seen
+from pipelines.cluster import Resources, require_seen
 from pipelines.errors import Failure, StageFailed, UserError
 from pipelines.pairs.row_plan import RowPlan, ShardRows
 from pipelines.pairs.table import PAIR_SCHEMA, SPLITS, shard_name
@@ -73,7 +73,7 @@ def _written(
     import ray
 
     write = ray.remote(_write)
-    most = _SHARDS_PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    most = _SHARDS_PER_CPU * max(1, int(Resources.now().cpus()))
     under_way: list[Any] = []
     for shard in shards:
         # In a list, the references are not fetched before the task starts: it takes one block at a

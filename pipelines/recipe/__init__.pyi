@@ -40,6 +40,7 @@ from .schema import (
     LoraSection as LoraSection,
     RaySection as RaySection,
     Recipe as Recipe,
+    ReferenceSection as ReferenceSection,
     SelectionSection as SelectionSection,
     Source as Source,
     TrainSection as TrainSection,

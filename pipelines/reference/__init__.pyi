@@ -4,6 +4,11 @@ from .cost import (
     scoring_device as scoring_device,
     settle_mode as settle_mode,
 )
+from .facts import (
+    FrozenReference as FrozenReference,
+    ReferenceFacts as ReferenceFacts,
+    reference_facts as reference_facts,
+)
 from .family_checks import check_hooks as check_hooks
 from .features import FeatureSource as FeatureSource, feature_source as feature_source
 from .formats import (

@@ -8,7 +8,7 @@ reported if it fails again; its shard goes on without it.
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -18,11 +18,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipelines.errors import UserError
+from pipelines.errors import StageFailed
 from pipelines.models import batch_layout, compute_device, reference_dtype
-from pipelines.pairs import open_pairs, pairs_of, shard_name
-from pipelines.recipe import Recipe
-from pipelines.reference.formats import FeatureFormat, formats_of
+from pipelines.pairs import PairTable, pairs_of, shard_name
+from pipelines.recipe import MANIFEST, Recipe, ReferenceSection
+from pipelines.reference.facts import FrozenReference, OtherModels
+from pipelines.reference.formats import FeatureFormat
 from pipelines.reference.model import batch_tokens, load_reference
 from pipelines.reference.other_models import PromptEmbedder, load_scorers
 from pipelines.reference.store import ColumnBuilder, feature_path, feature_schema, write_head
@@ -45,6 +46,42 @@ def reference_store(recipe: Recipe) -> RunStore:
 
 def marker_path(feature: str, split: str, number: int) -> str:
     return f"shards/{feature}/{shard_name(split, number)}.json"
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What an actor has to know.
+
+    Attributes:
+        pairs, store: roots of both stages' stores. fingerprint: of this stage, which every file
+            names.
+        settings: how to score; what `auto` means as a dtype is settled in `reference`.
+        reference, others: the models. formats: of every feature that a task may ask for.
+    """
+
+    pairs: str
+    store: str
+    fingerprint: str
+    settings: ReferenceSection
+    reference: FrozenReference
+    others: OtherModels
+    formats: Mapping[str, FeatureFormat]
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard of the pairs, and the features that it lacks."""
+
+    split: str
+    number: int
+    features: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ScoredShard:
+    """What became of a shard: its rows that could not be scored, and why."""
+
+    failed: Mapping[int, str]
 
 
 @dataclass
@@ -79,32 +116,33 @@ class ShardScorer:
     Models are loaded when a feature first needs them.
     """
 
-    def __init__(self, recipe: dict[str, Any]) -> None:
-        self._recipe = Recipe.model_validate(recipe)
+    def __init__(self, facts: Scoring) -> None:
+        self._facts, self._settings = facts, facts.settings
         self._device = compute_device()
-        self._dtype = reference_dtype(self._recipe.reference.dtype, self._device)
-        self._store = reference_store(self._recipe)
-        self._pairs = open_pairs(self._recipe)
-        self._budget = batch_tokens(self._recipe, self._device)
+        self._store = RunStore(facts.store)
+        pairs = RunStore(facts.pairs)
+        self._pairs = PairTable(pairs, pairs.read_json(MANIFEST))
+        self._budget = batch_tokens(facts.settings, self._device)
         self._models = threading.Lock()
 
     @cached_property
     def _reference(self) -> ReferenceModel:
         return load_reference(
-            self._recipe,
+            self._facts.reference,
             self._device,
-            self._recipe.reference.gpus_per_model if self._device.type == "cuda" else 1,
+            self._settings.gpus_per_model if self._device.type == "cuda" else 1,
         )
 
     @cached_property
     def _scorers(self) -> tuple[Any, Any]:
-        return load_scorers(self._recipe, self._device)
+        dtype = reference_dtype(self._facts.reference.dtype, self._device)
+        return load_scorers(self._facts.others, dtype, self._device)
 
     @cached_property
     def _embedder(self) -> PromptEmbedder:
-        own = self._recipe.model.embedder is not None
+        name = self._facts.others.embedder
         return PromptEmbedder(
-            self._recipe, None if own else self._reference.causal_lm, self._device
+            name, None if name is not None else self._reference.causal_lm, self._device
         )
 
     @cached_property
@@ -120,32 +158,23 @@ class ShardScorer:
         return self._layout_for(list(self._scorers))
 
     def _layout_for(self, models: list[Any]) -> BatchLayout:
-        return batch_layout("reference.layout", self._recipe.reference.layout, models, self._budget)
+        return batch_layout("reference.layout", self._settings.layout, models, self._budget)
 
-    def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, task: ShardTask) -> ScoredShard:
         try:
-            return self._score_shard(
-                task["split"], task["shard"], task["features"], task["fingerprint"]
-            )
-        except UserError as failure:
-            return {"error": str(failure), "is_users": True}
-        except torch.OutOfMemoryError:
-            name, budget = self._device_name(), self._budget
-            return {
-                "error": f"out of memory on {name} with {budget} tokens per batch: lower "
-                "reference.batch_tokens",
-                "is_users": False,
-            }
+            return self._score_shard(task)
+        except torch.OutOfMemoryError as error:
+            raise StageFailed(
+                f"out of memory on {self._device_name()} with {self._budget} tokens per batch: "
+                "lower reference.batch_tokens"
+            ) from error
 
-    def _score_shard(
-        self, split: str, number: int, features: list[str], fingerprint: str
-    ) -> dict[str, Any]:
+    def _score_shard(self, task: ShardTask) -> ScoredShard:
+        split, number, features = task.split, task.number, task.features
         table = self._pairs.shard(split, number)
-        with self._models:  # importing transformers is not safe from two threads either
-            dtype = str(self._dtype).removeprefix("torch.")
-            formats = formats_of(self._recipe, features, dtype)
+        formats = {name: self._facts.formats[name] for name in features}
         schemas = {
-            name: feature_schema(name, form, split, number, fingerprint)
+            name: feature_schema(name, form, split, number, self._facts.fingerprint)
             for name, form in formats.items()
         }
         failures: dict[int, str] = {}
@@ -192,7 +221,7 @@ class ShardScorer:
                 marker_path(name, split, number),
                 {**marker, **extra, "sha256": writer.sha256, "bytes": writer.num_bytes},
             )
-        return {"tokens": tokens, "failed": failed, "rows": table.num_rows}
+        return ScoredShard(failures)
 
     def _windows(self, table: pa.Table) -> Iterator[_Window]:
         """Consecutive rows of at most a few full batches' tokens."""
@@ -319,7 +348,7 @@ class ShardScorer:
             return {"scorer_log_ratios": scorer_log_ratios(*self._scorers, inputs)}
         features = self._reference.features(inputs, names)
         found: dict[str, Tensor] = {name: getattr(features, name) for name in names}
-        if "reference_layers" in found and self._recipe.reference.layers_dtype == "int8":
+        if "reference_layers" in found and self._settings.layers_dtype == "int8":
             if not bool(found["reference_layers"].isfinite().all()):
                 raise ValueError("reference_layers is not finite")  # int8 could not say so
             found["reference_layers"] = pack_states(found["reference_layers"])
@@ -346,7 +375,7 @@ class ShardScorer:
             inputs.labels[:_TOPK_SAMPLE].to(hidden.device),
             self._reference.head,
         )
-        topk = topk_of(hidden, head, self._recipe.reference.topk or 64)
+        topk = topk_of(hidden, head, self._facts.reference.topk)
         noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0)).to(hidden)
         moved = hidden + 0.1 * hidden.float().std().to(hidden.dtype) * noise
         exact = score_tokens(moved, head, labels, hidden, head)[1]

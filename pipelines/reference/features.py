@@ -15,8 +15,9 @@ from torch import Tensor
 from pipelines.errors import UserError
 from pipelines.pairs import PairTable
 from pipelines.recipe import Recipe
+from pipelines.reference.facts import ReferenceFacts, reference_facts
 from pipelines.reference.model import load_reference
-from pipelines.reference.stage import open_reference
+from pipelines.reference.stage import open_reference, reference_record
 from pipelines.reference.store import ReferenceStore
 from sparsepo import ReferenceModel
 from sparsepo.features import FEATURES
@@ -100,7 +101,10 @@ class FeatureSource:
 
 
 def feature_source(
-    recipe: Recipe, pairs: PairTable, device: torch.device, online: ReferenceModel | None = None
+    facts: ReferenceFacts | Recipe,
+    pairs: PairTable,
+    device: torch.device,
+    online: ReferenceModel | None = None,
 ) -> FeatureSource:
     """The source that recipe.reference.mode asks for.
 
@@ -109,14 +113,15 @@ def feature_source(
     Args:
         online: the frozen reference if it is loaded already; loaded here if one is needed.
     """
-    wanted = recipe.required_features()
-    if online is None and recipe.online_features():
-        online = load_reference(recipe, device)
+    if isinstance(facts, Recipe):
+        facts = reference_facts(facts, reference_record(facts))
+    if online is None and facts.online:
+        online = load_reference(facts.model, device)
     return FeatureSource(
         pairs,
-        wanted,
+        facts.wanted,
         online,
-        open_reference(recipe, pairs) if recipe.stored_features() & wanted else None,
+        open_reference(facts, pairs) if facts.stored else None,
     )
 
 

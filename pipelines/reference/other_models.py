@@ -12,28 +12,25 @@ from pipelines.models import (
     from_directory,
     load_causal_lm,
     load_tokenizer,
-    reference_dtype,
     resolve_model,
 )
-from pipelines.recipe import Recipe
-from pipelines.reference.origins import pooling_of, scorer_dirs
+from pipelines.reference.facts import OtherModels
+from pipelines.reference.origins import pooling_of
 from sparsepo.batching.layouts import TokenizedPair
 from sparsepo.scorers import Pooling, pooled_states
 
 
-def load_scorers(recipe: Recipe, device: torch.device) -> tuple[Any, Any]:
-    """The positive and the negative scorer, in the reference's dtype.
+def load_scorers(names: OtherModels, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
+    """The positive and the negative scorer.
 
     Raises: UserError if one does not exist or has another vocabulary than the recipe's tokenizer.
     """
-    dtype = reference_dtype(recipe.reference.dtype, device)
     vocabulary = load_tokenizer(
-        str(resolve_model(recipe.model.tokenizer or recipe.model.name_or_path, tokenizer_only=True))
+        str(resolve_model(names.tokenizer, tokenizer_only=True))
     ).get_vocab()
     models = []
-    for key, directory in zip(
-        ("positive_scorer", "negative_scorer"), scorer_dirs(recipe), strict=True
-    ):
+    for key, name in names.scorers().items():
+        directory = str(resolve_model(name))
         has_tokenizer = (Path(directory) / "tokenizer.json").is_file()
         if has_tokenizer and load_tokenizer(directory).get_vocab() != vocabulary:
             raise UserError(
@@ -53,18 +50,19 @@ class PromptEmbedder:
     """Embeds prompts with model.embedder, or with the reference's own hidden states.
 
     Args:
-        reference: the reference's causal language model, used when the recipe names no embedder.
+        name: of the embedder, if the recipe names one.
+        reference: the reference's causal language model, used without one.
     """
 
-    def __init__(self, recipe: Recipe, reference: Any, device: torch.device) -> None:
+    def __init__(self, name: str | None, reference: Any, device: torch.device) -> None:
         self._pooling: Pooling = "mean"
         self._tokenizer: Any = None
-        if recipe.model.embedder is None:
+        if name is None:
             self._model = reference
             return
         from transformers import AutoModel, AutoTokenizer
 
-        directory = resolve_model(recipe.model.embedder)
+        directory = resolve_model(name)
         self._pooling = pooling_of(directory)
         try:
             self._tokenizer = from_directory(AutoTokenizer, directory)

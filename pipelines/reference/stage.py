@@ -7,17 +7,31 @@ on kills.
 
 import json
 import os
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.cluster import run_tasks
+from pipelines.cluster import Pool, local_paths, run_tasks
 from pipelines.errors import StageFailed, UserError
 from pipelines.models import dtype_name, weights_fingerprint
 from pipelines.pairs import SPLITS, PairTable, open_pairs, pairs_store, prepare_record
 from pipelines.recipe import MANIFEST, Recipe, StageRecord
-from pipelines.reference.actor import ShardScorer, marker_path, reference_store
+from pipelines.reference.actor import (
+    Scoring,
+    ShardScorer,
+    ShardTask,
+    marker_path,
+    reference_store,
+)
 from pipelines.reference.cost import scoring_device
+from pipelines.reference.facts import (
+    FrozenReference,
+    OtherModels,
+    ReferenceFacts,
+    reference_facts,
+)
 from pipelines.reference.family_checks import check_hooks
 from pipelines.reference.formats import formats_of, head_bytes, stored_bytes
 from pipelines.reference.origins import origins_of, reference_model_dir
@@ -79,7 +93,7 @@ def run_reference(recipe: Recipe, quiet: bool = False) -> dict[str, Any]:
     tasks = _tasks(record, pairs, missing)
     _sweep(record.store, missing)
     _check_disk(recipe, missing, tasks, pairs, record.store)
-    _score(tasks, recipe, pairs, quiet)
+    _score(tasks, scoring_facts(recipe, record, missing), recipe, pairs, quiet)
     _sweep(record.store, missing)
     return _finish(
         record,
@@ -106,27 +120,36 @@ def _sweep(store: RunStore, features: list[str]) -> None:
         store.sweep_temporary(folder)
 
 
-def _tasks(record: StageRecord, pairs: PairTable, missing: list[str]) -> list[dict[str, Any]]:
+def scoring_facts(recipe: Recipe, record: StageRecord, features: Iterable[str]) -> Scoring:
+    """What actors have to know to score these features."""
+    dtype = record.settings["reference.dtype"]
+    return Scoring(
+        pairs_store(recipe).root,
+        record.store.root,
+        record.fingerprint(),
+        recipe.reference,
+        replace(FrozenReference.of(recipe), dtype=dtype),
+        OtherModels.of(recipe),
+        formats_of(recipe, features, dtype),
+    )
+
+
+def _tasks(record: StageRecord, pairs: PairTable, missing: list[str]) -> list[ShardTask]:
     """The shards that are to be scored, with the features that they lack.
 
     They have no marker, or their file is not the one the marker saw.
     """
-    tasks = []
-    fingerprint = record.fingerprint()
     scored = {name: scored_shards(record.store, name, pairs) for name in missing}
-    for split in SPLITS:
-        for number in range(pairs.num_shards(split)):
-            lacking = [name for name in missing if (split, number) not in scored[name]]
-            if lacking:
-                tasks.append(
-                    {
-                        "split": split,
-                        "shard": number,
-                        "features": lacking,
-                        "fingerprint": fingerprint,
-                    }
-                )
-    return tasks
+    found = (
+        ShardTask(
+            split,
+            number,
+            tuple(name for name in missing if (split, number) not in scored[name]),
+        )
+        for split in SPLITS
+        for number in range(pairs.num_shards(split))
+    )
+    return [task for task in found if task.features]
 
 
 def scored_shards(
@@ -154,30 +177,25 @@ def scored_shards(
         }
 
 
-def _score(tasks: list[dict[str, Any]], recipe: Recipe, pairs: PairTable, quiet: bool) -> None:
+def _score(
+    tasks: list[ShardTask], facts: Scoring, recipe: Recipe, pairs: PairTable, quiet: bool
+) -> None:
     """Run the scoring actors over the shards."""
     settings = recipe.reference
     allowed = settings.max_failed_fraction * sum(pairs.num_rows(split) for split in SPLITS)
     failed: dict[str, str] = {}
-    for task, result in zip(
-        tasks,
-        run_tasks(
-            tasks,
-            ShardScorer,
-            recipe,
-            settings.num_actors,
-            "reference",
-            quiet,
-            settings.gpus_per_model,
-            calls_at_once=CALLS_AT_ONCE,
-        ),
-        strict=True,
-    ):
-        if "error" in result:
-            raise UserError(result["error"]) if result["is_users"] else StageFailed(result["error"])
+    pool = Pool(
+        "reference",
+        recipe.ray,
+        local_paths(recipe),
+        settings.num_actors,
+        settings.gpus_per_model,
+        CALLS_AT_ONCE,
+    )
+    for task, result in zip(tasks, run_tasks(tasks, ShardScorer, facts, pool, quiet), strict=True):
         failed |= {
-            f"{task['split']} shard {task['shard']} row {row}": reason
-            for row, reason in result["failed"].items()
+            f"{task.split} shard {task.number} row {row}": reason
+            for row, reason in sorted(result.failed.items())
         }
         if len(failed) > allowed:
             row, reason = next(iter(failed.items()))
@@ -275,17 +293,24 @@ def _write_failed_rows(
         store.write_bytes(FAILED_ROWS, "".join(lines).encode())
 
 
-def open_reference(recipe: Recipe, pairs: PairTable) -> ReferenceStore:
+def open_reference(facts: ReferenceFacts | Recipe, pairs: PairTable) -> ReferenceStore:
     """The finished store of a recipe.
 
     Raises: UserError if it was made by another model, from other pairs or is not there.
     """
-    record = reference_record(recipe)
-    if not record.is_complete():
+    facts = _facts_of(facts)
+    store = RunStore(facts.root)
+    if not store.exists(MANIFEST):
         raise UserError(
-            f"{record.store.root} has no finished reference stage: run `sparsepo reference` first"
+            f"{store.root} has no finished reference stage: run `sparsepo reference` first"
         )
-    return ReferenceStore(record.store, record.manifest(), pairs)
+    manifest = store.read_json(MANIFEST)
+    if manifest["fingerprint"] != facts.fingerprint:
+        raise UserError(
+            f"{store.root} holds another run's reference stage: its fingerprint is "
+            f"{manifest['fingerprint']}, not {facts.fingerprint}"
+        )
+    return ReferenceStore(store, manifest, pairs)
 
 
 def has_features(recipe: Recipe) -> bool:
@@ -300,12 +325,17 @@ def has_features(recipe: Recipe) -> bool:
     return wanted <= set(known)
 
 
-def usable_rows(recipe: Recipe, pairs: PairTable, split: str) -> list[int]:
+def usable_rows(facts: ReferenceFacts | Recipe, pairs: PairTable, split: str) -> list[int]:
     """Rows of a split without those that the reference stage could not score."""
-    record = reference_record(recipe)
-    uses_store = recipe.stored_features() & recipe.required_features() and record.is_complete()
-    failed = record.manifest()["counts"]["failed"].get(split, {}) if uses_store else {}
-    return [row for row in range(pairs.num_rows(split)) if str(row) not in failed]
+    failed = _facts_of(facts).failed.get(split, frozenset())
+    return [row for row in range(pairs.num_rows(split)) if row not in failed]
+
+
+def _facts_of(facts: ReferenceFacts | Recipe) -> ReferenceFacts:
+    """Of a caller that still has the recipe alone."""
+    if not isinstance(facts, Recipe):
+        return facts
+    return reference_facts(facts, reference_record(facts))
 
 
 def check_origins(record: StageRecord, known: dict[str, str], wanted: dict[str, str]) -> None:
@@ -321,7 +351,7 @@ def check_origins(record: StageRecord, known: dict[str, str], wanted: dict[str, 
 def _check_disk(
     recipe: Recipe,
     features: list[str],
-    tasks: list[dict[str, Any]],
+    tasks: list[ShardTask],
     pairs: PairTable,
     store: RunStore,
 ) -> None:

@@ -1,37 +1,49 @@
 """Results of small tasks kept as they come, so that a killed stage goes on where it was."""
 
 import json
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
 
 from pipelines.storage.store import RunStore
 
 _FOLDER = "parts"
 
 
+class NamedTask(Protocol):
+    """A task that a stage may be killed between.
+
+    What it means must depend on the stage's settings alone.
+    """
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def number(self) -> int: ...
+
+
+Task = TypeVar("Task", bound=NamedTask)
+
+
 class TaskResults:
     """One file per finished task: `parts/<kind>-<number>.json` below a stage's store.
 
-    They are removed when the stage is complete.
-
-    Tasks are dictionaries with kind and number, which name them. What a task means must depend on
-    the stage's settings alone.
+    Results are JSON. They are removed when the stage is complete.
     """
 
     def __init__(self, store: RunStore) -> None:
         self._store = store
 
-    def missing(self, tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def missing(self, tasks: Sequence[Task]) -> list[Task]:
         """The tasks without a result, in order."""
         known = set(self._store.names(_FOLDER))
         return [task for task in tasks if _name(task) not in known]
 
-    def add(self, tasks: list[dict[str, Any]], results: Iterable[Any]) -> None:
+    def add(self, tasks: Sequence[NamedTask], results: Iterable[Any]) -> None:
         """Keep results as they arrive, in the order of the tasks."""
         for task, result in zip(tasks, results, strict=True):
             self._store.write_bytes(f"{_FOLDER}/{_name(task)}", json.dumps(result).encode())
 
-    def results(self, tasks: list[dict[str, Any]]) -> Iterator[Any]:
+    def results(self, tasks: Sequence[NamedTask]) -> Iterator[Any]:
         """Every task's result, in order."""
         for task in tasks:
             yield self._store.read_json(f"{_FOLDER}/{_name(task)}")
@@ -40,5 +52,5 @@ class TaskResults:
         self._store.delete(_FOLDER)
 
 
-def _name(task: dict[str, Any]) -> str:
-    return f"{task['kind']}-{task['number']:07d}.json"
+def _name(task: NamedTask) -> str:
+    return f"{task.kind}-{task.number:07d}.json"

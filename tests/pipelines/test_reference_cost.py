@@ -13,9 +13,9 @@ from stores import store_files
 from pipelines.commands.plan import run_plan
 from pipelines.pairs.stage import open_pairs
 from pipelines.recipe.schema import Recipe
-from pipelines.reference.actor import ShardScorer
+from pipelines.reference.actor import ShardScorer, ShardTask
 from pipelines.reference.cost import settle_mode
-from pipelines.reference.stage import reference_record
+from pipelines.reference.stage import reference_record, scoring_facts
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 MakeRecipe = Callable[..., Recipe]
@@ -50,17 +50,12 @@ def test_the_storage_forecast_is_within_five_percent(
         tmp_path / "run", *FORECASTS[case], paths={"pairs": f"{scored.run_dir}/pairs"}
     )
     forecast = run_plan(recipe)["reference"]["storage_bytes"]
-    scorer = ShardScorer(recipe.model_dump(mode="json"))
+    features = tuple(sorted(recipe.stored_features()))
+    scorer = ShardScorer(scoring_facts(recipe, reference_record(recipe), features))
     pairs = open_pairs(recipe)
     for split in ("train", "test"):
         for number in range(pairs.num_shards(split)):
-            task = {
-                "split": split,
-                "shard": number,
-                "features": sorted(recipe.stored_features()),
-                "fingerprint": "0" * 32,
-            }
-            assert "error" not in scorer(task)
+            assert scorer(ShardTask(split, number, features)).failed == {}
     written = sum(len(data) for data in store_files(recipe).values())
     print(case, forecast, written)
     assert forecast == pytest.approx(written, rel=0.05)

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from stores import silent, store_files
+from ray import cloudpickle
+from stores import all_features, silent, store_files
 
 from pipelines.commands.run import run_stages
 from pipelines.errors import UserError
@@ -23,8 +24,15 @@ from pipelines.recipe.files import validate_recipe
 from pipelines.recipe.schema import Recipe
 from pipelines.reference.actor import ShardScorer
 from pipelines.reference.check import check_reference, discard_damaged
+from pipelines.reference.facts import FrozenReference, reference_facts
 from pipelines.reference.features import feature_source
-from pipelines.reference.stage import open_reference, reference_record, run_reference
+from pipelines.reference.stage import (
+    open_reference,
+    reference_record,
+    run_reference,
+    scoring_facts,
+    usable_rows,
+)
 from sparsepo import padded_layout
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -185,6 +193,80 @@ def test_an_unfinished_store_is_no_store(copied: Recipe) -> None:
     assert shard_file(copied).stat().st_mtime_ns == before
 
 
+def test_whoever_has_the_facts_reads_the_store_without_the_run_s_inputs(
+    copied: Recipe, recipe_in: MakeRecipe, tmp_path: Path, pairs_file: Path, model_dir: Path
+) -> None:
+    """Once the driver has the facts, neither sources nor models are looked at: they are moved
+    away here. The rows are the store's, without those that its manifest calls failed.
+    """
+    shutil.copytree(model_dir, tmp_path / "model")
+    shutil.copy(pairs_file, tmp_path / "pairs.jsonl")
+    recipe = recipe_in(
+        copied.run_dir,
+        *KL,
+        f"model.name_or_path={tmp_path}/model",
+        f"data.sources=[{{path: {tmp_path}/pairs.jsonl}}]",
+    )
+    record = reference_record(recipe)
+    manifest = record.manifest()
+    manifest["counts"]["failed"] = {"train": {"3": "x", "11": "y"}, "test": {"0": "z"}}
+    record.store.write_json("manifest.json", manifest)
+    pairs = open_pairs(recipe)
+    facts = cloudpickle.loads(cloudpickle.dumps(reference_facts(recipe, reference_record(recipe))))
+    read = all_features(recipe, "reference_logps")["reference_logps"]
+    shutil.rmtree(tmp_path / "model")
+    (tmp_path / "pairs.jsonl").unlink()
+    with pytest.raises(UserError, match="no such directory"):
+        reference_record(recipe)
+    store = open_reference(facts, pairs)
+    again = [
+        store.features(split, range(pairs.num_rows(split)), ["reference_logps"]).reference_logps
+        for split in ("train", "test")
+    ]
+    assert torch.equal(torch.cat(again), read)
+    for split, lost in (("train", {3, 11}), ("test", {0}), ("validation", set())):
+        rows = [row for row in range(pairs.num_rows(split)) if row not in lost]
+        assert usable_rows(facts, pairs, split) == rows
+    source = feature_source(facts, pairs, CPU)
+    assert torch.equal(
+        source.read("train", [5, 2]).reference_logps,
+        store.features("train", [5, 2], ["reference_logps"]).reference_logps,
+    )
+    assert source.head().weight.shape == store.head().weight.shape
+
+
+def test_the_facts_say_which_store_is_meant(copied: Recipe) -> None:
+    """A store that another command put into the same place meanwhile is refused."""
+    facts = reference_facts(copied, reference_record(copied))
+    pairs = open_pairs(copied)
+    open_reference(facts, pairs)
+    path = Path(copied.run_dir) / "reference" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "fingerprint": "0" * 32}))
+    with pytest.raises(UserError, match=f"its fingerprint is {'0' * 32}, not {facts.fingerprint}"):
+        open_reference(facts, pairs)
+    path.unlink()
+    with pytest.raises(UserError, match="no finished reference stage"):
+        open_reference(facts, pairs)
+    unfinished = reference_facts(copied, reference_record(copied))
+    assert unfinished.failed == {} and unfinished.fingerprint == facts.fingerprint
+
+
+def test_facts_of_an_online_reference_read_no_store(copied: Recipe) -> None:
+    """It computes what it wants; rows that some store could not score are trained on."""
+    online = validate_recipe({**copied.model_dump(mode="json"), "reference": {"mode": "online"}})
+    record = reference_record(copied)
+    manifest = record.manifest()
+    manifest["counts"]["failed"] = {"train": {"3": "x"}}
+    record.store.write_json("manifest.json", manifest)
+    facts = reference_facts(online, reference_record(online))
+    assert (facts.stored, facts.failed) == (frozenset(), {})
+    assert facts.online == facts.wanted == {"reference_logps", "reference_hidden"}
+    assert facts.model == FrozenReference(
+        str(copied.model.name_or_path), "auto", "all", "zn_rescale", 64
+    )
+
+
 def test_more_gpus_per_model_than_there_are_is_refused(
     scored: Recipe, recipe_in: MakeRecipe, tmp_path: Path
 ) -> None:
@@ -240,6 +322,7 @@ def test_scoring_leaves_the_random_state_alone(scored: Recipe) -> None:
     before = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())
     source = feature_source(recipe, pairs, CPU)
     source.features("train", [0, 1], padded_layout(pairs.pairs("train", [0, 1])))
-    ShardScorer(recipe.model_dump(mode="json"))._reference_layout.inputs(pairs.pairs("train", [0]))
+    scorer = ShardScorer(scoring_facts(recipe, reference_record(recipe), ()))
+    scorer._reference_layout.inputs(pairs.pairs("train", [0]))
     after = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())
     assert torch.equal(before[0], after[0]) and before[1:] == after[1:]

@@ -15,8 +15,8 @@ from pipelines.errors import StageFailed
 from pipelines.models.device import Placement
 from pipelines.pairs.stage import open_pairs
 from pipelines.recipe.schema import Recipe
-from pipelines.reference.actor import ShardScorer
-from pipelines.reference.stage import open_reference, reference_record
+from pipelines.reference.actor import ShardScorer, ShardTask
+from pipelines.reference.stage import open_reference, reference_record, scoring_facts
 from pipelines.train.trainer import Trainer
 from sparsepo import ReferenceModel, padded_layout
 
@@ -167,15 +167,15 @@ def test_a_row_whose_scores_are_not_finite_fails_alone(
 def test_running_out_of_memory_names_the_setting(
     scored: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scorer = ShardScorer(scored.model_dump(mode="json"))
+    features = ("reference_logps",)
+    scorer = ShardScorer(scoring_facts(scored, reference_record(scored), features))
     monkeypatch.setattr(
         ReferenceModel,
         "features",
         lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("8 GiB")),
     )
-    result = scorer(
-        {"split": "train", "shard": 0, "features": ["reference_logps"], "fingerprint": "x"}
-    )
-    assert result["error"].startswith(
-        "out of memory on cpu with 4096 tokens per batch: lower reference.batch_tokens"
-    )
+    with pytest.raises(
+        StageFailed,
+        match="^out of memory on cpu with 4096 tokens per batch: lower reference.batch_tokens$",
+    ):
+        scorer(ShardTask("train", 0, features))

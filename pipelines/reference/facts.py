@@ -1,0 +1,121 @@
+"""What the driver knows of a recipe's reference, for those who read it or load it.
+
+Nobody who is handed it builds a stage record: no source is read again, no weights are hashed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pipelines.recipe import ActivationMaskConfig, Recipe, StageRecord
+from sparsepo.masks.declarations import ActivationMapping
+
+
+@dataclass(frozen=True)
+class FrozenReference:
+    """How a machine loads the reference model.
+
+    Attributes:
+        name: a directory, or a name that every machine resolves to a copy of its own.
+        dtype: auto, float32 or bfloat16. hooks, mapping: of the activation mask.
+        topk: outcomes kept of a distribution, where only the likeliest are.
+    """
+
+    name: str
+    dtype: str
+    hooks: str | tuple[str, ...]
+    mapping: ActivationMapping
+    topk: int
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "FrozenReference":
+        """The starting policy, its adapter included, unless another reference is named."""
+        mask = recipe.mask
+        hooks, mapping = (
+            (mask.hooks, mask.mapping)
+            if isinstance(mask, ActivationMaskConfig)
+            else ("all", "zn_rescale")
+        )
+        return cls(
+            recipe.model.reference or recipe.model.name_or_path,
+            recipe.reference.dtype,
+            hooks,
+            mapping,
+            recipe.reference.topk or 64,
+        )
+
+
+@dataclass(frozen=True)
+class OtherModels:
+    """Names of the models beside the reference, which every machine resolves for itself.
+
+    Attributes:
+        tokenizer: whose vocabulary the scorers need. positive_scorer, negative_scorer: of TIS-DPO,
+            both or neither. embedder: of RPO's prompts; None for the reference itself.
+    """
+
+    tokenizer: str
+    positive_scorer: str | None = None
+    negative_scorer: str | None = None
+    embedder: str | None = None
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "OtherModels":
+        model = recipe.model
+        return cls(
+            model.tokenizer or model.name_or_path,
+            model.positive_scorer,
+            model.negative_scorer,
+            model.embedder,
+        )
+
+    def scorers(self) -> dict[str, str]:
+        """Key of the recipe -> name of the scorer."""
+        assert self.positive_scorer and self.negative_scorer, (
+            "the recipe's validation requires both"
+        )
+        return {"positive_scorer": self.positive_scorer, "negative_scorer": self.negative_scorer}
+
+
+@dataclass(frozen=True)
+class ReferenceFacts:
+    """Where the features that a recipe wants come from.
+
+    Attributes:
+        root: of the reference stage's store. fingerprint: that its manifest has to name.
+        wanted: what objective and mask want. online: of these, what the model computes beside
+            training. stored: of these, what is read from the store.
+        failed: split -> its rows that the stage could not score; empty if nothing is read from the
+            store.
+        model: for what is computed online.
+    """
+
+    root: str
+    fingerprint: str
+    wanted: frozenset[str]
+    online: frozenset[str]
+    stored: frozenset[str]
+    failed: Mapping[str, frozenset[int]]
+    model: FrozenReference
+
+
+def reference_facts(recipe: Recipe, record: StageRecord) -> ReferenceFacts:
+    """The facts of a recipe, from the record of its reference stage.
+
+    A stage that is not finished has no failed rows yet; `open_reference` refuses it.
+
+    Raises: UserError if something is read from the store and it is another recipe's.
+    """
+    wanted = recipe.required_features()
+    stored = recipe.stored_features() & wanted
+    failed: dict[str, dict[str, str]] = {}
+    if stored and record.is_complete():
+        failed = record.manifest()["counts"]["failed"]
+    return ReferenceFacts(
+        record.store.root,
+        record.fingerprint(),
+        wanted,
+        recipe.online_features(),
+        stored,
+        {split: frozenset(map(int, rows)) for split, rows in failed.items()},
+        FrozenReference.of(recipe),
+    )
