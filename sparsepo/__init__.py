@@ -2,8 +2,8 @@
 
 The methods are SparsePO, MaPO, TDPO, DPO and their relatives.
 
-The library needs torch, transformers and safetensors only; the pipeline around it lives in the
-package `pipelines`.
+The library needs torch, transformers, safetensors and lazy_loader only. A name's module is imported
+when the name is first used. The pipeline around the library lives in the package `pipelines`.
 """
 
 import lazy_loader

@@ -48,6 +48,34 @@ def test_arrows() -> None:
     )
 
 
+_COUNTS = {"cluster_resources", "available_resources", "total_resources_per_node", "list_nodes"}
+
+
+def counting(source: str) -> set[str]:
+    """What a module asks Ray of a cluster's machines."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute):
+            is_ray = isinstance(node.value, ast.Name) and node.value.id == "ray"
+            names |= {node.attr} & (_COUNTS | ({"nodes"} if is_ray else set()))
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ray":
+            names |= {alias.name for alias in node.names} & (_COUNTS | {"nodes"})
+    return names
+
+
+def test_one_module_counts_what_a_cluster_has() -> None:
+    found = {
+        str(file.relative_to(ROOT)): names
+        for file in (ROOT / "pipelines").rglob("*.py")
+        if (names := counting(file.read_text()))
+    }
+    assert found == {"pipelines/cluster/resources.py": {"nodes"}}
+    assert counting("import ray\nray.cluster_resources()['CPU']") == {"cluster_resources"}
+    assert counting("from ray import nodes") == {"nodes"}
+    assert counting("from ray.util.state import list_nodes") == {"list_nodes"}
+    assert not counting("store.nodes()"), "of another's"
+
+
 def test_no_pickle() -> None:
     for package in ("sparsepo", "evaluation", "pipelines"):
         assert not offenders(

@@ -3,17 +3,16 @@ from .actor_pool import (
     quieten_ray_data as quieten_ray_data,
     run_tasks as run_tasks,
 )
+from .failures import failure_of as failure_of
 from .jobs import Cluster as Cluster, Job as Job, exit_code_of as exit_code_of
 from .machines import (
-    Places as Places,
     second_choice as second_choice,
     wait_for_workers as wait_for_workers,
 )
+from .resources import Resources as Resources, Share as Share
 from .session import (
     cluster_address as cluster_address,
-    even_cpus as even_cpus,
     interruptible as interruptible,
-    node_cpus as node_cpus,
     ray_session as ray_session,
 )
 from .shared_paths import (

@@ -1,7 +1,6 @@
 """Small tasks through a Ray Data actor pool: what reference, sample and evaluate share."""
 
 import logging
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from tqdm import tqdm
 
-from pipelines.cluster.session import even_cpus, node_cpus
+from pipelines.cluster.resources import Resources
 from pipelines.cluster.shared_paths import require_seen
 from pipelines.errors import Failure, StageFailed, UserError
 from pipelines.recipe import RaySection
@@ -59,45 +58,31 @@ def run_tasks(
     Raises: UserError if the cluster has not the GPUs of one actor; a call's UserError or
         StageFailed.
     """
-    import ray
     import ray.data
     from ray import cloudpickle
 
     if not tasks:
         return
     quieten_ray_data()
-    gpus = (
-        min(ray.cluster_resources().get("GPU", 0), pool.ray.gpus_per_run or math.inf)
-        if pool.gpus_per_actor
-        else 0
+    actors = Resources.now(pool.ray).actors(
+        pool.label, len(tasks), pool.num_actors, pool.gpus_per_actor
     )
-    if pool.gpus_per_actor > max(1, gpus):
-        raise UserError(
-            f"{pool.label}: {pool.gpus_per_actor} GPUs for one model, but the cluster has {gpus:g} "
-            "for this run"
-        )
-    nodes = node_cpus()
-    actors = min(
-        len(tasks),
-        pool.num_actors or (max(1, int(gpus // pool.gpus_per_actor)) if gpus else len(nodes)),
-    )
-    cpus = 1 if gpus else even_cpus(nodes, actors, pool.ray.cpus_per_run)
-    blocks = min(len(tasks), max(_MOST_BLOCKS, _BLOCKS_PER_ACTOR * actors))
+    blocks = min(len(tasks), max(_MOST_BLOCKS, _BLOCKS_PER_ACTOR * actors.count))
     dataset = ray.data.from_items(
         [{"task": cloudpickle.dumps(task)} for task in tasks], override_num_blocks=blocks
     ).map_batches(
         _Worker,
-        fn_constructor_args=(actor, facts, cpus, pool.paths),
+        fn_constructor_args=(actor, facts, actors.cpus, pool.paths),
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(
-            size=actors,
+            size=actors.count,
             max_tasks_in_flight_per_actor=2 * pool.calls_at_once,
             max_concurrent_calls_per_actor=pool.calls_at_once,
             enable_true_multi_threading=pool.calls_at_once > 1,
         ),
-        num_gpus=min(pool.gpus_per_actor, gpus),
-        num_cpus=cpus,
+        num_gpus=actors.gpus,
+        num_cpus=actors.cpus,
     )
     with tqdm(total=len(tasks), desc=pool.label, unit="task", disable=quiet) as progress:
         for batch in dataset.iter_batches(

@@ -4,13 +4,12 @@ A cluster that has them passes at once.
 """
 
 import contextlib
-import math
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
+from pipelines.cluster.resources import Places, Resources
 from pipelines.cluster.session import cluster_address
 from pipelines.errors import UserError
 from pipelines.recipe import RaySection, Recipe, Say
@@ -19,47 +18,6 @@ _HEAD = "node:__internal_head__"  # Ray's mark
 _LOOK_SECONDS = 0.5
 # of the resource that tells machines of the second choice: all of a machine's bundles fit
 _MARK = 0.001
-
-
-@dataclass(frozen=True)
-class Places:
-    """`count` times what one worker takes, each on one machine."""
-
-    bundle: dict[str, float]
-    count: int
-
-    def missing(self) -> int:
-        """How many of them the living machines have no room for, were they empty."""
-        return self.count - self._room(_machines())
-
-    def partly_of_second_choice(self, config: RaySection, say: Say) -> list[dict[str, float]]:
-        """Bundles for all, some of them on machines with ray.fallback_resource.
-
-        These are as many as the other machines have no room for.
-
-        Ray's autoscaler asks again and again for the kind of machine with the highest priority,
-        whether the cloud has any or not. Only work that other machines cannot take makes it start
-        another kind.
-        """
-        resource = str(config.fallback_resource)
-        say(
-            f"cluster: {self.shown(self.missing())} missing for {config.fallback_after_s} s; "
-            f"asking for machines with {resource!r}"
-        )
-        first = self._room([machine for machine in _machines() if not machine.get(resource)])
-        return [self.bundle] * first + [{**self.bundle, resource: _MARK}] * (self.count - first)
-
-    def _room(self, machines: list[dict[str, float]]) -> int:
-        found = sum(
-            min(int(machine.get(name, 0) / value + 1e-9) for name, value in self.bundle.items())
-            for machine in machines
-        )
-        return min(found, self.count)
-
-    def shown(self, count: int) -> str:
-        return (
-            f"{count} x {' and '.join(f'{value:g} {name}' for name, value in self.bundle.items())}"
-        )
 
 
 def wait_for_workers(recipe: Recipe, say: Say) -> None:
@@ -73,18 +31,19 @@ def wait_for_workers(recipe: Recipe, say: Say) -> None:
 
     Raises: UserError if the machines do not come within ray.scale_up_timeout_s.
     """
-    import ray
-
-    if not _grows(recipe) or not (wanted := _places_of(recipe)).missing():
+    if not _grows(recipe):
         return
-    have = ray.cluster_resources()
+    have = Resources.now(recipe.ray)
+    wanted = have.wanted(recipe.train, recipe.reference.gpus_per_model)
+    if not _missing(wanted):
+        return
     hint = (
         "; train.use_gpu=false for a cluster without GPUs"
         if recipe.train.use_gpu is None and "GPU" in wanted.bundle
         else ""
     )
     say(
-        f"cluster: has {have.get('CPU', 0):g} CPU and {have.get('GPU', 0):g} GPU; waiting for "
+        f"cluster: has {have.total('CPU'):g} CPU and {have.total('GPU'):g} GPU; waiting for "
         f"{wanted.shown(wanted.count)}{hint}"
     )
     config = recipe.ray
@@ -92,9 +51,9 @@ def wait_for_workers(recipe: Recipe, say: Say) -> None:
     is_second_turn = False
     while (left := deadline - time.monotonic()) > 0:
         bundles = (
-            wanted.partly_of_second_choice(config, say)
+            _partly_of_second_choice(wanted, config, say)
             if is_second_turn
-            else [wanted.bundle] * wanted.count
+            else [dict(wanted.bundle)] * wanted.count
         )
         with _asked_for(bundles) as group:
             if group.wait(
@@ -102,7 +61,7 @@ def wait_for_workers(recipe: Recipe, say: Say) -> None:
             ):
                 return
         is_second_turn = (
-            not is_second_turn and config.fallback_resource is not None and wanted.missing() > 0
+            not is_second_turn and config.fallback_resource is not None and _missing(wanted) > 0
         )
     raise UserError(
         f"ray.scale_up_timeout_s = {config.scale_up_timeout_s}: {wanted.shown(wanted.count)} did "
@@ -137,7 +96,7 @@ def _ask_by_turns(config: RaySection, wanted: Places, say: Say, stop: threading.
     def is_missing_for(seconds: float) -> bool:
         """Whether something is missing all the time."""
         end = time.monotonic() + seconds
-        while wanted.missing() and not stop.wait(_LOOK_SECONDS):
+        while _missing(wanted) and not stop.wait(_LOOK_SECONDS):
             if time.monotonic() > end:
                 return True
         return False
@@ -147,7 +106,7 @@ def _ask_by_turns(config: RaySection, wanted: Places, say: Say, stop: threading.
             ray.exceptions.RayError
         ):  # a head that does not answer now is asked again
             if is_missing_for(config.fallback_after_s):
-                with _asked_for(wanted.partly_of_second_choice(config, say)):
+                with _asked_for(_partly_of_second_choice(wanted, config, say)):
                     is_missing_for(config.fallback_after_s)
 
 
@@ -168,27 +127,36 @@ def _grows(recipe: Recipe) -> bool:
     if recipe.ray.autoscaling is not None:
         return recipe.ray.autoscaling
     return any(
-        not head.get("CPU", 0) and not head.get("GPU", 0) for head in _machines() if _HEAD in head
+        not head.get("CPU", 0) and not head.get("GPU", 0)
+        for head in Resources.now().machines
+        if _HEAD in head
     )
 
 
-def _machines() -> list[dict[str, float]]:
-    """The resources of every living machine."""
-    import ray
-
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def _missing(wanted: Places) -> int:
+    """How many of them the living machines have no room for, were they empty."""
+    return wanted.count - wanted.room(Resources.now().machines)
 
 
-def _places_of(recipe: Recipe) -> Places:
-    """The larger of what training and one copy of the reference take."""
-    import ray
+def _partly_of_second_choice(
+    wanted: Places, config: RaySection, say: Say
+) -> list[dict[str, float]]:
+    """Bundles for all, some of them on machines with ray.fallback_resource.
 
-    have = ray.cluster_resources()
-    train = recipe.train
-    workers = train.min_workers or train.num_workers
-    bundle: dict[str, float] = {"CPU": float(train.cpus_per_worker or 1)}
-    has_gpus = have.get("GPU", 0) > 0 or not have.get("CPU", 0)
-    if has_gpus if train.use_gpu is None else train.use_gpu:
-        bundle["GPU"] = min(1.0, recipe.ray.gpus_per_run or math.inf)
-        workers = max(workers, recipe.reference.gpus_per_model)
-    return Places(bundle, workers)
+    These are as many as the other machines have no room for.
+
+    Ray's autoscaler asks again and again for the kind of machine with the highest priority,
+    whether the cloud has any or not. Only work that other machines cannot take makes it start
+    another kind.
+    """
+    resource = str(config.fallback_resource)
+    say(
+        f"cluster: {wanted.shown(_missing(wanted))} missing for {config.fallback_after_s} s; "
+        f"asking for machines with {resource!r}"
+    )
+    first = wanted.room(
+        [machine for machine in Resources.now().machines if not machine.get(resource)]
+    )
+    return [dict(wanted.bundle)] * first + [{**wanted.bundle, resource: _MARK}] * (
+        wanted.count - first
+    )

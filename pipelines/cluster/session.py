@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
@@ -117,36 +117,6 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         found: int = probe.getsockname()[1]
     return found
-
-
-def node_cpus() -> list[int]:
-    """CPUs of every living node that has any."""
-    import ray
-
-    return [
-        cpus
-        for node in ray.nodes()
-        if node["Alive"] and (cpus := int(node["Resources"].get("CPU", 0)))
-    ]
-
-
-def even_cpus(nodes: Sequence[int], parts: int, limit: int | None = None) -> int:
-    """CPUs that each of some equal parts can take, none across nodes.
-
-    It is the most that fit, 1 at least.
-
-    Args:
-        nodes: CPUs of every node. limit: CPUs that the parts may take together.
-    """
-    most = max(
-        (
-            cpus
-            for cpus in range(1, max(nodes, default=1) + 1)
-            if sum(node // cpus for node in nodes) >= parts
-        ),
-        default=1,
-    )
-    return most if limit is None else max(1, min(most, limit // parts))
 
 
 def interruptible(call: Callable[[], Result]) -> Result:

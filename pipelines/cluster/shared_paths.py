@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipelines.cluster.resources import living_nodes
 from pipelines.errors import UserError
-from pipelines.recipe import Recipe
+from pipelines.recipe import Recipe, locations
 from pipelines.storage import RunStore
 
 _CURE = (
@@ -26,9 +27,10 @@ def check_shared(recipe: Recipe) -> None:
     import ray
 
     here = ray.get_runtime_context().get_node_id()
-    nodes = [node for node in ray.nodes() if node["Alive"]]
     working = [
-        node for node in nodes if node["Resources"].get("CPU", 0) or node["Resources"].get("GPU", 0)
+        node
+        for node in living_nodes()
+        if node["Resources"].get("CPU", 0) or node["Resources"].get("GPU", 0)
     ]
     others = [node for node in working if node["NodeID"] != here]
     if not others:
@@ -51,7 +53,11 @@ def check_shared(recipe: Recipe) -> None:
 
 def local_paths(recipe: Recipe) -> dict[str, str]:
     """Key -> path of all local paths that exist and that whoever works on this run has to see."""
-    return {key: path for key, path in (*_stores(recipe), *_inputs(recipe)) if Path(path).exists()}
+    return {
+        key: path
+        for key, text, location in locations(recipe)
+        if location.is_shared and (path := location.local(text)) is not None
+    }
 
 
 def require_seen(paths: dict[str, str]) -> None:
@@ -115,41 +121,19 @@ def _outputs(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
     Finished pairs and stores elsewhere are left out: they may be read-only.
     """
-    yield from (
-        (key, path) for key, path in _stores(recipe) if key == "run_dir" or not Path(path).exists()
-    )
-
-
-def _stores(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    for key, path in (
-        ("run_dir", recipe.run_dir),
-        ("paths.pairs", recipe.paths.pairs),
-        ("paths.reference", recipe.paths.reference),
-    ):
-        if path and "://" not in path:
-            yield key, path
+    for key, text, location in locations(recipe):
+        if location.is_shared and "://" not in text:
+            missing = location.written == "when missing" and location.local(text) is None
+            if location.written == "always" or missing:
+                yield key, text
 
 
 def _inputs(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """Local models, data and finished stages that machines read for themselves.
+    """Local models, data, files and finished stages that machines read for themselves.
 
     Names of a hub are none.
     """
-    named: list[tuple[str, str | None]] = [
-        (key, path) for key, path in _stores(recipe) if key != "run_dir"
-    ]
-    named += [
-        (f"model.{key}", getattr(recipe.model, key)) for key in type(recipe.model).model_fields
-    ]
-    for split in ("sources", "validation", "test"):
-        named += [
-            (f"data.{split}[{i}].path", source.path)
-            for i, source in enumerate(getattr(recipe.data, split))
-        ]
-    for section in ("reward", "judge"):
-        named.append(
-            (f"evaluate.{section}.model", getattr(getattr(recipe.evaluate, section), "model", None))
-        )
-    for key, path in named:
-        if path and Path(path).is_absolute() and Path(path).exists():
+    for key, text, location in locations(recipe):
+        path = location.local(text)
+        if location.is_shared and location.written != "always" and path is not None:
             yield key, path

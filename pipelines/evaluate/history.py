@@ -1,14 +1,10 @@
-"""What an evaluation found: its numbers, and the history of all evaluations of a run."""
+"""What an evaluation found and where it lies: its numbers, and the history of all of a run."""
 
 import time
 from typing import Any
 
-import pyarrow as pa
-
-from pipelines.recipe import MANIFEST, StageRecord
+from pipelines.recipe import EXECUTED, HISTORY, MANIFEST, StageRecord
 from pipelines.storage import RunStore
-
-HISTORY = "history"
 
 
 def append_history(
@@ -18,6 +14,8 @@ def append_history(
 
     There is one file per checkpoint, or per evaluation of a model.
     """
+    import pyarrow as pa
+
     values: dict[str, Any] = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "fingerprint": record.fingerprint(),
@@ -67,7 +65,7 @@ def read_results(evaluation: RunStore) -> dict[str, dict[str, Any]]:
     The numbers of executed programs are among them.
     """
     results: dict[str, dict[str, Any]] = {}
-    for store in (evaluation, evaluation.at("code")):
+    for store in (evaluation, evaluation.at(EXECUTED)):
         if store.exists(MANIFEST):
             results |= store.read_json(MANIFEST)["counts"]["results"]
     return results

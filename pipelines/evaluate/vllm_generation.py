@@ -10,7 +10,7 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
-from pipelines.cluster import quieten_ray_data
+from pipelines.cluster import Resources, quieten_ray_data
 from pipelines.errors import UserError
 from pipelines.models import ResponseEnds, may_run
 from pipelines.recipe import GenerationSection
@@ -59,12 +59,11 @@ def vllm_samples(model: str, ends: ResponseEnds, requests: Sequence[Request]) ->
     It goes up to and including the first end token. Needs a running Ray. The engine is started once
     for all requests.
     """
-    import ray
     import ray.data
 
     require_vllm()
     quieten_ray_data()
-    sampler = vllm_processor(model, concurrency=max(1, int(ray.cluster_resources().get("GPU", 1))))
+    sampler = vllm_processor(model, concurrency=max(1, int(Resources.now().gpus())))
     rows = [request.row(number, ends) for number, request in enumerate(requests)]
     found = {
         row["number"]: ends.cut([int(i) for i in row["ids"]])

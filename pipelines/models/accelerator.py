@@ -9,6 +9,9 @@ import runpy
 import sys
 from pathlib import Path
 
+_ROCM_DEVICES = ("/dev/kfd", "/dev/dxg")
+_CUDA_DRIVER = "libcuda.so.1"  # what the CUDA runtime opens
+
 
 def device_kind() -> str:
     """What torch computes on in this process: "cuda", which is ROCm too, or "cpu"."""
@@ -36,13 +39,13 @@ def _may_have_gpu() -> bool:
         return True
     versions = runpy.run_path(str(build))
     if versions.get("hip"):
-        return Path("/dev/kfd").exists() or Path("/dev/dxg").exists()
+        return any(Path(device).exists() for device in _ROCM_DEVICES)
     if not versions.get("cuda"):
         return False
     if sys.platform != "linux":
         return True
     try:
-        ctypes.CDLL("libcuda.so.1")  # what the CUDA runtime opens
+        ctypes.CDLL(_CUDA_DRIVER)
     except OSError:
         return False
     return True

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 from tqdm import tqdm
 
-from pipelines.cluster import require_seen
+from pipelines.cluster import Resources, require_seen
 from pipelines.errors import Failure
 from pipelines.pairs.row_plan import RowPlan, ShardRows
 from pipelines.pairs.table import (
@@ -95,7 +95,7 @@ def _written(
     import ray
 
     write = ray.remote(_write)
-    most = _SHARDS_PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    most = _SHARDS_PER_CPU * max(1, int(Resources.now().cpus()))
     under_way: list[Any] = []
     for shard in shards:
         # In a list, the references are not fetched before the task starts: it takes one block at a

@@ -13,15 +13,22 @@ from .evaluation import (
 from .files import (
     from_yaml as from_yaml,
     load_recipe as load_recipe,
+    override as override,
     read_mapping as read_mapping,
     set_keys as set_keys,
     to_yaml as to_yaml,
-    unknown_key_message as unknown_key_message,
     validate_recipe as validate_recipe,
     write_yaml as write_yaml,
 )
 from .inputs import Located as Located
 from .interpolation import refuse_resolvers as refuse_resolvers
+from .keys import explain as explain, unknown_key_message as unknown_key_message
+from .location import (
+    Directory as Directory,
+    RunDirectory as RunDirectory,
+    locations as locations,
+    with_absolute_paths as with_absolute_paths,
+)
 from .masks import (
     ActivationMaskConfig as ActivationMaskConfig,
     AnyMask as AnyMask,

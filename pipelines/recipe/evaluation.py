@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from pipelines.recipe.location import Directory, File, Model
 from pipelines.recipe.section import Section, of_stage
 
 
@@ -19,7 +20,7 @@ class ClassifierReward(Section):
 
     STAGE = "evaluate"
     kind: Literal["classifier"] = "classifier"
-    model: str = Field(min_length=1)
+    model: Model
     label: str = "POSITIVE"
 
 
@@ -50,7 +51,7 @@ class RewardModelJudge(Section):
 
     STAGE = "evaluate"
     kind: Literal["reward_model"] = "reward_model"
-    model: str = Field(min_length=1)
+    model: Model
     label: str | None = None
 
 
@@ -87,9 +88,9 @@ class SummarizationSection(Section):
     """
 
     STAGE = "evaluate"
-    bert_score_model: str | None = None
+    bert_score_model: Model | None = None
     bert_score_layer: int | None = Field(None, ge=0)
-    entailment_model: str | None = None
+    entailment_model: Model | None = None
     entailment_label: str = "entailment"
 
 
@@ -102,7 +103,7 @@ class CodeSection(Section):
     """
 
     STAGE = "evaluate"
-    tasks: str = Field(min_length=1)
+    tasks: File
     max_tasks: int | None = Field(None, ge=1)
     apply_chat_template: bool = False
     num_samples: int = Field(20, ge=1)
@@ -123,7 +124,7 @@ class LeaderboardSection(Section):
 
     STAGE = "evaluate"
     tasks: tuple[str, ...] = Field(min_length=1)
-    include_path: str | None = of_stage(None, None)
+    include_path: Directory | None = of_stage(None, None)
     num_fewshot: int | None = Field(None, ge=0)
     limit: int | None = Field(None, ge=1)
     batch_size: int = Field(16, ge=1)
@@ -160,7 +161,7 @@ class EvaluateSection(Section):
     summarization: SummarizationSection = SummarizationSection()
     code: CodeSection | None = None
     leaderboard: LeaderboardSection | None = None
-    key_words: str | None = None
+    key_words: File | None = None
     seed: int = 0
     bootstrap_samples: int = Field(2000, ge=100)
     batch_tokens: int = of_stage(None, 8192, ge=1)
@@ -237,7 +238,7 @@ class ScheduleSection(Section):
     cron: str | None = None
     timezone: str = "UTC"
     gates: tuple[Gate, ...] = ()
-    release: str | None = None
+    release: Directory | None = None
     webhook: str | None = Field(None, pattern=r"^https?://")
     webhook_env: str | None = None
 

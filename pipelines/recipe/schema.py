@@ -5,6 +5,13 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from pipelines.recipe.evaluation import EvaluateSection, SampleSection, ScheduleSection
+from pipelines.recipe.location import (
+    Data,
+    Model,
+    RunDirectory,
+    ScratchDirectory,
+    StoreDirectory,
+)
 from pipelines.recipe.masks import AnyMask, NoMask
 from pipelines.recipe.objectives import AnyObjective, DPOConfig
 from pipelines.recipe.section import Section, of_stage
@@ -20,12 +27,12 @@ class ModelSection(Section):
     mean of the reference's last hidden states.
     """
 
-    name_or_path: str = Field(min_length=1)
-    reference: str | None = None
-    tokenizer: str | None = None
-    positive_scorer: str | None = None
-    negative_scorer: str | None = None
-    embedder: str | None = None
+    name_or_path: Model
+    reference: Model | None = None
+    tokenizer: Model | None = None
+    positive_scorer: Model | None = None
+    negative_scorer: Model | None = None
+    embedder: Model | None = None
 
 
 class ColumnNames(Section):
@@ -55,7 +62,7 @@ class Source(Section):
     """
 
     STAGE = "prepare"
-    path: str = Field(min_length=1)
+    path: Data
     format: Literal["auto", "jsonl", "parquet", "csv", "huggingface"] = "auto"
     form: Literal["auto", "text", "conversational", "hh", "scored", "chosen_only", "text_only"] = (
         "auto"
@@ -233,8 +240,8 @@ class PathsSection(Section):
     Runs that name the same place share the work.
     """
 
-    pairs: str | None = None
-    reference: str | None = None
+    pairs: StoreDirectory | None = None
+    reference: StoreDirectory | None = None
 
 
 class RaySection(Section):
@@ -257,12 +264,12 @@ class RaySection(Section):
     scale_up_timeout_s: int = Field(1200, ge=1)
     fallback_resource: str | None = Field("on_demand", min_length=1)
     fallback_after_s: int = Field(180, ge=1)
-    temp_dir: str | None = None
+    temp_dir: ScratchDirectory | None = None
     worker_logs: bool = False
 
 
 class Recipe(Section):
-    run_dir: str = Field(min_length=1)
+    run_dir: RunDirectory
     model: ModelSection
     data: DataSection
     objective: AnyObjective = DPOConfig()

@@ -289,7 +289,7 @@ class Stage(ABC, Generic[Inputs]):
             detail = f"{self.detail(manifest['counts'])}, {manifest['written_at']}"
             return [self.row("done", detail, store)]
         if store.exists(STARTED):
-            failure = failure_of(store)
+            failure = _failure_of(store)
             detail = self.progress(store) if failure is None else f"failed: {failure}"
             return [self.row("unfinished", detail, store)]
         return [self.row("not started", "", store)]
@@ -308,7 +308,7 @@ class Stage(ABC, Generic[Inputs]):
         return None
 
 
-def failure_of(store: RunStore) -> str | None:
+def _failure_of(store: RunStore) -> str | None:
     """What ended a stage's workers, if they left word of it."""
     for name in store.names():
         if name.startswith(FAILURE):

@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.cluster import Resources
 from pipelines.models import base_dir, device_kind, dtype_name, sustained_tflops
 from pipelines.recipe import Recipe
 from pipelines.reference.formats import formats_of
@@ -33,7 +34,7 @@ def scoring_device() -> str:
     """The kind of device that the actors will score on: "cuda" or "cpu"."""
     ray = sys.modules.get("ray")  # where nobody has imported it, it does not run
     if ray is not None and ray.is_initialized():
-        return "cuda" if ray.cluster_resources().get("GPU", 0) else "cpu"
+        return "cuda" if Resources.now().gpus() else "cpu"
     return device_kind()
 
 

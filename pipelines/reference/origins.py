@@ -11,6 +11,7 @@ from typing import Literal
 from pipelines.errors import UserError
 from pipelines.models import resolve_model, weights_fingerprint
 from pipelines.recipe import ActivationMaskConfig, Recipe
+from pipelines.reference.facts import FrozenReference, OtherModels
 from sparsepo.features import FEATURES
 
 _Pooling = Literal["mean", "first", "last"]
@@ -25,20 +26,12 @@ _POOLING: dict[str, _Pooling] = {
 
 def reference_model_dir(recipe: Recipe) -> str:
     """The starting policy, its adapter included, unless another reference is named."""
-    return str(resolve_model(recipe.model.reference or recipe.model.name_or_path))
-
-
-def scorer_dirs(recipe: Recipe) -> tuple[str, str]:
-    assert recipe.model.positive_scorer and recipe.model.negative_scorer, (
-        "the recipe's validation requires both"
-    )
-    return str(resolve_model(recipe.model.positive_scorer)), str(
-        resolve_model(recipe.model.negative_scorer)
-    )
+    return str(resolve_model(FrozenReference.of(recipe).name))
 
 
 def scorer_fingerprints(recipe: Recipe) -> str:
-    return "+".join(weights_fingerprint(Path(directory)) for directory in scorer_dirs(recipe))
+    names = OtherModels.of(recipe).scorers().values()
+    return "+".join(weights_fingerprint(resolve_model(name)) for name in names)
 
 
 def embedder_fingerprint(recipe: Recipe) -> str:

@@ -1,18 +1,24 @@
 """Sweep files: YAML and `key=value` overrides -> a checked Sweep, or one clear line."""
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from pipelines.errors import UserError
 from pipelines.evaluate import EVALUATE
-from pipelines.recipe import Recipe, read_mapping, refuse_resolvers, unknown_key_message
-from pipelines.sweep.space import RECIPE, Range, Sweep
+from pipelines.recipe import (
+    Recipe,
+    explain,
+    override,
+    read_mapping,
+    refuse_resolvers,
+    unknown_key_message,
+    with_absolute_paths,
+)
+from pipelines.sweep.space import RECIPE, Sweep
 
 
 def is_sweep(name: str) -> bool:
@@ -42,24 +48,22 @@ def load_sweep(name: str, overrides: Sequence[str] = ()) -> Sweep:
                     key.removeprefix("space."): yaml.safe_load(text),
                 }
             else:
-                loaded = _with_key(loaded, key, yaml.safe_load(text))
+                loaded = _with_key(loaded, item)
         else:
             rest.append(item)
     refuse_resolvers(loaded, f"sweep file {name!r}")
     loaded["overrides"] = [*(loaded.get("overrides") or []), *rest]
     for key in loaded.get("space") or {}:
-        message = None if key == RECIPE else unknown_key_message(str(key))
+        message = None if key == RECIPE else unknown_key_message(Recipe, str(key))
         if message:
             raise UserError(f"sweep file {name!r}, space: {message}")
-    run_dir = loaded.get("run_dir") or ""
-    loaded["run_dir"] = (
-        run_dir if "://" in run_dir or not run_dir else str(Path(run_dir).expanduser().absolute())
-    )
     _make_absolute(loaded)
     try:
-        sweep = Sweep.model_validate(loaded)
+        # Trials run in other directories.
+        sweep = Sweep.model_validate({"directory": str(Path.cwd()), **loaded})
     except ValidationError as error:
-        raise UserError(f"sweep file {name!r}: {_explain(error)}") from error
+        raise UserError(f"sweep file {name!r}: {explain(Sweep, error)}") from error
+    sweep = with_absolute_paths(sweep, Path.cwd())
     for point in sweep.sample_of_points():
         try:
             recipe = sweep.recipe_at(point, sweep.run_dir)
@@ -69,16 +73,14 @@ def load_sweep(name: str, overrides: Sequence[str] = ()) -> Sweep:
     return sweep
 
 
-def _with_key(mapping: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """A copy of a sweep mapping with one dotted key set.
+def _with_key(mapping: dict[str, Any], item: str) -> dict[str, Any]:
+    """A copy of a sweep mapping with one key=value set.
 
     The keys of its space have dots of their own.
     """
     space = mapping.get("space")
-    config = OmegaConf.create({k: v for k, v in mapping.items() if k != "space"})
-    OmegaConf.update(config, key, value, force_add=True, merge=False)
-    found: Any = OmegaConf.to_container(config)
-    return {**found, **({"space": space} if space is not None and key != "space" else {})}
+    found = override(Sweep, {k: v for k, v in mapping.items() if k != "space"}, item)
+    return found if space is None or "space" in found else {**found, "space": space}
 
 
 def _check_metrics(sweep: Sweep, recipe: Recipe) -> None:
@@ -134,31 +136,3 @@ def _make_absolute(loaded: dict[str, Any]) -> None:
                     if isinstance(found, list)
                     else absolute(found)
                 )
-
-
-def _explain(error: ValidationError) -> str:
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(
-            key.split(".")[-1], [*Sweep.model_fields, *Range.model_fields], n=1, cutoff=0.5
-        )
-        return f"unknown key {key!r}" + (
-            f": did you mean {near[0]!r}?"
-            if near
-            else f": known are {', '.join(Sweep.model_fields)}"
-        )
-    message = (
-        str(first["ctx"]["error"])
-        if first["type"] == "value_error"
-        else first["msg"][0].lower() + first["msg"][1:]
-    )
-    value = first.get("input")
-    shown = (
-        f" = {value!r}"
-        if key
-        and not isinstance(value, dict | list | tuple)
-        and first["type"] not in ("missing", "value_error")
-        else ""
-    )
-    return f"{key}{shown}: {message}" if key else message

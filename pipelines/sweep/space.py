@@ -14,7 +14,15 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipelines.recipe import Recipe, read_mapping, set_keys, stage_settings, validate_recipe
+from pipelines.recipe import (
+    Directory,
+    Recipe,
+    RunDirectory,
+    read_mapping,
+    set_keys,
+    stage_settings,
+    validate_recipe,
+)
 from pipelines.storage import digest
 
 RECIPE = "recipe"  # the one searched key that is none of a recipe's: which recipe to start from
@@ -177,13 +185,16 @@ class Sweep(_Part):
     `recipe` is a file or packaged name; `overrides` apply to every trial.
 
     seeds: every point is trained once per value of train.seed (none given: once, with the
-    recipe's). num_samples: draws per grid point, or trials in all for an Optuna searcher.
+    recipe's). directory: where relative paths of recipes, overrides and space start, by default
+    where the command runs. num_samples: draws per grid point, or trials in all for an Optuna
+    searcher.
     evaluate_all: evaluate every trial, even if no objective asks for it. hours: after that long
     what still runs is stopped. max_failures: times that a trial whose process died is tried again.
     """
 
-    run_dir: str = Field(min_length=1)
+    run_dir: RunDirectory
     recipe: str
+    directory: Directory | None = None
     overrides: tuple[str, ...] = ()
     space: dict[str, Range] = Field(min_length=1)
     objectives: tuple[Goal, ...] = Field((Goal(metric="validation/rewards/margins"),), min_length=1)
@@ -365,6 +376,7 @@ class Sweep(_Part):
         return validate_recipe(
             set_keys(base, {"run_dir": run_dir, "train.tracker_group": group}),
             (*self.overrides, *own),
+            self.directory,
         )
 
     def _mapping(self, recipe: str) -> dict[str, Any]:
@@ -384,6 +396,7 @@ class Sweep(_Part):
         left_out = {
             "run_dir",
             "recipe",
+            "directory",
             "overrides",
             "pick",
             "hours",

@@ -11,17 +11,16 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from pipelines.cluster import (
+    Resources,
+    Share,
     check_shared,
     cluster_address,
-    even_cpus,
+    failure_of,
     interruptible,
-    node_cpus,
     ray_session,
     wait_for_workers,
 )
@@ -126,80 +125,21 @@ def sweep_record(sweep: Sweep) -> StageRecord:
     return StageRecord("tune", RunStore(sweep.run_dir), sweep.settings(), {})
 
 
-@dataclass(frozen=True)
-class Share:
-    """How many trials run at once, and what each may take of the cluster."""
-
-    trials: int
-    cpus_per_run: int | None
-    gpus_per_run: float | None
-
-
 def share_of(sweep: Sweep) -> Share:
     """Fit as many trials into the running cluster as it holds whole.
 
-    A trial that had to wait for half of its workers would block another.
-
     Raises: UserError if not even one fits.
     """
-    import ray
-
-    nodes = [
-        (n["Resources"].get("CPU", 0.0), n["Resources"].get("GPU", 0.0))
-        for n in ray.nodes()
-        if n["Alive"]
-    ]
+    machines = Resources.now().machines
     recipes = [trial_recipe(sweep, point, sweep.run_dir) for point in sweep.sample_of_points()]
     most = min(sweep.max_concurrent_trials or sweep.num_trials(), sweep.num_trials())
-    found = min(
-        (_fitting(recipe, nodes, most) for recipe in recipes), key=lambda share: share.trials
-    )
-    return found
-
-
-def _fitting(recipe: Recipe, nodes: Sequence[tuple[float, float]], most: int) -> Share:
-    train = recipe.train
-    workers = train.min_workers or train.num_workers
-    gpus = sum(gpu for _, gpu in nodes)
-    use_gpu = gpus > 0 if train.use_gpu is None else train.use_gpu
-    per_worker = (
-        train.cpus_per_worker or 1,
-        min(1.0, recipe.ray.gpus_per_run or 1.0) if use_gpu else 0.0,
-    )
-    trials = fitting_groups(nodes, per_worker, workers, most)
-    if trials == 0:
-        needed = f"{workers} x {per_worker[0]:g} CPUs" + (
-            f" and {per_worker[1]:g} GPUs" if use_gpu else ""
+    shares = (
+        Resources(machines, recipe.ray.cpus_per_run, recipe.ray.gpus_per_run).share(
+            recipe.train, most
         )
-        have = "; ".join(
-            f"{cpu:g} CPUs" + (f", {gpu:g} GPUs" if gpu else "") for cpu, gpu in nodes if cpu or gpu
-        )
-        raise UserError(
-            f"train.num_workers = {train.num_workers}: a trial takes {needed}; the cluster's "
-            f"nodes have {have or 'none'}"
-        )
-    if use_gpu:
-        return Share(trials, None, per_worker[1] * workers)
-    if train.cpus_per_worker:
-        return Share(trials, int(train.cpus_per_worker * workers), None)
-    return Share(trials, even_cpus(node_cpus(), trials * workers) * workers, None)
-
-
-def fitting_groups(
-    nodes: Sequence[tuple[float, float]], worker: tuple[float, float], workers: int, most: int
-) -> int:
-    """How many groups of equal workers fit at the same time, each worker on one node.
-
-    Args:
-        nodes: (CPUs, GPUs) of every node. worker: what one takes of both. most: stop there.
-    """
-    groups = sum(
-        int(min((have + 1e-9) // need for have, need in zip(node, worker, strict=True) if need))
-        if any(worker)
-        else most * workers
-        for node in nodes
+        for recipe in recipes
     )
-    return min(most, groups // workers)
+    return min(shares, key=lambda share: share.trials)
 
 
 def _run_trials(
@@ -356,7 +296,8 @@ def _trial_of(sweep: Sweep, result: Any) -> Trial:
         return Trial.model_validate(store.read_json(TRIAL))
     common = {"number": config["number"], "point": config["point"], "run_dir": store.root}
     if result.error is not None:
-        return Trial(**common, status="failed", message=str(result.error).strip().splitlines()[-1])
+        message = failure_of(result.error, "the trial").message
+        return Trial(**common, status="failed", message=message)
     known = result.metrics or {}
     reported = {
         key: value

@@ -7,7 +7,6 @@ failure.
 
 import contextlib
 import json
-import math
 import sys
 import threading
 import uuid
@@ -17,16 +16,15 @@ from typing import Any
 from tqdm import tqdm
 
 from pipelines.cluster import (
-    Places,
-    even_cpus,
+    Resources,
+    failure_of,
     interruptible,
     local_paths,
-    node_cpus,
     second_choice,
 )
 from pipelines.errors import Failure, StageFailed, UserError
 from pipelines.pairs import PREPARE, open_pairs
-from pipelines.recipe import FAILURE, MANIFEST, MASKS, METRICS, MODEL, Run, TrainSection
+from pipelines.recipe import FAILURE, MANIFEST, MASKS, METRICS, MODEL, Run
 from pipelines.reference import usable_rows
 from pipelines.storage import RunStore
 from pipelines.train.facts import TrainingFacts, training_facts
@@ -148,28 +146,12 @@ def _fit_within_memory(run: Run, facts: TrainingFacts, callbacks: list[Any]) -> 
 
 
 def _fit(run: Run, facts: TrainingFacts, callbacks: list[Any]) -> None:
-    import ray
+    import ray.train
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    recipe = run.recipe
-    resources = ray.cluster_resources()
-    train = recipe.train
-    fewest = train.min_workers or train.num_workers
-    gpus = min(resources.get("GPU", 0), recipe.ray.gpus_per_run or math.inf)
-    per_worker = min(1, gpus)  # a fraction is for one worker alone
-    use_gpu = gpus > 0 if train.use_gpu is None else train.use_gpu
-    if use_gpu and (gpus == 0 or gpus < fewest * per_worker):
-        raise UserError(
-            f"{_workers(train)} with a GPU each: the cluster has {gpus:g} GPUs for this run"
-        )
-    total_cpus = recipe.ray.cpus_per_run or resources.get("CPU", 1)
-    cpus = train.cpus_per_worker or (
-        1 if use_gpu else even_cpus(node_cpus(), train.num_workers, recipe.ray.cpus_per_run)
-    )
-    if cpus * fewest > total_cpus:
-        raise UserError(f"{_workers(train)} x {cpus:g} CPUs: the cluster has {total_cpus:g}")
-    places = Places({"CPU": cpus, "GPU": per_worker} if use_gpu else {"CPU": cpus}, fewest)
+    recipe, train = run.recipe, run.recipe.train
+    places = Resources.now(recipe.ray).training(train)
     elastic = (
         {} if train.min_workers is None else {"elastic_resize_monitor_interval_s": _RESIZE_SECONDS}
     )
@@ -177,15 +159,15 @@ def _fit(run: Run, facts: TrainingFacts, callbacks: list[Any]) -> None:
         train_worker,
         train_loop_config={
             "facts": facts,
-            "threads": max(1, int(cpus)),
+            "threads": max(1, int(places.bundle["CPU"])),
             "paths": local_paths(recipe),
         },
         scaling_config=ScalingConfig(
             num_workers=train.num_workers
             if train.min_workers is None
             else (train.min_workers, train.num_workers),
-            use_gpu=use_gpu,
-            resources_per_worker=places.bundle,
+            use_gpu="GPU" in places.bundle,
+            resources_per_worker=dict(places.bundle),
             **elastic,
         ),
         run_config=RunConfig(
@@ -201,32 +183,13 @@ def _fit(run: Run, facts: TrainingFacts, callbacks: list[Any]) -> None:
             interruptible(trainer.fit)
     except ray.train.TrainingFailedError as error:
         _raise_failure(run.paths.train)
-        raise StageFailed(f"training failed: {_root_cause(error)}") from error
-
-
-def _workers(train: TrainSection) -> str:
-    return (
-        f"train.num_workers = {train.num_workers}"
-        if train.min_workers is None
-        else f"train.min_workers = {train.min_workers}"
-    )
+        raise failure_of(error, "training").error() from error
 
 
 def _raise_failure(store: RunStore) -> None:
     for name in store.names():
         if name.startswith(FAILURE):
             raise Failure(**store.read_json(name)).error()
-
-
-def _root_cause(error: BaseException) -> str:
-    failures = getattr(error, "worker_failures", None)
-    text = str(next(iter(failures.values()))) if failures else str(error)
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    return (
-        lines[-1].removeprefix(f"{UserError.__module__}.UserError: ")
-        if lines
-        else type(error).__name__
-    )
 
 
 @contextlib.contextmanager

@@ -2,6 +2,9 @@
 changes.
 """
 
+import inspect
+import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,17 @@ MINIMAL: dict[str, Any] = {
     "model": {"name_or_path": "m"},
     "data": {"sources": [{"path": "p"}]},
     "objective": {"name": "dpo"},
+}
+# What an objective needs beside its name.
+WITH_OBJECTIVE: dict[str, dict[str, Any]] = {
+    name: {"objective": {"name": name}} for name in OBJECTIVES
+}
+WITH_OBJECTIVE["sparsepo"]["mask"] = {"kind": "learned"}
+WITH_OBJECTIVE["odpo"]["data"] = {"sources": [{"path": "p"}], "min_gap": 0.1}
+WITH_OBJECTIVE["tis_dpo"]["model"] = {
+    "name_or_path": "m",
+    "positive_scorer": "p",
+    "negative_scorer": "n",
 }
 
 
@@ -132,6 +146,26 @@ def test_learned_masks_are_centred_unless_a_recipe_says_released() -> None:
         "hh-sparsepo-half"
     }  # type: ignore[union-attr]
     assert len(found) == 9
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_recipe_may_say_exactly_what_an_objective_can_be_built_with(name: str) -> None:
+    """Every option at the ends of its range: a recipe is refused before the work, not in it."""
+    config = type(validate_recipe({**MINIMAL, **WITH_OBJECTIVE[name]}).objective)
+    options = {key: field for key, field in config.model_fields.items() if key != "name"}
+    assert set(options) == set(inspect.signature(OBJECTIVES[name].load()).parameters)
+    for option, value in itertools.product(
+        [key for key, field in options.items() if field.annotation is float],
+        (-math.inf, -1, 0, 1e-3, 0.49, 0.5, 1, 2, 50, math.inf, math.nan),
+    ):
+        outcomes = []
+        for build in (config, OBJECTIVES[name]):
+            try:
+                build(**{option: value})
+                outcomes.append("built")
+            except ValueError:
+                outcomes.append("refused")
+        assert outcomes[0] == outcomes[1], (option, value)
 
 
 def test_missing_and_broken_files(tmp_path: Path) -> None:

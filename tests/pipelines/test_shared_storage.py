@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cluster import actor_pool
 from pipelines.cluster.shared_paths import local_paths
-from pipelines.errors import StageFailed, UserError
+from pipelines.errors import UserError
 from pipelines.pairs import stage as prepare
 from pipelines.pairs.stage import run_prepare
 from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
+from pipelines.reference import stage as reference
 from pipelines.reference.stage import run_reference
 from pipelines.train import stage as train
 from pipelines.train.stage import run_train
@@ -45,7 +45,7 @@ def test_workers_that_do_not_see_the_run_say_so_and_write_nothing(
     assert local_paths(recipe)["run_dir"] == str(run)
     run_prepare(Run(recipe), quiet=True)
     with monkeypatch.context() as patched:
-        patched.setattr(actor_pool, "local_paths", unseen)
+        patched.setattr(reference, "local_paths", unseen)
         with pytest.raises(UserError, match=LINE):
             run_reference(Run(recipe), quiet=True)
     assert sorted(file.name for file in (run / "reference").rglob("*") if file.is_file()) == [
@@ -54,5 +54,5 @@ def test_workers_that_do_not_see_the_run_say_so_and_write_nothing(
     run_reference(Run(recipe), quiet=True)
     with monkeypatch.context() as patched:
         patched.setattr(train, "local_paths", unseen)
-        with pytest.raises(StageFailed, match=f"^training failed: {LINE}"):
-            run_train(Run(recipe), quiet=True)
+        with pytest.raises(UserError, match=f"^{LINE}"):
+            run_train(recipe, quiet=True)

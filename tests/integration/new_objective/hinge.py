@@ -4,13 +4,11 @@ from sparsepo.objectives.base import PairLosses, PreferenceObjective, positive
 from sparsepo.records import TokenScores
 
 
-class Hinge(PreferenceObjective):
+class Hinge(PreferenceObjective, name="hinge"):
     """losses = max(0, 1 - beta * (R_chosen - R_rejected)); the implicit reward is beta * R.
 
     At the reference the loss is 1.
     """
-
-    name = "hinge"
 
     def __init__(self, beta: float = 0.1, nll_coef: float = 0.0) -> None:
         super().__init__(nll_coef=nll_coef)

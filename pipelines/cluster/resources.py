@@ -1,0 +1,233 @@
+"""What of a cluster's CPUs and GPUs a run may take: counted here and nowhere else.
+
+Training, tuning, autoscaling and the actors of the other stages ask the same object.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.errors import UserError
+from pipelines.recipe import RaySection, TrainSection
+
+_ROUNDING = 1e-9  # of fractions of a GPU
+
+
+@dataclass(frozen=True)
+class Places:
+    """`count` times what one worker takes, each on one machine."""
+
+    bundle: Mapping[str, float]
+    count: int
+
+    def room(self, machines: Sequence[Mapping[str, float]]) -> int:
+        """How many of them machines would hold, were they empty."""
+        found = sum(_fitting(machine, self.bundle) for machine in machines)
+        return min(found, self.count)
+
+    def shown(self, count: int) -> str:
+        return (
+            f"{count} x {' and '.join(f'{value:g} {name}' for name, value in self.bundle.items())}"
+        )
+
+
+@dataclass(frozen=True)
+class Actors:
+    """`count` actors, and what each of them takes."""
+
+    count: int
+    cpus: int
+    gpus: float
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many trials run at once, and what each may take of the cluster."""
+
+    trials: int
+    cpus_per_run: int | None
+    gpus_per_run: float | None
+
+
+@dataclass(frozen=True)
+class Resources:
+    """The machines of a cluster, and what a run may take of them.
+
+    Attributes:
+        machines: what each living machine has, CPU and GPU among it.
+        cpus_per_run, gpus_per_run: what the run may take, where it is not alone.
+    """
+
+    machines: tuple[Mapping[str, float], ...]
+    cpus_per_run: int | None = None
+    gpus_per_run: float | None = None
+
+    @classmethod
+    def now(cls, config: RaySection | None = None) -> "Resources":
+        """Of the running cluster; without a section for whoever takes it whole."""
+        machines = tuple(node["Resources"] for node in living_nodes())
+        if config is None:
+            return cls(machines)
+        return cls(machines, config.cpus_per_run, config.gpus_per_run)
+
+    def total(self, name: str) -> float:
+        """What all machines have together, whoever takes it."""
+        return sum(machine.get(name, 0.0) for machine in self.machines)
+
+    def gpus(self) -> float:
+        """GPUs of the run."""
+        return min(self.total("GPU"), self.gpus_per_run or math.inf)
+
+    def cpus(self) -> float:
+        """CPUs of the run."""
+        return self.cpus_per_run or self.total("CPU")
+
+    def node_cpus(self) -> list[int]:
+        """CPUs of every machine that has any."""
+        return [cpus for machine in self.machines if (cpus := int(machine.get("CPU", 0)))]
+
+    def uses_gpus(self, asked: bool | None) -> bool:
+        """Whether work takes GPUs: as asked; by default where there are any."""
+        return self.gpus() > 0 if asked is None else asked
+
+    def actors(self, label: str, tasks: int, num_actors: int | None, gpus_per_actor: int) -> Actors:
+        """The actors of a stage: one per GPU, or group of GPUs; or per machine with all its cores.
+
+        Args:
+            num_actors: if the recipe says how many. gpus_per_actor: 0 for work that needs none.
+        Raises: UserError if there are not the GPUs of one actor.
+        """
+        gpus = self.gpus() if gpus_per_actor else 0
+        if gpus_per_actor > max(1, gpus):
+            raise UserError(
+                f"{label}: {gpus_per_actor} GPUs for one model, but the cluster has {gpus:g} for "
+                "this run"
+            )
+        nodes = self.node_cpus()
+        groups = max(1, int(gpus // gpus_per_actor)) if gpus else len(nodes)
+        count = min(tasks, num_actors or groups)
+        cpus = 1 if gpus else even_cpus(nodes, count, self.cpus_per_run)
+        return Actors(count, cpus, min(gpus_per_actor, gpus))
+
+    def training(self, train: TrainSection) -> Places:
+        """What the workers of a training take: as many as it cannot do without.
+
+        Raises: UserError if the cluster has not got it.
+        """
+        fewest = fewest_workers(train)
+        gpus = self.gpus()
+        per_worker = min(1.0, gpus)  # a fraction is for one worker alone
+        use_gpu = self.uses_gpus(train.use_gpu)
+        if use_gpu and (gpus == 0 or gpus < fewest * per_worker):
+            raise UserError(
+                f"{_workers(train)} with a GPU each: the cluster has {gpus:g} GPUs for this run"
+            )
+        total_cpus = self.cpus() or 1
+        cpus = train.cpus_per_worker or (
+            1 if use_gpu else even_cpus(self.node_cpus(), train.num_workers, self.cpus_per_run)
+        )
+        if cpus * fewest > total_cpus:
+            raise UserError(f"{_workers(train)} x {cpus:g} CPUs: the cluster has {total_cpus:g}")
+        return Places({"CPU": cpus, "GPU": per_worker} if use_gpu else {"CPU": cpus}, fewest)
+
+    def wanted(self, train: TrainSection, gpus_per_model: int) -> Places:
+        """What to wait for on a cluster that grows: for training, or one copy of the reference.
+
+        The larger of both. A cluster without any CPU does not show yet what its machines have, and
+        is taken to get GPUs.
+        """
+        use_gpu = self.uses_gpus(train.use_gpu)
+        if train.use_gpu is None and not self.total("CPU"):
+            use_gpu = True
+        workers = fewest_workers(train)
+        return Places(
+            self._least(train, use_gpu), max(workers, gpus_per_model) if use_gpu else workers
+        )
+
+    def share(self, train: TrainSection, most: int) -> Share:
+        """As many trainings side by side as the cluster holds whole, up to `most`.
+
+        One that had to wait for half of its workers would block another.
+
+        Raises: UserError if not even one fits.
+        """
+        workers = fewest_workers(train)
+        use_gpu = self.uses_gpus(train.use_gpu)
+        bundle = self._least(train, use_gpu)
+        trials = min(most, sum(_fitting(m, bundle) for m in self.machines) // workers)
+        if trials == 0:
+            needed = f"{workers} x {bundle['CPU']:g} CPUs" + (
+                f" and {bundle['GPU']:g} GPUs" if use_gpu else ""
+            )
+            raise UserError(
+                f"train.num_workers = {train.num_workers}: a trial takes {needed}; the cluster's "
+                f"nodes have {self._shown()}"
+            )
+        if use_gpu:
+            return Share(trials, None, bundle["GPU"] * workers)
+        if train.cpus_per_worker:
+            return Share(trials, int(train.cpus_per_worker * workers), None)
+        return Share(trials, even_cpus(self.node_cpus(), trials * workers) * workers, None)
+
+    def _least(self, train: TrainSection, use_gpu: bool) -> dict[str, float]:
+        """What one worker cannot do without; on CPUs it takes more where there are more."""
+        bundle = {"CPU": float(train.cpus_per_worker or 1)}
+        if use_gpu:
+            bundle["GPU"] = min(1.0, self.gpus_per_run or 1.0)
+        return bundle
+
+    def _shown(self) -> str:
+        found = [(m.get("CPU", 0.0), m.get("GPU", 0.0)) for m in self.machines]
+        return (
+            "; ".join(
+                f"{cpu:g} CPUs" + (f", {gpu:g} GPUs" if gpu else "")
+                for cpu, gpu in found
+                if cpu or gpu
+            )
+            or "none"
+        )
+
+
+def living_nodes() -> list[dict[str, Any]]:
+    """Ray's word on every machine of the cluster that is alive."""
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def fewest_workers(train: TrainSection) -> int:
+    """Workers that a training cannot do without."""
+    return train.min_workers or train.num_workers
+
+
+def even_cpus(nodes: Sequence[int], parts: int, limit: int | None = None) -> int:
+    """CPUs that each of some equal parts can take, none across nodes.
+
+    It is the most that fit, 1 at least.
+
+    Args:
+        nodes: CPUs of every node. limit: CPUs that the parts may take together.
+    """
+    most = max(
+        (
+            cpus
+            for cpus in range(1, max(nodes, default=1) + 1)
+            if sum(node // cpus for node in nodes) >= parts
+        ),
+        default=1,
+    )
+    return most if limit is None else max(1, min(most, limit // parts))
+
+
+def _fitting(machine: Mapping[str, float], bundle: Mapping[str, float]) -> int:
+    """How often a worker's bundle fits into an empty machine."""
+    return min(int(machine.get(name, 0.0) / value + _ROUNDING) for name, value in bundle.items())
+
+
+def _workers(train: TrainSection) -> str:
+    return (
+        f"train.num_workers = {train.num_workers}"
+        if train.min_workers is None
+        else f"train.min_workers = {train.min_workers}"
+    )

@@ -1,0 +1,132 @@
+"""What a recipe names outside of itself: models, data, files and directories.
+
+A field of one of these types is a location. That it is made absolute, looked for on every machine,
+or left alone because it is a name, follows from its type.
+"""
+
+import fnmatch
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import unquote, urlsplit
+
+from pydantic import BaseModel, Field
+
+from pipelines.recipe.keys import Content, leaves, with_leaves
+
+_WILDCARDS = "*?["
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Location:
+    """Marks a text of the schema as a local path or the URI of an object store.
+
+    Attributes:
+        written: whether stages write there; "when missing" what another run may have written.
+        may_be_name: it may be a name of a hub instead, as long as nothing local is called so and it
+            is not written as a path.
+        may_be_pattern: it may name files with *, ? and [.
+        is_shared: all machines have to see the same thing there.
+    """
+
+    written: Literal["never", "when missing", "always"] = "never"
+    may_be_name: bool = False
+    may_be_pattern: bool = False
+    is_shared: bool = True
+
+    def absolute(self, text: str, directory: Path) -> str:
+        """The location as every process understands it; a name or a URI as it stands.
+
+        Args:
+            directory: where relative paths start.
+        """
+        if text.startswith("file://"):
+            text = unquote(urlsplit(text).path)
+        if "://" in text:
+            return text
+        path = Path(directory, os.path.expanduser(text))  # noqa: PTH111  knows no ~user, says nothing
+        is_path = (
+            not self.may_be_name
+            or text.startswith((".", "/", "~"))
+            or text.count("/") > 1
+            or (self.may_be_pattern and _has_wildcard(text))
+            or _is_there(path)
+        )
+        return str(path) if is_path else text
+
+    def local(self, text: str) -> str | None:
+        """The local path that an absolute location names and that is there.
+
+        Of a pattern it is a file that matches.
+        """
+        if not text.startswith("/"):
+            return None
+        if _is_there(Path(text)):
+            return text
+        return _matching(text) if self.may_be_pattern and _has_wildcard(text) else None
+
+
+Model = Annotated[str, Field(min_length=1), Location(may_be_name=True)]
+Data = Annotated[str, Field(min_length=1), Location(may_be_name=True, may_be_pattern=True)]
+File = Annotated[str, Field(min_length=1), Location()]
+Directory = Annotated[str, Field(min_length=1), Location()]
+RunDirectory = Annotated[str, Field(min_length=1), Location("always")]
+StoreDirectory = Annotated[str, Field(min_length=1), Location("when missing")]
+# Of the machine that starts Ray.
+ScratchDirectory = Annotated[str, Field(min_length=1), Location("always", is_shared=False)]
+
+
+def locations(section: BaseModel) -> Iterator[tuple[str, str, Location]]:
+    """(dotted key, text, kind) of every location that a section or recipe names."""
+    for key, value, content in leaves(section):
+        location = _location(value, content)
+        if location is not None:
+            yield key, value, location
+
+
+def with_absolute_paths(section: Schema, directory: Path) -> Schema:
+    """A copy of a section or recipe whose local paths are absolute.
+
+    Workers and trials run in other directories.
+
+    Args:
+        directory: where relative paths start.
+    """
+
+    def absolute(value: Any, content: Content) -> Any:
+        location = _location(value, content)
+        return value if location is None else location.absolute(value, directory)
+
+    return with_leaves(section, absolute)
+
+
+def _location(value: Any, content: Content) -> Location | None:
+    if not isinstance(value, str):
+        return None
+    return next((mark for mark in content.marks if isinstance(mark, Location)), None)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # no name of a file, or none that this user may look at
+        return False
+
+
+def _has_wildcard(text: str) -> bool:
+    return any(character in text for character in _WILDCARDS)
+
+
+def _matching(pattern: str) -> str | None:
+    """A file that matches; * reaches across folders, as in prepare."""
+    first = min(i for character in _WILDCARDS if (i := pattern.find(character)) >= 0)
+    below = pattern[: pattern.rfind("/", 0, first)] or "/"
+    for folder, _, names in os.walk(below):
+        for name in names:
+            file = str(Path(folder, name))
+            if fnmatch.fnmatch(file, pattern):
+                return file
+    return None

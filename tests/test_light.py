@@ -1,0 +1,72 @@
+"""What computes nothing imports nothing heavy, shown in one fresh interpreter."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HEAVY = ("torch", "transformers", "ray", "pandas", "peft", "datasets", "scipy", "sklearn")
+# What is done -> statements. They run one after the other in one interpreter, so a case is charged
+# with what the ones before it have not imported.
+CASES = {
+    "read a recipe": (
+        "from pipelines.recipe import load_recipe\n"
+        "for name in ('hh-dpo', 'hh-mapo', 'hh-sparsepo-common', 'hh-tis-dpo'):\n"
+        "    load_recipe(name).stored_features()\n"
+        "assert 'pyarrow' not in sys.modules, 'no table is read'"
+    ),
+    "reach the whole recipe room": (
+        "import pipelines.recipe\n"
+        "for name in pipelines.recipe.__all__:\n"
+        "    getattr(pipelines.recipe, name)\n"
+        "assert 'pyarrow' not in sys.modules, 'no table is read'"
+    ),
+    "store a file": (
+        "from pipelines.storage import RunStore\n"
+        "import tempfile\n"
+        "with tempfile.TemporaryDirectory() as folder:\n"
+        "    RunStore(folder).write_json('a.json', 1)\n"
+        "    assert RunStore(folder).read_json('a.json') == 1\n"
+        "assert 'pyarrow.parquet' not in sys.modules, 'no table is read'"
+    ),
+    "ask the library what it has": (
+        "import sparsepo\n"
+        "from sparsepo.masks import MASKS\n"
+        "assert sparsepo.OBJECTIVES['mapo'].default_mask in MASKS\n"
+        "assert sparsepo.FEATURES['activation_mask'].origin == 'reference'"
+    ),
+    "import the report": "from pipelines.commands.report import run_report",
+}
+PROGRAM = """
+import json, sys
+heavy, cases = json.loads(sys.argv[1])
+known, found = set(), {}
+for name, code in cases.items():
+    exec(code, {"sys": sys})
+    found[name] = sorted(set(heavy) & sys.modules.keys() - known)
+    known |= set(found[name])
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def imported() -> dict[str, list[str]]:
+    """Case -> heavy modules that it was the first to import."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps([HEAVY, CASES])],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, list[str]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_nothing_heavy_is_imported_to(case: str, imported: dict[str, list[str]]) -> None:
+    assert imported[case] == []
