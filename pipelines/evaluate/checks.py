@@ -44,9 +44,9 @@ def check_evaluation(recipe: Recipe) -> None:
 
         read_code_tasks(settings.code)
     if "dialogue" in wanted and isinstance(settings.judge, OpenAIJudge):
-        from pipelines.evaluate.judge import request_headers
+        from pipelines.evaluate.judge import judge_key
 
-        request_headers(settings.judge)
+        judge_key(settings.judge)
 
 
 def _check_engine(recipe: Recipe) -> None:

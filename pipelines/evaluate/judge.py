@@ -8,9 +8,8 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import httpx
 from tqdm import tqdm
 
 from evaluation.judging import joint_verdict, judge_messages, parse_verdict
@@ -18,11 +17,27 @@ from pipelines.errors import StageFailed, UserError
 from pipelines.recipe import OpenAIJudge
 from pipelines.storage import RunStore, digest
 
+if TYPE_CHECKING:
+    from openai import OpenAI
+
 _ANSWERS, _KEPT_TOGETHER = "verdicts", 32
 _WAITS_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0)
 # What the endpoint says that no repetition will change: of any question, or of this one (too long,
 # say).
 _LASTING, _REFUSED = frozenset({401, 403, 404, 405}), frozenset({400, 413, 422})
+# What a question needs. The client adds others: facts about this machine, OPENAI_CUSTOM_HEADERS.
+_HEADERS = frozenset(
+    {
+        "accept",
+        "accept-encoding",
+        "authorization",
+        "connection",
+        "content-length",
+        "content-type",
+        "host",
+        "user-agent",
+    }
+)
 Answer = Literal["a", "b", "tie"]
 
 
@@ -30,20 +45,45 @@ class _Refused(Exception):
     """The endpoint does not take this question."""
 
 
-def request_headers(settings: OpenAIJudge) -> dict[str, str]:
-    """What the endpoint is told with every question.
+def judge_key(settings: OpenAIJudge) -> str | None:
+    """The endpoint's key, or None if it wants none.
 
-    UserError if the environment variable of the key is not set.
+    UserError if the environment variable of the key is not set, or holds what no header can.
     """
     if settings.api_key_env is None:
-        return {}
+        return None
     key = os.environ.get(settings.api_key_env)
+    named = f"evaluate.judge.api_key_env = {settings.api_key_env!r}: this environment variable"
     if not key:
-        raise UserError(
-            f"evaluate.judge.api_key_env = {settings.api_key_env!r}: this environment variable is "
-            "not set"
-        )
-    return {"Authorization": f"Bearer {key}"}
+        raise UserError(f"{named} is not set")
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise UserError(f"{named} holds a space, a line's end or another character of no key")
+    return key
+
+
+def judge_client(settings: OpenAIJudge, key: str | None) -> "OpenAI":
+    """A client of the endpoint that the recipe names, with the key that the recipe names.
+
+    Nothing is taken from OPENAI_* variables, and no header tells about this machine. Redirects are
+    not followed, so the key reaches no other host. Proxies are those of the environment.
+    """
+    from openai import DefaultHttpxClient, OpenAI
+
+    def strip(request: Any) -> None:
+        for name in set(request.headers) - _HEADERS:
+            del request.headers[name]
+
+    return OpenAI(
+        api_key=key or "none",  # None would be OPENAI_API_KEY
+        base_url=settings.base_url.rstrip("/"),
+        timeout=settings.timeout_seconds,
+        max_retries=0,  # a question is asked again here, at another temperature
+        http_client=DefaultHttpxClient(
+            timeout=settings.timeout_seconds,
+            follow_redirects=False,
+            event_hooks={"request": [strip]},
+        ),
+    )
 
 
 class EndpointJudge:
@@ -57,7 +97,7 @@ class EndpointJudge:
 
     def __init__(self, settings: OpenAIJudge, store: RunStore) -> None:
         self._settings, self._store = settings, store
-        self._headers = request_headers(settings)
+        self._key = judge_key(settings)
         self._known: dict[str, str] = {}
         for name in store.names(_ANSWERS):
             self._known |= store.read_json(f"{_ANSWERS}/{name}")
@@ -82,11 +122,7 @@ class EndpointJudge:
             questions += [judge_messages(prompt, our, their), judge_messages(prompt, their, our)]
         try:
             with (
-                httpx.Client(
-                    base_url=self._settings.base_url.rstrip("/"),
-                    headers=self._headers,
-                    timeout=self._settings.timeout_seconds,
-                ) as client,
+                judge_client(self._settings, self._key) as client,
                 ThreadPoolExecutor(self._settings.num_threads) as pool,
             ):
                 answers = list(
@@ -114,7 +150,7 @@ class EndpointJudge:
             for a, b in pairs
         ]
 
-    def _answer(self, client: httpx.Client, messages: list[dict[str, str]]) -> Answer | None:
+    def _answer(self, client: "OpenAI", messages: list[dict[str, str]]) -> Answer | None:
         settings = self._settings
         body = {
             "model": settings.model,
@@ -147,24 +183,44 @@ class EndpointJudge:
             }  # at 0 it would say the same again
         return None
 
-    def _ask(self, client: httpx.Client, body: dict[str, Any]) -> str | None:
+    def _ask(self, client: "OpenAI", body: dict[str, Any]) -> str | None:
         """The judge's words; None if it could not be asked, or answered in another form."""
+        from openai import APIConnectionError, APIError, APIStatusError, Omit
+
+        # Said with every question, or left out: the client would fill in OPENAI_CUSTOM_HEADERS.
+        authorization = {"Authorization": f"Bearer {self._key}" if self._key else Omit()}
         try:
-            response = client.post("/chat/completions", json=body)
-        except httpx.HTTPError as error:
-            self._reason = type(error).__name__
+            completion = client.chat.completions.create(**body, extra_headers=authorization)
+        except APIStatusError as error:
+            self._refused(error.response)
             return None
-        if response.status_code in _LASTING:
+        except APIConnectionError as error:
+            self._reason = type(error.__cause__ or error).__name__
+            return None
+        except (APIError, ValueError):
+            return None
+        try:
+            return self._without_key(str(completion.choices[0].message.content))
+        except (AttributeError, IndexError, TypeError):
+            return None
+
+    def _refused(self, response: Any) -> None:
+        """Keep why the endpoint refused, and raise if it will do so again."""
+        status, said = response.status_code, self._without_key(response.text.strip())[:200]
+        where = f"the judge {self._settings.model} at {self._settings.base_url}"
+        if 300 <= status < 400:
             raise UserError(
-                f"the judge {self._settings.model} at {self._settings.base_url} refuses: "
-                f"{response.status_code} {response.text.strip()[:200]!r}"
+                f"{where} redirects ({status}): set evaluate.judge.base_url to the address itself"
             )
-        if response.status_code in _REFUSED:
-            raise _Refused(f"{response.status_code} {response.text.strip()[:200]!r}")
-        try:
-            return str(response.json()["choices"][0]["message"]["content"])
-        except (ValueError, KeyError, IndexError, TypeError):
-            return None
+        if status in _LASTING:
+            raise UserError(f"{where} refuses: {status} {said!r}")
+        self._reason = f"{status} {said!r}"
+        if status in _REFUSED:
+            raise _Refused(self._reason)
+
+    def _without_key(self, text: str) -> str:
+        """An endpoint may repeat what it was sent; a key as short as a word is a placeholder."""
+        return text.replace(self._key, "***") if self._key and len(self._key) >= 8 else text
 
     def _keep(self) -> None:
         """Publish new answers as a file of their own."""
