@@ -1,6 +1,7 @@
 """Pairs are read by column, their lengths from one file; what prepare's tasks say of themselves."""
 
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from pair_stores import write_pairs
+from stores import again, losses_of, store_files
 
 from pipelines.commands.stages import PREPARE
 from pipelines.errors import Failure, UserError
@@ -155,6 +157,37 @@ def test_kept_ids_are_the_stored_ones_in_any_order(tmp_path: Path) -> None:
             (69, "prompt 69"),
             (0, "prompt 0"),
         ]
+
+
+def spoil(file: Path, columns: set[str]) -> None:
+    """Overwrite some columns' bytes, so that whoever reads one of them meets an error."""
+    with pq.ParquetFile(file) as opened:
+        groups = [opened.metadata.row_group(i) for i in range(opened.metadata.num_row_groups)]
+        chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
+    data = bytearray(file.read_bytes())
+    for chunk in chunks:
+        if chunk.path_in_schema.split(".")[0] in columns:
+            start = chunk.dictionary_page_offset or chunk.data_page_offset
+            data[start : start + chunk.total_compressed_size] = (
+                b"\xff" * chunk.total_compressed_size
+            )
+    file.write_bytes(data)
+
+
+def test_scoring_and_training_never_read_a_text(
+    copied: Recipe, scored: Recipe, recipe_in: MakeRecipe, tmp_path: Path
+) -> None:
+    """What they do not need cannot be read: same store, same losses."""
+    losses = losses_of(copied)
+    shutil.rmtree(Path(copied.run_dir, "train"))
+    texts = {"prompt", "chosen", "rejected", "prompt_hash", "truncated", "source", "row"}
+    for file in Path(copied.run_dir, "pairs").glob("*.parquet"):
+        spoil(file, texts)
+    for name in sorted(texts):
+        with pytest.raises((OSError, pa.ArrowException)):
+            open_pairs(copied).column("train", name)
+    torch.testing.assert_close(losses_of(copied), losses, rtol=0, atol=0)
+    assert store_files(again(copied, recipe_in, tmp_path / "again")) == store_files(scored)
 
 
 @pytest.mark.parametrize(
