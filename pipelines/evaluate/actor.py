@@ -12,7 +12,7 @@ import torch
 from evaluation.key_tokens import key_token_labels
 from pipelines.evaluate.facts import EvaluationFacts
 from pipelines.evaluate.leaderboard import run_tasks_of
-from pipelines.evaluate.policy import load_policy
+from pipelines.evaluate.policy import open_policy
 from pipelines.evaluate.prompts import code_prompt_ids, prompt_ids
 from pipelines.evaluate.tasks import (
     Drawn,
@@ -54,19 +54,19 @@ class Evaluator:
         self._device = compute_device()
         self._dtype = reference_dtype("auto", self._device)
         self._tokenizer = load_tokenizer(str(resolve_model(facts.tokenizer, tokenizer_only=True)))
-        self._reference = load_reference(facts.reference.model, self._device)
+        training = facts.training
+        self._reference = load_reference(training.reference.model, self._device)
         self._start = (
             self._reference.causal_lm
             if facts.starts_from_reference()
-            else load_causal_lm(str(resolve_model(facts.model)), self._dtype, self._device)
+            else load_causal_lm(str(resolve_model(facts.start)), self._dtype, self._device)
         )
-        recipe = facts.policy.recipe
-        self._objective = recipe.objective.build()
-        store = RunStore(facts.pairs)
+        self._objective = training.objective.build()
+        store = RunStore(training.pairs_root)
         self._pairs = PairTable(store, store.read_json(MANIFEST))
         wanted = (
             self._objective.requires
-            | recipe.mask.requires()
+            | training.mask.requires()
             | {"reference_logps", "reference_hidden"}
         )
         # The scorers and the embedder do not run here.
@@ -75,7 +75,7 @@ class Evaluator:
             self._pairs,
             wanted,
             self._reference,
-            open_reference(facts.reference, self._pairs) if is_stored else None,
+            open_reference(training.reference, self._pairs) if is_stored else None,
         )
 
     def __call__(self, task: EvaluationTask) -> dict[str, Any]:
@@ -91,7 +91,10 @@ class Evaluator:
 
     @cached_property
     def _policy(self) -> PolicyModel:
-        return load_policy(self._facts.policy, self._reference, self._dtype, self._device)
+        facts = self._facts
+        return open_policy(
+            facts.training, facts.step, self._reference.head, self._dtype, self._device
+        )
 
     @torch.no_grad()
     def _score_pairs(self, task: ScorePairs) -> dict[str, Any]:

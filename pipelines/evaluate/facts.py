@@ -3,33 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.evaluate.policy import TrainingFacts
 from pipelines.models import ResponseEnds
-from pipelines.pairs import pairs_store
-from pipelines.recipe import EvaluateSection, Recipe, StageRecord
-from pipelines.reference import ReferenceFacts
+from pipelines.recipe import EvaluateSection
 from pipelines.storage import RunStore
-from pipelines.train import frozen_base, train_store
-
-
-@dataclass(frozen=True)
-class PolicyFacts:
-    """Where the evaluated policy lies.
-
-    Attributes:
-        train: root of the train stage's store. step: of the checkpoint; None is the published
-            model. base: fingerprint of the weights that training kept; None if it changed them.
-        recipe: for the functions of the train room that take one.
-    """
-
-    train: str
-    step: int | None
-    base: str | None
-    recipe: Recipe
-
-    @classmethod
-    def of(cls, recipe: Recipe, step: int | None) -> "PolicyFacts":
-        base = None if step is None else frozen_base(recipe)
-        return cls(train_store(recipe).root, step, base, recipe)
 
 
 @dataclass(frozen=True)
@@ -37,47 +14,41 @@ class EvaluationFacts:
     """What an `Evaluator` needs besides its tasks.
 
     Attributes:
-        settings: of the evaluation. model: the starting model's name or path. tokenizer: likewise,
-            of what holds the tokenizer. ends: of all models' samples. pairs: root of their store.
-            store: root of this evaluation's store. key_words: in lower case, or None.
+        store: root of this evaluation's store. step: of the checkpoint that is evaluated; None is
+            the published model. ends: of all models' samples. key_words: in lower case, or None.
     """
 
     settings: EvaluateSection
-    model: str
-    tokenizer: str
-    ends: ResponseEnds
-    pairs: str
     store: str
-    reference: ReferenceFacts
-    policy: PolicyFacts
+    training: TrainingFacts
+    step: int | None
+    ends: ResponseEnds
     key_words: frozenset[str] | None
 
     @classmethod
     def of(
         cls,
-        recipe: Recipe,
-        record: StageRecord,
-        reference: ReferenceFacts,
-        ends: ResponseEnds,
+        settings: EvaluateSection,
+        store: RunStore,
+        training: TrainingFacts,
         step: int | None,
+        ends: ResponseEnds,
     ) -> "EvaluationFacts":
-        """Args: record: of the evaluation. step: of the checkpoint; None is the published model."""
-        words = recipe.evaluate.key_words
-        return cls(
-            recipe.evaluate,
-            recipe.model.name_or_path,
-            recipe.model.tokenizer or recipe.model.name_or_path,
-            ends,
-            pairs_store(recipe).root,
-            record.store.root,
-            reference,
-            PolicyFacts.of(recipe, step),
-            None if words is None else frozenset(Path(words).read_text().lower().split()),
-        )
+        words = settings.key_words
+        known = None if words is None else frozenset(Path(words).read_text().lower().split())
+        return cls(settings, store.root, training, step, ends, known)
 
-    def published_model(self) -> str:
-        return RunStore(self.policy.train).at("model").root
+    @property
+    def start(self) -> str:
+        """The starting model's name or path."""
+        name: str = self.training.model.name_or_path
+        return name
+
+    @property
+    def tokenizer(self) -> str:
+        """Name or path of what holds the tokenizer."""
+        return self.training.model.tokenizer or self.start
 
     def starts_from_reference(self) -> bool:
         """Whether the starting model is the reference."""
-        return self.reference.model.name == self.model
+        return self.training.reference.model.name == self.start

@@ -19,6 +19,7 @@ from pipelines.evaluate.facts import EvaluationFacts
 from pipelines.evaluate.held_out import check_kept
 from pipelines.evaluate.history import append_history
 from pipelines.evaluate.leaderboard import task_files_hash
+from pipelines.evaluate.policy import training_facts
 from pipelines.evaluate.results import Found, benchmark_results
 from pipelines.evaluate.sample_scores import ask, scored
 from pipelines.evaluate.tasks import (
@@ -130,7 +131,8 @@ def run_evaluate(recipe: Recipe, quiet: bool = False, step: int | None = None) -
     pairs = open_pairs(recipe)
     check_kept(recipe, {split: pairs.num_rows(split) for split in SPLITS}, evaluates=True)
     reference = reference_facts(recipe, reference_record(recipe))
-    facts = EvaluationFacts.of(recipe, record, reference, ends_of(recipe), step)
+    training = training_facts(recipe, reference)
+    facts = EvaluationFacts.of(settings, record.store, training, step, ends_of(recipe))
     tasks = evaluation_tasks(settings, pairs, usable_rows(reference, pairs, settings.split))
     pool = Pool("evaluate", recipe.ray, local_paths(recipe), settings.num_actors)
     record.begin()

@@ -48,17 +48,16 @@ def numbers_of_all(records: list[dict[str, Any]]) -> dict[str, float]:
     found = {"num_tokens": len(tokens), "key_token_fraction": float(is_key.mean())}
     for name in ("reward_mask", "kl_mask"):
         weights = np.array(flat(name))
-        means = {
-            token: weights[[t == token for t in tokens]].mean() for token in set(tokens)
-        }
+        means = {token: weights[[t == token for t in tokens]].mean() for token in set(tokens)}
         best = max(means, key=lambda token: (counts[token] >= 5, means[token]))
         found |= {
             f"{name}/mean": weights.mean(),
             f"{name}/max": weights.max(),
             f"{name}/zero_fraction": (weights == 0).mean(),
             f"{name}/top": means[best],
-            f"{name}/words": weights[[any(map(str.isalpha, t)) and t != "</s>" for t in tokens]]
-            .mean(),
+            f"{name}/words": weights[
+                [any(map(str.isalpha, t)) and t != "</s>" for t in tokens]
+            ].mean(),
             f"{name}/third": weights[[place == 3 for place in places]].mean(),
             f"{name}/token_kl_correlation": stats.spearmanr(weights, flat("token_kl")).statistic,
         }
@@ -87,7 +86,7 @@ def picked(result: dict[str, Any]) -> dict[str, float]:
 
 @pytest.mark.parametrize("size", [300, 64, 7, 1])
 def test_parts_of_any_size_add_up_to_the_numbers_of_all_tokens(size: int) -> None:
-    """The parts travel as JSON; the order of classes with as many tokens stays that of the whole."""
+    """The parts travel as JSON; classes with as many tokens stay in the order of the whole."""
     records = responses(300, longest=40)
     parts = [mask_sums(records[i : i + size]) for i in range(0, 300, size)]
     totals = mask_totals(json.loads(json.dumps(part)) for part in parts)

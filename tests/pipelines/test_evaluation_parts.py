@@ -13,8 +13,9 @@ from pipelines.commands.run import run_stages
 from pipelines.evaluate import tasks as evaluation
 from pipelines.evaluate.actor import Evaluator
 from pipelines.evaluate.facts import EvaluationFacts
+from pipelines.evaluate.policy import training_facts
 from pipelines.evaluate.results import Found
-from pipelines.evaluate.stage import ends_of, evaluate_record
+from pipelines.evaluate.stage import ends_of, evaluation_store
 from pipelines.evaluate.tasks import (
     Drawn,
     RankWeights,
@@ -34,7 +35,7 @@ from pipelines.reference.stage import reference_record
 from pipelines.storage.store import RunStore
 
 MakeRecipe = Callable[..., Recipe]
-PAIRS = 20
+PAIRS = 48
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def prepared(
         rng = random.Random(length)
 
         def text() -> str:
-            return "".join(f" {rng.choice(words)}" for _ in range(length))
+            return "".join(f" {rng.choice(words[:30])}" for _ in range(length))
 
         pairs = [
             {"prompt": rows[i // 2]["prompt"], "chosen": text(), "rejected": text()}
@@ -71,7 +72,8 @@ def prepared(
             folder / f"run{length}",
             f"data.sources=[{{path: {folder}/train{length}.jsonl}}]",
             f"data.test=[{{path: {folder}/test{length}.jsonl}}]",
-            "data.max_response_tokens=400",
+            "data.test_fraction=0",
+            "data.max_response_tokens=100",
             "objective.name=mapo",
             "mask={kind: activation}",
             f"evaluate.key_words={folder}/key_words.txt",
@@ -88,7 +90,9 @@ def prepared(
 
 def facts_of(recipe: Recipe) -> EvaluationFacts:
     reference = reference_facts(recipe, reference_record(recipe))
-    return EvaluationFacts.of(recipe, evaluate_record(recipe), reference, ends_of(recipe), None)
+    training = training_facts(recipe, reference)
+    store = evaluation_store(recipe)
+    return EvaluationFacts.of(recipe.evaluate, store, training, None, ends_of(recipe))
 
 
 def scored(
@@ -106,18 +110,18 @@ def scored(
 def test_what_reaches_the_driver_does_not_grow_with_tokens(
     prepared: Callable[[int], Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Responses of 30 and of 120 words: the same bytes, but for the twelve that are shown.
+    """Responses of 16 and of 64 words: the same bytes, but for the twelve that are shown.
 
     The negative control is what was sent before: the tokens of all responses grow fourfold.
     """
     sizes: dict[str, list[int]] = {"sent": [], "tokens": []}
-    for length in (30, 120):
-        tasks, results = scored(prepared(length), monkeypatch, pairs_per_task=8)
+    for length in (16, 64):
+        tasks, results = scored(prepared(length), monkeypatch, pairs_per_task=24)
         found = [json.loads(result) for result in results]
-        assert [len(each["shown"]) for each in found] == [12, 0, 0] and len(tasks) == 3
+        assert [len(each["shown"]) for each in found] == [12, 0] and len(tasks) == 2
         assert sum(len(each["pair"]) for each in found) == PAIRS
         sizes["sent"].append(sum(len(json.dumps({**each, "shown": []})) for each in found))
-        _, everything = scored(prepared(length), monkeypatch, pairs_per_task=8, shown=PAIRS)
+        _, everything = scored(prepared(length), monkeypatch, pairs_per_task=24, shown=PAIRS)
         sizes["tokens"].append(
             sum(len(json.dumps(json.loads(result)["shown"])) for result in everything)
         )
@@ -129,24 +133,23 @@ def test_what_reaches_the_driver_does_not_grow_with_tokens(
 def test_numbers_are_those_of_all_tokens_at_once(
     prepared: Callable[[int], Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three tasks' sums, and ranks from what they stored, against the benchmark of all responses.
+    """Four tasks' sums, and ranks from what they stored, against the benchmark of all responses.
 
     The first twelve responses in the pairs' order are shown, whatever the size of tasks.
     """
-    recipe = prepared(30)
-    _, (whole,) = scored(recipe, monkeypatch, pairs_per_task=PAIRS, shown=PAIRS)
-    responses = json.loads(whole)["shown"]
-    assert len(responses) == 2 * PAIRS
+    recipe = prepared(16)
+    tasks, results = scored(recipe, monkeypatch, pairs_per_task=12, shown=PAIRS)
+    parts = [json.loads(result) for result in results]
+    responses = [response for part in parts for response in part["shown"]]
+    assert (len(parts), len(responses)) == (4, 2 * PAIRS)
     expected = masks_benchmark(responses, recipe.evaluate.bootstrap_samples, recipe.evaluate.seed)
     assert expected["auc/reward_mask"]["n"] == PAIRS // 2
-    tasks, results = scored(recipe, monkeypatch, pairs_per_task=4)
-    parts = [json.loads(result) for result in results]
     ranker = WeightRanker(RankingFacts(f"{recipe.run_dir}/evaluation", recipe.evaluate))
     ranks = ranker(RankWeights(tuple(task.number for task in tasks)))
-    found = mask_totals(part["masks"] for part in parts) | json.loads(json.dumps(ranks))
-    same(found, expected)
-    assert Found.of(tasks, parts).shown == responses[:12]
-    assert Found.of(tasks, parts).pairs == json.loads(whole)["pair"]
+    same(mask_totals(part["masks"] for part in parts) | json.loads(json.dumps(ranks)), expected)
+    again = [json.loads(result) for result in scored(recipe, monkeypatch, pairs_per_task=12)[1]]
+    assert Found.of(tasks, again).shown == responses[:12]
+    assert Found.of(tasks, again).pairs == [pair for part in parts for pair in part["pair"]]
 
 
 def same(found: Any, expected: Any, path: str = "") -> None:
@@ -169,13 +172,16 @@ def test_tokens_are_left_alone_without_the_masks(
     prepared: Callable[[int], Recipe], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The benchmark of preference needs none: the shown ones are decoded, nothing is stored."""
-    mapping = prepared(30).model_dump(mode="json")
+    mapping = prepared(16).model_dump(mode="json")
     recipe = validate_recipe(mapping, ["evaluate.benchmarks=[preference]"])
     folder = RunStore(f"{recipe.run_dir}/evaluation")
     folder.delete("token_weights")
-    _, results = scored(recipe, monkeypatch, pairs_per_task=8)
+    _, results = scored(recipe, monkeypatch, pairs_per_task=24)
     found = [json.loads(result) for result in results]
-    assert [(len(each["shown"]), each["masks"]) for each in found] == [(12, None), (0, None), (0, None)]
+    assert [(len(each["shown"]), each["masks"]) for each in found] == [
+        (12, None),
+        (0, None),
+    ]
     assert not folder.exists("token_weights")
 
 
@@ -189,11 +195,11 @@ def test_vllm_draws_for_the_tasks_that_sample(
     """
     (tmp_path / "tasks.jsonl").write_text(
         "".join(
-            json.dumps({"task_id": i, "text": "x" * i, "test_list": ["pass"]}) + "\n"
+            json.dumps({"task_id": i, "text": "x" * (i + 1), "test_list": ["pass"]}) + "\n"
             for i in range(2)
         )
     )
-    mapping = prepared(30).model_dump(mode="json")
+    mapping = prepared(16).model_dump(mode="json")
     options = [
         "evaluate.benchmarks=[preference, sentiment, code]",
         "evaluate.num_prompts=2",

@@ -16,13 +16,14 @@ from pipelines.commands.run import run_stages
 from pipelines.evaluate.actor import Evaluator
 from pipelines.evaluate.facts import EvaluationFacts
 from pipelines.evaluate.leaderboard import run_tasks_of
+from pipelines.evaluate.policy import training_facts
 from pipelines.evaluate.sample import (
     CandidateSampler,
     DrawCandidates,
     sample_record,
     sampling_facts,
 )
-from pipelines.evaluate.stage import ends_of, evaluate_record
+from pipelines.evaluate.stage import ends_of, evaluate_record, evaluation_store
 from pipelines.evaluate.tasks import SamplePrompts, WritePrograms
 from pipelines.models.generation import generate
 from pipelines.models.loading import load_causal_lm, load_tokenizer
@@ -138,7 +139,9 @@ def chat_run(
 
 def facts_of(recipe: Recipe) -> EvaluationFacts:
     reference = reference_facts(recipe, reference_record(recipe))
-    return EvaluationFacts.of(recipe, evaluate_record(recipe), reference, ends_of(recipe), None)
+    training = training_facts(recipe, reference)
+    store = evaluation_store(recipe)
+    return EvaluationFacts.of(recipe.evaluate, store, training, None, ends_of(recipe))
 
 
 def test_samples_and_their_kl_end_with_the_turn(chat_run: Recipe) -> None:
