@@ -17,7 +17,7 @@ from pipelines.evaluate.checks import check_evaluation, check_weights, wants_vll
 from pipelines.evaluate.facts import EvaluationFacts
 from pipelines.evaluate.held_out import require_held_out
 from pipelines.evaluate.history import append_history
-from pipelines.evaluate.light import checkpoint_record
+from pipelines.evaluate.light import checkpoint_record, ends_of
 from pipelines.evaluate.results import Found, benchmark_results
 from pipelines.evaluate.sample_scores import ask, scored
 from pipelines.evaluate.tasks import (
@@ -34,7 +34,7 @@ from pipelines.pairs import SPLITS, open_pairs
 from pipelines.recipe import CODE_SAMPLES, MODEL, SAMPLES, TOKENS, OpenAIJudge, Run
 from pipelines.reference import usable_rows
 from pipelines.storage import TaskResults
-from pipelines.train import check_files, check_published
+from pipelines.train import check_files, check_published, training_facts
 
 
 def run_evaluate(run: Run, quiet: bool = False, step: int | None = None) -> dict[str, Any]:
@@ -67,8 +67,9 @@ def run_evaluate(run: Run, quiet: bool = False, step: int | None = None) -> dict
     )
     pairs = open_pairs(run)
     require_held_out(recipe, {split: pairs.num_rows(split) for split in SPLITS})
-    facts = EvaluationFacts.of(run, step)
-    usable = usable_rows(facts.training.reference, pairs, settings.split)
+    training = training_facts(run)
+    facts = EvaluationFacts.of(settings, record.store, training, step, ends_of(run))
+    usable = usable_rows(training.reference, pairs, settings.split)
     tasks = evaluation_tasks(settings, pairs, usable)
     pool = Pool("evaluate", recipe.ray, local_paths(recipe), settings.num_actors)
     record.begin()

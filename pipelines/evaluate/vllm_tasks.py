@@ -10,6 +10,7 @@ from pipelines.evaluate.tasks import Drawn, SamplePrompts, WritePrograms
 from pipelines.evaluate.vllm_generation import Request, vllm_samples
 from pipelines.models import load_tokenizer, resolve_model
 from pipelines.pairs import PairTable
+from pipelines.recipe import MODEL
 from pipelines.storage import digest
 
 Task = TypeVar("Task")
@@ -36,8 +37,8 @@ def with_vllm_samples(
     if not asked:
         return list(tasks)
     flat = [request for each in asked.values() for some in each.requests for request in some]
-    by_policy = iter(vllm_samples(facts.published, facts.ends, flat))
-    by_start = iter(vllm_samples(str(resolve_model(facts.model)), facts.ends, flat))
+    by_policy = iter(vllm_samples(f"{facts.training.root}/{MODEL}", facts.ends, flat))
+    by_start = iter(vllm_samples(str(resolve_model(facts.start)), facts.ends, flat))
     drawn: dict[int, Any] = {}
     for i, each in asked.items():
         policy, start = (_shared_out(by, each.requests) for by in (by_policy, by_start))

@@ -12,6 +12,7 @@ import torch
 from text_models import write_chain_model
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from pipelines.train.facts import training_facts
 from pipelines.commands.run import run_stages
 from pipelines.commands.stages import EVALUATE, PREPARE, SAMPLE
 from pipelines.evaluate.actor import Evaluator
@@ -22,6 +23,7 @@ from pipelines.evaluate.sample import (
     DrawCandidates,
     sampling_facts,
 )
+from pipelines.evaluate.light import ends_of
 from pipelines.evaluate.tasks import SamplePrompts, WritePrograms
 from pipelines.models.generation import generate
 from pipelines.models.loading import load_causal_lm, load_tokenizer
@@ -135,7 +137,9 @@ def chat_run(
 
 
 def facts_of(recipe: Recipe) -> EvaluationFacts:
-    return EvaluationFacts.of(Run(recipe), None)
+    run = Run(recipe)
+    training = training_facts(run)
+    return EvaluationFacts.of(recipe.evaluate, run.paths.evaluation, training, None, ends_of(run))
 
 
 def test_samples_and_their_kl_end_with_the_turn(chat_run: Recipe) -> None:

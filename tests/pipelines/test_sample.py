@@ -1,0 +1,154 @@
+"""sample: candidates are drawn and scored in actors, and a killed one goes on where it was."""
+
+import json
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from text_models import write_entailment
+
+from pipelines.errors import UserError
+from pipelines.evaluate.rewards import build_reward
+from pipelines.evaluate.sample import (
+    CandidateSampler,
+    DrawCandidates,
+    first_prompts,
+    run_sample,
+    sampling_facts,
+)
+from pipelines.recipe.evaluation import ClassifierReward
+from pipelines.recipe.schema import Recipe
+from pipelines.storage.hashes import digest
+from pipelines.storage.store import RunStore
+from pipelines.storage.task_results import TaskResults
+
+MakeRecipe = Callable[..., Recipe]
+
+
+@pytest.fixture(scope="module")
+def classifier(rows: list[dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    words = sorted({word for row in rows for text in row.values() for word in text.split()})
+    folder: Path = write_entailment(tmp_path_factory.mktemp("classifier"), words)
+    return folder
+
+
+@pytest.fixture
+def sampling(make_recipe: MakeRecipe, classifier: Path) -> Callable[..., Recipe]:
+    """A recipe of 20 prompts in three tasks, scored by a classifier."""
+
+    def make(*overrides: str, **top: Any) -> Recipe:
+        return make_recipe(
+            "sample={num_candidates: 3, max_prompts: 20, batch_prompts: 8, generation: "
+            f"{{max_new_tokens: 6}}, reward: {{kind: classifier, model: {classifier}, "
+            "label: entailment}}",
+            *overrides,
+            **top,
+        )
+
+    return make
+
+
+def test_a_killed_sample_goes_on_to_the_same_bytes(
+    sampling: MakeRecipe,
+    classifier: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ray_cluster: None,
+) -> None:
+    """Killed after one of three tasks: the second start draws the other two.
+
+    The scores are those of the classifier here, and the parts go in the end.
+    """
+    recipe = sampling(run_dir=str(tmp_path / "whole"))
+    assert run_sample(recipe, quiet=True)["counts"] == {"prompts": 20, "candidates": 60}
+    whole = (tmp_path / "whole" / "sample" / "candidates.jsonl").read_bytes()
+    candidates = [json.loads(line) for line in whole.splitlines()]
+    reward = build_reward(ClassifierReward(model=str(classifier), label="entailment"))
+    for found in candidates[:3]:
+        assert found["scores"] == pytest.approx(reward(found["responses"]), abs=1e-5)
+    assert len({r for c in candidates for r in c["responses"]}) > 30, "samples, not one answer"
+
+    class Dies(TaskResults):
+        def add(self, tasks, results):  # type: ignore[no-untyped-def]
+            super().add(tasks[:1], [next(iter(results))])
+            raise KeyboardInterrupt
+
+    recipe = sampling(run_dir=str(tmp_path / "killed"))
+    store = RunStore(f"{recipe.run_dir}/sample")
+    with monkeypatch.context() as patched:
+        patched.setattr("pipelines.evaluate.sample.TaskResults", Dies)
+        with pytest.raises(KeyboardInterrupt):
+            run_sample(recipe, quiet=True)
+    assert len(store.names("parts")) == 1 and not store.exists("candidates.jsonl")
+    drawn: list[DrawCandidates] = []
+
+    class Notes(TaskResults):
+        def add(self, tasks, results):  # type: ignore[no-untyped-def]
+            drawn.extend(tasks)
+            super().add(tasks, results)
+
+    monkeypatch.setattr("pipelines.evaluate.sample.TaskResults", Notes)
+    run_sample(recipe, quiet=True)
+    assert [task.number for task in drawn] == [8, 16]
+    assert store.read_bytes("candidates.jsonl") == whole
+    assert store.names() == ["candidates.jsonl", "manifest.json", "started.json"]
+
+
+def test_candidates_are_the_same_whichever_actor_draws_them(
+    sampling: MakeRecipe, rows: list[dict[str, str]]
+) -> None:
+    """Two actors, one with the tasks in turn and one in reverse."""
+    prompts = sorted({row["prompt"] for row in rows})
+    tasks = [DrawCandidates(i, 8, tuple(prompts[i : i + 8])) for i in (0, 8, 16)]
+    facts = sampling_facts(sampling())
+    one, other = CandidateSampler(facts), CandidateSampler(facts)
+    found = [one(task) for task in tasks]
+    assert [other(task) for task in reversed(tasks)] == found[::-1]
+    assert found[0] != found[1]
+
+
+def test_parts_of_another_batch_size_are_not_taken(tmp_path: Path) -> None:
+    """sample.batch_prompts may change between two starts: a task's number means other prompts."""
+    parts = TaskResults(RunStore(str(tmp_path)))
+    parts.add([DrawCandidates(8, 8, ("a",))], [["kept"]])
+    assert parts.missing([DrawCandidates(8, 8, ("a",))]) == []
+    assert parts.missing([DrawCandidates(8, 4, ("a",))]) == [DrawCandidates(8, 4, ("a",))]
+
+
+def test_a_reward_that_cannot_be_built_is_refused_before_anything_is_drawn(
+    sampling: MakeRecipe, tmp_path: Path
+) -> None:
+    for override, message in (
+        ("sample.reward.label=happy", "sample.reward.label = 'happy': the classifier .* has CONTR"),
+        ("sample.reward.model=/nowhere/x", "sample.reward.model: .*no such directory"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run_sample(sampling(override), quiet=True)
+    assert not (tmp_path / "run" / "sample").exists()
+
+
+@pytest.mark.parametrize("most", [1, 7, 500, None])
+def test_prompts_are_the_first_by_hash_and_few_are_held(most: int | None) -> None:
+    """Of 900 distinct prompts that come twice, against sorting them all."""
+
+    class Prompt(str):
+        pass
+
+    alive: list[weakref.ref[Prompt]] = []
+    most_alive = 0
+
+    def coming() -> Any:
+        nonlocal most_alive
+        for i in (*range(900), *range(900)):
+            prompt = Prompt(f"prompt {i}")
+            alive.append(weakref.ref(prompt))
+            yield prompt
+            del prompt
+            alive[:] = [ref for ref in alive if ref() is not None]
+            most_alive = max(most_alive, len(alive))
+
+    expected = sorted((f"prompt {i}" for i in range(900)), key=lambda p: digest([5, p]))
+    assert first_prompts(coming(), 5, most) == expected[:most]
+    assert most_alive <= (901 if most is None else 2 * most + 2)
