@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 
 from evaluation.benchmarks import mask_totals, masks_benchmark
-from pipelines.train.facts import training_facts
-from pipelines.recipe.run import Run
 from pipelines.commands.run import run_stages
+from pipelines.commands.stages import PREPARE
 from pipelines.evaluate import tasks as evaluation
 from pipelines.evaluate.actor import Evaluator
 from pipelines.evaluate.facts import EvaluationFacts
-from pipelines.evaluate.results import Found
 from pipelines.evaluate.light import ends_of
+from pipelines.evaluate.results import Found
 from pipelines.evaluate.tasks import (
     Drawn,
     RankWeights,
@@ -30,8 +29,10 @@ from pipelines.evaluate.token_weights import RankingFacts, WeightRanker
 from pipelines.evaluate.vllm_tasks import with_vllm_samples
 from pipelines.pairs.stage import open_pairs
 from pipelines.recipe.files import validate_recipe
+from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
 from pipelines.storage.store import RunStore
+from pipelines.train.facts import training_facts
 
 MakeRecipe = Callable[..., Recipe]
 PAIRS = 48
@@ -78,7 +79,7 @@ def prepared(
             f"evaluate.key_words={folder}/key_words.txt",
             "evaluate.benchmarks=[preference, masks]",
         )
-        run_stages(made[length], ("prepare",), lambda line: None)
+        run_stages(made[length], (PREPARE,), lambda line: None)
         store = RunStore(f"{made[length].run_dir}/train")
         store.local_path().mkdir(parents=True)
         store.local_path("model").symlink_to(model_dir)
@@ -99,7 +100,7 @@ def scored(
     """The tasks of all held-out pairs, and their results as they reach the driver."""
     monkeypatch.setattr(evaluation, "_PAIRS_PER_TASK", pairs_per_task)
     monkeypatch.setattr(evaluation, "PAIRS_SHOWN", shown)
-    pairs = open_pairs(recipe)
+    pairs = open_pairs(Run(recipe))
     tasks = evaluation_tasks(recipe.evaluate, pairs, range(pairs.num_rows("test")))
     actor = Evaluator(facts_of(recipe))
     return tasks, [json.dumps(actor(task)) for task in tasks]  # type: ignore[return-value]
@@ -213,7 +214,7 @@ def test_vllm_draws_for_the_tasks_that_sample(
 
     monkeypatch.setattr("pipelines.evaluate.vllm_tasks.vllm_samples", stand_in)
     recipe = validate_recipe(mapping, options)
-    pairs, facts = open_pairs(recipe), facts_of(recipe)
+    pairs, facts = open_pairs(Run(recipe)), facts_of(recipe)
     tasks = [*evaluation_tasks(recipe.evaluate, pairs, range(PAIRS)), RunLeaderboard()]
     scoring, sampling, writing, board = with_vllm_samples(tasks, facts, pairs)
     assert (scoring, board) == (tasks[0], tasks[-1])

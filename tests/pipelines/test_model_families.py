@@ -164,7 +164,9 @@ def test_the_stages_score_and_train_them(make: MakeRecipe, tmp_path: Path) -> No
     )
     for recipe, layout in ((opt, "shared"), (neo, "padded")):
         trainer = Trainer(
-            training_facts(Run(recipe)), Placement.choose("auto", torch.device("cpu"), 0, 1), 1
+            training_facts(Run(recipe)),
+            Placement.choose("auto", torch.device("cpu"), 0, 1),
+            1,
         )
         assert trainer.layout.kind == layout
         trainer.run(lambda metrics: None)

@@ -185,7 +185,7 @@ def test_scoring_and_training_never_read_a_text(
         spoil(file, texts)
     for name in sorted(texts):
         with pytest.raises((OSError, pa.ArrowException)):
-            open_pairs(copied).column("train", name)
+            open_pairs(Run(copied)).column("train", name)
     torch.testing.assert_close(losses_of(copied), losses, rtol=0, atol=0)
     assert store_files(again(copied, recipe_in, tmp_path / "again")) == store_files(scored)
 

@@ -12,18 +12,17 @@ import torch
 from text_models import write_chain_model
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from pipelines.train.facts import training_facts
 from pipelines.commands.run import run_stages
 from pipelines.commands.stages import EVALUATE, PREPARE, SAMPLE
 from pipelines.evaluate.actor import Evaluator
 from pipelines.evaluate.facts import EvaluationFacts
 from pipelines.evaluate.leaderboard import run_tasks_of
+from pipelines.evaluate.light import ends_of
 from pipelines.evaluate.sample import (
     CandidateSampler,
     DrawCandidates,
     sampling_facts,
 )
-from pipelines.evaluate.light import ends_of
 from pipelines.evaluate.tasks import SamplePrompts, WritePrograms
 from pipelines.models.generation import generate
 from pipelines.models.loading import load_causal_lm, load_tokenizer
@@ -33,6 +32,7 @@ from pipelines.recipe.evaluation import GenerationSection, LeaderboardSection
 from pipelines.recipe.files import validate_recipe
 from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
+from pipelines.train.facts import training_facts
 
 MakeRecipe = Callable[..., Recipe]
 EOS, TURN, ASK, ONE, TWO, THREE, FOUR, JUNK = 1, 2, 3, 5, 6, 7, 8, 9

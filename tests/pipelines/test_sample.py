@@ -19,6 +19,7 @@ from pipelines.evaluate.sample import (
     sampling_facts,
 )
 from pipelines.recipe.evaluation import ClassifierReward
+from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
 from pipelines.storage.hashes import digest
 from pipelines.storage.store import RunStore
@@ -62,7 +63,7 @@ def test_a_killed_sample_goes_on_to_the_same_bytes(
     The scores are those of the classifier here, and the parts go in the end.
     """
     recipe = sampling(run_dir=str(tmp_path / "whole"))
-    assert run_sample(recipe, quiet=True)["counts"] == {"prompts": 20, "candidates": 60}
+    assert run_sample(Run(recipe), quiet=True)["counts"] == {"prompts": 20, "candidates": 60}
     whole = (tmp_path / "whole" / "sample" / "candidates.jsonl").read_bytes()
     candidates = [json.loads(line) for line in whole.splitlines()]
     reward = build_reward(ClassifierReward(model=str(classifier), label="entailment"))
@@ -80,7 +81,7 @@ def test_a_killed_sample_goes_on_to_the_same_bytes(
     with monkeypatch.context() as patched:
         patched.setattr("pipelines.evaluate.sample.TaskResults", Dies)
         with pytest.raises(KeyboardInterrupt):
-            run_sample(recipe, quiet=True)
+            run_sample(Run(recipe), quiet=True)
     assert len(store.names("parts")) == 1 and not store.exists("candidates.jsonl")
     drawn: list[DrawCandidates] = []
 
@@ -90,7 +91,7 @@ def test_a_killed_sample_goes_on_to_the_same_bytes(
             super().add(tasks, results)
 
     monkeypatch.setattr("pipelines.evaluate.sample.TaskResults", Notes)
-    run_sample(recipe, quiet=True)
+    run_sample(Run(recipe), quiet=True)
     assert [task.number for task in drawn] == [8, 16]
     assert store.read_bytes("candidates.jsonl") == whole
     assert store.names() == ["candidates.jsonl", "manifest.json", "started.json"]
@@ -102,7 +103,7 @@ def test_candidates_are_the_same_whichever_actor_draws_them(
     """Two actors, one with the tasks in turn and one in reverse."""
     prompts = sorted({row["prompt"] for row in rows})
     tasks = [DrawCandidates(i, 8, tuple(prompts[i : i + 8])) for i in (0, 8, 16)]
-    facts = sampling_facts(sampling())
+    facts = sampling_facts(Run(sampling()))
     one, other = CandidateSampler(facts), CandidateSampler(facts)
     found = [one(task) for task in tasks]
     assert [other(task) for task in reversed(tasks)] == found[::-1]
@@ -125,7 +126,7 @@ def test_a_reward_that_cannot_be_built_is_refused_before_anything_is_drawn(
         ("sample.reward.model=/nowhere/x", "sample.reward.model: .*no such directory"),
     ):
         with pytest.raises(UserError, match=message):
-            run_sample(sampling(override), quiet=True)
+            run_sample(Run(sampling(override)), quiet=True)
     assert not (tmp_path / "run" / "sample").exists()
 
 

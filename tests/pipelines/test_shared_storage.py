@@ -55,4 +55,4 @@ def test_workers_that_do_not_see_the_run_say_so_and_write_nothing(
     with monkeypatch.context() as patched:
         patched.setattr(train, "local_paths", unseen)
         with pytest.raises(UserError, match=f"^{LINE}"):
-            run_train(recipe, quiet=True)
+            run_train(Run(recipe), quiet=True)

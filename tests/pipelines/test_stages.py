@@ -44,7 +44,9 @@ def train_here(recipe: Recipe, steps: int | None = None) -> Trainer:
     """
     torch.set_num_threads(1)
     trainer = Trainer(
-        training_facts(Run(recipe)), Placement.choose("auto", torch.device("cpu"), 0, 1), 1
+        training_facts(Run(recipe)),
+        Placement.choose("auto", torch.device("cpu"), 0, 1),
+        1,
     )
     if steps is not None:
         reports = []

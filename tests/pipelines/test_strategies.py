@@ -61,7 +61,9 @@ def curve(recipe: Recipe) -> torch.Tensor:
 def alone(recipe: Recipe) -> Recipe:
     torch.set_num_threads(1)
     Trainer(
-        training_facts(Run(recipe)), Placement.choose("auto", torch.device("cpu"), 0, 1), 1
+        training_facts(Run(recipe)),
+        Placement.choose("auto", torch.device("cpu"), 0, 1),
+        1,
     ).run(lambda metrics: None)
     return recipe
 
@@ -166,7 +168,9 @@ def stopped(recipe: Recipe, at: int) -> int:
     """
     torch.set_num_threads(1)
     trainer = Trainer(
-        training_facts(Run(recipe)), Placement.choose("auto", torch.device("cpu"), 0, 1), 1
+        training_facts(Run(recipe)),
+        Placement.choose("auto", torch.device("cpu"), 0, 1),
+        1,
     )
 
     def report(metrics: dict[str, Any]) -> None:

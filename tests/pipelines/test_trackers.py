@@ -30,7 +30,9 @@ MakeRecipe = Callable[..., Recipe]
 def trained(recipe: Recipe) -> list[dict[str, float]]:
     run_stages(recipe, (PREPARE, REFERENCE), lambda line: None)
     Trainer(
-        training_facts(Run(recipe)), Placement.choose("auto", torch.device("cpu"), 0, 1), 1
+        training_facts(Run(recipe)),
+        Placement.choose("auto", torch.device("cpu"), 0, 1),
+        1,
     ).run(lambda metrics: None)
     return [r for r in read_metrics(RunStore(f"{recipe.run_dir}/train")) if "kind" not in r]
 

@@ -75,7 +75,9 @@ def make(recipe_in: MakeRecipe, paths: dict[str, str], tmp_path: Path) -> MakeRe
 def trainer_of(recipe: Recipe) -> Trainer:
     torch.set_num_threads(1)
     return Trainer(
-        training_facts(Run(recipe)), Placement.choose(recipe.train.precision, CPU, 0, 1), 1
+        training_facts(Run(recipe)),
+        Placement.choose(recipe.train.precision, CPU, 0, 1),
+        1,
     )
 
 
