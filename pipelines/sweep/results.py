@@ -19,7 +19,7 @@ from pipelines.errors import StageFailed, UserError
 from pipelines.recipe import CONFIG, Say, from_yaml, set_keys, to_yaml
 from pipelines.storage import RunStore
 from pipelines.sweep.space import RECIPE, Goal, Point, Sweep
-from pipelines.sweep.trial import TRIALS, Trial, is_number
+from pipelines.sweep.trial_record import TRIALS, Trial, is_number
 
 RUNS, FRONT, BEST, REPORT = "runs", "pareto.json", "best.yaml", "report"
 _BOARD = "tensorboard"

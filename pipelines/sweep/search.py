@@ -6,7 +6,7 @@ import optuna
 from ray.tune.search.optuna import OptunaSearch
 
 from pipelines.sweep.space import NSGA2Search, Point, Sweep, TPESearch
-from pipelines.sweep.trial import is_number
+from pipelines.sweep.trial_record import is_number
 
 
 class SuggestPoint:

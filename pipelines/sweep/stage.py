@@ -33,7 +33,8 @@ from pipelines.storage import RunStore, digest
 from pipelines.sweep.results import publish_results, read_trials
 from pipelines.sweep.shared_stores import SharedStores, trial_recipe
 from pipelines.sweep.space import ASHA, Sweep
-from pipelines.sweep.trial import LISTED, TRIAL, Trial, is_number, missing_metric, run_trial
+from pipelines.sweep.trial import LISTED, missing_metric, run_trial
+from pipelines.sweep.trial_record import TRIAL, Trial, is_number
 from pipelines.train import TRAIN, require_validation
 from sparsepo.batching.sampling import Sampler
 

@@ -2,7 +2,7 @@
 
 from pipelines.recipe import MANIFEST, STARTED
 from pipelines.storage import RunStore
-from pipelines.sweep.trial import TRIAL, TRIALS, Trial
+from pipelines.sweep.trial_record import TRIAL, TRIALS, Trial
 
 
 def is_sweep_folder(store: RunStore) -> bool:

@@ -7,13 +7,10 @@ are repeated.
 """
 
 import difflib
-import math
 import time
 from collections.abc import Mapping
 from statistics import fmean, stdev
-from typing import Any, Literal
-
-from pydantic import BaseModel
+from typing import Any
 
 from pipelines.errors import Diverged, StageFailed, Superseded, UserError
 from pipelines.evaluate import EVALUATE, numbers_of
@@ -21,33 +18,13 @@ from pipelines.recipe import CONFIG, Recipe, Run, write_yaml
 from pipelines.storage import RunStore
 from pipelines.sweep.shared_stores import SharedStores, trial_recipe
 from pipelines.sweep.space import Point, Sweep
+from pipelines.sweep.trial_record import TRIAL, Trial
 from pipelines.train import TRAIN, run_train
 
-TRIAL, TRIALS = "trial.json", "trials"
 LISTED = "listed"  # where Ray Tune's config holds a point that was listed beforehand
 MISSING = "missing_metric.json"
 STD, LOW, HIGH = "/std", "/low", "/high"
 Metrics = dict[str, float]
-
-
-class Trial(BaseModel):
-    """What became of a point.
-
-    status: finished (message: an objective that it did not report); diverged = a loss was not
-    finite; failed = another error; stopped = by the scheduler or the time limit. metrics: means
-    over the seeds, with <metric>/std where there are several. runs: metrics of every seed alone.
-    seconds: of this trial's training and evaluation. session: the command that wrote it.
-    """
-
-    number: int
-    point: dict[str, Any]
-    run_dir: str
-    status: Literal["finished", "diverged", "failed", "stopped"]
-    message: str = ""
-    metrics: dict[str, float] = {}
-    runs: dict[str, dict[str, float]] = {}
-    seconds: float = 0.0
-    session: str = ""
 
 
 def run_trial(config: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -201,10 +178,6 @@ def joined(runs: list[Metrics]) -> Metrics:
         if len(values) == len(runs) and not key.endswith((LOW, HIGH)):
             found |= {key: fmean(values), key + STD: stdev(values)}
     return found
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _reporter() -> Any:

@@ -20,7 +20,8 @@ from pipelines.sweep.results import pick, publish_results, read_trials
 from pipelines.sweep.shared_stores import SharedStores
 from pipelines.sweep.space import Sweep
 from pipelines.sweep.stage import run_tune, sweep_record
-from pipelines.sweep.trial import Trial, joined
+from pipelines.sweep.trial import joined
+from pipelines.sweep.trial_record import Trial
 
 MakeRecipe = Callable[..., Recipe]
 Load = Callable[..., Sweep]

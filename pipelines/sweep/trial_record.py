@@ -1,0 +1,32 @@
+"""What became of the points of a sweep, by their files; for those who read them and run none."""
+
+import math
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+TRIAL, TRIALS = "trial.json", "trials"
+
+
+class Trial(BaseModel):
+    """What became of a point.
+
+    status: finished (message: an objective that it did not report); diverged = a loss was not
+    finite; failed = another error; stopped = by the scheduler or the time limit. metrics: means
+    over the seeds, with <metric>/std where there are several. runs: metrics of every seed alone.
+    seconds: of this trial's training and evaluation. session: the command that wrote it.
+    """
+
+    number: int
+    point: dict[str, Any]
+    run_dir: str
+    status: Literal["finished", "diverged", "failed", "stopped"]
+    message: str = ""
+    metrics: dict[str, float] = {}
+    runs: dict[str, dict[str, float]] = {}
+    seconds: float = 0.0
+    session: str = ""
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
