@@ -8,6 +8,10 @@ class UserError(Exception):
     """The user's input is wrong: names the thing, the value and what is allowed. Exit code 2."""
 
 
+class DamagedCheckpoint(UserError):
+    """A checkpoint is not what was written: says which file, and why."""
+
+
 class StageFailed(Exception):
     """A stage could not finish for a reason that is not the input's form (say, a diverged loss).
 
@@ -30,8 +34,9 @@ class Superseded(StageFailed):
         super().__init__(message)
 
 
-Kind = Literal["user", "superseded", "diverged", "stage"]
+Kind = Literal["damaged", "user", "superseded", "diverged", "stage"]
 _KINDS: dict[Kind, type[UserError | StageFailed]] = {  # the first that fits
+    "damaged": DamagedCheckpoint,
     "user": UserError,
     "superseded": Superseded,
     "diverged": Diverged,

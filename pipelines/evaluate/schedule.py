@@ -21,7 +21,7 @@ from zoneinfo import ZoneInfo
 import httpx
 
 from evaluation.gates import GateFailure, gate_failures
-from pipelines.errors import UserError
+from pipelines.errors import DamagedCheckpoint, UserError
 from pipelines.evaluate.history import numbers_of, read_results
 from pipelines.evaluate.light import EVALUATE, checkpoint_record
 from pipelines.evaluate.stage import run_evaluate
@@ -35,7 +35,7 @@ from pipelines.recipe import (
     checkpoint_folder,
 )
 from pipelines.storage import Claims, ClaimTimes, RunStore
-from pipelines.train import TRAIN, DamagedCheckpoint, completed_steps
+from pipelines.train import TRAIN, completed_steps
 
 _STATE, _EVENTS = "schedule/state.json", "schedule/events"
 _LONGEST_WAIT_SECONDS = 30.0

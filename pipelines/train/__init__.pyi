@@ -1,5 +1,5 @@
 from .builders import build_objective as build_objective
-from .checkpoint import DamagedCheckpoint as DamagedCheckpoint, check_files as check_files
+from .checkpoint import check_files as check_files
 from .facts import TrainingFacts as TrainingFacts, training_facts as training_facts
 from .light import TRAIN as TRAIN, require_validation as require_validation
 from .metrics import read_metrics as read_metrics

@@ -28,7 +28,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipelines.errors import Failure, StageFailed, Superseded, UserError
+from pipelines.errors import DamagedCheckpoint, Failure, StageFailed, Superseded, UserError
 from pipelines.models import Placement
 from pipelines.recipe import CHECKPOINTS
 from pipelines.storage import RunStore, digest
@@ -41,10 +41,6 @@ _SEAL = "sha256"  # of state.json's own contents, and of a file in it
 _NOTE = ".json"  # beside a rank's file: its size and checksum, until state.json has them
 _BASE = "causal_lm."  # where parameters that do not train are not stored
 _POLL_SECONDS, _PATIENCE_SECONDS = 0.05, 3600.0
-
-
-class DamagedCheckpoint(UserError):
-    """A checkpoint is not what was written: says which file, and why."""
 
 
 def read_state(store: RunStore, step: int) -> dict[str, Any]:
@@ -82,12 +78,13 @@ def check_files(store: RunStore, step: int, placement: Placement) -> None:
     Raises: DamagedCheckpoint on every rank, naming the first file that is missing or damaged.
     """
     try:
-        failure = Failure("user", found) if (found := _damage(store, step, placement)) else None
+        found = _damage(store, step, placement)
+        failure = Failure("damaged", found) if found else None
     except StageFailed as error:  # an object store that does not answer is no damage
         failure = Failure.of(error)
     for failed in placement.gather(failure):
         if failed is not None:
-            raise DamagedCheckpoint(failed.message) if failed.kind == "user" else failed.error()
+            raise failed.error()
 
 
 def _damage(store: RunStore, step: int, placement: Placement) -> str:

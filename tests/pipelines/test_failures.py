@@ -1,11 +1,18 @@
 """What Ray hands to the driver becomes one failure of the kind that was raised."""
 
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
 import pytest
 import ray.train
 from ray.exceptions import NodeDiedError, RayTaskError
 
+import pipelines
 from pipelines.cluster.failures import failure_of
-from pipelines.errors import Diverged, Failure, Superseded, UserError
+from pipelines.errors import Diverged, Failure, StageFailed, Superseded, UserError
 
 TRACEBACK = "Traceback (most recent call last):\n  File x\npipelines.errors.UserError: a key"
 
@@ -58,3 +65,25 @@ CASES: dict[str, tuple[BaseException, Failure]] = {
 def test_what_was_raised_elsewhere_is_the_failure(case: str) -> None:
     error, expected = CASES[case]
     assert failure_of(error, "training") == expected
+
+
+def types_below(type_: type[Exception]) -> Iterator[type[Exception]]:
+    yield type_
+    for sub in type_.__subclasses__():
+        yield from types_below(sub)
+
+
+def test_no_type_of_ours_is_lost_on_its_way() -> None:
+    """Whoever handles one of these handles it as well if it was raised on another machine, or is
+    read from a file.
+    """
+    types = [*types_below(UserError), *types_below(StageFailed)]
+    ours = {type_ for type_ in types if type_.__module__ == "pipelines.errors"}
+    assert {type_.__name__ for type_ in ours} >= {"DamagedCheckpoint", "Diverged", "Superseded"}
+    for type_ in ours:
+        written = json.dumps(asdict(Failure.of(type_("step 3: this and that"))))
+        arrived = Failure(**json.loads(written)).error()
+        assert (type(arrived), str(arrived)) == (type_, "step 3: this and that")
+    derived = re.compile(rf"^class \w+\((.*\b)?({'|'.join(t.__name__ for t in ours)})\b", re.M)
+    folder = Path(pipelines.__path__[0])
+    assert [p.name for p in folder.rglob("*.py") if derived.search(p.read_text())] == ["errors.py"]
