@@ -4,6 +4,7 @@ A cluster that has them passes at once.
 """
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -56,9 +57,8 @@ def wait_for_workers(recipe: Recipe, say: Say) -> None:
             else [dict(wanted.bundle)] * wanted.count
         )
         with _asked_for(bundles) as group:
-            if group.wait(
-                left if config.fallback_resource is None else min(left, config.fallback_after_s)
-            ):
+            turn = left if config.fallback_resource is None else min(left, config.fallback_after_s)
+            if group.wait(math.ceil(turn)):  # Ray cuts fractions of a second off
                 return
         is_second_turn = (
             not is_second_turn and config.fallback_resource is not None and _missing(wanted) > 0

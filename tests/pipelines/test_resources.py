@@ -1,15 +1,17 @@
 """What runs may take of a cluster, against values written by hand."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 
+from pipelines.cluster.machines import wait_for_workers
 from pipelines.cluster.resources import Actors, Places, Resources, Share, even_cpus
 from pipelines.errors import UserError
-from pipelines.recipe.schema import TrainSection
+from pipelines.recipe.schema import Recipe, TrainSection
 
 Machine = Mapping[str, float]
+MakeRecipe = Callable[..., Recipe]
 HEAD: Machine = {"node:__internal_head__": 1.0, "memory": 1e9}
 
 
@@ -270,3 +272,21 @@ def test_the_running_cluster_is_counted(ray_cluster: None) -> None:
     assert resources.total("CPU") == told["CPU"] == 2
     assert resources.total("GPU") == told.get("GPU", 0)
     assert resources.node_cpus() == [2]
+
+
+def test_machines_that_do_not_come_are_named(ray_cluster: None, make_recipe: MakeRecipe) -> None:
+    """Two CPUs are there, three workers are asked for: one place is missing, and asked for on
+    machines of the second choice in turn.
+    """
+    grows = ("ray.address=auto", "ray.autoscaling=true", "ray.scale_up_timeout_s=2")
+    said: list[str] = []
+    wait_for_workers(make_recipe(*grows, "train.num_workers=2"), said.append)
+    assert said == [], "what is there is not waited for"
+    with pytest.raises(UserError, match="ray.scale_up_timeout_s = 2: 3 x 1 CPU did not come"):
+        wait_for_workers(
+            make_recipe(*grows, "train.num_workers=3", "ray.fallback_after_s=1"), said.append
+        )
+    assert said == [
+        "cluster: has 2 CPU and 0 GPU; waiting for 3 x 1 CPU",
+        "cluster: 1 x 1 CPU missing for 1 s; asking for machines with 'on_demand'",
+    ]
