@@ -4,7 +4,6 @@ from .cost import (
     settle_mode as settle_mode,
 )
 from .facts import (
-    FrozenReference as FrozenReference,
     ReferenceFacts as ReferenceFacts,
     run_facts as run_facts,
 )
