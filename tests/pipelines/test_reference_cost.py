@@ -154,6 +154,7 @@ def test_a_full_disk_ends_in_one_line_and_keeps_what_was_written(
 
 WRITE_AS_NOBODY = """
 import os, sys
+import pyarrow.fs  # while this user may still read it
 from pipelines.errors import UserError
 from pipelines.storage.store import RunStore
 os.setgid(65534); os.setuid(65534)
