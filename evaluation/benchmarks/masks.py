@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.bootstrap import cluster_members
-from evaluation.metrics.auc import auc, mean_ranks
+from evaluation.metrics.auc import auc
 
 
 def masks_benchmark(
@@ -122,11 +122,13 @@ def _kl_correlation(records: list[dict[str, Any]], name: str) -> float | None:
 
     It is None where either is constant.
     """
+    from scipy.stats import spearmanr
+
     weights = np.concatenate([np.asarray(r[name], dtype=np.float64) for r in records])
     kl = np.concatenate([np.asarray(r["token_kl"], dtype=np.float64) for r in records])
     if np.ptp(weights) == 0 or np.ptp(kl) == 0:
         return None
-    return float(np.corrcoef(mean_ranks(weights), mean_ranks(kl))[0, 1])
+    return float(spearmanr(weights, kl).statistic)
 
 
 def _top_tokens(records: list[dict[str, Any]], name: str, top: int) -> list[dict[str, Any]]:
@@ -156,6 +158,7 @@ def _auc_interval(
     labels = [np.asarray(r["is_key"], dtype=bool) for r in records]
     whole = auc(np.concatenate(values), np.concatenate(labels))
     members = cluster_members([r["prompt_hash"] for r in records])
+    # Not scipy's bootstrap: a draw without key tokens has no AUC and would make the interval nan.
     rng = np.random.default_rng(seed)
     draws = []
     for _ in range(samples):
@@ -165,5 +168,6 @@ def _auc_interval(
         )
         if not math.isnan(drawn):
             draws.append(drawn)
-    low, high = np.percentile(draws, [2.5, 97.5]) if draws else (math.nan, math.nan)
+    known = draws and not math.isnan(whole)
+    low, high = np.percentile(draws, [2.5, 97.5]) if known else (math.nan, math.nan)
     return {"mean": whole, "low": float(low), "high": float(high), "n": len(members)}
