@@ -6,6 +6,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+# Values drawn at once: more do not fit a processor's cache and are slower.
+_BATCH_VALUES = 1 << 16
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -50,13 +53,22 @@ def mean_interval(
         )
     sums = np.array([data[rows].sum() for rows in members])
     sizes = np.array([len(rows) for rows in members])
-    rng = np.random.default_rng(seed)
-    means = np.empty(samples)
-    for i in range(samples):
-        picked = rng.integers(0, len(members), len(members))
-        means[i] = sums[picked].sum() / sizes[picked].sum()
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Interval(float(data.mean()), float(low), float(high), len(members))
+    mean = float(data.mean())
+    if len(members) == 1 or np.isnan(mean):  # nothing to resample, for which scipy has no answer
+        return Interval(mean, mean, mean, len(members))
+    from scipy.stats import bootstrap  # 0.4 s, which a page without intervals does not pay
+
+    found = bootstrap(
+        (sums, sizes),
+        lambda sums, sizes, axis: sums.sum(axis) / sizes.sum(axis),
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        n_resamples=samples,
+        batch=max(1, _BATCH_VALUES // len(members)),
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(mean, float(found.low), float(found.high), len(members))
 
 
 def cluster_members(clusters: Sequence[Hashable]) -> list[NDArray[np.intp]]:

@@ -41,6 +41,22 @@ def test_readme_library_example_runs(capsys: pytest.CaptureFixture[str]) -> None
     assert "0.6882" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "example",
+    [
+        b
+        for file in sorted((ROOT / "docs").glob("*.md"))
+        for b in blocks(file.read_text(), "python")
+    ],
+)
+def test_examples_print_what_their_comments_say(
+    example: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exec(compile(example, "docs", "exec"), {})
+    said = re.findall(r"^print\(.*\)  # (.*)$", example, re.M)
+    assert said and capsys.readouterr().out.splitlines() == said
+
+
 def test_readme_recipe_is_valid() -> None:
     (recipe,) = blocks((ROOT / "README.md").read_text(), "yaml")
     assert validate_recipe(yaml.safe_load(recipe)).objective.name == "sparsepo"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.bootstrap import cluster_members
-from evaluation.metrics.auc import auc, mean_ranks
+from evaluation.metrics.auc import auc
 
 MASKS = ("reward_mask", "kl_mask")
 _POSITION_BINS, _SEEN = 10, 5
@@ -224,11 +224,13 @@ def _kl_correlation(records: Sequence[dict[str, Any]], name: str) -> float | Non
 
     It is None where either is constant.
     """
+    from scipy.stats import spearmanr
+
     weights = np.concatenate([np.asarray(r[name], dtype=np.float64) for r in records])
     kl = np.concatenate([np.asarray(r["token_kl"], dtype=np.float64) for r in records])
     if np.ptp(weights) == 0 or np.ptp(kl) == 0:
         return None
-    return float(np.corrcoef(mean_ranks(weights), mean_ranks(kl))[0, 1])
+    return float(spearmanr(weights, kl).statistic)
 
 
 def _top_tokens(tokens: dict[str, list[float]], column: int, top: int) -> list[dict[str, Any]]:
@@ -254,6 +256,7 @@ def _auc_interval(
     labels = [np.asarray(r["is_key"], dtype=bool) for r in records]
     whole = auc(np.concatenate(values), np.concatenate(labels))
     members = cluster_members([r["prompt_hash"] for r in records])
+    # Not scipy's bootstrap: a draw without key tokens has no AUC and would make the interval nan.
     rng = np.random.default_rng(seed)
     draws = []
     for _ in range(samples):
@@ -263,5 +266,6 @@ def _auc_interval(
         )
         if not math.isnan(drawn):
             draws.append(drawn)
-    low, high = np.percentile(draws, [2.5, 97.5]) if draws else (math.nan, math.nan)
+    known = draws and not math.isnan(whole)
+    low, high = np.percentile(draws, [2.5, 97.5]) if known else (math.nan, math.nan)
     return {"mean": whole, "low": float(low), "high": float(high), "n": len(members)}

@@ -14,8 +14,9 @@ from torch import Tensor
 class BertScorer:
     """Greedy matching of token embeddings of one layer of a local encoder.
 
-    Equal to the package bert-score without idf weights and without rescaling by a baseline. Source:
-    Zhang et al., arXiv:1904.09675.
+    Equal to the package bert-score without idf weights and without rescaling by a baseline. That
+    one loads its encoder by itself: by name, from any format of weights. Source: Zhang et al.,
+    arXiv:1904.09675.
 
     Args:
         model, tokenizer: of transformers. layer: index into the hidden states, 0 = embeddings; the

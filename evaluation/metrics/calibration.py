@@ -28,6 +28,7 @@ def calibration_bins(
         )
     if p.min() < 0 or p.max() > 1:
         raise ValueError(f"probabilities reach from {p.min():g} to {p.max():g}: must be in [0, 1]")
+    # Not scikit-learn's calibration_curve: outcomes there are 0 or 1, and no tie.
     bins = np.minimum((p * num_bins).astype(int), num_bins - 1)
     return [
         {
@@ -72,5 +73,6 @@ class Calibration(evaluate.Metric):
             "expected_calibration_error": expected_calibration_error(
                 predictions, references, num_bins
             ),
+            # Not scikit-learn's brier_score_loss, for the same reason.
             "brier": float((error**2).mean()),
         }

@@ -11,6 +11,7 @@ import datasets
 import evaluate
 import torch
 
+# Not nltk's tokenizer: its rules are data that it fetches from the network.
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 

@@ -3,6 +3,7 @@
 Range: [0, 1]. Higher is better.
 """
 
+from math import comb
 from typing import Any
 
 import datasets
@@ -19,10 +20,7 @@ def pass_at_k(num_samples: int, num_passed: int, k: int) -> float:
         raise ValueError(f"k={k}: must be from 1 to the number of samples, {num_samples}")
     if not 0 <= num_passed <= num_samples:
         raise ValueError(f"{num_passed} of {num_samples} samples passed")
-    failing = 1.0
-    for i in range(num_samples - num_passed + 1, num_samples + 1):
-        failing *= max(0.0, 1.0 - k / i)
-    return 1.0 - failing
+    return 1.0 - comb(num_samples - num_passed, k) / comb(num_samples, k)
 
 
 class PassAtK(evaluate.Metric):

@@ -68,6 +68,44 @@ def test_identical_copies_are_no_evidence() -> None:
         mean_interval([1.0, 2.0], 100, 0, ["a", "a", "b"])
 
 
+def _by_hand(values: list[float], samples: int, seed: int, clusters: list[int]) -> Any:
+    """One resample after another: the same draws as the library's, which makes them in batches."""
+    data, names = np.asarray(values), list(dict.fromkeys(clusters))
+    groups = [data[[c == name for c in clusters]] for name in names]
+    rng = np.random.default_rng(seed)
+    means = []
+    for _ in range(samples):
+        picked = [groups[i] for i in rng.integers(0, len(groups), len(groups))]
+        means.append(np.concatenate(picked).mean())
+    return np.percentile(means, [2.5, 97.5])
+
+
+@pytest.mark.parametrize("batch", [1, 1 << 10, 1 << 16])
+@pytest.mark.parametrize("kind", ["normal", "ties", "constant", "rare", "nan", "one", "two"])
+def test_intervals_are_those_of_one_draw_after_another(
+    kind: str, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand, for values apart and together, to the last digits; recorded intervals stay."""
+    monkeypatch.setattr("evaluation.bootstrap._BATCH_VALUES", batch)
+    rng = np.random.default_rng(8)
+    for seed in range(4):
+        count = {"one": 1, "two": 2}.get(kind, 30)
+        values = rng.normal(size=count)
+        values = {"ties": values.round(), "constant": np.full(count, 0.1),
+                  "rare": (values > 1.5).astype(float)}.get(kind, values)  # fmt: skip
+        if kind == "nan":
+            values[3] = np.nan
+        for clusters in (list(range(count)), rng.integers(0, 5, count).tolist()):
+            found = mean_interval(values.tolist(), 300, seed, clusters)
+            assert (found.low, found.high) == pytest.approx(
+                _by_hand(values.tolist(), 300, seed, clusters), rel=1e-13, abs=1e-15, nan_ok=True
+            )
+            assert found.mean == pytest.approx(values.mean(), nan_ok=True)
+            assert found.n == len(set(clusters))
+    everything_in_one = mean_interval([1.0, 2.0, 6.0], 300, 0, ["a"] * 3)
+    assert everything_in_one.as_dict() == {"mean": 3.0, "low": 3.0, "high": 3.0, "n": 1}
+
+
 def _pair(rng: np.random.Generator, prompt: str) -> dict[str, Any]:
     sums = {
         f"{who}_{side}": float(rng.normal())

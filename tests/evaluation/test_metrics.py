@@ -35,6 +35,26 @@ def test_auc_is_the_share_of_ordered_pairs(items: list[tuple[int, bool]]) -> Non
     assert value == pytest.approx(brute)
 
 
+@pytest.mark.filterwarnings("error")
+def test_auc_is_scikit_learns_and_nan_where_there_is_none() -> None:
+    """Ties, many values, one value of a class; one class only and nan are no number, unwarned."""
+    from sklearn.metrics import roc_auc_score
+
+    rng = np.random.default_rng(4)
+    for count, levels in ((2, 3), (10, 2), (40, 5), (3000, 50), (3000, None)):
+        scores = rng.integers(0, levels, count) if levels else rng.normal(size=count)
+        labels = np.arange(count) < max(1, count // 7)
+        assert auc(scores, labels) == pytest.approx(roc_auc_score(labels, scores), abs=1e-14)
+    assert auc([0.5] * 6, [1, 0, 0, 1, 0, 0]) == 0.5
+    for scores, labels in (
+        ([1.0, 2.0], [1, 1]), ([1.0, 2.0], [0, 0]), ([1.0], [1]), ([], []),
+        ([1.0, math.nan, 2.0], [1, 0, 0]), ([math.nan, 1.0, 2.0], [1, 0, 0]),
+    ):  # fmt: skip
+        assert math.isnan(auc(scores, labels)), (scores, labels)
+    with pytest.raises(ValueError, match="labels"):
+        auc([1.0, 2.0], [1])
+
+
 def test_distinct_by_hand() -> None:
     """'a b a b' has bigrams ab, ba, ab and 'b a' has ba: 2 distinct of 4."""
     assert distinct_n(["a b a b", "b a"], 2) == 0.5
@@ -96,6 +116,56 @@ def test_masks_by_kind_and_position_by_hand() -> None:
     assert "kl_mask/token_kl_correlation" not in found
     kinds = {"\n": "space", "7": "number", "[INST]": "special", "a1": "word", "...": "punctuation"}
     assert {token: token_class(token) for token in kinds} == kinds
+
+
+def _ranks(values: list[float]) -> list[float]:
+    """How many values are less, and the middle of those that are equal."""
+    return [sum(v < x for v in values) + (1 + sum(v == x for v in values)) / 2 for x in values]
+
+
+def _tokens(weights: Any, kl: Any, **more: Any) -> dict[str, Any]:
+    return {
+        "tokens": ["a"] * len(weights), "reward_mask": list(weights), "kl_mask": list(weights),
+        "token_kl": list(kl), "is_key": None, "prompt_hash": "p", **more,
+    }  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("levels", [2, 5, None])
+def test_rank_correlation_by_counting(levels: int | None) -> None:
+    rng = np.random.default_rng(6)
+    for count in (2, 3, 60):
+        weights = rng.integers(0, levels, count) if levels else rng.normal(size=count)
+        weights[0], weights[-1] = 0, 1
+        kl = weights + rng.normal(size=count).round(1)
+        if np.ptp(kl):
+            found = masks_benchmark([_tokens(weights, kl)], 100, 0)
+            wanted = np.corrcoef(_ranks(weights.tolist()), _ranks(kl.tolist()))[0, 1]
+            assert found["kl_mask/token_kl_correlation"] == pytest.approx(wanted, abs=1e-13)
+    key = "kl_mask/token_kl_correlation"
+    for weights, kl in (([1.0, 1.0], [0.0, 1.0]), ([0.0, 1.0], [2.0, 2.0]), ([1.0], [1.0])):
+        assert key not in masks_benchmark([_tokens(weights, kl)], 100, 0), "constant"
+    assert math.isnan(masks_benchmark([_tokens([0.0, math.nan], [0.0, 1.0])], 100, 0)[key])
+
+
+def test_auc_intervals_leave_out_draws_of_one_class() -> None:
+    """One prompt of four has key tokens: each draw that has it ranks them first, others say
+    nothing. A weight that is nan leaves no interval.
+    """
+    records = [_tokens([2.0, 1.0], [1.0, 2.0], is_key=[n == 0, False], prompt_hash=str(n))
+               for n in range(4)]  # fmt: skip
+    found = masks_benchmark(records, 200, 0)
+    # The key token's weight of 2 against 1 and, in other prompts, 2: a draw of a prompt with k
+    # copies of it and 4 - k others has k * (4 + (4 - k) / 2) ordered of k * (8 - k) pairs.
+    drawn = [(4 + (4 - k) / 2) / (8 - k) for k in (1, 2, 3, 4)]
+    assert found["auc/kl_mask"]["mean"] == pytest.approx(drawn[0])
+    assert found["auc/kl_mask"]["low"] == pytest.approx(drawn[0])
+    assert found["auc/kl_mask"]["high"] in [pytest.approx(value) for value in drawn[1:]]
+    records[2]["kl_mask"] = [math.nan, 1.0]
+    assert all(
+        math.isnan(masks_benchmark(records, 200, 0)["auc/kl_mask"][name])
+        for name in ("mean", "low", "high")
+    )
 
 
 def test_metric_classes_compute_without_a_network() -> None:
@@ -165,6 +235,21 @@ def test_sentiment_gain_is_paired() -> None:
     assert result["reward/after"]["high"] - result["reward/after"]["low"] > 0.1
     assert result["kl/policy_reference"]["mean"] == 1.5
     assert sum(result["reward_histogram"]["start"]) == 50
+
+
+def test_rewards_are_counted_in_the_bin_that_they_open() -> None:
+    """Every tenth from -1.2 to 1.2; -0.8 is the start of the second bin, not of the first, and 1
+    is in the last. What lies outside counts at the ends.
+    """
+    tenths = range(-12, 13)
+    record = {"prompt": "p", "policy_text": "a", "start_text": "a", "start_reward": 0.0,
+              "policy_tokens": 1, "start_tokens": 1, "kl_policy_reference": 0.0}  # fmt: skip
+    records = [{**record, "policy_reward": tenth / 10} for tenth in tenths]
+    counts = [0] * 10
+    for tenth in tenths:
+        counts[min(9, max(0, (tenth + 10) // 2))] += 1
+    found = sentiment_benchmark(records, 1.0, 100, 0)["reward_histogram"]
+    assert found == {"start": [0] * 5 + [len(records)] + [0] * 4, "policy": counts}
 
 
 def test_masks_benchmark_finds_a_planted_mask() -> None:
