@@ -25,8 +25,10 @@ CASES = {
         "assert 'pyarrow' not in sys.modules, 'no table is read'"
     ),
     "store a file": (
+        "import pipelines.storage, tempfile\n"
+        "for name in pipelines.storage.__all__:\n"
+        "    getattr(pipelines.storage, name)\n"
         "from pipelines.storage import RunStore\n"
-        "import tempfile\n"
         "with tempfile.TemporaryDirectory() as folder:\n"
         "    RunStore(folder).write_json('a.json', 1)\n"
         "    assert RunStore(folder).read_json('a.json') == 1\n"
