@@ -112,15 +112,7 @@ def run_evaluate(recipe: Recipe, quiet: bool = False, step: int | None = None) -
             f"{train_store(recipe).root} has no trained model: run `sparsepo train` first"
         )
     check_evaluation(recipe)
-    check_weights(recipe, step)
-    if step is None:
-        check_published(recipe)
-    else:
-        check_files(
-            train_store(recipe),
-            step,
-            Placement.choose("auto", torch.device("cpu"), rank=0, world=1),
-        )
+    _check_trained(recipe, step)
     record = evaluate_record(recipe, step)
     settings = recipe.evaluate
     judge = (
@@ -149,20 +141,13 @@ def run_evaluate(recipe: Recipe, quiet: bool = False, step: int | None = None) -
         ask(judge, found.samples, quiet)
     masks = _masks(tasks, facts, parts, pool, quiet) if "masks" in settings.benchmarks else {}
     results = benchmark_results(settings, found, masks)
-    if found.samples:
-        record.store.write_bytes(SAMPLES, _lines(found.samples))
-    if found.programs:
-        record.store.write_bytes(CODE_SAMPLES, _lines(found.by_programming_task()))
-    record.store.write_bytes(TOKENS, _lines(found.shown))
-    for name, result in results.items():
-        record.store.write_json(f"{name}.json", result)
+    _write(record.store, found, results)
     append_history(evaluation_store(recipe), results, record, step)
+    samples = found.samples or found.programs or found.leaderboard
     warnings = [
         f"the model lists {token} as an end of responses, which is ordinary text to its "
         "tokenizer: sampling goes on after it"
-        for token in (
-            facts.ends.left_out if found.samples or found.programs or found.leaderboard else ()
-        )
+        for token in (facts.ends.left_out if samples else ())
     ]
     manifest = record.finish(
         {"benchmarks": sorted(results), "results": results, "warnings": warnings}
@@ -170,6 +155,16 @@ def run_evaluate(recipe: Recipe, quiet: bool = False, step: int | None = None) -
     parts.clear()
     record.store.delete(TOKEN_WEIGHTS)
     return manifest
+
+
+def _check_trained(recipe: Recipe, step: int | None) -> None:
+    """UserError if the model is not what training wrote, or vLLM is to load it and cannot."""
+    check_weights(recipe, step)
+    if step is None:
+        check_published(recipe)
+    else:
+        alone = Placement.choose("auto", torch.device("cpu"), rank=0, world=1)
+        check_files(train_store(recipe), step, alone)
 
 
 def _masks(
@@ -194,6 +189,16 @@ def _masks(
         todo, run_tasks(todo, WeightRanker, RankingFacts(facts.store, facts.settings), alone, quiet)
     )
     return totals | next(parts.results(ranking))
+
+
+def _write(store: RunStore, found: Found, results: dict[str, dict[str, Any]]) -> None:
+    if found.samples:
+        store.write_bytes(SAMPLES, _lines(found.samples))
+    if found.programs:
+        store.write_bytes(CODE_SAMPLES, _lines(found.by_programming_task()))
+    store.write_bytes(TOKENS, _lines(found.shown))
+    for name, result in results.items():
+        store.write_json(f"{name}.json", result)
 
 
 def _lines(records: Records) -> bytes:
