@@ -33,7 +33,7 @@ from pipelines.models import Placement
 from pipelines.pairs import SPLITS, open_pairs
 from pipelines.recipe import CODE_SAMPLES, MODEL, SAMPLES, TOKENS, OpenAIJudge, Run
 from pipelines.reference import usable_rows
-from pipelines.storage import TaskResults
+from pipelines.storage import RunStore, TaskResults
 from pipelines.train import check_files, check_published, training_facts
 
 
@@ -49,15 +49,9 @@ def run_evaluate(run: Run, quiet: bool = False, step: int | None = None) -> dict
     """
     from pipelines.evaluate.judge import EndpointJudge
 
-    recipe, train = run.recipe, run.paths.train
-    if step is None and not train.exists(MODEL):
-        raise UserError(f"{train.root} has no trained model: run `sparsepo train` first")
+    recipe = run.recipe
     check_evaluation(recipe)
-    check_weights(run, step)
-    if step is None:
-        check_published(train)
-    else:
-        check_files(train, step, Placement.choose("auto", torch.device("cpu"), rank=0, world=1))
+    _check_trained(run, step)
     record = checkpoint_record(run, step)
     settings = recipe.evaluate
     judge = (
@@ -86,20 +80,13 @@ def run_evaluate(run: Run, quiet: bool = False, step: int | None = None) -> dict
         ask(judge, found.samples, quiet)
     masks = _masks(tasks, facts, parts, pool, quiet) if "masks" in settings.benchmarks else {}
     results = benchmark_results(settings, found, masks)
-    if found.samples:
-        record.store.write_bytes(SAMPLES, _lines(found.samples))
-    if found.programs:
-        record.store.write_bytes(CODE_SAMPLES, _lines(found.by_programming_task()))
-    record.store.write_bytes(TOKENS, _lines(found.shown))
-    for name, result in results.items():
-        record.store.write_json(f"{name}.json", result)
+    _write(record.store, found, results)
     append_history(run.paths.evaluation, results, record, step)
+    samples = found.samples or found.programs or found.leaderboard
     warnings = [
         f"the model lists {token} as an end of responses, which is ordinary text to its "
         "tokenizer: sampling goes on after it"
-        for token in (
-            facts.ends.left_out if found.samples or found.programs or found.leaderboard else ()
-        )
+        for token in (facts.ends.left_out if samples else ())
     ]
     manifest = record.finish(
         {"benchmarks": sorted(results), "results": results, "warnings": warnings}
@@ -107,6 +94,18 @@ def run_evaluate(run: Run, quiet: bool = False, step: int | None = None) -> dict
     parts.clear()
     record.store.delete(TOKEN_WEIGHTS)
     return manifest
+
+
+def _check_trained(run: Run, step: int | None) -> None:
+    """UserError if the model is not what training wrote, or vLLM is to load it and cannot."""
+    train = run.paths.train
+    if step is None and not train.exists(MODEL):
+        raise UserError(f"{train.root} has no trained model: run `sparsepo train` first")
+    check_weights(run, step)
+    if step is None:
+        check_published(train)
+    else:
+        check_files(train, step, Placement.choose("auto", torch.device("cpu"), rank=0, world=1))
 
 
 def _masks(
@@ -131,6 +130,16 @@ def _masks(
         todo, run_tasks(todo, WeightRanker, RankingFacts(facts.store, facts.settings), alone, quiet)
     )
     return totals | next(parts.results(ranking))
+
+
+def _write(store: RunStore, found: Found, results: dict[str, dict[str, Any]]) -> None:
+    if found.samples:
+        store.write_bytes(SAMPLES, _lines(found.samples))
+    if found.programs:
+        store.write_bytes(CODE_SAMPLES, _lines(found.by_programming_task()))
+    store.write_bytes(TOKENS, _lines(found.shown))
+    for name, result in results.items():
+        store.write_json(f"{name}.json", result)
 
 
 def _lines(records: Records) -> bytes:
