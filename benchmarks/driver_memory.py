@@ -86,7 +86,6 @@ def measure(model: str, count: int, work: Path) -> dict[str, float]:
     from pipelines.commands.stages import PREPARE, REFERENCE
     from pipelines.recipe.files import validate_recipe
     from pipelines.recipe.run import Run
-    from pipelines.reference.stage import run_reference
 
     rows = work / f"{count}.jsonl"
     write_rows(rows, count)
@@ -105,7 +104,7 @@ def measure(model: str, count: int, work: Path) -> dict[str, float]:
     )
     with ray_session(recipe.ray):
         prepared = measured(lambda: run_stages(recipe, (PREPARE,), lambda line: None, quiet=True))
-        found = measured(lambda: run_reference(Run(recipe), quiet=True))
+        found = measured(lambda: REFERENCE.run(Run(recipe), print, True))
     return {
         "pairs": count,
         "prepare": prepared,

@@ -31,13 +31,12 @@ from shapes import model_directory
 
 from pipelines.cluster.session import ray_session
 from pipelines.commands.run import run_stages
-from pipelines.commands.stages import PREPARE
-from pipelines.pairs.stage import open_pairs
-from pipelines.pairs.table import TOKEN_COLUMNS
+from pipelines.commands.stages import PREPARE, REFERENCE
+from pipelines.pairs.table import TOKEN_COLUMNS, open_pairs
 from pipelines.recipe.files import validate_recipe
 from pipelines.recipe.run import Run
 from pipelines.reference.actor import ShardScorer, ShardTask
-from pipelines.reference.stage import CALLS_AT_ONCE, run_reference, scoring_facts
+from pipelines.reference.scoring import CALLS_AT_ONCE, scoring_facts
 from sparsepo.backbone import run_backbone, scored_rows
 from sparsepo.kernels.token_scoring import score_tokens
 
@@ -215,14 +214,14 @@ def main() -> None:
             ray_recipe = recipe_in("ray")
             started = time.perf_counter()
             through_ray = {
-                **run_reference(Run(ray_recipe), quiet=True)["counts"],
+                **REFERENCE.run(Run(ray_recipe), print, True)["counts"],
                 "seconds": time.perf_counter() - started,
             }
     pairs = open_pairs(Run(recipe))
     shards, total = pairs.num_shards("train"), pairs.num_rows("train")
     tokens = sum(pairs.lengths("train"))
     features = tuple(sorted(recipe.stored_features()))
-    scorer: Any = ShardScorer(scoring_facts(Run(recipe), features))
+    scorer: Any = ShardScorer(scoring_facts(Run(recipe), Run(recipe).record(REFERENCE), features))
     tasks = [ShardTask("train", number, features) for number in range(shards)]
 
     def stage() -> None:

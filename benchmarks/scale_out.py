@@ -40,7 +40,7 @@ def reference_stage(shards: int) -> dict[str, Any]:
     from pipelines.pairs.table import PairTable
     from pipelines.recipe.files import validate_recipe
     from pipelines.reference.actor import marker_path
-    from pipelines.reference.stage import scored_shards
+    from pipelines.reference.scoring import scored_shards
     from pipelines.reference.store import feature_path
     from pipelines.storage.store import RunStore
 

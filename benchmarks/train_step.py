@@ -37,15 +37,15 @@ from shapes import model_directory
 
 from pipelines.cluster.session import ray_session
 from pipelines.commands.run import run_stages
+from pipelines.commands.stages import TRAIN
 from pipelines.models.device import Placement
-from pipelines.pairs.stage import open_pairs
+from pipelines.pairs.table import open_pairs
 from pipelines.recipe.files import validate_recipe
 from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
 from pipelines.storage.store import RunStore
-from pipelines.train.facts import training_facts
 from pipelines.train.metrics import read_metrics
-from pipelines.train.stage import run_train
+from pipelines.train.stage import training_facts
 from pipelines.train.trainer import Trainer
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -122,7 +122,7 @@ def write_synthetic_pairs(tokenizer_dir: Path, lengths: str, count: int, target:
 
 def measured_ray(recipe: Recipe, warmup: int) -> dict[str, float]:
     """The train stage under Ray: rates from its own log."""
-    run_train(Run(recipe), quiet=True)
+    TRAIN.run(Run(recipe), print, True)
     first, *records = [
         r for r in read_metrics(RunStore(f"{recipe.run_dir}/train")) if "kind" not in r
     ][warmup - 1 :]

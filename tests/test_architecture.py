@@ -43,7 +43,7 @@ def test_arrows() -> None:
     )
     assert not offenders("evaluation", {"pipelines", "ray", "tests"})
     assert not offenders("pipelines", {"tests"})
-    assert imports("pipelines")["pipelines/pairs/stage.py"] & {"ray"}, (
+    assert imports("pipelines")["pipelines/pairs/prepare.py"] & {"ray"}, (
         "the walk must be able to see an import"
     )
 

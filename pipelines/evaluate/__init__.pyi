@@ -3,5 +3,5 @@ from .history import (
     read_history as read_history,
     read_results as read_results,
 )
-from .light import EVALUATE as EVALUATE, EXECUTE as EXECUTE, SAMPLE as SAMPLE
 from .schedule import Scheduler as Scheduler, check_run as check_run
+from .stage import EVALUATE as EVALUATE, EXECUTE as EXECUTE, SAMPLE as SAMPLE

@@ -11,9 +11,8 @@ from evaluation.benchmarks.code import code_benchmark
 from pipelines.cluster import Pool, local_paths, run_tasks
 from pipelines.evaluate.code_tasks import read_code_tasks
 from pipelines.evaluate.history import append_history
-from pipelines.evaluate.light import EXECUTE
 from pipelines.evaluate.sandbox import Limits, require_isolation, run_programs
-from pipelines.recipe import CODE_SAMPLES, VERDICTS, CodeSection, Run
+from pipelines.recipe import CODE_SAMPLES, VERDICTS, CodeSection, Run, StageRecord
 from pipelines.storage import TaskResults
 
 _PROGRAMS_PER_TASK = 64
@@ -28,7 +27,7 @@ class RunPrograms:
     kind = "programs"
 
 
-def run_execute(run: Run, quiet: bool = False) -> dict[str, Any]:
+def run_execute(run: Run, record: StageRecord, quiet: bool = False) -> dict[str, Any]:
     """Run every program in evaluation/samples/code.jsonl; returns the manifest.
 
     Needs a running Ray.
@@ -39,7 +38,7 @@ def run_execute(run: Run, quiet: bool = False) -> dict[str, Any]:
     recipe, section = run.recipe, run.recipe.evaluate.code
     assert section is not None
     tasks = {task.task_id: task for task in read_code_tasks(section)}
-    evaluation, record = run.paths.evaluation, run.record(EXECUTE)
+    evaluation = run.paths.evaluation
     require_isolation()
     record.begin()
     samples = [json.loads(line) for line in evaluation.read_bytes(CODE_SAMPLES).splitlines()]

@@ -12,7 +12,6 @@ from typing import Any
 
 from pipelines.cluster import Pool, local_paths, run_tasks
 from pipelines.errors import UserError
-from pipelines.evaluate.light import SAMPLE
 from pipelines.evaluate.rewards import Reward, build_reward
 from pipelines.models import (
     ResponseEnds,
@@ -24,11 +23,13 @@ from pipelines.models import (
     resolve_model,
 )
 from pipelines.pairs import PairEncoder, RawPair, chunks_of, read_chunk
-from pipelines.recipe import CANDIDATES, DataSection, Recipe, Run, SampleSection
+from pipelines.recipe import CANDIDATES, DataSection, Recipe, SampleSection, StageRecord
 from pipelines.storage import RunStore, TaskResults, digest
 
 
-def run_sample(run: Run, quiet: bool = False) -> dict[str, Any]:
+def run_sample(
+    recipe: Recipe, record: StageRecord, ends: ResponseEnds, quiet: bool = False
+) -> dict[str, Any]:
     """Sample and score candidates for every distinct prompt of data.sources; returns the manifest.
 
     Needs a running Ray. A killed one goes on where it was: the candidates of finished tasks are
@@ -36,7 +37,6 @@ def run_sample(run: Run, quiet: bool = False) -> dict[str, Any]:
 
     Raises: UserError for a reward that cannot be built, or no prompt.
     """
-    recipe, record = run.recipe, run.record(SAMPLE)
     prompts = _prompts(recipe)
     tasks = _tasks(prompts, recipe.sample.batch_prompts)
     record.begin()
@@ -44,7 +44,7 @@ def run_sample(run: Run, quiet: bool = False) -> dict[str, Any]:
     parts = TaskResults(record.store)
     todo = parts.missing(tasks)
     pool = Pool("sample", recipe.ray, local_paths(recipe))
-    parts.add(todo, run_tasks(todo, CandidateSampler, sampling_facts(run), pool, quiet))
+    parts.add(todo, run_tasks(todo, CandidateSampler, sampling_facts(recipe, ends), pool, quiet))
     _publish(record.store, parts.results(tasks))
     counts = {"prompts": len(prompts), "candidates": len(prompts) * recipe.sample.num_candidates}
     manifest = record.finish(counts, {CANDIDATES: record.store.checksum(CANDIDATES)})
@@ -83,9 +83,7 @@ class SamplingFacts:
     settings: SampleSection
 
 
-def sampling_facts(run: Run) -> SamplingFacts:
-    recipe = run.recipe
-    ends = run.inputs(SAMPLE).ends
+def sampling_facts(recipe: Recipe, ends: ResponseEnds) -> SamplingFacts:
     return SamplingFacts(recipe.model.name_or_path, ends, recipe.data, recipe.sample)
 
 

@@ -23,8 +23,7 @@ import httpx
 from evaluation.gates import GateFailure, gate_failures
 from pipelines.errors import DamagedCheckpoint, UserError
 from pipelines.evaluate.history import numbers_of, read_results
-from pipelines.evaluate.light import EVALUATE, checkpoint_record
-from pipelines.evaluate.stage import run_evaluate
+from pipelines.evaluate.stage import EVALUATE, checkpoint_record
 from pipelines.recipe import (
     GATES,
     MANIFEST,
@@ -189,7 +188,7 @@ class Scheduler:
         try:
             if not checkpoint_record(self._run, step).is_complete():
                 self._start_ray()
-                run_evaluate(self._run, self._quiet, step)
+                EVALUATE.run(self._run, self._say, self._quiet, step)
         except Exception as error:
             if step in completed_steps(self._run.paths.train):
                 if not isinstance(error, DamagedCheckpoint):

@@ -1,146 +1,307 @@
-"""evaluate: benchmarks of a trained run's model beside the model it started from.
+"""evaluate, execute and sample as the commands see them: inputs, records and lines."""
 
-They run in Ray Data actor pools.
-"""
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import json
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
-
-import torch
-
-from pipelines.cluster import Pool, local_paths, run_tasks
 from pipelines.errors import UserError
-from pipelines.evaluate.actor import Evaluator
-from pipelines.evaluate.checks import check_evaluation, check_weights, wants_vllm
-from pipelines.evaluate.facts import EvaluationFacts
-from pipelines.evaluate.held_out import require_held_out
-from pipelines.evaluate.history import append_history
-from pipelines.evaluate.light import checkpoint_record, ends_of
-from pipelines.evaluate.results import Found, benchmark_results
-from pipelines.evaluate.sample_scores import ask, scored
-from pipelines.evaluate.tasks import (
-    EvaluationTask,
-    RankWeights,
-    Records,
-    ScorePairs,
-    evaluation_tasks,
+from pipelines.evaluate.held_out import check_held_out, require_held_out
+from pipelines.pairs import PREPARE
+from pipelines.recipe import (
+    CANDIDATES,
+    EXECUTED,
+    STARTED,
+    Located,
+    Recipe,
+    Run,
+    RunPaths,
+    Say,
+    Stage,
+    StageRecord,
+    checkpoint_folder,
+    stage_settings,
 )
-from pipelines.evaluate.token_weights import TOKEN_WEIGHTS, RankingFacts, WeightRanker
-from pipelines.evaluate.vllm_tasks import with_vllm_samples
-from pipelines.models import Placement
-from pipelines.pairs import SPLITS, open_pairs
-from pipelines.recipe import CODE_SAMPLES, MODEL, SAMPLES, TOKENS, OpenAIJudge, Run
-from pipelines.reference import usable_rows
-from pipelines.storage import RunStore, TaskResults
-from pipelines.train import check_files, check_published, training_facts
+from pipelines.storage import RunStore, file_hash
+from pipelines.train import TRAIN
+
+if TYPE_CHECKING:
+    from pipelines.models import ResponseEnds
 
 
-def run_evaluate(run: Run, quiet: bool = False, step: int | None = None) -> dict[str, Any]:
-    """Evaluate RUN/train/model, or a checkpoint, on held-out pairs and prompts.
+@dataclass(frozen=True)
+class EvaluateInputs:
+    """Where responses end, if any are drawn, and the content of files that the recipe names.
 
-    Needs a running Ray. A killed evaluation goes on where it was: what a finished task found is
-    kept in evaluation/parts.
-
-    Returns: the stage's manifest.
-    Raises: UserError if the run has no trained model or no held-out pair, or a model or file that a
-        benchmark needs does not exist.
+    Attributes:
+        files: recipe key below evaluate -> fingerprint.
     """
-    from pipelines.evaluate.judge import EndpointJudge
 
-    recipe = run.recipe
-    check_evaluation(recipe)
-    _check_trained(run, step)
-    record = checkpoint_record(run, step)
-    settings = recipe.evaluate
-    judge = (
-        EndpointJudge(settings.judge, record.store)
-        if isinstance(settings.judge, OpenAIJudge) and "dialogue" in settings.benchmarks
-        else None
-    )
-    pairs = open_pairs(run)
-    require_held_out(recipe, {split: pairs.num_rows(split) for split in SPLITS})
-    training = training_facts(run)
-    facts = EvaluationFacts.of(settings, record.store, training, step, ends_of(run))
-    usable = usable_rows(training.reference, pairs, settings.split)
-    tasks = evaluation_tasks(settings, pairs, usable)
-    pool = Pool("evaluate", recipe.ray, local_paths(recipe), settings.num_actors)
-    record.begin()
-    parts = TaskResults(record.store)
-    todo = parts.missing(tasks)
-    if wants_vllm(settings):
-        todo = with_vllm_samples(todo, facts, pairs)
-    parts.add(todo, run_tasks(todo, Evaluator, facts, pool, quiet))
-    found = Found.of(tasks, parts.results(tasks))
-    found.samples = scored(
-        found.samples, settings, parts, replace(pool, label="score texts"), quiet
-    )
-    if judge is not None:
-        ask(judge, found.samples, quiet)
-    masks = _masks(tasks, facts, parts, pool, quiet) if "masks" in settings.benchmarks else {}
-    results = benchmark_results(settings, found, masks)
-    _write(record.store, found, results)
-    append_history(run.paths.evaluation, results, record, step)
-    samples = found.samples or found.programs or found.leaderboard
-    warnings = [
-        f"the model lists {token} as an end of responses, which is ordinary text to its "
-        "tokenizer: sampling goes on after it"
-        for token in (facts.ends.left_out if samples else ())
-    ]
-    manifest = record.finish(
-        {"benchmarks": sorted(results), "results": results, "warnings": warnings}
-    )
-    parts.clear()
-    record.store.delete(TOKEN_WEIGHTS)
-    return manifest
+    ends: "ResponseEnds | None"
+    files: dict[str, str]
 
 
-def _check_trained(run: Run, step: int | None) -> None:
-    """UserError if the model is not what training wrote, or vLLM is to load it and cannot."""
-    train = run.paths.train
-    if step is None and not train.exists(MODEL):
-        raise UserError(f"{train.root} has no trained model: run `sparsepo train` first")
-    check_weights(run, step)
+class Evaluate(Stage[EvaluateInputs]):
+    name = title = "evaluate"
+    help = "The recipe's benchmarks of the trained model beside its starting model."
+
+    def folder(self, paths: RunPaths) -> RunStore:
+        return paths.evaluation
+
+    def needs(self, recipe: Recipe) -> tuple[Stage[Any], ...]:
+        return (PREPARE, TRAIN)
+
+    def applies(self, recipe: Recipe) -> bool:
+        return recipe.objective.declared.uses_rejected
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        check_held_out(recipe)
+
+    def resolve(self, recipe: Recipe) -> EvaluateInputs:
+        """UserError if a file that the recipe names does not exist."""
+        from pipelines.models import response_ends
+
+        settings, files = recipe.evaluate, {}
+        if settings.leaderboard is not None and settings.leaderboard.include_path is not None:
+            from pipelines.evaluate.leaderboard import task_files_hash
+
+            files["leaderboard.include_path"] = task_files_hash(settings.leaderboard.include_path)
+        for key, name in _files(recipe).items():
+            if not Path(name).is_file():
+                raise UserError(f"evaluate.{key} = {name!r}: no such file")
+            files[key] = file_hash(Path(name))
+        draws = {*settings.sampled_benchmarks(), "code", "leaderboard"} & set(settings.benchmarks)
+        ends = response_ends(recipe.model.name_or_path, recipe.model.tokenizer) if draws else None
+        return EvaluateInputs(ends, files)
+
+    def settings(self, recipe: Recipe, inputs: EvaluateInputs) -> dict[str, Any]:
+        return {
+            key: value
+            for key, value in stage_settings(recipe, self.name).items()
+            if key.removeprefix("evaluate.") not in ("key_words", "code.tasks")
+        }
+
+    def fingerprints(
+        self, recipe: Recipe, inputs: EvaluateInputs, earlier: Mapping[str, StageRecord]
+    ) -> dict[str, Any]:
+        ends = {} if inputs.ends is None else inputs.ends.fingerprint()
+        return {"train": earlier[TRAIN.name].fingerprint(), **inputs.files, **ends}
+
+    def check(self, run: Run) -> None:
+        from pipelines.evaluate.checks import check_evaluation
+
+        check_evaluation(run.recipe)
+
+    def check_pairs(
+        self, recipe: Recipe, kept: Mapping[str, int], is_expected: bool = False
+    ) -> None:
+        require_held_out(recipe, kept, is_expected)
+
+    def run(self, run: Run, say: Say, quiet: bool, step: int | None = None) -> dict[str, Any]:
+        """Args: step: of a checkpoint; None is the published model."""
+        from pipelines.evaluate.benchmarks import run_evaluate
+
+        return run_evaluate(run, checkpoint_record(run, step), ends_of(run), quiet, step)
+
+    def summary(self, counts: dict[str, Any]) -> str:
+        from pipelines.evaluate.summary import summary_of
+
+        warning = "".join(f"\nwarning: {message}" for message in counts.get("warnings", ()))
+        return summary_of(counts["results"]) + warning
+
+    def detail(self, counts: dict[str, Any]) -> str:
+        return ", ".join(counts["benchmarks"])
+
+    def forecast(self, run: Run, known: Mapping[str, Any], tflops: float) -> dict[str, Any]:
+        settings = run.recipe.evaluate
+        return {"benchmarks": list(settings.benchmarks), "prompts": settings.num_prompts}
+
+
+EVALUATE = Evaluate()
+
+
+def ends_of(run: Run) -> "ResponseEnds":
+    """Where samples of a run's models end: by its starting model, for all of them."""
+    from pipelines.models import response_ends
+
+    found = run.inputs(EVALUATE).ends
+    model = run.recipe.model
+    return response_ends(model.name_or_path, model.tokenizer) if found is None else found
+
+
+def checkpoint_record(run: Run, step: int | None) -> StageRecord:
+    """The record of the evaluation of a checkpoint; of the published model for None."""
+    record = run.record(EVALUATE)
     if step is None:
-        check_published(train)
-    else:
-        check_files(train, step, Placement.choose("auto", torch.device("cpu"), rank=0, world=1))
+        return record
+    store = record.store.at(checkpoint_folder(step))
+    return StageRecord(record.stage, store, record.settings, {**record.inputs, "step": step})
 
 
-def _masks(
-    tasks: Sequence[EvaluationTask],
-    facts: EvaluationFacts,
-    parts: TaskResults,
-    pool: Pool,
-    quiet: bool,
-) -> dict[str, Any]:
-    """The benchmark of masks: its sums from the parts, its ranks from an actor that has them all.
-
-    The parts are read one after the other, and each is forgotten when it is added.
-    """
-    from evaluation.benchmarks import mask_totals
-
-    scored_pairs = [task for task in tasks if isinstance(task, ScorePairs)]
-    totals = mask_totals(found["masks"] for found in parts.results(scored_pairs))
-    ranking = [RankWeights(tuple(task.number for task in scored_pairs))]
-    todo = parts.missing(ranking)
-    alone = replace(pool, label="rank weights", num_actors=1, gpus_per_actor=0)
-    parts.add(
-        todo, run_tasks(todo, WeightRanker, RankingFacts(facts.store, facts.settings), alone, quiet)
+class Execute(Stage[str]):
+    name = "execute"
+    title = "execute"
+    help = "Run the sampled programs, each in a sandbox (Linux)."
+    in_run = False
+    flag = "allow-code-execution"
+    follows = EVALUATE
+    flag_help = "Run the programs that the code benchmark samples, each in a sandbox (Linux)."
+    flag_hint = (
+        "the sampled programs were not run; to run them in sandboxes, add "
+        "--allow-code-execution to the same command"
     )
-    return totals | next(parts.results(ranking))
+
+    def folder(self, paths: RunPaths) -> RunStore:
+        return paths.evaluation.at(EXECUTED)
+
+    def needs(self, recipe: Recipe) -> tuple[Stage[Any], ...]:
+        return (EVALUATE,)
+
+    def applies(self, recipe: Recipe) -> bool:
+        return "code" in recipe.evaluate.benchmarks
+
+    def status(self, paths: RunPaths) -> list[dict[str, str]]:
+        """A row only where programs were run."""
+        return super().status(paths) if self.folder(paths).exists(STARTED) else []
+
+    def refuse_absent(self, recipe: Recipe) -> str:
+        return (
+            "--allow-code-execution: evaluate.benchmarks does not name code, so there are no "
+            "programs to run"
+        )
+
+    def resolve(self, recipe: Recipe) -> str:
+        """The fingerprint of the programming tasks."""
+        assert recipe.evaluate.code is not None
+        return file_hash(Path(recipe.evaluate.code.tasks))
+
+    def settings(self, recipe: Recipe, inputs: str) -> dict[str, Any]:
+        found = stage_settings(recipe, EVALUATE.name)
+        return {
+            key: value
+            for key, value in found.items()
+            if key.startswith(("evaluate.code.", "evaluate.bootstrap"))
+            and key != "evaluate.code.tasks"
+        }
+
+    def fingerprints(
+        self, recipe: Recipe, inputs: str, earlier: Mapping[str, StageRecord]
+    ) -> dict[str, Any]:
+        return {"evaluation": earlier[EVALUATE.name].fingerprint(), "tasks": inputs}
+
+    def check(self, run: Run) -> None:
+        from pipelines.evaluate.sandbox import require_isolation
+
+        require_isolation()
+
+    def run(self, run: Run, say: Say, quiet: bool) -> dict[str, Any]:
+        from pipelines.evaluate.execute import run_execute
+
+        return run_execute(run, run.record(self), quiet)
+
+    def summary(self, counts: dict[str, Any]) -> str:
+        return EVALUATE.summary(counts)
+
+    def detail(self, counts: dict[str, Any]) -> str:
+        return EVALUATE.detail(counts)
 
 
-def _write(store: RunStore, found: Found, results: dict[str, dict[str, Any]]) -> None:
-    if found.samples:
-        store.write_bytes(SAMPLES, _lines(found.samples))
-    if found.programs:
-        store.write_bytes(CODE_SAMPLES, _lines(found.by_programming_task()))
-    store.write_bytes(TOKENS, _lines(found.shown))
-    for name, result in results.items():
-        store.write_json(f"{name}.json", result)
+EXECUTE = Execute()
 
 
-def _lines(records: Records) -> bytes:
-    return "".join(json.dumps(r) + "\n" for r in records).encode()
+@dataclass(frozen=True)
+class SampleInputs:
+    """The sampling model, its tokenizer, the sources of prompts, and where responses end."""
+
+    model: Located
+    tokenizer: str
+    sources: list[Any]
+    ends: "ResponseEnds"
+
+
+class Sample(Stage[SampleInputs]):
+    name = title = "sample"
+    in_run = False
+    help = "Sample and score candidates for every prompt, in the scored-candidates form."
+
+    def folder(self, paths: RunPaths) -> RunStore:
+        return paths.sample
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        engine = recipe.sample.generation.engine
+        if engine != "transformers":
+            raise UserError(
+                f"sample.generation.engine = {engine!r}: candidates are drawn with transformers"
+            )
+
+    def check(self, run: Run) -> None:
+        from pipelines.evaluate.rewards import check_reward
+
+        check_reward(run.recipe.sample.reward, "sample.reward")
+
+    def resolve(self, recipe: Recipe) -> SampleInputs:
+        from pipelines.models import (
+            resolve_model,
+            response_ends,
+            tokenizer_fingerprint,
+            weights_fingerprint,
+        )
+        from pipelines.pairs import source_fingerprint
+
+        name = recipe.model.name_or_path
+        directory = resolve_model(name)
+        return SampleInputs(
+            Located(str(directory), weights_fingerprint(directory)),
+            tokenizer_fingerprint(directory),
+            [source_fingerprint(source) for source in recipe.data.sources],
+            response_ends(name),
+        )
+
+    def settings(self, recipe: Recipe, inputs: SampleInputs) -> dict[str, Any]:
+        return {
+            **stage_settings(recipe, self.name),
+            "generation": recipe.sample.generation.model_dump(mode="json"),
+            "reward": recipe.sample.reward.model_dump(mode="json"),
+            "prompt_columns": [source.columns.prompt for source in recipe.data.sources],
+        }
+
+    def fingerprints(
+        self, recipe: Recipe, inputs: SampleInputs, earlier: Mapping[str, StageRecord]
+    ) -> dict[str, Any]:
+        return {
+            "weights": inputs.model.fingerprint,
+            "tokenizer": inputs.tokenizer,
+            "sources": inputs.sources,
+            **inputs.ends.fingerprint(),
+        }
+
+    def run(self, run: Run, say: Say, quiet: bool) -> dict[str, Any]:
+        from pipelines.evaluate.sample import run_sample
+
+        return run_sample(run.recipe, run.record(self), run.inputs(self).ends, quiet)
+
+    def summary(self, counts: dict[str, Any]) -> str:
+        return f"{counts['candidates']} candidates for {counts['prompts']} prompts, scored"
+
+    def detail(self, counts: dict[str, Any]) -> str:
+        return f"{counts['candidates']} candidates"
+
+    def status(self, paths: RunPaths) -> list[dict[str, str]]:
+        """A row only where candidates were asked for."""
+        return super().status(paths) if self.folder(paths).exists(STARTED) else []
+
+    def result(self, paths: RunPaths) -> str:
+        return f"{self.folder(paths).root}/{CANDIDATES}"
+
+
+SAMPLE = Sample()
+
+
+def _files(recipe: Recipe) -> dict[str, str]:
+    """The files whose content decides, by their keys below evaluate."""
+    settings = recipe.evaluate
+    named = {
+        "key_words": settings.key_words,
+        "code.tasks": settings.code.tasks if settings.code else None,
+    }
+    return {key: name for key, name in named.items() if name is not None}

@@ -7,9 +7,8 @@ from typing import Any
 from pipelines.errors import UserError
 from pipelines.models import load_tokenizer
 from pipelines.pairs.forms import PairEncoder, RowRejected, pairs_of_row
-from pipelines.pairs.light import PREPARE, source_groups
+from pipelines.pairs.prepare import check_lengths, checked_chunks
 from pipelines.pairs.sources import read_chunk
-from pipelines.pairs.stage import check_lengths, checked_chunks
 from pipelines.pairs.table import SPLITS
 from pipelines.recipe import MANIFEST, Recipe, Run, Source
 
@@ -17,7 +16,7 @@ _SAMPLED_ROWS = 300
 _ESTIMATED = ("pairs", "model_tokens", "shared_tokens", "scored_tokens")
 
 
-def forecast_pairs(run: Run) -> dict[str, Any]:
+def forecast_pairs(run: Run, tokenizer_dir: str) -> dict[str, Any]:
     """Pairs, shards and tokens by split, and rejected rows by reason.
 
     Raises: UserError if no row that was looked at makes a training pair.
@@ -29,9 +28,8 @@ def forecast_pairs(run: Run) -> dict[str, Any]:
             "exact": True,
             **{key: counts[key] for key in (*_ESTIMATED, "shards", "rejected")},
         }
-    directory = run.inputs(PREPARE).tokenizer.path
-    check_lengths(recipe, directory)
-    tokenizer = load_tokenizer(directory)
+    check_lengths(recipe, tokenizer_dir)
+    tokenizer = load_tokenizer(tokenizer_dir)
     encoder = PairEncoder(tokenizer, recipe.data)
     data = recipe.data
     held = {"validation": data.validation_fraction, "test": data.test_fraction}
@@ -42,7 +40,7 @@ def forecast_pairs(run: Run) -> dict[str, Any]:
     }
     totals = {split: [0.0] * len(_ESTIMATED) for split in SPLITS}
     reasons: Counter[str] = Counter()
-    for group, sources in source_groups(data).items():
+    for group, sources in data.groups().items():
         for source in sources:
             estimate, rejected = _estimate(recipe, source, encoder, tokenizer)
             reasons.update(rejected)

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.errors import UserError
+from pipelines.recipe import MANIFEST, Run
 from pipelines.storage import RunStore
 from sparsepo.batching.layouts import PairLengths, TokenizedPair
 
@@ -255,3 +256,13 @@ def pairs_of(table: pa.Table) -> list[TokenizedPair]:
     """Token ids of every row of a table with TOKEN_COLUMNS, as views of its buffers."""
     ids = _TokenIds(table)
     return [ids.pair(row) for row in range(table.num_rows)]
+
+
+def open_pairs(run: Run) -> PairTable:
+    """The finished pairs of a run."""
+    return read_pairs(run.paths.pairs)
+
+
+def read_pairs(store: RunStore) -> PairTable:
+    """The finished pairs in a store."""
+    return PairTable(store, store.read_json(MANIFEST))

@@ -31,16 +31,11 @@ from .location import (
 )
 from .masks import (
     ActivationMaskConfig as ActivationMaskConfig,
-    AnyMask as AnyMask,
     LearnedMaskConfig as LearnedMaskConfig,
     MaskConfig as MaskConfig,
     NoMask as NoMask,
 )
-from .objectives import (
-    AnyObjective as AnyObjective,
-    ObjectiveConfig as ObjectiveConfig,
-    SFTConfig as SFTConfig,
-)
+from .objectives import ObjectiveConfig as ObjectiveConfig, SFTConfig as SFTConfig
 from .run import Run as Run
 from .run_paths import (
     CANDIDATES as CANDIDATES,

@@ -96,6 +96,10 @@ class DataSection(Section):
     shard_pairs: int = Field(1024, ge=1)
     rows_per_task: int = of_stage(None, 2000, ge=1)
 
+    def groups(self) -> dict[str, tuple[Source, ...]]:
+        """All sources, by the key that names them."""
+        return {"sources": self.sources, "validation": self.validation, "test": self.test}
+
     @model_validator(mode="after")
     def _fractions(self) -> "DataSection":
         if self.validation_fraction + self.test_fraction >= 1:

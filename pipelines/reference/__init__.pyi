@@ -3,21 +3,11 @@ from .cost import (
     scoring_device as scoring_device,
     settle_mode as settle_mode,
 )
-from .facts import (
-    ReferenceFacts as ReferenceFacts,
-    run_facts as run_facts,
-)
+from .facts import ReferenceFacts as ReferenceFacts, usable_rows as usable_rows
 from .family_checks import check_hooks as check_hooks
 from .features import FeatureSource as FeatureSource, feature_source as feature_source
 from .forecast import planned_steps as planned_steps
-from .light import REFERENCE as REFERENCE
 from .model import load_reference as load_reference
-from .origins import (
-    feature_origins as feature_origins,
-    reference_model_dir as reference_model_dir,
-)
-from .stage import (
-    open_reference as open_reference,
-    run_reference as run_reference,
-    usable_rows as usable_rows,
-)
+from .origins import feature_origins as feature_origins, reference_model_dir as reference_model_dir
+from .stage import REFERENCE as REFERENCE, run_facts as run_facts
+from .store import open_reference as open_reference

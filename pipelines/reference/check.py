@@ -1,8 +1,7 @@
 """`reference --check` and `--repair`: is every file there, whole and this store's own?"""
 
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +9,10 @@ from typing import Any
 import pyarrow as pa
 from tqdm import tqdm
 
-from pipelines.errors import StageFailed, UserError
+from pipelines.errors import UserError
 from pipelines.pairs import SPLITS, PairTable, open_pairs, shard_name
-from pipelines.recipe import MANIFEST, Recipe, Run, Say
+from pipelines.recipe import MANIFEST, Recipe, Run, StageRecord
 from pipelines.reference.actor import marker_path
-from pipelines.reference.light import REFERENCE
 from pipelines.reference.store import (
     HEAD_FILE,
     HEAD_SETTINGS,
@@ -38,7 +36,9 @@ class Damage:
     message: str
 
 
-def check_reference(run: Run, quiet: bool = False) -> tuple[dict[str, Any], list[Damage]]:
+def find_damage(
+    run: Run, record: StageRecord, quiet: bool = False
+) -> tuple[dict[str, Any], list[Damage]]:
     """Compare every file of a finished store with the manifest.
 
     Presence, size, owner, checksum and rows are compared.
@@ -46,7 +46,6 @@ def check_reference(run: Run, quiet: bool = False) -> tuple[dict[str, Any], list
     Returns: the manifest, and what is damaged.
     Raises: UserError if the store is unfinished or another recipe's.
     """
-    record = run.record(REFERENCE)
     pairs = open_pairs(run)
     if not record.is_complete():
         raise UserError(
@@ -78,12 +77,11 @@ def check_reference(run: Run, quiet: bool = False) -> tuple[dict[str, Any], list
     return manifest, found
 
 
-def discard_damaged(run: Run, damage: list[Damage]) -> Recipe:
+def forget(recipe: Recipe, record: StageRecord, damage: list[Damage]) -> Recipe:
     """Forget damaged files; returns the recipe that scores them again.
 
     The manifest no longer promises them from here on.
     """
-    recipe, record = run.recipe, run.record(REFERENCE)
     manifest = record.manifest()
     counts, outputs = dict(manifest["counts"]), dict(manifest["outputs"])
     # The head comes from the same forward as the hidden states' first shard.
@@ -106,41 +104,6 @@ def discard_damaged(run: Run, damage: list[Damage]) -> Recipe:
     wanted = tuple(sorted(set(recipe.reference.features) | lost))
     return recipe.model_copy(
         update={"reference": recipe.reference.model_copy(update={"features": wanted})}
-    )
-
-
-def check_store(run: Run, start_ray: Callable[[], None], say: Say, quiet: bool) -> None:
-    """Say what is damaged; StageFailed if anything is."""
-    manifest, damage = _shown(run, quiet)
-    if damage:
-        raise StageFailed(f"{len(damage)} of {len(manifest['outputs'])} files are bad")
-    _say_good(manifest, say)
-
-
-def repair_store(run: Run, start_ray: Callable[[], None], say: Say, quiet: bool) -> None:
-    """Score again what is damaged; StageFailed if something still is."""
-    manifest, damage = _shown(run, quiet)
-    if damage:
-        repaired = Run(discard_damaged(run, damage))
-        start_ray()
-        REFERENCE.run(repaired, say, quiet)
-        manifest, damage = check_reference(repaired, quiet)
-        if damage:
-            raise StageFailed(f"still bad after scoring again: {damage[0].message}")
-    _say_good(manifest, say)
-
-
-def _shown(run: Run, quiet: bool) -> tuple[dict[str, Any], list[Damage]]:
-    manifest, damage = check_reference(run, quiet)
-    for item in damage:
-        print(item.message, file=sys.stderr, flush=True)
-    return manifest, damage
-
-
-def _say_good(manifest: dict[str, Any], say: Say) -> None:
-    say(
-        f"reference: {len(manifest['outputs'])} files, {manifest['counts']['bytes'] / 2**20:.1f} "
-        "MiB, all good"
     )
 
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipelines.recipe import ActivationMaskConfig, Recipe, Run, StageRecord
-from pipelines.reference.light import REFERENCE
+from pipelines.recipe import ActivationMaskConfig, Recipe, StageRecord
 
 if TYPE_CHECKING:
+    from pipelines.pairs import PairTable
     from sparsepo.masks.declarations import ActivationMapping
 
 
@@ -102,12 +102,6 @@ class ReferenceFacts:
     model: FrozenReference
 
 
-def run_facts(run: Run) -> ReferenceFacts:
-    """The facts of a run; its reference is not looked at if nothing of it is wanted."""
-    wanted = run.recipe.required_features()
-    return reference_facts(run.recipe, run.record(REFERENCE) if wanted else None)
-
-
 def reference_facts(recipe: Recipe, record: StageRecord | None) -> ReferenceFacts:
     """The facts of a recipe, from the record of its reference stage.
 
@@ -129,3 +123,9 @@ def reference_facts(recipe: Recipe, record: StageRecord | None) -> ReferenceFact
         {split: frozenset(map(int, rows)) for split, rows in failed.items()},
         FrozenReference.of(recipe),
     )
+
+
+def usable_rows(facts: ReferenceFacts, pairs: "PairTable", split: str) -> list[int]:
+    """Rows of a split without those that the reference stage could not score."""
+    failed = facts.failed.get(split, frozenset())
+    return [row for row in range(pairs.num_rows(split)) if row not in failed]

@@ -16,8 +16,7 @@ from pipelines.errors import UserError
 from pipelines.pairs import PairTable
 from pipelines.reference.facts import ReferenceFacts
 from pipelines.reference.model import load_reference
-from pipelines.reference.stage import open_reference
-from pipelines.reference.store import ReferenceStore
+from pipelines.reference.store import ReferenceStore, open_reference
 from sparsepo import ReferenceModel
 from sparsepo.features import FEATURES
 from sparsepo.kernels.token_scoring import LMHead

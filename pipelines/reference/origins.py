@@ -4,13 +4,13 @@ Those are the reference, TIS-DPO's two scorers and RPO's prompt embedder. Nothin
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
 from pipelines.errors import UserError
 from pipelines.models import resolve_model, weights_fingerprint
-from pipelines.recipe import ActivationMaskConfig, Recipe
+from pipelines.recipe import ActivationMaskConfig, Recipe, StageRecord
 from pipelines.reference.facts import FrozenReference, OtherModels
 from sparsepo.features import FEATURES
 
@@ -123,3 +123,18 @@ def _mask_settings(recipe: Recipe) -> str:
         )
     hooks = recipe.mask.hooks if isinstance(recipe.mask.hooks, str) else "+".join(recipe.mask.hooks)
     return f"{recipe.mask.mapping}:{hooks}"
+
+
+def check_origins(
+    record: StageRecord,
+    known: Mapping[str, str],
+    origins: Mapping[str, str],
+    wanted: frozenset[str],
+) -> None:
+    """UserError if the store holds one of the wanted features made in another way."""
+    for name in sorted(wanted):
+        if known.get(name, origins[name]) != origins[name]:
+            raise UserError(
+                f"{record.store.root} holds {name} made with {known[name]!r}, now "
+                f"{origins[name]!r} is asked for: choose another run_dir or paths.reference"
+            )

@@ -1,300 +1,207 @@
-"""reference: score every pair once with the frozen reference, resumably, shard by shard.
+"""reference as the commands see it: its inputs, record and lines, without what scores."""
 
-A Ray Data actor pool does the scoring. A shard's files are published before its markers (one per
-feature); a restart scores what has no marker. The store does not depend on the number of actors or
-on kills.
-"""
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import json
-import os
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from typing import Any
-
-from pipelines.cluster import Pool, local_paths, run_tasks
-from pipelines.errors import StageFailed, UserError
-from pipelines.pairs import PREPARE, SPLITS, PairTable, open_pairs
-from pipelines.recipe import FAILED_ROWS, MANIFEST, Recipe, Run, StageRecord
-from pipelines.reference.actor import Scoring, ShardScorer, ShardTask, marker_path
-from pipelines.reference.facts import FrozenReference, OtherModels, ReferenceFacts
-from pipelines.reference.family_checks import check_hooks
-from pipelines.reference.formats import formats_of, head_bytes, stored_bytes
-from pipelines.reference.light import REFERENCE, check_origins
-from pipelines.reference.store import HEAD_FILE, HEAD_SETTINGS, ReferenceStore, feature_path
+from pipelines.errors import StageFailed
+from pipelines.pairs import PREPARE
+from pipelines.recipe import (
+    Action,
+    Located,
+    Recipe,
+    Run,
+    RunPaths,
+    Say,
+    Stage,
+    StageRecord,
+    stage_settings,
+)
 from pipelines.storage import RunStore
 
-CALLS_AT_ONCE = 3  # shards in work in one actor: one is scored, others are read or written
-_READERS = 32  # markers that are read at a time
+if TYPE_CHECKING:
+    from pipelines.reference.check import Damage
+    from pipelines.reference.facts import ReferenceFacts
 
 
-def run_reference(run: Run, quiet: bool = False) -> dict[str, Any]:
-    """Score a run's pairs for the features that its recipe needs and return the manifest.
+@dataclass(frozen=True)
+class ReferenceInputs:
+    """What the reference's features are made by.
 
-    Needs a running Ray.
-
-    With the reference online nothing is scored and the manifest says so. Features that an existing
-    store lacks are added without scoring the others again.
-
-    Raises: UserError for a store of another recipe or a full disk; StageFailed if more rows fail
-        than reference.max_failed_fraction allows.
+    Attributes:
+        model: the frozen reference. dtype: in which it runs here. origins: feature -> how it is
+            made, beyond what settings and weights say; of all features that the recipe needs or
+            stores.
     """
-    recipe, record = run.recipe, run.record(REFERENCE)
-    wanted = recipe.stored_features()
-    known = _known(record)
-    origins = run.inputs(REFERENCE).origins
-    check_origins(record, known["features"], origins, wanted)
-    missing = sorted(wanted - set(known["features"]))
-    if known["features"] and not missing:
-        return record.manifest()
-    check_hooks(recipe)
-    pairs = open_pairs(run)
-    warnings = record.version_changes()
-    record.begin()
-    tasks = _tasks(record, pairs, missing)
-    _sweep(record.store, missing)
-    _check_disk(run, missing, tasks, pairs)
-    _score(tasks, scoring_facts(run, missing), recipe, pairs, quiet)
-    _sweep(record.store, missing)
-    return _finish(
-        record,
-        recipe,
-        pairs,
-        known,
-        {name: origins[name] for name in missing},
-        len(tasks),
-        warnings,
+
+    model: Located
+    dtype: str
+    origins: dict[str, str]
+
+
+def _check(run: Run, start_ray: Callable[[], None], say: Say, quiet: bool) -> None:
+    """Say what is damaged; StageFailed if anything is."""
+    manifest, damage = check_reference(run, quiet)
+    _warn_of(damage)
+    if damage:
+        raise StageFailed(f"{len(damage)} of {len(manifest['outputs'])} files are bad")
+    _say_good(manifest, say)
+
+
+def _repair(run: Run, start_ray: Callable[[], None], say: Say, quiet: bool) -> None:
+    """Score again what is damaged; StageFailed if something still is."""
+    manifest, damage = check_reference(run, quiet)
+    _warn_of(damage)
+    if damage:
+        repaired = Run(discard_damaged(run, damage))
+        start_ray()
+        REFERENCE.run(repaired, say, quiet)
+        manifest, damage = check_reference(repaired, quiet)
+        if damage:
+            raise StageFailed(f"still bad after scoring again: {damage[0].message}")
+    _say_good(manifest, say)
+
+
+def _warn_of(damage: "list[Damage]") -> None:
+    for item in damage:
+        print(item.message, file=sys.stderr, flush=True)
+
+
+def _say_good(manifest: dict[str, Any], say: Say) -> None:
+    say(
+        f"reference: {len(manifest['outputs'])} files, {manifest['counts']['bytes'] / 2**20:.1f} "
+        "MiB, all good"
     )
 
 
-def _known(record: StageRecord) -> dict[str, Any]:
-    """What a finished store already holds."""
-    if record.is_complete():
-        counts: dict[str, Any] = record.manifest()["counts"]
-        return counts
-    return {"features": {}, "formats": {}, "failed": {}, "devices": [], "tokens": 0}
-
-
-def _sweep(store: RunStore, features: list[str]) -> None:
-    """Remove what killed actors left half written."""
-    for folder in ("", *features, *(f"shards/{name}" for name in features)):
-        store.sweep_temporary(folder)
-
-
-def scoring_facts(run: Run, features: Iterable[str]) -> Scoring:
-    """What actors have to know to score these features."""
-    recipe, record = run.recipe, run.record(REFERENCE)
-    dtype = record.settings["reference.dtype"]
-    return Scoring(
-        run.record(PREPARE).store.root,
-        record.store.root,
-        record.fingerprint(),
-        recipe.reference,
-        replace(FrozenReference.of(recipe), dtype=dtype),
-        OtherModels.of(recipe),
-        formats_of(recipe, features, dtype),
+class Reference(Stage[ReferenceInputs]):
+    name = title = "reference"
+    help = "Score the pairs once with the frozen reference model."
+    actions = (
+        Action(
+            "check",
+            "Verify every file of the finished store instead; exit code 1 if one is bad.",
+            _check,
+        ),
+        Action("repair", "Verify, and score again what is damaged.", _repair),
     )
 
+    def folder(self, paths: RunPaths) -> RunStore:
+        return paths.reference
 
-def _tasks(record: StageRecord, pairs: PairTable, missing: list[str]) -> list[ShardTask]:
-    """The shards that are to be scored, with the features that they lack.
+    def needs(self, recipe: Recipe) -> tuple[Stage[Any], ...]:
+        return (PREPARE,)
 
-    They have no marker, or their file is not the one the marker saw.
-    """
-    scored = {name: scored_shards(record.store, name, pairs) for name in missing}
-    found = (
-        ShardTask(
-            split,
-            number,
-            tuple(name for name in missing if (split, number) not in scored[name]),
+    def settle(self, recipe: Recipe) -> Recipe:
+        from pipelines.reference.cost import scoring_device, settle_mode
+
+        return settle_mode(recipe, scoring_device())
+
+    def resolve(self, recipe: Recipe) -> ReferenceInputs:
+        """UserError if a model does not exist."""
+        from pipelines.models import dtype_name, weights_fingerprint
+        from pipelines.reference.cost import scoring_device
+        from pipelines.reference.origins import origins_of, reference_model_dir
+
+        directory = reference_model_dir(recipe)
+        return ReferenceInputs(
+            Located(directory, weights_fingerprint(Path(directory))),
+            dtype_name(recipe.reference.dtype, scoring_device()),
+            origins_of(recipe, recipe.required_features() | recipe.stored_features()),
         )
-        for split in SPLITS
-        for number in range(pairs.num_shards(split))
-    )
-    return [task for task in found if task.features]
 
-
-def scored_shards(
-    store: RunStore, feature: str, pairs: PairTable
-) -> dict[tuple[str, int], dict[str, Any]]:
-    """(split, shard) -> marker of every shard of a feature whose file is the one the marker saw.
-
-    Two listings and the markers, many at a time: on an object store a request takes tens of
-    milliseconds.
-    """
-    markers = set(store.names(f"shards/{feature}"))
-    sizes = {f"{feature}/{path}": size for path, size, _ in store.at(feature).files()}
-    found = [
-        (split, number)
-        for split in SPLITS
-        for number in range(pairs.num_shards(split))
-        if marker_path(feature, split, number).rpartition("/")[2] in markers
-    ]
-    with ThreadPoolExecutor(_READERS) as pool:
-        read = pool.map(lambda shard: store.read_json(marker_path(feature, *shard)), found)
+    def settings(self, recipe: Recipe, inputs: ReferenceInputs) -> dict[str, Any]:
+        # The dtype that `auto` means depends on the device: record what it resolved to. Hooks
+        # matter only to their feature, so that a run without an activation mask can share the store
+        # of one that has it.
+        found = stage_settings(recipe, self.name)
         return {
-            shard: marker
-            for shard, marker in zip(found, read, strict=True)
-            if sizes.get(feature_path(feature, *shard)) == marker["bytes"]
+            **{key: value for key, value in found.items() if not key.startswith("mask.")},
+            "reference.dtype": inputs.dtype,
         }
 
-
-def _score(
-    tasks: list[ShardTask], facts: Scoring, recipe: Recipe, pairs: PairTable, quiet: bool
-) -> None:
-    """Run the scoring actors over the shards."""
-    settings = recipe.reference
-    allowed = settings.max_failed_fraction * sum(pairs.num_rows(split) for split in SPLITS)
-    failed: dict[str, str] = {}
-    pool = Pool(
-        "reference",
-        recipe.ray,
-        local_paths(recipe),
-        settings.num_actors,
-        settings.gpus_per_model,
-        CALLS_AT_ONCE,
-    )
-    for task, result in zip(tasks, run_tasks(tasks, ShardScorer, facts, pool, quiet), strict=True):
-        failed |= {
-            f"{task.split} shard {task.number} row {row}": reason
-            for row, reason in sorted(result.failed.items())
+    def fingerprints(
+        self, recipe: Recipe, inputs: ReferenceInputs, earlier: Mapping[str, StageRecord]
+    ) -> dict[str, Any]:
+        # Each by name, so that a refusal can say what of the pairs differs: the template, a
+        # truncation, a file.
+        pairs = earlier[PREPARE.name]
+        return {"weights": inputs.model.fingerprint} | {
+            f"pairs.{key}": value for key, value in {**pairs.settings, **pairs.inputs}.items()
         }
-        if len(failed) > allowed:
-            row, reason = next(iter(failed.items()))
-            raise StageFailed(
-                f"{len(failed)} rows could not be scored, reference.max_failed_fraction = "
-                f"{settings.max_failed_fraction} allows {int(allowed)}; the first: {row}: {reason}"
-            )
 
+    def is_done(self, run: Run) -> bool:
+        """UserError if the store holds a feature made in another way."""
+        wanted = run.recipe.stored_features()
+        if not wanted and not run.recipe.required_features():
+            return True
+        record = run.record(self)
+        if not record.is_complete():
+            return False
+        from pipelines.reference.origins import check_origins
 
-def _finish(
-    record: StageRecord,
-    recipe: Recipe,
-    pairs: PairTable,
-    known: dict[str, Any],
-    added: dict[str, str],
-    scored: int,
-    warnings: list[str],
-) -> dict[str, Any]:
-    """Publish the manifest from the shards' markers."""
-    store = record.store
-    outputs: dict[str, Any] = record.manifest()["outputs"] if store.exists(MANIFEST) else {}
-    failed = {split: dict(rows) for split, rows in known["failed"].items()}
-    devices = set(known["devices"])
-    tokens = dict.fromkeys(added, 0)
-    topk_error = known.get("topk_error")
-    for name in added:
-        markers = scored_shards(store, name, pairs)
-        for split in SPLITS:
-            start = 0
-            for number in range(pairs.num_shards(split)):
-                if (split, number) not in markers:
-                    lost = feature_path(name, split, number)
-                    raise StageFailed(
-                        f"{store.root}/{lost} is not what was written there: run the same command "
-                        "again"
-                    )
-                marker = markers[split, number]
-                outputs[feature_path(name, split, number)] = {
-                    "sha256": marker["sha256"],
-                    "bytes": marker["bytes"],
-                }
-                for row, reason in marker["failed"].items():
-                    failed.setdefault(split, {}).setdefault(str(start + int(row)), reason)
-                devices.add(marker["device"])
-                tokens[name] += marker["tokens"]
-                topk_error = marker.get("topk_error", topk_error)
-                start += pairs.shard_rows(split, number)
-    if "reference_hidden" in added:
-        outputs |= {
-            name: {"sha256": store.checksum(name), "bytes": store.size(name)}
-            for name in (HEAD_FILE, HEAD_SETTINGS)
-        }
-    if len(devices) > 1:
-        warnings = [
-            *warnings,
-            f"{store.root} was scored on different devices: {', '.join(sorted(devices))}; their "
-            "rounding differs",
+        known: dict[str, str] = record.manifest()["counts"]["features"]
+        check_origins(record, known, run.inputs(self).origins, wanted)
+        return wanted <= set(known)
+
+    def check(self, run: Run) -> None:
+        from pipelines.reference.family_checks import check_hooks
+
+        check_hooks(run.recipe)
+
+    def run(self, run: Run, say: Say, quiet: bool) -> dict[str, Any]:
+        from pipelines.reference.scoring import run_reference
+
+        return run_reference(run, run.record(self), run.inputs(self).origins, quiet)
+
+    def summary(self, counts: dict[str, Any]) -> str:
+        failed = sum(len(rows) for rows in counts["failed"].values())
+        lost = f"; {failed} rows could not be scored: failed_rows.jsonl" if failed else ""
+        warning = "".join(f"\nwarning: {message}" for message in counts["warnings"])
+        stored = ", ".join(sorted(counts["features"])) or "nothing stored"
+        return (
+            f"{counts['mode']}, {counts['tokens']:,} tokens, {stored}, "
+            f"{counts['bytes'] / 2**20:.1f} MiB{lost}{warning}"
+        )
+
+    def detail(self, counts: dict[str, Any]) -> str:
+        return f"{counts['mode']}, {counts['tokens']:,} tokens"
+
+    def progress(self, store: RunStore) -> str:
+        scored = [
+            f"{feature} {len(store.names(f'shards/{feature}'))}"
+            for feature in store.names("shards")
         ]
-    dtype = record.settings["reference.dtype"]
-    features = {**known["features"], **added}
-    counts = {
-        "mode": "stored" if features else "online",
-        "features": features,
-        "formats": {
-            **known["formats"],
-            **{name: form.to_json() for name, form in formats_of(recipe, added, dtype).items()},
-        },
-        "dtype": dtype,
-        "tokens": max([known["tokens"], *tokens.values()]),
-        "bytes": sum(output["bytes"] for output in outputs.values()),
-        "failed": failed,
-        "devices": sorted(devices),
-        "shards_scored": scored,
-        "warnings": warnings,
-        **({"topk_error": topk_error} if topk_error else {}),
-    }
-    _write_failed_rows(store, pairs, failed)
-    return record.finish(counts, outputs)
+        return f"shards scored: {', '.join(scored) or 0}"
+
+    def forecast(self, run: Run, known: Mapping[str, Any], tflops: float) -> dict[str, Any]:
+        from pipelines.reference.forecast import forecast_reference
+
+        return forecast_reference(run, known[PREPARE.title], tflops)
 
 
-def _write_failed_rows(
-    store: RunStore, pairs: PairTable, failed: dict[str, dict[str, str]]
-) -> None:
-    lines = []
-    for split, reasons in failed.items():
-        rows = sorted(map(int, reasons))
-        for row, (pair_id,) in zip(rows, pairs.values(split, rows, ("pair_id",)), strict=True):
-            lines.append(
-                json.dumps(
-                    {"split": split, "row": row, "pair_id": pair_id, "reason": reasons[str(row)]}
-                )
-                + "\n"
-            )
-    if lines:
-        store.write_bytes(FAILED_ROWS, "".join(lines).encode())
+REFERENCE = Reference()
 
 
-def open_reference(facts: ReferenceFacts, pairs: PairTable) -> ReferenceStore:
-    """The finished store of a recipe.
+def run_facts(run: Run) -> "ReferenceFacts":
+    """What workers need of a run's reference; it is not looked at if nothing of it is wanted."""
+    from pipelines.reference.facts import reference_facts
 
-    Raises: UserError if it was made by another model, from other pairs or is not there.
-    """
-    store = RunStore(facts.root)
-    if not store.exists(MANIFEST):
-        raise UserError(
-            f"{store.root} has no finished reference stage: run `sparsepo reference` first"
-        )
-    manifest = store.read_json(MANIFEST)
-    if manifest["fingerprint"] != facts.fingerprint:
-        raise UserError(
-            f"{store.root} holds another run's reference stage: its fingerprint is "
-            f"{manifest['fingerprint']}, not {facts.fingerprint}"
-        )
-    return ReferenceStore(store, manifest, pairs)
+    wanted = run.recipe.required_features()
+    return reference_facts(run.recipe, run.record(REFERENCE) if wanted else None)
 
 
-def usable_rows(facts: ReferenceFacts, pairs: PairTable, split: str) -> list[int]:
-    """Rows of a split without those that the reference stage could not score."""
-    failed = facts.failed.get(split, frozenset())
-    return [row for row in range(pairs.num_rows(split)) if row not in failed]
+def check_reference(run: Run, quiet: bool = False) -> "tuple[dict[str, Any], list[Damage]]":
+    """The manifest of a finished store, and what is damaged of its files."""
+    from pipelines.reference.check import find_damage
+
+    return find_damage(run, run.record(REFERENCE), quiet)
 
 
-def _check_disk(run: Run, features: list[str], tasks: list[ShardTask], pairs: PairTable) -> None:
-    """UserError if the local disk has not the room that the shards still to be scored will take."""
-    recipe, record = run.recipe, run.record(REFERENCE)
-    store = record.store
-    if not store.is_local or not tasks:
-        return
-    counts = run.record(PREPARE).manifest()["counts"]
-    dtype = record.settings["reference.dtype"]
-    share = len(tasks) / sum(pairs.num_shards(split) for split in SPLITS)
-    needed = stored_bytes(formats_of(recipe, features, dtype), counts) * share
-    needed += head_bytes(recipe, features, dtype)
-    disk = os.statvfs(store.local_path())
-    free = disk.f_bavail * disk.f_frsize
-    if needed > free:
-        raise UserError(
-            f"the reference store needs {needed / 2**30:.2f} GiB more and {store.root} has "
-            f"{free / 2**30:.2f} GiB free: free some, set paths.reference, or reference.mode=online"
-        )
+def discard_damaged(run: Run, damage: "list[Damage]") -> Recipe:
+    """Forget damaged files; returns the recipe that scores them again."""
+    from pipelines.reference.check import forget
+
+    return forget(run.recipe, run.record(REFERENCE), damage)

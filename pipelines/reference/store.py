@@ -24,6 +24,8 @@ from torch import Tensor
 
 from pipelines.errors import UserError
 from pipelines.pairs import PairTable, shard_name
+from pipelines.recipe import MANIFEST
+from pipelines.reference.facts import ReferenceFacts
 from pipelines.reference.formats import FeatureFormat
 from pipelines.storage import RowGroupCache, RunStore
 from sparsepo.compression import unpack_states
@@ -352,3 +354,22 @@ def damaged(store: RunStore, path: str, reason: str) -> UserError:
         f"{store.root}/{path} is damaged or foreign: {reason.splitlines()[0]}; run `sparsepo "
         "reference RECIPE --repair`"
     )
+
+
+def open_reference(facts: ReferenceFacts, pairs: PairTable) -> ReferenceStore:
+    """The finished store of a recipe.
+
+    Raises: UserError if it was made by another model, from other pairs or is not there.
+    """
+    store = RunStore(facts.root)
+    if not store.exists(MANIFEST):
+        raise UserError(
+            f"{store.root} has no finished reference stage: run `sparsepo reference` first"
+        )
+    manifest = store.read_json(MANIFEST)
+    if manifest["fingerprint"] != facts.fingerprint:
+        raise UserError(
+            f"{store.root} holds another run's reference stage: its fingerprint is "
+            f"{manifest['fingerprint']}, not {facts.fingerprint}"
+        )
+    return ReferenceStore(store, manifest, pairs)

@@ -19,7 +19,7 @@ from pipelines.storage import RunStore
 from pipelines.sweep.shared_stores import SharedStores, trial_recipe
 from pipelines.sweep.space import Point, Sweep
 from pipelines.sweep.trial_record import TRIAL, Trial
-from pipelines.train import TRAIN, run_train
+from pipelines.train import TRAIN
 
 LISTED = "listed"  # where Ray Tune's config holds a point that was listed beforehand
 MISSING = "missing_metric.json"
@@ -114,7 +114,7 @@ def _run(recipe: Recipe, sweep: Sweep, settings: dict[str, Any], reports: bool) 
     if TRAIN.is_done(run):
         counts = run.record(TRAIN).manifest()["counts"]
     else:
-        counts = run_train(run, quiet=True, callbacks=[_reporter()] if reports else [])["counts"]
+        counts = TRAIN.run(run, print, True, [_reporter()] if reports else [])["counts"]
     metrics = named_metrics({**counts["final"], **counts.get("validation", {})})
     if sweep.evaluates():
         done = EVALUATE.is_done(run)

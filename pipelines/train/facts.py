@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.pairs import PREPARE
-from pipelines.recipe import AnyMask, AnyObjective, ModelSection, Run, TrainSection
-from pipelines.reference import ReferenceFacts, run_facts
-from pipelines.train.light import TRAIN
+from pipelines.recipe import MaskConfig, ModelSection, ObjectiveConfig, TrainSection
+from pipelines.reference import ReferenceFacts
 
 
 @dataclass(frozen=True)
@@ -25,31 +23,10 @@ class TrainingFacts:
     pairs_root: str
     reference: ReferenceFacts
     model: ModelSection
-    objective: AnyObjective
-    mask: AnyMask
+    objective: ObjectiveConfig
+    mask: MaskConfig
     train: TrainSection
     base: str | None
     gpus_per_run: float | None
     run_dir: str
     settings: dict[str, Any]
-
-
-def training_facts(run: Run) -> TrainingFacts:
-    """The facts of a run whose pairs and reference are there.
-
-    Raises: UserError if the reference's store is another recipe's.
-    """
-    recipe = run.recipe
-    return TrainingFacts(
-        run.paths.train.root,
-        run.record(PREPARE).store.root,
-        run_facts(run),
-        recipe.model,
-        recipe.objective,
-        recipe.mask,
-        recipe.train,
-        None if recipe.train.lora is None else run.inputs(TRAIN).start.fingerprint,
-        recipe.ray.gpus_per_run,
-        recipe.run_dir,
-        recipe.model_dump(mode="json"),
-    )

@@ -27,7 +27,7 @@ from pipelines.evaluate.schedule import Scheduler
 from pipelines.recipe.files import load_recipe, write_yaml
 from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
-from pipelines.reference.check import check_reference
+from pipelines.reference.stage import check_reference
 from pipelines.storage.store import RunStore
 
 pytestmark = pytest.mark.slow

@@ -22,7 +22,6 @@ from pipelines.commands.stages import PREPARE, REFERENCE
 from pipelines.recipe.files import write_yaml
 from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
-from pipelines.reference.stage import run_reference
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 MakeRecipe = Callable[..., Recipe]
@@ -69,7 +68,9 @@ def test_killed_actors_change_nothing(whole: Recipe, recipe_in: MakeRecipe, tmp_
 
     recipe = recipe_in(tmp_path / "run", *OPTIONS, paths={"pairs": f"{whole.run_dir}/pairs"})
     outcome: list[Any] = []
-    thread = threading.Thread(target=lambda: outcome.append(run_reference(Run(recipe), quiet=True)))
+    thread = threading.Thread(
+        target=lambda: outcome.append(REFERENCE.run(Run(recipe), print, True))
+    )
     thread.start()
     for point in (1, 9):
         wait_for(recipe, point)
@@ -92,7 +93,6 @@ import ray
 from ray.cluster_utils import Cluster
 from pipelines.cluster.actor_pool import quieten_ray_data
 from pipelines.recipe.files import load_recipe
-from pipelines.reference.stage import run_reference
 
 recipe = load_recipe(sys.argv[1])
 markers = Path(recipe.run_dir) / "reference" / "shards" / "reference_logps"
@@ -100,7 +100,7 @@ cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
 node = cluster.add_node(num_cpus=1)
 ray.init(address=cluster.address, log_to_driver=False)
 outcome = []
-thread = threading.Thread(target=lambda: outcome.append(run_reference(Run(recipe), quiet=True)))
+thread = threading.Thread(target=lambda: outcome.append(REFERENCE.run(Run(recipe), print, True)))
 thread.start()
 for point in map(int, sys.argv[2:]):
     while len(list(markers.glob("*.json"))) < point:

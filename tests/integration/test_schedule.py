@@ -24,7 +24,6 @@ from pipelines.commands.stages import EVALUATE, PREPARE, REFERENCE, TRAIN
 from pipelines.errors import UserError
 from pipelines.evaluate.history import read_history
 from pipelines.evaluate.schedule import Scheduler
-from pipelines.evaluate.stage import run_evaluate
 from pipelines.models.fingerprints import weights_fingerprint
 from pipelines.recipe.files import validate_recipe
 from pipelines.recipe.run import Run
@@ -286,7 +285,7 @@ def test_what_is_damaged_is_left_out_or_refused(run: Path) -> None:
             match=f"train/model/{name} is missing or damaged: it is not what training published; "
             "remove",
         ):
-            run_evaluate(Run(recipe))
+            EVALUATE.run(Run(recipe), print, False)
         if name == "model.safetensors":
             with pytest.raises(
                 UserError,

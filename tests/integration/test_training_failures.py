@@ -18,15 +18,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.commands.run import run_stages
-from pipelines.commands.stages import PREPARE, REFERENCE
+from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
 from pipelines.commands.status import run_status
 from pipelines.models.device import Placement
 from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
 from pipelines.storage.store import RunStore
-from pipelines.train.facts import training_facts
 from pipelines.train.metrics import read_metrics
-from pipelines.train.stage import run_train
+from pipelines.train.stage import training_facts
 from pipelines.train.trainer import Trainer
 from pipelines.train.worker import note_memory
 
@@ -102,7 +101,7 @@ def train_without_memory(recipe: Recipe) -> None:
 
     def body() -> None:
         try:
-            run_train(Run(recipe), quiet=True)
+            TRAIN.run(Run(recipe), print, True)
             outcome.append(None)
         except BaseException as error:
             outcome.append(error)

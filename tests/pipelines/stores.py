@@ -8,12 +8,12 @@ import torch
 from pipelines.commands.run import run_stages
 from pipelines.commands.stages import REFERENCE
 from pipelines.models.device import Placement
-from pipelines.pairs.stage import open_pairs
+from pipelines.pairs.table import open_pairs
 from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
-from pipelines.reference.facts import run_facts
-from pipelines.reference.stage import open_reference
-from pipelines.train.facts import training_facts
+from pipelines.reference.stage import run_facts
+from pipelines.reference.store import open_reference
+from pipelines.train.stage import training_facts
 from pipelines.train.trainer import Trainer
 
 MakeRecipe = Callable[..., Recipe]

@@ -15,11 +15,11 @@ from pipelines.commands.run import run_stages
 from pipelines.commands.stages import PREPARE, REFERENCE
 from pipelines.errors import UserError
 from pipelines.models.fingerprints import weights_fingerprint
-from pipelines.pairs.stage import open_pairs
+from pipelines.pairs.table import open_pairs
 from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
-from pipelines.reference.facts import run_facts
-from pipelines.reference.stage import open_reference
+from pipelines.reference.stage import run_facts
+from pipelines.reference.store import open_reference
 from sparsepo import ReferenceModel, padded_layout
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

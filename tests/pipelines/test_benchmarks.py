@@ -14,10 +14,10 @@ from evaluation.metrics import rouge, self_bleu, vader_scores
 from pipelines.commands.run import run_stages
 from pipelines.commands.stages import EVALUATE, EXECUTE, PREPARE, REFERENCE, TRAIN
 from pipelines.errors import UserError
+from pipelines.evaluate.benchmarks import CODE_SAMPLES, SAMPLES
 from pipelines.evaluate.code_tasks import read_code_tasks
 from pipelines.evaluate.history import read_history, read_results
 from pipelines.evaluate.leaderboard import check_tasks, task_files_hash
-from pipelines.evaluate.stage import CODE_SAMPLES, SAMPLES, run_evaluate
 from pipelines.evaluate.text_scorer import check_text_models
 from pipelines.evaluate.vllm_generation import Request, vllm_processor
 from pipelines.models.response_ends import ResponseEnds
@@ -262,11 +262,11 @@ def test_an_unfinished_evaluation_goes_on_from_its_parts(
                 super().add([task], [result])
 
     with monkeypatch.context() as patched:
-        patched.setattr("pipelines.evaluate.stage.TaskResults", Dies)
+        patched.setattr("pipelines.evaluate.benchmarks.TaskResults", Dies)
         with pytest.raises(KeyboardInterrupt):
-            run_evaluate(Run(recipe), quiet=True)
+            EVALUATE.run(Run(recipe), print, True)
     assert not evaluation.exists("manifest.json") and len(evaluation.names("parts")) == 1
-    run_evaluate(Run(recipe), quiet=True)
+    EVALUATE.run(Run(recipe), print, True)
     assert read_results(evaluation)["preference"]["accuracy/implicit_reward"]["mean"] == 1.0, (
         "the altered part was used"
     )
@@ -384,4 +384,4 @@ def test_rows_for_vllm_are_what_rays_processor_documents(evaluated: Recipe) -> N
     assert "generated_tokens" in vLLMOutputData.model_fields
     section = evaluated.evaluate.model_copy(update={"generation": GenerationSection(engine="vllm")})
     with pytest.raises(UserError, match="vLLM is not installed"):
-        run_evaluate(Run(evaluated.model_copy(update={"evaluate": section})), quiet=True)
+        EVALUATE.run(Run(evaluated.model_copy(update={"evaluate": section})), print, True)

@@ -14,8 +14,8 @@ from pipelines.commands.stages import PREPARE
 from pipelines.evaluate import tasks as evaluation
 from pipelines.evaluate.actor import Evaluator
 from pipelines.evaluate.facts import EvaluationFacts
-from pipelines.evaluate.light import ends_of
 from pipelines.evaluate.results import Found
+from pipelines.evaluate.stage import ends_of
 from pipelines.evaluate.tasks import (
     Drawn,
     RankWeights,
@@ -27,12 +27,12 @@ from pipelines.evaluate.tasks import (
 )
 from pipelines.evaluate.token_weights import RankingFacts, WeightRanker
 from pipelines.evaluate.vllm_tasks import with_vllm_samples
-from pipelines.pairs.stage import open_pairs
+from pipelines.pairs.table import open_pairs
 from pipelines.recipe.files import validate_recipe
 from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
 from pipelines.storage.store import RunStore
-from pipelines.train.facts import training_facts
+from pipelines.train.stage import training_facts
 
 MakeRecipe = Callable[..., Recipe]
 PAIRS = 48

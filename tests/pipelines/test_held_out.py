@@ -15,11 +15,10 @@ import yaml
 from pipelines.commands.cli import app
 from pipelines.commands.plan import plan_sweep, run_plan
 from pipelines.commands.run import run_stages
-from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
+from pipelines.commands.stages import EVALUATE, PREPARE, REFERENCE, TRAIN
 from pipelines.commands.submit import packaged_command
 from pipelines.errors import UserError
 from pipelines.evaluate.schedule import check_run
-from pipelines.evaluate.stage import run_evaluate
 from pipelines.recipe.files import write_yaml
 from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
@@ -244,4 +243,4 @@ def test_no_benchmark_is_an_evaluation_of_nothing(
     recipe = make_recipe("data.test_fraction=0", "evaluate.benchmarks=[]")
     run_stages(recipe, (PREPARE,), quiet)
     shutil.copytree(model_dir, f"{recipe.run_dir}/train/model")
-    assert run_evaluate(Run(recipe), quiet=True)["counts"]["results"] == {}
+    assert EVALUATE.run(Run(recipe), print, True)["counts"]["results"] == {}

@@ -17,8 +17,8 @@ import pipelines.storage.store
 from pipelines.errors import Failure, StageFailed, UserError
 from pipelines.models.directories import resolve_model
 from pipelines.models.fingerprints import weights_fingerprint
+from pipelines.pairs.prepare import _run_task
 from pipelines.pairs.sources import Chunk
-from pipelines.pairs.stage import _run_task
 from pipelines.pairs.tasks import ChunkTask, result_of, rows_of
 from pipelines.recipe.schema import DataSection, Recipe
 from pipelines.storage.row_group_cache import RowGroupCache

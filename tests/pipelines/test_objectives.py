@@ -26,15 +26,14 @@ from pipelines.commands.run import run_stages
 from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
 from pipelines.errors import StageFailed, UserError
 from pipelines.models.device import Placement
-from pipelines.pairs.stage import open_pairs
+from pipelines.pairs.table import open_pairs
 from pipelines.recipe.run import Run
 from pipelines.recipe.run_paths import RunPaths
 from pipelines.recipe.schema import Recipe
-from pipelines.reference.facts import run_facts
 from pipelines.reference.features import feature_source
-from pipelines.train.facts import training_facts
+from pipelines.reference.stage import run_facts
 from pipelines.train.metrics import read_metrics
-from pipelines.train.stage import run_train
+from pipelines.train.stage import training_facts
 from pipelines.train.trainer import Trainer
 from sparsepo import OBJECTIVES, LearnedMasks, RunawayWatch
 from sparsepo.batching.layouts import padded_layout
@@ -415,7 +414,7 @@ def test_rpo_does_not_depend_on_ranks(recipe_in: MakeRecipe, world: World, tmp_p
             f"train.global_batch_size={size}",
             paths=world.paths,
         )
-        run_train(Run(prepared(recipe)), quiet=True)
+        TRAIN.run(Run(prepared(recipe)), print, True)
         found.append(rpo_losses(recipe))
     assert float(((found[0] - found[1]) / found[0]).abs().max()) < 1e-4
     assert float(((found[0] - found[2]) / found[0]).abs().max()) > 1e-3
@@ -600,7 +599,7 @@ def test_one_rank_that_fails_stops_both(
         match=r"step 1: preference_scores of pair \d+: chosen -5.0, .*; pairs "
         rf".*{table['pair_id'][0]}",
     ):
-        run_train(Run(recipe), quiet=True)
+        TRAIN.run(Run(recipe), print, True)
 
 
 @pytest.mark.slow

@@ -18,10 +18,10 @@ from stores import again, losses_of, store_files
 from pipelines.commands.stages import PREPARE
 from pipelines.errors import Failure, UserError
 from pipelines.models.device import Placement
+from pipelines.pairs.prepare import _digest, _run_task
 from pipelines.pairs.row_plan import ShardRows, digest_of
 from pipelines.pairs.sources import Chunk, chunks_of
-from pipelines.pairs.stage import _digest, _run_task, open_pairs
-from pipelines.pairs.table import PairTable
+from pipelines.pairs.table import PairTable, open_pairs
 from pipelines.pairs.tasks import ChunkTask, block_of, result_of, rows_of
 from pipelines.pairs.writer import _write
 from pipelines.recipe.run import Run

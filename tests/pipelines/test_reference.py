@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM
 from pipelines.commands.run import run_stages
 from pipelines.commands.stages import REFERENCE
 from pipelines.errors import UserError
-from pipelines.pairs.stage import open_pairs
+from pipelines.pairs.table import open_pairs
 from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
-from pipelines.reference.facts import run_facts
-from pipelines.reference.stage import open_reference
+from pipelines.reference.stage import run_facts
+from pipelines.reference.store import open_reference
 from sparsepo import ReferenceModel, padded_layout
 from sparsepo.compression import unpack_topk
 from sparsepo.kernels.token_scoring import score_tokens

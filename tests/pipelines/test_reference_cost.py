@@ -12,12 +12,12 @@ from stores import store_files
 
 from pipelines.commands.plan import run_plan
 from pipelines.commands.stages import REFERENCE
-from pipelines.pairs.stage import open_pairs
+from pipelines.pairs.table import open_pairs
 from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
 from pipelines.reference.actor import ShardScorer, ShardTask
 from pipelines.reference.cost import settle_mode
-from pipelines.reference.stage import scoring_facts
+from pipelines.reference.scoring import scoring_facts
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 MakeRecipe = Callable[..., Recipe]
@@ -53,7 +53,7 @@ def test_the_storage_forecast_is_within_five_percent(
     )
     forecast = run_plan(recipe)["reference"]["storage_bytes"]
     features = tuple(sorted(recipe.stored_features()))
-    scorer = ShardScorer(scoring_facts(Run(recipe), features))
+    scorer = ShardScorer(scoring_facts(Run(recipe), Run(recipe).record(REFERENCE), features))
     pairs = open_pairs(Run(recipe))
     for split in ("train", "test"):
         for number in range(pairs.num_shards(split)):
@@ -94,7 +94,7 @@ import sys
 from pathlib import Path
 from pipelines.errors import UserError
 from pipelines.recipe.files import load_recipe
-import pipelines.reference.stage as stage
+import pipelines.reference.scoring as stage
 from pipelines.commands.run import run_stages
 from pipelines.commands.stages import REFERENCE
 if sys.argv[2] == "unforeseen":

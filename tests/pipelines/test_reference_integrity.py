@@ -20,20 +20,16 @@ from stores import all_features, silent, store_files
 from pipelines.commands.run import run_stages
 from pipelines.commands.stages import PREPARE, REFERENCE
 from pipelines.errors import UserError
-from pipelines.pairs.stage import open_pairs
+from pipelines.pairs.table import open_pairs
 from pipelines.recipe.files import validate_recipe
 from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
 from pipelines.reference.actor import ShardScorer
-from pipelines.reference.check import check_reference, discard_damaged
-from pipelines.reference.facts import FrozenReference, run_facts
+from pipelines.reference.facts import FrozenReference, usable_rows
 from pipelines.reference.features import feature_source
-from pipelines.reference.stage import (
-    open_reference,
-    run_reference,
-    scoring_facts,
-    usable_rows,
-)
+from pipelines.reference.scoring import scoring_facts
+from pipelines.reference.stage import check_reference, discard_damaged, run_facts
+from pipelines.reference.store import open_reference
 from sparsepo import padded_layout
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -194,7 +190,7 @@ def test_an_unfinished_store_is_no_store(copied: Recipe) -> None:
     with pytest.raises(UserError, match="no finished reference stage"):
         open_reference(run_facts(Run(copied)), open_pairs(Run(copied)))
     before = shard_file(copied).stat().st_mtime_ns
-    assert run_reference(Run(copied), quiet=True)["counts"]["shards_scored"] == 4
+    assert REFERENCE.run(Run(copied), print, True)["counts"]["shards_scored"] == 4
     assert shard_file(copied).stat().st_mtime_ns == before
 
 
@@ -327,7 +323,7 @@ def test_scoring_leaves_the_random_state_alone(scored: Recipe) -> None:
     before = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())
     source = feature_source(run_facts(Run(recipe)), pairs, CPU)
     source.features("train", [0, 1], padded_layout(pairs.pairs("train", [0, 1])))
-    scorer = ShardScorer(scoring_facts(Run(recipe), ()))
+    scorer = ShardScorer(scoring_facts(Run(recipe), Run(recipe).record(REFERENCE), ()))
     scorer._reference_layout.inputs(pairs.pairs("train", [0]))
     after = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())
     assert torch.equal(before[0], after[0]) and before[1:] == after[1:]

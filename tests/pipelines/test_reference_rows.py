@@ -14,13 +14,14 @@ from pipelines.commands.run import run_stages
 from pipelines.commands.stages import REFERENCE
 from pipelines.errors import StageFailed
 from pipelines.models.device import Placement
-from pipelines.pairs.stage import open_pairs
+from pipelines.pairs.table import open_pairs
 from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
 from pipelines.reference.actor import ShardScorer, ShardTask
-from pipelines.reference.facts import run_facts
-from pipelines.reference.stage import open_reference, scoring_facts
-from pipelines.train.facts import training_facts
+from pipelines.reference.scoring import scoring_facts
+from pipelines.reference.stage import run_facts
+from pipelines.reference.store import open_reference
+from pipelines.train.stage import training_facts
 from pipelines.train.trainer import Trainer
 from sparsepo import ReferenceModel, padded_layout
 
@@ -174,7 +175,7 @@ def test_running_out_of_memory_names_the_setting(
     scored: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     features = ("reference_logps",)
-    scorer = ShardScorer(scoring_facts(Run(scored), features))
+    scorer = ShardScorer(scoring_facts(Run(scored), Run(scored).record(REFERENCE), features))
     monkeypatch.setattr(
         ReferenceModel,
         "features",

@@ -17,22 +17,22 @@ from pipelines.commands.stages import EVALUATE, PREPARE, SAMPLE
 from pipelines.evaluate.actor import Evaluator
 from pipelines.evaluate.facts import EvaluationFacts
 from pipelines.evaluate.leaderboard import run_tasks_of
-from pipelines.evaluate.light import ends_of
 from pipelines.evaluate.sample import (
     CandidateSampler,
     DrawCandidates,
     sampling_facts,
 )
+from pipelines.evaluate.stage import ends_of
 from pipelines.evaluate.tasks import SamplePrompts, WritePrograms
 from pipelines.models.generation import generate
 from pipelines.models.loading import load_causal_lm, load_tokenizer
 from pipelines.models.response_ends import ResponseEnds, end_of_turn, response_ends
-from pipelines.pairs.stage import open_pairs
+from pipelines.pairs.table import open_pairs
 from pipelines.recipe.evaluation import GenerationSection, LeaderboardSection
 from pipelines.recipe.files import validate_recipe
 from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
-from pipelines.train.facts import training_facts
+from pipelines.train.stage import training_facts
 
 MakeRecipe = Callable[..., Recipe]
 EOS, TURN, ASK, ONE, TWO, THREE, FOUR, JUNK = 1, 2, 3, 5, 6, 7, 8, 9
@@ -183,7 +183,7 @@ def test_candidates_and_programs_end_with_the_turn(chat_run: Recipe, tmp_path: P
         f"temperature: 0.05}}, apply_chat_template: true}}"
     )
     recipe = validate_recipe(chat_run.model_dump(mode="json"), [sampling, code])
-    sampler = CandidateSampler(sampling_facts(Run(recipe)))
+    sampler = CandidateSampler(sampling_facts(recipe, Run(recipe).inputs(SAMPLE).ends))
     (found,) = sampler(DrawCandidates(0, batch_prompts=1, prompts=("four one",)))
     assert found["responses"] == ["two three"] * 2
     task = WritePrograms(0, start=0, task_ids=("T",), prompts=("junk",), num_samples=2)

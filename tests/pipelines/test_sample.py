@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from text_models import write_entailment
 
+from pipelines.commands.stages import SAMPLE
 from pipelines.errors import UserError
 from pipelines.evaluate.rewards import build_reward
 from pipelines.evaluate.sample import (
     CandidateSampler,
     DrawCandidates,
     first_prompts,
-    run_sample,
     sampling_facts,
 )
 from pipelines.recipe.evaluation import ClassifierReward
@@ -63,7 +63,7 @@ def test_a_killed_sample_goes_on_to_the_same_bytes(
     The scores are those of the classifier here, and the parts go in the end.
     """
     recipe = sampling(run_dir=str(tmp_path / "whole"))
-    assert run_sample(Run(recipe), quiet=True)["counts"] == {"prompts": 20, "candidates": 60}
+    assert SAMPLE.run(Run(recipe), print, True)["counts"] == {"prompts": 20, "candidates": 60}
     whole = (tmp_path / "whole" / "sample" / "candidates.jsonl").read_bytes()
     candidates = [json.loads(line) for line in whole.splitlines()]
     reward = build_reward(ClassifierReward(model=str(classifier), label="entailment"))
@@ -81,7 +81,7 @@ def test_a_killed_sample_goes_on_to_the_same_bytes(
     with monkeypatch.context() as patched:
         patched.setattr("pipelines.evaluate.sample.TaskResults", Dies)
         with pytest.raises(KeyboardInterrupt):
-            run_sample(Run(recipe), quiet=True)
+            SAMPLE.run(Run(recipe), print, True)
     assert len(store.names("parts")) == 1 and not store.exists("candidates.jsonl")
     drawn: list[DrawCandidates] = []
 
@@ -91,7 +91,7 @@ def test_a_killed_sample_goes_on_to_the_same_bytes(
             super().add(tasks, results)
 
     monkeypatch.setattr("pipelines.evaluate.sample.TaskResults", Notes)
-    run_sample(Run(recipe), quiet=True)
+    SAMPLE.run(Run(recipe), print, True)
     assert [task.number for task in drawn] == [8, 16]
     assert store.read_bytes("candidates.jsonl") == whole
     assert store.names() == ["candidates.jsonl", "manifest.json", "started.json"]
@@ -103,7 +103,7 @@ def test_candidates_are_the_same_whichever_actor_draws_them(
     """Two actors, one with the tasks in turn and one in reverse."""
     prompts = sorted({row["prompt"] for row in rows})
     tasks = [DrawCandidates(i, 8, tuple(prompts[i : i + 8])) for i in (0, 8, 16)]
-    facts = sampling_facts(Run(sampling()))
+    facts = sampling_facts(sampling(), Run(sampling()).inputs(SAMPLE).ends)
     one, other = CandidateSampler(facts), CandidateSampler(facts)
     found = [one(task) for task in tasks]
     assert [other(task) for task in reversed(tasks)] == found[::-1]
@@ -126,7 +126,7 @@ def test_a_reward_that_cannot_be_built_is_refused_before_anything_is_drawn(
         ("sample.reward.model=/nowhere/x", "sample.reward.model: .*no such directory"),
     ):
         with pytest.raises(UserError, match=message):
-            run_sample(Run(sampling(override)), quiet=True)
+            SAMPLE.run(Run(sampling(override)), print, True)
     assert not (tmp_path / "run" / "sample").exists()
 
 

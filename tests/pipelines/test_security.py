@@ -39,8 +39,8 @@ from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
 from pipelines.storage.hashes import CACHE
 from pipelines.storage.store import RunStore
-from pipelines.train.light import TRAIN
 from pipelines.train.policy import count_adapter_parameters
+from pipelines.train.stage import TRAIN
 from pipelines.train.start import starting_model
 from pipelines.train.strategy import strategy_of
 

@@ -8,15 +8,13 @@ from pathlib import Path
 import pytest
 
 from pipelines.cluster.shared_paths import local_paths
+from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
 from pipelines.errors import UserError
-from pipelines.pairs import stage as prepare
-from pipelines.pairs.stage import run_prepare
+from pipelines.pairs import prepare as prepare
 from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
-from pipelines.reference import stage as reference
-from pipelines.reference.stage import run_reference
-from pipelines.train import stage as train
-from pipelines.train.stage import run_train
+from pipelines.reference import scoring as reference
+from pipelines.train import fit as train
 
 MakeRecipe = Callable[..., Recipe]
 LINE = (
@@ -40,19 +38,19 @@ def test_workers_that_do_not_see_the_run_say_so_and_write_nothing(
     with monkeypatch.context() as patched:
         patched.setattr(prepare, "local_paths", unseen)
         with pytest.raises(UserError, match=LINE):
-            run_prepare(Run(recipe), quiet=True)
+            PREPARE.run(Run(recipe), print, True)
     assert sorted(file.name for file in run.rglob("*") if file.is_file()) == ["started.json"]
     assert local_paths(recipe)["run_dir"] == str(run)
-    run_prepare(Run(recipe), quiet=True)
+    PREPARE.run(Run(recipe), print, True)
     with monkeypatch.context() as patched:
         patched.setattr(reference, "local_paths", unseen)
         with pytest.raises(UserError, match=LINE):
-            run_reference(Run(recipe), quiet=True)
+            REFERENCE.run(Run(recipe), print, True)
     assert sorted(file.name for file in (run / "reference").rglob("*") if file.is_file()) == [
         "started.json"
     ]
-    run_reference(Run(recipe), quiet=True)
+    REFERENCE.run(Run(recipe), print, True)
     with monkeypatch.context() as patched:
         patched.setattr(train, "local_paths", unseen)
         with pytest.raises(UserError, match=f"^{LINE}"):
-            run_train(Run(recipe), quiet=True)
+            TRAIN.run(Run(recipe), print, True)

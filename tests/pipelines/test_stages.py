@@ -12,20 +12,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipelines.commands.report import run_report
 from pipelines.commands.run import run_stages
 from pipelines.commands.sft import run_sft
-from pipelines.commands.stages import EVALUATE, PREPARE, REFERENCE, REPORT, TRAIN
+from pipelines.commands.stages import EVALUATE, PREPARE, REFERENCE, REPORT, SAMPLE, TRAIN
 from pipelines.commands.status import run_status
 from pipelines.errors import UserError
-from pipelines.evaluate.sample import run_sample
-from pipelines.evaluate.stage import run_evaluate
 from pipelines.models.device import Placement
-from pipelines.pairs.stage import open_pairs, run_prepare
-from pipelines.pairs.table import PairTable
+from pipelines.pairs.table import PairTable, open_pairs
 from pipelines.recipe.run import Run
 from pipelines.recipe.run_paths import RunPaths
 from pipelines.recipe.schema import Recipe
-from pipelines.reference.facts import run_facts
-from pipelines.reference.stage import open_reference, run_reference
-from pipelines.train.facts import training_facts
+from pipelines.reference.stage import run_facts
+from pipelines.reference.store import open_reference
+from pipelines.train.stage import training_facts
 from pipelines.train.trainer import Trainer
 from sparsepo import LearnedMasks, ReferenceModel, padded_layout
 
@@ -102,7 +99,7 @@ def test_prepare_counts_drops_and_splits(
             "max_response_tokens": 24,
         }
     )
-    counts = run_prepare(Run(recipe), quiet=True)["counts"]
+    counts = PREPARE.run(Run(recipe), print, True)["counts"]
     assert counts["rejected"] == {
         "chosen and rejected are identical": 1,
         "chosen is int, not a string": 1,
@@ -140,7 +137,7 @@ def test_splits_hold_no_common_prompt_and_weights_copy_rows(
     recipe = make_recipe(
         "data.validation_fraction=0.2", "data.sources[0].weight=2.5", "data.max_test_pairs=5"
     )
-    counts = run_prepare(Run(recipe), quiet=True)["counts"]
+    counts = PREPARE.run(Run(recipe), print, True)["counts"]
     table = open_pairs(Run(recipe))
     prompts = {
         split: set(table.column(split, "prompt_hash")) for split in ("train", "validation", "test")
@@ -233,13 +230,13 @@ def test_store_equals_a_live_reference_and_grows_by_feature(
     recipe = make_recipe("objective.name=mapo", "mask.kind=activation")
     run_stages(recipe, (PREPARE,), silent)
     first = make_recipe()
-    assert run_reference(Run(first), quiet=True)["counts"]["features"] == {"reference_logps": ""}
+    assert REFERENCE.run(Run(first), print, True)["counts"]["features"] == {"reference_logps": ""}
     kept = (
         (Path(recipe.run_dir) / "reference" / "reference_logps" / "train-00000.parquet")
         .stat()
         .st_mtime_ns
     )
-    manifest = run_reference(Run(recipe), quiet=True)
+    manifest = REFERENCE.run(Run(recipe), print, True)
     assert set(manifest["counts"]["features"]) == {
         "reference_logps",
         "reference_hidden",
@@ -248,7 +245,7 @@ def test_store_equals_a_live_reference_and_grows_by_feature(
     assert (
         Path(recipe.run_dir) / "reference" / "reference_logps" / "train-00000.parquet"
     ).stat().st_mtime_ns == kept, "scored once"
-    assert run_reference(Run(recipe), quiet=True) == manifest, "a complete store is left alone"
+    assert REFERENCE.run(Run(recipe), print, True) == manifest, "a complete store is left alone"
 
     table: PairTable = open_pairs(Run(recipe))
     store = open_reference(run_facts(Run(recipe)), table)
@@ -270,7 +267,7 @@ def test_store_equals_a_live_reference_and_grows_by_feature(
     with pytest.raises(
         UserError, match="holds activation_mask made with 'zn_rescale:all', now 'zn_rescale:mlp'"
     ):
-        run_reference(Run(other), quiet=True)
+        REFERENCE.run(Run(other), print, True)
 
 
 def test_another_models_store_is_refused(
@@ -427,7 +424,6 @@ def test_one_and_two_workers_agree_and_a_changed_pair_shows(
     """20 fp32 steps under Ray Train: relative difference of the losses at most 1e-4; one other
     pair exceeds that tenfold.
     """
-    from pipelines.train.stage import run_train
 
     changed_file = tmp_path / "changed.jsonl"
     swapped = [
@@ -443,7 +439,7 @@ def test_one_and_two_workers_agree_and_a_changed_pair_shows(
             run_dir=str(tmp_path / name),
         )  # fmt: skip
         run_stages(recipe, (PREPARE, REFERENCE), silent)
-        run_train(Run(recipe), quiet=True)
+        TRAIN.run(Run(recipe), print, True)
         found = torch.tensor([r["loss"] for r in logged(recipe.run_dir)])
         assert len(found) == 20
         return found
@@ -456,7 +452,7 @@ def test_one_and_two_workers_agree_and_a_changed_pair_shows(
     again = make_recipe("train.num_workers=3", run_dir=str(tmp_path / "three"))
     run_stages(again, (PREPARE, REFERENCE), silent)
     with pytest.raises(UserError, match="train.num_workers = 3 x 1 CPUs: the cluster has 2"):
-        run_train(Run(again), quiet=True)
+        TRAIN.run(Run(again), print, True)
 
 
 @pytest.mark.slow
@@ -472,7 +468,7 @@ def test_sft_then_sample(make_recipe: MakeRecipe, tmp_path: Path) -> None:
         "sample.max_prompts=60",
         run_dir=str(tmp_path / "s"),
     )
-    assert run_sample(Run(recipe), quiet=True)["counts"] == {"prompts": 60, "candidates": 180}
+    assert SAMPLE.run(Run(recipe), print, True)["counts"] == {"prompts": 60, "candidates": 180}
     candidates = [
         json.loads(line)
         for line in (tmp_path / "s" / "sample" / "candidates.jsonl").read_text().splitlines()
@@ -486,7 +482,7 @@ def test_sft_then_sample(make_recipe: MakeRecipe, tmp_path: Path) -> None:
 def test_evaluation_needs_a_model_and_held_out_pairs(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe("data.test_fraction=0", "train.max_steps=1")
     with pytest.raises(UserError, match="no trained model"):
-        run_evaluate(Run(recipe), quiet=True)
+        EVALUATE.run(Run(recipe), print, True)
     run_stages(recipe, (PREPARE,), silent)
     with pytest.raises(UserError, match="no finished reference stage"):
         open_reference(run_facts(Run(recipe)), open_pairs(Run(recipe)))

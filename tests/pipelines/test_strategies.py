@@ -12,15 +12,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.commands.run import run_stages
-from pipelines.commands.stages import PREPARE, REFERENCE
+from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
 from pipelines.models.device import Placement
 from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
 from pipelines.storage.store import RunStore
 from pipelines.train.checkpoint import completed_steps, stored_parameters
-from pipelines.train.facts import training_facts
 from pipelines.train.metrics import read_metrics
-from pipelines.train.stage import run_train
+from pipelines.train.stage import training_facts
 from pipelines.train.trainer import Trainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
@@ -69,7 +68,7 @@ def alone(recipe: Recipe) -> Recipe:
 
 
 def together(recipe: Recipe) -> Recipe:
-    run_train(Run(recipe), quiet=True)
+    TRAIN.run(Run(recipe), print, True)
     return recipe
 
 

@@ -19,8 +19,8 @@ from pipelines.models.device import Placement
 from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
 from pipelines.storage.store import RunStore
-from pipelines.train.facts import training_facts
 from pipelines.train.metrics import read_metrics
+from pipelines.train.stage import training_facts
 from pipelines.train.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

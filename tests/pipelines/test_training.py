@@ -25,9 +25,9 @@ from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
 from pipelines.storage.store import RunStore
 from pipelines.train.checkpoint import completed_steps, read_state
-from pipelines.train.facts import training_facts
 from pipelines.train.metrics import read_metrics
 from pipelines.train.micro_batches import MicroBatchLoader
+from pipelines.train.stage import training_facts
 from pipelines.train.throughput import Throughput
 from pipelines.train.trainer import Trainer
 from sparsepo.batching.batch_layout import BatchLayout

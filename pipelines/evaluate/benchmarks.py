@@ -1,0 +1,150 @@
+"""evaluate: benchmarks of a trained run's model beside the model it started from.
+
+They run in Ray Data actor pools.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from pipelines.cluster import Pool, local_paths, run_tasks
+from pipelines.errors import UserError
+from pipelines.evaluate.actor import Evaluator
+from pipelines.evaluate.checks import check_evaluation, check_weights, wants_vllm
+from pipelines.evaluate.facts import EvaluationFacts
+from pipelines.evaluate.held_out import require_held_out
+from pipelines.evaluate.history import append_history
+from pipelines.evaluate.results import Found, benchmark_results
+from pipelines.evaluate.sample_scores import ask, scored
+from pipelines.evaluate.tasks import (
+    EvaluationTask,
+    RankWeights,
+    Records,
+    ScorePairs,
+    evaluation_tasks,
+)
+from pipelines.evaluate.token_weights import TOKEN_WEIGHTS, RankingFacts, WeightRanker
+from pipelines.evaluate.vllm_tasks import with_vllm_samples
+from pipelines.models import Placement, ResponseEnds
+from pipelines.pairs import SPLITS, open_pairs
+from pipelines.recipe import CODE_SAMPLES, MODEL, SAMPLES, TOKENS, OpenAIJudge, Run, StageRecord
+from pipelines.reference import usable_rows
+from pipelines.storage import RunStore, TaskResults
+from pipelines.train import check_files, check_published, training_facts
+
+
+def run_evaluate(
+    run: Run,
+    record: StageRecord,
+    ends: ResponseEnds,
+    quiet: bool = False,
+    step: int | None = None,
+) -> dict[str, Any]:
+    """Evaluate RUN/train/model, or a checkpoint, on held-out pairs and prompts.
+
+    Needs a running Ray. A killed evaluation goes on where it was: what a finished task found is
+    kept in evaluation/parts.
+
+    Returns: the stage's manifest.
+    Raises: UserError if the run has no trained model or no held-out pair, or a model or file that a
+        benchmark needs does not exist.
+    """
+    from pipelines.evaluate.judge import EndpointJudge
+
+    recipe = run.recipe
+    check_evaluation(recipe)
+    _check_trained(run, step)
+    settings = recipe.evaluate
+    judge = (
+        EndpointJudge(settings.judge, record.store)
+        if isinstance(settings.judge, OpenAIJudge) and "dialogue" in settings.benchmarks
+        else None
+    )
+    pairs = open_pairs(run)
+    require_held_out(recipe, {split: pairs.num_rows(split) for split in SPLITS})
+    training = training_facts(run)
+    facts = EvaluationFacts.of(settings, record.store, training, step, ends)
+    usable = usable_rows(training.reference, pairs, settings.split)
+    tasks = evaluation_tasks(settings, pairs, usable)
+    pool = Pool("evaluate", recipe.ray, local_paths(recipe), settings.num_actors)
+    record.begin()
+    parts = TaskResults(record.store)
+    todo = parts.missing(tasks)
+    if wants_vllm(settings):
+        todo = with_vllm_samples(todo, facts, pairs)
+    parts.add(todo, run_tasks(todo, Evaluator, facts, pool, quiet))
+    found = Found.of(tasks, parts.results(tasks))
+    found.samples = scored(
+        found.samples, settings, parts, replace(pool, label="score texts"), quiet
+    )
+    if judge is not None:
+        ask(judge, found.samples, quiet)
+    masks = _masks(tasks, facts, parts, pool, quiet) if "masks" in settings.benchmarks else {}
+    results = benchmark_results(settings, found, masks)
+    _write(record.store, found, results)
+    append_history(run.paths.evaluation, results, record, step)
+    samples = found.samples or found.programs or found.leaderboard
+    warnings = [
+        f"the model lists {token} as an end of responses, which is ordinary text to its "
+        "tokenizer: sampling goes on after it"
+        for token in (facts.ends.left_out if samples else ())
+    ]
+    manifest = record.finish(
+        {"benchmarks": sorted(results), "results": results, "warnings": warnings}
+    )
+    parts.clear()
+    record.store.delete(TOKEN_WEIGHTS)
+    return manifest
+
+
+def _check_trained(run: Run, step: int | None) -> None:
+    """UserError if the model is not what training wrote, or vLLM is to load it and cannot."""
+    train = run.paths.train
+    if step is None and not train.exists(MODEL):
+        raise UserError(f"{train.root} has no trained model: run `sparsepo train` first")
+    check_weights(run, step)
+    if step is None:
+        check_published(train)
+    else:
+        check_files(train, step, Placement.choose("auto", torch.device("cpu"), rank=0, world=1))
+
+
+def _masks(
+    tasks: Sequence[EvaluationTask],
+    facts: EvaluationFacts,
+    parts: TaskResults,
+    pool: Pool,
+    quiet: bool,
+) -> dict[str, Any]:
+    """The benchmark of masks: its sums from the parts, its ranks from an actor that has them all.
+
+    The parts are read one after the other, and each is forgotten when it is added.
+    """
+    from evaluation.benchmarks import mask_totals
+
+    scored_pairs = [task for task in tasks if isinstance(task, ScorePairs)]
+    totals = mask_totals(found["masks"] for found in parts.results(scored_pairs))
+    ranking = [RankWeights(tuple(task.number for task in scored_pairs))]
+    todo = parts.missing(ranking)
+    alone = replace(pool, label="rank weights", num_actors=1, gpus_per_actor=0)
+    parts.add(
+        todo, run_tasks(todo, WeightRanker, RankingFacts(facts.store, facts.settings), alone, quiet)
+    )
+    return totals | next(parts.results(ranking))
+
+
+def _write(store: RunStore, found: Found, results: dict[str, dict[str, Any]]) -> None:
+    if found.samples:
+        store.write_bytes(SAMPLES, _lines(found.samples))
+    if found.programs:
+        store.write_bytes(CODE_SAMPLES, _lines(found.by_programming_task()))
+    store.write_bytes(TOKENS, _lines(found.shown))
+    for name, result in results.items():
+        store.write_json(f"{name}.json", result)
+
+
+def _lines(records: Records) -> bytes:
+    return "".join(json.dumps(r) + "\n" for r in records).encode()

@@ -1,0 +1,240 @@
+"""prepare: sources of any form -> tokenised, split, counted pairs in RUN/pairs (Ray Data).
+
+Tasks read their chunk, render, tokenise and truncate; the driver decides from hashes (duplicates,
+overlap with held-out prompts, limits), and tasks write the shards. Rows are dropped with a reason
+into rejected_rows.jsonl.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.cluster import local_paths, quieten_ray_data, require_seen
+from pipelines.errors import Failure, UserError
+from pipelines.models import load_tokenizer, max_positions, resolve_model
+from pipelines.pairs.forms import (
+    Encoded,
+    PairEncoder,
+    RawPair,
+    RowRejected,
+    detect_form,
+    needed_columns,
+    pairs_of_row,
+)
+from pipelines.pairs.row_plan import RowPlan, digest_of
+from pipelines.pairs.sources import Chunk, chunks_of, column_names, read_chunk
+from pipelines.pairs.tasks import ChunkTask, block_of, outcome_of, result_of, rows_of
+from pipelines.pairs.writer import write_shards
+from pipelines.recipe import REJECTED_ROWS, DataSection, Recipe, Source, StageRecord
+
+
+def run_prepare(
+    recipe: Recipe, record: StageRecord, tokenizer_dir: str, quiet: bool = False
+) -> dict[str, Any]:
+    """Prepare a recipe's pairs and return the stage's manifest. Needs a running Ray.
+
+    Raises: UserError for a missing file or column, a tokenizer that cannot do the form, or no
+        usable row at all.
+    """
+    check_lengths(recipe, tokenizer_dir)
+    tasks = _tasks(recipe)
+    record.begin()
+    blocks = _tokenised(
+        tasks, recipe, recipe.model.tokenizer or recipe.model.name_or_path
+    ).to_arrow_refs()
+    plan = _plan(recipe.data, blocks)
+    counts, checksums = write_shards(
+        plan, blocks, record.store, local_paths(recipe), recipe.data.shard_pairs, quiet
+    )
+    record.store.write_bytes(
+        REJECTED_ROWS, "".join(json.dumps(row) + "\n" for row in plan.rejected_rows()).encode()
+    )
+    counts["rejected"] = dict(sorted(plan.reasons.items()))
+    counts["exact_duplicates"] = plan.num_duplicates
+    if counts["pairs"]["train"] == 0:
+        reasons = (
+            ", ".join(f"{reason}: {n}" for reason, n in plan.reasons.most_common(5))
+            or "the sources are empty"
+        )
+        raise UserError(
+            f"no usable training pair in {', '.join(s.path for s in recipe.data.sources)} "
+            f"({reasons})"
+        )
+    return record.finish(counts, checksums)
+
+
+def check_lengths(recipe: Recipe, directory: str) -> None:
+    """UserError if rows may be longer than the model in that directory reads."""
+    limit = max_positions(Path(directory))
+    data = recipe.data
+    longest = data.max_tokens or data.max_prompt_tokens + data.max_response_tokens
+    if limit is not None and longest > limit:
+        raise UserError(
+            f"data.max_prompt_tokens + max_response_tokens = {longest} (or data.max_tokens): the "
+            f"model reads at most {limit} tokens"
+        )
+
+
+def _tasks(recipe: Recipe) -> list[ChunkTask]:
+    """One task per chunk.
+
+    The source's form is resolved and its columns are checked before anything runs.
+    """
+    tasks: list[ChunkTask] = []
+    everything = [s for sources in recipe.data.groups().values() for s in sources]
+    for number, source in enumerate(everything):
+        form, chunks = checked_chunks(recipe, source)
+        tasks += [ChunkTask(number, form, chunk) for chunk in chunks]
+    return tasks
+
+
+def checked_chunks(recipe: Recipe, source: Source) -> tuple[str, list[Chunk]]:
+    """A source's form and its chunks.
+
+    Raises: UserError if it holds no row, or lacks what form, objective or mask need.
+    """
+    chunks = chunks_of(source, recipe.data.rows_per_task)
+    if not chunks:
+        raise UserError(f"data source {source.path!r} holds no row")
+    columns, first = column_names(chunks[0])
+    form = detect_form(columns, source.columns, first) if source.form == "auto" else source.form
+    for name in needed_columns(form, source.columns):
+        if name not in columns:
+            raise UserError(
+                f"data source {source.path!r} (form {form}) has no column {name!r}: its "
+                f"columns are {', '.join(sorted(columns))}"
+            )
+    if recipe.objective.declared.uses_rejected and form in ("chosen_only", "text_only"):
+        raise UserError(
+            f"data source {source.path!r} has no rejected responses: objective "
+            f"{recipe.objective.name} needs them"
+        )
+    _check_features(recipe, source, form)
+    return form, chunks
+
+
+def _check_features(recipe: Recipe, source: Source, form: str) -> None:
+    """UserError if objective or mask read something from the pairs that this source cannot give."""
+    names, wanted = source.columns, recipe.required_features()
+    if (
+        "preference_scores" in wanted
+        and form != "scored"
+        and not (names.chosen_score and names.rejected_score and form == "text")
+    ):
+        raise UserError(
+            f"data source {source.path!r} (form {form}) has no scores, which objective "
+            f"{recipe.objective.name} needs: use the scored form, or the text form with "
+            "data.sources[].columns.chosen_score and rejected_score"
+        )
+    has_weights = bool(names.chosen_weights and names.rejected_weights)
+    if "external_weights" in wanted and not has_weights:
+        raise UserError(
+            f"data source {source.path!r} has no token weights, which mask.kind=external needs: "
+            "set data.sources[].columns.chosen_weights and rejected_weights"
+        )
+    if has_weights and form == "scored":
+        raise UserError(
+            f"data source {source.path!r}: candidates of the scored form cannot carry token weights"
+        )
+
+
+def _tokenised(tasks: list[ChunkTask], recipe: Recipe, tokenizer: str) -> Any:
+    import ray.data
+
+    quieten_ray_data()
+    return (
+        ray.data.from_items([task.item() for task in tasks], override_num_blocks=len(tasks))
+        .map_batches(
+            _run_task,
+            batch_size=1,
+            batch_format="pyarrow",
+            fn_kwargs={
+                "data": recipe.data,
+                "tokenizer_name": tokenizer,
+                "paths": local_paths(recipe),
+            },
+        )
+        .materialize()
+    )
+
+
+def _plan(data: DataSection, blocks: list[Any]) -> RowPlan:
+    """Decide on all rows from a digest of every block.
+
+    Raises: UserError or StageFailed of a task.
+    """
+    import ray
+
+    digest = ray.remote(_digest)
+    waiting = [digest.remote(block, data) for block in blocks]
+    plan = RowPlan(data)
+    for number, pending in enumerate(waiting):
+        plan.add(result_of(ray.get(pending)))
+        waiting[number] = None  # the object store may forget it
+    plan.settle()
+    return plan
+
+
+def _digest(block: pa.Table, data: DataSection) -> pa.Table | Failure:
+    """Ray task: the block's digest, or what the block failed with."""
+    return outcome_of(lambda: digest_of(result_of(rows_of(block)), data))
+
+
+def _run_task(
+    batch: pa.Table, data: DataSection, tokenizer_name: str, paths: dict[str, str]
+) -> pa.Table:
+    """Ray Data task: one chunk -> a block of pairs and rejected rows, or of its failure."""
+
+    def rows() -> list[dict[str, Any]]:
+        require_seen(paths)
+        return _rows_of_chunk(ChunkTask.of_batch(batch), data, tokenizer_name)
+
+    return block_of(outcome_of(rows))
+
+
+def _rows_of_chunk(task: ChunkTask, data: DataSection, tokenizer_name: str) -> list[dict[str, Any]]:
+    source = (*data.sources, *data.validation, *data.test)[task.source]
+    # By name: a model from a hub or an object store lies elsewhere on every machine.
+    tokenizer = load_tokenizer(str(resolve_model(tokenizer_name, tokenizer_only=True)))
+    encoder = PairEncoder(tokenizer, data)
+    rows: list[dict[str, Any]] = []
+    for number, row in read_chunk(task.chunk):
+        base = {"source": task.source, "row": number}
+        try:
+            if row is None:
+                raise RowRejected("the line is not a JSON object")
+            for pair in pairs_of_row(row, task.form, data, source.columns, tokenizer):
+                rows.append({**base, **_columns(pair, encoder.encode(pair))})
+        except RowRejected as reason:
+            rows.append({**base, "reason": str(reason)})
+    return rows
+
+
+def _columns(pair: RawPair, encoded: Encoded) -> dict[str, Any]:
+    content = json.dumps([pair.prompt, pair.chosen, pair.rejected])
+    return {
+        "pair_id": hashlib.sha256(content.encode()).hexdigest()[:24],
+        "prompt_hash": prompt_hash(pair.prompt if pair.prompt else pair.chosen),
+        "prompt": pair.prompt,
+        "chosen": pair.chosen,
+        "rejected": pair.rejected,
+        "prompt_ids": encoded.prompt,
+        "chosen_ids": encoded.chosen,
+        "rejected_ids": encoded.rejected,
+        "chosen_score": pair.chosen_score,
+        "rejected_score": pair.rejected_score,
+        "chosen_weights": encoded.chosen_weights,
+        "rejected_weights": encoded.rejected_weights,
+        "truncated": ",".join(encoded.truncated),
+    }
+
+
+def prompt_hash(prompt: str) -> str:
+    """Hash of a prompt with case and white space normalised.
+
+    The split and the overlap check compare it.
+    """
+    return hashlib.sha256(" ".join(prompt.lower().split()).encode()).hexdigest()[:24]

@@ -1,0 +1,248 @@
+"""train: fine-tune on the prepared pairs with Ray Train; resumes at the last published checkpoint.
+
+Checkpoints are ours (see checkpoint.py), not Ray's: they are durable the moment they are
+published and hold no pickle. Ray Train places the workers, joins them and restarts them after a
+failure.
+"""
+
+import contextlib
+import json
+import sys
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from pipelines.cluster import (
+    Resources,
+    failure_of,
+    interruptible,
+    local_paths,
+    second_choice,
+)
+from pipelines.errors import Failure, StageFailed, UserError
+from pipelines.pairs import open_pairs
+from pipelines.recipe import FAILURE, MANIFEST, MASKS, METRICS, MODEL, Run, StageRecord
+from pipelines.reference import usable_rows
+from pipelines.storage import RunStore
+from pipelines.train.facts import TrainingFacts
+from pipelines.train.metrics import read_metrics
+from pipelines.train.model_card import model_card
+from pipelines.train.steps import completed_steps
+from pipelines.train.worker import remembered_budget, train_worker
+from sparsepo.batching.sampling import Sampler
+
+# What the progress bar shows of a step.
+_SHOWN = {
+    "loss": ("loss", "{:.3g}"),
+    "rewards/margins": ("margin", "{:.3g}"),
+    "rewards/accuracies": ("accuracy", "{:.3g}"),
+    "kl/reference_policy": ("kl", "{:.3g}"),
+    "masks/reward_zero_fraction": ("zeros", "{:.0%}"),
+    "tokens_per_second": ("tok/s", "{:,.0f}"),
+    "mfu": ("mfu", "{:.0%}"),
+    "memory_gib": ("GiB", "{:.1f}"),
+}
+_RESIZE_SECONDS = 30.0  # between looks for room for more workers
+
+
+def run_train(
+    run: Run,
+    record: StageRecord,
+    facts: TrainingFacts,
+    quiet: bool = False,
+    callbacks: Sequence[Any] = (),
+) -> dict[str, Any]:
+    """Train, or resume, and return the stage's manifest. Needs a running Ray.
+
+    Raises: UserError for impossible resources; StageFailed if the loss stops being finite.
+    """
+    recipe = run.recipe
+    record.begin()
+    store = record.store
+    store.sweep_temporary()
+    for name in store.names():
+        if name.startswith(FAILURE):
+            store.delete(name)
+    num_pairs = len(usable_rows(facts.reference, open_pairs(run), "train"))
+    steps = Sampler(num_pairs, recipe.train.global_batch_size, recipe.train.seed).num_steps(
+        recipe.train.epochs, recipe.train.max_steps
+    )
+    with _progress(store, steps, quiet):
+        _fit_within_memory(run, facts, callbacks)
+    _raise_failure(store)
+    if not store.exists(MODEL):
+        raise StageFailed(
+            "training ended without a model: another command has taken over this run, or see the "
+            "workers' output above"
+        )
+    records = list(read_metrics(store))
+    last = [r for r in records if "kind" not in r][-1]
+    counts: dict[str, Any] = {"steps": last["step"], "pairs": num_pairs, "final": last}
+    if last["step"] < steps:
+        counts["stopped_early"] = (
+            f"{recipe.train.selection.metric} did not improve: step {last['step']} of {steps}"
+        )
+    counts["warnings"] = [
+        f"step {r['step']}: {m}"
+        for r in records
+        if r.get("kind") == "warning"
+        for m in r["messages"]
+    ]
+    validations = [r for r in records if r.get("kind") == "validation"]
+    if validations:
+        counts["validation"] = validations[-1]
+    store.write_bytes(
+        f"{MODEL}/README.md",
+        model_card(recipe, counts, run.paths.pairs.read_json(MANIFEST)["counts"]).encode(),
+    )
+    return record.finish(counts, {path: store.checksum(path) for path in _published(store)})
+
+
+def check_published(store: RunStore) -> None:
+    """Compare the published model and masks with the checksums in the stage's manifest.
+
+    Raises: UserError naming the first file that is missing or damaged.
+    """
+    if not store.exists(MANIFEST):
+        return  # published a moment ago, and its driver was killed before it said so
+    for path, expected in store.read_json(MANIFEST)["outputs"].items():
+        if not store.exists(path) or store.checksum(path) != expected:
+            raise UserError(
+                f"{store.root}/{path} is missing or damaged: it is not what training published; "
+                f"{_cure(store)}"
+            )
+
+
+def _cure(store: RunStore) -> str:
+    steps = completed_steps(store)
+    return f"remove {store.root}/{MANIFEST} and run `sparsepo train` again" + (
+        f" (it goes on from step {steps[-1]})" if steps else ""
+    )
+
+
+def _published(store: RunStore) -> list[str]:
+    """The published model's files: weights, configuration, tokenizer and masks, but no card."""
+    return [
+        f"{folder}/{name}"
+        for folder in (MODEL, MASKS)
+        for name in store.names(folder)
+        if name.endswith((".safetensors", ".json"))
+    ]
+
+
+def _fit_within_memory(run: Run, facts: TrainingFacts, callbacks: Sequence[Any]) -> None:
+    """Train; with train.auto_microbatch again with half the budget.
+
+    That is repeated as long as halving it is what ended a worker group.
+    """
+    store = run.paths.train
+    while True:
+        before = remembered_budget(store)
+        try:
+            _fit(run, facts, callbacks)
+            return
+        except StageFailed:
+            if remembered_budget(store) == before:
+                raise
+
+
+def _fit(run: Run, facts: TrainingFacts, callbacks: Sequence[Any]) -> None:
+    import ray.train
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    recipe, train = run.recipe, run.recipe.train
+    places = Resources.now(recipe.ray).training(train)
+    elastic = (
+        {} if train.min_workers is None else {"elastic_resize_monitor_interval_s": _RESIZE_SECONDS}
+    )
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "facts": facts,
+            "threads": max(1, int(places.bundle["CPU"])),
+            "paths": local_paths(recipe),
+        },
+        scaling_config=ScalingConfig(
+            num_workers=train.num_workers
+            if train.min_workers is None
+            else (train.min_workers, train.num_workers),
+            use_gpu="GPU" in places.bundle,
+            resources_per_worker=dict(places.bundle),
+            **elastic,
+        ),
+        run_config=RunConfig(
+            # A new name each time: Ray's own restore is not used, our checkpoints are.
+            name=f"train-{uuid.uuid4().hex[:12]}",
+            storage_path=run.paths.ray.root,
+            failure_config=FailureConfig(max_failures=train.max_failures),
+            callbacks=list(callbacks),
+        ),
+    )
+    try:
+        with second_choice(recipe, places, lambda text: tqdm.write(text, file=sys.stderr)):
+            interruptible(trainer.fit)
+    except ray.train.TrainingFailedError as error:
+        _raise_failure(run.paths.train)
+        raise failure_of(error, "training").error() from error
+
+
+def _raise_failure(store: RunStore) -> None:
+    for name in store.names():
+        if name.startswith(FAILURE):
+            raise Failure(**store.read_json(name)).error()
+
+
+@contextlib.contextmanager
+def _progress(store: RunStore, steps: int, quiet: bool) -> Iterator[None]:
+    """A bar fed by the published metrics, so that it works for any placement of the workers."""
+    if quiet:
+        yield
+        return
+    stop = threading.Event()
+
+    def follow() -> None:
+        seen: set[str] = set()
+        with tqdm(total=steps, desc="train", unit="step") as bar:
+            while True:
+                finished = stop.is_set()
+                for name in store.names(METRICS):
+                    if name in seen or not name.endswith(("-train.jsonl", "-warning.jsonl")):
+                        continue
+                    seen.add(name)
+                    for record in _records(store, name):
+                        for message in record.get("messages", ()):
+                            bar.write(f"warning: step {record['step']}: {message}", file=sys.stderr)
+                        if "kind" in record:
+                            continue
+                        bar.n = max(bar.n, record["step"])
+                        bar.set_postfix(
+                            {
+                                label: form.format(record[key])
+                                for key, (label, form) in _SHOWN.items()
+                                if key in record
+                            },
+                            refresh=False,
+                        )
+                    bar.refresh()
+                if finished:
+                    return
+                stop.wait(1.0)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=10)
+
+
+def _records(store: RunStore, name: str) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in store.read_bytes(f"{METRICS}/{name}").splitlines()]
+    except FileNotFoundError:  # a resuming worker discards parts beyond its checkpoint
+        return []
