@@ -85,7 +85,7 @@ def measure(model: str, count: int, work: Path) -> dict[str, float]:
     from pipelines.commands.run import run_stages
     from pipelines.commands.stages import PREPARE, REFERENCE
     from pipelines.recipe.files import validate_recipe
-    from pipelines.recipe.run import Run
+    from pipelines.recipe.stage import Run
 
     rows = work / f"{count}.jsonl"
     write_rows(rows, count)

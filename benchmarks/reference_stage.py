@@ -34,7 +34,7 @@ from pipelines.commands.run import run_stages
 from pipelines.commands.stages import PREPARE, REFERENCE
 from pipelines.pairs.table import TOKEN_COLUMNS, open_pairs
 from pipelines.recipe.files import validate_recipe
-from pipelines.recipe.run import Run
+from pipelines.recipe.stage import Run
 from pipelines.reference.actor import ShardScorer, ShardTask
 from pipelines.reference.scoring import CALLS_AT_ONCE, scoring_facts
 from sparsepo.backbone import run_backbone, scored_rows

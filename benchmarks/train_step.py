@@ -41,8 +41,8 @@ from pipelines.commands.stages import TRAIN
 from pipelines.models.device import Placement
 from pipelines.pairs.table import open_pairs
 from pipelines.recipe.files import validate_recipe
-from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
+from pipelines.recipe.stage import Run
 from pipelines.storage.store import RunStore
 from pipelines.train.metrics import read_metrics
 from pipelines.train.stage import training_facts

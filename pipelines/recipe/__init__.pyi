@@ -36,7 +36,7 @@ from .masks import (
     NoMask as NoMask,
 )
 from .objectives import ObjectiveConfig as ObjectiveConfig, SFTConfig as SFTConfig
-from .run import Run as Run
+from .record import StageRecord as StageRecord
 from .run_paths import (
     CANDIDATES as CANDIDATES,
     CHECKPOINTS as CHECKPOINTS,
@@ -75,4 +75,4 @@ from .schema import (
     TrainSection as TrainSection,
 )
 from .section import stage_settings as stage_settings
-from .stage import Action as Action, Say as Say, Stage as Stage, StageRecord as StageRecord
+from .stage import Action as Action, Run as Run, Say as Say, Stage as Stage

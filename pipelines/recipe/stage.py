@@ -1,150 +1,55 @@
-"""Stages, and their records of what they were made from.
+"""What the commands know of a stage, and of a run.
 
-A stage is skipped when its record matches and refused when it does not.
-
-`started.json` appears when a stage begins, `manifest.json` when it is complete. Both hold the
-stage's own settings and its inputs' fingerprints; status, skipping and refusal read nothing else.
+A stage is added by adding a room with one of these; run, status, plan, submit and the command line
+loop over the list of them (pipelines/commands/stages.py).
 """
 
-import json
-import platform
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import metadata
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
-from pipelines.errors import UserError
+from pipelines.recipe.record import StageRecord
 from pipelines.recipe.run_paths import FAILURE, MANIFEST, STARTED, RunPaths
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.section import stage_settings
-from pipelines.storage import RunStore, digest
+from pipelines.storage import RunStore
 
-if TYPE_CHECKING:
-    from pipelines.recipe.run import Run
-
-SCHEMA_VERSION = 2
 Say = Callable[[str], None]  # takes a line for the user
 Inputs = TypeVar("Inputs")
-_LIBRARIES = ("torch", "transformers", "ray", "pyarrow", "tokenizers", "sparsepo")
 
 
-@dataclass(frozen=True)
-class StageRecord:
-    """A stage of a recipe at one place.
+class Run:
+    """What a command knows of a run.
+
+    Each stage's inputs are resolved when they are first asked for, and never again: a command that
+    runs five stages reads every source and every file of weights once.
 
     Attributes:
-        stage: its name. store: rooted at the stage's directory. settings: dotted key -> value that
-            the result depends on.
-        inputs: name -> fingerprint of everything the stage reads.
+        recipe: settled. paths: where the run lies.
     """
 
-    stage: str
-    store: RunStore
-    settings: dict[str, Any]
-    inputs: dict[str, Any]
+    def __init__(self, recipe: Recipe, resolved: dict[str, Any] | None = None) -> None:
+        self.recipe, self.paths = recipe, RunPaths.of(recipe)
+        self._inputs: dict[str, Any] = {} if resolved is None else resolved
+        self._records: dict[str, StageRecord] = {}
 
-    def fingerprint(self) -> str:
-        """Content hash of settings and inputs; what later stages record as their input."""
-        return digest({"stage": self.stage, "settings": self.settings, "inputs": self.inputs})
+    def inputs(self, stage: "Stage[Inputs]") -> Inputs:
+        """What a stage's own `resolve` found."""
+        if stage.name not in self._inputs:
+            self._inputs[stage.name] = stage.resolve(self.recipe)
+        return cast(Inputs, self._inputs[stage.name])
 
-    def is_complete(self) -> bool:
-        """True if the stage's manifest exists and matches.
+    def record(self, stage: "Stage[Any]") -> StageRecord:
+        """A stage's record, made of its inputs and the records of the stages that it needs."""
+        if stage.name not in self._records:
+            earlier = {need.name: self.record(need) for need in stage.needs(self.recipe)}
+            self._records[stage.name] = stage.record(self.recipe, self.inputs(stage), earlier)
+        return self._records[stage.name]
 
-        Raises: UserError naming the difference if it does not match.
-        """
-        if not self.store.exists(MANIFEST):
-            return False
-        self._compare(self.store.read_json(MANIFEST))
-        return True
-
-    def check(self) -> None:
-        """UserError naming the difference if another configuration started or finished here.
-
-        Nothing is written.
-        """
-        for name in (STARTED, MANIFEST):
-            if self.store.exists(name):
-                self._compare(self.store.read_json(name))
-
-    def begin(self) -> None:
-        """Record that the stage starts; refuses a place where another configuration started."""
-        if self.store.exists(STARTED):
-            self._compare(self.store.read_json(STARTED))
-        else:
-            self.store.write_json(STARTED, self._body())
-
-    def finish(
-        self, counts: dict[str, Any], outputs: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        """Publish the manifest: the stage is complete from here on. Returns it."""
-        manifest = {**self._body(), "counts": counts, "outputs": outputs or {}}
-        self.store.write_json(MANIFEST, manifest)
-        return manifest
-
-    def manifest(self) -> dict[str, Any]:
-        loaded: dict[str, Any] = self.store.read_json(MANIFEST)
-        return loaded
-
-    def version_changes(self) -> list[str]:
-        """What has another version now than when this stage began, one line each.
-
-        The list is empty if the stage has not begun.
-        """
-        if not self.store.exists(STARTED):
-            return []
-        then, now = self.store.read_json(STARTED)["versions"], library_versions()
-        return [
-            f"{self.store.root} was begun with {name} {then.get(name, 'unknown')}, this is "
-            f"{version}; their rounding may differ"
-            for name, version in now.items()
-            if then.get(name) != version
-        ]
-
-    def _body(self) -> dict[str, Any]:
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "stage": self.stage,
-            "settings": self.settings,
-            "inputs": self.inputs,
-            "fingerprint": self.fingerprint(),
-            "versions": library_versions(),
-            "written_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
-
-    def _compare(self, found: dict[str, Any]) -> None:
-        if found.get("schema_version") != SCHEMA_VERSION:
-            raise UserError(
-                f"{self.store.root} was written with schema version "
-                f"{found.get('schema_version')}, this program writes {SCHEMA_VERSION}"
-            )
-        for kind, ours, theirs in (
-            ("setting", self.settings, found["settings"]),
-            ("input", self.inputs, found["inputs"]),
-        ):
-            for key in sorted({*ours, *theirs}):
-                if ours.get(key) != theirs.get(key):
-                    raise UserError(
-                        f"{self.store.root} holds another run's {self.stage} stage: {kind} {key} "
-                        f"was {_short(theirs.get(key))}, now it is {_short(ours.get(key))}; "
-                        f"choose another run_dir or restore the {kind}"
-                    )
-
-
-def library_versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
-
-
-def _short(value: Any) -> str:
-    text = "absent" if value is None else json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    def with_places(self, recipe: Recipe) -> "Run":
+        """The same inputs for a recipe that differs in run_dir, paths or ray alone."""
+        return Run(recipe, self._inputs)
 
 
 @dataclass(frozen=True)
@@ -158,7 +63,7 @@ class Action:
 
     flag: str
     help: str
-    do: Callable[["Run", Callable[[], None], Say, bool], None]
+    do: Callable[[Run, Callable[[], None], Say, bool], None]
 
 
 class Stage(ABC, Generic[Inputs]):
@@ -245,11 +150,11 @@ class Stage(ABC, Generic[Inputs]):
             self.fingerprints(recipe, inputs, earlier),
         )
 
-    def is_done(self, run: "Run") -> bool:
+    def is_done(self, run: Run) -> bool:
         """Whether its result is there and matches; UserError if another run's is there."""
         return run.record(self).is_complete()
 
-    def check(self, run: "Run") -> None:
+    def check(self, run: Run) -> None:
         """UserError for what it will refuse, before any work of any stage."""
 
     def check_pairs(
@@ -262,7 +167,7 @@ class Stage(ABC, Generic[Inputs]):
         """
 
     @abstractmethod
-    def run(self, run: "Run", say: Say, quiet: bool) -> dict[str, Any]:
+    def run(self, run: Run, say: Say, quiet: bool) -> dict[str, Any]:
         """Do the work, or go on with it; returns its manifest."""
 
     @abstractmethod
@@ -297,9 +202,7 @@ class Stage(ABC, Generic[Inputs]):
     def row(self, state: str, detail: str, store: RunStore) -> dict[str, str]:
         return {"stage": self.name, "state": state, "detail": detail, "path": store.root}
 
-    def forecast(
-        self, run: "Run", known: Mapping[str, Any], tflops: float
-    ) -> dict[str, Any] | None:
+    def forecast(self, run: Run, known: Mapping[str, Any], tflops: float) -> dict[str, Any] | None:
         """Its part of `plan`, None for a stage that has none.
 
         Args:

@@ -25,8 +25,8 @@ from pipelines.commands.status import run_status
 from pipelines.evaluate.history import read_history
 from pipelines.evaluate.schedule import Scheduler
 from pipelines.recipe.files import load_recipe, write_yaml
-from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
+from pipelines.recipe.stage import Run
 from pipelines.reference.stage import check_reference
 from pipelines.storage.store import RunStore
 

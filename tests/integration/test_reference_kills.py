@@ -20,8 +20,8 @@ import pytest
 from pipelines.commands.run import run_stages
 from pipelines.commands.stages import PREPARE, REFERENCE
 from pipelines.recipe.files import write_yaml
-from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
+from pipelines.recipe.stage import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 MakeRecipe = Callable[..., Recipe]
@@ -75,9 +75,7 @@ def test_killed_actors_change_nothing(whole: Recipe, recipe_in: MakeRecipe, tmp_
     for point in (1, 9):
         wait_for(recipe, point)
         alive = [
-            a
-            for a in list_actors(filters=[("state", "=", "ALIVE")])
-            if "_JsonActor" in a.class_name
+            a for a in list_actors(filters=[("state", "=", "ALIVE")]) if "_Worker" in a.class_name
         ]
         assert scored(recipe) < SHARDS, "the stage is still at work"
         os.kill(alive[0].pid, signal.SIGKILL)
@@ -93,6 +91,8 @@ import ray
 from ray.cluster_utils import Cluster
 from pipelines.cluster.actor_pool import quieten_ray_data
 from pipelines.recipe.files import load_recipe
+from pipelines.recipe.stage import Run
+from pipelines.reference.stage import REFERENCE
 
 recipe = load_recipe(sys.argv[1])
 markers = Path(recipe.run_dir) / "reference" / "shards" / "reference_logps"

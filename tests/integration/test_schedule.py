@@ -26,8 +26,8 @@ from pipelines.evaluate.history import read_history
 from pipelines.evaluate.schedule import Scheduler
 from pipelines.models.fingerprints import weights_fingerprint
 from pipelines.recipe.files import validate_recipe
-from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
+from pipelines.recipe.stage import Run
 from pipelines.storage.claims import Claims, ClaimTimes
 from pipelines.storage.store import RunStore
 

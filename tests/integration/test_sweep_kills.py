@@ -16,8 +16,8 @@ import yaml
 from pipelines.commands.run import run_stages
 from pipelines.commands.stages import TRAIN
 from pipelines.recipe.files import load_recipe, write_yaml
-from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
+from pipelines.recipe.stage import Run
 
 MakeRecipe = Callable[..., Recipe]
 pytestmark = pytest.mark.slow

@@ -9,8 +9,8 @@ from pipelines.commands.run import run_stages
 from pipelines.commands.stages import REFERENCE
 from pipelines.models.device import Placement
 from pipelines.pairs.table import open_pairs
-from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
+from pipelines.recipe.stage import Run
 from pipelines.reference.stage import run_facts
 from pipelines.reference.store import open_reference
 from pipelines.train.stage import training_facts

@@ -23,8 +23,8 @@ from pipelines.evaluate.vllm_generation import Request, vllm_processor
 from pipelines.models.response_ends import ResponseEnds
 from pipelines.recipe.evaluation import CodeSection, GenerationSection
 from pipelines.recipe.files import validate_recipe
-from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
+from pipelines.recipe.stage import Run
 from pipelines.storage.store import RunStore
 from pipelines.storage.task_results import TaskResults
 

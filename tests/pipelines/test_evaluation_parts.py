@@ -29,8 +29,8 @@ from pipelines.evaluate.token_weights import RankingFacts, WeightRanker
 from pipelines.evaluate.vllm_tasks import with_vllm_samples
 from pipelines.pairs.table import open_pairs
 from pipelines.recipe.files import validate_recipe
-from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
+from pipelines.recipe.stage import Run
 from pipelines.storage.store import RunStore
 from pipelines.train.stage import training_facts
 

@@ -20,8 +20,8 @@ from pipelines.commands.submit import packaged_command
 from pipelines.errors import UserError
 from pipelines.evaluate.schedule import check_run
 from pipelines.recipe.files import write_yaml
-from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
+from pipelines.recipe.stage import Run
 from pipelines.sweep.files import load_sweep
 from pipelines.sweep.shared_stores import SharedStores
 from pipelines.sweep.stage import _check_kept, run_tune

@@ -27,9 +27,9 @@ from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
 from pipelines.errors import StageFailed, UserError
 from pipelines.models.device import Placement
 from pipelines.pairs.table import open_pairs
-from pipelines.recipe.run import Run
 from pipelines.recipe.run_paths import RunPaths
 from pipelines.recipe.schema import Recipe
+from pipelines.recipe.stage import Run
 from pipelines.reference.features import feature_source
 from pipelines.reference.stage import run_facts
 from pipelines.train.metrics import read_metrics

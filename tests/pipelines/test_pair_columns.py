@@ -24,8 +24,8 @@ from pipelines.pairs.sources import Chunk, chunks_of
 from pipelines.pairs.table import PairTable, open_pairs
 from pipelines.pairs.tasks import ChunkTask, block_of, result_of, rows_of
 from pipelines.pairs.writer import _write
-from pipelines.recipe.run import Run
 from pipelines.recipe.schema import DataSection, Recipe
+from pipelines.recipe.stage import Run
 from pipelines.storage.store import RunStore
 from pipelines.train.micro_batches import MicroBatchLoader
 from sparsepo import BatchLayout, TokenizedPair

@@ -17,8 +17,8 @@ from pipelines.commands.run import run_stages
 from pipelines.commands.stages import REFERENCE
 from pipelines.errors import UserError
 from pipelines.pairs.table import open_pairs
-from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
+from pipelines.recipe.stage import Run
 from pipelines.reference.stage import run_facts
 from pipelines.reference.store import open_reference
 from sparsepo import ReferenceModel, padded_layout

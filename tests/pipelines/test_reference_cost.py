@@ -13,8 +13,8 @@ from stores import store_files
 from pipelines.commands.plan import run_plan
 from pipelines.commands.stages import REFERENCE
 from pipelines.pairs.table import open_pairs
-from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
+from pipelines.recipe.stage import Run
 from pipelines.reference.actor import ShardScorer, ShardTask
 from pipelines.reference.cost import settle_mode
 from pipelines.reference.scoring import scoring_facts

@@ -22,8 +22,8 @@ from pipelines.commands.stages import PREPARE, REFERENCE
 from pipelines.errors import UserError
 from pipelines.pairs.table import open_pairs
 from pipelines.recipe.files import validate_recipe
-from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
+from pipelines.recipe.stage import Run
 from pipelines.reference.actor import ShardScorer
 from pipelines.reference.facts import FrozenReference, usable_rows
 from pipelines.reference.features import feature_source

@@ -15,8 +15,8 @@ from pipelines.commands.stages import REFERENCE
 from pipelines.errors import StageFailed
 from pipelines.models.device import Placement
 from pipelines.pairs.table import open_pairs
-from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
+from pipelines.recipe.stage import Run
 from pipelines.reference.actor import ShardScorer, ShardTask
 from pipelines.reference.scoring import scoring_facts
 from pipelines.reference.stage import run_facts

@@ -30,8 +30,8 @@ from pipelines.models.response_ends import ResponseEnds, end_of_turn, response_e
 from pipelines.pairs.table import open_pairs
 from pipelines.recipe.evaluation import GenerationSection, LeaderboardSection
 from pipelines.recipe.files import validate_recipe
-from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
+from pipelines.recipe.stage import Run
 from pipelines.train.stage import training_facts
 
 MakeRecipe = Callable[..., Recipe]

@@ -19,8 +19,8 @@ from pipelines.evaluate.sample import (
     sampling_facts,
 )
 from pipelines.recipe.evaluation import ClassifierReward
-from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
+from pipelines.recipe.stage import Run
 from pipelines.storage.hashes import digest
 from pipelines.storage.store import RunStore
 from pipelines.storage.task_results import TaskResults

@@ -35,8 +35,8 @@ from pipelines.models.loading import (
 )
 from pipelines.models.trusted_code import TRUSTED_CODE, code_hash, publish_code, trusted_copy
 from pipelines.recipe.files import write_yaml
-from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
+from pipelines.recipe.stage import Run
 from pipelines.storage.hashes import CACHE
 from pipelines.storage.store import RunStore
 from pipelines.train.policy import count_adapter_parameters

@@ -11,8 +11,8 @@ from pipelines.cluster.shared_paths import local_paths
 from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
 from pipelines.errors import UserError
 from pipelines.pairs import prepare as prepare
-from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
+from pipelines.recipe.stage import Run
 from pipelines.reference import scoring as reference
 from pipelines.train import fit as train
 

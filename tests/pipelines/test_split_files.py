@@ -15,8 +15,8 @@ from pipelines.commands.plan import run_plan
 from pipelines.commands.stages import PREPARE
 from pipelines.errors import UserError
 from pipelines.pairs.sources import chunks_of, read_chunk, source_fingerprint
-from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe, Source
+from pipelines.recipe.stage import Run
 
 MakeRecipe = Callable[..., Recipe]
 

@@ -17,9 +17,9 @@ from pipelines.commands.status import run_status
 from pipelines.errors import UserError
 from pipelines.models.device import Placement
 from pipelines.pairs.table import PairTable, open_pairs
-from pipelines.recipe.run import Run
 from pipelines.recipe.run_paths import RunPaths
 from pipelines.recipe.schema import Recipe
+from pipelines.recipe.stage import Run
 from pipelines.reference.stage import run_facts
 from pipelines.reference.store import open_reference
 from pipelines.train.stage import training_facts

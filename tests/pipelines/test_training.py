@@ -21,8 +21,8 @@ from pipelines.commands.stages import PREPARE, REFERENCE
 from pipelines.errors import UserError
 from pipelines.models.device import Placement
 from pipelines.recipe.files import load_recipe
-from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
+from pipelines.recipe.stage import Run
 from pipelines.storage.store import RunStore
 from pipelines.train.checkpoint import completed_steps, read_state
 from pipelines.train.metrics import read_metrics

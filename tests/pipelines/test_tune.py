@@ -16,9 +16,8 @@ from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
 from pipelines.commands.status import run_status
 from pipelines.errors import UserError
 from pipelines.recipe.files import load_recipe, write_yaml
-from pipelines.recipe.run import Run
 from pipelines.recipe.schema import Recipe
-from pipelines.recipe.stage import MANIFEST
+from pipelines.recipe.stage import MANIFEST, Run
 from pipelines.sweep.files import load_sweep
 from pipelines.sweep.space import Sweep
 from pipelines.sweep.stage import run_tune
