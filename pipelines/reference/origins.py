@@ -94,14 +94,6 @@ def feature_origins(recipe: Recipe) -> dict[str, str]:
     return origins_of(recipe, made_elsewhere)
 
 
-def stored_origins(recipe: Recipe) -> dict[str, str]:
-    """What distinguishes the features this recipe stores from others of the same name.
-
-    Recipes that agree can share a store.
-    """
-    return {name: how for name, how in origins_of(recipe, recipe.stored_features()).items() if how}
-
-
 def origins_of(recipe: Recipe, features: Iterable[str]) -> dict[str, str]:
     """Feature -> how it is made, beyond what the stage's own settings and inputs say."""
     makers = {

@@ -456,12 +456,13 @@ from pipelines.models import (
     weights_fingerprint,
 )
 from pipelines.recipe import load_recipe
+from pipelines.recipe import Run
 from pipelines.reference import (
-    check_hooks, count_parameters, feature_origins, formats_of, head_bytes, scoring_device,
-    settle_mode, stored_origins,
+    REFERENCE, check_hooks, count_parameters, feature_origins, scoring_device, settle_mode,
 )
+from pipelines.reference.formats import formats_of, head_bytes
 from pipelines.storage.facts import remembered
-from pipelines.train import starting_model
+from pipelines.train.start import starting_model
 
 def facts(name):
     directory = resolve_model(name)
@@ -478,7 +479,8 @@ def of_recipe(file):
     wanted = settled.stored_features()
     formats = formats_of(settled, wanted, "float32")
     return [
-        str(starting_model(recipe)), feature_origins(recipe), stored_origins(settled),
+        str(starting_model(recipe)), feature_origins(recipe),
+        {k: v for k, v in Run(settled).inputs(REFERENCE).origins.items() if v and k in wanted},
         {name: form.to_json() for name, form in formats.items()},
         {name: form.token_bytes() for name, form in formats.items()},
         head_bytes(settled, wanted, "float32"), settled.reference.mode,
