@@ -228,3 +228,93 @@ def test_the_architecture_page_names_rooms_in_order_and_what_they_offer() -> Non
     assert tuple(room for room, _ in rows) == ROOMS
     for room, names in rows:
         assert set(re.findall(r"`(\w+)`", names)) <= surface(room), room
+
+
+# What runs on other machines than the command: actors, tasks, ranks.
+WORKERS = (
+    "pairs/tasks.py", "pairs/writer.py", "reference/actor.py", "reference/features.py",
+    "reference/store.py", "reference/other_models.py", "train/worker.py", "train/trainer.py",
+    "train/policy.py", "train/micro_batches.py", "train/checkpoint.py", "evaluate/actor.py",
+    "evaluate/text_scorer.py", "evaluate/token_weights.py", "evaluate/facts.py",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("file", WORKERS)
+def test_workers_take_facts_and_build_no_record(file: str) -> None:
+    """They import neither a run nor a stage, so they cannot ask for a record."""
+    taken = {
+        alias.name
+        for node in ast.walk(ast.parse((ROOT / "pipelines" / file).read_text()))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert not taken & {
+        "Run", "Stage", "StageRecord", "PREPARE", "REFERENCE", "TRAIN", "EVALUATE", "SAMPLE",
+        "run_facts", "training_facts", "open_pairs",
+    }  # fmt: skip
+
+
+def calls(file: str) -> set[str]:
+    """Dotted names of everything that a module calls."""
+    return {
+        ast.unparse(node.func)
+        for node in ast.walk(ast.parse((ROOT / "pipelines" / file).read_text()))
+        if isinstance(node, ast.Call)
+    }
+
+
+def test_ray_is_the_engine() -> None:
+    """Stages prepare, score and evaluate with Ray Data, train with Ray Train, search with Tune."""
+    assert {"ray.data.from_items", "ray.remote"} <= calls("pairs/prepare.py")
+    assert {"ray.data.from_items", "ray.data.ActorPoolStrategy"} <= calls("cluster/actor_pool.py")
+    for file in ("reference/scoring", "evaluate/benchmarks", "evaluate/sample", "evaluate/execute"):
+        assert "run_tasks" in calls(f"{file}.py"), file
+    assert {"TorchTrainer", "ScalingConfig"} <= calls("train/fit.py")
+    assert {"tune.Tuner", "tune.Tuner.restore"} <= calls("sweep/stage.py")
+
+
+# Files that others name: Hugging Face's and peft's; apart: a package's, data sets', the
+# quickstart's own world.
+OTHERS = {
+    "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
+    "modules.json", "adapter_config.json", "adapter_model.safetensors", "recipe.json",
+}  # fmt: skip
+APART = {"recipe/run_paths.py", "commands/quickstart.py", "commands/quickstart_world.py",
+         "commands/submit.py", "pairs/sources.py"}  # fmt: skip
+
+
+def test_the_names_of_a_runs_files_stand_in_one_place() -> None:
+    """recipe/run_paths.py alone spells them, but for parts that are made of a number or a name."""
+    spelled = re.compile(r"\w[\w/-]*\.(jsonl?|yaml|csv|html|safetensors|parquet)")
+    for room in ROOMS[3:] + ("recipe",):
+        for file in sorted((ROOT / "pipelines" / room).glob("*.py")):
+            if f"{room}/{file.name}" in APART:
+                continue
+            tree = ast.parse(file.read_text())
+            docs = {
+                id(node.body[0].value)
+                for node in ast.walk(tree)
+                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+                and node.body
+                and isinstance(node.body[0], ast.Expr)
+            }
+            found = {
+                node.value
+                for node in ast.walk(tree)
+                if isinstance(node, ast.Constant)
+                and isinstance(node.value, str)
+                and id(node) not in docs
+                and spelled.fullmatch(node.value)
+            }
+            assert found <= OTHERS, file
+
+
+def test_commands_know_no_stage_by_name() -> None:
+    """run, status, submit and the command line loop over the list of stages."""
+    from pipelines.commands.stages import STAGES
+
+    names = {stage.name for stage in STAGES} - {"report"}  # it is a command of its own, too
+    for file in ("run", "status", "submit", "cli"):
+        tree = ast.parse((ROOT / "pipelines" / "commands" / f"{file}.py").read_text())
+        spelled = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+        assert not names & spelled, file

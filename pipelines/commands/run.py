@@ -27,8 +27,10 @@ def run_stages(
         stage.check_recipe(recipe)
     with LazyRay(recipe, say) as start_ray:
         run = settled(recipe, start_ray)
+        _check_records(run, stages)
         check_stages(run, stages)
-        _write_config(run, stages)
+        if any(stage in RUN for stage in stages):
+            run.paths.run.write_bytes(CONFIG, write_yaml(run.recipe).encode())
         for number, stage in enumerate(stages):
             started = time.monotonic()
             if stage.is_done(run):
@@ -119,13 +121,13 @@ def _require_earlier(run: Run, stage: Stage[Any]) -> None:
             )
 
 
-def _write_config(run: Run, stages: Sequence[Stage[Any]]) -> None:
-    """A place that holds another run keeps its own configuration until every stage has agreed that
-    the settings fit.
+def _check_records(run: Run, stages: Sequence[Stage[Any]]) -> None:
+    """UserError for the first stage whose place holds another run's, by the setting that differs.
+
+    A place keeps its own configuration until every stage of a run has agreed.
     """
-    if not any(stage in RUN for stage in stages):
-        return
-    for stage in dict.fromkeys((*RUN, *stages)):
-        if stage.has_record and stage.applies(run.recipe):
+    way = RUN if any(stage in RUN for stage in stages) else ()
+    for stage in STAGES:
+        asked = stage in stages or (stage in way and stage.applies(run.recipe))
+        if asked and stage.has_record:
             run.record(stage).check()
-    run.paths.run.write_bytes(CONFIG, write_yaml(run.recipe).encode())

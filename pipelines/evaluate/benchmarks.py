@@ -26,11 +26,20 @@ from pipelines.evaluate.tasks import (
     ScorePairs,
     evaluation_tasks,
 )
-from pipelines.evaluate.token_weights import TOKEN_WEIGHTS, RankingFacts, WeightRanker
+from pipelines.evaluate.token_weights import RankingFacts, WeightRanker
 from pipelines.evaluate.vllm_tasks import with_vllm_samples
 from pipelines.models import Placement, ResponseEnds
 from pipelines.pairs import SPLITS, open_pairs
-from pipelines.recipe import CODE_SAMPLES, MODEL, SAMPLES, TOKENS, OpenAIJudge, Run, StageRecord
+from pipelines.recipe import (
+    CODE_SAMPLES,
+    MODEL,
+    SAMPLES,
+    TOKEN_WEIGHTS,
+    TOKENS,
+    OpenAIJudge,
+    Run,
+    StageRecord,
+)
 from pipelines.reference import usable_rows
 from pipelines.storage import RunStore, TaskResults
 from pipelines.train import check_files, check_published, training_facts

@@ -25,7 +25,9 @@ from pipelines.errors import DamagedCheckpoint, UserError
 from pipelines.evaluate.history import numbers_of, read_results
 from pipelines.evaluate.stage import EVALUATE, checkpoint_record
 from pipelines.recipe import (
+    EVENTS,
     GATES,
+    LAST_TICK,
     MANIFEST,
     STARTED,
     Run,
@@ -36,7 +38,6 @@ from pipelines.recipe import (
 from pipelines.storage import Claims, ClaimTimes, RunStore
 from pipelines.train import TRAIN, completed_steps
 
-_STATE, _EVENTS = "schedule/state.json", "schedule/events"
 _LONGEST_WAIT_SECONDS = 30.0
 _WEBHOOK_TRIES = 3
 # crontab(5)'s names for whole lines; @reboot is no time.
@@ -136,8 +137,8 @@ class Scheduler:
         The last tick is that of any scheduler of this run.
         """
         now = datetime.now(UTC)
-        if self._store.exists(_STATE):
-            last = datetime.fromisoformat(self._store.read_json(_STATE)["last_tick"])
+        if self._store.exists(LAST_TICK):
+            last = datetime.fromisoformat(self._store.read_json(LAST_TICK)["last_tick"])
             missed = next_time(self._recipe.schedule, last)
             if missed <= now:
                 self._say(f"schedule: the time {missed.isoformat()} has passed, made up for now")
@@ -146,7 +147,7 @@ class Scheduler:
 
     def tick(self) -> Outcome:
         """Evaluate what is new, once."""
-        self._store.write_json(_STATE, {"last_tick": datetime.now(UTC).isoformat()})
+        self._store.write_json(LAST_TICK, {"last_tick": datetime.now(UTC).isoformat()})
         outcome = Outcome()
         for step in self.unevaluated():
             if self._stopping.is_set():
@@ -245,7 +246,7 @@ class Scheduler:
             "time": datetime.now(UTC).isoformat(),
             "pid": os.getpid(),
         }
-        self._store.write_json(f"{_EVENTS}/{time.time_ns():020d}-{os.getpid()}.json", record)
+        self._store.write_json(f"{EVENTS}/{time.time_ns():020d}-{os.getpid()}.json", record)
 
     def _call(self, step: int, failures: list[GateFailure]) -> None:
         """Tell the webhook; an address that does not answer is said, and stops nothing."""

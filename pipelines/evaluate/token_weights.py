@@ -11,10 +11,9 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.evaluate.tasks import RankWeights, Records
-from pipelines.recipe import EvaluateSection
+from pipelines.recipe import TOKEN_WEIGHTS, EvaluateSection
 from pipelines.storage import RunStore
 
-TOKEN_WEIGHTS = "token_weights"
 _SCORES = ("reward_mask", "kl_mask", "token_kl")
 _SCHEMA = pa.schema(
     [

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.errors import UserError
-from pipelines.recipe import MANIFEST, Run
+from pipelines.recipe import LENGTHS, MANIFEST, Run
 from pipelines.storage import RunStore
 from sparsepo.batching.layouts import PairLengths, TokenizedPair
 
@@ -49,7 +49,7 @@ def shard_name(split: str, number: int) -> str:
 
 def lengths_path(split: str) -> str:
     """The file that holds the TokenLengths of all rows of a split."""
-    return f"lengths/{split}.parquet"
+    return f"{LENGTHS}/{split}.parquet"
 
 
 @dataclass(frozen=True)

@@ -8,27 +8,33 @@ from pipelines.storage import RunStore
 
 # Of a run, and of every stage's folder.
 CONFIG, STARTED, MANIFEST, FAILURE = "config.yaml", "started.json", "manifest.json", "failure-"
-# Of prepare and of reference.
-REJECTED_ROWS, FAILED_ROWS = "rejected_rows.jsonl", "failed_rows.jsonl"
+# Of prepare.
+LENGTHS, REJECTED_ROWS = "lengths", "rejected_rows.jsonl"
+# Of reference.
+MARKERS, FAILED_ROWS = "shards", "failed_rows.jsonl"
+HEAD_FILE, HEAD_SETTINGS = "lm_head.safetensors", "lm_head.json"
 # Of sample.
 CANDIDATES = "candidates.jsonl"
-# Of train.
-MODEL, MASKS, CHECKPOINTS, METRICS, MEMORY = (
+# Of train, and of a checkpoint.
+MODEL, MASKS, CHECKPOINTS, METRICS, BOARD = (
     "model",
     "masks",
     "checkpoints",
     "metrics",
-    "memory.json",
+    "tensorboard",
 )
-# Of evaluate and execute.
-SAMPLES, TOKENS, CODE_SAMPLES = (
-    "samples/samples.jsonl",
-    "samples/tokens.jsonl",
-    "samples/code.jsonl",
-)
-EXECUTED, VERDICTS, HISTORY, GATES = "code", "verdicts.jsonl", "history", "gates.json"
+MEMORY, ATTEMPT, STATE = "memory.json", "attempt.json", "state.json"
+# Of evaluate, execute and schedule.
+SAMPLES, TOKENS = "samples/samples.jsonl", "samples/tokens.jsonl"
+CODE_SAMPLES = "samples/code.jsonl"
+TOKEN_WEIGHTS, EXECUTED, VERDICTS = "token_weights", "code", "verdicts.jsonl"
+HISTORY, GATES = "history", "gates.json"
+LAST_TICK, EVENTS = "schedule/state.json", "schedule/events"
 # Of report.
 PAGE, RESULTS = "index.html", "results.json"
+# Of a sweep and its trials.
+TRIALS, TRIAL, MISSING = "trials", "trial.json", "missing_metric.json"
+RUNS, FRONT, BEST = "runs", "pareto.json", "best.yaml"
 
 
 @dataclass(frozen=True)

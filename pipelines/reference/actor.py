@@ -21,7 +21,7 @@ from torch import Tensor
 from pipelines.errors import StageFailed
 from pipelines.models import batch_layout, compute_device, reference_dtype
 from pipelines.pairs import TOKEN_COLUMNS, pairs_of, read_pairs, shard_name
-from pipelines.recipe import ReferenceSection
+from pipelines.recipe import MARKERS, ReferenceSection
 from pipelines.reference.facts import FrozenReference, OtherModels
 from pipelines.reference.formats import FeatureFormat
 from pipelines.reference.model import batch_tokens, load_reference
@@ -41,7 +41,7 @@ _TOPK_SAMPLE = 1024  # tokens on which the top-k error is measured
 
 
 def marker_path(feature: str, split: str, number: int) -> str:
-    return f"shards/{feature}/{shard_name(split, number)}.json"
+    return f"{MARKERS}/{feature}/{shard_name(split, number)}.json"
 
 
 @dataclass(frozen=True)

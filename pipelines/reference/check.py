@@ -11,11 +11,9 @@ from tqdm import tqdm
 
 from pipelines.errors import UserError
 from pipelines.pairs import SPLITS, PairTable, open_pairs, shard_name
-from pipelines.recipe import MANIFEST, Recipe, Run, StageRecord
+from pipelines.recipe import HEAD_FILE, HEAD_SETTINGS, MANIFEST, MARKERS, Recipe, Run, StageRecord
 from pipelines.reference.actor import marker_path
 from pipelines.reference.store import (
-    HEAD_FILE,
-    HEAD_SETTINGS,
     check_label,
     check_size,
     damaged,
@@ -166,7 +164,7 @@ def _problem(
 def _progress(store: RunStore, pairs: PairTable) -> str:
     total = sum(pairs.num_shards(split) for split in SPLITS)
     scored = [
-        f"{feature} {len(store.names(f'shards/{feature}'))} of {total} shards"
-        for feature in store.names("shards")
+        f"{feature} {len(store.names(f'{MARKERS}/{feature}'))} of {total} shards"
+        for feature in store.names(MARKERS)
     ]
     return ", ".join(scored) or "nothing is scored"

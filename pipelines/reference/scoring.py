@@ -15,13 +15,22 @@ from typing import Any
 from pipelines.cluster import Pool, local_paths, run_tasks
 from pipelines.errors import StageFailed, UserError
 from pipelines.pairs import SPLITS, PairTable, open_pairs
-from pipelines.recipe import FAILED_ROWS, MANIFEST, Recipe, Run, StageRecord
+from pipelines.recipe import (
+    FAILED_ROWS,
+    HEAD_FILE,
+    HEAD_SETTINGS,
+    MANIFEST,
+    MARKERS,
+    Recipe,
+    Run,
+    StageRecord,
+)
 from pipelines.reference.actor import Scoring, ShardScorer, ShardTask, marker_path
 from pipelines.reference.facts import FrozenReference, OtherModels
 from pipelines.reference.family_checks import check_hooks
 from pipelines.reference.formats import formats_of, head_bytes, stored_bytes
 from pipelines.reference.origins import check_origins
-from pipelines.reference.store import HEAD_FILE, HEAD_SETTINGS, feature_path
+from pipelines.reference.store import feature_path
 from pipelines.storage import RunStore
 
 CALLS_AT_ONCE = 3  # shards in work in one actor: one is scored, others are read or written
@@ -80,7 +89,7 @@ def _known(record: StageRecord) -> dict[str, Any]:
 
 def _sweep(store: RunStore, features: list[str]) -> None:
     """Remove what killed actors left half written."""
-    for folder in ("", *features, *(f"shards/{name}" for name in features)):
+    for folder in ("", *features, *(f"{MARKERS}/{name}" for name in features)):
         store.sweep_temporary(folder)
 
 
@@ -125,7 +134,7 @@ def scored_shards(
     Two listings and the markers, many at a time: on an object store a request takes tens of
     milliseconds.
     """
-    markers = set(store.names(f"shards/{feature}"))
+    markers = set(store.names(f"{MARKERS}/{feature}"))
     sizes = {f"{feature}/{path}": size for path, size, _ in store.at(feature).files()}
     found = [
         (split, number)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.errors import StageFailed
 from pipelines.pairs import PREPARE
 from pipelines.recipe import (
+    MARKERS,
     Action,
     Located,
     Recipe,
@@ -171,8 +172,8 @@ class Reference(Stage[ReferenceInputs]):
 
     def progress(self, store: RunStore) -> str:
         scored = [
-            f"{feature} {len(store.names(f'shards/{feature}'))}"
-            for feature in store.names("shards")
+            f"{feature} {len(store.names(f'{MARKERS}/{feature}'))}"
+            for feature in store.names(MARKERS)
         ]
         return f"shards scored: {', '.join(scored) or 0}"
 

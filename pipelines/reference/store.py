@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pipelines.errors import UserError
 from pipelines.pairs import PairTable, shard_name
-from pipelines.recipe import MANIFEST
+from pipelines.recipe import HEAD_FILE, HEAD_SETTINGS, MANIFEST
 from pipelines.reference.facts import ReferenceFacts
 from pipelines.reference.formats import FeatureFormat
 from pipelines.storage import RowGroupCache, RunStore
@@ -33,7 +33,6 @@ from sparsepo.features import FEATURES
 from sparsepo.kernels.token_scoring import LMHead
 from sparsepo.records import Features
 
-HEAD_FILE, HEAD_SETTINGS = "lm_head.safetensors", "lm_head.json"
 SIDES = ("chosen", "rejected")
 _METADATA = b"sparsepo"
 _OPEN_FILES, _CACHED_GROUPS = 64, 256

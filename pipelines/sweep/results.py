@@ -16,12 +16,12 @@ import pyarrow as pa
 from evaluation.frontier import knee_point, pareto_front
 from evaluation.report.sweep import SweepView, TrialView, render_sweep, sweep_figures
 from pipelines.errors import StageFailed, UserError
-from pipelines.recipe import CONFIG, Say, from_yaml, set_keys, to_yaml
+from pipelines.recipe import BEST, CONFIG, FRONT, RUNS, TRIALS, Say, from_yaml, set_keys, to_yaml
 from pipelines.storage import RunStore
 from pipelines.sweep.space import RECIPE, Goal, Point, Sweep
-from pipelines.sweep.trial_record import TRIALS, Trial, is_number
+from pipelines.sweep.trial_record import Trial, is_number
 
-RUNS, FRONT, BEST, REPORT = "runs", "pareto.json", "best.yaml", "report"
+REPORT = "report"
 _BOARD = "tensorboard"
 _COMPARISONS = {"<=": operator.le, "<": operator.lt, ">=": operator.ge, ">": operator.gt}
 

@@ -27,14 +27,14 @@ from pipelines.cluster import (
 from pipelines.errors import UserError
 from pipelines.evaluate import EVALUATE
 from pipelines.pairs import open_pairs
-from pipelines.recipe import STARTED, Recipe, Run, Say, StageRecord
+from pipelines.recipe import STARTED, TRIAL, Recipe, Run, Say, StageRecord
 from pipelines.reference import run_facts, usable_rows
 from pipelines.storage import RunStore, digest
 from pipelines.sweep.results import publish_results, read_trials
 from pipelines.sweep.shared_stores import SharedStores, trial_recipe
 from pipelines.sweep.space import ASHA, Sweep
 from pipelines.sweep.trial import LISTED, missing_metric, run_trial
-from pipelines.sweep.trial_record import TRIAL, Trial, is_number
+from pipelines.sweep.trial_record import Trial, is_number
 from pipelines.train import TRAIN, require_validation
 from sparsepo.batching.sampling import Sampler
 

@@ -1,8 +1,8 @@
 """What `status` says of a sweep: one row per trial, and one of the whole."""
 
-from pipelines.recipe import MANIFEST, STARTED
+from pipelines.recipe import BEST, MANIFEST, PAGE, STARTED, TRIAL, TRIALS
 from pipelines.storage import RunStore
-from pipelines.sweep.trial_record import TRIAL, TRIALS, Trial
+from pipelines.sweep.trial_record import Trial
 
 
 def is_sweep_folder(store: RunStore) -> bool:
@@ -23,7 +23,7 @@ def sweep_status(store: RunStore) -> list[dict[str, str]]:
         else:
             rows.append(_row(label, "stopped" if done else "unfinished", "", place))
     detail = (
-        f"best.yaml, report/index.html, {TRIALS}.csv"
+        f"{BEST}, report/{PAGE}, {TRIALS}.csv"
         if done
         else "add --resume to the same command to go on"
     )

@@ -14,15 +14,14 @@ from typing import Any
 
 from pipelines.errors import Diverged, StageFailed, Superseded, UserError
 from pipelines.evaluate import EVALUATE, numbers_of
-from pipelines.recipe import CONFIG, Recipe, Run, write_yaml
+from pipelines.recipe import CONFIG, MISSING, TRIAL, Recipe, Run, write_yaml
 from pipelines.storage import RunStore
 from pipelines.sweep.shared_stores import SharedStores, trial_recipe
 from pipelines.sweep.space import Point, Sweep
-from pipelines.sweep.trial_record import TRIAL, Trial
+from pipelines.sweep.trial_record import Trial
 from pipelines.train import TRAIN
 
 LISTED = "listed"  # where Ray Tune's config holds a point that was listed beforehand
-MISSING = "missing_metric.json"
 STD, LOW, HIGH = "/std", "/low", "/high"
 Metrics = dict[str, float]
 

@@ -5,8 +5,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-TRIAL, TRIALS = "trial.json", "trials"
-
 
 class Trial(BaseModel):
     """What became of a point.

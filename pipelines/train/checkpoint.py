@@ -30,12 +30,11 @@ from torch import Tensor, nn
 
 from pipelines.errors import DamagedCheckpoint, Failure, StageFailed, Superseded, UserError
 from pipelines.models import Placement
-from pipelines.recipe import CHECKPOINTS
+from pipelines.recipe import ATTEMPT, CHECKPOINTS, STATE
 from pipelines.storage import RunStore, digest
-from pipelines.train.steps import STATE, completed_steps, step_folder
+from pipelines.train.steps import completed_steps, step_folder
 from pipelines.train.strategy import Strategy
 
-ATTEMPT = "attempt.json"
 _STARTS = "starts"
 _SEAL = "sha256"  # of state.json's own contents, and of a file in it
 _NOTE = ".json"  # beside a rank's file: its size and checksum, until state.json has them

@@ -1,9 +1,7 @@
 """Which checkpoints of a run are complete; for those who list them and load none."""
 
-from pipelines.recipe import CHECKPOINTS
+from pipelines.recipe import CHECKPOINTS, STATE
 from pipelines.storage import RunStore
-
-STATE = "state.json"  # a checkpoint counts when it is there
 
 
 def step_folder(step: int) -> str:
@@ -11,7 +9,7 @@ def step_folder(step: int) -> str:
 
 
 def completed_steps(store: RunStore) -> list[int]:
-    """Steps with a complete checkpoint, ascending."""
+    """Steps with a complete checkpoint, ascending: one counts when its state is there."""
     names = [name for name in store.names(CHECKPOINTS) if name.startswith("step-")]
     return [
         int(name.removeprefix("step-"))

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UserError
+from pipelines.recipe import BOARD
 from pipelines.storage import RunStore, digest
 from pipelines.train.facts import TrainingFacts
 
-_BOARD = "tensorboard"
 _GAUGES = {
     "loss": "Training loss of the last step",
     "rewards/margins": "Implicit reward margin of the last step",
@@ -54,7 +54,7 @@ class TensorBoard(Tracker):
 
         self._store = store
         self._folder = (
-            store.local_path(_BOARD)
+            store.local_path(BOARD)
             if store.is_local
             else Path(tempfile.mkdtemp(prefix="sparsepo-board-"))
         )
@@ -68,7 +68,7 @@ class TensorBoard(Tracker):
         if not self._store.is_local:
             self._board.flush()
             for file in self._folder.iterdir():
-                self._store.write_bytes(f"{_BOARD}/{file.name}", file.read_bytes())
+                self._store.write_bytes(f"{BOARD}/{file.name}", file.read_bytes())
 
     def close(self) -> None:
         self._board.close()

@@ -114,3 +114,51 @@ def test_the_walk_through_of_the_documents_runs_as_it_stands(finished: tuple[Pat
     for report in ("comparison", "runs/comparison"):
         assert list((folder / report).rglob("index.html"))
     assert (folder / "runs" / "base" / "sft" / "train" / "model" / "model.safetensors").is_file()
+
+
+LIGHT = """
+import contextlib, io, json, resource, sys
+from pipelines.commands.cli import main
+
+HEAVY = {"torch", "transformers", "ray", "pandas", "peft", "datasets", "scipy", "sklearn"}
+
+def spent():
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+found = {}
+for command in json.loads(sys.argv[1]):
+    text, code = io.StringIO(), 0
+    before = spent()
+    with contextlib.redirect_stdout(text):
+        try:
+            main(command)
+        except SystemExit as end:
+            code = end.code
+    found[" ".join(command)] = [code, text.getvalue(), sorted(HEAVY & set(sys.modules))]
+    print(f"{command[0]}: {spent() - before:.2f} s CPU", file=sys.stderr)
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_commands_that_compute_nothing_import_nothing_heavy(finished: tuple[Path, str]) -> None:
+    """In one process: help, the status and the report of a run, and `run` where all is done."""
+    mapo = finished[0] / "quickstart" / "seed-0" / "mapo"
+    again = ["run", str(mapo / "config.yaml")]
+    commands = [["--help"], ["run", "--help"], ["status", str(mapo)], ["report", str(mapo)], again]
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT, json.dumps(commands)],
+        capture_output=True,
+        text=True,
+        cwd=finished[0],
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    for command, (code, _, heavy) in found.items():
+        assert (code, heavy) == (0, []), command
+    said = found[" ".join(again)][1]
+    for stage in ("prepare", "reference", "train", "evaluate"):
+        assert f"{stage}: already done, skipped" in said
+    assert f"{mapo}/report/index.html" in said
+    assert found[f"status {mapo}"][1].count(" done ") == 5

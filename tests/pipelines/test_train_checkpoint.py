@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from pipelines.errors import Failure, UserError
 from pipelines.models.device import Placement
+from pipelines.recipe.run_paths import ATTEMPT
 from pipelines.storage.store import RunStore
 from pipelines.train.checkpoint import (
-    ATTEMPT,
     Checkpointer,
     DamagedCheckpoint,
     Retention,
