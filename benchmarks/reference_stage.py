@@ -219,7 +219,7 @@ def main() -> None:
             }
     pairs = open_pairs(Run(recipe))
     shards, total = pairs.num_shards("train"), pairs.num_rows("train")
-    tokens = sum(pairs.lengths("train"))
+    tokens = int(pairs.lengths("train").sum())
     features = tuple(sorted(recipe.stored_features()))
     scorer: Any = ShardScorer(scoring_facts(Run(recipe), Run(recipe).record(REFERENCE), features))
     tasks = [ShardTask("train", number, features) for number in range(shards)]

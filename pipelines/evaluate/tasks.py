@@ -159,9 +159,9 @@ def _sampling(
     for row in usable:
         first.setdefault(prompts[row], row)
     chosen = list(enumerate(list(first.values())[: settings.num_prompts]))
-    lengths = {row: len(pairs.pairs(settings.split, [row])[0].prompt) for _, row in chosen}
+    lengths = pairs.pair_lengths(settings.split, [row for _, row in chosen])
     # Prompts of one length need no padding beside each other.
-    chosen.sort(key=lambda item: lengths[item[1]])
+    chosen.sort(key=lambda item: lengths[item[0]].prompt)
     for t, temperature in enumerate(settings.sampling_temperatures()):
         for number, items in _chunks(chosen, settings.sequences_per_batch):
             yield SamplePrompts(

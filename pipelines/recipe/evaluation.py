@@ -230,9 +230,9 @@ class Gate(Section):
 class ScheduleSection(Section):
     """Evaluation of every new checkpoint at certain times.
 
-    cron: five fields as in crontab (minute hour day month weekday). release: a run directory with a
-    finished evaluation, which gates with max_drop and max_rise compare with. webhook_env:
-    environment variable with the address that is told of failed gates.
+    cron: as in crontab, five fields (minute hour day month weekday) or a name (@daily). release: a
+    run directory with a finished evaluation, which gates with max_drop and max_rise compare with.
+    webhook_env: environment variable with the address that is told of failed gates.
     """
 
     cron: str | None = None
