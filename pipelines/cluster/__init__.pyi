@@ -1,4 +1,9 @@
-from .actor_pool import Pool as Pool, quieten_ray_data as quieten_ray_data, run_tasks as run_tasks
+from .actor_pool import (
+    Pool as Pool,
+    quieten_ray_data as quieten_ray_data,
+    run_alone as run_alone,
+    run_tasks as run_tasks,
+)
 from .failures import failure_of as failure_of
 from .jobs import Cluster as Cluster, Job as Job, exit_code_of as exit_code_of
 from .machines import second_choice as second_choice, wait_for_workers as wait_for_workers

@@ -96,6 +96,25 @@ def run_tasks(
                 yield outcome.value
 
 
+def run_alone(
+    task: Task,
+    actor: Callable[[Facts], Callable[[Task], Result]],
+    facts: Facts,
+    paths: dict[str, str],
+) -> Result:
+    """The result of one task on one CPU, for work that needs no pool and no torch.
+
+    Raises: what `run_tasks` raises.
+    """
+    import ray
+
+    outcome = ray.get(ray.remote(num_cpus=1)(_alone).remote(task, actor, facts, paths))
+    if isinstance(outcome, Failure):
+        raise outcome.error()
+    result: Result = outcome.value
+    return result
+
+
 def quieten_ray_data() -> None:
     """Keep task order, and keep Ray Data's own bars and information lines off the terminal."""
     import ray.data
@@ -110,6 +129,15 @@ def quieten_ray_data() -> None:
 @dataclass(frozen=True)
 class _Done:
     value: Any
+
+
+def _alone(task: Any, actor: Callable[[Any], Any], facts: Any, paths: dict[str, str]) -> Any:
+    """Ray task: build the actor and call it once."""
+    try:
+        require_seen(paths)
+        return _Done(actor(facts)(task))
+    except (UserError, StageFailed) as error:
+        return Failure.of(error)
 
 
 class _Worker:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pipelines.cluster import Pool, local_paths, run_tasks
+from pipelines.cluster import Pool, local_paths, run_alone, run_tasks
 from pipelines.errors import UserError
 from pipelines.evaluate.actor import Evaluator
 from pipelines.evaluate.checks import check_evaluation, check_weights, wants_vllm
@@ -91,7 +91,7 @@ def run_evaluate(
     )
     if judge is not None:
         ask(judge, found.samples, quiet)
-    masks = _masks(tasks, facts, parts, pool, quiet) if "masks" in settings.benchmarks else {}
+    masks = _masks(tasks, facts, parts, pool.paths) if "masks" in settings.benchmarks else {}
     results = benchmark_results(settings, found, masks)
     _write(record.store, found, results)
     append_history(run.paths.evaluation, results, record, step)
@@ -125,10 +125,9 @@ def _masks(
     tasks: Sequence[EvaluationTask],
     facts: EvaluationFacts,
     parts: TaskResults,
-    pool: Pool,
-    quiet: bool,
+    paths: dict[str, str],
 ) -> dict[str, Any]:
-    """The benchmark of masks: its sums from the parts, its ranks from an actor that has them all.
+    """The benchmark of masks: its sums from the parts, its ranks from a task that has them all.
 
     The parts are read one after the other, and each is forgotten when it is added.
     """
@@ -136,13 +135,11 @@ def _masks(
 
     scored_pairs = [task for task in tasks if isinstance(task, ScorePairs)]
     totals = mask_totals(found["masks"] for found in parts.results(scored_pairs))
-    ranking = [RankWeights(tuple(task.number for task in scored_pairs))]
-    todo = parts.missing(ranking)
-    alone = replace(pool, label="rank weights", num_actors=1, gpus_per_actor=0)
-    parts.add(
-        todo, run_tasks(todo, WeightRanker, RankingFacts(facts.store, facts.settings), alone, quiet)
-    )
-    return totals | next(parts.results(ranking))
+    ranking = RankWeights(tuple(task.number for task in scored_pairs))
+    if parts.missing([ranking]):
+        known = RankingFacts(facts.store, facts.settings)
+        parts.add([ranking], [run_alone(ranking, WeightRanker, known, paths)])
+    return totals | next(parts.results([ranking]))
 
 
 def _write(store: RunStore, found: Found, results: dict[str, dict[str, Any]]) -> None:

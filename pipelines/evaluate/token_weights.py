@@ -1,6 +1,6 @@
 """The weights of all held-out tokens, for what has to rank them together.
 
-The actors that score pairs write them next to the evaluation's parts, and one actor reads them: no
+The actors that score pairs write them next to the evaluation's parts, and one task reads them: no
 token passes through the driver.
 """
 
@@ -49,7 +49,7 @@ class RankingFacts:
 
 
 class WeightRanker:
-    """Actor: the benchmark of masks, as far as it compares every token with every other."""
+    """The benchmark of masks, as far as it compares every token with every other."""
 
     def __init__(self, facts: RankingFacts) -> None:
         self._store, self._settings = RunStore(facts.store), facts.settings

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.cluster.actor_pool import Pool, run_tasks
+from pipelines.cluster.actor_pool import Pool, run_alone, run_tasks
 from pipelines.errors import Diverged, StageFailed, UserError
 from pipelines.recipe.schema import RaySection
 
@@ -48,5 +48,13 @@ def test_results_come_in_order_and_failures_as_what_they_were() -> None:
     blind = Pool("numbers", RaySection(), {"run_dir": "/not/mounted"})
     with pytest.raises(UserError, match="^run_dir = /not/mounted: the machine .* does not see it"):
         list(run_tasks(tasks[:1], Doubler, facts, blind, quiet=True))
+    assert run_alone(tasks[3], Doubler, facts, {}) == {"odd": {3: 6}, "facts": facts}
+    for task, known, paths, error in (
+        (tasks[7], facts, {}, Diverged),
+        (tasks[0], frozenset({"broken"}), {}, UserError),
+        (tasks[0], facts, blind.paths, UserError),
+    ):
+        with pytest.raises(error):
+            run_alone(task, Doubler, known, paths)
     assert list(run_tasks([], Doubler, frozenset({"broken"}), POOL, quiet=True)) == []
     assert not issubclass(UserError, StageFailed), "they end with different exit codes"
