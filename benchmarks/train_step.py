@@ -37,7 +37,7 @@ from shapes import model_directory
 
 from pipelines.cluster.session import ray_session
 from pipelines.commands.run import run_stages
-from pipelines.commands.stages import TRAIN
+from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
 from pipelines.models.device import Placement
 from pipelines.pairs.table import open_pairs
 from pipelines.recipe.files import validate_recipe
@@ -383,7 +383,7 @@ def main() -> None:
         "checkpointing": options.checkpointing,
     }
     methods = options.methods.split(",")
-    stages = ("prepare", "reference") if {"ray", "bare"} & set(sides) else ("prepare",)
+    stages = (PREPARE, REFERENCE) if {"ray", "bare"} & set(sides) else (PREPARE,)
     with ray_session(recipe_of(methods[0], "first").ray):
         for method in methods:
             for workers in (int(number) for number in options.workers.split(",")):

@@ -44,10 +44,9 @@ def run_stages(
             counts = stage.run(run, say, quiet)["counts"]
             outcome[stage.name] = "done"
             summary = stage.summary(counts)
-            say(
-                f"{stage.name}: done in {time.monotonic() - started:.1f} s"
-                + (f": {summary}" if summary else "")
-            )
+            took = f"done in {time.monotonic() - started:.1f} s"
+            words = [stage.name, *([took] if stage.has_record else []), summary]
+            say(": ".join(word for word in words if word))
     return outcome
 
 

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from pipelines.commands.quickstart_world import TRAIN_OPENINGS, continuation, opening
 from pipelines.commands.run import run_stages
+from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
 from pipelines.commands.status import run_status
 from pipelines.evaluate.history import read_history
 from pipelines.evaluate.schedule import Scheduler
@@ -34,7 +35,6 @@ pytestmark = pytest.mark.slow
 MakeRecipe = Callable[..., Recipe]
 BUCKET = "s3://bucket"
 SHARDS, STEPS = 36, 16
-STAGES = ("prepare", "reference", "train", "evaluate", "report")
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +235,7 @@ def test_a_run_survives_hosts_and_its_driver(
     assert check_reference(Run(recipe), quiet=True)[1] == []
 
     whole = recipe_at(str(tmp_path / "whole"), recipe_in, inputs)
-    run_stages(whole, STAGES[:3], lambda line: None, quiet=True)
+    run_stages(whole, (PREPARE, REFERENCE, TRAIN), lambda line: None, quiet=True)
     with store.as_local_directory("reference") as folder:
         assert files_below(folder, "*.parquet") == files_below(
             Path(whole.run_dir) / "reference", "*.parquet"

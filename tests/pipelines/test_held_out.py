@@ -27,7 +27,7 @@ from pipelines.sweep.shared_stores import SharedStores
 from pipelines.sweep.stage import _check_kept, run_tune
 
 MakeRecipe = Callable[..., Recipe]
-ALL = ("prepare", "reference", "train", "evaluate")
+ALL = (PREPARE, REFERENCE, TRAIN, EVALUATE)
 NONE_KEPT = "needs held-out pairs, and data.test_fraction = 0 keeps none back"
 
 
