@@ -64,6 +64,8 @@ def run_evaluate(
     from pipelines.evaluate.judge import EndpointJudge
 
     recipe = run.recipe
+    if step is None and not run.paths.train.exists(MODEL):
+        raise UserError(f"{run.paths.train.root} has no trained model: run `sparsepo train` first")
     check_evaluation(recipe)
     _check_trained(run, step)
     settings = recipe.evaluate
@@ -112,8 +114,6 @@ def run_evaluate(
 def _check_trained(run: Run, step: int | None) -> None:
     """UserError if the model is not what training wrote, or vLLM is to load it and cannot."""
     train = run.paths.train
-    if step is None and not train.exists(MODEL):
-        raise UserError(f"{train.root} has no trained model: run `sparsepo train` first")
     check_weights(run, step)
     if step is None:
         check_published(train)

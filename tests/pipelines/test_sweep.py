@@ -13,7 +13,7 @@ from pipelines.commands.plan import plan_sweep
 from pipelines.errors import UserError
 from pipelines.recipe.files import load_recipe, packaged, validate_recipe, write_yaml
 from pipelines.recipe.schema import Recipe
-from pipelines.recipe.stage import STARTED
+from pipelines.recipe.stage import STARTED, Run
 from pipelines.storage.store import RunStore
 from pipelines.sweep.files import is_sweep, load_sweep
 from pipelines.sweep.results import pick, publish_results, read_trials
@@ -292,9 +292,10 @@ def test_points_share_a_store_unless_a_searched_key_changes_it(load: Load, tmp_p
     again = SharedStores.from_json(sweep.run_dir, json.loads(json.dumps(shared.to_json())))
     for point in sweep.sample_of_points():
         recipe = sweep.recipe_at(point, "x")
-        assert again.shared(recipe).paths == shared.shared(recipe).paths
+        assert again.shared(Run(recipe)).paths == shared.shared(Run(recipe)).paths
     paths = {
-        again.shared(sweep.recipe_at(p, "x")).paths.reference for p in sweep.sample_of_points()
+        again.shared(Run(sweep.recipe_at(p, "x"))).paths.reference_root
+        for p in sweep.sample_of_points()
     }
     assert len(paths) == 2
     limited = SharedStores.of(load(methods, "ray.cpus_per_run=1")).makers()[0][0]
