@@ -285,7 +285,7 @@ def test_rows_with_weights_that_do_not_fit_are_dropped_with_the_reason(
         ),
         (
             ["objective.name=ipo", "objective.label_smoothing=0.1"],
-            "unknown config key 'objective.label_smoothing'",
+            "'objective.label_smoothing' is none of objective.name=ipo",
         ),
     ],
 )
