@@ -28,8 +28,8 @@ def run_stages(
     with LazyRay(recipe, say) as start_ray:
         run = settled(recipe, start_ray)
         _check_records(run, stages)
-        check_stages(run, stages)
-        if any(stage in RUN for stage in stages):
+        check_stages(run, [*_way(stages), *stages])
+        if _way(stages):
             run.paths.run.write_bytes(CONFIG, write_yaml(run.recipe).encode())
         for number, stage in enumerate(stages):
             started = time.monotonic()
@@ -40,7 +40,7 @@ def run_stages(
             if stage.uses_ray:
                 start_ray()
             _require_earlier(run, stage)
-            check_pairs(run, stages[number:])
+            check_pairs(run, [*_way(stages), *stages[number:]])
             counts = stage.run(run, say, quiet)["counts"]
             outcome[stage.name] = "done"
             summary = stage.summary(counts)
@@ -59,9 +59,18 @@ def settled(recipe: Recipe, start_ray: Callable[[], None]) -> Run:
     return Run(recipe)
 
 
+def _way(stages: Sequence[Stage[Any]]) -> list[Stage[Any]]:
+    """The stages to a trained model, if any of these is on the way from pairs to a report: one
+    alone looks at what the recipe asks of all of them.
+    """
+    if not any(stage in RUN for stage in stages):
+        return []
+    return [stage for stage in RUN if not stage.is_optional]
+
+
 def check_stages(run: Run, stages: Sequence[Stage[Any]]) -> None:
     """What the stages that have work to do will refuse."""
-    for stage in stages:
+    for stage in dict.fromkeys(stages):
         if not stage.is_done(run):
             stage.check(run)
 
@@ -73,7 +82,7 @@ def check_pairs(run: Run, stages: Sequence[Stage[Any]]) -> None:
     if not run.record(PREPARE).store.exists(MANIFEST):
         return
     kept = run.record(PREPARE).manifest()["counts"]["pairs"]
-    for stage in stages:
+    for stage in dict.fromkeys(stages):
         if not stage.is_done(run):
             stage.check_pairs(run.recipe, kept)
 

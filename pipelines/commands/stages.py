@@ -16,6 +16,7 @@ class Report(Stage[None]):
 
     name = title = "report"
     help = "Write the HTML report of one run, or the comparison of several."
+    is_optional = True
     has_record = False
     uses_ray = False
 

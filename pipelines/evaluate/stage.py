@@ -43,6 +43,7 @@ class EvaluateInputs:
 
 class Evaluate(Stage[EvaluateInputs]):
     name = title = "evaluate"
+    is_optional = True
     help = "The recipe's benchmarks of the trained model beside its starting model."
 
     def folder(self, paths: RunPaths) -> RunStore:
