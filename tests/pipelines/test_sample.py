@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from text_models import write_entailment
 
+from pipelines.commands.run import run_stages
 from pipelines.commands.stages import SAMPLE
 from pipelines.errors import UserError
 from pipelines.evaluate.rewards import build_reward
@@ -126,7 +127,7 @@ def test_a_reward_that_cannot_be_built_is_refused_before_anything_is_drawn(
         ("sample.reward.model=/nowhere/x", "sample.reward.model: .*no such directory"),
     ):
         with pytest.raises(UserError, match=message):
-            SAMPLE.run(Run(sampling(override)), print, True)
+            run_stages(sampling(override), (SAMPLE,), lambda line: None)
     assert not (tmp_path / "run" / "sample").exists()
 
 
