@@ -108,7 +108,9 @@ def run_alone(
     """
     import ray
 
-    outcome = ray.get(ray.remote(num_cpus=1)(_alone).remote(task, actor, facts, paths))
+    # Named, or a trial of Ray Tune would place it within its own resources, which hold no CPU.
+    alone = ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")(_alone)
+    outcome = ray.get(alone.remote(task, actor, facts, paths))
     if isinstance(outcome, Failure):
         raise outcome.error()
     result: Result = outcome.value

@@ -170,4 +170,4 @@ def test_memory_that_ends_names_the_setting(wide: MakeRecipe) -> None:
         "out of memory at step 1 with micro-batches of 2048 tokens: set "
         "train.micro_batch_tokens=1024 "
     )
-    assert not RunStore(f"{trainer.recipe.run_dir}/train").exists("memory.json")
+    assert not trainer.store.exists("memory.json")
