@@ -135,9 +135,18 @@ class _Done:
 
 def _alone(task: Any, actor: Callable[[Any], Any], facts: Any, paths: dict[str, str]) -> Any:
     """Ray task: build the actor and call it once."""
-    try:
+
+    def work() -> Any:
         require_seen(paths)
-        return _Done(actor(facts)(task))
+        return actor(facts)(task)
+
+    return _outcome_of(work)
+
+
+def _outcome_of(work: Callable[[], Any]) -> "_Done | Failure":
+    """What is raised where the outcomes are read, in one line, or the result."""
+    try:
+        return _Done(work())
     except (UserError, StageFailed) as error:
         return Failure.of(error)
 
@@ -166,9 +175,4 @@ class _Worker:
         return pa.table({"outcome": [cloudpickle.dumps(outcome) for outcome in outcomes]})
 
     def _outcome(self, task: Any) -> "_Done | Failure":
-        if self._obstacle is not None:
-            return self._obstacle
-        try:
-            return _Done(self._actor(task))
-        except (UserError, StageFailed) as error:  # raised where the tasks are read, in one line
-            return Failure.of(error)
+        return self._obstacle or _outcome_of(lambda: self._actor(task))

@@ -7,6 +7,7 @@ before training.
 from collections.abc import Mapping
 
 from pipelines.errors import UserError
+from pipelines.pairs import none_kept
 from pipelines.recipe import Recipe
 
 _ON_PAIRS = ("preference", "sentiment", "masks", "dialogue", "summarization")
@@ -41,13 +42,9 @@ def require_held_out(recipe: Recipe, kept: Mapping[str, int], is_expected: bool 
     """
     names, split = benchmarks_on_pairs(recipe), recipe.evaluate.split
     if names and not kept[split]:
-        found = (
-            "prepare will keep no such pair, by its estimate"
-            if is_expected
-            else "prepare kept no such pair"
-        )
         raise UserError(
-            f"evaluate.split = {split!r}: {found}, which {', '.join(names)} need; set "
+            f"evaluate.split = {split!r}: {none_kept(is_expected)}, which "
+            f"{', '.join(names)} need; set "
             f"data.{split}_fraction larger, or data.{split}; another run_dir is needed where "
             "prepare is done"
         )

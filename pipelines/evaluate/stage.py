@@ -11,7 +11,6 @@ from pipelines.pairs import PREPARE
 from pipelines.recipe import (
     CANDIDATES,
     EXECUTED,
-    STARTED,
     Located,
     Recipe,
     Run,
@@ -161,10 +160,6 @@ class Execute(Stage[str]):
     def applies(self, recipe: Recipe) -> bool:
         return "code" in recipe.evaluate.benchmarks
 
-    def status(self, paths: RunPaths) -> list[dict[str, str]]:
-        """A row only where programs were run."""
-        return super().status(paths) if self.folder(paths).exists(STARTED) else []
-
     def refuse_absent(self, recipe: Recipe) -> str:
         return (
             "--allow-code-execution: evaluate.benchmarks does not name code, so there are no "
@@ -286,10 +281,6 @@ class Sample(Stage[SampleInputs]):
 
     def detail(self, counts: dict[str, Any]) -> str:
         return f"{counts['candidates']} candidates"
-
-    def status(self, paths: RunPaths) -> list[dict[str, str]]:
-        """A row only where candidates were asked for."""
-        return super().status(paths) if self.folder(paths).exists(STARTED) else []
 
     def result(self, paths: RunPaths) -> str:
         return f"{self.folder(paths).root}/{CANDIDATES}"

@@ -4,7 +4,7 @@ from .sources import (
     read_chunk as read_chunk,
     source_fingerprint as source_fingerprint,
 )
-from .stage import PREPARE as PREPARE
+from .stage import PREPARE as PREPARE, none_kept as none_kept
 from .table import (
     SPLITS as SPLITS,
     TOKEN_COLUMNS as TOKEN_COLUMNS,

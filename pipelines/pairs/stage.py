@@ -98,3 +98,10 @@ class Prepare(Stage[PrepareInputs]):
 
 
 PREPARE = Prepare()
+
+
+def none_kept(is_expected: bool) -> str:
+    """What to say of a split without a pair, found or (is_expected) by the forecast."""
+    if is_expected:
+        return "prepare will keep no such pair, by its estimate"
+    return "prepare kept no such pair"

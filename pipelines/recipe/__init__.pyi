@@ -77,6 +77,7 @@ from .run_paths import (
     VERDICTS as VERDICTS,
     RunPaths as RunPaths,
     checkpoint_folder as checkpoint_folder,
+    failure_files as failure_files,
 )
 from .schema import (
     ColumnNames as ColumnNames,

@@ -104,3 +104,8 @@ class RunPaths:
 def checkpoint_folder(step: int) -> str:
     """Where an evaluation keeps what it found of a checkpoint, below its own folder."""
     return f"{CHECKPOINTS}/step-{step:08d}"
+
+
+def failure_files(store: RunStore) -> list[str]:
+    """What the workers of a stage have left, one file for each that could not go on."""
+    return [name for name in store.names() if name.startswith(FAILURE)]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from pipelines.recipe.record import StageRecord
-from pipelines.recipe.run_paths import FAILURE, MANIFEST, STARTED, RunPaths
+from pipelines.recipe.run_paths import MANIFEST, STARTED, RunPaths, failure_files
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.section import stage_settings
 from pipelines.storage import RunStore
@@ -189,7 +189,10 @@ class Stage(ABC, Generic[Inputs]):
         return "run the same command again to finish it"
 
     def status(self, paths: RunPaths) -> list[dict[str, str]]:
-        """Rows of `status`: stage, state (done, unfinished, not started), detail, path."""
+        """Rows of `status`: stage, state (done, unfinished, not started), detail, path.
+
+        A stage that `run` does not take has one only where it was begun.
+        """
         store = self.folder(paths)
         if store.exists(MANIFEST):
             manifest = store.read_json(MANIFEST)
@@ -199,7 +202,7 @@ class Stage(ABC, Generic[Inputs]):
             failure = _failure_of(store)
             detail = self.progress(store) if failure is None else f"failed: {failure}"
             return [self.row("unfinished", detail, store)]
-        return [self.row("not started", "", store)]
+        return [self.row("not started", "", store)] if self.in_run else []
 
     def row(self, state: str, detail: str, store: RunStore) -> dict[str, str]:
         return {"stage": self.name, "state": state, "detail": detail, "path": store.root}
@@ -215,8 +218,7 @@ class Stage(ABC, Generic[Inputs]):
 
 def _failure_of(store: RunStore) -> str | None:
     """What ended a stage's workers, if they left word of it."""
-    for name in store.names():
-        if name.startswith(FAILURE):
-            found: str = store.read_json(name)["message"]
-            return found
+    for name in failure_files(store):
+        found: str = store.read_json(name)["message"]
+        return found
     return None

@@ -24,7 +24,7 @@ from pipelines.cluster import (
 )
 from pipelines.errors import Failure, StageFailed, UserError
 from pipelines.pairs import open_pairs
-from pipelines.recipe import FAILURE, MANIFEST, MASKS, METRICS, MODEL, Run, StageRecord
+from pipelines.recipe import MANIFEST, MASKS, METRICS, MODEL, Run, StageRecord, failure_files
 from pipelines.reference import usable_rows
 from pipelines.storage import RunStore
 from pipelines.train.facts import TrainingFacts
@@ -63,9 +63,8 @@ def run_train(
     record.begin()
     store = record.store
     store.sweep_temporary()
-    for name in store.names():
-        if name.startswith(FAILURE):
-            store.delete(name)
+    for name in failure_files(store):
+        store.delete(name)
     num_pairs = len(usable_rows(facts.reference, open_pairs(run), "train"))
     steps = Sampler(num_pairs, recipe.train.global_batch_size, recipe.train.seed).num_steps(
         recipe.train.epochs, recipe.train.max_steps
@@ -191,9 +190,8 @@ def _fit(run: Run, facts: TrainingFacts, callbacks: Sequence[Any]) -> None:
 
 
 def _raise_failure(store: RunStore) -> None:
-    for name in store.names():
-        if name.startswith(FAILURE):
-            raise Failure(**store.read_json(name)).error()
+    for name in failure_files(store):
+        raise Failure(**store.read_json(name)).error()
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import UserError
-from pipelines.pairs import PREPARE
+from pipelines.pairs import PREPARE, none_kept
 from pipelines.recipe import (
     MEMORY,
     Located,
@@ -143,12 +143,8 @@ def training_facts(run: Run) -> "TrainingFacts":
 def require_validation(what: str, kept: Mapping[str, int], is_expected: bool = False) -> None:
     """UserError if prepare kept no validation pair, which `what` needs."""
     if not kept["validation"]:
-        found = (
-            "prepare will keep no such pair, by its estimate"
-            if is_expected
-            else "prepare kept no such pair"
-        )
         raise UserError(
-            f"{what}: {found} in the split validation; set data.validation_fraction larger, or "
+            f"{what}: {none_kept(is_expected)} in the split validation; set "
+            "data.validation_fraction larger, or "
             "data.validation; another run_dir is needed where prepare is done"
         )

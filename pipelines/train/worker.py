@@ -26,7 +26,7 @@ def train_worker(config: dict[str, Any]) -> None:
     from pipelines.cluster import require_seen
     from pipelines.errors import Failure, StageFailed, Superseded, UserError
     from pipelines.models import Placement, is_out_of_memory
-    from pipelines.recipe import FAILURE
+    from pipelines.recipe import FAILURE, failure_files
     from pipelines.storage import RunStore
     from pipelines.train.facts import TrainingFacts
     from pipelines.train.trainer import Trainer
@@ -40,7 +40,7 @@ def train_worker(config: dict[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     facts: TrainingFacts = config["facts"]
     store = RunStore(facts.root)
-    if any(name.startswith(FAILURE) for name in store.names()):
+    if failure_files(store):
         return
 
     def is_preempted() -> bool:
