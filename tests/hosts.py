@@ -8,13 +8,13 @@ their processes.
 
 import contextlib
 import itertools
+import json
 import os
 import secrets
 import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,6 +116,7 @@ class Hosts:
         self._wait_for_dashboard()
         for number in range(1, workers + 1):
             self.start_host(number)
+        self._wait_for_hosts(workers)
 
     def ip(self, number: int) -> str:
         return f"10.77.{self._number}.{number + 1}" if ISOLATED else "127.0.0.1"
@@ -239,20 +240,40 @@ class Hosts:
             )  # or it outlives the namespace for a while
             _ip(f"netns del {self._bridge}-{number}")
 
+    def _wait_for_hosts(self, workers: int) -> None:
+        """Until head and hosts are in the cluster: a driver on a host finds it from then on."""
+        deadline = time.monotonic() + 120
+        while (alive := self._alive()) < workers + 1:
+            assert time.monotonic() < deadline, f"{alive - 1} of {workers} hosts joined"
+            for number, process in self._processes.items():
+                assert process.poll() is None, self._log(number)
+            time.sleep(0.3)
+
+    def _alive(self) -> int:
+        """Nodes that the head counts as alive."""
+        nodes = json.loads(self._answer("/nodes?view=summary"))["data"]["summary"]
+        return sum(node["raylet"].get("state") == "ALIVE" for node in nodes)
+
     def _wait_for_dashboard(self) -> None:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
-            request = urllib.request.Request(
-                f"{self.address}/api/jobs/",
-                headers={"Authorization": f"Bearer {self.token_file.read_text()}"},
-            )
-            with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=5):
+            with contextlib.suppress(OSError):
+                self._answer("/api/jobs/")
                 return
-            assert self._processes[0].poll() is None, (self._folder / "host-0.log").read_text()[
-                -3000:
-            ]
+            assert self._processes[0].poll() is None, self._log(0)
             time.sleep(0.3)
         raise AssertionError("the head's dashboard does not answer")
+
+    def _answer(self, path: str) -> bytes:
+        request = urllib.request.Request(
+            f"{self.address}{path}",
+            headers={"Authorization": f"Bearer {self.token_file.read_text()}"},
+        )
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return answer.read()
+
+    def _log(self, number: int) -> str:
+        return (self._folder / f"host-{number}.log").read_text()[-3000:]
 
 
 @contextlib.contextmanager
