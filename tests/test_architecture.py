@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from checkout import ROOT
 
-ROOT = Path(__file__).parent.parent
 # From the ground up: a room may import from those before it, and errors from everywhere.
 ROOMS = (
     "storage", "recipe", "models", "cluster", "pairs", "reference", "train", "evaluate", "sweep",

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import yaml
+from checkout import ROOT
 
 from pipelines.commands.cli import app
 from pipelines.evaluate.schedule import next_time
 from pipelines.recipe.evaluation import ScheduleSection
 from pipelines.recipe.schema import RaySection
 
-ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "pipelines" / "deploy"
 MANIFESTS = DEPLOY / "kuberay"
 

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from checkout import ROOT
 
 from pipelines.commands.cli import app
 from pipelines.recipe.files import packaged, validate_recipe
 
-ROOT = Path(__file__).parent.parent
 PROGRAMS = ("sparsepo", "make", "ray", "python", "pytest", "kubectl", "docker")
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 

@@ -3,11 +3,10 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from checkout import ROOT
 
-ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "transformers", "ray", "pandas", "peft", "datasets", "scipy", "sklearn")
 # What is done -> statements. They run one after the other in one interpreter, so a case is charged
 # with what the ones before it have not imported.

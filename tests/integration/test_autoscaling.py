@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from checkout import ROOT
 from hosts import Hosts, hosts
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
@@ -24,7 +25,6 @@ from pipelines.recipe.schema import Recipe
 
 pytestmark = pytest.mark.slow
 MakeRecipe = Callable[..., Recipe]
-ROOT = Path(__file__).parents[2]
 
 
 def fake_config() -> dict[str, object]:
@@ -72,7 +72,7 @@ def fake_config() -> dict[str, object]:
 ENVIRONMENT = {
     "RAY_FAKE_CLUSTER": "1",
     "SPOT_MACHINES": "1",
-    "PYTHONPATH": str(ROOT / "tests"),
+    "PYTHONPATH": str(ROOT / "tests" / "support"),
     "AUTOSCALER_UPDATE_INTERVAL_S": "1",
     "RAY_enable_autoscaler_v2": "1",
     "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,

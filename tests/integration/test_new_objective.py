@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from checkout import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 EXAMPLE = Path(__file__).parent / "new_objective"
 CONFIG_CLASS = """
 class HingeConfig(PreferenceConfig):

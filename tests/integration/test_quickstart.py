@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from checkout import ROOT
 
 from evaluation.metrics import vader_scores
 from pipelines.commands import quickstart_world as world
@@ -83,13 +84,13 @@ def test_quickstart_ends_in_a_report_and_helps(finished: tuple[Path, str]) -> No
 
 
 def shell_blocks(document: str) -> list[str]:
-    text = (Path(__file__).parents[2] / "docs" / document).read_text()
+    text = (ROOT / "docs" / document).read_text()
     return re.findall(r"^```sh\n(.*?)^```", text, re.S | re.M)
 
 
 def recipe_of(document: str) -> tuple[str, str]:
     """(file name, text) of the recipe that a document has the reader write."""
-    text = (Path(__file__).parents[2] / "docs" / document).read_text()
+    text = (ROOT / "docs" / document).read_text()
     (body,) = re.findall(r"^```yaml\n# (\S+\.yaml)\n(.*?)^```", text, re.S | re.M)
     return body
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from checkout import ROOT
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.commands.run import run_stages
@@ -31,7 +32,6 @@ from pipelines.train.worker import note_memory
 
 pytestmark = pytest.mark.slow
 MakeRecipe = Callable[..., Recipe]
-ROOT = Path(__file__).parents[2]
 
 
 def test_killed_workers_change_no_bit(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_families import CONFIGS
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, GPTNeoXConfig
 
 from sparsepo.activations import (
@@ -18,44 +19,6 @@ from sparsepo.activations import (
     select_hooks,
 )
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 19,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 4,
-    "max_position_embeddings": 32,
-    "pad_token_id": 0,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-}
-GPT_SIZES: dict[str, Any] = {
-    "vocab_size": 19,
-    "n_embd": 16,
-    "n_layer": 2,
-    "n_head": 4,
-    "n_positions": 32,
-    "n_inner": 24,
-}
-CONFIGS: dict[str, dict[str, Any]] = {
-    "gpt_neox": {k: v for k, v in SIZES.items() if k not in ("num_key_value_heads", "head_dim")}
-    | {"use_parallel_residual": False},
-    "gpt2": GPT_SIZES,
-    "llama": SIZES,
-    "mistral": SIZES,
-    "qwen2": {k: v for k, v in SIZES.items() if k != "head_dim"},
-    "qwen3": SIZES,
-    "gemma2": SIZES | {"query_pre_attn_scalar": 4},
-    "gemma3_text": SIZES
-    | {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 3},
-    "phi3": {k: v for k, v in SIZES.items() if k != "head_dim"},
-    "olmo2": {k: v for k, v in SIZES.items() if k != "head_dim"},
-    "gptj": GPT_SIZES | {"rotary_dim": 2},
-    "gpt_bigcode": GPT_SIZES | {"multi_query": True},
-    "gpt_bigcode-multi_head": GPT_SIZES | {"multi_query": False},
-}
 IDS = torch.tensor([[1, 5, 9, 3, 7, 2], [4, 4, 8, 1, 6, 0]])
 
 

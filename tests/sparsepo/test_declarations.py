@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from objectives.pair_records import random_scores
+from pair_records import random_scores
 
 from sparsepo import FEATURES, OBJECTIVES, Features
 from sparsepo.masks import LEARNED_MASKS, MASKS, LearnedMasks

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_packing import draw_pairs
+from tiny_families import draw_pairs
 from torch.nn.functional import logsigmoid
 from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from checkout import ROOT
 from stores import store_files
 
 from pipelines.commands.plan import run_plan
@@ -175,7 +176,7 @@ def test_a_directory_that_may_not_be_written_is_named(tmp_path: Path) -> None:
             capture_output=True,
             text=True,
             timeout=120,
-            cwd=Path(__file__).parents[2],
+            cwd=ROOT,
         )
     finally:
         locked.rmdir()

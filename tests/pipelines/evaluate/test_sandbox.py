@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
+from checkout import ROOT
 
 from pipelines.errors import UserError
 from pipelines.evaluate import sandbox
 from pipelines.evaluate.sandbox import Limits, require_isolation, run_program, run_programs
 
 LIMITS = Limits(wall_seconds=5, cpu_seconds=2)
-ROOT = Path(__file__).parent.parent.parent
 
 
 def isolates() -> bool:

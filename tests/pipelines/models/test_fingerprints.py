@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 import torch
+from checkout import ROOT
 from safetensors import safe_open
-from test_model_families import FAMILIES, SIZES
 from text_models import write_chain_model
+from tiny_families import PLAIN, PLAIN_SIZES
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import pipelines.models.accelerator
@@ -378,14 +379,14 @@ def test_a_file_hash_is_kept_until_the_file_changes(
         assert file_hash(file) == sha(file)
 
 
-@pytest.mark.parametrize("case", FAMILIES)
+@pytest.mark.parametrize("case", PLAIN)
 def test_sizes_and_parameters_are_those_of_the_loaded_model(
     case: str, tmp_path: Path, cache: Path
 ) -> None:
     """Of the configuration as transformers has it, and of the tensors that lie in the files: tied
     ones once. An adapter has those of its base.
     """
-    config = AutoConfig.for_model(case, **{**SIZES, **FAMILIES[case], "vocab_size": 40})
+    config = AutoConfig.for_model(case, **{**PLAIN_SIZES, **PLAIN[case], "vocab_size": 40})
     model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(tmp_path / case)
     hidden = model(input_ids=torch.tensor([[3, 4]]), output_hidden_states=True).hidden_states
@@ -581,7 +582,7 @@ def test_what_records_need_is_known_without_heavy_imports(
         capture_output=True,
         text=True,
         timeout=120,
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         env={
             **os.environ,
             "SPARSEPO_CACHE": str(cache),

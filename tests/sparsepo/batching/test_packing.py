@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_activations import CONFIGS
+from tiny_families import CONFIGS, draw_pairs
 from transformers import AutoConfig, AutoModelForCausalLM, BloomConfig, BloomForCausalLM
 
 from sparsepo import (
@@ -39,20 +39,6 @@ def build(case: str) -> Any:
     for parameter in model.parameters():
         parameter.data.add_(0.05 * torch.randn_like(parameter))
     return model
-
-
-def draw_pairs(
-    count: int, seed: int = 0, vocabulary: int = 19, has_single: bool = False
-) -> list[TokenizedPair]:
-    rng = random.Random(seed)
-
-    def ids(most: int) -> list[int]:
-        return [rng.randrange(vocabulary) for _ in range(rng.randint(1, most))]
-
-    return [
-        TokenizedPair(ids(9), ids(7), None if has_single and i == 2 else ids(7))
-        for i in range(count)
-    ]
 
 
 @pytest.mark.parametrize("case", CONFIGS)

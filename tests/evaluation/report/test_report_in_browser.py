@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import INTERVAL, view
+from report_views import INTERVAL, view
 
 from evaluation.report import render_report
 

@@ -4,10 +4,10 @@ any work.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from tiny_families import PLAIN, PLAIN_SIZES
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.commands.plan import run_plan
@@ -25,26 +25,6 @@ from pipelines.train.stage import training_facts
 from pipelines.train.trainer import Trainer
 
 MakeRecipe = Callable[..., Recipe]
-SIZES = {
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-}
-FAMILIES: dict[str, dict[str, Any]] = {
-    "granite": {"num_key_value_heads": 2, "logits_scaling": 3.0},
-    "mixtral": {"num_key_value_heads": 2, "num_local_experts": 2},
-    "opt": {"ffn_dim": 24, "word_embed_proj_dim": 8},
-    "gpt_neo": {
-        "num_layers": 2,
-        "num_heads": 4,
-        "attention_types": [[["global", "local"], 1]],
-        "window_size": 4,
-    },
-    "bloom": {"n_layer": 2, "n_head": 4},
-    "mamba": {"state_size": 4},
-}
 
 
 @pytest.fixture
@@ -60,7 +40,7 @@ def model_of(model_dir: Path, tmp_path: Path) -> Callable[[str], Path]:
         }
         torch.manual_seed(0)
         config = AutoConfig.for_model(
-            case, **{**SIZES, **FAMILIES[case], "vocab_size": len(tokenizer), **ends}
+            case, **{**PLAIN_SIZES, **PLAIN[case], "vocab_size": len(tokenizer), **ends}
         )
         AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / case)
         tokenizer.save_pretrained(tmp_path / case)
@@ -82,7 +62,7 @@ def make(model_of: Callable[[str], Path], recipe_in: MakeRecipe, tmp_path: Path)
     return build
 
 
-@pytest.mark.parametrize("case", FAMILIES)
+@pytest.mark.parametrize("case", PLAIN)
 def test_what_needs_hooks_is_refused_by_name_before_any_work(case: str, make: MakeRecipe) -> None:
     """`plan` and `run` alike; plain DPO and masks over the last layer are planned."""
     assert run_plan(make(case, "objective.name=dpo"))["train"]["parameters"] > 0

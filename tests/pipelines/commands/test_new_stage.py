@@ -9,13 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+from checkout import ROOT
+
 from pipelines.pairs.table import open_pairs
 from pipelines.recipe.files import write_yaml
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import Run
 
-ROOT = Path(__file__).parent.parent.parent
-EXAMPLE = ROOT / "tests" / "integration" / "new_stage" / "stage.py"
+EXAMPLE = Path(__file__).parent / "new_stage" / "stage.py"
 DOOR = """
 import lazy_loader
 

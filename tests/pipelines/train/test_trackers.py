@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkout import ROOT
 
 from pipelines.commands.run import run_stages
 from pipelines.commands.stages import PREPARE, REFERENCE
@@ -128,7 +129,7 @@ def test_prometheus_finds_the_gauges() -> None:
         text=True,
         timeout=150,
         env=environment,
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = {

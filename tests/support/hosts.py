@@ -19,10 +19,11 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from checkout import ROOT
+
 from pipelines.cluster.session import free_port
 
 ISOLATED = os.geteuid() == 0 and Path("/usr/sbin/ip").exists()
-ROOT = Path(__file__).parent.parent
 _PORT, _DASHBOARD = 6379, 8265
 _COUNTER = itertools.count()
 

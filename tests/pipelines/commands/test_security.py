@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkout import ROOT
 from packaging.requirements import Requirement
 
 import pipelines.cluster.jobs
@@ -45,7 +46,6 @@ from pipelines.train.start import starting_model
 from pipelines.train.strategy import strategy_of
 
 MakeRecipe = Callable[..., Recipe]
-ROOT = Path(__file__).parents[2]
 PLANTED = "planted-7f3a9c"
 # Every variable that the pipeline, Ray, the trackers or an object store takes a key from.
 SECRETS = (
