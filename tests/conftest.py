@@ -36,6 +36,29 @@ from pipelines.recipe.schema import RaySection, Recipe
 # Parts of the example that test_new_objective.py puts into a copy of the packages.
 collect_ignore = ["integration/new_objective"]
 
+# Files that take longest, in this order: with several workers none of them is begun last.
+LONGEST = (
+    "integration/test_many_hosts.py",
+    "integration/test_quickstart.py",
+    "integration/test_training_failures.py",
+    "integration/test_autoscaling.py",
+    "integration/test_kill.py",
+    "integration/test_sweep_kills.py",
+    "pipelines/sweep/test_tune.py",
+    "pipelines/evaluate/test_schedule.py",
+    "pipelines/train/test_objectives.py",
+    "pipelines/train/test_strategies.py",
+    "pipelines/evaluate/test_benchmarks.py",
+    "pipelines/commands/test_stages.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the longest files first, all others as they were."""
+    tests = Path(__file__).parent
+    place = {tests / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
 
 @pytest.fixture(scope="session")
 def rows() -> list[dict[str, str]]:

@@ -1,10 +1,12 @@
 """Small tasks through a Ray Data actor pool: what reference, sample and evaluate share."""
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 from tqdm import tqdm
@@ -43,6 +45,39 @@ class Pool:
     calls_at_once: int = 1
 
 
+class Executor(Protocol):
+    """What may stand in for Ray's actors: see `run_tasks` and `run_alone` for what they promise."""
+
+    def run_tasks(
+        self,
+        tasks: Sequence[Task],
+        actor: Callable[[Facts], Callable[[Task], Result]],
+        facts: Facts,
+        pool: Pool,
+    ) -> Iterator[Result]: ...
+
+    def run_alone(
+        self,
+        task: Task,
+        actor: Callable[[Facts], Callable[[Task], Result]],
+        facts: Facts,
+        paths: dict[str, str],
+    ) -> Result: ...
+
+
+_EXECUTOR: ContextVar[Executor | None] = ContextVar("executor", default=None)
+
+
+@contextlib.contextmanager
+def executed_by(executor: Executor) -> Iterator[None]:
+    """Have tasks that this thread starts run by something other than Ray's actors."""
+    token = _EXECUTOR.set(executor)
+    try:
+        yield
+    finally:
+        _EXECUTOR.reset(token)
+
+
 def run_tasks(
     tasks: Sequence[Task],
     actor: Callable[[Facts], Callable[[Task], Result]],
@@ -58,11 +93,15 @@ def run_tasks(
     Raises: UserError if the cluster has not the GPUs of one actor; a call's UserError or
         StageFailed.
     """
+    if not tasks:
+        return
+    executor = _EXECUTOR.get()
+    if executor is not None:
+        yield from executor.run_tasks(tasks, actor, facts, pool)
+        return
     import ray.data
     from ray import cloudpickle
 
-    if not tasks:
-        return
     quieten_ray_data()
     actors = Resources.now(pool.ray).actors(
         pool.label, len(tasks), pool.num_actors, pool.gpus_per_actor
@@ -106,6 +145,9 @@ def run_alone(
 
     Raises: what `run_tasks` raises.
     """
+    executor = _EXECUTOR.get()
+    if executor is not None:
+        return executor.run_alone(task, actor, facts, paths)
     import ray
 
     # Named, or a trial of Ray Tune would place it within its own resources, which hold no CPU.

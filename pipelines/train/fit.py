@@ -24,7 +24,16 @@ from pipelines.cluster import (
 )
 from pipelines.errors import Failure, StageFailed, UserError
 from pipelines.pairs import open_pairs
-from pipelines.recipe import MANIFEST, MASKS, METRICS, MODEL, Run, StageRecord, failure_files
+from pipelines.recipe import (
+    MANIFEST,
+    MASKS,
+    METRICS,
+    MODEL,
+    Run,
+    StageRecord,
+    TrainSection,
+    failure_files,
+)
 from pipelines.reference import usable_rows
 from pipelines.storage import RunStore
 from pipelines.train.facts import TrainingFacts
@@ -66,17 +75,26 @@ def run_train(
     for name in failure_files(store):
         store.delete(name)
     num_pairs = len(usable_rows(facts.reference, open_pairs(run), "train"))
-    steps = Sampler(num_pairs, recipe.train.global_batch_size, recipe.train.seed).num_steps(
-        recipe.train.epochs, recipe.train.max_steps
-    )
-    with _progress(store, steps, quiet):
+    with _progress(store, _num_steps(recipe.train, num_pairs), quiet):
         _fit_within_memory(run, facts, callbacks)
     _raise_failure(store)
+    return finish_training(run, record, num_pairs)
+
+
+def finish_training(run: Run, record: StageRecord, num_pairs: int) -> dict[str, Any]:
+    """Publish the stage's manifest, and the card of the model that the workers left.
+
+    Args: num_pairs: that were trained on.
+    Returns: the manifest.
+    Raises: StageFailed if they left no model.
+    """
+    recipe, store = run.recipe, record.store
     if not store.exists(MODEL):
         raise StageFailed(
             "training ended without a model: another command has taken over this run, or see the "
             "workers' output above"
         )
+    steps = _num_steps(recipe.train, num_pairs)
     records = list(read_metrics(store))
     last = [r for r in records if "kind" not in r][-1]
     counts: dict[str, Any] = {"steps": last["step"], "pairs": num_pairs, "final": last}
@@ -98,6 +116,11 @@ def run_train(
         model_card(recipe, counts, run.paths.pairs.read_json(MANIFEST)["counts"]).encode(),
     )
     return record.finish(counts, {path: store.checksum(path) for path in _published(store)})
+
+
+def _num_steps(train: TrainSection, num_pairs: int) -> int:
+    sampler = Sampler(num_pairs, train.global_batch_size, train.seed)
+    return sampler.num_steps(train.epochs, train.max_steps)
 
 
 def check_published(store: RunStore) -> None:

@@ -1,17 +1,31 @@
-"""A finished reference store that the tests of it share."""
+"""Actors' work in the test's own process, unless a test is about actors; a finished reference store
+that tests share.
+"""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from local_executor import LocalExecutor
+from runs import run_here
 
-from pipelines.commands.run import run_stages
+from pipelines.cluster.actor_pool import executed_by
 from pipelines.commands.stages import PREPARE, REFERENCE
 from pipelines.recipe.schema import Recipe
 
 MakeRecipe = Callable[..., Recipe]
 KL = ("objective.name=tdpo1",)
+
+
+@pytest.fixture(autouse=True)
+def _where_actors_work(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Ray's actors for a test with the mark `actors`; this process for all others."""
+    if request.node.get_closest_marker("actors"):
+        yield
+        return
+    with executed_by(LocalExecutor()):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +34,7 @@ def scored(
 ) -> Recipe:
     """A finished store with exact KL; tests that change files work on a copy."""
     recipe = recipe_in(tmp_path_factory.mktemp("scored") / "run", *KL)
-    run_stages(recipe, (PREPARE, REFERENCE), lambda line: None)
+    run_here(recipe, (PREPARE, REFERENCE))
     return recipe
 
 

@@ -12,6 +12,7 @@ from pipelines.recipe.schema import RaySection
 POOL = Pool("numbers", RaySection(), {})
 
 
+@pytest.mark.actors
 @pytest.mark.usefixtures("ray_cluster")
 def test_results_come_in_order_and_failures_as_what_they_were() -> None:
     """Facts, tasks and results are objects. What was raised in a call, in the making of an actor or

@@ -27,6 +27,7 @@ def unseen(recipe: Recipe) -> dict[str, str]:
     return {**local_paths(recipe), "run_dir": "/not/mounted/here"}
 
 
+@pytest.mark.actors
 @pytest.mark.slow
 def test_workers_that_do_not_see_the_run_say_so_and_write_nothing(
     make_recipe: MakeRecipe, ray_cluster: None, monkeypatch: pytest.MonkeyPatch

@@ -362,6 +362,7 @@ def test_a_diverged_loss_stops_with_its_step_and_pairs(make_recipe: MakeRecipe) 
         train_here(recipe)
 
 
+@pytest.mark.actors
 @pytest.mark.slow
 def test_run_writes_everything_and_skips_it_the_second_time(
     make_recipe: MakeRecipe, tmp_path: Path

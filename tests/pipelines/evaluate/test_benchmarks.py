@@ -8,9 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from local_executor import LocalExecutor
+from runs import run_here
 from text_models import write_encoder, write_entailment, write_reward_model
 
 from evaluation.metrics import rouge, self_bleu, vader_scores
+from pipelines.cluster.actor_pool import executed_by
 from pipelines.commands.run import run_stages
 from pipelines.commands.stages import EVALUATE, EXECUTE, PREPARE, REFERENCE, TRAIN
 from pipelines.errors import UserError
@@ -97,7 +100,7 @@ def evaluated(
         f"evaluate.code={{tasks: {folder / 'tasks.jsonl'}, num_samples: 3, k: [1, 2, 10], "
         f"generation: {{max_new_tokens: 6}}}}",
     )
-    run_stages(recipe, (PREPARE, REFERENCE, TRAIN, EVALUATE), lambda line: None)
+    run_here(recipe, (PREPARE, REFERENCE, TRAIN, EVALUATE))
     return recipe
 
 
@@ -239,15 +242,17 @@ def test_history_has_a_row_per_evaluation(evaluated: Recipe) -> None:
     assert rows[0]["sentiment/reward/after/low"] == results["sentiment"]["reward/after"]["low"]
 
 
+@pytest.mark.actors
 def test_an_unfinished_evaluation_goes_on_from_its_parts(
     evaluated: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Kept parts are taken as they are (one is altered to prove it), missing ones are made
-    again, and the parts go in the end.
+    again, here by two actors of Ray, and the parts go in the end.
     """
     shutil.copytree(evaluated.run_dir, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "evaluation")
-    recipe = evaluated.model_copy(update={"run_dir": str(tmp_path / "run")})
+    section = evaluated.evaluate.model_copy(update={"num_actors": 2})
+    recipe = evaluated.model_copy(update={"run_dir": str(tmp_path / "run"), "evaluate": section})
     evaluation = RunStore(f"{recipe.run_dir}/evaluation")
     kept: list[dict[str, object]] = []
 
@@ -263,7 +268,7 @@ def test_an_unfinished_evaluation_goes_on_from_its_parts(
 
     with monkeypatch.context() as patched:
         patched.setattr("pipelines.evaluate.benchmarks.TaskResults", Dies)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt), executed_by(LocalExecutor()):
             EVALUATE.run(Run(recipe), print, True)
     assert not evaluation.exists("manifest.json") and len(evaluation.names("parts")) == 1
     EVALUATE.run(Run(recipe), print, True)

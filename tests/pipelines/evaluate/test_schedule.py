@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
+from runs import run_here
 
 from pipelines.commands.run import run_stages
 from pipelines.commands.stages import EVALUATE, PREPARE, REFERENCE, TRAIN
@@ -50,7 +51,7 @@ def trained(
         "evaluate.num_prompts=8",
         "ray.num_cpus=2",
     )
-    run_stages(recipe, (PREPARE, REFERENCE, TRAIN), lambda line: None)
+    run_here(recipe, (PREPARE, REFERENCE, TRAIN))
     return folder
 
 

@@ -30,14 +30,16 @@ MakeRecipe = Callable[..., Recipe]
 KL = ("objective.name=tdpo1",)
 
 
+@pytest.mark.actors
 def test_the_store_is_the_same_bytes_for_any_number_of_actors(
     scored: Recipe, recipe_in: MakeRecipe, tmp_path: Path
 ) -> None:
     files = store_files(scored)
     assert len(files) == 2 * 4 + 1, "two features of four shards, and the head"
-    assert (
-        store_files(again(scored, recipe_in, tmp_path / "two", "reference.num_actors=2")) == files
-    )
+    for number in (1, 2):
+        option = f"reference.num_actors={number}"
+        found = again(scored, recipe_in, tmp_path / str(number), option)
+        assert store_files(found) == files, f"{number} actors, against this process"
 
 
 def test_budget_and_layout_change_nothing_but_rounding(
