@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Two at a time, a file in one process; Ray's workers and the tests' own threads share the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-quick lint docs install clean
+.PHONY: quickstart test test-quick test-exhaustive lint docs install clean
 
 install: .venv/.installed
 
@@ -27,6 +27,10 @@ test: lint
 
 test-quick: lint
 	$(PYTEST) -m "not slow"
+
+# Matrices in their widest form, of which the suite has a part.
+test-exhaustive: lint
+	$(PYTEST) --exhaustive -m exhaustive
 
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -f .ci/mkdocs.yml

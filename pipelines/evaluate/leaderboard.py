@@ -5,6 +5,7 @@ Only what a task file names is fetched. No code of a task is run.
 
 import copy
 import difflib
+import functools
 import hashlib
 from importlib import metadata, util
 from pathlib import Path
@@ -95,6 +96,13 @@ def run_tasks_of(
 
 
 def _manager(section: LeaderboardSection) -> Any:
+    path = section.include_path
+    return _manager_of(path, "" if path is None else task_files_hash(path))
+
+
+@functools.lru_cache(maxsize=2)
+def _manager_of(include_path: str | None, files: str) -> Any:
+    """Kept while its task files are the same: the harness reads thousands of files of its own."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=section.include_path)
+    return TaskManager(include_path=include_path)

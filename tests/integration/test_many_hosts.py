@@ -16,9 +16,12 @@ from pathlib import Path
 import psutil
 import pytest
 from hosts import ISOLATED, Hosts, hosts
+from local_executor import LocalExecutor
 from object_store import ADDRESS, ObjectStore
+from runs import run_here
 from transformers import AutoModelForCausalLM
 
+from pipelines.cluster.actor_pool import executed_by
 from pipelines.commands.quickstart_world import TRAIN_OPENINGS, continuation, opening
 from pipelines.commands.run import run_stages
 from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
@@ -90,7 +93,7 @@ def recipe_at(run_dir: str, recipe_in: MakeRecipe, inputs: dict[str, str]) -> Re
         f"train.max_steps={STEPS}",
         "train.checkpoint_every=1",
         "train.max_failures=3",
-        "evaluate.benchmarks=[sentiment]",
+        "evaluate.benchmarks=[preference]",
     )
 
 
@@ -235,7 +238,8 @@ def test_a_run_survives_hosts_and_its_driver(
     assert check_reference(Run(recipe), quiet=True)[1] == []
 
     whole = recipe_at(str(tmp_path / "whole"), recipe_in, inputs)
-    run_stages(whole, (PREPARE, REFERENCE, TRAIN), lambda line: None, quiet=True)
+    run_here(whole, (PREPARE, REFERENCE))
+    run_stages(whole, (TRAIN,), lambda line: None, quiet=True)
     with store.as_local_directory("reference") as folder:
         assert files_below(folder, "*.parquet") == files_below(
             Path(whole.run_dir) / "reference", "*.parquet"
@@ -246,12 +250,13 @@ def test_a_run_survives_hosts_and_its_driver(
         )
         AutoModelForCausalLM.from_pretrained(folder)
     assert store.at("train").names("tensorboard"), "growing files arrive with the checkpoints"
-    scheduled = Scheduler(
-        Run(load_recipe(f"{recipe.run_dir}/config.yaml")),
-        lambda: None,
-        lambda line: None,
-        quiet=True,
-    ).tick()
+    with executed_by(LocalExecutor()):
+        scheduled = Scheduler(
+            Run(load_recipe(f"{recipe.run_dir}/config.yaml")),
+            lambda: None,
+            lambda line: None,
+            quiet=True,
+        ).tick()
     assert scheduled.evaluated
     assert read_history(store.at("evaluation"))
 
@@ -289,6 +294,7 @@ def test_a_sweep_on_three_hosts(
         "mask.kind=activation",
         "data.validation_fraction=0.2",
         "train.max_steps=2",
+        "evaluate.benchmarks=[sentiment]",
     )
     base = tmp_path / "base.yaml"
     named = (

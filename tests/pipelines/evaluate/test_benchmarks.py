@@ -276,9 +276,12 @@ def test_an_unfinished_evaluation_goes_on_from_its_parts(
         "the altered part was used"
     )
     assert not evaluation.exists("parts")
-    assert samples_of(recipe) == samples_of(evaluated), (
-        "what was sampled anew is what was sampled before"
-    )
+    for again, before in zip(samples_of(recipe), samples_of(evaluated), strict=True):
+        # Two actors have a thread each: what text models say of a sample is the same to rounding.
+        said = {key for key in before if key.endswith(("_bert_score", "_entailment"))}
+        assert len(said) == 4
+        assert [again.pop(key) for key in said] == pytest.approx([before.pop(key) for key in said])
+        assert again == before, "what was sampled anew is what was sampled before"
 
 
 @pytest.mark.parametrize(

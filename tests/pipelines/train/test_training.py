@@ -17,10 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.commands.plan import run_plan
 from pipelines.commands.run import run_stages
-from pipelines.commands.stages import PREPARE, REFERENCE
+from pipelines.commands.stages import PREPARE
 from pipelines.errors import UserError
 from pipelines.models.device import Placement
-from pipelines.recipe.files import load_recipe
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import Run
 from pipelines.storage.store import RunStore
@@ -489,58 +488,6 @@ def test_plan_counts_what_a_worker_holds(make: MakeRecipe) -> None:
     )
     assert state_bytes("e", "train.lora.rank=4", "train.precision=mixed") == pytest.approx(
         2 * policy + 16 * adapters + 16 * masks
-    )
-
-
-FAMILIES = {
-    "tldr": (
-        "gptj",
-        {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 256},
-    ),
-    "code": ("gpt_bigcode", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}),
-}
-
-
-@pytest.mark.parametrize("setting", FAMILIES)
-@pytest.mark.parametrize("method", ["sparsepo-common", "mapo"])
-def test_recipes_of_the_paper_run_on_tiny_models_of_their_families(
-    setting: str, method: str, model_dir: Path, pairs_file: Path, tmp_path: Path
-) -> None:
-    """GPT-J with adapters, StarCoder's GPTBigCode: plan, prepare, reference and four steps of
-    training.
-    """
-    kind, shape = FAMILIES[setting]
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        kind,
-        vocab_size=len(tokenizer),
-        bos_token_id=tokenizer.eos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        **shape,
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    recipe = load_recipe(
-        f"{setting}-{method}",
-        [
-            f"run_dir={tmp_path}/run", f"model.name_or_path={tmp_path}/model",
-            f"data.sources=[{{path: {pairs_file}}}]", "data.test=[]",
-            "data.validation_fraction=0.1", "evaluate.split=validation",
-            "data.max_prompt_tokens=24", "data.max_response_tokens=24", "train.max_steps=4",
-            "train.global_batch_size=8", "train.learning_rate=1e-2", "train.warmup_fraction=0",
-        ],
-    )  # fmt: skip
-    assert run_plan(recipe)["train"]["parameters"] > 0
-    run_stages(recipe, (PREPARE, REFERENCE), lambda line: None)
-    trained(recipe)
-    records = log(recipe)
-    assert records[0]["rewards/margins"] == pytest.approx(0, abs=1e-5), (
-        "step 1: the policy is the reference"
-    )
-    assert records[-1]["kl/reference_policy"] > 1e-4 > records[0]["kl/reference_policy"]
-    assert (Path(recipe.run_dir) / "train" / "model" / "adapter_config.json").exists() == (
-        setting == "tldr"
     )
 
 

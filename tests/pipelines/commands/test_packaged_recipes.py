@@ -1,0 +1,96 @@
+"""Every packaged recipe, end to end on a tiny model of its family."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from runs import run_here
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from pipelines.commands.plan import run_plan
+from pipelines.commands.stages import EVALUATE, PREPARE, REFERENCE, REPORT, TRAIN
+from pipelines.recipe.files import load_recipe, packaged
+from pipelines.storage.store import RunStore
+from pipelines.train.metrics import read_metrics
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+SIZES = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
+NEOX = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+}
+# Of the models that the recipes name.
+FAMILIES = {
+    "tldr": ("gptj", {**SIZES, "rotary_dim": 4}),
+    "code": ("gpt_bigcode", SIZES),
+    "imdb": ("gpt2", SIZES),
+    "hh": ("gpt_neox", NEOX),
+}
+IN_THE_SUITE = ("tldr-sparsepo-common", "tldr-mapo", "code-sparsepo-common", "code-mapo")
+
+
+@pytest.fixture(scope="module")
+def scored_pairs(rows: list[dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows with a score per response, as ODPO needs them."""
+    path = tmp_path_factory.mktemp("scored") / "pairs.jsonl"
+    scores = ({"good": 1.0 + number % 3, "bad": 0.5} for number in range(len(rows)))
+    path.write_text("".join(json.dumps(row | more) + "\n" for row, more in zip(rows, scores)))
+    return path
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in IN_THE_SUITE else pytest.mark.exhaustive)
+        for name in sorted(packaged("recipe"))
+    ],
+)
+def test_packaged_recipes_run_on_tiny_models_of_their_families(
+    name: str, model_dir: Path, scored_pairs: Path, tmp_path: Path
+) -> None:
+    """Plan, prepare, reference, four steps of training, an evaluation and the report."""
+    setting = name.partition("-")[0]
+    kind, shape = FAMILIES[setting]
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **shape,
+    )
+    model = tmp_path / "model"
+    AutoModelForCausalLM.from_config(config).save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    source = f"{{path: {scored_pairs}, form: text, columns: {{chosen_score: good, rejected_score: bad}}}}"
+    scorers = [f"model.{side}_scorer={model}" for side in ("positive", "negative")]
+    recipe = load_recipe(
+        name,
+        [
+            f"run_dir={tmp_path}/run", f"model.name_or_path={model}",
+            f"data.sources=[{source}]", "data.test=[]",
+            "data.validation_fraction=0.1", "evaluate.split=validation",
+            "data.max_prompt_tokens=24", "data.max_response_tokens=24", "train.max_steps=4",
+            "train.global_batch_size=8", "train.learning_rate=1e-2", "train.warmup_fraction=0",
+            "evaluate.benchmarks=[preference]",
+            *(scorers if name.endswith("tis-dpo") else []),
+        ],
+    )  # fmt: skip
+    assert run_plan(recipe)["train"]["parameters"] > 0
+    run_here(recipe, (PREPARE, REFERENCE, TRAIN, EVALUATE, REPORT))
+    records = [r for r in read_metrics(RunStore(f"{recipe.run_dir}/train")) if "kind" not in r]
+    assert records[0]["rewards/margins"] == pytest.approx(0, abs=1e-5), (
+        "step 1: the policy is the reference"
+    )
+    if "kl/reference_policy" in records[0]:
+        assert records[-1]["kl/reference_policy"] > 1e-4 > records[0]["kl/reference_policy"]
+    assert (Path(recipe.run_dir) / "train" / "model" / "adapter_config.json").exists() == (
+        setting == "tldr"
+    )
+    page = Path(recipe.run_dir, "report", "index.html").read_text()
+    assert "preference" in page
