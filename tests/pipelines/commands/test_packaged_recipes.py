@@ -37,8 +37,8 @@ IN_THE_SUITE = ("tldr-sparsepo-common", "tldr-mapo", "code-sparsepo-common", "co
 def scored_pairs(rows: list[dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rows with a score per response, as ODPO needs them."""
     path = tmp_path_factory.mktemp("scored") / "pairs.jsonl"
-    scores = ({"good": 1.0 + number % 3, "bad": 0.5} for number in range(len(rows)))
-    path.write_text("".join(json.dumps(row | more) + "\n" for row, more in zip(rows, scores)))
+    scored = [row | {"good": 1.0 + i % 3, "bad": 0.5} for i, row in enumerate(rows)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in scored))
     return path
 
 
@@ -67,7 +67,8 @@ def test_packaged_recipes_run_on_tiny_models_of_their_families(
     model = tmp_path / "model"
     AutoModelForCausalLM.from_config(config).save_pretrained(model)
     tokenizer.save_pretrained(model)
-    source = f"{{path: {scored_pairs}, form: text, columns: {{chosen_score: good, rejected_score: bad}}}}"
+    columns = "{chosen_score: good, rejected_score: bad}"
+    source = f"{{path: {scored_pairs}, form: text, columns: {columns}}}"
     scorers = [f"model.{side}_scorer={model}" for side in ("positive", "negative")]
     recipe = load_recipe(
         name,
