@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from runs import run_here
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.commands.report import run_report
 from pipelines.commands.run import run_stages
-from pipelines.commands.sft import run_sft
+from pipelines.commands.sft import sft_recipe
 from pipelines.commands.stages import EVALUATE, PREPARE, REFERENCE, REPORT, SAMPLE, TRAIN
 from pipelines.commands.status import run_status
 from pipelines.errors import UserError
@@ -456,11 +457,12 @@ def test_one_and_two_workers_agree_and_a_changed_pair_shows(
         TRAIN.run(Run(again), print, True)
 
 
-@pytest.mark.slow
 def test_sft_then_sample(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     """sft lowers the loss, and its model samples scored candidates."""
     base = make_recipe("train.epochs=4", "train.learning_rate=3e-3", "data.test_fraction=0")
-    model = run_sft(base, silent, quiet=True)
+    sft = sft_recipe(base)
+    run_here(sft, (PREPARE, TRAIN))
+    model = RunPaths.of(sft).model
     losses = [r["nll_per_token"] for r in logged(f"{base.run_dir}/sft")]
     assert losses[-1] < losses[0] - 1
     recipe = make_recipe(

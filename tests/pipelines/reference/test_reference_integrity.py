@@ -268,6 +268,7 @@ def test_facts_of_an_online_reference_read_no_store(copied: Recipe) -> None:
     )
 
 
+@pytest.mark.actors
 def test_more_gpus_per_model_than_there_are_is_refused(
     scored: Recipe, recipe_in: MakeRecipe, tmp_path: Path
 ) -> None:
