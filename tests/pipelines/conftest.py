@@ -1,10 +1,11 @@
-"""A finished reference store that the tests of it share."""
+"""A finished reference store, and two ranks, that tests share."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from ranks import Ranks
 
 from pipelines.commands.run import run_stages
 from pipelines.commands.stages import PREPARE, REFERENCE
@@ -28,3 +29,11 @@ def scored(
 def copied(scored: Recipe, recipe_in: MakeRecipe, tmp_path: Path) -> Recipe:
     shutil.copytree(scored.run_dir, tmp_path / "run")
     return recipe_in(tmp_path / "run", *KL)
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Ranks]:
+    """Two processes that train together, without Ray."""
+    pair = Ranks(2)
+    yield pair
+    pair.close()
