@@ -582,7 +582,7 @@ def test_one_rank_that_fails_stops_both(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    paths = {"pairs": str(tmp_path / "pairs")}
+    paths = {name: str(tmp_path / name) for name in ("pairs", "reference")}
     replicated, sharded, under_ray = (
         prepared(
             recipe_in(
