@@ -1,72 +1,96 @@
-"""Entry point of a training worker.
+"""A training worker: its entry point under Ray Train, and what any rank does.
 
 Ray unpickles it in the controller too, which needs none of the heavy imports: they happen inside.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipelines.models import Placement
+    from pipelines.train.facts import TrainingFacts
 
 
 def train_worker(config: dict[str, Any]) -> None:
     """Run one rank under Ray Train.
 
     `config`: facts (TrainingFacts), threads, paths (that this machine has to see).
+    """
+    import logging
+
+    import ray.train
+    import ray.train.torch
+
+    from pipelines.cluster import require_seen
+    from pipelines.models import Placement
+
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    require_seen(
+        config["paths"]
+    )  # raised, since a file that says so would be left where nobody looks
+    context = ray.train.get_context()
+    facts: TrainingFacts = config["facts"]
+    placement = Placement.choose(
+        facts.train.precision,
+        ray.train.torch.get_device(),
+        context.get_world_rank(),
+        context.get_world_size(),
+        facts.train.strategy,
+    )
+    train_rank(
+        facts,
+        placement,
+        config["threads"],
+        ray.train.report,
+        lambda: ray.train.get_preemption_info() is not None,
+    )
+
+
+def train_rank(
+    facts: "TrainingFacts",
+    placement: "Placement",
+    threads: int,
+    report: Callable[[dict[str, Any]], None],
+    is_preempted: Callable[[], bool] = lambda: False,
+) -> None:
+    """Train one rank of a group whose processes are joined.
 
     An error that is not to be retried is left in failure-RANK.json for the driver. With several
     workers it is raised too: others may be waiting for this one, and Ray ends them with it; the
     group that Ray starts next finds the file and returns. Memory that ran out is noted in
     memory.json, with the budget for the next group if the recipe lets it be halved.
+
+    Args:
+        threads, report, is_preempted: see Trainer.
     """
-    import logging
     from dataclasses import asdict
 
-    import ray.train
-    import ray.train.torch
     import transformers
 
-    from pipelines.cluster import require_seen
     from pipelines.errors import Failure, StageFailed, Superseded, UserError
-    from pipelines.models import Placement, is_out_of_memory
+    from pipelines.models import is_out_of_memory
     from pipelines.recipe import FAILURE, failure_files
     from pipelines.storage import RunStore
-    from pipelines.train.facts import TrainingFacts
     from pipelines.train.trainer import Trainer
 
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
-    require_seen(
-        config["paths"]
-    )  # raised, since a file that says so would be left where nobody looks
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    facts: TrainingFacts = config["facts"]
     store = RunStore(facts.root)
     if failure_files(store):
         return
 
-    def is_preempted() -> bool:
-        return ray.train.get_preemption_info() is not None
-
     def fail(error: Exception) -> None:
-        store.write_json(f"{FAILURE}{rank}.json", asdict(Failure.of(error)))
+        store.write_json(f"{FAILURE}{placement.rank}.json", asdict(Failure.of(error)))
 
     trainer: Trainer | None = None
     try:
-        train = facts.train
-        placement = Placement.choose(
-            train.precision, ray.train.torch.get_device(), rank, world, train.strategy
-        )
-        trainer = Trainer(
-            facts,
-            placement,
-            config["threads"],
-            remembered_budget(store) if train.auto_microbatch else None,
-        )
-        trainer.run(ray.train.report, is_preempted)
+        budget = remembered_budget(store) if facts.train.auto_microbatch else None
+        trainer = Trainer(facts, placement, threads, budget)
+        trainer.run(report, is_preempted)
     except Superseded:
         return
     except (UserError, StageFailed) as error:
         fail(error)
-        if world > 1:
+        if placement.world > 1:
             raise
     except Exception as error:
         if trainer is None or not is_out_of_memory(error):

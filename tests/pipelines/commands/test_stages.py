@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from ranks import Ranks
 from runs import run_here
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -421,10 +422,10 @@ def test_run_writes_everything_and_skips_it_the_second_time(
 
 @pytest.mark.slow
 def test_one_and_two_workers_agree_and_a_changed_pair_shows(
-    make_recipe: MakeRecipe, rows: list[dict[str, str]], tmp_path: Path
+    make_recipe: MakeRecipe, rows: list[dict[str, str]], ranks: Ranks, tmp_path: Path
 ) -> None:
-    """20 fp32 steps under Ray Train: relative difference of the losses at most 1e-4; one other
-    pair exceeds that tenfold.
+    """20 fp32 steps of one worker under Ray Train and of two ranks: relative difference of the
+    losses at most 1e-4; one other pair exceeds that tenfold.
     """
 
     changed_file = tmp_path / "changed.jsonl"
@@ -434,27 +435,33 @@ def test_one_and_two_workers_agree_and_a_changed_pair_shows(
     ]
     changed_file.write_text("".join(json.dumps(r) + "\n" for r in swapped))
 
-    def losses(name: str, *options: str) -> torch.Tensor:
+    def scored(name: str, pairs: str, *options: str) -> Recipe:
         recipe = make_recipe(
             "objective.name=mapo", "mask.kind=activation", "train.max_steps=20", "train.epochs=5",
             "data.test_fraction=0", *options,
             run_dir=str(tmp_path / name),
+            paths={"pairs": f"{tmp_path}/{pairs}", "reference": f"{tmp_path}/{pairs}-reference"},
         )  # fmt: skip
         run_stages(recipe, (PREPARE, REFERENCE), silent)
-        TRAIN.run(Run(recipe), print, True)
+        return recipe
+
+    def losses(recipe: Recipe) -> torch.Tensor:
         found = torch.tensor([r["loss"] for r in logged(recipe.run_dir)])
         assert len(found) == 20
         return found
 
-    one = losses("one", "train.num_workers=1", "train.cpus_per_worker=1")
-    two = losses("two", "train.num_workers=2")
-    assert float(((one - two) / one).abs().max()) <= 1e-4
-    other = losses("other", f"data.sources[0].path={changed_file}")
-    assert float(((one - other) / one).abs().max()) > 1e-3
-    again = make_recipe("train.num_workers=3", run_dir=str(tmp_path / "three"))
-    run_stages(again, (PREPARE, REFERENCE), silent)
+    one = scored("one", "pairs", "train.num_workers=1", "train.cpus_per_worker=1")
+    TRAIN.run(Run(one), print, True)
+    expected = losses(one)
+    two = scored("two", "pairs", "train.num_workers=2")
+    ranks.train(two)
+    assert float(((expected - losses(two)) / expected).abs().max()) <= 1e-4
+    other = scored("other", "changed", f"data.sources[0].path={changed_file}")
+    train_here(other)
+    assert float(((expected - losses(other)) / expected).abs().max()) > 1e-3
+    three = scored("three", "pairs", "train.num_workers=3")
     with pytest.raises(UserError, match="train.num_workers = 3 x 1 CPUs: the cluster has 2"):
-        TRAIN.run(Run(again), print, True)
+        TRAIN.run(Run(three), print, True)
 
 
 def test_sft_then_sample(make_recipe: MakeRecipe, tmp_path: Path) -> None:

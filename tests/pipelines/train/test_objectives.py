@@ -5,6 +5,7 @@ batch do not show.
 import json
 import math
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from ranks import Ranks
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -24,10 +26,10 @@ from pipelines.commands.plan import run_plan
 from pipelines.commands.quickstart_world import write_untrained_model
 from pipelines.commands.run import run_stages
 from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
-from pipelines.errors import StageFailed, UserError
+from pipelines.errors import Failure, StageFailed, UserError
 from pipelines.models.device import Placement
 from pipelines.pairs.table import open_pairs
-from pipelines.recipe.run_paths import RunPaths
+from pipelines.recipe.run_paths import RunPaths, failure_files
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import Run
 from pipelines.reference.features import feature_source
@@ -394,19 +396,15 @@ def test_rpo_does_not_depend_on_micro_batches(
 
 
 @pytest.mark.slow
-def test_rpo_does_not_depend_on_ranks(recipe_in: MakeRecipe, world: World, tmp_path: Path) -> None:
-    """One worker and two under Ray Train see the same global batch of 7; a different batch size
-    shows (negative control).
+def test_rpo_does_not_depend_on_ranks(
+    recipe_in: MakeRecipe, world: World, ranks: Ranks, tmp_path: Path
+) -> None:
+    """One rank and two see the same global batch of 7; a different batch size shows (negative
+    control).
     """
-    base = (
-        "objective.name=rpo",
-        "objective.beta=2",
-        "train.max_steps=4",
-        "train.cpus_per_worker=1",
-        *world.options,
-    )
-    found = []
-    for label, workers, size in (("one", 1, 7), ("two", 2, 7), ("other", 1, 8)):
+    base = ("objective.name=rpo", "objective.beta=2", "train.max_steps=4", *world.options)
+
+    def losses(label: str, workers: int, size: int) -> torch.Tensor:
         recipe = recipe_in(
             tmp_path / label,
             *base,
@@ -414,10 +412,15 @@ def test_rpo_does_not_depend_on_ranks(recipe_in: MakeRecipe, world: World, tmp_p
             f"train.global_batch_size={size}",
             paths=world.paths,
         )
-        TRAIN.run(Run(prepared(recipe)), print, True)
-        found.append(rpo_losses(recipe))
-    assert float(((found[0] - found[1]) / found[0]).abs().max()) < 1e-4
-    assert float(((found[0] - found[2]) / found[0]).abs().max()) > 1e-3
+        if workers == 1:
+            trained(recipe)
+        else:
+            ranks.train(prepared(recipe))
+        return rpo_losses(recipe)
+
+    one, two, other = losses("one", 1, 7), losses("two", 2, 7), losses("other", 1, 8)
+    assert float(((one - two) / one).abs().max()) < 1e-4
+    assert float(((one - other) / one).abs().max()) > 1e-3
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -570,22 +573,28 @@ def test_target_sparsity_is_held_saved_and_resumed(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_one_rank_that_fails_stops_both(
-    strategy: str, recipe_in: MakeRecipe, world: World, tmp_path: Path
+    recipe_in: MakeRecipe, world: World, ranks: Ranks, tmp_path: Path
 ) -> None:
     """One pair whose scores were turned around behind the pipeline's back: the rank that has it
-    says so, the other does not wait.
+    says so, and the other does not wait but says the same. Ray Train ends both with that line.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    recipe = recipe_in(
-        tmp_path, "objective.name=odpo", f"train.strategy={strategy}", "train.num_workers=2",
-        "train.cpus_per_worker=1", "train.max_steps=3", "train.global_batch_size=200",
-        *world.options,
+    paths = {name: str(tmp_path / name) for name in ("pairs", "reference")}
+    replicated, sharded, under_ray = (
+        prepared(
+            recipe_in(
+                tmp_path / name, "objective.name=odpo", f"train.strategy={strategy}",
+                "train.num_workers=2", "train.cpus_per_worker=1", "train.max_steps=3",
+                "train.global_batch_size=200",
+                *world.options, paths=paths,
+            )
+        )
+        for name, strategy in (("ddp", "ddp"), ("fsdp", "fsdp"), ("ray", "ddp"))
     )  # fmt: skip
-    shard = Path(prepared(recipe).run_dir) / "pairs" / "train-00000.parquet"
+    shard = tmp_path / "pairs" / "train-00000.parquet"
     table = pq.read_table(shard)
     scores = table["chosen_score"].to_pylist()
     table = table.set_column(
@@ -594,12 +603,18 @@ def test_one_rank_that_fails_stops_both(
         pa.array([-5.0, *scores[1:]], pa.float64()),
     )
     pq.write_table(table, shard)
-    with pytest.raises(
-        StageFailed,
-        match=r"step 1: preference_scores of pair \d+: chosen -5.0, .*; pairs "
-        rf".*{table['pair_id'][0]}",
-    ):
-        TRAIN.run(Run(recipe), print, True)
+    line = (
+        r"step 1: preference_scores of pair \d+: chosen -5.0, .*; pairs "
+        rf".*{table['pair_id'][0]}"
+    )
+    for recipe in (replicated, sharded):
+        said = [end.failure for end in ranks.ends(recipe)]
+        assert said[0] is not None and said[0].kind == "stage" and re.search(line, said[0].message)
+        assert said[1] == said[0]
+        left = RunPaths.of(recipe).train
+        assert [Failure(**left.read_json(name)) for name in failure_files(left)] == said
+    with pytest.raises(StageFailed, match=line):
+        TRAIN.run(Run(under_ray), print, True)
 
 
 @pytest.mark.slow

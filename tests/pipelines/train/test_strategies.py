@@ -1,4 +1,4 @@
-"""Replicated and sharded ranks under Ray Train against one rank in this process."""
+"""Replicated and sharded ranks against one rank in this process, and against Ray Train's."""
 
 import shutil
 from collections.abc import Callable
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from ranks import Ranks
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -67,14 +68,19 @@ def alone(recipe: Recipe) -> Recipe:
     return recipe
 
 
-def together(recipe: Recipe) -> Recipe:
-    TRAIN.run(Run(recipe), print, True)
-    return recipe
+def published(recipe: Recipe) -> dict[str, torch.Tensor]:
+    """The model's tensors and the masks'."""
+    files = ("model/model.safetensors", "masks/masks.safetensors")
+    return {
+        f"{file}: {key}": tensor
+        for file in files
+        for key, tensor in load_file(f"{recipe.run_dir}/train/{file}").items()
+    }
 
 
-def test_sharded_and_replicated_ranks_do_what_one_rank_does(make: MakeRecipe) -> None:
+def test_sharded_and_replicated_ranks_do_what_one_rank_does(make: MakeRecipe, ranks: Ranks) -> None:
     """Losses, gradient norms, validations and the published tensors; a single pair per step
-    leaves one rank without work.
+    leaves one rank without work. Ray Train's two workers arrive at the same bits.
     """
     one = alone(make("one"))
     single = alone(make("single", "train.global_batch_size=1"))
@@ -85,7 +91,8 @@ def test_sharded_and_replicated_ranks_do_what_one_rank_does(make: MakeRecipe) ->
         ("ddp-single", single, ("train.strategy=ddp", "train.global_batch_size=1")),
         ("fsdp-single", single, ("train.strategy=fsdp", "train.global_batch_size=1")),
     ):
-        found = together(make(name, "train.num_workers=2", *options))
+        found = make(name, "train.num_workers=2", *options)
+        ranks.train(found)
         torch.testing.assert_close(
             curve(found),
             curve(expected),
@@ -93,23 +100,29 @@ def test_sharded_and_replicated_ranks_do_what_one_rank_does(make: MakeRecipe) ->
             atol=1e-6,
             msg=lambda text, name=name: f"{name}: {text}",
         )
-        for file in ("model/model.safetensors", "masks/masks.safetensors"):
-            tensors, wanted = (
-                load_file(f"{run.run_dir}/train/{file}") for run in (found, expected)
+        tensors, wanted = published(found), published(expected)
+        assert tensors.keys() == wanted.keys()
+        for key in wanted:
+            torch.testing.assert_close(
+                tensors[key],
+                wanted[key],
+                rtol=1e-4,
+                atol=1e-5,
+                msg=lambda text, name=name, key=key: f"{name}: {key}: {text}",
             )
-            assert tensors.keys() == wanted.keys()
-            for key in wanted:
-                torch.testing.assert_close(
-                    tensors[key],
-                    wanted[key],
-                    rtol=1e-4,
-                    atol=1e-5,
-                    msg=lambda text, key=key: f"{key}: {text}",
-                )
+        if name == "fsdp":
+            under_ray = make("ray", "train.num_workers=2", *options)
+            TRAIN.run(Run(under_ray), print, True)
+            assert torch.equal(curve(under_ray), curve(found))
+            again = published(under_ray)
+            assert again.keys() == tensors.keys()
+            assert all(torch.equal(again[key], tensors[key]) for key in tensors)
     assert not torch.allclose(curve(one)[:8], curve(single)[:8], rtol=1e-3), "other pairs must show"
 
 
-def test_adapters_go_on_with_another_number_of_ranks(make: MakeRecipe, model_dir: Path) -> None:
+def test_adapters_go_on_with_another_number_of_ranks(
+    make: MakeRecipe, model_dir: Path, ranks: Ranks
+) -> None:
     """One rank's checkpoint is continued by two, replicated and sharded, as by itself, to the
     same adapters; and two ranks' by one.
     """
@@ -117,7 +130,8 @@ def test_adapters_go_on_with_another_number_of_ranks(make: MakeRecipe, model_dir
     whole = alone(make("whole", *lora))
     for name, strategy in (("ddp", "train.strategy=ddp"), ("fsdp", "train.strategy=fsdp")):
         started = stopped(make(name, *lora), at=2)
-        found = together(make(name, *lora, "train.num_workers=2", strategy))
+        found = make(name, *lora, "train.num_workers=2", strategy)
+        ranks.train(found)
         folder = Path(found.run_dir) / "train" / "checkpoints" / "step-00000005"
         files = [load_file(file) for file in sorted(folder.glob("shard-*"))]
         assert len(files) == 2 and started == 2
