@@ -169,6 +169,8 @@ def trial(
     resize: bool,
 ) -> dict[str, Any]:
     """One run with one kill; returns what happened."""
+    while len(nodes) < workers:  # one went for good in an earlier trial
+        nodes.append(cluster.add_node(num_cpus=1))
     rng = random.Random(seed)
     point, every = rng.randint(2, STEPS - 8), rng.choice((1, 2, 3))
     name = f"{target}-{workers}-{strategy}-{seed}"
@@ -205,8 +207,6 @@ def trial(
             recipe = write_recipe(work, name, workers - 1 or 2, strategy, every)
         process = command("train", recipe, log)
     finish(process, log)
-    if target == "shrink":
-        nodes.append(cluster.add_node(num_cpus=1))
     found, expected = tensors(run_dir), tensors(work / f"whole-{workers}-{strategy}")
     difference = max(
         float((found[k] - expected[k]).abs().max() / expected[k].abs().max().clamp(min=1e-12))
@@ -261,7 +261,7 @@ def main() -> None:
         "RAY_health_check_failure_threshold": "4",
     }
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = (
-        "15"  # how long a group waits for the node that is gone
+        "5"  # how long a group waits for the node that is gone
     )
     import ray
     from ray.cluster_utils import Cluster
