@@ -26,6 +26,7 @@ from typing import Any
 
 STEPS = 30
 TARGETS = ("worker", "node", "driver")
+PATIENCE_SECONDS = 180  # for the next step
 
 
 def free_port() -> int:
@@ -168,6 +169,8 @@ def trial(
     resize: bool,
 ) -> dict[str, Any]:
     """One run with one kill; returns what happened."""
+    while len(nodes) < workers:  # one went for good in an earlier trial
+        nodes.append(cluster.add_node(num_cpus=1))
     rng = random.Random(seed)
     point, every = rng.randint(2, STEPS - 8), rng.choice((1, 2, 3))
     name = f"{target}-{workers}-{strategy}-{seed}"
@@ -178,8 +181,10 @@ def trial(
         work / f"{name}.log",
     )
     process = command("train", recipe, log)
-    limit = time.monotonic() + 240
-    while reached(run_dir) < point:
+    step, limit = -1, 0.0
+    while (now := reached(run_dir)) < point:
+        if now > step:
+            step, limit = now, time.monotonic() + PATIENCE_SECONDS
         if process.poll() is not None or time.monotonic() > limit:
             raise SystemExit(
                 f"{name}: step {point} was not reached before the command ended:\n"
@@ -202,8 +207,6 @@ def trial(
             recipe = write_recipe(work, name, workers - 1 or 2, strategy, every)
         process = command("train", recipe, log)
     finish(process, log)
-    if target == "shrink":
-        nodes.append(cluster.add_node(num_cpus=1))
     found, expected = tensors(run_dir), tensors(work / f"whole-{workers}-{strategy}")
     difference = max(
         float((found[k] - expected[k]).abs().max() / expected[k].abs().max().clamp(min=1e-12))
@@ -252,12 +255,20 @@ def main() -> None:
         "RAY_AUTH_MODE": "disabled",
         "RAY_TMPDIR": "/tmp/ray",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        # A node that is gone is given up after seconds instead of half a minute.
+        "RAY_health_check_initial_delay_ms": "2000",
+        "RAY_health_check_period_ms": "1000",
+        "RAY_health_check_failure_threshold": "4",
     }
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = (
-        "15"  # how long a group waits for the node that is gone
+        "5"  # how long a group waits for the node that is gone
     )
     import ray
     from ray.cluster_utils import Cluster
+
+    from pipelines.commands.run import run_stages
+    from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
+    from pipelines.recipe.files import load_recipe
 
     seeds = [int(seed) for seed in options.seeds.split(",")]
     counts, strategies, targets = (
@@ -287,12 +298,8 @@ def main() -> None:
     results = []
     try:
         for workers, strategy in sorted({(workers, strategy) for *_, workers, strategy in plans}):
-            recipe, log = (
-                write_recipe(options.work, f"whole-{workers}-{strategy}", workers, strategy, 5),
-                options.work / "whole.log",
-            )
-            for stage in ("prepare", "reference", "train"):
-                finish(command(stage, recipe, log), log)
+            file = write_recipe(options.work, f"whole-{workers}-{strategy}", workers, strategy, 5)
+            run_stages(load_recipe(str(file)), (PREPARE, REFERENCE, TRAIN), print, quiet=True)
         for seed, target, workers, strategy in plans:
             outcome = trial(
                 options.work,

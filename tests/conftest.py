@@ -4,6 +4,7 @@ import json
 import os
 import random
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,24 @@ def ray_cluster() -> Iterator[None]:
 
     with ray_session(RaySection(num_cpus=2)):
         yield
+
+
+@pytest.fixture
+def ray_environment(ray_cluster: None) -> Iterator[dict[str, str]]:
+    """The environment of a process that joins the session's Ray instead of starting its own.
+
+    Its workers import what it imports: Ray puts its working directory in front of theirs.
+    Afterwards nothing that such a process has started holds a CPU, whether it was killed or not.
+    """
+    import ray
+
+    yield {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    seen, limit = -1.0, 0.0
+    while (free := ray.available_resources().get("CPU", 0.0)) < ray.cluster_resources()["CPU"]:
+        if free != seen:
+            seen, limit = free, time.monotonic() + 60
+        assert time.monotonic() < limit, f"{free:g} CPUs are free a minute after the test"
+        time.sleep(0.1)
 
 
 MakeRecipe = Callable[..., Recipe]

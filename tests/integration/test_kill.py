@@ -1,25 +1,31 @@
 """The driver killed while it scores, and interrupted while it trains, then the same command: the
 same bytes, the same weights.
 
-kill -9 while training is in test_training_failures.py.
+kill -9 while training is in test_training_failures.py, of a sweep's driver in test_sweep_kills.py.
 """
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
+import torch
+from processes import kill, started, wait_for, wait_for_end
 from safetensors.torch import load_file
 
 from pipelines.commands.run import run_stages
 from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
+from pipelines.models.device import Placement
 from pipelines.recipe.files import write_yaml
 from pipelines.recipe.schema import Recipe
+from pipelines.recipe.stage import Run
+from pipelines.train.stage import training_facts
+from pipelines.train.trainer import Trainer
 
+pytestmark = pytest.mark.slow
 MakeRecipe = Callable[..., Recipe]
 OPTIONS = (
     "objective.name=sparsepo",
@@ -35,88 +41,99 @@ OPTIONS = (
 )
 
 
-def run_stage(stage: str, recipe_file: Path, run_dir: Path) -> subprocess.Popen[bytes]:
-    command = [
-        sys.executable,
-        "-m",
-        "pipelines",
-        stage,
-        str(recipe_file),
-        f"run_dir={run_dir}",
-        "--quiet",
-    ]
-    # A shell's background jobs inherit an ignored SIGINT, which would make Ctrl-C mean nothing
-    # here.
-    return subprocess.Popen(
-        command,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+@pytest.fixture(scope="module")
+def whole(
+    recipe_in: MakeRecipe, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None
+) -> Recipe:
+    """Pairs and a store that nobody interrupted."""
+    recipe = recipe_in(tmp_path_factory.mktemp("whole") / "run", *OPTIONS)
+    run_stages(recipe, (PREPARE, REFERENCE), lambda line: None)
+    return recipe
 
 
-def finish(stage: str, recipe_file: Path, run_dir: Path) -> None:
-    assert run_stage(stage, recipe_file, run_dir).wait(timeout=400) == 0
+def written(recipe: Recipe, folder: Path) -> list[str]:
+    """Arguments of a command for a recipe: its file, no bars."""
+    file = folder / "recipe.yaml"
+    file.write_text(write_yaml(recipe))
+    return [str(file), "--quiet"]
 
 
-def kill_when(
-    process: subprocess.Popen[bytes],
-    reached: Callable[[], bool],
-    signal_number: int = signal.SIGKILL,
-) -> None:
-    deadline = time.monotonic() + 300
-    while not reached():
-        assert process.poll() is None, (
-            f"the command ended (exit {process.returncode}) before it could be killed"
-        )
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.kill(process.pid, signal_number)
-    process.wait(timeout=60)
+def files(run_dir: str) -> dict[str, bytes]:
+    root = Path(run_dir) / "reference"
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*.parquet"))}
 
 
-def newest(checkpoints: Path) -> int:
-    return max((int(p.parent.name[5:]) for p in checkpoints.glob("step-*/state.json")), default=0)
-
-
-def tensors(run_dir: Path) -> dict[str, bytes]:
+def tensors(run_dir: str) -> dict[str, bytes]:
     found = {}
     for file in ("model/model.safetensors", "masks/masks.safetensors"):
         found |= {
             f"{file}:{k}": v.numpy().tobytes()
-            for k, v in load_file(run_dir / "train" / file).items()
+            for k, v in load_file(Path(run_dir) / "train" / file).items()
         }
     return found
 
 
-@pytest.mark.slow
-def test_a_driver_that_dies_or_is_interrupted_ends_with_the_same_weights(
-    recipe_in: MakeRecipe, tmp_path: Path, ray_cluster: None
+def still_running(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Those that have not ended by then; one that only its parent has to look at has."""
+
+    def runs(process: psutil.Process) -> bool:
+        try:
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    limit = time.monotonic() + seconds
+    while (left := [p for p in processes if runs(p)]) and time.monotonic() < limit:
+        time.sleep(0.1)
+    return left
+
+
+def test_a_store_goes_on_after_its_driver_and_the_drivers_ray_have_died(
+    whole: Recipe, recipe_in: MakeRecipe, tmp_path: Path
 ) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run_stages(
-        recipe_in(whole, *OPTIONS), (PREPARE, REFERENCE, TRAIN), lambda line: None, quiet=True
-    )
-    recipe = recipe_in(killed, *OPTIONS, paths={"pairs": str(whole / "pairs")})
-    recipe_file = tmp_path / "recipe.yaml"
-    recipe_file.write_text(write_yaml(recipe))
+    """A Ray of its own dies with it: nothing is left that could still write (its agents look for it
+    once in a minute); another process on another Ray makes the rest.
+    """
+    paths = {"pairs": f"{whole.run_dir}/pairs"}
+    recipe = recipe_in(tmp_path / "run", *OPTIONS, paths=paths)
+    reference, log = tmp_path / "run" / "reference", tmp_path / "log"
 
-    markers = killed / "reference" / "shards"
-    process = run_stage("reference", recipe_file, killed)
-    kill_when(
-        process, lambda: markers.exists() and len(list(markers.rglob("*.json"))) >= 9
-    )  # of two features of fifteen shards
-    assert not (killed / "reference" / "manifest.json").exists()
-    assert len(list(markers.rglob("*.json"))) < 30, "killed before the last shard"
-    finish("reference", recipe_file, killed)
-    for file in sorted((whole / "reference").rglob("*.parquet")):
-        again = killed / "reference" / file.relative_to(whole / "reference")
-        assert again.read_bytes() == file.read_bytes(), file.name
+    def shards() -> int:
+        return len(list(reference.glob("shards/*/*.json")))
 
-    process = run_stage("train", recipe_file, killed)
-    checkpoints = killed / "train" / "checkpoints"
-    # Ctrl-C this time: the run stays resumable and the exit code says interrupted.
-    kill_when(process, lambda: newest(checkpoints) >= 3, signal.SIGINT)
-    assert process.returncode == 130
-    assert not (killed / "train" / "manifest.json").exists()
-    finish("train", recipe_file, killed)
-    assert tensors(killed) == tensors(whole)
+    own = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    with started(["reference", *written(recipe, tmp_path)], log, own) as process:
+        wait_for(shards, 9, process, log)  # of two features of fifteen shards
+        found = psutil.Process(process.pid).children(recursive=True)
+        rays = [p for p in found if not p.name().endswith("Agent")]
+        assert any("MapWorker" in p.name() for p in rays), rays
+        kill(process)
+    assert still_running(rays, seconds=60) == [], "its Ray outlives it"
+    assert not (reference / "manifest.json").exists()
+    assert shards() < 30, "killed before the last shard"
+    run_stages(recipe, (REFERENCE,), lambda line: None, quiet=True)
+    assert files(recipe.run_dir) == files(whole.run_dir)
+
+
+def test_an_interrupted_driver_ends_with_the_same_weights(
+    whole: Recipe, recipe_in: MakeRecipe, tmp_path: Path, ray_environment: dict[str, str]
+) -> None:
+    """Ctrl-C: the run stays resumable and the exit code says interrupted."""
+    paths = {"pairs": f"{whole.run_dir}/pairs", "reference": f"{whole.run_dir}/reference"}
+    recipe = recipe_in(tmp_path / "run", *OPTIONS, paths=paths)
+    train, log = tmp_path / "run" / "train", tmp_path / "log"
+
+    def newest() -> int:
+        found = train.glob("checkpoints/step-*/state.json")
+        return max((int(path.parent.name.removeprefix("step-")) for path in found), default=0)
+
+    with started(["train", *written(recipe, tmp_path)], log, ray_environment) as process:
+        wait_for(newest, 3, process, log)
+        os.kill(process.pid, signal.SIGINT)
+        assert wait_for_end(process, newest) == 130
+    assert not (train / "manifest.json").exists()
+    run_stages(recipe, (TRAIN,), lambda line: None, quiet=True)
+
+    placement = Placement.choose("auto", torch.device("cpu"), 0, 1)
+    Trainer(training_facts(Run(whole)), placement, 1).run(lambda metrics: None)
+    assert tensors(recipe.run_dir) == tensors(whole.run_dir)

@@ -5,7 +5,6 @@ Its file, its declaration, its config class, its test and its recipe: nothing el
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -33,7 +32,7 @@ def contents(root: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 def test_a_new_objective_touches_five_things(
-    tmp_path: Path, model_dir: Path, pairs_file: Path
+    tmp_path: Path, model_dir: Path, pairs_file: Path, ray_environment: dict[str, str]
 ) -> None:
     copy = tmp_path / "copy"
     for package in ("sparsepo", "evaluation", "pipelines"):
@@ -72,8 +71,7 @@ def test_a_new_objective_touches_five_things(
         "pipelines/recipes/hh-hinge.yaml",
     }
 
-    environment = {**os.environ, "PYTHONPATH": str(copy), "HF_HUB_OFFLINE": "1"}
-    environment.pop("RAY_ADDRESS", None)
+    environment = {**ray_environment, "PYTHONPATH": str(copy), "HF_HUB_OFFLINE": "1"}
 
     def run(*command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

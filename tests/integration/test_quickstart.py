@@ -97,18 +97,24 @@ def recipe_of(document: str) -> tuple[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_walk_through_of_the_documents_runs_as_it_stands(finished: tuple[Path, str]) -> None:
+def test_the_walk_through_of_the_documents_runs_as_it_stands(
+    finished: tuple[Path, str], ray_environment: dict[str, str]
+) -> None:
     """Start page, then recipes: every command in order, in the directory in which `make
-    quickstart` ran.
+    quickstart` ran; on a Ray that runs already.
     """
     folder, _ = finished
     name, text = recipe_of("recipes.md")
     (folder / name).write_text(text)
     script = "".join(shell_blocks("index.md") + shell_blocks("recipes.md"))
     assert script.count("sparsepo ") >= 10
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
-        ["bash", "-ec", script], cwd=folder, env=environment, capture_output=True, text=True
+        ["bash", "-ec", script],
+        cwd=folder,
+        env={**ray_environment, "PATH": path},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-1500:]
     assert "prepare: already done, skipped" in done.stdout, "the second run of the same recipe"

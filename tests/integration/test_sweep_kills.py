@@ -3,21 +3,23 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
+import torch
 import yaml
+from processes import kill, started, wait_for
 
-from pipelines.commands.run import run_stages
-from pipelines.commands.stages import TRAIN
+from pipelines.commands.cli import main
+from pipelines.models.device import Placement
 from pipelines.recipe.files import load_recipe, write_yaml
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import Run
+from pipelines.storage.store import RunStore
+from pipelines.train.metrics import read_metrics
+from pipelines.train.stage import TRAIN, training_facts
+from pipelines.train.trainer import Trainer
 
 MakeRecipe = Callable[..., Recipe]
 pytestmark = pytest.mark.slow
@@ -37,16 +39,21 @@ def steps_done(trial: str, sweep: Path) -> int:
     return max((int(path.parent.name.removeprefix("step-")) for path in states), default=0)
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 200
-    while not condition():
-        assert process.poll() is None, f"the sweep ended too early: {process.communicate()}"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+def actor_of_a_trial() -> int | None:
+    """The process in which the one trial that is at work runs."""
+    from ray.util.state import list_actors
+
+    found = [a for a in list_actors(filters=[("state", "=", "ALIVE")], detail=True)
+             if a.class_name == "ImplicitFunc" and a.pid]  # fmt: skip
+    assert len(found) <= 1
+    return found[0].pid if found else None
 
 
 def test_a_killed_trial_and_a_killed_driver_go_on_where_they_were(
-    recipe_in: MakeRecipe, tmp_path: Path, ray_cluster: None
+    recipe_in: MakeRecipe,
+    tmp_path: Path,
+    ray_environment: dict[str, str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """kill -9 of the first trial's process, then of the driver during the second trial, then
     --resume; the best trial's metrics
@@ -73,49 +80,45 @@ def test_a_killed_trial_and_a_killed_driver_go_on_where_they_were(
         objectives=[{"metric": LOSS, "mode": "min"}],
     )
     sweep = tmp_path / "sweep"
-    command = [sys.executable, "-m", "pipelines", "tune", str(file), "max_concurrent_trials=1"]
-    start = {
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.PIPE,
-        "text": True,
-        "start_new_session": True,
-    }
-    driver = subprocess.Popen(command, **start)  # type: ignore[call-overload]
+    command, log = ["tune", str(file), "max_concurrent_trials=1"], tmp_path / "log"
+    with started(command, log, ray_environment) as driver:
+        wait_for(lambda: steps_done("0000", sweep), 1, driver, log)
+        actor = actor_of_a_trial()
+        assert actor is not None
+        os.kill(actor, signal.SIGKILL)
+        assert steps_done("0000", sweep) < 40
 
-    wait_until(lambda: steps_done("0000", sweep) >= 3, driver)
-    actors = [
-        p
-        for p in psutil.Process(driver.pid).children(recursive=True)
-        if "".join(p.cmdline()).startswith("ray::ImplicitFunc")
-    ]
-    assert len(actors) == 1
-    actors[0].kill()
-    killed_at = steps_done("0000", sweep)
-    assert killed_at < 40
-
-    wait_until(lambda: steps_done("0001", sweep) >= 3, driver)
-    first = next(sweep.glob("trials/0000-*/trial.json"))
-    before = first.read_bytes()
-    assert json.loads(before)["status"] == "finished", "the killed trial was tried again"
-    parts = sorted(first.parent.glob("train/metrics/*-train.jsonl"))
-    assert json.loads(parts[0].read_text().splitlines()[0])["step"] == 1
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
+        wait_for(lambda: steps_done("0001", sweep), 3, driver, log)
+        first = next(sweep.glob("trials/0000-*/trial.json"))
+        before = first.read_bytes()
+        assert json.loads(before)["status"] == "finished", "the killed trial was tried again"
+        parts = sorted(first.parent.glob("train/metrics/*-train.jsonl"))
+        assert json.loads(parts[0].read_text().splitlines()[0])["step"] == 1
+        kill(driver)
     assert steps_done("0001", sweep) < 40
 
-    refused = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert refused.returncode == 2
-    assert "was interrupted: add --resume to go on with it" in refused.stderr
-    assert "Traceback" not in refused.stderr
-    resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=400)
-    assert resumed.returncode == 0, resumed.stderr
-    assert "Traceback" not in resumed.stderr
+    assert sparsepo(command, capfd) == (2, f"error: {sweep} holds a sweep that was interrupted: "
+        "add --resume to go on with it, or choose another run_dir\n")  # fmt: skip
+    code, said = sparsepo([*command, "--resume"], capfd)
+    assert code == 0, said
+    assert "Traceback" not in said
     assert first.read_bytes() == before, "what had finished was not run again"
     trials = json.loads((sweep / "trials.json").read_text())
     assert [trial["status"] for trial in trials] == ["finished", "finished"]
 
-    best = sweep / "best.yaml"
-    whole = load_recipe(str(best), (f"run_dir={tmp_path}/whole",))
-    run_stages(whole, (TRAIN,), lambda line: None, quiet=True)
-    expected = Run(whole).record(TRAIN).manifest()["counts"]["validation"]
-    assert Run(load_recipe(str(best))).record(TRAIN).manifest()["counts"]["validation"] == expected
+    best = str(sweep / "best.yaml")
+    whole = load_recipe(best, (f"run_dir={tmp_path}/whole",))
+    placement = Placement.choose("auto", torch.device("cpu"), 0, 1)
+    Trainer(training_facts(Run(whole)), placement, 1).run(lambda metrics: None)
+    records = read_metrics(RunStore(f"{whole.run_dir}/train"))
+    expected = [record for record in records if record.get("kind") == "validation"][-1]
+    counts = Run(load_recipe(best)).record(TRAIN).manifest()["counts"]
+    assert counts["validation"] == expected
+
+
+def sparsepo(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """(exit code, standard error) of a command in this process, on the session's Ray."""
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    return int(str(ended.value.code)), capfd.readouterr().err

@@ -2,6 +2,7 @@
 nodes.
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -32,6 +33,7 @@ from pipelines.train.worker import note_memory
 
 pytestmark = pytest.mark.slow
 MakeRecipe = Callable[..., Recipe]
+STEPS = 4
 
 
 def test_killed_workers_change_no_bit(tmp_path: Path) -> None:
@@ -57,31 +59,37 @@ def test_killed_workers_change_no_bit(tmp_path: Path) -> None:
     assert all(t["log_is_whole"] and 0 < t["killed_after_step"] < 30 for t in trials.values())
 
 
-@pytest.fixture
-def wide(recipe_in: MakeRecipe, model_dir: Path, tmp_path: Path, ray_cluster: None) -> MakeRecipe:
+@pytest.fixture(scope="module")
+def wide(
+    recipe_in: MakeRecipe,
+    model_dir: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    ray_cluster: None,
+) -> MakeRecipe:
     """A model whose vocabulary of 50,000 makes the size of a micro-batch felt: 0.2 MB of logits
-    per token, several times.
+    per token, several times. All runs have the same pairs and reference.
     """
+    folder = tmp_path_factory.mktemp("wide")
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     config = AutoConfig.for_model(
         "llama", vocab_size=50000, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=64, max_position_embeddings=128
     )  # fmt: skip
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "wide")
-    tokenizer.save_pretrained(tmp_path / "wide")
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "wide")
+    tokenizer.save_pretrained(folder / "wide")
 
     def make(name: str, *overrides: str) -> Recipe:
         options = (
-            "train.max_steps=8",
+            f"train.max_steps={STEPS}",
             "train.epochs=9",
             "train.global_batch_size=64",
             "train.micro_batch_tokens=2048",
             "data.test_fraction=0",
         )
-        paths = {"pairs": str(tmp_path / "pairs"), "reference": str(tmp_path / "reference")}
+        paths = {"pairs": str(folder / "pairs"), "reference": str(folder / "reference")}
         recipe = recipe_in(
-            tmp_path / name, f"model.name_or_path={tmp_path / 'wide'}", *options,
+            folder / name, f"model.name_or_path={folder / 'wide'}", *options,
             "train.cpus_per_worker=1", "train.checkpoint_every=1", *overrides,
             paths=paths,
         )  # fmt: skip
@@ -95,8 +103,6 @@ def train_without_memory(recipe: Recipe) -> None:
     """Train with two workers, and take the memory of one of them away once the first checkpoint
     is there.
     """
-    from ray.util.state import list_actors
-
     outcome: list[BaseException | None] = []
 
     def body() -> None:
@@ -108,24 +114,45 @@ def train_without_memory(recipe: Recipe) -> None:
 
     thread = threading.Thread(target=body)
     thread.start()
-    limit = time.monotonic() + 120
-    while not list((Path(recipe.run_dir) / "train" / "checkpoints").glob("step-*/state.json")):
-        assert time.monotonic() < limit and thread.is_alive(), outcome
-        time.sleep(0.05)
-    workers = [
-        a
-        for a in list_actors(filters=[("state", "=", "ALIVE")], detail=True)
-        if "RayTrainWorker" in a.class_name and a.pid
-    ]
-    assert len(workers) == 2
-    process = psutil.Process(max(a.pid for a in workers))
-    lowest = min(process.memory_info().vms for _ in range(200) if not time.sleep(0.01))
-    # Room for everything but a chunk of logits.
-    resource.prlimit(process.pid, resource.RLIMIT_AS, (lowest + 60 * 2**20, resource.RLIM_INFINITY))
-    thread.join(240)
-    assert outcome, "training hangs"
+    train = Path(recipe.run_dir) / "train"
+    process, lowest = None, sys.maxsize
+    for _ in while_it_goes_on(thread, train):
+        if process is None:
+            process = youngest_worker()
+        elif list(train.glob("checkpoints/step-*/state.json")) and not has_noted(train):
+            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+                # Room for everything but a chunk of logits: beside what it takes between two.
+                lowest = min(lowest, process.memory_info().vms)
+                room = (lowest + 60 * 2**20, resource.RLIM_INFINITY)
+                resource.prlimit(process.pid, resource.RLIMIT_AS, room)
     if outcome[0] is not None:
         raise outcome[0]
+
+
+def has_noted(train: Path) -> bool:
+    """Whether a worker has found its memory gone."""
+    return (train / "memory.json").exists()
+
+
+def while_it_goes_on(thread: threading.Thread, train: Path) -> Iterator[None]:
+    """Often, until the thread ends; fails if training publishes nothing new for long."""
+    seen, limit = -1, 0.0
+    while thread.is_alive():
+        published = len(list(train.rglob("*.json*")))
+        if published != seen:
+            seen, limit = published, time.monotonic() + 180
+        assert time.monotonic() < limit, "training hangs"
+        yield
+        time.sleep(0.01)
+
+
+def youngest_worker() -> psutil.Process | None:
+    """Of two training workers, once both are there."""
+    from ray.util.state import list_actors
+
+    alive = list_actors(filters=[("state", "=", "ALIVE")], detail=True)
+    pids = [a.pid for a in alive if "RayTrainWorker" in a.class_name and a.pid]
+    return psutil.Process(max(pids)) if len(pids) == 2 else None
 
 
 def test_memory_that_ends_on_one_rank_halves_the_micro_batches(wide: MakeRecipe) -> None:
@@ -153,7 +180,7 @@ def test_memory_that_ends_on_one_rank_halves_the_micro_batches(wide: MakeRecipe)
         )
         for run in (recipe, whole)
     ]
-    assert len(losses[0]) == 8
+    assert len(losses[0]) == STEPS
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=0)
 
 

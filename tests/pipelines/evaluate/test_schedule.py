@@ -5,7 +5,6 @@ their exit code and the webhook.
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from processes import kill, started, wait_for, wait_for_end
 from runs import run_here
 
 from pipelines.commands.run import run_stages
@@ -55,12 +55,24 @@ def trained(
     return folder
 
 
+@pytest.fixture(scope="module")
+def published(trained: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
+    """The evaluation of the model that the training published."""
+    run = copy_of(trained, tmp_path_factory.mktemp("published") / "run")
+    run_stages(recipe_of(run), (EVALUATE,), lambda line: None)
+    return run / "evaluation"
+
+
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
-    shutil.copytree(trained, tmp_path / "run")
-    config = tmp_path / "run" / "config.yaml"
-    config.write_text(config.read_text().replace(str(trained), str(tmp_path / "run")))
-    return tmp_path / "run"
+    return copy_of(trained, tmp_path / "run")
+
+
+def copy_of(run: Path, there: Path) -> Path:
+    shutil.copytree(run, there)
+    config = there / "config.yaml"
+    config.write_text(config.read_text().replace(str(run), str(there)))
+    return there
 
 
 def recipe_of(run: Path, **schedule: Any) -> Recipe:
@@ -69,7 +81,7 @@ def recipe_of(run: Path, **schedule: Any) -> Recipe:
 
 
 def command(run: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "pipelines", "schedule", str(run / "config.yaml"), *options]
+    return ["schedule", str(run / "config.yaml"), "--once", *options]
 
 
 def events(run: Path) -> list[dict[str, Any]]:
@@ -106,49 +118,53 @@ def receiver() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 @pytest.mark.slow
-def test_every_checkpoint_is_evaluated_once_across_a_kill_and_two_schedulers(run: Path) -> None:
+def test_every_checkpoint_is_evaluated_once_across_a_kill_and_two_schedulers(
+    run: Path, tmp_path: Path, ray_environment: dict[str, str]
+) -> None:
     """One scheduler is killed in the middle of its second evaluation; then two start at the same
-    time. Three checkpoints, three evaluations, three rows.
+    time, with a CPU each. Three checkpoints, three evaluations, three rows.
     """
-    first = subprocess.Popen(command(run, "--once", "--quiet"), start_new_session=True)
-    deadline = time.monotonic() + 120
-    while (
-        len([e for e in events(run) if e["event"] == "started"]) < 2 and time.monotonic() < deadline
-    ):
-        time.sleep(0.05)
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait()
+    given = command(run, "evaluate.benchmarks=[preference]", "ray.cpus_per_run=1", "--quiet")
+    logs = [tmp_path / name for name in ("first", "second", "third")]
+
+    def begun() -> int:
+        return sum(event["event"] == "started" for event in events(run))
+
+    with started(given, logs[0], ray_environment) as first:
+        wait_for(begun, 2, first, logs[0])
+        kill(first)
     assert finished(run) == {2: 1}
     assert (run / "evaluation" / "claims" / "step-00000004.json").is_file(), (
         "the dead one's claim is still there"
     )
-    both = [subprocess.Popen(command(run, "--once", "--quiet")) for _ in range(2)]
-    assert [process.wait(timeout=240) for process in both] == [0, 0]
+    with (
+        started(given, logs[1], ray_environment) as one,
+        started(given, logs[2], ray_environment) as other,
+    ):
+        codes = [wait_for_end(process, lambda: len(events(run))) for process in (one, other)]
+    assert codes == [0, 0], [log.read_text() for log in logs[1:]]
     assert finished(run) == {2: 1, 4: 1, 6: 1}
     assert [row["step"] for row in read_history(RunStore(str(run / "evaluation")))] == STEPS
     assert Counter(e["step"] for e in events(run) if e["event"] == "started") == {2: 1, 4: 2, 6: 1}
     assert not list((run / "evaluation" / "claims").glob("*.json"))
-    again = subprocess.run(command(run, "--once"), capture_output=True, text=True, timeout=100)
-    assert again.returncode == 0 and "nothing new" in again.stdout
+    said: list[str] = []
+    assert scheduler_of(run, said).tick().evaluated == [] and said == ["schedule: nothing new"]
     assert finished(run) == {2: 1, 4: 1, 6: 1}
 
 
 @pytest.mark.slow
 def test_a_planted_regression_trips_the_gate_and_the_webhook(
-    run: Path,
-    receiver: tuple[str, list[dict[str, Any]]],
-    monkeypatch: pytest.MonkeyPatch,
-    ray_cluster: None,
+    run: Path, published: Path, receiver: tuple[str, list[dict[str, Any]]]
 ) -> None:
-    """The release is this run with its numbers raised; every drop beyond the allowance fails:
-    exit code 3, one call, the address in no output or file.
+    """A scheduled evaluation as a process with a Ray of its own. The release is this run with its
+    numbers raised; every drop beyond the allowance fails: exit code 3, one call, the address in no
+    output or file.
     """
     address, told = receiver
     for step in STEPS[:2]:
         shutil.rmtree(run / "train" / "checkpoints" / f"step-{step:08d}")
-    run_stages(recipe_of(run), (EVALUATE,), lambda line: None)
     release = run.parent / "release"
-    shutil.copytree(run / "evaluation", release / "evaluation")
+    shutil.copytree(published, release / "evaluation")
     manifest = json.loads((release / "evaluation" / "manifest.json").read_text())
     manifest["counts"]["results"]["preference"]["accuracy/implicit_reward"]["mean"] += 0.5
     (release / "evaluation" / "manifest.json").write_text(json.dumps(manifest))
@@ -163,7 +179,7 @@ def test_a_planted_regression_trips_the_gate_and_the_webhook(
     ]
     environment = {**os.environ, "HOOK": address}
     done = subprocess.run(
-        command(run, "--once", *options),
+        [sys.executable, "-m", "pipelines", *command(run, *options)],
         capture_output=True,
         text=True,
         timeout=200,
@@ -192,7 +208,7 @@ def scheduler_of(run: Path, said: list[str], **schedule: Any) -> Scheduler:
     )
 
 
-def test_missed_times_are_made_up_for_once(run: Path, ray_cluster: None) -> None:
+def test_missed_times_are_made_up_for_once(run: Path, published: Path, ray_cluster: None) -> None:
     """The last look was an hour ago and the times are every minute: one tick at once, not sixty; it
     ends because training has finished.
     The numbers of the last checkpoint are those of the published model.
@@ -209,8 +225,7 @@ def test_missed_times_are_made_up_for_once(run: Path, ray_cluster: None) -> None
     assert time.monotonic() - started < 58
     assert sum("made up for now" in line for line in said) == 1
     rows = read_history(RunStore(str(run / "evaluation")))
-    run_stages(recipe_of(run), (EVALUATE,), lambda line: None)
-    model = read_history(RunStore(str(run / "evaluation")))[-1]
+    (model,) = read_history(RunStore(str(published)))
     assert model["step"] is None
     for key in (
         "preference/accuracy/implicit_reward",

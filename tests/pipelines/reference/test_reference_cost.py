@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,9 @@ from checkout import ROOT
 from stores import store_files
 
 from pipelines.commands.plan import run_plan
+from pipelines.commands.run import run_stages
 from pipelines.commands.stages import REFERENCE
+from pipelines.errors import UserError
 from pipelines.pairs.table import open_pairs
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import Run
@@ -87,70 +89,56 @@ def test_auto_takes_the_cheaper_of_stored_and_online(recipe_in: MakeRecipe, tmp_
 
 
 needs_root = pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("unshare") is None, reason="mounts a small disk: needs root"
+    os.geteuid() != 0 or shutil.which("mount") is None, reason="mounts a small disk: needs root"
 )
 
-SCORE_ON_A_SMALL_DISK = """
-import sys
-from pathlib import Path
-from pipelines.errors import UserError
-from pipelines.recipe.files import load_recipe
-import pipelines.reference.scoring as stage
-from pipelines.commands.run import run_stages
-from pipelines.commands.stages import REFERENCE
-if sys.argv[2] == "unforeseen":
-    stage._check_disk = lambda *_: None
-try:
-    run_stages(load_recipe(sys.argv[1]), (REFERENCE,), print, quiet=True)
-except UserError as error:
-    print("refused:", error)
-root = Path(sys.argv[3])
-print("shards:", len(list(root.rglob("shards/*/*.json"))))
-print("leftovers:", len(list(root.rglob(".tmp-*"))))
-"""
+
+@pytest.fixture
+def on_a_small_disk(scored: Recipe, recipe_in: MakeRecipe, tmp_path: Path) -> Iterator[Recipe]:
+    """The same run on a disk of three quarters of its store."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    size = int(0.75 * Run(scored).record(REFERENCE).manifest()["counts"]["bytes"])
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], check=True)
+    try:
+        yield recipe_in(disk, *KL, paths={"pairs": f"{scored.run_dir}/pairs"})
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def on_disk(recipe: Recipe, pattern: str) -> int:
+    return len(list(Path(recipe.run_dir, "reference").rglob(pattern)))
 
 
 @needs_root
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["foreseen", "unforeseen"])
-def test_a_full_disk_ends_in_one_line_and_keeps_what_was_written(
-    kind: str, scored: Recipe, tmp_path: Path
-) -> None:
-    """A disk of three quarters of the store; foreseen before scoring, or met in the middle with
-    the forecast switched off.
-    """
-    from pipelines.recipe.files import write_yaml
+def test_a_store_that_does_not_fit_is_refused_before_scoring(on_a_small_disk: Recipe) -> None:
+    with pytest.raises(UserError, match="the reference store needs 0.00 GiB more") as error:
+        run_stages(on_a_small_disk, (REFERENCE,), print, quiet=True)
+    assert "\n" not in str(error.value)
+    assert on_disk(on_a_small_disk, "shards/*/*.json") == on_disk(on_a_small_disk, ".tmp-*") == 0
 
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    recipe = scored.model_copy(
-        update={
-            "run_dir": str(disk),
-            "paths": scored.paths.model_copy(update={"pairs": f"{scored.run_dir}/pairs"}),
-        }
-    )
-    (tmp_path / "recipe.yaml").write_text(write_yaml(recipe))
-    size = int(0.75 * Run(scored).record(REFERENCE).manifest()["counts"]["bytes"])
-    script = (
-        f"mount -t tmpfs -o size={size} tmpfs {disk} && exec {sys.executable} -c "
-        f"'{SCORE_ON_A_SMALL_DISK}' {tmp_path}/recipe.yaml {kind} {disk}/reference"
-    )
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    done = subprocess.run(
-        ["unshare", "-m", "bash", "-c", script],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr
-    line = next(line for line in done.stdout.splitlines() if line.startswith("refused:"))
-    if kind == "foreseen":
-        assert "the reference store needs 0.00 GiB more" in line and "shards: 0" in done.stdout
-    else:
-        assert "No space left on device; what was published before is kept" in line
-        assert "shards: 0 " not in done.stdout
-    assert "leftovers: 0" in done.stdout
+
+@needs_root
+def test_a_disk_that_fills_up_ends_in_one_line_and_keeps_what_was_written(
+    on_a_small_disk: Recipe,
+) -> None:
+    """As the actor meets it, here in this process."""
+    run = Run(on_a_small_disk)
+    features = tuple(sorted(run.recipe.stored_features()))
+    scorer = ShardScorer(scoring_facts(run, run.record(REFERENCE), features))
+    pairs = open_pairs(run)
+    shards = [(split, i) for split in ("train", "test") for i in range(pairs.num_shards(split))]
+
+    def score_all() -> None:
+        for split, number in shards:
+            scorer(ShardTask(split, number, features))
+
+    end = "No space left on device; what was published before is kept$"
+    with pytest.raises(UserError, match=end) as error:
+        score_all()
+    assert "\n" not in str(error.value)
+    assert 0 < on_disk(run.recipe, "shards/*/*.json") < len(features) * len(shards)
+    assert on_disk(run.recipe, ".tmp-*") == 0
 
 
 WRITE_AS_NOBODY = """
