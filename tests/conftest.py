@@ -5,7 +5,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ os.environ |= {
     "AWS_SECRET_ACCESS_KEY": "test",
     "AWS_DEFAULT_REGION": "us-east-1",
 }
+
+from runs import MakeRecipe
 
 from pipelines.commands.quickstart_world import (
     TEST_OPENINGS,
@@ -125,9 +127,6 @@ def ray_environment(ray_cluster: None) -> Iterator[dict[str, str]]:
             seen, limit = free, time.monotonic() + 60
         assert time.monotonic() < limit, f"{free:g} CPUs are free a minute after the test"
         time.sleep(0.1)
-
-
-MakeRecipe = Callable[..., Recipe]
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -19,12 +18,11 @@ import yaml
 from checkout import ROOT
 from hosts import Hosts, hosts
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+from runs import MakeRecipe
 
 from pipelines.recipe.files import write_yaml
-from pipelines.recipe.schema import Recipe
 
 pytestmark = pytest.mark.slow
-MakeRecipe = Callable[..., Recipe]
 
 
 def fake_config() -> dict[str, object]:

@@ -7,13 +7,13 @@ kill -9 while training is in test_training_failures.py, of a sweep's driver in t
 import os
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 from processes import kill, started, wait_for, wait_for_end
+from runs import MakeRecipe
 from safetensors.torch import load_file
 
 from pipelines.commands.run import run_stages
@@ -26,7 +26,6 @@ from pipelines.train.stage import training_facts
 from pipelines.train.trainer import Trainer
 
 pytestmark = pytest.mark.slow
-MakeRecipe = Callable[..., Recipe]
 OPTIONS = (
     "objective.name=sparsepo",
     "mask.kind=learned",

@@ -18,7 +18,7 @@ import pytest
 from hosts import ISOLATED, Hosts, hosts
 from local_executor import LocalExecutor
 from object_store import ADDRESS, ObjectStore
-from runs import run_here
+from runs import MakeRecipe, run_here
 from transformers import AutoModelForCausalLM
 
 from pipelines.cluster.actor_pool import executed_by
@@ -35,7 +35,6 @@ from pipelines.reference.stage import check_reference
 from pipelines.storage.store import RunStore
 
 pytestmark = pytest.mark.slow
-MakeRecipe = Callable[..., Recipe]
 BUCKET = "s3://bucket"
 SHARDS, STEPS = 36, 16
 

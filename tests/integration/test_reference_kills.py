@@ -11,11 +11,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import MakeRecipe
 
 from pipelines.commands.run import run_stages
 from pipelines.commands.stages import PREPARE, REFERENCE
@@ -24,7 +24,6 @@ from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
-MakeRecipe = Callable[..., Recipe]
 SHARDS = 15
 # Many small shards and batches, so that there are moments between them to die in.
 OPTIONS = (

@@ -3,13 +3,13 @@
 import json
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from processes import kill, started, wait_for
+from runs import MakeRecipe
 
 from pipelines.commands.cli import main
 from pipelines.models.device import Placement
@@ -21,7 +21,6 @@ from pipelines.train.metrics import read_metrics
 from pipelines.train.stage import TRAIN, training_facts
 from pipelines.train.trainer import Trainer
 
-MakeRecipe = Callable[..., Recipe]
 pytestmark = pytest.mark.slow
 LOSS, KL = "validation/loss", "validation/kl/reference_policy"
 

@@ -10,29 +10,26 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 from checkout import ROOT
+from runs import MakeRecipe, trainer_of
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.commands.run import run_stages
 from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
 from pipelines.commands.status import run_status
-from pipelines.models.device import Placement
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import Run
 from pipelines.storage.store import RunStore
 from pipelines.train.metrics import read_metrics
-from pipelines.train.stage import training_facts
-from pipelines.train.trainer import Trainer
 from pipelines.train.worker import note_memory
 
 pytestmark = pytest.mark.slow
-MakeRecipe = Callable[..., Recipe]
 STEPS = 4
 
 
@@ -171,9 +168,7 @@ def test_memory_that_ends_on_one_rank_halves_the_micro_batches(wide: MakeRecipe)
         in row["detail"]
     )
     whole = wide("whole")
-    Trainer(training_facts(Run(whole)), Placement.choose("auto", torch.device("cpu"), 0, 1), 1).run(
-        lambda metrics: None
-    )
+    trainer_of(whole).run(lambda metrics: None)
     losses = [
         torch.tensor(
             [r["loss"] for r in read_metrics(RunStore(f"{run.run_dir}/train")) if "kind" not in r]
@@ -188,9 +183,7 @@ def test_memory_that_ends_names_the_setting(wide: MakeRecipe) -> None:
     """What a worker leaves for the driver, in front of its first step; that an error ends the
     run is in test_objectives.py.
     """
-    trainer = Trainer(
-        training_facts(Run(wide("named"))), Placement.choose("auto", torch.device("cpu"), 0, 1), 1
-    )
+    trainer = trainer_of(wide("named"))
     line = str(note_memory(trainer))
     trainer.close()
     assert line.startswith(

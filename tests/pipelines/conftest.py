@@ -3,19 +3,18 @@ and two ranks that tests share.
 """
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from local_executor import LocalExecutor
 from ranks import Ranks
-from runs import run_here
+from runs import MakeRecipe, run_here
 
 from pipelines.cluster.actor_pool import executed_by
 from pipelines.commands.stages import PREPARE, REFERENCE
 from pipelines.recipe.schema import Recipe
 
-MakeRecipe = Callable[..., Recipe]
 KL = ("objective.name=tdpo1",)
 
 

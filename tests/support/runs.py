@@ -27,7 +27,9 @@ def silent(line: str) -> None:
 def trainer_of(recipe: Recipe) -> Trainer:
     """One rank's training in this process, ready to run; one thread."""
     torch.set_num_threads(1)
-    return Trainer(training_facts(Run(recipe)), Placement.choose("auto", CPU, 0, 1), 1)
+    return Trainer(
+        training_facts(Run(recipe)), Placement.choose(recipe.train.precision, CPU, 0, 1), 1
+    )
 
 
 def run_here(

@@ -1,28 +1,19 @@
 """What the tests of reference stores share."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from runs import MakeRecipe, silent, trainer_of
 
 from pipelines.commands.run import run_stages
 from pipelines.commands.stages import REFERENCE
-from pipelines.models.device import Placement
 from pipelines.pairs.table import open_pairs
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import Run
 from pipelines.reference.stage import run_facts
 from pipelines.reference.store import open_reference
-from pipelines.train.stage import training_facts
-from pipelines.train.trainer import Trainer
 
-MakeRecipe = Callable[..., Recipe]
 KL = ("objective.name=tdpo1",)
-CPU = torch.device("cpu")
-
-
-def silent(line: str) -> None:
-    pass
 
 
 def store_files(recipe: Recipe) -> dict[str, bytes]:
@@ -52,7 +43,7 @@ def all_features(recipe: Recipe, *names: str) -> dict[str, torch.Tensor]:
 
 def losses_of(recipe: Recipe) -> torch.Tensor:
     torch.set_num_threads(1)
-    trainer = Trainer(training_facts(Run(recipe)), Placement.choose("auto", CPU, 0, 1), 1)
+    trainer = trainer_of(recipe)
     found = []
     while trainer.step < min(4, trainer.num_steps):
         found.append(trainer.optimizer_step()[0]["loss"])

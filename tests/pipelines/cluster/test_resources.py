@@ -1,17 +1,17 @@
 """What runs may take of a cluster, against values written by hand."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from runs import MakeRecipe
 
 from pipelines.cluster.machines import wait_for_workers
 from pipelines.cluster.resources import Actors, Places, Resources, Share, even_cpus
 from pipelines.errors import UserError
-from pipelines.recipe.schema import Recipe, TrainSection
+from pipelines.recipe.schema import TrainSection
 
 Machine = Mapping[str, float]
-MakeRecipe = Callable[..., Recipe]
 HEAD: Machine = {"node:__internal_head__": 1.0, "memory": 1e9}
 
 

@@ -2,10 +2,10 @@
 one line, and nothing written.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from runs import MakeRecipe
 
 from pipelines.cluster.shared_paths import local_paths
 from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
@@ -16,7 +16,6 @@ from pipelines.recipe.stage import Run
 from pipelines.reference import scoring as reference
 from pipelines.train import fit as train
 
-MakeRecipe = Callable[..., Recipe]
 LINE = (
     "run_dir = /not/mounted/here: the machine .* does not see it: put it on a disk that every "
     "machine mounts"

@@ -20,6 +20,7 @@ import pytest
 import torch
 from checkout import ROOT
 from packaging.requirements import Requirement
+from runs import MakeRecipe
 
 import pipelines.cluster.jobs
 from pipelines.commands.cli import app
@@ -36,7 +37,6 @@ from pipelines.models.loading import (
 )
 from pipelines.models.trusted_code import TRUSTED_CODE, code_hash, publish_code, trusted_copy
 from pipelines.recipe.files import write_yaml
-from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import Run
 from pipelines.storage.hashes import CACHE
 from pipelines.storage.store import RunStore
@@ -45,7 +45,6 @@ from pipelines.train.stage import TRAIN
 from pipelines.train.start import starting_model
 from pipelines.train.strategy import strategy_of
 
-MakeRecipe = Callable[..., Recipe]
 PLANTED = "planted-7f3a9c"
 # Every variable that the pipeline, Ray, the trackers or an object store takes a key from.
 SECRETS = (

@@ -1,14 +1,13 @@
 """The stages on a real local Ray: what they write, drop, skip, share and refuse."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from ranks import Ranks
-from runs import run_here
+from runs import MakeRecipe, run_here, silent, trainer_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.commands.report import run_report
@@ -17,24 +16,17 @@ from pipelines.commands.sft import sft_recipe
 from pipelines.commands.stages import EVALUATE, PREPARE, REFERENCE, REPORT, SAMPLE, TRAIN
 from pipelines.commands.status import run_status
 from pipelines.errors import UserError
-from pipelines.models.device import Placement
 from pipelines.pairs.table import PairTable, open_pairs
 from pipelines.recipe.run_paths import RunPaths
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import Run
 from pipelines.reference.stage import run_facts
 from pipelines.reference.store import open_reference
-from pipelines.train.stage import training_facts
 from pipelines.train.trainer import Trainer
 from sparsepo import LearnedMasks, ReferenceModel, padded_layout
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-MakeRecipe = Callable[..., Recipe]
 SPARSE = ("objective.name=sparsepo", "mask.kind=learned")
-
-
-def silent(line: str) -> None:
-    pass
 
 
 def train_here(recipe: Recipe, steps: int | None = None) -> Trainer:
@@ -42,11 +34,7 @@ def train_here(recipe: Recipe, steps: int | None = None) -> Trainer:
     without cleaning up.
     """
     torch.set_num_threads(1)
-    trainer = Trainer(
-        training_facts(Run(recipe)),
-        Placement.choose("auto", torch.device("cpu"), 0, 1),
-        1,
-    )
+    trainer = trainer_of(recipe)
     if steps is not None:
         reports = []
 

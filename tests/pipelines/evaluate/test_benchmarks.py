@@ -4,12 +4,11 @@ samples, kills, bad input.
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from local_executor import LocalExecutor
-from runs import run_here
+from runs import MakeRecipe, run_here
 from text_models import write_encoder, write_entailment, write_reward_model
 
 from evaluation.metrics import rouge, self_bleu, vader_scores
@@ -31,7 +30,6 @@ from pipelines.recipe.stage import Run
 from pipelines.storage.store import RunStore
 from pipelines.storage.task_results import TaskResults
 
-MakeRecipe = Callable[..., Recipe]
 TASKS = [
     {
         "task_id": "T/0",

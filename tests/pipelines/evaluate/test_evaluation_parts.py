@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import MakeRecipe
 
 from evaluation.benchmarks import mask_totals, masks_benchmark
 from pipelines.commands.run import run_stages
@@ -34,7 +35,6 @@ from pipelines.recipe.stage import Run
 from pipelines.storage.store import RunStore
 from pipelines.train.stage import training_facts
 
-MakeRecipe = Callable[..., Recipe]
 PAIRS = 48
 
 

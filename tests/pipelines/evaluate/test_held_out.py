@@ -4,13 +4,13 @@ prepare has counted.
 
 import json
 import shutil
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 import typer
 import yaml
+from runs import MakeRecipe
 
 from pipelines.commands.cli import app
 from pipelines.commands.plan import plan_sweep, run_plan
@@ -26,7 +26,6 @@ from pipelines.sweep.files import load_sweep
 from pipelines.sweep.shared_stores import SharedStores
 from pipelines.sweep.stage import _check_kept, run_tune
 
-MakeRecipe = Callable[..., Recipe]
 ALL = (PREPARE, REFERENCE, TRAIN, EVALUATE)
 NONE_KEPT = "needs held-out pairs, and data.test_fraction = 0 keeps none back"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import MakeRecipe
 from text_models import write_entailment
 
 from pipelines.commands.run import run_stages
@@ -25,8 +26,6 @@ from pipelines.recipe.stage import Run
 from pipelines.storage.hashes import digest
 from pipelines.storage.store import RunStore
 from pipelines.storage.task_results import TaskResults
-
-MakeRecipe = Callable[..., Recipe]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 from processes import kill, started, wait_for, wait_for_end
-from runs import run_here
+from runs import MakeRecipe, run_here
 
 from pipelines.commands.run import run_stages
 from pipelines.commands.stages import EVALUATE, PREPARE, REFERENCE, TRAIN
@@ -32,7 +32,6 @@ from pipelines.recipe.stage import Run
 from pipelines.storage.claims import Claims, ClaimTimes
 from pipelines.storage.store import RunStore
 
-MakeRecipe = Callable[..., Recipe]
 STEPS = [2, 4, 6]
 QUICK = ClaimTimes(renew=0.2, abandoned=3.0, settle=0.2)
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from checkout import ROOT
+from runs import MakeRecipe
 from safetensors import safe_open
 from text_models import write_chain_model
 from tiny_families import PLAIN, PLAIN_SIZES
@@ -40,14 +41,12 @@ from pipelines.models.loading import load_tokenizer
 from pipelines.models.response_ends import ResponseEnds, response_ends
 from pipelines.models.trusted_code import TRUSTED_CODE, code_hash
 from pipelines.recipe.files import write_yaml
-from pipelines.recipe.schema import Recipe
 from pipelines.reference.cost import count_parameters, settle_mode
 from pipelines.reference.formats import formats_of
 from pipelines.reference.origins import origins_of
 from pipelines.storage.facts import remembered
 from pipelines.storage.hashes import file_hash
 
-MakeRecipe = Callable[..., Recipe]
 Change = Callable[[Path], None]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import MakeRecipe, trainer_of
 from tiny_families import PLAIN, PLAIN_SIZES
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -14,17 +15,12 @@ from pipelines.commands.plan import run_plan
 from pipelines.commands.run import run_stages
 from pipelines.commands.stages import PREPARE, REFERENCE
 from pipelines.errors import UserError
-from pipelines.models.device import Placement
 from pipelines.pairs.table import open_pairs
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import Run
 from pipelines.reference.stage import run_facts
 from pipelines.reference.store import open_reference
 from pipelines.train.metrics import read_metrics
-from pipelines.train.stage import training_facts
-from pipelines.train.trainer import Trainer
-
-MakeRecipe = Callable[..., Recipe]
 
 
 @pytest.fixture
@@ -143,11 +139,7 @@ def test_the_stages_score_and_train_them(make: MakeRecipe, tmp_path: Path) -> No
         shared,
     )
     for recipe, layout in ((opt, "shared"), (neo, "padded")):
-        trainer = Trainer(
-            training_facts(Run(recipe)),
-            Placement.choose("auto", torch.device("cpu"), 0, 1),
-            1,
-        )
+        trainer = trainer_of(recipe)
         assert trainer.layout.kind == layout
         trainer.run(lambda metrics: None)
         trainer.close()

@@ -3,12 +3,12 @@ has an end of its own.
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from runs import MakeRecipe
 from text_models import write_chain_model
 from transformers import AutoModelForCausalLM, GenerationConfig
 
@@ -34,7 +34,6 @@ from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import Run
 from pipelines.train.stage import training_facts
 
-MakeRecipe = Callable[..., Recipe]
 EOS, TURN, ASK, ONE, TWO, THREE, FOUR, JUNK = 1, 2, 3, 5, 6, 7, 8, 9
 GREEDY = GenerationSection(temperature=0.0, max_new_tokens=6)
 

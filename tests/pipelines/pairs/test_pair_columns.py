@@ -2,7 +2,6 @@
 
 import random
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from pair_stores import write_pairs
+from runs import MakeRecipe
 from stores import again, losses_of, store_files
 
 from pipelines.commands.stages import PREPARE
@@ -30,8 +30,6 @@ from pipelines.storage.store import RunStore
 from pipelines.train.micro_batches import MicroBatchLoader
 from sparsepo import BatchLayout, TokenizedPair
 from sparsepo.batching.cutting import rank_share
-
-MakeRecipe = Callable[..., Recipe]
 
 
 def in_shards(recipe: Recipe, split: str) -> list[dict[str, Any]]:

@@ -3,22 +3,20 @@ where they cannot be.
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from runs import MakeRecipe
 
 from pipelines.commands.plan import run_plan
 from pipelines.commands.stages import PREPARE
 from pipelines.errors import UserError
 from pipelines.pairs.sources import chunks_of, read_chunk, source_fingerprint
-from pipelines.recipe.schema import Recipe, Source
+from pipelines.recipe.schema import Source
 from pipelines.recipe.stage import Run
-
-MakeRecipe = Callable[..., Recipe]
 
 
 def write(folder: Path, *names: str) -> Path:

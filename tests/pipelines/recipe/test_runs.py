@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from runs import MakeRecipe
 
 from pipelines import models, pairs
 from pipelines.commands.run import check_pairs, check_stages
@@ -22,7 +23,6 @@ from pipelines.reference.stage import REFERENCE
 from pipelines.train.stage import TRAIN, training_facts
 from pipelines.train.trainer import Trainer
 
-MakeRecipe = Callable[..., Recipe]
 FACTS = (
     (models, "weights_fingerprint"),
     (models, "tokenizer_fingerprint"),

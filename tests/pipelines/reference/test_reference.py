@@ -4,13 +4,13 @@ Real local Ray and models.
 """
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from stores import again, all_features, losses_of, silent, store_files
+from runs import MakeRecipe, silent
+from stores import again, all_features, losses_of, store_files
 from transformers import AutoModelForCausalLM
 
 from pipelines.commands.run import run_stages
@@ -26,7 +26,6 @@ from sparsepo.compression import unpack_topk
 from sparsepo.kernels.token_scoring import score_tokens
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-MakeRecipe = Callable[..., Recipe]
 KL = ("objective.name=tdpo1",)
 
 

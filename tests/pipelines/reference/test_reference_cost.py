@@ -4,11 +4,12 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from checkout import ROOT
+from runs import MakeRecipe
 from stores import store_files
 
 from pipelines.commands.plan import run_plan
@@ -23,7 +24,6 @@ from pipelines.reference.cost import settle_mode
 from pipelines.reference.scoring import scoring_facts
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-MakeRecipe = Callable[..., Recipe]
 KL = ("objective.name=tdpo1",)
 CPU = "cpu"
 

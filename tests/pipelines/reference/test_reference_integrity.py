@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from ray import cloudpickle
-from stores import all_features, silent, store_files
+from runs import CPU, MakeRecipe, silent
+from stores import all_features, store_files
 
 from pipelines.commands.run import run_stages
 from pipelines.commands.stages import PREPARE, REFERENCE
@@ -33,9 +34,7 @@ from pipelines.reference.store import open_reference
 from sparsepo import padded_layout
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-MakeRecipe = Callable[..., Recipe]
 KL = ("objective.name=tdpo1",)
-CPU = torch.device("cpu")
 
 
 def shard_file(recipe: Recipe, feature: str = "reference_logps", name: str = "train-00001") -> Path:

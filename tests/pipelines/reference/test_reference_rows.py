@@ -2,18 +2,16 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from stores import silent
+from runs import MakeRecipe, silent, trainer_of
 from transformers import AutoModelForCausalLM
 
 from pipelines.commands.run import run_stages
 from pipelines.commands.stages import REFERENCE
 from pipelines.errors import StageFailed
-from pipelines.models.device import Placement
 from pipelines.pairs.table import open_pairs
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import Run
@@ -21,13 +19,9 @@ from pipelines.reference.actor import ShardScorer, ShardTask
 from pipelines.reference.scoring import scoring_facts
 from pipelines.reference.stage import run_facts
 from pipelines.reference.store import open_reference
-from pipelines.train.stage import training_facts
-from pipelines.train.trainer import Trainer
 from sparsepo import ReferenceModel, padded_layout
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-MakeRecipe = Callable[..., Recipe]
-CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -104,7 +98,7 @@ def test_a_failing_row_is_reported_and_left_out(
     )
     torch.testing.assert_close(stored, live.reference_logps, atol=1e-5, rtol=0)
     torch.set_num_threads(1)
-    trainer = Trainer(training_facts(Run(recipe)), Placement.choose("auto", CPU, 0, 1), 1)
+    trainer = trainer_of(recipe)
     assert trainer.rows["train"] == rows
     seen = [
         trainer.rows["train"][place]

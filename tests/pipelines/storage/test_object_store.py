@@ -4,7 +4,7 @@ its way.
 
 import gc
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,8 +24,6 @@ from pipelines.recipe.schema import DataSection, Recipe
 from pipelines.storage.row_group_cache import RowGroupCache
 from pipelines.storage.store import RunStore
 from sparsepo import TokenizedPair
-
-MakeRecipe = Callable[..., Recipe]
 
 
 @pytest.fixture(scope="module")

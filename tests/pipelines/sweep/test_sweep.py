@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from runs import MakeRecipe
 
 from pipelines.commands.plan import plan_sweep
 from pipelines.errors import UserError
 from pipelines.recipe.files import load_recipe, packaged, validate_recipe, write_yaml
-from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import STARTED, Run
 from pipelines.storage.store import RunStore
 from pipelines.sweep.files import is_sweep, load_sweep
@@ -23,7 +23,6 @@ from pipelines.sweep.stage import run_tune, sweep_record
 from pipelines.sweep.trial import joined
 from pipelines.sweep.trial_record import Trial
 
-MakeRecipe = Callable[..., Recipe]
 Load = Callable[..., Sweep]
 REWARD, KL = "evaluation/sentiment/reward/after", "evaluation/sentiment/kl/policy_reference"
 

@@ -10,20 +10,19 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from runs import MakeRecipe, silent
 
 from pipelines.commands.run import run_stages
 from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
 from pipelines.commands.status import run_status
 from pipelines.errors import UserError
 from pipelines.recipe.files import load_recipe, write_yaml
-from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import MANIFEST, Run
 from pipelines.sweep.files import load_sweep
 from pipelines.sweep.space import Sweep
 from pipelines.sweep.stage import run_tune
 from pipelines.sweep.trial import named_metrics
 
-MakeRecipe = Callable[..., Recipe]
 Load = Callable[..., Sweep]
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 ACCURACY, MARGIN, LOSS = (
@@ -33,10 +32,6 @@ ACCURACY, MARGIN, LOSS = (
 )
 KL = "validation/kl/reference_policy"
 SHORT = ("data.validation_fraction=0.2", "data.test_fraction=0", "train.epochs=4")
-
-
-def silent(line: str) -> None:
-    pass
 
 
 @pytest.fixture

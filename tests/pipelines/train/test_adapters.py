@@ -2,13 +2,13 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from stores import losses_of, silent
+from runs import MakeRecipe, silent
+from stores import losses_of
 from transformers import AutoModelForCausalLM
 
 from pipelines.commands.run import run_stages
@@ -16,14 +16,12 @@ from pipelines.commands.stages import PREPARE, REFERENCE
 from pipelines.errors import UserError
 from pipelines.models.fingerprints import weights_fingerprint
 from pipelines.pairs.table import open_pairs
-from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import Run
 from pipelines.reference.stage import run_facts
 from pipelines.reference.store import open_reference
 from sparsepo import ReferenceModel, padded_layout
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-MakeRecipe = Callable[..., Recipe]
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import json
 import math
 import random
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import Ranks
+from runs import CPU, MakeRecipe, silent, trainer_of
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -27,7 +27,6 @@ from pipelines.commands.quickstart_world import write_untrained_model
 from pipelines.commands.run import run_stages
 from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
 from pipelines.errors import Failure, StageFailed, UserError
-from pipelines.models.device import Placement
 from pipelines.pairs.table import open_pairs
 from pipelines.recipe.run_paths import RunPaths, failure_files
 from pipelines.recipe.schema import Recipe
@@ -35,18 +34,11 @@ from pipelines.recipe.stage import Run
 from pipelines.reference.features import feature_source
 from pipelines.reference.stage import run_facts
 from pipelines.train.metrics import read_metrics
-from pipelines.train.stage import training_facts
 from pipelines.train.trainer import Trainer
 from sparsepo import OBJECTIVES, LearnedMasks, RunawayWatch
 from sparsepo.batching.layouts import padded_layout
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-MakeRecipe = Callable[..., Recipe]
-CPU = torch.device("cpu")
-
-
-def silent(line: str) -> None:
-    pass
 
 
 def prepared(recipe: Recipe) -> Recipe:
@@ -56,11 +48,7 @@ def prepared(recipe: Recipe) -> Recipe:
 
 def trained(recipe: Recipe, needs_store: bool = True) -> Trainer:
     torch.set_num_threads(1)
-    trainer = Trainer(
-        training_facts(Run(prepared(recipe) if needs_store else recipe)),
-        Placement.choose("auto", CPU, 0, 1),
-        1,
-    )
+    trainer = trainer_of(prepared(recipe) if needs_store else recipe)
     trainer.run(lambda metrics: None)
     return trainer
 
@@ -550,7 +538,7 @@ def test_target_sparsity_is_held_saved_and_resumed(
         "train.max_steps=16",
         paths=world.paths,
     )
-    trainer = Trainer(training_facts(Run(stopped)), Placement.choose("auto", CPU, 0, 1), 1)
+    trainer = trainer_of(stopped)
 
     def stop(metrics: dict[str, Any]) -> None:
         assert trainer.checkpoints.failure(wait=True) is None
@@ -558,7 +546,7 @@ def test_target_sparsity_is_held_saved_and_resumed(
 
     with pytest.raises(InterruptedError):
         trainer.run(stop)
-    resumed = Trainer(training_facts(Run(stopped)), Placement.choose("auto", CPU, 0, 1), 1)
+    resumed = trainer_of(stopped)
     assert resumed.step == 8
     for name in ("shift", "drift", "window"):
         assert (
@@ -663,7 +651,7 @@ def test_a_kl_that_runs_away_is_a_warning_of_the_run_and_is_told_once(
         paths=world.paths,
     )
     torch.set_num_threads(1)
-    trainer = Trainer(training_facts(Run(recipe)), Placement.choose("auto", CPU, 0, 1), 1)
+    trainer = trainer_of(recipe)
     trainer.runaway = RunawayWatch({"window": [[0.1, -5.0]] * 10 + [[0.7, 0.0]] * 9})
     trainer.run(lambda metrics: None)
     (warning,) = [
@@ -675,9 +663,7 @@ def test_a_kl_that_runs_away_is_a_warning_of_the_run_and_is_told_once(
         warning["step"] == 1
         and "KL(reference || policy) runs away: from -5.0 to" in warning["messages"][0]
     )
-    assert Trainer(
-        training_facts(Run(recipe)), Placement.choose("auto", CPU, 0, 1), 1
-    ).runaway.state() == {
+    assert trainer_of(recipe).runaway.state() == {
         "window": [],
         "has_told": True,
     }

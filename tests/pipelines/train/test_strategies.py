@@ -1,7 +1,6 @@
 """Replicated and sharded ranks against one rank in this process, and against Ray Train's."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +8,19 @@ import pytest
 import torch
 from peft import PeftModel
 from ranks import Ranks
+from runs import MakeRecipe, trainer_of
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.commands.run import run_stages
 from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
-from pipelines.models.device import Placement
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import Run
 from pipelines.storage.store import RunStore
 from pipelines.train.checkpoint import completed_steps, stored_parameters
 from pipelines.train.metrics import read_metrics
-from pipelines.train.stage import training_facts
-from pipelines.train.trainer import Trainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
-MakeRecipe = Callable[..., Recipe]
 # The frozen reference runs beside the policy, sharded like it; batches of three pairs leave ranks
 # with unequal work.
 OPTIONS = (
@@ -60,11 +56,7 @@ def curve(recipe: Recipe) -> torch.Tensor:
 
 def alone(recipe: Recipe) -> Recipe:
     torch.set_num_threads(1)
-    Trainer(
-        training_facts(Run(recipe)),
-        Placement.choose("auto", torch.device("cpu"), 0, 1),
-        1,
-    ).run(lambda metrics: None)
+    trainer_of(recipe).run(lambda metrics: None)
     return recipe
 
 
@@ -149,11 +141,7 @@ def test_adapters_go_on_with_another_number_of_ranks(
             logits(found, model_dir), logits(whole, model_dir), rtol=1e-4, atol=1e-4
         )
         shutil.rmtree(Path(found.run_dir) / "train" / "model")
-        again = Trainer(
-            training_facts(Run(make(name, *lora))),
-            Placement.choose("auto", torch.device("cpu"), 0, 1),
-            1,
-        )
+        again = trainer_of(make(name, *lora))
         tensors = {
             key: tensor
             for file in files
@@ -180,11 +168,7 @@ def stopped(recipe: Recipe, at: int) -> int:
     of the newest checkpoint.
     """
     torch.set_num_threads(1)
-    trainer = Trainer(
-        training_facts(Run(recipe)),
-        Placement.choose("auto", torch.device("cpu"), 0, 1),
-        1,
-    )
+    trainer = trainer_of(recipe)
 
     def report(metrics: dict[str, Any]) -> None:
         if metrics["step"] == at and "checkpoint_path" in metrics:

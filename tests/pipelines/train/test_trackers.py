@@ -6,35 +6,25 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from checkout import ROOT
+from runs import MakeRecipe, trainer_of
 
 from pipelines.commands.run import run_stages
 from pipelines.commands.stages import PREPARE, REFERENCE
 from pipelines.errors import UserError
-from pipelines.models.device import Placement
 from pipelines.recipe.schema import Recipe
-from pipelines.recipe.stage import Run
 from pipelines.storage.store import RunStore
 from pipelines.train.metrics import read_metrics
-from pipelines.train.stage import training_facts
-from pipelines.train.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-MakeRecipe = Callable[..., Recipe]
 
 
 def trained(recipe: Recipe) -> list[dict[str, float]]:
     run_stages(recipe, (PREPARE, REFERENCE), lambda line: None)
-    Trainer(
-        training_facts(Run(recipe)),
-        Placement.choose("auto", torch.device("cpu"), 0, 1),
-        1,
-    ).run(lambda metrics: None)
+    trainer_of(recipe).run(lambda metrics: None)
     return [r for r in read_metrics(RunStore(f"{recipe.run_dir}/train")) if "kind" not in r]
 
 

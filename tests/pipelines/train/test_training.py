@@ -5,13 +5,13 @@ process.
 import json
 import math
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
+from runs import CPU, MakeRecipe, trainer_of
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -21,20 +21,16 @@ from pipelines.commands.stages import PREPARE
 from pipelines.errors import UserError
 from pipelines.models.device import Placement
 from pipelines.recipe.schema import Recipe
-from pipelines.recipe.stage import Run
 from pipelines.storage.store import RunStore
 from pipelines.train.checkpoint import completed_steps, read_state
 from pipelines.train.metrics import read_metrics
 from pipelines.train.micro_batches import MicroBatchLoader
-from pipelines.train.stage import training_facts
 from pipelines.train.throughput import Throughput
 from pipelines.train.trainer import Trainer
 from sparsepo.batching.batch_layout import BatchLayout
 from sparsepo.batching.cutting import balanced_batches
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-MakeRecipe = Callable[..., Recipe]
-CPU = torch.device("cpu")
 # The reference runs beside training: at step 1 both are the same model in the same layout.
 SPARSE = (
     "objective.name=sparsepo", "mask.kind=learned", "mask.architecture=simple_last",
@@ -69,15 +65,6 @@ def make(recipe_in: MakeRecipe, paths: dict[str, str], tmp_path: Path) -> MakeRe
         )
 
     return build
-
-
-def trainer_of(recipe: Recipe) -> Trainer:
-    torch.set_num_threads(1)
-    return Trainer(
-        training_facts(Run(recipe)),
-        Placement.choose(recipe.train.precision, CPU, 0, 1),
-        1,
-    )
 
 
 def trained(recipe: Recipe, stop_at: int | None = None) -> Trainer:
