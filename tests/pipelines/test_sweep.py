@@ -315,7 +315,7 @@ def test_points_share_a_store_unless_a_searched_key_changes_it(load: Load, tmp_p
         8,
         [2, 2],
     )
-    assert plan["train"]["hours"] == pytest.approx(8 * plan["train"]["hours_per_run"]) > 0
+    assert 0 < plan["train"]["hours"] == pytest.approx(8 * plan["train"]["hours_per_run"])
     assert plan["stores"][0]["storage_bytes"] != plan["stores"][1]["storage_bytes"]
 
 
