@@ -435,7 +435,7 @@ def test_an_interrupted_sweep_is_not_taken_for_another(load: Load) -> None:
     with pytest.raises(
         UserError, match=r"setting .*sparsepo.yaml: data.max_prompt_tokens was 24, now it is 20"
     ):
-        run_tune(load(space, "data.max_prompt_tokens=20"), print, resume=True)
+        sweep_record(load(space, "data.max_prompt_tokens=20")).check()
     with pytest.raises(UserError, match="setting space was"):
         run_tune(load({"objective.beta": {"grid": [0.1, 0.3]}}), print, resume=True)
     sweep_record(
