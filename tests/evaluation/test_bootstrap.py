@@ -218,3 +218,17 @@ def test_two_runs_differ_by_prompts_not_by_temperatures() -> None:
     )
     assert one is not None and three is not None
     assert (three.low, three.high, three.n) == pytest.approx((one.low, one.high, 20))
+
+
+def test_a_difference_is_the_second_less_the_first() -> None:
+    """Two prompts that both have: 3 - 1, and the mean of 2 and 4 less 2. The others do not count,
+    nor does one at another temperature.
+    """
+    first = [{"prompt": name, "x": x} for name, x in (("a", 1.0), ("b", 2.0), ("c", 9.0))]
+    second: list[dict[str, Any]] = [
+        {"prompt": name, "x": x} for name, x in (("a", 3.0), ("b", 2.0), ("b", 4.0), ("d", 7.0))
+    ]
+    second.append({"prompt": "c", "temperature": 0.5, "x": 9.0})
+    found = paired_difference(first, second, "x", 200)
+    assert found is not None and (found.mean, found.n) == (1.5, 2)
+    assert paired_difference(first, second[3:], "x") is None

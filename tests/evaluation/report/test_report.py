@@ -8,6 +8,7 @@ import pytest
 from report_views import INTERVAL, view
 
 from evaluation.report import render_report
+from evaluation.report.page import _verdict
 
 
 def test_page() -> None:
@@ -80,3 +81,37 @@ def test_a_dead_mask_and_samples_far_away_are_on_the_first_lines() -> None:
         ],
         "T",
     )
+
+
+def test_a_finding_is_what_its_interval_allows() -> None:
+    """Above, below and around what would be no change: a mean alone decides nothing.
+
+    Two runs differ by the second less the first.
+    """
+    shown = view("one")
+
+    def found(results: dict[str, dict[str, object]]) -> str:
+        return " ".join(_verdict(replace(shown, results=results)))
+
+    def interval(low: float, high: float) -> dict[str, float]:
+        return {"mean": (low + high) / 2, "low": low, "high": high, "n": 9}
+
+    for low, high, change in (
+        (0.1, 0.3, "rose"),
+        (-0.3, -0.1, "fell"),
+        (-0.1, 0.3, "did not clearly change"),
+        (-0.3, 0.1, "did not clearly change"),
+    ):
+        sentiment = {**shown.results["sentiment"], "reward/gain": interval(low, high)}
+        assert f"The reward of samples {change}: " in found({"sentiment": sentiment})
+    for low, high, often, judge in (
+        (0.51, 0.6, "more often than", "The judge prefers its replies to"),
+        (0.4, 0.49, "less often than", "The judge does not prefer its replies to"),
+        (0.45, 0.6, "about as often as", "The judge sees no clear difference between its replies"),
+    ):
+        rate = interval(low, high)
+        assert f"{often} chance" in found({"preference": {"accuracy/implicit_reward": rate}})
+        assert judge in found({"dialogue": {"win_rate/chosen": rate}})
+    better = [{**sample, "policy_reward": 0.75} for sample in shown.samples]
+    page = render_report([shown, replace(view("two"), samples=better)], "Title")
+    assert "reward of two less that of one +0.250 [+0.250, +0.250] over 1 prompts" in page

@@ -90,3 +90,9 @@ def test_nothing_finished_is_a_page_without_figures() -> None:
     )
     assert sweep_figures(empty) == {}
     assert "3 seeds" in render_sweep(empty)
+
+
+def test_the_best_of_what_should_be_small_is_first() -> None:
+    page = render_sweep(view([(KL, "min"), (REWARD, "max")], None))
+    numbers = re.findall(r'<tr class="[^"]*"><td class="n">(\d)</td>', page)
+    assert numbers == ["4", "3", "2", "1", "0", "5"], "what has no value last"

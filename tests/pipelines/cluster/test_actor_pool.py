@@ -1,5 +1,6 @@
 """Tasks through actors: results in order, and failures as what they were."""
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ from pipelines.cluster.actor_pool import Pool, run_alone, run_tasks
 from pipelines.errors import Diverged, StageFailed, UserError
 from pipelines.recipe.schema import RaySection
 
-POOL = Pool("numbers", RaySection(), {})
+POOL = Pool("numbers", RaySection(), {}, num_actors=2)
 
 
 @pytest.mark.actors
@@ -32,6 +33,8 @@ def test_results_come_in_order_and_failures_as_what_they_were() -> None:
             self._facts = facts
 
         def __call__(self, task: Any) -> Any:
+            if task.number == 0:
+                time.sleep(0.5)  # the other actor is done with the next ones
             if task.number == 7:
                 raise Diverged("step 7: the loss is nan")
             return {task.kind: {task.number: 2 * task.number}, "facts": self._facts}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.commands.cli import main
+from pipelines.errors import DamagedCheckpoint, Diverged, GateFailed, StageFailed, UserError
 
 COMMANDS = (
     "run",
@@ -62,6 +63,29 @@ def test_user_errors_are_one_line_and_exit_2(
     assert message in err
     assert err.startswith("error: ")
     assert err.strip().count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UserError, 2),
+        (DamagedCheckpoint, 2),
+        (GateFailed, 3),
+        (StageFailed, 1),
+        (Diverged, 1),
+    ],
+)
+def test_every_kind_of_error_has_its_exit_code(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[Exception],
+    code: int,
+) -> None:
+    def ends(*_: object) -> None:
+        raise error("what happened")
+
+    monkeypatch.setattr("pipelines.commands.report.run_report", ends)
+    assert sparsepo(capsys, "report", "somewhere") == (code, "", "error: what happened\n")
 
 
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:

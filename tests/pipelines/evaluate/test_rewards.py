@@ -8,6 +8,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 
 from pipelines.errors import UserError
 from pipelines.evaluate.rewards import build_reward
+from pipelines.evaluate.sample_scores import compare_scores
 from pipelines.recipe.evaluation import ClassifierReward, VaderReward
 
 
@@ -42,3 +43,15 @@ def test_classifier_reward_is_the_probability_of_its_label(model_dir: Path, tmp_
 def test_vader_orders_texts() -> None:
     low, high = build_reward(VaderReward())(["an awful film", "a wonderful film"])
     assert low < 0 < high
+
+
+def test_the_higher_score_wins_and_equal_ones_tie() -> None:
+    scores = [(1.0, 0.5, 1.0), (0.0, 0.5, -1.0)]
+    samples = [
+        {"policy_judge_score": policy, "chosen_judge_score": chosen, "start_judge_score": start}
+        for policy, chosen, start in scores
+    ]
+    compare_scores(samples)
+    assert [sample["chosen_verdict"] for sample in samples] == ["policy", "opponent"]
+    assert [sample["start_verdict"] for sample in samples] == ["tie", "policy"]
+    assert {sample["start_consistent"] for sample in samples} == {None}, "no order was asked"

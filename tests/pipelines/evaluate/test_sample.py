@@ -108,6 +108,7 @@ def test_candidates_are_the_same_whichever_actor_draws_them(
     found = [one(task) for task in tasks]
     assert [other(task) for task in reversed(tasks)] == found[::-1]
     assert found[0] != found[1]
+    assert one(DrawCandidates(8, 8, tasks[0].prompts)) != found[0], "each task draws its own"
 
 
 def test_parts_of_another_batch_size_are_not_taken(tmp_path: Path) -> None:

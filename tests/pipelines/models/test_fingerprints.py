@@ -378,6 +378,54 @@ def test_a_file_hash_is_kept_until_the_file_changes(
         assert file_hash(file) == sha(file)
 
 
+def test_a_fingerprint_is_of_all_that_computes(
+    model_dir: Path, tmp_path: Path, cache: Path
+) -> None:
+    """Weights and configurations, an adapter's and its base's; not where the base lies, nor what
+    wrote its configuration.
+    """
+    base = Path(shutil.copytree(model_dir, tmp_path / "base"))
+    adapter = adapter_of(base, tmp_path / "adapter")
+
+    def other_weights(folder: Path) -> None:
+        file = next(folder.glob("*.safetensors"))
+        file.write_bytes(file.read_bytes() + b"more")
+
+    found = [(weights_fingerprint(base), weights_fingerprint(adapter))]
+    for folder, change in (
+        (adapter, other_weights),
+        (adapter, lambda folder: set_values(folder, "adapter_config.json", r=8)),
+        (base, other_weights),
+        (base, lambda folder: set_values(folder, "config.json", rms_norm_eps=0.5)),
+    ):
+        change(folder)
+        found.append((weights_fingerprint(base), weights_fingerprint(adapter)))
+        assert (found[-1][0] != found[-2][0]) == (folder == base)
+        assert found[-1][1] not in [fingerprint for both in found[:-1] for fingerprint in both]
+    moved = Path(shutil.copytree(base, tmp_path / "moved"))
+    set_values(moved, "config.json", transformers_version="0", _name_or_path="elsewhere")
+    set_values(adapter, "adapter_config.json", base_model_name_or_path=str(moved))
+    assert (weights_fingerprint(moved), weights_fingerprint(adapter)) == found[-1]
+
+
+def test_published_weights_that_changed_are_refused(
+    model_dir: Path, tmp_path: Path, cache: Path
+) -> None:
+    """By the manifest of the training that published them, and by no other."""
+    folder = Path(shutil.copytree(model_dir, tmp_path / "train" / "model"))
+    (file,) = folder.glob("*.safetensors")
+    published = {f"model/{file.name}": hashlib.sha256(file.read_bytes()).hexdigest()}
+    set_values(folder.parent, "manifest.json", stage="train", outputs=published)
+    assert weights_fingerprint(folder) == weights_fingerprint(model_dir)
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(UserError, match=f"{file.name} is damaged: it is not what training publis"):
+        weights_fingerprint(folder)
+    set_values(folder.parent, "manifest.json", stage="another program's")
+    assert weights_fingerprint(folder) != weights_fingerprint(model_dir)
+
+
 @pytest.mark.parametrize("case", PLAIN)
 def test_sizes_and_parameters_are_those_of_the_loaded_model(
     case: str, tmp_path: Path, cache: Path

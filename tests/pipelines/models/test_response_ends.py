@@ -101,6 +101,20 @@ def test_a_batch_of_mixed_lengths_ends_each_where_it_ends(tmp_path: Path) -> Non
     assert model.generation_config is own
 
 
+def test_the_whole_distribution_is_sampled_and_the_random_state_is_left(model_dir: Path) -> None:
+    """One step of an untrained model, whose tokens are about equally likely: nearly all of them
+    come, not the 50 likeliest that transformers would leave.
+    """
+    model = load_causal_lm(str(model_dir), torch.float32)
+    size = model.config.vocab_size
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    one_step = GenerationSection(max_new_tokens=1)
+    drawn = generate(model, ResponseEnds((0,)), [[3]], one_step, 0, num_samples=20 * size)
+    assert len({token for (token,) in drawn}) > max(60, 0.9 * size)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.fixture(scope="module")
 def chat_run(
     tmp_path_factory: pytest.TempPathFactory, recipe_in: MakeRecipe, ray_cluster: None

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipelines.pairs.prepare import prompt_hash
 from pipelines.pairs.row_plan import RowPlan, digest_of
 from pipelines.pairs.table import SPLITS
 from pipelines.recipe.schema import DataSection
@@ -174,3 +175,31 @@ def test_a_source_without_any_pair_leaves_nothing_to_write() -> None:
     plan = RowPlan(section())
     plan.settle()
     assert (plan.num_rows, list(plan.shards(16)), list(plan.rejected_rows())) == (0, [], [])
+
+
+def test_another_seed_draws_another_split_and_keeps_other_rows() -> None:
+    """Of 2,000 prompts two seeds put as many into the same split as chance does: 0.5 * 0.5 + 0.1 *
+    0.1 + 0.4 * 0.4 = 0.42. What a limit keeps of them has nothing in common either.
+    """
+    rows = [
+        {"source": 0, "row": i, "pair_id": key(f"pair {i}"), "prompt_hash": key(f"prompt {i}"),
+         "reason": None}
+        for i in range(2000)
+    ]  # fmt: skip
+    (block,) = blocks_of(rows, 2000)
+
+    def drawn(seed: int) -> pa.Table:
+        fractions = {"validation_fraction": 0.1, "test_fraction": 0.4}
+        return digest_of(block, section(split_seed=seed, **fractions))
+
+    one, other = drawn(0), drawn(1)
+    assert one.equals(drawn(0))
+    same = np.mean(one["split"].to_numpy() == other["split"].to_numpy())
+    assert same == pytest.approx(0.42, abs=0.05)
+    ranks = [table["rank"].to_numpy() for table in (one, other)]
+    assert abs(np.corrcoef(ranks)[0, 1]) < 0.1
+
+
+def test_case_and_white_space_make_no_other_prompt() -> None:
+    assert prompt_hash("The plot\n was  GOOD .\n") == prompt_hash("the plot was good .")
+    assert prompt_hash("the plot was good") != prompt_hash("the plot was good .")

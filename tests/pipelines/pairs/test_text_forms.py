@@ -1,5 +1,6 @@
 """Every form a row can have, and every reason to drop one."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +296,21 @@ def test_encoding_ends_with_one_eos_and_truncated_with_none(tokenizer: Any) -> N
     same_start = RawPair("x", " good good good one", " good good good two")
     with pytest.raises(RowRejected, match="identical after truncation"):
         PairEncoder(tokenizer, data(max_response_tokens=2)).encode(same_start)
+
+
+def test_weights_are_cut_with_their_response(tokenizer: Any) -> None:
+    """The end token's weight may be left out, and is 1; other numbers of weights do not fit."""
+    pair = RawPair("The plot was good .", " I loved the cast and the score .", " bad cast")
+    whole = PairEncoder(tokenizer, data()).encode(pair)
+    given, short = [0.5 + i for i in range(len(whole.chosen))], [0.5] * (len(whole.rejected) - 1)
+    weighted = replace(pair, chosen_weights=given, rejected_weights=short)
+    found = PairEncoder(tokenizer, data()).encode(weighted)
+    assert (found.chosen_weights, found.rejected_weights) == (given, [*short, 1.0])
+    cut = PairEncoder(tokenizer, data(max_response_tokens=2)).encode(weighted)
+    assert (cut.chosen, cut.chosen_weights) == (whole.chosen[:2], given[:2])
+    assert (cut.rejected, cut.rejected_weights) == (whole.rejected[:2], [*short, 1.0][:2])
+    with pytest.raises(RowRejected, match="token weights for a response of"):
+        PairEncoder(tokenizer, data()).encode(replace(weighted, chosen_weights=[*given, 1.0]))
 
 
 def test_a_tokenizer_without_bos_or_pad_works(tokenizer: Any) -> None:

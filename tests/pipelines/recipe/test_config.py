@@ -5,15 +5,18 @@ changes.
 import inspect
 import itertools
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipelines.commands.sft import sft_recipe
 from pipelines.errors import UserError
 from pipelines.recipe.files import load_recipe, packaged, validate_recipe, write_yaml
+from pipelines.recipe.run_paths import RunPaths
 from pipelines.recipe.schema import Recipe
-from pipelines.recipe.section import stage_settings
+from pipelines.recipe.section import Section, stage_settings
 from sparsepo import OBJECTIVES
 
 MINIMAL: dict[str, Any] = {
@@ -274,7 +277,63 @@ def test_every_field_changes_exactly_the_stage_it_says() -> None:
         assert changed(harmless) == set(), harmless
 
 
+# What changes no stage's result. Sections that say where, when and on which machines, and what is
+# fingerprinted by its content, do not either.
+NO_RESULT = {
+    "data.rows_per_task", "reference.mode", "reference.features", "reference.layout",
+    "reference.batch_tokens", "reference.num_actors", "reference.gpus_per_model",
+    "reference.max_failed_fraction", "train.selection.keep_best", "train.strategy",
+    "train.layout", "train.micro_batch_tokens", "train.auto_microbatch",
+    "train.gradient_checkpointing", "train.compile", "train.num_workers", "train.min_workers",
+    "train.use_gpu", "train.cpus_per_worker", "train.checkpoint_every",
+    "train.keep_checkpoints", "train.max_failures", "train.trackers", "train.tracker_project",
+    "train.tracker_group", "evaluate.batch_tokens", "evaluate.num_actors",
+    "evaluate.code.num_runners", "evaluate.leaderboard.include_path",
+    "evaluate.judge.api_key_env", "evaluate.judge.timeout_seconds", "evaluate.judge.max_tries",
+    "evaluate.judge.num_threads", "evaluate.judge.max_failed_fraction", "sample.batch_prompts",
+}  # fmt: skip
+APART = ("run_dir", "model.", "schedule.", "paths.", "ray.")
+
+
+def keys_of(section: Section, prefix: str = "") -> Iterator[str]:
+    for name, value in section:
+        if isinstance(value, Section):
+            yield from keys_of(value, f"{prefix}{name}.")
+        elif isinstance(value, tuple) and value and isinstance(value[0], Section):
+            for number, item in enumerate(value):
+                yield from keys_of(item, f"{prefix}{name}[{number}].")
+        else:
+            yield prefix + name
+
+
+def test_what_changes_no_result_is_listed_here() -> None:
+    """Every other key is among some stage's settings: a field that is declared of no stage by
+    mistake would let old results pass for new ones.
+    """
+    recipe = validate_recipe(
+        MINIMAL,
+        [
+            "train.lora={}",
+            "evaluate.code={tasks: t}",
+            "evaluate.leaderboard={tasks: [t]}",
+            "evaluate.judge={kind: openai, base_url: 'http://x', model: y}",
+        ],
+    )
+    left = set(keys_of(recipe)) - stage_settings(recipe).keys()
+    assert {key for key in left if not key.startswith(APART)} == NO_RESULT
+
+
 def test_recipe_is_frozen() -> None:
     recipe: Recipe = validate_recipe(MINIMAL)
     with pytest.raises(Exception, match="frozen"):
         recipe.run_dir = "other"  # type: ignore[misc]
+
+
+def test_fine_tuning_takes_no_place_of_the_preference_run() -> None:
+    """Its pairs are of chosen responses alone."""
+    recipe = validate_recipe({**MINIMAL, "paths": {"pairs": "/a/pairs", "reference": "/a/ref"}})
+    tuned = sft_recipe(recipe)
+    assert (tuned.objective.name, tuned.mask.kind) == ("sft", "none")
+    root = f"{recipe.run_dir}/sft"
+    assert RunPaths.of(tuned) == RunPaths(root, f"{root}/pairs", f"{root}/reference")
+    assert sft_recipe(tuned) == tuned

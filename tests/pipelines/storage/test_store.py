@@ -79,6 +79,17 @@ def test_row_groups_stay_small(tmp_path: Path) -> None:
     assert store.read_table("t.parquet")["x"].to_pylist() == values
 
 
+def test_a_flipped_bit_of_a_table_is_found_when_it_is_read(tmp_path: Path) -> None:
+    """Among numbers of which any would do."""
+    store = RunStore(str(tmp_path))
+    store.write_table("t.parquet", pa.table({"x": range(4096)}), compression=None)
+    raw = bytearray((tmp_path / "t.parquet").read_bytes())
+    raw[len(raw) // 2] ^= 1
+    (tmp_path / "t.parquet").write_bytes(raw)
+    with pytest.raises(OSError, match="CRC"):
+        store.read_table("t.parquet")
+
+
 def test_unwritable_places_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
@@ -103,6 +114,15 @@ def test_stage_record_skips_refuses_and_names_the_difference(tmp_path: Path) -> 
         StageRecord(
             "train", RunStore(str(tmp_path)), {"lr": 1.0}, {"weights": "other"}
         ).is_complete()
+
+
+def test_a_setting_that_is_gone_is_another_record(tmp_path: Path) -> None:
+    """As is one that was not there."""
+    record(tmp_path, lr=1.0, seed=3.0).begin()
+    with pytest.raises(UserError, match="setting seed was 3.0, now it is absent"):
+        record(tmp_path, lr=1.0).begin()
+    with pytest.raises(UserError, match="setting decay was absent, now it is 0.5"):
+        record(tmp_path, lr=1.0, seed=3.0, decay=0.5).begin()
 
 
 def test_sampler_sees_every_pair_once_per_epoch_whatever_the_workers() -> None:

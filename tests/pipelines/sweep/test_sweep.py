@@ -20,7 +20,7 @@ from pipelines.sweep.results import pick, publish_results, read_trials
 from pipelines.sweep.shared_stores import SharedStores
 from pipelines.sweep.space import Sweep
 from pipelines.sweep.stage import run_tune, sweep_record
-from pipelines.sweep.trial import joined
+from pipelines.sweep.trial import joined, seed_recipes
 from pipelines.sweep.trial_record import Trial
 
 Load = Callable[..., Sweep]
@@ -314,6 +314,7 @@ def test_points_share_a_store_unless_a_searched_key_changes_it(load: Load, tmp_p
         8,
         [2, 2],
     )
+    assert 0 < plan["train"]["hours"] == pytest.approx(8 * plan["train"]["hours_per_run"])
     assert plan["stores"][0]["storage_bytes"] != plan["stores"][1]["storage_bytes"]
 
 
@@ -353,6 +354,23 @@ def test_means_and_spread_over_seeds() -> None:
     found = joined([{"a": 1.0, "a/low": 0.0, "b": 2.0}, {"a": 3.0, "a/low": 0.0, "b": 2.0}])
     assert found == {"a": 2.0, "a/std": pytest.approx(2**0.5), "b": 2.0, "b/std": 0.0}
     assert joined([{"a": 1.0, "a/low": 0.0}]) == {"a": 1.0, "a/low": 0.0}
+
+
+def test_every_seed_is_a_run_of_its_own(load: Load) -> None:
+    space = {"objective.beta": {"grid": [0.1]}}
+
+    def runs(seeds: list[int]) -> list[tuple[int, str]]:
+        sweep = load(space, "train.seed=9", seeds=seeds)
+        (point,) = sweep.points or ()
+        folder = sweep.trial_dir(0, point)
+        return [
+            (recipe.train.seed, recipe.run_dir.removeprefix(folder))
+            for recipe in seed_recipes(sweep, 0, point)
+        ]
+
+    assert runs([3, 4]) == [(3, "/seed-3"), (4, "/seed-4")]
+    assert runs([3]) == [(3, "")]
+    assert runs([]) == [(9, "")], "the recipe's own"
 
 
 def test_results_of_trials_that_ended_differently(load: Load, tmp_path: Path) -> None:
@@ -413,6 +431,10 @@ def test_an_interrupted_sweep_is_not_taken_for_another(load: Load) -> None:
         UserError, match=r"setting .*sparsepo.yaml: train.learning_rate was 0.001, now it is 0.5"
     ):
         run_tune(load(space, "train.learning_rate=0.5"), print, resume=True)
+    with pytest.raises(
+        UserError, match=r"setting .*sparsepo.yaml: data.max_prompt_tokens was 24, now it is 20"
+    ):
+        sweep_record(load(space, "data.max_prompt_tokens=20")).check()
     with pytest.raises(UserError, match="setting space was"):
         run_tune(load({"objective.beta": {"grid": [0.1, 0.3]}}), print, resume=True)
     sweep_record(
