@@ -20,7 +20,6 @@ import yaml
 from processes import kill, started, wait_for, wait_for_end
 from runs import MakeRecipe, run_here
 
-from pipelines.commands.run import run_stages
 from pipelines.commands.stages import EVALUATE, PREPARE, REFERENCE, TRAIN
 from pipelines.errors import UserError
 from pipelines.evaluate.history import read_history
@@ -58,7 +57,7 @@ def trained(
 def published(trained: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
     """The evaluation of the model that the training published."""
     run = copy_of(trained, tmp_path_factory.mktemp("published") / "run")
-    run_stages(recipe_of(run), (EVALUATE,), lambda line: None)
+    run_here(recipe_of(run), (EVALUATE,))
     return run / "evaluation"
 
 
