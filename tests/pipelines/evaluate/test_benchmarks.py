@@ -240,6 +240,7 @@ def test_history_has_a_row_per_evaluation(evaluated: Recipe) -> None:
     assert rows[0]["sentiment/reward/after/low"] == results["sentiment"]["reward/after"]["low"]
 
 
+@pytest.mark.slow
 @pytest.mark.actors
 def test_an_unfinished_evaluation_goes_on_from_its_parts(
     evaluated: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

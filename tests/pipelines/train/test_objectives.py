@@ -505,6 +505,7 @@ def test_frozen_masks_keep_the_heaviest_tokens(
     assert record["masks/kl_mean"] == 1
 
 
+@pytest.mark.slow
 def test_target_sparsity_is_held_saved_and_resumed(
     recipe_in: MakeRecipe, world: World, tmp_path: Path
 ) -> None:
