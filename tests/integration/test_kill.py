@@ -11,19 +11,15 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 from processes import kill, started, wait_for, wait_for_end
-from runs import MakeRecipe
+from runs import MakeRecipe, trainer_of
 from safetensors.torch import load_file
+from stores import files_below
 
 from pipelines.commands.run import run_stages
 from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
-from pipelines.models.device import Placement
 from pipelines.recipe.files import write_yaml
 from pipelines.recipe.schema import Recipe
-from pipelines.recipe.stage import Run
-from pipelines.train.stage import training_facts
-from pipelines.train.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 OPTIONS = (
@@ -58,8 +54,7 @@ def written(recipe: Recipe, folder: Path) -> list[str]:
 
 
 def files(run_dir: str) -> dict[str, bytes]:
-    root = Path(run_dir) / "reference"
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*.parquet"))}
+    return files_below(Path(run_dir) / "reference", "*.parquet")
 
 
 def tensors(run_dir: str) -> dict[str, bytes]:
@@ -133,6 +128,5 @@ def test_an_interrupted_driver_ends_with_the_same_weights(
     assert not (train / "manifest.json").exists()
     run_stages(recipe, (TRAIN,), lambda line: None, quiet=True)
 
-    placement = Placement.choose("auto", torch.device("cpu"), 0, 1)
-    Trainer(training_facts(Run(whole)), placement, 1).run(lambda metrics: None)
+    trainer_of(whole).run(lambda metrics: None)
     assert tensors(recipe.run_dir) == tensors(whole.run_dir)

@@ -19,6 +19,7 @@ from hosts import ISOLATED, Hosts, hosts
 from local_executor import LocalExecutor
 from object_store import ADDRESS, ObjectStore
 from runs import MakeRecipe, run_here
+from stores import files_below
 from transformers import AutoModelForCausalLM
 
 from pipelines.cluster.actor_pool import executed_by
@@ -258,12 +259,6 @@ def test_a_run_survives_hosts_and_its_driver(
         ).tick()
     assert scheduled.evaluated
     assert read_history(store.at("evaluation"))
-
-
-def files_below(folder: Path, pattern: str) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob(pattern))
-    }
 
 
 @pytest.mark.skipif(not ISOLATED, reason="hosts share their disks without root")

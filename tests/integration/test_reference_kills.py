@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from runs import MakeRecipe
+from stores import files_below
 
 from pipelines.commands.run import run_stages
 from pipelines.commands.stages import PREPARE, REFERENCE
@@ -36,8 +37,7 @@ OPTIONS = (
 
 
 def files(recipe: Recipe) -> dict[str, bytes]:
-    root = Path(recipe.run_dir) / "reference"
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*.parquet"))}
+    return files_below(Path(recipe.run_dir) / "reference", "*.parquet")
 
 
 @pytest.fixture(scope="module")

@@ -6,20 +6,17 @@ import signal
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from processes import kill, started, wait_for
-from runs import MakeRecipe
+from runs import MakeRecipe, trainer_of
 
 from pipelines.commands.cli import main
-from pipelines.models.device import Placement
 from pipelines.recipe.files import load_recipe, write_yaml
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import Run
 from pipelines.storage.store import RunStore
 from pipelines.train.metrics import read_metrics
-from pipelines.train.stage import TRAIN, training_facts
-from pipelines.train.trainer import Trainer
+from pipelines.train.stage import TRAIN
 
 pytestmark = pytest.mark.slow
 LOSS, KL = "validation/loss", "validation/kl/reference_policy"
@@ -107,8 +104,7 @@ def test_a_killed_trial_and_a_killed_driver_go_on_where_they_were(
 
     best = str(sweep / "best.yaml")
     whole = load_recipe(best, (f"run_dir={tmp_path}/whole",))
-    placement = Placement.choose("auto", torch.device("cpu"), 0, 1)
-    Trainer(training_facts(Run(whole)), placement, 1).run(lambda metrics: None)
+    trainer_of(whole).run(lambda metrics: None)
     records = read_metrics(RunStore(f"{whole.run_dir}/train"))
     expected = [record for record in records if record.get("kind") == "validation"][-1]
     counts = Run(load_recipe(best)).record(TRAIN).manifest()["counts"]

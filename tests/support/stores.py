@@ -16,6 +16,13 @@ from pipelines.reference.store import open_reference
 KL = ("objective.name=tdpo1",)
 
 
+def files_below(folder: Path, pattern: str) -> dict[str, bytes]:
+    """Path below the folder -> content of every file of that pattern."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob(pattern))
+    }
+
+
 def store_files(recipe: Recipe) -> dict[str, bytes]:
     """Every feature file of a store, and the head."""
     root = Path(recipe.paths.reference or f"{recipe.run_dir}/reference")
@@ -42,7 +49,6 @@ def all_features(recipe: Recipe, *names: str) -> dict[str, torch.Tensor]:
 
 
 def losses_of(recipe: Recipe) -> torch.Tensor:
-    torch.set_num_threads(1)
     trainer = trainer_of(recipe)
     found = []
     while trainer.step < min(4, trainer.num_steps):

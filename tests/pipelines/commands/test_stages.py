@@ -33,7 +33,6 @@ def train_here(recipe: Recipe, steps: int | None = None) -> Trainer:
     """The training loop of one rank in this process; `steps` stops it early, as a kill would,
     without cleaning up.
     """
-    torch.set_num_threads(1)
     trainer = trainer_of(recipe)
     if steps is not None:
         reports = []

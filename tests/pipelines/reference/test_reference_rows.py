@@ -97,7 +97,6 @@ def test_a_failing_row_is_reported_and_left_out(
         padded_layout(pairs.pairs("train", rows)), ["reference_logps"]
     )
     torch.testing.assert_close(stored, live.reference_logps, atol=1e-5, rtol=0)
-    torch.set_num_threads(1)
     trainer = trainer_of(recipe)
     assert trainer.rows["train"] == rows
     seen = [

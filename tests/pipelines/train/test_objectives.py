@@ -47,7 +47,6 @@ def prepared(recipe: Recipe) -> Recipe:
 
 
 def trained(recipe: Recipe, needs_store: bool = True) -> Trainer:
-    torch.set_num_threads(1)
     trainer = trainer_of(prepared(recipe) if needs_store else recipe)
     trainer.run(lambda metrics: None)
     return trainer
@@ -651,7 +650,6 @@ def test_a_kl_that_runs_away_is_a_warning_of_the_run_and_is_told_once(
         *world.options,
         paths=world.paths,
     )
-    torch.set_num_threads(1)
     trainer = trainer_of(recipe)
     trainer.runaway = RunawayWatch({"window": [[0.1, -5.0]] * 10 + [[0.7, 0.0]] * 9})
     trainer.run(lambda metrics: None)

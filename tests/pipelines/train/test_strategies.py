@@ -55,7 +55,6 @@ def curve(recipe: Recipe) -> torch.Tensor:
 
 
 def alone(recipe: Recipe) -> Recipe:
-    torch.set_num_threads(1)
     trainer_of(recipe).run(lambda metrics: None)
     return recipe
 
@@ -167,7 +166,6 @@ def stopped(recipe: Recipe, at: int) -> int:
     """One rank's run that dies once the checkpoint of step `at` is committed; returns the step
     of the newest checkpoint.
     """
-    torch.set_num_threads(1)
     trainer = trainer_of(recipe)
 
     def report(metrics: dict[str, Any]) -> None:
