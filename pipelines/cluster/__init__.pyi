@@ -6,7 +6,11 @@ from .actor_pool import (
 )
 from .failures import failure_of as failure_of
 from .jobs import Cluster as Cluster, Job as Job, exit_code_of as exit_code_of
-from .machines import second_choice as second_choice, wait_for_workers as wait_for_workers
+from .machines import (
+    known_resources as known_resources,
+    second_choice as second_choice,
+    wait_for_workers as wait_for_workers,
+)
 from .resources import Resources as Resources, Share as Share
 from .session import (
     cluster_address as cluster_address,

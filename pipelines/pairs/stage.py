@@ -69,15 +69,17 @@ class Prepare(Stage[PrepareInputs]):
         }
 
     def check(self, run: Run) -> None:
-        from pipelines.pairs.prepare import check_lengths
+        from pipelines.models import check_readers
+        from pipelines.pairs.prepare import check_sources
 
-        check_lengths(run.recipe, run.inputs(self).tokenizer.path)
+        run.inputs(self)
+        check_readers(run.recipe)
+        check_sources(run.recipe)
 
     def run(self, run: Run, say: Say, quiet: bool) -> dict[str, Any]:
         from pipelines.pairs.prepare import run_prepare
 
-        directory = run.inputs(self).tokenizer.path
-        return run_prepare(run.recipe, run.record(self), directory, quiet)
+        return run_prepare(run.recipe, run.record(self), quiet)
 
     def summary(self, counts: dict[str, Any]) -> str:
         pairs = counts["pairs"]

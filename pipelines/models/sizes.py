@@ -1,0 +1,229 @@
+"""Sizes of models and adapters, from configurations and safetensors headers. Nothing is loaded."""
+
+import json
+import re
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import UserError
+from pipelines.models.directories import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_dir, model_config
+from pipelines.models.fingerprints import ask_tokenizer, model_shape
+from pipelines.models.trusted_code import may_run
+
+Shapes = dict[str, tuple[int, ...]]
+_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+# How families call the table that turns ids into states, and the head's.
+_TABLE = re.compile(
+    r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings|backbone\.embeddings?)\.weight$"
+)
+_HEAD = re.compile(r"^(lm_head|embed_out)\.weight$")
+# What peft writes for a module: <module>.<part>[.weight], or the whole tensor of a saved module.
+_PART = re.compile(
+    r"^(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|"
+    r"lora_magnitude_vector)(\.weight)?$"
+)
+_PREFIX = re.compile(r"^(base_model\.model\.|base_model\.)")
+_LAYER = re.compile(r"\.\d+(?=\.)")
+
+
+def tensor_shapes(file: Path) -> Shapes:
+    """Name -> shape of the tensors of a safetensors file.
+
+    Raises: UserError if it is none.
+    """
+    try:
+        with file.open("rb") as stream:
+            (size,) = struct.unpack("<Q", stream.read(8))
+            if size > file.stat().st_size:
+                raise ValueError("the header is longer than the file")
+            header = json.loads(stream.read(size))
+        return {
+            name: tuple(map(int, entry["shape"]))
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{file}: not a safetensors file, or cut off ({file.stat().st_size} bytes)"
+        ) from error
+
+
+def model_tensors(directory: Path) -> Shapes:
+    """Name -> shape of a model's own tensors, of the base for an adapter: of the files that
+    transformers reads.
+    """
+    base = base_dir(directory)
+    files = sorted(base.glob("*.safetensors"))
+    if (base / _WHOLE).is_file():
+        files = [base / _WHOLE]
+    elif (base / _INDEX).is_file():
+        try:
+            listed = set(json.loads((base / _INDEX).read_bytes())["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{base / _INDEX}: names no files of weights") from error
+        missing = sorted(name for name in listed if not (base / name).is_file())
+        if missing:
+            raise UserError(f"model directory {base}: {_INDEX} names {missing[0]}: no such file")
+        files = [base / name for name in sorted(listed)]
+    return {name: shape for file in files for name, shape in tensor_shapes(file).items()}
+
+
+def embedding_rows(directory: Path) -> int:
+    """Ids that a model has embeddings for, of the base for an adapter.
+
+    Raises: UserError if configuration and weights disagree, or an adapter does not fit its base.
+    """
+    check_adapter(directory)
+    base = base_dir(directory)
+    config = model_config(base)
+    said = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
+    tensors = model_tensors(base)
+    tables = {name: shape[0] for name, shape in tensors.items() if _TABLE.search(name)}
+    if said is not None and not may_run(base) and "quantization_config" not in config:
+        heads = {name: shape[0] for name, shape in tensors.items() if _HEAD.search(name)}
+        wrong = {} if said in tables.values() else tables
+        for name, rows in (wrong | heads).items():
+            if rows != said:
+                raise UserError(
+                    f"model directory {base}: config.json says vocab_size = {said}, {name} has "
+                    f"{rows} rows"
+                )
+    found = set(tables.values())
+    if len(found) == 1:
+        return found.pop()
+    return int(said) if said is not None else model_shape(directory).vocabulary
+
+
+def tokens_in_use(directory: Path) -> dict[str, Any]:
+    """How many tokens a tokenizer has, and which of those that may occur has the largest id.
+
+    A special token without a role (BOS, EOS, PAD, UNK), that no chat template names, does not occur
+    by itself: some tokenizers have such tokens for other models of their family.
+
+    Returns: tokens (a number), largest (an id) and name (its token).
+    Raises: UserError if the directory has no usable tokenizer.
+    """
+    found: dict[str, Any] = ask_tokenizer("tokens in use", directory, _tokens_in_use)
+    return found
+
+
+def _tokens_in_use(tokenizer: Any) -> dict[str, Any]:
+    roles = {
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+        tokenizer.unk_token_id,
+    }
+    templates = str(tokenizer.chat_template)
+    idle = {
+        number
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if token.special and number not in roles and token.content not in templates
+    }
+    used = {number: token for token, number in tokenizer.get_vocab().items() if number not in idle}
+    used |= {n: tokenizer.convert_ids_to_tokens(n) for n in roles - used.keys() if n is not None}
+    largest = max(used)
+    return {"tokens": len(tokenizer), "largest": largest, "name": used[largest]}
+
+
+def check_tokenizer(key: str, directory: Path, tokenizer: Path) -> None:
+    """UserError if a tokenizer has tokens that a model has no embeddings for.
+
+    Args:
+        key: of the recipe, which names the model. directory: of the model. tokenizer: its
+            directory.
+    """
+    rows, used = embedding_rows(directory), tokens_in_use(tokenizer)
+    if used["largest"] >= rows:
+        raise UserError(
+            f"{key} = {directory}: the tokenizer of {tokenizer} has {used['tokens']} tokens, the "
+            f"largest id in use is {used['largest']} ({used['name']!r}), but the model's "
+            f"embeddings have {rows} rows: make them larger "
+            f"(model.resize_token_embeddings({used['largest'] + 1})) and save the model, or take "
+            "the tokenizer that it was trained with"
+        )
+
+
+def check_adapter(directory: Path) -> None:
+    """UserError if a tensor of an adapter does not fit its base: both sizes are named."""
+    if not (directory / ADAPTER_CONFIG).is_file():
+        return
+    base = base_dir(directory)
+    if "quantization_config" in model_config(base):
+        return  # its weights are packed: their shapes say nothing
+    own, whole = tensor_shapes(directory / ADAPTER_WEIGHTS), model_tensors(base)
+    patterns = {_LAYER.sub(".#", name) for name in whole}
+    for name, shape in own.items():
+        found = _PART.match(name)
+        part = found["part"] if found else ""
+        target = f"{found['module']}.weight" if found else name
+        theirs = _in_base(_PREFIX.sub("", target), whole, patterns, directory, base)
+        if theirs is not None and not _fits(part, shape, theirs):
+            raise UserError(
+                f"adapter {directory}: {name} has {_shown(shape)}, its base {base} has "
+                f"{_shown(theirs)}: {_cure(part, shape, theirs)}"
+            )
+    _check_ranks(own, directory)
+
+
+def _in_base(
+    name: str, whole: Shapes, patterns: Iterable[str], directory: Path, base: Path
+) -> tuple[int, ...] | None:
+    """The shape of a tensor of the base, None for one that its files do not hold by that name.
+
+    Files may leave out or add the name of the whole model in front; a tied head is the table.
+    """
+    short = name.partition(".")[2]
+    for candidate in (name, short, f"model.{name}", f"transformer.{name}"):
+        if candidate in whole:
+            return whole[candidate]
+    if _HEAD.search(name):
+        return next((shape for other, shape in whole.items() if _TABLE.search(other)), None)
+    for candidate in (name, short):
+        if _LAYER.sub(".#", candidate) in patterns:
+            raise UserError(
+                f"adapter {directory}: it changes {candidate}, which its base {base} does not "
+                "have: it was made for a model with more layers"
+            )
+    return None
+
+
+def _fits(part: str, own: tuple[int, ...], base: tuple[int, ...]) -> bool:
+    """Whether a tensor belongs to a weight of a base.
+
+    A linear layer's weight is [out, in], and [in, out] in families with Conv1D.
+    """
+    if not part:
+        return own == base
+    if part.startswith("lora_embedding"):  # A is [rank, tokens], B is [width, rank]
+        return own[-1] == base[0] if part.endswith("A") else own[0] == base[1]
+    if part == "lora_A":
+        return own[1:] == base[1:] or (len(base) == 2 and own[1] == base[0])
+    return own[0] in base[:2]  # lora_B [out, rank], and DoRA's magnitudes [out]
+
+
+def _check_ranks(own: Shapes, directory: Path) -> None:
+    """UserError if A and B of a module have different ranks."""
+    for name, shape in own.items():
+        if ".lora_A" in name or ".lora_embedding_A" in name:
+            other = name.replace("_A", "_B")
+            if other in own and own[other][1] != shape[0]:
+                raise UserError(
+                    f"adapter {directory}: {name} has rank {shape[0]}, {other} has rank "
+                    f"{own[other][1]}"
+                )
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _cure(part: str, own: tuple[int, ...], base: tuple[int, ...]) -> str:
+    if not part and own[1:] == base[1:]:
+        return (
+            f"resize the base's embeddings (model.resize_token_embeddings({own[0]})), save it, and "
+            "name it as base_model_name_or_path in adapter_config.json"
+        )
+    return "name the base that it was trained on as base_model_name_or_path in adapter_config.json"
