@@ -8,8 +8,8 @@ from pathlib import Path
 from pipelines.errors import UserError
 from pipelines.models.directories import base_dir, max_positions, resolve_model
 from pipelines.models.fingerprints import ask_tokenizer
-from pipelines.models.sizes import check_tokenizer, embedding_rows
-from pipelines.recipe import Recipe
+from pipelines.models.sizes import check_tokenizer, embedding_rows, tokens_in_use
+from pipelines.recipe import Recipe, ReferenceSection
 from pipelines.storage import digest
 from sparsepo.features import FEATURES
 
@@ -45,7 +45,8 @@ def check_readers(recipe: Recipe) -> None:
     )
     found = {key: resolve_model(name) for key, name in readers(recipe).items()}
     for key, directory in found.items():
-        check_tokenizer(key, directory, tokenizer)
+        if key != "model.reference" or not _may_lose_rows(recipe):
+            check_tokenizer(key, directory, tokenizer)
         if key.endswith("_scorer"):
             _check_vocabulary(key, directory, tokenizer)
         check_positions(key, directory, longest_row(recipe), _ROW)
@@ -65,9 +66,20 @@ def models_are_here(recipe: Recipe) -> bool:
         return False
 
 
-def num_known_tokens(recipe: Recipe) -> int:
-    """Ids below this are known to every model that reads the recipe's pairs."""
-    return min(embedding_rows(resolve_model(name)) for name in readers(recipe).values())
+def num_known_tokens(recipe: Recipe, tokenizer: Path) -> int | None:
+    """Ids below this have embeddings in the starting model; None if all of its tokenizer's have.
+
+    Args:
+        tokenizer: its directory.
+    """
+    rows = embedding_rows(resolve_model(recipe.model.name_or_path))
+    return rows if tokens_in_use(tokenizer)["last"] >= rows else None
+
+
+def _may_lose_rows(recipe: Recipe) -> bool:
+    """Whether the recipe allows for more rows than usual that the reference cannot score."""
+    usual: float = ReferenceSection.model_fields["max_failed_fraction"].default
+    return recipe.reference.max_failed_fraction > usual
 
 
 _ROW = "data.max_prompt_tokens + max_response_tokens = {tokens} (or data.max_tokens)"

@@ -102,7 +102,7 @@ def tokens_in_use(directory: Path) -> dict[str, Any]:
     A special token without a role (BOS, EOS, PAD, UNK), that no chat template names, does not occur
     by itself: some tokenizers have such tokens for other models of their family.
 
-    Returns: tokens (a number), largest (an id) and name (its token).
+    Returns: tokens (how many), largest (an id), name (its token), and last (the largest id of all).
     Raises: UserError if the directory has no usable tokenizer.
     """
     found: dict[str, Any] = ask_tokenizer("tokens in use", directory, _tokens_in_use)
@@ -125,7 +125,8 @@ def _tokens_in_use(tokenizer: Any) -> dict[str, Any]:
     used = {number: token for token, number in tokenizer.get_vocab().items() if number not in idle}
     used |= {n: tokenizer.convert_ids_to_tokens(n) for n in roles - used.keys() if n is not None}
     largest = max(used)
-    return {"tokens": len(tokenizer), "largest": largest, "name": used[largest]}
+    last = max(largest, *idle) if idle else largest
+    return {"tokens": len(tokenizer), "largest": largest, "name": used[largest], "last": last}
 
 
 def check_tokenizer(key: str, directory: Path, tokenizer: Path) -> None:

@@ -5,7 +5,7 @@ from collections import Counter
 from typing import Any
 
 from pipelines.errors import UserError
-from pipelines.models import load_tokenizer, num_known_tokens
+from pipelines.models import load_tokenizer
 from pipelines.pairs.forms import PairEncoder, RowRejected, pairs_of_row
 from pipelines.pairs.prepare import checked_chunks, refuse_unknown_tokens
 from pipelines.pairs.sources import read_chunk
@@ -16,8 +16,11 @@ _SAMPLED_ROWS = 300
 _ESTIMATED = ("pairs", "model_tokens", "shared_tokens", "scored_tokens")
 
 
-def forecast_pairs(run: Run, tokenizer_dir: str) -> dict[str, Any]:
+def forecast_pairs(run: Run, tokenizer_dir: str, known_tokens: int | None) -> dict[str, Any]:
     """Pairs, shards and tokens by split, and rejected rows by reason.
+
+    Args:
+        known_tokens: ids below this have embeddings; None if all have.
 
     Raises: UserError if no row that was looked at makes a training pair.
     """
@@ -30,7 +33,6 @@ def forecast_pairs(run: Run, tokenizer_dir: str) -> dict[str, Any]:
         }
     tokenizer = load_tokenizer(tokenizer_dir)
     encoder = PairEncoder(tokenizer, recipe.data)
-    known_tokens = num_known_tokens(recipe)
     data = recipe.data
     held = {"validation": data.validation_fraction, "test": data.test_fraction}
     shares = {
@@ -78,7 +80,11 @@ def forecast_pairs(run: Run, tokenizer_dir: str) -> dict[str, Any]:
 
 
 def _estimate(
-    recipe: Recipe, source: Source, encoder: PairEncoder, tokenizer: Any, known_tokens: int
+    recipe: Recipe,
+    source: Source,
+    encoder: PairEncoder,
+    tokenizer: Any,
+    known_tokens: int | None,
 ) -> tuple[tuple[float, ...], dict[str, int]]:
     """The quantities of _ESTIMATED of a source, and its rejected rows by reason.
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.cluster import local_paths, quieten_ray_data, require_seen
+from pipelines.cluster import local_paths, quieten_ray_data, require_seen, told_in_a_line
 from pipelines.errors import Failure, UserError
-from pipelines.models import check_readers, load_tokenizer, num_known_tokens, resolve_model
+from pipelines.models import check_readers, load_tokenizer, resolve_model
 from pipelines.pairs.forms import (
     Encoded,
     PairEncoder,
@@ -30,22 +30,27 @@ from pipelines.pairs.writer import write_shards
 from pipelines.recipe import REJECTED_ROWS, DataSection, Recipe, Source, StageRecord
 
 
-def run_prepare(recipe: Recipe, record: StageRecord, quiet: bool = False) -> dict[str, Any]:
+def run_prepare(
+    recipe: Recipe, record: StageRecord, known_tokens: int | None, quiet: bool = False
+) -> dict[str, Any]:
     """Prepare a recipe's pairs and return the stage's manifest. Needs a running Ray.
 
+    Args:
+        known_tokens: ids below this have embeddings; None if all have.
     Raises: UserError for a missing file or column, a tokenizer that cannot do the form, or no
         usable row at all.
     """
     check_readers(recipe)
     tasks = _tasks(recipe)
     record.begin()
-    blocks = _tokenised(
-        tasks, recipe, recipe.model.tokenizer or recipe.model.name_or_path
-    ).to_arrow_refs()
-    plan = _plan(recipe.data, blocks)
-    counts, checksums = write_shards(
-        plan, blocks, record.store, local_paths(recipe), recipe.data.shard_pairs, quiet
-    )
+    with told_in_a_line("prepare", "lower data.rows_per_task or ray.num_cpus"):
+        blocks = _tokenised(
+            tasks, recipe, recipe.model.tokenizer or recipe.model.name_or_path, known_tokens
+        ).to_arrow_refs()
+        plan = _plan(recipe.data, blocks)
+        counts, checksums = write_shards(
+            plan, blocks, record.store, local_paths(recipe), recipe.data.shard_pairs, quiet
+        )
     record.store.write_bytes(
         REJECTED_ROWS, "".join(json.dumps(row) + "\n" for row in plan.rejected_rows()).encode()
     )
@@ -133,7 +138,9 @@ def _check_features(recipe: Recipe, source: Source, form: str) -> None:
         )
 
 
-def _tokenised(tasks: list[ChunkTask], recipe: Recipe, tokenizer: str) -> Any:
+def _tokenised(
+    tasks: list[ChunkTask], recipe: Recipe, tokenizer: str, known_tokens: int | None
+) -> Any:
     import ray.data
 
     quieten_ray_data()
@@ -146,7 +153,7 @@ def _tokenised(tasks: list[ChunkTask], recipe: Recipe, tokenizer: str) -> Any:
             fn_kwargs={
                 "data": recipe.data,
                 "tokenizer_name": tokenizer,
-                "known_tokens": num_known_tokens(recipe),
+                "known_tokens": known_tokens,
                 "paths": local_paths(recipe),
             },
         )
@@ -180,7 +187,7 @@ def _run_task(
     batch: pa.Table,
     data: DataSection,
     tokenizer_name: str,
-    known_tokens: int,
+    known_tokens: int | None,
     paths: dict[str, str],
 ) -> pa.Table:
     """Ray Data task: one chunk -> a block of pairs and rejected rows, or of its failure."""
@@ -193,7 +200,7 @@ def _run_task(
 
 
 def _rows_of_chunk(
-    task: ChunkTask, data: DataSection, tokenizer_name: str, known_tokens: int
+    task: ChunkTask, data: DataSection, tokenizer_name: str, known_tokens: int | None
 ) -> list[dict[str, Any]]:
     source = (*data.sources, *data.validation, *data.test)[task.source]
     # By name: a model from a hub or an object store lies elsewhere on every machine.
@@ -214,12 +221,14 @@ def _rows_of_chunk(
     return rows
 
 
-def refuse_unknown_tokens(encoded: Encoded, known_tokens: int) -> None:
-    """RowRejected for a token that a model has no embedding for.
+def refuse_unknown_tokens(encoded: Encoded, known_tokens: int | None) -> None:
+    """RowRejected for a token that the model has no embedding for.
 
     Args:
-        known_tokens: ids below this have one.
+        known_tokens: ids below this have one; None if all have.
     """
+    if known_tokens is None:
+        return
     largest = max(map(max, filter(None, (encoded.prompt, encoded.chosen, encoded.rejected))))
     if largest >= known_tokens:
         raise RowRejected(f"token {largest} is beyond the model's embeddings ({known_tokens} rows)")

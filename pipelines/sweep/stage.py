@@ -315,7 +315,9 @@ def _trial_of(sweep: Sweep, result: Any) -> Trial:
         return Trial.model_validate(store.read_json(TRIAL))
     common = {"number": config["number"], "point": config["point"], "run_dir": store.root}
     if result.error is not None:
-        message = failure_of(result.error, "the trial").message
+        message = failure_of(
+            result.error, "the trial", "lower max_concurrent_trials", "go on with --resume"
+        ).message
         return Trial(**common, status="failed", message=message)
     known = result.metrics or {}
     reported = {
