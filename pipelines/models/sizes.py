@@ -78,7 +78,7 @@ def embedding_rows(directory: Path) -> int:
     check_adapter(directory)
     base = base_dir(directory)
     config = model_config(base)
-    said = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
+    said = (config.get("text_config") or {}).get("vocab_size", config.get("vocab_size"))
     tensors = model_tensors(base)
     tables = {name: shape[0] for name, shape in tensors.items() if _TABLE.search(name)}
     if said is not None and not may_run(base) and "quantization_config" not in config:

@@ -22,6 +22,7 @@ from pipelines.commands.sft import run_sft
 from pipelines.commands.stages import PREPARE, RUN, SAMPLE
 from pipelines.commands.submit import packaged_command
 from pipelines.errors import UserError
+from pipelines.models.directories import max_positions
 from pipelines.models.loading import load_causal_lm
 from pipelines.models.sizes import check_adapter, embedding_rows, model_tensors, tokens_in_use
 from pipelines.pairs.prepare import _rows_of_chunk
@@ -383,9 +384,9 @@ def test_lengths_are_those_of_every_model_that_reads(
         refused(make_recipe(*options), row + f"at most 40 tokens ({key} = {short})")
     fits = make_recipe(f"model.reference={short}", "data.max_tokens=40")
     assert run_plan(fits)["train"]["steps"] > 0
-    nested = {"text_config": config, "max_position_embeddings": None}
-    (short / "config.json").write_text(json.dumps({**config, **nested}))
-    assert run_plan(make_recipe(f"model.reference={short}"))["train"]["steps"] > 0
+    nested = {"model_type": "llava", "text_config": {"max_position_embeddings": 77}}
+    (short / "config.json").write_text(json.dumps(nested))
+    assert max_positions(short) == 77
 
 
 def test_prompts_with_what_is_sampled_fit_the_model(
