@@ -24,7 +24,7 @@ _PART = re.compile(
     r"^(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|"
     r"lora_magnitude_vector)(\.weight)?$"
 )
-_PREFIX = re.compile(r"^(base_model\.model\.|base_model\.)")
+_WRAPPER = re.compile(r"^base_model\.(model\.)?|\.(base_layer|modules_to_save)(?=\.)")
 _LAYER = re.compile(r"\.\d+(?=\.)")
 
 
@@ -154,19 +154,46 @@ def check_adapter(directory: Path) -> None:
     base = base_dir(directory)
     if "quantization_config" in model_config(base):
         return  # its weights are packed: their shapes say nothing
-    own, whole = tensor_shapes(directory / ADAPTER_WEIGHTS), model_tensors(base)
+    whole = model_tensors(base)
     patterns = {_LAYER.sub(".#", name) for name in whole}
-    for name, shape in own.items():
-        found = _PART.match(name)
-        part = found["part"] if found else ""
-        target = f"{found['module']}.weight" if found else name
-        theirs = _in_base(_PREFIX.sub("", target), whole, patterns, directory, base)
-        if theirs is not None and not _fits(part, shape, theirs):
+    for name, shape in _changed(tensor_shapes(directory / ADAPTER_WEIGHTS), directory).items():
+        theirs = _in_base(_WRAPPER.sub("", name), whole, patterns, directory, base)
+        # A linear layer is [out, in], and [in, out] in families with Conv1D.
+        if theirs is not None and shape not in (theirs, theirs[::-1], theirs[:1], theirs[1:2]):
             raise UserError(
                 f"adapter {directory}: {name} has {_shown(shape)}, its base {base} has "
-                f"{_shown(theirs)}: {_cure(part, shape, theirs)}"
+                f"{_shown(theirs)}: {_cure(shape, theirs)}"
             )
-    _check_ranks(own, directory)
+
+
+def _changed(own: Shapes, directory: Path) -> Shapes:
+    """Name -> shape of the tensors of a base that an adapter replaces, or whose change it holds.
+
+    A low-rank change is B [out, rank] times A [rank, in]; of a table, A [rank, tokens] and
+    B [width, rank].
+
+    Raises: UserError if the ranks of A and B differ.
+    """
+    found: Shapes = {}
+    for name, shape in own.items():
+        part = _PART.match(name)
+        if part is None:
+            found[name] = shape
+        elif part["part"] == "lora_magnitude_vector":
+            found.setdefault(f"{part['module']}.weight", shape[:1])
+        elif part["part"].endswith("_A"):
+            other = re.sub(r"(lora(?:_embedding)?)_A", r"\1_B", name)
+            if other not in own:
+                continue
+            if own[other][1] != shape[0]:
+                raise UserError(
+                    f"adapter {directory}: {name} has rank {shape[0]}, {other} has rank "
+                    f"{own[other][1]}"
+                )
+            is_table = part["part"] == "lora_embedding_A"
+            whole = (shape[1], own[other][0]) if is_table else (own[other][0], *shape[1:])
+            found[f"{part['module']}.weight"] = whole
+    return found
 
 
 def _in_base(
@@ -191,38 +218,12 @@ def _in_base(
     return None
 
 
-def _fits(part: str, own: tuple[int, ...], base: tuple[int, ...]) -> bool:
-    """Whether a tensor belongs to a weight of a base.
-
-    A linear layer's weight is [out, in], and [in, out] in families with Conv1D.
-    """
-    if not part:
-        return own == base
-    if part.startswith("lora_embedding"):  # A is [rank, tokens], B is [width, rank]
-        return own[-1] == base[0] if part.endswith("A") else own[0] == base[1]
-    if part == "lora_A":
-        return own[1:] == base[1:] or (len(base) == 2 and own[1] == base[0])
-    return own[0] in base[:2]  # lora_B [out, rank], and DoRA's magnitudes [out]
-
-
-def _check_ranks(own: Shapes, directory: Path) -> None:
-    """UserError if A and B of a module have different ranks."""
-    for name, shape in own.items():
-        if ".lora_A" in name or ".lora_embedding_A" in name:
-            other = name.replace("_A", "_B")
-            if other in own and own[other][1] != shape[0]:
-                raise UserError(
-                    f"adapter {directory}: {name} has rank {shape[0]}, {other} has rank "
-                    f"{own[other][1]}"
-                )
-
-
 def _shown(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
 
 
-def _cure(part: str, own: tuple[int, ...], base: tuple[int, ...]) -> str:
-    if not part and own[1:] == base[1:]:
+def _cure(own: tuple[int, ...], base: tuple[int, ...]) -> str:
+    if own[0] != base[0] and own[1:] == base[1:]:
         return (
             f"resize the base's embeddings (model.resize_token_embeddings({own[0]})), save it, and "
             "name it as base_model_name_or_path in adapter_config.json"

@@ -297,7 +297,9 @@ def test_adapters_of_other_bases_are_refused(
         return folder
 
     refused(
-        make_recipe(f"model.name_or_path={on(wide)}"), "x 128, its base", "has 64 x", "name the base"
+        make_recipe(f"model.name_or_path={on(wide)}"),
+        "q_proj.weight has 128 x 128, its base",
+        "has 128 x 64: name the base",
     )
     refused(
         make_recipe(f"model.reference={on(deep)}"),
