@@ -157,12 +157,13 @@ def check_adapter(directory: Path) -> None:
     whole = model_tensors(base)
     patterns = {_LAYER.sub(".#", name) for name in whole}
     for name, shape in _changed(tensor_shapes(directory / ADAPTER_WEIGHTS), directory).items():
-        theirs = _in_base(_WRAPPER.sub("", name), whole, patterns, directory, base)
+        target = _WRAPPER.sub("", name)
+        theirs = _in_base(target, whole, patterns, directory, base)
         # A linear layer is [out, in], and [in, out] in families with Conv1D.
         if theirs is not None and shape not in (theirs, theirs[::-1], theirs[:1], theirs[1:2]):
             raise UserError(
                 f"adapter {directory}: {name} has {_shown(shape)}, its base {base} has "
-                f"{_shown(theirs)}: {_cure(shape, theirs)}"
+                f"{_shown(theirs)}: {_cure(target, shape)}"
             )
 
 
@@ -222,10 +223,10 @@ def _shown(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
 
 
-def _cure(own: tuple[int, ...], base: tuple[int, ...]) -> str:
-    if own[0] != base[0] and own[1:] == base[1:]:
+def _cure(name: str, shape: tuple[int, ...]) -> str:
+    if _TABLE.search(name) or _HEAD.search(name):
         return (
-            f"resize the base's embeddings (model.resize_token_embeddings({own[0]})), save it, and "
+            f"resize the base's embeddings (model.resize_token_embeddings({shape[0]})), save it, and "
             "name it as base_model_name_or_path in adapter_config.json"
         )
     return "name the base that it was trained on as base_model_name_or_path in adapter_config.json"

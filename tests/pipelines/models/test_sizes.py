@@ -298,8 +298,8 @@ def test_adapters_of_other_bases_are_refused(
 
     refused(
         make_recipe(f"model.name_or_path={on(wide)}"),
-        "q_proj.weight has 128 x 128, its base",
-        "has 128 x 64: name the base",
+        "down_proj.weight has 128 x 320, its base",
+        "has 64 x 320: name the base",
     )
     refused(
         make_recipe(f"model.reference={on(deep)}"),
