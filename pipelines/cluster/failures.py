@@ -22,8 +22,8 @@ def failure_of(error: BaseException, work: str, lighter: str = "", again: str = 
     beside it: workers that wait for each other fail one after the other.
 
     Args:
-        work: what failed, for errors that are none of ours. lighter: what to change where a machine's
-            memory ran out. again: how to go on then.
+        work: what failed, for errors that are none of ours. lighter: what to change where the
+            memory of a machine ran out. again: how to go on then.
     """
     raised = list(_raised(error))
     for one in raised:

@@ -16,7 +16,8 @@ Shapes = dict[str, tuple[int, ...]]
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # How families call the table that turns ids into states, and the head's.
 _TABLE = re.compile(
-    r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings|backbone\.embeddings?)\.weight$"
+    r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings|backbone\.embeddings?)"
+    r"\.weight$"
 )
 _HEAD = re.compile(r"^(lm_head|embed_out)\.weight$")
 # What peft writes for a module: <module>.<part>[.weight], or the whole tensor of a saved module.
@@ -226,7 +227,7 @@ def _shown(shape: tuple[int, ...]) -> str:
 def _cure(name: str, shape: tuple[int, ...]) -> str:
     if _TABLE.search(name) or _HEAD.search(name):
         return (
-            f"resize the base's embeddings (model.resize_token_embeddings({shape[0]})), save it, and "
-            "name it as base_model_name_or_path in adapter_config.json"
+            f"resize the base's embeddings (model.resize_token_embeddings({shape[0]})), save it, "
+            "and name it as base_model_name_or_path in adapter_config.json"
         )
     return "name the base that it was trained on as base_model_name_or_path in adapter_config.json"
