@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from pipelines.errors import Failure, StageFailed, UserError
 
-
 # What Ray's memory monitor says of a process that it ended, and of the machine.
 _MEMORY = re.compile(r"running low on memory|exceeds the memory usage threshold")
 _MACHINE = re.compile(r"\bIP: ([0-9A-Fa-f.:]+)")
@@ -53,9 +52,8 @@ def told_in_a_line(work: str, lighter: str = "") -> Iterator[None]:
     except RayError as error:
         failure = failure_of(error, work, lighter)
         raised = list(_raised(error))
-        if (
-            isinstance(error, RayTaskError)
-            and not any(isinstance(one, UserError | StageFailed | RayError) for one in raised)
+        if isinstance(error, RayTaskError) and not any(
+            isinstance(one, UserError | StageFailed | RayError) for one in raised
         ):
             raise
         raise failure.error() from error

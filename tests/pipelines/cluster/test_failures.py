@@ -71,7 +71,8 @@ def test_what_was_raised_elsewhere_is_the_failure(case: str) -> None:
 KILLED = (
     "Task was killed due to the node running low on memory.\nMemory on the node (IP: 10.0.0.7, ID: "
     "0a1b) where the task (actor ID: 2c, name=TrainController.__init__, pid=11, memory "
-    "used=0.40GB) was running was 15.31GB / 15.62GB (0.98), which exceeds the memory usage threshold of 0.95. "
+    "used=0.40GB) was running was 15.31GB / 15.62GB (0.98), which exceeds the memory "
+    "usage threshold of 0.95. "
     "Ray killed this worker (ID: 3d) because it was the most recently scheduled task; to see more "
     "information about memory usage on this node, use `ray logs raylet.out -ip 10.0.0.7`.\n"
     "Top 10 memory users:\nPID\tMEM(GB)\tCOMMAND\n12\t9.00\tpython other.py\n" + "13\t0.1\tx\n" * 90
@@ -126,8 +127,9 @@ def test_pools_and_tasks_tell_it_as_training_does() -> None:
         line = str(caught.value)
         assert line.startswith("reference failed: the machine 10.0.0.7 ran out of memory: 15.31GB")
         assert "; lower this, or take" in line and "\n" not in line
-    with pytest.raises(StageFailed, match="^reference failed: Its node too.$"), told_in_a_line(
-        "reference"
+    with (
+        pytest.raises(StageFailed, match="^reference failed: Its node too.$"),
+        told_in_a_line("reference"),
     ):
         raise NodeDiedError("The actor died.\n\tIts node too.")
     with pytest.raises(UserError, match="^a key: bad$"), told_in_a_line("reference"):

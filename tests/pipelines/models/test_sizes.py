@@ -236,7 +236,8 @@ def test_sizes_from_files_are_those_of_the_loaded_model(family: str, tmp_path: P
     buffers = sum(b.numel() for name, b in model.named_buffers() if name in saved)
     named = sum(p.numel() for p in model.parameters())
     assert count_parameters(tmp_path / "model") == named + buffers
-    settings = {"use_dora": family == "llama", "target_modules": "all-linear"}
+    layers = ["x_proj", "in_proj"] if family == "mamba" else "all-linear"
+    settings = {"use_dora": family == "llama", "target_modules": layers}
     adapted = get_peft_model(model, LoraConfig(r=2, task_type="CAUSAL_LM", **settings))
     adapted.peft_config["default"].base_model_name_or_path = str(tmp_path / "model")
     adapted.save_pretrained(tmp_path / "adapter")
@@ -410,7 +411,7 @@ def test_prompts_with_what_is_sampled_fit_the_model(
     prompt = "def f(x):\n" + "    # the plot was lovely\n" * 3
     task = {"task_id": "a", "prompt": prompt, "entry_point": "f", "test": "def check(f): pass"}
     tasks.write_text(json.dumps(task) + "\n")
-    tokens = len(AutoTokenizer.from_pretrained(model_dir)(prompt).input_ids)
+    tokens = len(AutoTokenizer.from_pretrained(model_dir)(prompt.rstrip()).input_ids)
     code = f"evaluate.code={{tasks: {tasks}, generation: {{max_new_tokens: 100}}}}"
     refused(
         make_recipe("evaluate.benchmarks=[code]", code),
