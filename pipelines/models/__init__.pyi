@@ -45,7 +45,8 @@ from .response_ends import (
     response_ends as response_ends,
     special_ids as special_ids,
 )
-from .sizes import check_tokenizer as check_tokenizer, model_tensors as model_tensors
+from .sizes import check_tokenizer as check_tokenizer
+from .tensors import model_tensors as model_tensors
 from .trusted_code import (
     TRUSTED_CODE as TRUSTED_CODE,
     may_run as may_run,

@@ -12,7 +12,7 @@ from pipelines.errors import UserError
 from pipelines.models.accelerator import device_kind, dtype_name
 from pipelines.models.contents import tokenizer_contents
 from pipelines.models.directories import base_dir, tokenizer_home
-from pipelines.models.sizes import check_adapter
+from pipelines.models.tensors import check_adapter
 from pipelines.models.trusted_code import refuse_foreign_code, refused_code, trusted_copy
 from pipelines.storage import CACHE, digest
 

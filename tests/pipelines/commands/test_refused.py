@@ -176,7 +176,9 @@ BAD: dict[str, tuple[Callable[[World], Options], str]] = {
     "nothing rejected": (
         lambda w: [w.source(CHOSEN, form="chosen_only")], "has no rejected responses"
     ),
-    "no scores": (lambda w: ["objective.name=odpo", "data.min_gap=0.1", w.source(ROW)], "has no scores"),
+    "no scores": (
+        lambda w: ["objective.name=odpo", "data.min_gap=0.1", w.source(ROW)], "has no scores"
+    ),
     "no token weights": (
         lambda w: ["objective.name=mapo", "mask.kind=external", w.source(ROW)],
         "has no token weights",

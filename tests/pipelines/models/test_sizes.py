@@ -24,7 +24,8 @@ from pipelines.commands.submit import packaged_command
 from pipelines.errors import UserError
 from pipelines.models.directories import max_positions
 from pipelines.models.loading import load_causal_lm
-from pipelines.models.sizes import check_adapter, embedding_rows, model_tensors, tokens_in_use
+from pipelines.models.sizes import embedding_rows, tokens_in_use
+from pipelines.models.tensors import check_adapter, model_tensors
 from pipelines.pairs.prepare import _rows_of_chunk
 from pipelines.pairs.sources import chunks_of
 from pipelines.pairs.tasks import ChunkTask
