@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pipelines.errors import Failure, StageFailed, UserError
 
 # What Ray's memory monitor says of a process that it ended, and of the machine.
-_MEMORY = re.compile(r"running low on memory|exceeds the memory usage threshold")
+_MEMORY = re.compile(r"killed due to the node running low on memory")
 _MACHINE = re.compile(r"\bIP: ([0-9A-Fa-f.:]+)")
-_USED = re.compile(r"([\d.]+ ?[KMGT]?i?B) / ([\d.]+ ?[KMGT]?i?B)(?: \(([\d.]+)\))?")
-_LIMIT = re.compile(r"memory usage threshold of ([\d.]+\d)")
+_USED = re.compile(r"([\d.]+ ?[KMGT]?i?B)(?: used)? / ([\d.]+ ?[KMGT]?i?B)")
+_LIMIT = re.compile(r"exceeded threshold of \d+B \(([\d.]+)%")
 AGAIN = "run the same command again to resume"
 
 
@@ -77,7 +77,7 @@ def _memory_line(error: BaseException) -> str:
     machine, used, limit = (one.search(text) for one in (_MACHINE, _USED, _LIMIT))
     where = f"the machine {machine[1]}" if machine else "a machine"
     full = f": {used[1]} of {used[2]} in use" if used else ""
-    most = f", the limit is {float(limit[1]):.0%}" if full and limit else ""
+    most = f", the limit is {float(limit[1]):.0f}%" if full and limit else ""
     return f"{where} ran out of memory{full}{most}, so Ray ended one of its processes"
 
 

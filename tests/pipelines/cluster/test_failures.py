@@ -69,13 +69,13 @@ def test_what_was_raised_elsewhere_is_the_failure(case: str) -> None:
 
 # As Ray's memory monitor writes it.
 KILLED = (
-    "Task was killed due to the node running low on memory.\nMemory on the node (IP: 10.0.0.7, ID: "
-    "0a1b) where the task (actor ID: 2c, name=TrainController.__init__, pid=11, memory "
-    "used=0.40GB) was running was 15.31GB / 15.62GB (0.98), which exceeds the memory "
-    "usage threshold of 0.95. "
-    "Ray killed this worker (ID: 3d) because it was the most recently scheduled task; to see more "
-    "information about memory usage on this node, use `ray logs raylet.out -ip 10.0.0.7`.\n"
-    "Top 10 memory users:\nPID\tMEM(GB)\tCOMMAND\n12\t9.00\tpython other.py\n" + "13\t0.1\tx\n" * 90
+    "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: "
+    "10.0.0.7, ID: d11b) was 15.31GB used / 15.62GB limit (0.980154)\nOOM kill reason: Memory "
+    "usage 16438985523B exceeded threshold of 15934000000B (95.0% of 16772000000B limit)\nObject store "
+    "memory usage: [- objects spillable: 0\n- bytes spillable: 0]\nRay killed 1 worker(s) based on "
+    "the killing policy\nConsidered workers: [\nSelected to kill: (Actor(dc85): job ID=01, task "
+    "name=TrainController.__init__, pid=8823, actual memory used=0.05GB, worker ID=4e)\n]\nTop 10 "
+    "memory users: PID\tMEM(GB)\tCOMMAND\n8644\t9.00\tpython other.py\n" + "13\t0.1\tx\n" * 90
 )
 RAN_OUT = (
     "the machine 10.0.0.7 ran out of memory: 15.31GB of 15.62GB in use, the limit is 95%, so Ray "
@@ -110,7 +110,9 @@ def test_a_process_that_the_memory_monitor_ended_is_one_line(case: str) -> None:
 
 def test_the_line_holds_what_ray_says() -> None:
     """Other wordings give fewer numbers, never a longer line; what is ours goes first."""
-    short = failure_of(OutOfMemoryError("the node is running low on memory"), "a trial", "", "wait")
+    short = failure_of(
+        OutOfMemoryError("killed due to the node running low on memory"), "a trial", "", "wait"
+    )
     assert short.message == (
         "a trial failed: a machine ran out of memory, so Ray ended one of its processes; give it "
         "fewer processes, or take a machine with more memory, and wait"
