@@ -87,7 +87,10 @@ def test_what_needs_no_held_out_pairs_is_planned(make_recipe: MakeRecipe, tmp_pa
     )
     for overrides in (
         ("evaluate.benchmarks=[]",),
-        ("evaluate.benchmarks=[code]", f"evaluate.code={{tasks: {tmp_path / 'tasks.jsonl'}}}"),
+        (
+            "evaluate.benchmarks=[code]",
+            f"evaluate.code={{tasks: {tmp_path / 'tasks.jsonl'}, generation: {{max_new_tokens: 9}}}}",
+        ),
         ("evaluate.split=validation", "data.validation_fraction=0.2"),
         ("objective.name=sft",),
     ):
