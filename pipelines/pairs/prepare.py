@@ -187,8 +187,8 @@ def _run_task(
     batch: pa.Table,
     data: DataSection,
     tokenizer_name: str,
-    known_tokens: int | None,
     paths: dict[str, str],
+    known_tokens: int | None = None,
 ) -> pa.Table:
     """Ray Data task: one chunk -> a block of pairs and rejected rows, or of its failure."""
 
@@ -200,7 +200,7 @@ def _run_task(
 
 
 def _rows_of_chunk(
-    task: ChunkTask, data: DataSection, tokenizer_name: str, known_tokens: int | None
+    task: ChunkTask, data: DataSection, tokenizer_name: str, known_tokens: int | None = None
 ) -> list[dict[str, Any]]:
     source = (*data.sources, *data.validation, *data.test)[task.source]
     # By name: a model from a hub or an object store lies elsewhere on every machine.
