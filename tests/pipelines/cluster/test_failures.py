@@ -70,13 +70,15 @@ def test_what_was_raised_elsewhere_is_the_failure(case: str) -> None:
 # As Ray's memory monitor writes it.
 KILLED = (
     "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: "
-    "10.0.0.7, ID: d11b) was 15.31GB used / 15.62GB limit (0.980154)\nOOM kill reason: Memory "
-    "usage 16438985523B exceeded threshold of 15934000000B (95.0% of 16772000000B limit)\nObject "
-    "store memory usage: [- objects spillable: 0\n- bytes spillable: 0]\nRay killed 1 worker(s) "
-    "based on the killing policy\nConsidered workers: [\nSelected to kill: (Actor(dc85): job ID=01, "
-    "task name=TrainController.__init__, pid=8823, actual memory used=0.05GB, worker ID=4e)\n]\nTop "
-    "10 memory users: PID\tMEM(GB)\tCOMMAND\n8644\t9.00\tpython other.py\n" + "13\t0.1\tx\n" * 90
-)
+    "10.0.0.7, ID: d11b) was 15.31GB used / 15.62GB limit (0.980154)\n"
+    "OOM kill reason: Memory usage 16438985523B exceeded threshold of 15934000000B (95.0% of "
+    "16772000000B limit)\n"
+    "Object store memory usage: [- objects spillable: 0\n- bytes spillable: 0]\n"
+    "Ray killed 1 worker(s) based on the killing policy\n"
+    "Considered workers: [\nSelected to kill: (Actor(dc85): job ID=01, task "
+    "name=TrainController.__init__, pid=8823, actual memory used=0.05GB, worker ID=4e)\n]\n"
+    "Top 10 memory users: PID\tMEM(GB)\tCOMMAND\n8644\t9.00\tpython other.py\n"
+) + "13\t0.1\tx\n" * 90
 RAN_OUT = (
     "the machine 10.0.0.7 ran out of memory: 15.31GB of 15.62GB in use, the limit is 95%, so Ray "
     "ended one of its processes; lower train.num_workers, or take a machine with more memory, and "
