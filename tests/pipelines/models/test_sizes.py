@@ -362,10 +362,12 @@ def test_files_that_contradict_themselves_are_named(
 def test_files_that_transformers_does_not_read_are_left_out(
     model_dir: Path, tmp_path: Path
 ) -> None:
-    """Some models bring their weights twice."""
+    """Some models bring their weights twice, by other names."""
     folder = tmp_path / "twice"
     shutil.copytree(model_dir, folder)
-    shutil.copy(folder / "model.safetensors", folder / "consolidated.safetensors")
+    weights = load_file(folder / "model.safetensors")
+    renamed = {f"other.{name}": tensor for name, tensor in weights.items()}
+    save_file(renamed, folder / "consolidated.safetensors")
     assert model_tensors(folder) == model_tensors(model_dir)
     assert count_parameters(folder) == count_parameters(model_dir)
 
