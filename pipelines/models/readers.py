@@ -45,10 +45,10 @@ def check_readers(recipe: Recipe) -> None:
     )
     found = {key: resolve_model(name) for key, name in readers(recipe).items()}
     for key, directory in found.items():
-        if key != "model.reference" or not _may_lose_rows(recipe):
-            check_tokenizer(key, directory, tokenizer)
         if key.endswith("_scorer"):
             _check_vocabulary(key, directory, tokenizer)
+        if key != "model.reference" or not _may_lose_rows(recipe):
+            check_tokenizer(key, directory, tokenizer)
         check_positions(key, directory, longest_row(recipe), _ROW)
     wanted = recipe.required_features() | recipe.stored_features()
     if compared := sorted(_DISTRIBUTIONS & wanted):
