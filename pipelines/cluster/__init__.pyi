@@ -4,9 +4,13 @@ from .actor_pool import (
     run_alone as run_alone,
     run_tasks as run_tasks,
 )
-from .failures import failure_of as failure_of
+from .failures import failure_of as failure_of, told_in_a_line as told_in_a_line
 from .jobs import Cluster as Cluster, Job as Job, exit_code_of as exit_code_of
-from .machines import second_choice as second_choice, wait_for_workers as wait_for_workers
+from .machines import (
+    known_resources as known_resources,
+    second_choice as second_choice,
+    wait_for_workers as wait_for_workers,
+)
 from .resources import Resources as Resources, Share as Share
 from .session import (
     cluster_address as cluster_address,

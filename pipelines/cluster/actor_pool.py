@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 import pyarrow as pa
 from tqdm import tqdm
 
+from pipelines.cluster.failures import told_in_a_line
 from pipelines.cluster.resources import Resources
 from pipelines.cluster.shared_paths import require_seen
 from pipelines.errors import Failure, StageFailed, UserError
@@ -35,6 +36,7 @@ class Pool:
         num_actors: by default one per GPU (or group of GPUs), or per node with all its cores.
         gpus_per_actor: 0 for work that needs none.
         calls_at_once: calls of one actor that may overlap, from several threads.
+        lighter: what to change where a machine's memory runs out.
     """
 
     label: str
@@ -43,6 +45,7 @@ class Pool:
     num_actors: int | None = None
     gpus_per_actor: int = 1
     calls_at_once: int = 1
+    lighter: str = ""
 
 
 class Executor(Protocol):
@@ -123,7 +126,10 @@ def run_tasks(
         num_gpus=actors.gpus,
         num_cpus=actors.cpus,
     )
-    with tqdm(total=len(tasks), desc=pool.label, unit="task", disable=quiet) as progress:
+    with (
+        told_in_a_line(pool.label, pool.lighter),
+        tqdm(total=len(tasks), desc=pool.label, unit="task", disable=quiet) as progress,
+    ):
         for batch in dataset.iter_batches(
             batch_size=None, batch_format="pyarrow", prefetch_batches=0
         ):
@@ -152,7 +158,8 @@ def run_alone(
 
     # Named, or a trial of Ray Tune would place it within its own resources, which hold no CPU.
     alone = ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")(_alone)
-    outcome = ray.get(alone.remote(task, actor, facts, paths))
+    with told_in_a_line("a task"):
+        outcome = ray.get(alone.remote(task, actor, facts, paths))
     if isinstance(outcome, Failure):
         raise outcome.error()
     result: Result = outcome.value

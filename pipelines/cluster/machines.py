@@ -5,6 +5,7 @@ A cluster that has them passes at once.
 
 import contextlib
 import math
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -67,6 +68,19 @@ def wait_for_workers(recipe: Recipe, say: Say) -> None:
         f"ray.scale_up_timeout_s = {config.scale_up_timeout_s}: {wanted.shown(wanted.count)} did "
         f"not come; `ray status` says what the cluster could not start{hint}"
     )
+
+
+def known_resources(recipe: Recipe) -> Resources | None:
+    """What the run may take of the machines that it will work on, as far as this process knows.
+
+    None for a cluster that it is not connected to, and for one whose machines come with work.
+    """
+    ray = sys.modules.get("ray")  # where nobody has imported it, it does not run
+    if ray is not None and ray.is_initialized():
+        return None if _grows(recipe) else Resources.now(recipe.ray)
+    if cluster_address(recipe.ray) is not None:
+        return None
+    return Resources.of_this_machine(recipe.ray)
 
 
 @contextlib.contextmanager

@@ -3,12 +3,16 @@
 Training, tuning, autoscaling and the actors of the other stages ask the same object.
 """
 
+import contextlib
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UserError
+from pipelines.models import device_kind
 from pipelines.recipe import RaySection, TrainSection
 
 _ROUNDING = 1e-9  # of fractions of a GPU
@@ -70,6 +74,14 @@ class Resources:
         if config is None:
             return cls(machines)
         return cls(machines, config.cpus_per_run, config.gpus_per_run)
+
+    @classmethod
+    def of_this_machine(cls, config: RaySection) -> "Resources":
+        """Of the Ray that a command starts here for itself."""
+        cpus = local_cpus() if config.num_cpus is None else config.num_cpus
+        gpus = local_gpus() if config.num_gpus is None else config.num_gpus
+        machine = {"CPU": float(cpus), "GPU": float(gpus)}
+        return cls((machine,), config.cpus_per_run, config.gpus_per_run)
 
     def total(self, name: str) -> float:
         """What all machines have together, whoever takes it."""
@@ -187,6 +199,33 @@ class Resources:
             )
             or "none"
         )
+
+
+def local_cpus() -> int:
+    """CPUs that Ray counts here: of the machine, or what its control group may use of them."""
+    cpus = os.cpu_count() or 1
+    if os.environ.get("RAY_USE_MULTIPROCESSING_CPU_COUNT"):
+        return cpus
+    folder = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError):
+        if (folder / "cpu/cpu.cfs_quota_us").is_file():
+            quota = (folder / "cpu/cpu.cfs_quota_us").read_text()
+            period = (folder / "cpu/cpu.cfs_period_us").read_text()
+        else:
+            quota, period = (folder / "cpu.max").read_text().split()
+        found = float(quota) / float(period)  # "max" is no number
+        if found >= 0:
+            return int(found) or 1
+    return cpus
+
+
+def local_gpus() -> int:
+    """GPUs that this process sees."""
+    if device_kind() == "cpu":
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def living_nodes() -> list[dict[str, Any]]:

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
+from pipelines.cluster import cluster_address, known_resources
+from pipelines.commands.run import check_before
 from pipelines.commands.stages import RUN, STAGES
 from pipelines.models import device_kind, sustained_tflops
 from pipelines.pairs import PREPARE
 from pipelines.recipe import Recipe, Run, Stage
 from pipelines.reference import REFERENCE
-from pipelines.sweep import SharedStores, Sweep, trial_recipe
+from pipelines.sweep import SharedStores, Sweep, check_trials, share_of, trial_recipe
 from pipelines.train import TRAIN
 
 
@@ -31,8 +33,7 @@ def run_plan(
     run = Run(recipe)
     rate = tflops or sustained_tflops(device_kind())
     found: dict[str, Any] = {}
-    for stage in stages:
-        stage.check(run)
+    check_before(run, stages, is_settled=cluster_address(recipe.ray) is None)
     for stage in stages:
         forecast = stage.forecast(run, found, rate)
         if forecast is not None:
@@ -54,6 +55,11 @@ def plan_sweep(sweep: Sweep, tflops: float | None = None) -> dict[str, Any]:
     rate = tflops or sustained_tflops(device_kind())
     stages = RUN if sweep.evaluates() else (PREPARE, REFERENCE, TRAIN)
     points, seeds = sweep.sample_of_points(), max(1, len(sweep.seeds))
+    first = points[0]
+    resources = known_resources(sweep.recipe_at(first, sweep.run_dir))
+    if resources is not None:
+        share_of(sweep, resources.machines)
+    check_trials(sweep)
     stores = SharedStores.of(sweep)
     shared = []
     for recipe, served in stores.makers():

@@ -7,7 +7,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pipelines.cluster import check_shared, cluster_address, ray_session, wait_for_workers
+from pipelines.cluster import (
+    check_shared,
+    cluster_address,
+    known_resources,
+    ray_session,
+    wait_for_workers,
+)
 from pipelines.commands.stages import RUN, STAGES
 from pipelines.errors import UserError
 from pipelines.pairs import PREPARE
@@ -27,8 +33,7 @@ def run_stages(
         stage.check_recipe(recipe)
     with LazyRay(recipe, say) as start_ray:
         run = settled(recipe, start_ray)
-        _check_records(run, stages)
-        check_stages(run, [*_way(stages), *stages])
+        check_before(run, stages)
         if _way(stages):
             run.paths.run.write_bytes(CONFIG, write_yaml(run.recipe).encode())
         for number, stage in enumerate(stages):
@@ -66,6 +71,29 @@ def _way(stages: Sequence[Stage[Any]]) -> list[Stage[Any]]:
     if not any(stage in RUN for stage in stages):
         return []
     return [stage for stage in RUN if not stage.is_optional]
+
+
+def check_before(run: Run, stages: Sequence[Stage[Any]], is_settled: bool = True) -> None:
+    """UserError for what these stages will refuse, before any of them works.
+
+    `run` and `plan` ask the same.
+
+    Args:
+        is_settled: whether `auto` is decided by the machines that the run will work on. Otherwise
+            what earlier stages have left cannot be compared with it.
+    """
+    if is_settled:
+        _check_records(run, stages)
+    asked = [*_way(stages), *stages]
+    if is_settled:
+        check_stages(run, asked)
+    else:
+        for stage in dict.fromkeys(asked):
+            stage.check(run)
+    resources = known_resources(run.recipe)
+    for stage in stages:
+        if resources is not None and not (is_settled and stage.is_done(run)):
+            stage.check_place(run, resources)
 
 
 def check_stages(run: Run, stages: Sequence[Stage[Any]]) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 from pipelines.cluster import Cluster, Job
 from pipelines.commands.stages import stages_of
 from pipelines.errors import UserError
+from pipelines.models import check_readers, models_are_here
 from pipelines.recipe import Say, load_recipe, to_yaml, write_yaml
 from pipelines.sweep import RECIPE, is_sweep, load_sweep
 
@@ -116,8 +117,11 @@ def packaged_command(command: Sequence[str], program: Any) -> Iterator[tuple[Pat
             )
         else:
             recipe = load_recipe(file, overrides)
-            for stage in stages_of(command[0]):
+            stages = stages_of(command[0])
+            for stage in stages:
                 stage.check_recipe(recipe)
+            if stages and models_are_here(recipe):
+                check_readers(recipe)
             (package / "recipe.yaml").write_text(write_yaml(recipe))
             yield package, _replaced(command, file, overrides, "recipe.yaml")
 

@@ -80,7 +80,13 @@ def run_evaluate(
     facts = EvaluationFacts.of(settings, record.store, training, step, ends)
     usable = usable_rows(training.reference, pairs, settings.split)
     tasks = evaluation_tasks(settings, pairs, usable)
-    pool = Pool("evaluate", recipe.ray, local_paths(recipe), settings.num_actors)
+    pool = Pool(
+        "evaluate",
+        recipe.ray,
+        local_paths(recipe),
+        settings.num_actors,
+        lighter="lower evaluate.num_actors or evaluate.sequences_per_batch",
+    )
     record.begin()
     parts = TaskResults(record.store)
     todo = parts.missing(tasks)

@@ -2,8 +2,16 @@
 
 from pipelines.errors import UserError
 from pipelines.evaluate.held_out import check_held_out
-from pipelines.models import ADAPTER_CONFIG, load_tokenizer, resolve_model
-from pipelines.recipe import MODEL, EvaluateSection, OpenAIJudge, Recipe, Run, RunPaths
+from pipelines.models import ADAPTER_CONFIG, check_generation, load_tokenizer, resolve_model
+from pipelines.recipe import (
+    MODEL,
+    CodeSection,
+    EvaluateSection,
+    OpenAIJudge,
+    Recipe,
+    Run,
+    RunPaths,
+)
 
 
 def check_evaluation(recipe: Recipe) -> None:
@@ -24,6 +32,13 @@ def check_evaluation(recipe: Recipe) -> None:
             "with `sparsepo sft`"
         )
     check_held_out(recipe)
+    if settings.sampled_benchmarks():
+        check_generation(
+            recipe,
+            "evaluate.generation",
+            longest_prompt(recipe),
+            settings.generation.max_new_tokens,
+        )
     check_text_models(settings)
     _check_engine(recipe)
     asking = {"code": settings.code, "leaderboard": settings.leaderboard}
@@ -40,13 +55,30 @@ def check_evaluation(recipe: Recipe) -> None:
     if "leaderboard" in wanted and settings.leaderboard is not None:
         check_tasks(settings.leaderboard)
     if "code" in wanted and settings.code is not None:
-        from pipelines.evaluate.code_tasks import read_code_tasks
-
-        read_code_tasks(settings.code)
+        _check_programs(recipe, settings.code)
     if "dialogue" in wanted and isinstance(settings.judge, OpenAIJudge):
         from pipelines.evaluate.judge import judge_key
 
         judge_key(settings.judge)
+
+
+def longest_prompt(recipe: Recipe) -> int:
+    """Tokens of the longest prompt that is sampled from."""
+    most, whole = recipe.data.max_prompt_tokens, recipe.data.max_tokens
+    return most if whole is None else min(most, whole - 1)
+
+
+def _check_programs(recipe: Recipe, section: CodeSection) -> None:
+    """UserError for tasks that cannot be read, or too long for the model with their programs."""
+    from pipelines.evaluate.code_tasks import read_code_tasks
+    from pipelines.evaluate.prompts import code_prompt_ids
+
+    tasks = read_code_tasks(section)
+    name = recipe.model.tokenizer or recipe.model.name_or_path
+    tokenizer = load_tokenizer(str(resolve_model(name, tokenizer_only=True)))
+    longest = max((len(code_prompt_ids(tokenizer, section, t.prompt)) for t in tasks), default=0)
+    new_tokens = section.generation.max_new_tokens
+    check_generation(recipe, "evaluate.code.generation", longest, new_tokens)
 
 
 def _check_engine(recipe: Recipe) -> None:

@@ -55,7 +55,12 @@ def run_execute(run: Run, record: StageRecord, quiet: bool = False) -> dict[str,
     parts = TaskResults(record.store)
     todo = parts.missing(chunks)
     pool = Pool(
-        "execute", recipe.ray, local_paths(recipe), recipe.evaluate.num_actors, gpus_per_actor=0
+        "execute",
+        recipe.ray,
+        local_paths(recipe),
+        recipe.evaluate.num_actors,
+        gpus_per_actor=0,
+        lighter="lower evaluate.code.num_runners or evaluate.code.memory_mib",
     )
     parts.add(todo, run_tasks(todo, ProgramRunner, section, pool, quiet))
     verdicts = [verdict for found in parts.results(chunks) for verdict in found]

@@ -43,7 +43,7 @@ def run_sample(
     record.store.sweep_temporary()
     parts = TaskResults(record.store)
     todo = parts.missing(tasks)
-    pool = Pool("sample", recipe.ray, local_paths(recipe))
+    pool = Pool("sample", recipe.ray, local_paths(recipe), lighter="lower sample.batch_prompts")
     parts.add(todo, run_tasks(todo, CandidateSampler, sampling_facts(recipe, ends), pool, quiet))
     _publish(record.store, parts.results(tasks))
     counts = {"prompts": len(prompts), "candidates": len(prompts) * recipe.sample.num_candidates}

@@ -90,6 +90,7 @@ class Evaluate(Stage[EvaluateInputs]):
     def check(self, run: Run) -> None:
         from pipelines.evaluate.checks import check_evaluation
 
+        run.inputs(self)
         check_evaluation(run.recipe)
 
     def check_pairs(
@@ -231,9 +232,16 @@ class Sample(Stage[SampleInputs]):
             )
 
     def check(self, run: Run) -> None:
+        from pipelines.evaluate.checks import longest_prompt
         from pipelines.evaluate.rewards import check_reward
+        from pipelines.models import check_generation, check_tokenizer, resolve_model
 
-        check_reward(run.recipe.sample.reward, "sample.reward")
+        recipe = run.recipe
+        check_reward(recipe.sample.reward, "sample.reward")
+        directory = resolve_model(recipe.model.name_or_path)
+        check_tokenizer("model.name_or_path", directory, directory)
+        new_tokens = recipe.sample.generation.max_new_tokens
+        check_generation(recipe, "sample.generation", longest_prompt(recipe), new_tokens)
 
     def resolve(self, recipe: Recipe) -> SampleInputs:
         from pipelines.models import (

@@ -7,7 +7,6 @@ from .device import (
 from .directories import (
     ADAPTER_CONFIG as ADAPTER_CONFIG,
     base_dir as base_dir,
-    max_positions as max_positions,
     model_config as model_config,
     resolve_model as resolve_model,
     tokenizer_home as tokenizer_home,
@@ -34,12 +33,20 @@ from .loading import (
     reference_dtype as reference_dtype,
     without_weights as without_weights,
 )
+from .readers import (
+    check_generation as check_generation,
+    check_readers as check_readers,
+    models_are_here as models_are_here,
+    num_known_tokens as num_known_tokens,
+)
 from .response_ends import (
     ResponseEnds as ResponseEnds,
     last_special as last_special,
     response_ends as response_ends,
     special_ids as special_ids,
 )
+from .sizes import check_tokenizer as check_tokenizer
+from .tensors import model_tensors as model_tensors
 from .trusted_code import (
     TRUSTED_CODE as TRUSTED_CODE,
     may_run as may_run,

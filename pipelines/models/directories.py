@@ -157,8 +157,11 @@ def model_config(directory: Path) -> dict[str, Any]:
 def max_positions(directory: Path) -> int | None:
     """Longest sequence the model was built for, or None if its config does not say."""
     config = model_config(directory)
-    value = config.get("max_position_embeddings") or config.get("n_positions")
-    return int(value) if value else None
+    for part in (config, config.get("text_config") or {}):
+        value = part.get("max_position_embeddings") or part.get("n_positions")
+        if value:
+            return int(value)
+    return None
 
 
 def weight_files(directory: Path) -> list[Path]:

@@ -12,6 +12,7 @@ from pipelines.errors import UserError
 from pipelines.models.accelerator import device_kind, dtype_name
 from pipelines.models.contents import tokenizer_contents
 from pipelines.models.directories import base_dir, tokenizer_home
+from pipelines.models.tensors import check_adapter
 from pipelines.models.trusted_code import refuse_foreign_code, refused_code, trusted_copy
 from pipelines.storage import CACHE, digest
 
@@ -32,9 +33,14 @@ def from_directory(auto_class: Any, directory: Path, what: str = "", **settings:
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         refused = refused_code(directory) if "trust_remote_code" in str(error) else None
-        raise UserError(
-            f"model directory {directory}: {what}{refused or str(error).strip().splitlines()[0]}"
-        ) from error
+        raise UserError(f"model directory {directory}: {what}{refused or _line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    """An error in one line; of torch's heads with a colon, with what stands below."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    head = lines[0] if lines else type(error).__name__
+    return f"{head} {lines[1]}" if head.endswith(":") and len(lines) > 1 else head
 
 
 def load_tokenizer(directory: str) -> Any:
@@ -80,6 +86,7 @@ def load_causal_lm(
 
     base = base_dir(Path(directory))
     is_adapter = base != Path(directory)
+    check_adapter(Path(directory))
     spread = {"device_map": "balanced"} if num_gpus > 1 else {}
     # An adapter is added in float32, or its update would be rounded to the base's precision.
     model = from_directory(
@@ -95,7 +102,7 @@ def load_causal_lm(
         try:
             merged = PeftModel.from_pretrained(model, directory).merge_and_unload(safe_merge=True)
         except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"model directory {directory}: {str(error).splitlines()[0]}") from error
+            raise UserError(f"model directory {directory}: {_line(error)}") from error
         model = merged.to(dtype).requires_grad_(True)  # peft froze the base
     model = model.eval() if spread else model.to(device).eval()
     try:

@@ -7,7 +7,7 @@ from typing import Any
 from pipelines.errors import UserError
 from pipelines.models import load_tokenizer
 from pipelines.pairs.forms import PairEncoder, RowRejected, pairs_of_row
-from pipelines.pairs.prepare import check_lengths, checked_chunks
+from pipelines.pairs.prepare import checked_chunks, refuse_unknown_tokens
 from pipelines.pairs.sources import read_chunk
 from pipelines.pairs.table import SPLITS
 from pipelines.recipe import MANIFEST, Recipe, Run, Source
@@ -16,8 +16,11 @@ _SAMPLED_ROWS = 300
 _ESTIMATED = ("pairs", "model_tokens", "shared_tokens", "scored_tokens")
 
 
-def forecast_pairs(run: Run, tokenizer_dir: str) -> dict[str, Any]:
+def forecast_pairs(run: Run, tokenizer_dir: str, known_tokens: int | None) -> dict[str, Any]:
     """Pairs, shards and tokens by split, and rejected rows by reason.
+
+    Args:
+        known_tokens: ids below this have embeddings; None if all have.
 
     Raises: UserError if no row that was looked at makes a training pair.
     """
@@ -28,7 +31,6 @@ def forecast_pairs(run: Run, tokenizer_dir: str) -> dict[str, Any]:
             "exact": True,
             **{key: counts[key] for key in (*_ESTIMATED, "shards", "rejected")},
         }
-    check_lengths(recipe, tokenizer_dir)
     tokenizer = load_tokenizer(tokenizer_dir)
     encoder = PairEncoder(tokenizer, recipe.data)
     data = recipe.data
@@ -42,7 +44,7 @@ def forecast_pairs(run: Run, tokenizer_dir: str) -> dict[str, Any]:
     reasons: Counter[str] = Counter()
     for group, sources in data.groups().items():
         for source in sources:
-            estimate, rejected = _estimate(recipe, source, encoder, tokenizer)
+            estimate, rejected = _estimate(recipe, source, encoder, tokenizer, known_tokens)
             reasons.update(rejected)
             for split, share in shares[group].items():
                 copies = share * (source.weight if split == "train" else 1.0)
@@ -78,7 +80,11 @@ def forecast_pairs(run: Run, tokenizer_dir: str) -> dict[str, Any]:
 
 
 def _estimate(
-    recipe: Recipe, source: Source, encoder: PairEncoder, tokenizer: Any
+    recipe: Recipe,
+    source: Source,
+    encoder: PairEncoder,
+    tokenizer: Any,
+    known_tokens: int | None,
 ) -> tuple[tuple[float, ...], dict[str, int]]:
     """The quantities of _ESTIMATED of a source, and its rejected rows by reason.
 
@@ -97,6 +103,7 @@ def _estimate(
             try:
                 for pair in pairs_of_row(row, form, recipe.data, source.columns, tokenizer):
                     encoded = encoder.encode(pair)
+                    refuse_unknown_tokens(encoded, known_tokens)
                     responses = len(encoded.chosen) + len(encoded.rejected or ())
                     pairs, scored = pairs + 1, scored + responses
                     tokens += responses + len(encoded.prompt) * (

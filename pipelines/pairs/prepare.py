@@ -7,14 +7,13 @@ into rejected_rows.jsonl.
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from pipelines.cluster import local_paths, quieten_ray_data, require_seen
+from pipelines.cluster import local_paths, quieten_ray_data, require_seen, told_in_a_line
 from pipelines.errors import Failure, UserError
-from pipelines.models import load_tokenizer, max_positions, resolve_model
+from pipelines.models import check_readers, load_tokenizer, resolve_model
 from pipelines.pairs.forms import (
     Encoded,
     PairEncoder,
@@ -32,23 +31,26 @@ from pipelines.recipe import REJECTED_ROWS, DataSection, Recipe, Source, StageRe
 
 
 def run_prepare(
-    recipe: Recipe, record: StageRecord, tokenizer_dir: str, quiet: bool = False
+    recipe: Recipe, record: StageRecord, known_tokens: int | None, quiet: bool = False
 ) -> dict[str, Any]:
     """Prepare a recipe's pairs and return the stage's manifest. Needs a running Ray.
 
+    Args:
+        known_tokens: ids below this have embeddings; None if all have.
     Raises: UserError for a missing file or column, a tokenizer that cannot do the form, or no
         usable row at all.
     """
-    check_lengths(recipe, tokenizer_dir)
+    check_readers(recipe)
     tasks = _tasks(recipe)
     record.begin()
-    blocks = _tokenised(
-        tasks, recipe, recipe.model.tokenizer or recipe.model.name_or_path
-    ).to_arrow_refs()
-    plan = _plan(recipe.data, blocks)
-    counts, checksums = write_shards(
-        plan, blocks, record.store, local_paths(recipe), recipe.data.shard_pairs, quiet
-    )
+    with told_in_a_line("prepare", "lower data.rows_per_task or ray.num_cpus"):
+        blocks = _tokenised(
+            tasks, recipe, recipe.model.tokenizer or recipe.model.name_or_path, known_tokens
+        ).to_arrow_refs()
+        plan = _plan(recipe.data, blocks)
+        counts, checksums = write_shards(
+            plan, blocks, record.store, local_paths(recipe), recipe.data.shard_pairs, quiet
+        )
     record.store.write_bytes(
         REJECTED_ROWS, "".join(json.dumps(row) + "\n" for row in plan.rejected_rows()).encode()
     )
@@ -66,16 +68,11 @@ def run_prepare(
     return record.finish(counts, checksums)
 
 
-def check_lengths(recipe: Recipe, directory: str) -> None:
-    """UserError if rows may be longer than the model in that directory reads."""
-    limit = max_positions(Path(directory))
-    data = recipe.data
-    longest = data.max_tokens or data.max_prompt_tokens + data.max_response_tokens
-    if limit is not None and longest > limit:
-        raise UserError(
-            f"data.max_prompt_tokens + max_response_tokens = {longest} (or data.max_tokens): the "
-            f"model reads at most {limit} tokens"
-        )
+def check_sources(recipe: Recipe) -> None:
+    """UserError for a source without a row, or without what form, objective or mask need."""
+    for sources in recipe.data.groups().values():
+        for source in sources:
+            checked_chunks(recipe, source)
 
 
 def _tasks(recipe: Recipe) -> list[ChunkTask]:
@@ -141,7 +138,9 @@ def _check_features(recipe: Recipe, source: Source, form: str) -> None:
         )
 
 
-def _tokenised(tasks: list[ChunkTask], recipe: Recipe, tokenizer: str) -> Any:
+def _tokenised(
+    tasks: list[ChunkTask], recipe: Recipe, tokenizer: str, known_tokens: int | None
+) -> Any:
     import ray.data
 
     quieten_ray_data()
@@ -154,6 +153,7 @@ def _tokenised(tasks: list[ChunkTask], recipe: Recipe, tokenizer: str) -> Any:
             fn_kwargs={
                 "data": recipe.data,
                 "tokenizer_name": tokenizer,
+                "known_tokens": known_tokens,
                 "paths": local_paths(recipe),
             },
         )
@@ -184,18 +184,24 @@ def _digest(block: pa.Table, data: DataSection) -> pa.Table | Failure:
 
 
 def _run_task(
-    batch: pa.Table, data: DataSection, tokenizer_name: str, paths: dict[str, str]
+    batch: pa.Table,
+    data: DataSection,
+    tokenizer_name: str,
+    paths: dict[str, str],
+    known_tokens: int | None = None,
 ) -> pa.Table:
     """Ray Data task: one chunk -> a block of pairs and rejected rows, or of its failure."""
 
     def rows() -> list[dict[str, Any]]:
         require_seen(paths)
-        return _rows_of_chunk(ChunkTask.of_batch(batch), data, tokenizer_name)
+        return _rows_of_chunk(ChunkTask.of_batch(batch), data, tokenizer_name, known_tokens)
 
     return block_of(outcome_of(rows))
 
 
-def _rows_of_chunk(task: ChunkTask, data: DataSection, tokenizer_name: str) -> list[dict[str, Any]]:
+def _rows_of_chunk(
+    task: ChunkTask, data: DataSection, tokenizer_name: str, known_tokens: int | None = None
+) -> list[dict[str, Any]]:
     source = (*data.sources, *data.validation, *data.test)[task.source]
     # By name: a model from a hub or an object store lies elsewhere on every machine.
     tokenizer = load_tokenizer(str(resolve_model(tokenizer_name, tokenizer_only=True)))
@@ -207,10 +213,25 @@ def _rows_of_chunk(task: ChunkTask, data: DataSection, tokenizer_name: str) -> l
             if row is None:
                 raise RowRejected("the line is not a JSON object")
             for pair in pairs_of_row(row, task.form, data, source.columns, tokenizer):
-                rows.append({**base, **_columns(pair, encoder.encode(pair))})
+                encoded = encoder.encode(pair)
+                refuse_unknown_tokens(encoded, known_tokens)
+                rows.append({**base, **_columns(pair, encoded)})
         except RowRejected as reason:
             rows.append({**base, "reason": str(reason)})
     return rows
+
+
+def refuse_unknown_tokens(encoded: Encoded, known_tokens: int | None) -> None:
+    """RowRejected for a token that the model has no embedding for.
+
+    Args:
+        known_tokens: ids below this have one; None if all have.
+    """
+    if known_tokens is None:
+        return
+    largest = max(map(max, filter(None, (encoded.prompt, encoded.chosen, encoded.rejected))))
+    if largest >= known_tokens:
+        raise RowRejected(f"token {largest} is beyond the model's embeddings ({known_tokens} rows)")
 
 
 def _columns(pair: RawPair, encoded: Encoded) -> dict[str, Any]:

@@ -19,10 +19,16 @@ from pipelines.storage import RunStore
 
 @dataclass(frozen=True)
 class PrepareInputs:
-    """The tokenizer, and the fingerprint of every source by the group that names it."""
+    """What prepare reads.
+
+    Attributes:
+        sources: the fingerprint of every source by the group that names it. known_tokens: ids
+            below this have embeddings in the starting model; None if all have.
+    """
 
     tokenizer: Located
     sources: dict[str, list[Any]]
+    known_tokens: int | None
 
 
 class Prepare(Stage[PrepareInputs]):
@@ -34,7 +40,7 @@ class Prepare(Stage[PrepareInputs]):
 
     def resolve(self, recipe: Recipe) -> PrepareInputs:
         """UserError if a source or the tokenizer does not exist."""
-        from pipelines.models import resolve_model, tokenizer_fingerprint
+        from pipelines.models import num_known_tokens, resolve_model, tokenizer_fingerprint
         from pipelines.pairs.sources import source_fingerprint
 
         name = recipe.model.tokenizer or recipe.model.name_or_path
@@ -45,6 +51,7 @@ class Prepare(Stage[PrepareInputs]):
                 group: [source_fingerprint(source) for source in sources]
                 for group, sources in recipe.data.groups().items()
             },
+            num_known_tokens(recipe, directory),
         )
 
     def settings(self, recipe: Recipe, inputs: PrepareInputs) -> dict[str, Any]:
@@ -62,22 +69,27 @@ class Prepare(Stage[PrepareInputs]):
     def fingerprints(
         self, recipe: Recipe, inputs: PrepareInputs, earlier: Mapping[str, StageRecord]
     ) -> dict[str, Any]:
-        return {
+        # Rows with other tokens are rejected: pairs for a model that knows all are another's then.
+        known = {} if inputs.known_tokens is None else {"known_tokens": inputs.known_tokens}
+        return known | {
             **inputs.sources,
             "tokenizer": inputs.tokenizer.fingerprint,
             "needs_rejected": recipe.objective.declared.uses_rejected,
         }
 
     def check(self, run: Run) -> None:
-        from pipelines.pairs.prepare import check_lengths
+        from pipelines.models import check_readers
+        from pipelines.pairs.prepare import check_sources
 
-        check_lengths(run.recipe, run.inputs(self).tokenizer.path)
+        run.inputs(self)
+        check_readers(run.recipe)
+        check_sources(run.recipe)
 
     def run(self, run: Run, say: Say, quiet: bool) -> dict[str, Any]:
         from pipelines.pairs.prepare import run_prepare
 
-        directory = run.inputs(self).tokenizer.path
-        return run_prepare(run.recipe, run.record(self), directory, quiet)
+        known = run.inputs(self).known_tokens
+        return run_prepare(run.recipe, run.record(self), known, quiet)
 
     def summary(self, counts: dict[str, Any]) -> str:
         pairs = counts["pairs"]
@@ -94,7 +106,8 @@ class Prepare(Stage[PrepareInputs]):
     def forecast(self, run: Run, known: Mapping[str, Any], tflops: float) -> dict[str, Any]:
         from pipelines.pairs.forecast import forecast_pairs
 
-        return forecast_pairs(run, run.inputs(self).tokenizer.path)
+        inputs = run.inputs(self)
+        return forecast_pairs(run, inputs.tokenizer.path, inputs.known_tokens)
 
 
 PREPARE = Prepare()

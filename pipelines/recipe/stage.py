@@ -159,6 +159,15 @@ class Stage(ABC, Generic[Inputs]):
     def check(self, run: Run) -> None:
         """UserError for what it will refuse, before any work of any stage."""
 
+    def check_place(self, run: Run, resources: Any) -> None:
+        """UserError for what it will not get of the machines that it is to run on.
+
+        Only the stages that a command runs are asked: the others may run elsewhere.
+
+        Args:
+            resources: of the cluster room, what the run may take there.
+        """
+
     def check_pairs(
         self, recipe: Recipe, kept: Mapping[str, int], is_expected: bool = False
     ) -> None:

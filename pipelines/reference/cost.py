@@ -3,14 +3,13 @@
 Stored means scoring once and reading back; online, running the frozen reference beside training.
 """
 
-import json
-import struct
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.cluster import Resources
-from pipelines.models import base_dir, device_kind, dtype_name, sustained_tflops
+from pipelines.models import device_kind, dtype_name, model_tensors, sustained_tflops
 from pipelines.recipe import Recipe
 from pipelines.reference.formats import formats_of
 from pipelines.reference.origins import reference_model_dir
@@ -81,14 +80,4 @@ def count_parameters(directory: Path) -> int:
 
     For an adapter, they are those of the base.
     """
-    total = 0
-    for file in sorted(base_dir(directory).glob("*.safetensors")):
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(struct.unpack("<Q", stream.read(8))[0]))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                size = 1
-                for extent in entry["shape"]:
-                    size *= extent
-                total += size
-    return total
+    return sum(math.prod(shape) for shape in model_tensors(directory).values())

@@ -53,11 +53,10 @@ class OtherModels:
     """Names of the models beside the reference, which every machine resolves for itself.
 
     Attributes:
-        tokenizer: whose vocabulary the scorers need. positive_scorer, negative_scorer: of TIS-DPO,
-            both or neither. embedder: of RPO's prompts; None for the reference itself.
+        positive_scorer, negative_scorer: of TIS-DPO, both or neither. embedder: of RPO's prompts;
+            None for the reference itself.
     """
 
-    tokenizer: str
     positive_scorer: str | None = None
     negative_scorer: str | None = None
     embedder: str | None = None
@@ -65,12 +64,7 @@ class OtherModels:
     @classmethod
     def of(cls, recipe: Recipe) -> "OtherModels":
         model = recipe.model
-        return cls(
-            model.tokenizer or model.name_or_path,
-            model.positive_scorer,
-            model.negative_scorer,
-            model.embedder,
-        )
+        return cls(model.positive_scorer, model.negative_scorer, model.embedder)
 
     def scorers(self) -> dict[str, str]:
         """Key of the recipe -> name of the scorer."""

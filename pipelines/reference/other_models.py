@@ -1,7 +1,6 @@
 """The reference stage's other frozen models: TIS-DPO's two scorers and RPO's prompt embedder."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +10,6 @@ from pipelines.errors import UserError
 from pipelines.models import (
     from_directory,
     load_causal_lm,
-    load_tokenizer,
     resolve_model,
 )
 from pipelines.reference.facts import OtherModels
@@ -23,27 +21,12 @@ from sparsepo.scorers import Pooling, pooled_states
 def load_scorers(names: OtherModels, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
     """The positive and the negative scorer.
 
-    Raises: UserError if one does not exist or has another vocabulary than the recipe's tokenizer.
+    Raises: UserError if one does not exist.
     """
-    vocabulary = load_tokenizer(
-        str(resolve_model(names.tokenizer, tokenizer_only=True))
-    ).get_vocab()
-    models = []
-    for key, name in names.scorers().items():
-        directory = str(resolve_model(name))
-        has_tokenizer = (Path(directory) / "tokenizer.json").is_file()
-        if has_tokenizer and load_tokenizer(directory).get_vocab() != vocabulary:
-            raise UserError(
-                f"model.{key} = {directory}: its tokenizer has another vocabulary than the policy's"
-            )
-        model = load_causal_lm(directory, dtype, device)
-        if model.get_input_embeddings().weight.shape[0] <= max(vocabulary.values()):
-            raise UserError(
-                f"model.{key} = {directory}: it knows fewer tokens than the policy's tokenizer "
-                f"({len(vocabulary)})"
-            )
-        models.append(model)
-    return models[0], models[1]
+    positive, negative = (
+        load_causal_lm(str(resolve_model(name)), dtype, device) for name in names.scorers().values()
+    )
+    return positive, negative
 
 
 class PromptEmbedder:

@@ -165,6 +165,7 @@ def _score(
         settings.num_actors,
         settings.gpus_per_model,
         CALLS_AT_ONCE,
+        "lower reference.num_actors or reference.batch_tokens",
     )
     for task, result in zip(tasks, run_tasks(tasks, ShardScorer, facts, pool, quiet), strict=True):
         failed |= {

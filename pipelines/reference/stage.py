@@ -23,6 +23,7 @@ from pipelines.recipe import (
 from pipelines.storage import RunStore
 
 if TYPE_CHECKING:
+    from pipelines.cluster import Resources
     from pipelines.reference.check import Damage
     from pipelines.reference.facts import ReferenceFacts
 
@@ -148,9 +149,17 @@ class Reference(Stage[ReferenceInputs]):
         return wanted <= set(known)
 
     def check(self, run: Run) -> None:
+        from pipelines.models import check_readers
         from pipelines.reference.family_checks import check_hooks
 
+        check_readers(run.recipe)
         check_hooks(run.recipe)
+        run.inputs(self)
+
+    def check_place(self, run: Run, resources: "Resources") -> None:
+        if run.recipe.stored_features():
+            settings = run.recipe.reference
+            resources.actors(self.name, 1, settings.num_actors, settings.gpus_per_model)
 
     def run(self, run: Run, say: Say, quiet: bool) -> dict[str, Any]:
         from pipelines.reference.scoring import run_reference

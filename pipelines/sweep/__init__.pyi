@@ -1,5 +1,9 @@
 from .files import is_sweep as is_sweep, load_sweep as load_sweep
 from .shared_stores import SharedStores as SharedStores, trial_recipe as trial_recipe
 from .space import RECIPE as RECIPE, Sweep as Sweep
-from .stage import run_tune as run_tune
+from .stage import (
+    check_trials as check_trials,
+    run_tune as run_tune,
+    share_of as share_of,
+)
 from .status import is_sweep_folder as is_sweep_folder, sweep_status as sweep_status

@@ -11,6 +11,7 @@ import logging
 import os
 import time
 import uuid
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -26,9 +27,9 @@ from pipelines.cluster import (
 )
 from pipelines.errors import UserError
 from pipelines.evaluate import EVALUATE
-from pipelines.pairs import open_pairs
-from pipelines.recipe import STARTED, TRIAL, Recipe, Run, Say, StageRecord
-from pipelines.reference import run_facts, usable_rows
+from pipelines.pairs import PREPARE, open_pairs
+from pipelines.recipe import STARTED, TRIAL, Recipe, Run, Say, Stage, StageRecord
+from pipelines.reference import REFERENCE, run_facts, usable_rows
 from pipelines.storage import RunStore, digest
 from pipelines.sweep.results import publish_results, read_trials
 from pipelines.sweep.shared_stores import SharedStores, trial_recipe
@@ -39,6 +40,9 @@ from pipelines.train import TRAIN, require_validation
 from sparsepo.batching.sampling import Sampler
 
 _RAY, _NAME = ".ray", "sweep"
+# Settings that a check looks at.
+_CHECKED_OF_TRAIN = {"lora", "strategy", "layout", "gradient_checkpointing", "compile", "trackers"}
+_CHECKED_OF_MASK = {"kind", "hooks", "mapping"}
 
 
 def run_tune(sweep: Sweep, say: Say, quiet: bool = False, resume: bool = False) -> str:
@@ -66,13 +70,12 @@ def run_tune(sweep: Sweep, say: Say, quiet: bool = False, resume: bool = False) 
                 "or choose another run_dir"
             )
     first = sweep.recipe_at(sweep.sample_of_points()[0], sweep.run_dir)
-    if sweep.evaluates():
-        _check_evaluations(sweep)
+    check_trials(sweep)
     with ray_session(first.ray):
         if cluster_address(first.ray):
             wait_for_workers(first, say)
             check_shared(first)
-        share = share_of(sweep)
+        share = share_of(sweep, Resources.now().machines)
         stores = SharedStores.of(sweep)
         record.begin()
         started = time.monotonic()
@@ -102,16 +105,32 @@ def run_tune(sweep: Sweep, say: Say, quiet: bool = False, resume: bool = False) 
     return best
 
 
-def _check_evaluations(sweep: Sweep) -> None:
-    """UserError for what a trial's evaluation lacks; equal evaluations are looked at once."""
+def check_trials(sweep: Sweep) -> None:
+    """UserError for what a stage of a trial will refuse, before any work; equal ones are looked at
+    once.
+    """
     recipes = [sweep.recipe_at(point, sweep.run_dir) for point in sweep.sample_of_points()]
-    different = {
-        digest([recipe.evaluate.model_dump(mode="json"), recipe.model.model_dump()]): recipe
-        for recipe in recipes
-    }
+    different = {digest(_looked_at(recipe)): recipe for recipe in recipes}
+    evaluates = (EVALUATE,) if sweep.evaluates() else ()
+    stages: tuple[Stage[Any], ...] = (PREPARE, REFERENCE, TRAIN, *evaluates)
     for recipe in different.values():
-        EVALUATE.check_recipe(recipe)
-        EVALUATE.check(Run(recipe))
+        for stage in stages:
+            stage.check_recipe(recipe)
+        run = Run(recipe)
+        for stage in stages:
+            stage.check(run)
+
+
+def _looked_at(recipe: Recipe) -> list[Any]:
+    """What the checks of stages depend on: no rate, no seed and no weight of a loss."""
+    parts = (recipe.data, recipe.model, recipe.reference, recipe.evaluate)
+    return [
+        recipe.objective.name,
+        sorted(recipe.required_features() | recipe.stored_features()),
+        recipe.mask.model_dump(mode="json", include=_CHECKED_OF_MASK),
+        recipe.train.model_dump(mode="json", include=_CHECKED_OF_TRAIN),
+        *(part.model_dump(mode="json") for part in parts),
+    ]
 
 
 def _check_kept(sweep: Sweep, recipe: Recipe, kept: dict[str, int]) -> None:
@@ -126,12 +145,11 @@ def sweep_record(sweep: Sweep) -> StageRecord:
     return StageRecord("tune", RunStore(sweep.run_dir), sweep.settings(), {})
 
 
-def share_of(sweep: Sweep) -> Share:
-    """Fit as many trials into the running cluster as it holds whole.
+def share_of(sweep: Sweep, machines: tuple[Mapping[str, float], ...]) -> Share:
+    """Fit as many trials into a cluster as it holds whole.
 
     Raises: UserError if not even one fits.
     """
-    machines = Resources.now().machines
     recipes = [trial_recipe(sweep, point, sweep.run_dir) for point in sweep.sample_of_points()]
     most = min(sweep.max_concurrent_trials or sweep.num_trials(), sweep.num_trials())
     shares = (
@@ -297,7 +315,9 @@ def _trial_of(sweep: Sweep, result: Any) -> Trial:
         return Trial.model_validate(store.read_json(TRIAL))
     common = {"number": config["number"], "point": config["point"], "run_dir": store.root}
     if result.error is not None:
-        message = failure_of(result.error, "the trial").message
+        message = failure_of(
+            result.error, "the trial", "lower max_concurrent_trials", "go on with --resume"
+        ).message
         return Trial(**common, status="failed", message=message)
     known = result.metrics or {}
     reported = {

@@ -54,6 +54,7 @@ _SHOWN = {
     "mfu": ("mfu", "{:.0%}"),
     "memory_gib": ("GiB", "{:.1f}"),
 }
+_LIGHTER = "lower train.num_workers or train.micro_batch_tokens"
 _RESIZE_SECONDS = 30.0  # between looks for room for more workers
 
 
@@ -173,6 +174,7 @@ def _fit_within_memory(run: Run, facts: TrainingFacts, callbacks: Sequence[Any])
 
 def _fit(run: Run, facts: TrainingFacts, callbacks: Sequence[Any]) -> None:
     import ray.train
+    from ray.exceptions import RayError
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -207,9 +209,9 @@ def _fit(run: Run, facts: TrainingFacts, callbacks: Sequence[Any]) -> None:
     try:
         with second_choice(recipe, places, lambda text: tqdm.write(text, file=sys.stderr)):
             interruptible(trainer.fit)
-    except ray.train.TrainingFailedError as error:
+    except (ray.train.TrainingFailedError, RayError) as error:  # of its workers, its controller
         _raise_failure(run.paths.train)
-        raise failure_of(error, "training").error() from error
+        raise failure_of(error, "training", _LIGHTER).error() from error
 
 
 def _raise_failure(store: RunStore) -> None:

@@ -20,8 +20,10 @@ from pipelines.recipe import (
 from pipelines.reference import REFERENCE, run_facts
 from pipelines.storage import RunStore
 from pipelines.train.steps import completed_steps
+from pipelines.train.tracker_checks import check_trackers
 
 if TYPE_CHECKING:
+    from pipelines.cluster import Resources
     from pipelines.train.facts import TrainingFacts
 
 _SHOWN = (("loss", "loss"), ("rewards/accuracies", "accuracy"))
@@ -71,9 +73,20 @@ class Train(Stage[TrainInputs]):
         return found | {"reference": earlier[REFERENCE.name].fingerprint(), **inputs.origins}
 
     def check(self, run: Run) -> None:
+        from pipelines.models import check_readers
         from pipelines.reference import check_hooks
 
+        run.inputs(self)
+        check_readers(run.recipe)
         check_hooks(run.recipe)
+        if run.recipe.train.lora is not None:
+            from pipelines.train.policy import count_adapter_parameters
+
+            count_adapter_parameters(run.recipe)  # or says why there can be none
+        check_trackers(run.recipe)
+
+    def check_place(self, run: Run, resources: "Resources") -> None:
+        resources.training(run.recipe.train)
 
     def check_pairs(
         self, recipe: Recipe, kept: Mapping[str, int], is_expected: bool = False

@@ -15,6 +15,7 @@ from pipelines.errors import UserError
 from pipelines.recipe import BOARD
 from pipelines.storage import RunStore, digest
 from pipelines.train.facts import TrainingFacts
+from pipelines.train.tracker_checks import no_place_for_mlflow, not_installed
 
 _GAUGES = {
     "loss": "Training loss of the last step",
@@ -85,9 +86,7 @@ class WeightsAndBiases(Tracker):
         try:
             import wandb
         except ImportError as error:
-            raise UserError(
-                "train.trackers names wandb, which is not installed: pip install wandb"
-            ) from error
+            raise not_installed("wandb") from error
         if not os.environ.get("WANDB_MODE") and not os.environ.get("WANDB_API_KEY"):
             os.environ["WANDB_MODE"] = "offline"
         try:
@@ -124,16 +123,11 @@ class MLflow(Tracker):
         try:
             import mlflow
         except ImportError as error:
-            raise UserError(
-                "train.trackers names mlflow, which is not installed: pip install mlflow-skinny"
-            ) from error
+            raise not_installed("mlflow") from error
         uri = os.environ.get("MLFLOW_TRACKING_URI")
         if uri is None:
             if not store.is_local:
-                raise UserError(
-                    "train.trackers names mlflow, and run_dir is no local path: set "
-                    "MLFLOW_TRACKING_URI"
-                )
+                raise no_place_for_mlflow()
             # A plain directory needs no server and no database; MLflow wants to be told that this
             # is meant.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")

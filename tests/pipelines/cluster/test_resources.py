@@ -6,10 +6,18 @@ from typing import Any
 import pytest
 from runs import MakeRecipe
 
-from pipelines.cluster.machines import wait_for_workers
-from pipelines.cluster.resources import Actors, Places, Resources, Share, even_cpus
+from pipelines.cluster.machines import known_resources, wait_for_workers
+from pipelines.cluster.resources import (
+    Actors,
+    Places,
+    Resources,
+    Share,
+    even_cpus,
+    local_cpus,
+    local_gpus,
+)
 from pipelines.errors import UserError
-from pipelines.recipe.schema import TrainSection
+from pipelines.recipe.schema import RaySection, TrainSection
 
 Machine = Mapping[str, float]
 HEAD: Machine = {"node:__internal_head__": 1.0, "memory": 1e9}
@@ -262,6 +270,29 @@ def test_even_cpus() -> None:
     assert [even_cpus([8, 4], parts) for parts in (1, 2, 3, 4, 12, 13)] == [8, 4, 4, 2, 1, 1]
     assert [even_cpus([8, 4], 2, limit) for limit in (100, 6, 2, 1)] == [4, 3, 1, 1]
     assert even_cpus([], 2) == 1
+
+
+def test_this_machine_is_counted_as_ray_counts_it() -> None:
+    """Against Ray's own count; what the recipe says goes first."""
+    from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
+    from ray._private.utils import get_num_cpus
+
+    assert local_cpus() == get_num_cpus(override_docker_cpu_warning=True)
+    assert local_gpus() == NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
+    section = RaySection(num_cpus=6, num_gpus=3, cpus_per_run=4, gpus_per_run=2)
+    found = Resources.of_this_machine(section)
+    assert (found.total("CPU"), found.cpus(), found.total("GPU"), found.gpus()) == (6, 4, 3, 2)
+
+
+def test_a_cluster_that_nobody_asked_is_unknown(make_recipe: MakeRecipe) -> None:
+    """Connected or without any, what there is is known."""
+    import ray
+
+    found = known_resources(make_recipe("ray.num_cpus=7"))
+    assert found is not None
+    assert found.total("CPU") == (ray.cluster_resources()["CPU"] if ray.is_initialized() else 7)
+    if not ray.is_initialized():
+        assert known_resources(make_recipe("ray.address=10.0.0.1:6379")) is None
 
 
 def test_the_running_cluster_is_counted(ray_cluster: None) -> None:

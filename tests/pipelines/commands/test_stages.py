@@ -262,16 +262,15 @@ def test_store_equals_a_live_reference_and_grows_by_feature(
 def test_another_models_store_is_refused(
     make_recipe: MakeRecipe, model_dir: Path, tmp_path: Path
 ) -> None:
-    from pipelines.commands.quickstart_world import write_untrained_model
-
     recipe = make_recipe()
     run_stages(recipe, (PREPARE, REFERENCE), silent)
     import shutil
 
     other = tmp_path / "other"
-    write_untrained_model(other, ["a b c"], seed=9)
-    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
-        shutil.copy(model_dir / name, other / name)
+    shutil.copytree(model_dir, other)
+    model = AutoModelForCausalLM.from_pretrained(model_dir)
+    model.get_input_embeddings().weight.data += 1
+    model.save_pretrained(other)
     with pytest.raises(UserError, match="holds another run's reference stage: input weights"):
         run_stages(make_recipe(f"model.name_or_path={other}"), (REFERENCE,), silent)
     with pytest.raises(UserError, match="setting data.max_prompt_tokens was 24, now it is 20"):

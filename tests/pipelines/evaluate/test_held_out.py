@@ -85,9 +85,13 @@ def test_what_needs_no_held_out_pairs_is_planned(make_recipe: MakeRecipe, tmp_pa
     (tmp_path / "tasks.jsonl").write_text(
         '{"task_id": 1, "text": "Return two.", "test_list": ["assert two() == 2"]}\n'
     )
+    tasks = f"tasks: {tmp_path / 'tasks.jsonl'}"
     for overrides in (
         ("evaluate.benchmarks=[]",),
-        ("evaluate.benchmarks=[code]", f"evaluate.code={{tasks: {tmp_path / 'tasks.jsonl'}}}"),
+        (
+            "evaluate.benchmarks=[code]",
+            f"evaluate.code={{{tasks}, generation: {{max_new_tokens: 9}}}}",
+        ),
         ("evaluate.split=validation", "data.validation_fraction=0.2"),
         ("objective.name=sft",),
     ):

@@ -39,6 +39,7 @@ from pipelines.models.fingerprints import (
 )
 from pipelines.models.loading import load_tokenizer
 from pipelines.models.response_ends import ResponseEnds, response_ends
+from pipelines.models.sizes import embedding_rows, tokens_in_use
 from pipelines.models.trusted_code import TRUSTED_CODE, code_hash
 from pipelines.recipe.files import write_yaml
 from pipelines.reference.cost import count_parameters, settle_mode
@@ -83,7 +84,7 @@ def adapter_of(base: Path, folder: Path) -> Path:
     folder.mkdir()
     settings = {"base_model_name_or_path": str(base), "peft_type": "LORA", "r": 4}
     (folder / "adapter_config.json").write_text(json.dumps(settings))
-    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    (folder / "adapter_model.safetensors").write_bytes(b"\2" + b"\0" * 7 + b"{}")
     return folder
 
 
@@ -500,9 +501,10 @@ LIGHT = """
 import json, os, sys
 from pathlib import Path
 from pipelines.models import (
-    device_kind, max_positions, resolve_model, response_ends, tokenizer_fingerprint,
-    weights_fingerprint,
+    device_kind, resolve_model, response_ends, tokenizer_fingerprint, weights_fingerprint,
 )
+from pipelines.models.directories import max_positions
+from pipelines.models.sizes import embedding_rows, tokens_in_use
 from pipelines.recipe import load_recipe
 from pipelines.recipe import Run
 from pipelines.reference import (
@@ -517,6 +519,7 @@ def facts(name):
     return [
         weights_fingerprint(directory), tokenizer_fingerprint(directory),
         list(response_ends(name).ids), max_positions(directory), count_parameters(directory),
+        embedding_rows(directory), tokens_in_use(directory),
     ]
 
 def of_recipe(file):
@@ -603,6 +606,8 @@ def test_what_records_need_is_known_without_heavy_imports(
             list(response_ends(name).ids),
             max_positions(directory),
             count_parameters(directory),
+            embedding_rows(directory),
+            tokens_in_use(directory),
         ]
     for name in wanted:
         recipe = recipe_in(tmp_path / "run", *wanted[name])
@@ -623,6 +628,7 @@ def test_what_records_need_is_known_without_heavy_imports(
         ]
     tokenizer_fingerprint(hub / "snapshots" / ("0f" * 20))
     response_ends(str(hub / "snapshots" / ("0f" * 20)))
+    tokens_in_use(hub / "snapshots" / ("0f" * 20))
     asked.append(("facts", "own/chat"))
     done = subprocess.run(
         [sys.executable, "-c", LIGHT, json.dumps(asked), str(tmp_path)],

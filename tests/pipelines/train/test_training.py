@@ -467,8 +467,8 @@ def test_plan_counts_what_a_worker_holds(make: MakeRecipe) -> None:
 
     assert state_bytes("a") == pytest.approx(16 * policy + 16 * masks)
     assert state_bytes("b", "train.precision=bfloat16") == pytest.approx(8 * policy + 16 * masks)
-    assert state_bytes("c", "train.strategy=fsdp", "train.num_workers=4") == pytest.approx(
-        4 * policy + 16 * masks
+    assert state_bytes("c", "train.strategy=fsdp", "train.num_workers=2") == pytest.approx(
+        8 * policy + 16 * masks
     )
     assert state_bytes("d", "train.lora.rank=4") == pytest.approx(
         4 * policy + 16 * adapters + 16 * masks
