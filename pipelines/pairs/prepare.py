@@ -25,7 +25,7 @@ from pipelines.pairs.forms import (
     pairs_of_row,
 )
 from pipelines.pairs.row_plan import RowPlan, digest_of
-from pipelines.pairs.sources import Chunk, chunks_of, column_names, read_chunk
+from pipelines.pairs.sources import Chunk, chunks_of, column_names, left_out, read_rows
 from pipelines.pairs.tasks import ChunkTask, block_of, outcome_of, result_of, rows_of
 from pipelines.pairs.writer import write_shards
 from pipelines.recipe import REJECTED_ROWS, DataSection, Recipe, Source, StageRecord
@@ -54,6 +54,7 @@ def run_prepare(
     )
     counts["rejected"] = dict(sorted(plan.reasons.items()))
     counts["exact_duplicates"] = plan.num_duplicates
+    counts["left_out"] = files_left_out(recipe)
     if counts["pairs"]["train"] == 0:
         reasons = (
             ", ".join(f"{reason}: {n}" for reason, n in plan.reasons.most_common(5))
@@ -64,6 +65,12 @@ def run_prepare(
             f"({reasons})"
         )
     return record.finish(counts, checksums)
+
+
+def files_left_out(recipe: Recipe) -> list[str]:
+    """A line for every source beside whose files others lie that are not read."""
+    found = [left_out(source) for group in recipe.data.groups().values() for source in group]
+    return list(dict.fromkeys(line for line in found if line is not None))
 
 
 def check_lengths(recipe: Recipe, directory: str) -> None:
@@ -201,15 +208,15 @@ def _rows_of_chunk(task: ChunkTask, data: DataSection, tokenizer_name: str) -> l
     tokenizer = load_tokenizer(str(resolve_model(tokenizer_name, tokenizer_only=True)))
     encoder = PairEncoder(tokenizer, data)
     rows: list[dict[str, Any]] = []
-    for number, row in read_chunk(task.chunk):
-        base = {"source": task.source, "row": number}
+    for row in read_rows(task.chunk):
+        base = {"source": task.source, "row": row.number}
         try:
-            if row is None:
-                raise RowRejected("the line is not a JSON object")
-            for pair in pairs_of_row(row, task.form, data, source.columns, tokenizer):
+            if row.values is None:
+                raise RowRejected(row.fault)
+            for pair in pairs_of_row(row.values, task.form, data, source.columns, tokenizer):
                 rows.append({**base, **_columns(pair, encoder.encode(pair))})
         except RowRejected as reason:
-            rows.append({**base, "reason": str(reason)})
+            rows.append({**base, "reason": str(reason), "place": row.place})
     return rows
 
 
