@@ -92,20 +92,29 @@ def open_text(file: SourceFile) -> Any:
 
 
 def text_between(file: SourceFile, start: int, stop: int) -> bytes:
-    """A part of a file's uncompressed bytes."""
-    if not file.codec:
-        filesystem, path = filesystem_of(file.uri)
-        with filesystem.open_input_file(path) as plain:
-            plain.seek(start)
-            found: bytes = plain.read(stop - start)
-            return found
+    """A part of a file's uncompressed bytes.
+
+    Raises: UserError if the file has become shorter.
+    """
+    found = _plain_between(file, start, stop) if not file.codec else _after(file, start, stop)
+    if len(found) != stop - start:
+        raise UserError(f"data source {file.uri} changed while it was read")
+    return found
+
+
+def _plain_between(file: SourceFile, start: int, stop: int) -> bytes:
+    filesystem, path = filesystem_of(file.uri)
+    with filesystem.open_input_file(path) as stream:
+        stream.seek(start)
+        found: bytes = stream.read(stop - start)
+    return found
+
+
+def _after(file: SourceFile, start: int, stop: int) -> bytes:
+    parts, left = [], stop - start
     with open_text(file) as stream:
-        while start > 0:
-            skipped = len(stream.read(min(start, _BLOCK_BYTES)))
-            if not skipped:
-                break
-            start, stop = start - skipped, stop - skipped
-        parts, left = [], stop - start
+        while start > 0 and (skipped := len(stream.read(min(start, _BLOCK_BYTES)))):
+            start -= skipped
         while left > 0 and (part := stream.read(left)):
             parts.append(part)
             left -= len(part)

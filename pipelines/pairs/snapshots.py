@@ -17,9 +17,7 @@ from pipelines.recipe import Source
 CARD = "README.md"
 _STATE, _DICT = "state.json", "dataset_dict.json"
 # What the hub's library writes beside data, and nobody means as rows.
-DESCRIPTIONS = frozenset(
-    {_STATE, _DICT, "dataset_info.json", "dataset_infos.json"}
-)
+DESCRIPTIONS = frozenset({_STATE, _DICT, "dataset_info.json", "dataset_infos.json"})
 
 
 @dataclass(frozen=True)
@@ -128,9 +126,7 @@ def _configs(filesystem: fs.FileSystem, root: str, source: Source) -> list[dict[
     if not configs:
         return []
     if not isinstance(configs, list) or not all(isinstance(config, dict) for config in configs):
-        raise UserError(
-            f"data source {source.path!r}: configs in its {CARD} is no list of configs"
-        )
+        raise UserError(f"data source {source.path!r}: configs in its {CARD} is no list of configs")
     return configs
 
 

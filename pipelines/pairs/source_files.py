@@ -78,7 +78,8 @@ def files_of(source: Source) -> SourceFiles | None:
         or data_dir that files cannot follow, for what is no regular file, and where nothing can be
         read.
     """
-    path, filesystem = source.path, None
+    if "\0" in source.path:
+        raise UserError(f"data source {_short(source.path)}: no file can be called so")
     try:
         filesystem, path = filesystem_of(source.path)
         path.encode()

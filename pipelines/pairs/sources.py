@@ -133,9 +133,7 @@ def source_fingerprint(source: Source) -> str:
 def read_rows(chunk: Chunk) -> Iterator[SourceRow]:
     """Every row of a chunk, also those that cannot be read."""
     if chunk.kind == "huggingface":
-        data = _hub_dataset(
-            chunk.path, chunk.subset, chunk.data_dir, chunk.split, chunk.numbers
-        )
+        data = _hub_dataset(chunk.path, chunk.subset, chunk.data_dir, chunk.split, chunk.numbers)
         for number, index in enumerate(range(chunk.start, chunk.stop), chunk.first_row):
             yield SourceRow(number, data[index], f"{chunk.path} {chunk.split}:{index}")
         return
@@ -177,14 +175,15 @@ def _rows(chunk: Chunk) -> Iterator[SourceRow]:
         return
     text = io.BytesIO(text_between(file, chunk.start, chunk.stop))
     number = chunk.first_row
+    found: tuple[dict[str, Any] | None, str]
     for record in records_of(chunk.kind, text, chunk.path, chunk.line, chunk.start):
         if chunk.kind == "csv":
-            values, fault = csv_values(record, chunk.columns, chunk.numbers)
+            found = csv_values(record, chunk.columns, chunk.numbers)
         elif record.text is None:  # the end of an array
             continue
         else:
-            values, fault = json_values(record)
-        yield SourceRow(number, values, f"{name}:{record.line}", fault)
+            found = json_values(record)
+        yield SourceRow(number, found[0], f"{name}:{record.line}", found[1])
         number += 1
 
 

@@ -101,7 +101,7 @@ def chosen_split(source: Source, splits: Mapping[str, str]) -> list[str]:
 
 def _listed(names: Mapping[str, str | None]) -> str:
     """Every split with one of its files."""
-    examples = {name: path for path, name in reversed(names.items())}
+    examples = {name: path for path, name in reversed(list(names.items()))}
     parts = [
         f"{'files of no split' if name is None else name} ({examples[name].rsplit('/', 1)[-1]})"
         for name in sorted(examples, key=lambda name: (name is None, name or ""))

@@ -110,12 +110,8 @@ def refuse_impossible(section: BaseModel) -> None:
         if not text.startswith("/"):
             continue
         shown = repr(text if len(text) <= 80 else f"{text[:77]}...")
-        try:
-            longest = max(len(os.fsencode(part)) for part in text.split("/"))
-            size = len(os.fsencode(text))
-        except UnicodeEncodeError:
-            longest = size = 0
-            text = "\0"
+        longest = max(len(os.fsencode(part)) for part in text.split("/"))
+        size = len(os.fsencode(text))
         if "\0" in text:
             raise UserError(f"{key} = {shown}: no file can be called so")
         if longest > _NAME_BYTES:
@@ -124,7 +120,9 @@ def refuse_impossible(section: BaseModel) -> None:
                 "possible"
             )
         if size > _PATH_BYTES:
-            raise UserError(f"{key} = {shown}: has {size} bytes, at most {_PATH_BYTES} are possible")
+            raise UserError(
+                f"{key} = {shown}: has {size} bytes, at most {_PATH_BYTES} are possible"
+            )
 
 
 def _location(value: Any, content: Content) -> Location | None:

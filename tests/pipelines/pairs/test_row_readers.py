@@ -49,7 +49,22 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
 def texts(count: int) -> list[dict[str, Any]]:
     """Values with everything that ends a string, a row or an element elsewhere."""
     rng = random.Random(count)
-    parts = ['"', "\\", "\n", "\r\n", ",", "]", "}", "{", "[", "é", "\\u00e9", " ", "x" * 50, "\u2028"]
+    parts = [
+        '"',
+        "\\",
+        "\n",
+        "\r\n",
+        ",",
+        "]",
+        "}",
+        "{",
+        "[",
+        "é",
+        "\\u00e9",
+        " ",
+        "x" * 50,
+        "\u2028",
+    ]
     return [
         {name: "".join(rng.choices(parts, k=rng.randrange(8))) for name in ("text", "other")}
         for _ in range(count)
@@ -104,7 +119,10 @@ def test_rows_keep_number_and_text_in_every_format_compression_and_chunking(
 def lines_of(kind: str, content: bytes, rows: list[dict[str, Any]]) -> list[int]:
     """Where every row begins: by writing what comes before it and counting its lines."""
     if kind == "csv":
-        return [written("csv", rows[:i] or [rows[0]]).count(b"\n") + 1 if i else 2 for i in range(len(rows))]
+        return [
+            written("csv", rows[:i] or [rows[0]]).count(b"\n") + 1 if i else 2
+            for i in range(len(rows))
+        ]
     if kind == "jsonl":
         return [written("jsonl", rows[:i]).count(b"\n") + 1 for i in range(len(rows))]
     if kind == "json":
@@ -114,7 +132,20 @@ def lines_of(kind: str, content: bytes, rows: list[dict[str, Any]]) -> list[int]
 
 def test_a_csv_is_text(tmp_path: Path) -> None:
     """Case 6: numbers and booleans; and dates, NA, leading zeros, empty cells, white space."""
-    cells = ["4", "true", "1e3", "007", "NA", "2024-01-01", "", " x ", "None", "-0.0", "inf", "=1+1"]
+    cells = [
+        "4",
+        "true",
+        "1e3",
+        "007",
+        "NA",
+        "2024-01-01",
+        "",
+        " x ",
+        "None",
+        "-0.0",
+        "inf",
+        "=1+1",
+    ]
     sheet = "prompt,chosen,rejected\n" + "".join(f"p,{cell},5\n" for cell in cells)
     path = tmp_path / "f.csv"
     path.write_text(sheet)
@@ -124,7 +155,9 @@ def test_a_csv_is_text(tmp_path: Path) -> None:
 
 def test_score_columns_of_a_csv_are_numbers(tmp_path: Path) -> None:
     path = tmp_path / "f.csv"
-    path.write_text("prompt,chosen,rejected,best,worst\np,4,5, 0.5 ,1e-3\np,4,5,high,1\np,4,5,,1_0\n")
+    path.write_text(
+        "prompt,chosen,rejected,best,worst\np,4,5, 0.5 ,1e-3\np,4,5,high,1\np,4,5,,1_0\n"
+    )
     names = ColumnNames(chosen_score="best", rejected_score="worst")
     source = Source(path=str(path), columns=names)
     (chunk,) = chunks_of(source, 10)
@@ -146,8 +179,16 @@ ROW = b'{"text": "x"}\n'
 @pytest.mark.parametrize(
     ("name", "content", "bad"),
     [
-        ("f.jsonl", ROW + b"[1]\n\n3\n" + ROW, {1: (2, "not a JSON obj"), 2: (4, "not a JSON obj")}),
-        ("f.jsonl", b'[1, 2]\n{"text": "\xff"}\n' + ROW, {0: (1, "not a"), 1: (2, "not a JSON obj")}),
+        (
+            "f.jsonl",
+            ROW + b"[1]\n\n3\n" + ROW,
+            {1: (2, "not a JSON obj"), 2: (4, "not a JSON obj")},
+        ),
+        (
+            "f.jsonl",
+            b'[1, 2]\n{"text": "\xff"}\n' + ROW,
+            {0: (1, "not a"), 1: (2, "not a JSON obj")},
+        ),
         ("f.jsonl", b'{"text": "x\n' + ROW, {0: (1, "not a JSON object")}),
         ("f.jsonl", b'{"a": ' + b"[" * 200_000 + b"\n" + ROW, {0: (1, "")}),
         ("f.jsonl", b'{"a": ' + b"9" * 5000 + b"}\n" + ROW, {0: (1, "not a JSON object")}),
@@ -204,7 +245,11 @@ def parquet() -> bytes:
         ("f.csv.zst", zst(b"text\nx\n" * 5000)[:-9], "not readable as csv"),
         ("f.jsonl.gz", ROW, "not readable as jsonl"),
         ("f.csv.xz", b"text\nx\n", "not readable as csv"),
-        ("f.jsonl", gzip.compress(ROW), r"is compressed \(gz\), which its name does not say: .*l.gz"),
+        (
+            "f.jsonl",
+            gzip.compress(ROW),
+            r"is compressed \(gz\), which its name does not say: .*l.gz",
+        ),
         ("f.csv", zst(b"text\nx\n"), r"is compressed \(zst\)"),
         ("f.csv", "text\nx\n".encode("utf-16"), "is UTF-16: write it as UTF-8"),
         ("f.jsonl", ROW.decode().encode("utf-16"), "is UTF-16: write it as UTF-8"),
@@ -243,9 +288,14 @@ def test_what_breaks_later_breaks_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "f.jsonl.gz").write_bytes(gzip.compress(ROW * 9))
     chunk = Chunk("jsonl", str(tmp_path / "f.jsonl.gz"), 0, 0, 9 * len(ROW), codec="gz")
     assert len(list(read_chunk(chunk))) == 9
-    (tmp_path / "f.jsonl.gz").write_bytes(gzip.compress(ROW * 9)[:-8])
+    (tmp_path / "f.jsonl.gz").write_bytes(gzip.compress(ROW * 9)[:20])
     with pytest.raises(UserError, match="f.jsonl.gz: not readable as jsonl"):
         list(read_chunk(chunk))
+    for name, codec, content in (("f.jsonl.gz", "gz", gzip.compress(ROW)), ("f.jsonl", "", ROW)):
+        (tmp_path / name).write_bytes(content)
+        chunk = Chunk("jsonl", str(tmp_path / name), 1, len(ROW), 3 * len(ROW), codec=codec)
+        with pytest.raises(UserError, match=f"{name} changed while it was read"):
+            list(read_chunk(chunk))
 
 
 def test_a_source_whose_rows_are_all_unreadable_says_the_first(tmp_path: Path) -> None:
