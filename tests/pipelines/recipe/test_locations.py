@@ -147,15 +147,16 @@ def test_stores_and_endpoints_stay(home: Path) -> None:
 
 def test_patterns_are_absolute_and_looked_for_by_a_file(home: Path) -> None:
     (home / "here" / "below").mkdir()
-    (home / "here" / "below" / "one.jsonl").write_text("")
-    recipe = validate_recipe(with_all("here/**/*.jsonl"))
+    for name in ("one.jsonl", "below/a.jsonl"):
+        (home / "here" / name).write_text("")
+    recipe = validate_recipe(with_all("here/*.jsonl"))
     paths = named(recipe)
-    assert {paths[key] for key in DATA} == {f"{home}/here/**/*.jsonl"}
-    assert {paths[key] for key in MODELS} == {"here/**/*.jsonl"}, "a model is no pattern"
-    file = str(home / "here" / "below" / "one.jsonl")
-    assert local_paths(recipe) == {
-        f"data.{s}[0].path": file for s in ("sources", "validation", "test")
-    }
+    assert {paths[key] for key in DATA} == {f"{home}/here/*.jsonl"}
+    assert {paths[key] for key in MODELS} == {"here/*.jsonl"}, "a model is no pattern"
+    keys = [f"data.{group}[0].path" for group in ("sources", "validation", "test")]
+    assert local_paths(recipe) == dict.fromkeys(keys, str(home / "here" / "one.jsonl"))
+    deep = validate_recipe(with_all("here/**/a.jsonl"))
+    assert local_paths(deep) == dict.fromkeys(keys, str(home / "here" / "below" / "a.jsonl"))
     assert local_paths(validate_recipe(with_all("~/here/*.parquet"))) == {}
 
 

@@ -226,6 +226,7 @@ def test_sources_are_read_as_from_a_disk(object_store: ObjectStore, tmp_path: Pa
             said = left_out(source)
             found.append((rows, said and said.replace(root, "")))
         assert found[0] == found[1] and found[0][0], path
+    assert store.read_bytes("set/b/c.jsonl.gz") == files["set/b/c.jsonl.gz"], "as it was written"
     assert "notes.txt (no format" in str(left_out(Source(path=f"{store.root}/set")))
     with pytest.raises(UserError, match="s3://bucket/sources/none': no such file"):
         chunks_of(Source(path="s3://bucket/sources/none"), 10)
