@@ -280,7 +280,7 @@ OTHERS = {
     "modules.json", "adapter_config.json", "adapter_model.safetensors", "recipe.json",
 }  # fmt: skip
 APART = {"recipe/run_paths.py", "commands/quickstart.py", "commands/quickstart_world.py",
-         "commands/submit.py", "pairs/sources.py"}  # fmt: skip
+         "commands/submit.py", "pairs/snapshots.py"}  # fmt: skip
 
 
 def test_the_names_of_a_runs_files_stand_in_one_place() -> None:

@@ -1,6 +1,7 @@
 from .forms import PairEncoder as PairEncoder, RawPair as RawPair
 from .sources import (
     chunks_of as chunks_of,
+    left_out as left_out,
     read_chunk as read_chunk,
     source_fingerprint as source_fingerprint,
 )

@@ -7,8 +7,8 @@ from typing import Any
 from pipelines.errors import UserError
 from pipelines.models import load_tokenizer
 from pipelines.pairs.forms import PairEncoder, RowRejected, pairs_of_row
-from pipelines.pairs.prepare import checked_chunks, refuse_unknown_tokens
-from pipelines.pairs.sources import read_chunk
+from pipelines.pairs.prepare import checked_chunks, files_left_out, refuse_unknown_tokens
+from pipelines.pairs.sources import read_rows
 from pipelines.pairs.table import SPLITS
 from pipelines.recipe import MANIFEST, Recipe, Run, Source
 
@@ -30,6 +30,7 @@ def forecast_pairs(run: Run, tokenizer_dir: str, known_tokens: int | None) -> di
         return {
             "exact": True,
             **{key: counts[key] for key in (*_ESTIMATED, "shards", "rejected")},
+            "left_out": counts.get("left_out", []),
         }
     tokenizer = load_tokenizer(tokenizer_dir)
     encoder = PairEncoder(tokenizer, recipe.data)
@@ -76,7 +77,13 @@ def forecast_pairs(run: Run, tokenizer_dir: str, known_tokens: int | None) -> di
             "no usable training pair among the sampled rows of "
             f"{', '.join(s.path for s in data.sources)} ({shown})"
         )
-    return {"exact": False, **found, "shards": sizes, "rejected": dict(sorted(reasons.items()))}
+    return {
+        "exact": False,
+        **found,
+        "shards": sizes,
+        "rejected": dict(sorted(reasons.items())),
+        "left_out": files_left_out(recipe),
+    }
 
 
 def _estimate(
@@ -95,13 +102,15 @@ def _estimate(
     reasons: Counter[str] = Counter()
     per_chunk = max(1, _SAMPLED_ROWS // len(chunks))
     for chunk in chunks:
-        for number, (_, row) in enumerate(read_chunk(chunk)):
+        for number, row in enumerate(read_rows(chunk)):
             rows += 1
-            if number >= per_chunk or row is None:
+            if number >= per_chunk:
                 continue
             seen += 1
             try:
-                for pair in pairs_of_row(row, form, recipe.data, source.columns, tokenizer):
+                if row.values is None:
+                    raise RowRejected(row.fault)
+                for pair in pairs_of_row(row.values, form, recipe.data, source.columns, tokenizer):
                     encoded = encoder.encode(pair)
                     refuse_unknown_tokens(encoded, known_tokens)
                     responses = len(encoded.chosen) + len(encoded.rejected or ())

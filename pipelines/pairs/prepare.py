@@ -24,7 +24,7 @@ from pipelines.pairs.forms import (
     pairs_of_row,
 )
 from pipelines.pairs.row_plan import RowPlan, digest_of
-from pipelines.pairs.sources import Chunk, chunks_of, column_names, read_chunk
+from pipelines.pairs.sources import Chunk, chunks_of, column_names, left_out, read_rows
 from pipelines.pairs.tasks import ChunkTask, block_of, outcome_of, result_of, rows_of
 from pipelines.pairs.writer import write_shards
 from pipelines.recipe import REJECTED_ROWS, DataSection, Recipe, Source, StageRecord
@@ -56,6 +56,7 @@ def run_prepare(
     )
     counts["rejected"] = dict(sorted(plan.reasons.items()))
     counts["exact_duplicates"] = plan.num_duplicates
+    counts["left_out"] = files_left_out(recipe)
     if counts["pairs"]["train"] == 0:
         reasons = (
             ", ".join(f"{reason}: {n}" for reason, n in plan.reasons.most_common(5))
@@ -73,6 +74,12 @@ def check_sources(recipe: Recipe) -> None:
     for sources in recipe.data.groups().values():
         for source in sources:
             checked_chunks(recipe, source)
+
+
+def files_left_out(recipe: Recipe) -> list[str]:
+    """A line for every source beside whose files others lie that are not read."""
+    found = [left_out(source) for group in recipe.data.groups().values() for source in group]
+    return list(dict.fromkeys(line for line in found if line is not None))
 
 
 def _tasks(recipe: Recipe) -> list[ChunkTask]:
@@ -207,17 +214,17 @@ def _rows_of_chunk(
     tokenizer = load_tokenizer(str(resolve_model(tokenizer_name, tokenizer_only=True)))
     encoder = PairEncoder(tokenizer, data)
     rows: list[dict[str, Any]] = []
-    for number, row in read_chunk(task.chunk):
-        base = {"source": task.source, "row": number}
+    for row in read_rows(task.chunk):
+        base = {"source": task.source, "row": row.number}
         try:
-            if row is None:
-                raise RowRejected("the line is not a JSON object")
-            for pair in pairs_of_row(row, task.form, data, source.columns, tokenizer):
+            if row.values is None:
+                raise RowRejected(row.fault)
+            for pair in pairs_of_row(row.values, task.form, data, source.columns, tokenizer):
                 encoded = encoder.encode(pair)
                 refuse_unknown_tokens(encoded, known_tokens)
                 rows.append({**base, **_columns(pair, encoded)})
         except RowRejected as reason:
-            rows.append({**base, "reason": str(reason)})
+            rows.append({**base, "reason": str(reason), "place": row.place})
     return rows
 
 

@@ -31,6 +31,7 @@ DIGEST = pa.schema(
         ("pair", _KEY),
         ("prompt", _KEY),
         ("reason", pa.string()),
+        ("place", pa.string()),
     ]
 )
 _DROPPED = -1
@@ -46,7 +47,7 @@ def digest_of(block: pa.Table, data: DataSection) -> pa.Table:
     order of the sources.
 
     Args:
-        block: with source, row, pair_id, prompt_hash, and reason where a row is no pair.
+        block: with source, row, pair_id, prompt_hash, and reason and place where a row is no pair.
     """
     roles = (
         ["train"] * len(data.sources)
@@ -54,8 +55,9 @@ def digest_of(block: pa.Table, data: DataSection) -> pa.Table:
         + ["test"] * len(data.test)
     )
     rows = []
-    for row in block.select(["source", "row", "pair_id", "prompt_hash", "reason"]).to_pylist():
-        digest = {"source": row["source"], "row": row["row"], "reason": row["reason"]}
+    own = ["source", "row", "reason", "place"]
+    for row in block.select([*own, "pair_id", "prompt_hash"]).to_pylist():
+        digest = {name: row[name] for name in own}
         if not row["reason"]:
             pair, prompt, split = row["pair_id"], row["prompt_hash"], roles[row["source"]]
             copies = 1
@@ -135,6 +137,7 @@ class RowPlan:
         self.num_rows = table.num_rows
         self._source, self._row = table["source"].to_numpy(), table["row"].to_numpy()
         self._reason, self._reasons = _coded_reasons(table["reason"])
+        self._place = table["place"]
         self._split = pc.fill_null(table["split"], _DROPPED).to_numpy().copy()
         self._copies = pc.fill_null(table["copies"], 0).to_numpy().copy()
         rank, pair, prompt = (
@@ -179,12 +182,14 @@ class RowPlan:
         )
 
     def rejected_rows(self) -> Iterator[dict[str, Any]]:
-        """source, row and reason of every dropped row, in order."""
+        """source, row and reason of every dropped row, in order; place where it is known."""
         for i in np.flatnonzero(self._reason >= 0):
+            place = self._place[int(i)].as_py()
             yield {
                 "source": int(self._source[i]),
                 "row": int(self._row[i]),
                 "reason": self._reasons[self._reason[i]],
+                **({"place": place} if place else {}),
             }
 
     def num_pairs(self, split: str) -> int:

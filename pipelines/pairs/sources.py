@@ -1,41 +1,54 @@
 """Data sources -> chunks that tasks read on their own.
 
-Every row's number in its file is known beforehand. Ray Data's own readers neither number rows nor
+Every row's number in its source is known beforehand. Ray Data's own readers neither number rows nor
 keep their order, and a pair's identity is (source, row number). So the driver only cuts files into
 chunks (byte ranges, row groups, index ranges) and the tasks do the reading.
 """
 
 import io
-import json
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
 from pyarrow import fs
 
 from pipelines.errors import UserError
-from pipelines.pairs.split_files import files_of_split
+from pipelines.pairs.row_readers import (
+    SourceRow,
+    arrow_batches,
+    csv_header,
+    csv_values,
+    json_values,
+    layout_of,
+    one_line,
+    open_parquet,
+    open_text,
+    records_of,
+    start_of_array,
+    text_between,
+)
+from pipelines.pairs.source_files import SourceFile, SourceFiles, files_of
 from pipelines.recipe import Source
 from pipelines.storage import file_hash, filesystem_of
 
-_SUFFIXES = {
-    ".jsonl": "jsonl",
-    ".json": "jsonl",
-    ".ndjson": "jsonl",
-    ".parquet": "parquet",
-    ".csv": "csv",
-}
+# Whoever reads a part of a compressed file decompresses all that comes before it. With so many
+# parts at most that stays below the cost of tokenising.
+_MOST_SEQUENTIAL = 64
 
 
 @dataclass(frozen=True)
 class Chunk:
     """A contiguous part of one file (or data set): rows first_row, first_row + 1, ...
 
-    For jsonl start/stop are bytes, for parquet row groups, for csv and huggingface rows.
+    start and stop are bytes of uncompressed text for jsonl, array and csv, row groups for parquet,
+    rows of the file for arrow and of the data set for huggingface.
+
+    Attributes:
+        codec: the file's compression. line: of the file at start. columns: a CSV's. numbers: its
+            columns that are scores.
     """
 
     kind: str
@@ -46,118 +59,53 @@ class Chunk:
     split: str = ""
     subset: str | None = None
     data_dir: str | None = None
+    codec: str = ""
+    line: int = 1
+    columns: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = ()
 
-
-def list_files(source: Source) -> list[tuple[str, str]]:
-    """(uri, format) of each file of a local or object-store source's split, sorted.
-
-    The list is empty if the path names no file.
-
-    Raises: UserError for a split that the files do not have or must be told apart by, and for a
-        subset or data_dir of files.
-    """
-    filesystem, path = filesystem_of(source.path)
-    root = path
-    if any(c in path for c in "*?["):
-        import fnmatch
-
-        folder = path[: path.rfind("/", 0, min(i for c in "*?[" if (i := path.find(c)) >= 0))]
-        infos = filesystem.get_file_info(
-            fs.FileSelector(folder, recursive=True, allow_not_found=True)
-        )
-        paths = [
-            info.path
-            for info in infos
-            if info.type == fs.FileType.File and fnmatch.fnmatch(info.path, path)
-        ]
-        root = folder
-        _refuse_ignored(source, ("subset", "data_dir") if paths else ())
-    else:
-        info = filesystem.get_file_info(path)
-        if info.type == fs.FileType.NotFound:
-            return []
-        if info.type == fs.FileType.File:
-            paths = [path]
-            _refuse_ignored(source, ("subset", "data_dir"))
-        else:
-            _refuse_ignored(source, ("subset",))
-            root = path = (
-                f"{path.rstrip('/')}/{source.data_dir.strip('/')}" if source.data_dir else path
-            )
-            infos = filesystem.get_file_info(
-                fs.FileSelector(path, recursive=True, allow_not_found=True)
-            )
-            if any(i.base_name == "state.json" for i in infos) and any(
-                i.extension == "arrow" for i in infos
-            ):
-                raise UserError(
-                    f"data source {path!r} was written by datasets' save_to_disk, which is not "
-                    "read; write it with to_parquet or to_json"
-                )
-            paths = [
-                i.path
-                for i in infos
-                if i.type == fs.FileType.File and "." + i.base_name.rsplit(".", 1)[-1] in _SUFFIXES
-            ]
-    prefix = source.path.split("://")[0] + "://" if "://" in source.path else ""
-    return [
-        (prefix + p, _format_of(p, source)) for p in files_of_split(source, root, sorted(paths))
-    ]
-
-
-def _refuse_ignored(source: Source, keys: Iterable[str]) -> None:
-    """UserError for a key that files cannot follow."""
-    for key in keys:
-        value = getattr(source, key)
-        if value is not None:
-            raise UserError(
-                f"data source {source.path!r}: {key} = {value!r} is of Hugging Face data sets, "
-                "these are files; name their folder in path, or set format: huggingface"
-            )
-
-
-def _format_of(path: str, source: Source) -> str:
-    if source.format != "auto":
-        return source.format
-    suffix = "." + path.rsplit(".", 1)[-1].lower()
-    if suffix not in _SUFFIXES:
-        raise UserError(
-            f"data source {path}: format not recognised; set format to jsonl, parquet or csv"
-        )
-    return _SUFFIXES[suffix]
+    def __post_init__(self) -> None:
+        for name in ("columns", "numbers"):  # JSON makes lists of them
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
 
 def chunks_of(source: Source, rows_per_chunk: int) -> list[Chunk]:
-    """Cut a source into chunks in row order. UserError if it does not exist or holds no file."""
-    files = [] if source.format == "huggingface" else list_files(source)
-    if not files:
-        if source.format == "huggingface" or (
-            source.format == "auto" and _looks_like_hub_name(source.path)
-        ):
-            split = source.split or "train"
-            rows = len(_hub_dataset(source.path, source.subset, source.data_dir, split))
-            return [
-                Chunk(
-                    "huggingface",
-                    source.path,
-                    start,
-                    start,
-                    min(start + rows_per_chunk, rows),
-                    split,
-                    source.subset,
-                    source.data_dir,
-                )
-                for start in range(0, rows, rows_per_chunk)
-            ]
-        raise UserError(
-            f"data source {source.path!r}: no such file, directory or pattern with a match"
-        )
+    """Cut a source into chunks in row order.
+
+    A compressed file is cut into 64 chunks at most, of more rows if it is long.
+
+    Raises: UserError if it does not exist, holds no file or cannot be read.
+    """
+    files = _files(source)
+    if files is None:
+        rows = len(_hub_split(source))
+        return [
+            Chunk(
+                "huggingface",
+                source.path,
+                start,
+                start,
+                min(start + rows_per_chunk, rows),
+                source.split or "train",
+                source.subset,
+                source.data_dir,
+                numbers=_numbers(source),
+            )
+            for start in range(0, rows, rows_per_chunk)
+        ]
     chunks: list[Chunk] = []
     first = 0
-    for uri, kind in files:
-        found, first = _file_chunks(uri, kind, first, rows_per_chunk)
+    for file in files.read:
+        with one_line(file.uri, file.format):
+            found, first = _file_chunks(file, first, rows_per_chunk, _numbers(source))
         chunks += found
     return chunks
+
+
+def left_out(source: Source) -> str | None:
+    """A line that names the files that lie among a source's and are not read; None without any."""
+    files = _files(source)
+    return None if files is None else files.warning(source)
 
 
 def source_fingerprint(source: Source) -> str:
@@ -165,113 +113,182 @@ def source_fingerprint(source: Source) -> str:
 
     It is made of hashes of local files, else of size and time, or of the hub name and split.
     """
-    files = [] if source.format == "huggingface" else list_files(source)
-    if not files:
-        if not _looks_like_hub_name(source.path) and source.format != "huggingface":
-            raise UserError(
-                f"data source {source.path!r}: no such file, directory or pattern with a match"
-            )
+    files = _files(source)
+    if files is None:
         split = source.split or "train"
-        found = _hub_dataset(source.path, source.subset, source.data_dir, split)._fingerprint
+        found = _hub_split(source)._fingerprint
         return f"hub:{source.path}:{source.subset}:{source.data_dir}:{split}:{found}"
     parts = []
-    for uri, _ in files:
-        filesystem, path = filesystem_of(uri)
-        if isinstance(filesystem, fs.LocalFileSystem):
-            from pathlib import Path
-
-            parts.append(file_hash(Path(path)))
-        else:
-            info = filesystem.get_file_info(path)
-            parts.append(f"{uri}:{info.size}:{info.mtime_ns}")
+    for file in files.read:
+        filesystem, path = filesystem_of(file.uri)
+        with one_line(file.uri, file.format):
+            if isinstance(filesystem, fs.LocalFileSystem):
+                parts.append(file_hash(Path(path)))
+            else:
+                info = filesystem.get_file_info(path)
+                parts.append(f"{file.uri}:{info.size}:{info.mtime_ns}")
     return "+".join(parts)
 
 
-def read_chunk(chunk: Chunk) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """(row number, row) of each row; None for a line that is no JSON object."""
+def read_rows(chunk: Chunk) -> Iterator[SourceRow]:
+    """Every row of a chunk, also those that cannot be read."""
     if chunk.kind == "huggingface":
-        data = _hub_dataset(chunk.path, chunk.subset, chunk.data_dir, chunk.split)
-        yield from enumerate((data[i] for i in range(chunk.start, chunk.stop)), chunk.first_row)
+        data = _hub_dataset(chunk.path, chunk.subset, chunk.data_dir, chunk.split, chunk.numbers)
+        for number, index in enumerate(range(chunk.start, chunk.stop), chunk.first_row):
+            yield SourceRow(number, data[index], f"{chunk.path} {chunk.split}:{index}")
         return
-    filesystem, path = filesystem_of(chunk.path)
-    if chunk.kind == "jsonl":
-        with filesystem.open_input_file(path) as stream:
-            stream.seek(chunk.start)
-            block = stream.read(chunk.stop - chunk.start)
-        row = chunk.first_row
-        for line in block.split(b"\n"):
-            if line.strip():
-                yield row, _json_object(line)
-                row += 1
-        return
-    if chunk.kind == "parquet":
-        with pq.ParquetFile(filesystem.open_input_file(path)) as file:
-            table = file.read_row_groups(list(range(chunk.start, chunk.stop)))
-    else:
-        table = _read_csv(filesystem, path).slice(chunk.start, chunk.stop - chunk.start)
-    yield from enumerate(table.to_pylist(), chunk.first_row)
+    with one_line(chunk.path, chunk.kind):
+        yield from _rows(chunk)
+
+
+def read_chunk(chunk: Chunk) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """(row number, row) of each row; None for one that cannot be read."""
+    for row in read_rows(chunk):
+        yield row.number, row.values
 
 
 def column_names(chunk: Chunk) -> tuple[set[str], dict[str, Any]]:
-    """Columns of a source (for jsonl: of the chunk's first object) and its first row."""
-    for _, row in read_chunk(chunk):
-        if row is not None:
-            return set(row), row
+    """Columns of a source (for jsonl: of the chunk's first object) and its first row.
+
+    Raises: UserError if no row of the chunk can be read.
+    """
+    unread = None
+    for row in read_rows(chunk):
+        if row.values is not None:
+            return set(row.values), row.values
+        unread = unread or row
+    if unread is not None:
+        raise UserError(
+            f"data source {chunk.path!r}: none of its first rows can be read; {unread.place}: "
+            f"{unread.fault}"
+        )
     return set(), {}
 
 
-def _file_chunks(uri: str, kind: str, first: int, rows_per_chunk: int) -> tuple[list[Chunk], int]:
-    filesystem, path = filesystem_of(uri)
+def _rows(chunk: Chunk) -> Iterator[SourceRow]:
+    name = chunk.path.rsplit("/", 1)[-1]
+    file = SourceFile(chunk.path, chunk.kind, chunk.codec)
+    if chunk.kind in ("parquet", "arrow"):
+        tables = _parquet_rows(file, chunk) if chunk.kind == "parquet" else _arrow_rows(file, chunk)
+        for number, values in enumerate(tables, chunk.first_row):
+            yield SourceRow(number, values, name)
+        return
+    text = io.BytesIO(text_between(file, chunk.start, chunk.stop))
+    number = chunk.first_row
+    found: tuple[dict[str, Any] | None, str]
+    for record in records_of(chunk.kind, text, chunk.path, chunk.line, chunk.start):
+        if chunk.kind == "csv":
+            found = csv_values(record, chunk.columns, chunk.numbers)
+        elif record.text is None:  # the end of an array
+            continue
+        else:
+            found = json_values(record)
+        yield SourceRow(number, found[0], f"{name}:{record.line}", found[1])
+        number += 1
+
+
+def _parquet_rows(file: SourceFile, chunk: Chunk) -> list[dict[str, Any]]:
+    with open_parquet(file) as opened:
+        found: list[dict[str, Any]] = opened.read_row_groups(
+            list(range(chunk.start, chunk.stop))
+        ).to_pylist()
+    return found
+
+
+def _arrow_rows(file: SourceFile, chunk: Chunk) -> Iterator[dict[str, Any]]:
+    at = 0
+    for batch in arrow_batches(file):
+        start, stop = max(0, chunk.start - at), min(batch.num_rows, chunk.stop - at)
+        if start < stop:
+            yield from batch.slice(start, stop - start).to_pylist()
+        at += batch.num_rows
+        if at >= chunk.stop:
+            return
+
+
+def _file_chunks(
+    file: SourceFile, first: int, rows_per_chunk: int, numbers: tuple[str, ...]
+) -> tuple[list[Chunk], int]:
+    """The chunks of a file whose first row has that number, and the number after its last."""
     chunks: list[Chunk] = []
-    try:
-        if kind == "parquet":
-            with pq.ParquetFile(filesystem.open_input_file(path)) as file:
-                for group in range(file.num_row_groups):
-                    chunks.append(Chunk(kind, uri, first, group, group + 1))
-                    first += file.metadata.row_group(group).num_rows
-            return chunks, first
-        if kind == "csv":
-            rows = _read_csv(filesystem, path).num_rows
-            for start in range(0, rows, rows_per_chunk):
-                chunks.append(
-                    Chunk(kind, uri, first + start, start, min(start + rows_per_chunk, rows))
-                )
-            return chunks, first + rows
-    except (pa.ArrowInvalid, OSError) as error:
+    if file.format == "parquet":
+        with open_parquet(file) as opened:
+            for group in range(opened.num_row_groups):
+                chunks.append(Chunk("parquet", file.uri, first, group, group + 1, codec=file.codec))
+                first += opened.metadata.row_group(group).num_rows
+        return chunks, first
+    if file.format == "arrow":
+        rows = sum(batch.num_rows for batch in arrow_batches(file))
+        size = max(rows_per_chunk, -(-rows // _MOST_SEQUENTIAL))
+        for start in range(0, rows, size):
+            chunks.append(Chunk("arrow", file.uri, first + start, start, min(start + size, rows)))
+        return chunks, first + rows
+    return _text_chunks(file, first, rows_per_chunk, numbers)
+
+
+def _text_chunks(
+    file: SourceFile, first: int, rows_per_chunk: int, numbers: tuple[str, ...]
+) -> tuple[list[Chunk], int]:
+    layout = layout_of(file)
+    columns: tuple[str, ...] = ()
+    # (rows, bytes, line) up to which the file was cut
+    cuts: list[tuple[int, int, int]] = []
+    rows = 0
+    end = None
+    with open_text(file) as stream:
+        start, line = start_of_array(stream) if layout == "array" else (0, 1)
+        for record in records_of(layout, stream, file.uri, line, start):
+            end = record
+            if layout == "csv" and not cuts:
+                columns = csv_header(record, file.uri)
+            elif record.text is not None:
+                rows += 1
+                if rows % rows_per_chunk:
+                    continue
+            else:
+                continue
+            cuts.append((rows, record.stop, record.next_line))
+    if layout == "array" and (end is None or end.fault != "end"):
+        what = "text follows its array" if end and end.fault == "more" else "its array has no end"
+        where = f", line {end.line}" if end else ""
+        raise UserError(f"data source {file.uri}{where}: not readable as json ({what})")
+    if layout != "csv":
+        cuts.insert(0, (0, start, line))
+    if end is not None and cuts[-1][0] != rows:
+        cuts.append((rows, end.stop, end.next_line))
+    if file.codec:
+        step = -(-(len(cuts) - 1) // _MOST_SEQUENTIAL) or 1
+        cuts = [*cuts[:-1:step], *cuts[-1:]]
+    return [
+        Chunk(
+            layout,
+            file.uri,
+            first + row,
+            begin,
+            stop,
+            codec=file.codec,
+            line=at,
+            columns=columns,
+            numbers=numbers if layout == "csv" else (),
+        )
+        for (row, begin, at), (_, stop, _) in itertools.pairwise(cuts)
+    ], first + rows
+
+
+def _files(source: Source) -> SourceFiles | None:
+    """A source's files; None for a data set of a hub.
+
+    Raises: UserError for a path that is neither.
+    """
+    files = files_of(source)
+    may_be_hub = source.format == "huggingface" or (
+        source.format == "auto" and _looks_like_hub_name(source.path)
+    )
+    if files is None and not may_be_hub:
         raise UserError(
-            f"data source {uri}: not readable as {kind} ({str(error).splitlines()[0]})"
-        ) from error
-    if kind != "jsonl":
-        raise UserError(f"data source {uri}: format {kind!r} cannot be read from a file")
-    start = position = rows = 0
-    with filesystem.open_input_stream(path) as raw, io.BufferedReader(raw) as stream:
-        for line in stream:
-            if position == 0 and line.lstrip().startswith(b"["):
-                raise UserError(
-                    f"data source {uri}: a JSON array, not JSON lines; write one object per line"
-                )
-            position += len(line)
-            rows += bool(line.strip())
-            if rows == rows_per_chunk:
-                chunks.append(Chunk(kind, uri, first, start, position))
-                first, start, rows = first + rows, position, 0
-    if rows:
-        chunks.append(Chunk(kind, uri, first, start, position))
-    return chunks, first + rows
-
-
-def _json_object(line: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(line)
-    except (ValueError, UnicodeDecodeError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _read_csv(filesystem: fs.FileSystem, path: str) -> pa.Table:
-    options = pyarrow.csv.ParseOptions(newlines_in_values=True)
-    with filesystem.open_input_stream(path) as stream:
-        return pyarrow.csv.read_csv(stream, parse_options=options)
+            f"data source {source.path!r}: no such file, directory or pattern with a match"
+        )
+    return files
 
 
 def _looks_like_hub_name(path: str) -> bool:
@@ -283,12 +300,44 @@ def _looks_like_hub_name(path: str) -> bool:
     )
 
 
+def _hub_split(source: Source) -> Any:
+    return _hub_dataset(
+        source.path, source.subset, source.data_dir, source.split or "train", _numbers(source)
+    )
+
+
+def _numbers(source: Source) -> tuple[str, ...]:
+    """The columns that are scores."""
+    names = (source.columns.chosen_score, source.columns.rejected_score)
+    return tuple(name for name in names if name)
+
+
 @lru_cache(maxsize=4)
-def _hub_dataset(name: str, subset: str | None, data_dir: str | None, split: str) -> Any:
-    from datasets import load_dataset
+def _hub_dataset(
+    name: str, subset: str | None, data_dir: str | None, split: str, numbers: tuple[str, ...]
+) -> Any:
+    """A split of a data set through the hub's library; of CSV files the text that stands there.
+
+    Args:
+        numbers: columns that keep the type which the library finds.
+    """
+    from datasets import Features, Value, load_dataset, load_dataset_builder
+    from datasets.packaged_modules.csv.csv import CsvConfig
 
     try:
-        return load_dataset(name, subset, data_dir=data_dir, split=split)
+        found = load_dataset(name, subset, data_dir=data_dir, split=split)
+        if isinstance(load_dataset_builder(name, subset, data_dir=data_dir).config, CsvConfig):
+            text = {column: Value("string") for column in found.column_names}
+            features = Features(text | {n: found.features[n] for n in numbers if n in text})
+            found = load_dataset(
+                name,
+                subset,
+                data_dir=data_dir,
+                split=split,
+                features=features,
+                keep_default_na=False,
+            )
+        return found
     except Exception as error:  # the library raises many kinds; the user needs one line
         raise UserError(
             f"data source {name!r} is neither a file nor a data set that can be loaded: "

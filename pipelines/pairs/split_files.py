@@ -6,7 +6,7 @@ Names as the hub's library reads them: a word for the split in the file's name o
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pipelines.errors import UserError
 from pipelines.recipe import Source
@@ -75,9 +75,33 @@ def files_of_split(source: Source, root: str, paths: Sequence[str]) -> list[str]
     return found
 
 
-def _listed(names: dict[str, str | None]) -> str:
+def chosen_split(source: Source, splits: Mapping[str, str]) -> list[str]:
+    """The splits that a source asks for, of those that a data set declares.
+
+    Args:
+        splits: split -> one of its files, to name it by.
+    Raises: UserError if it does not say which of several, or has not the one it says.
+    """
+    if source.split == ALL:
+        return list(splits)
+    named = {path: split for split, path in splits.items()}
+    if source.split is None:
+        if len(splits) > 1:
+            raise UserError(
+                f"data source {source.path!r} holds {_listed(named)}: say which with split, or "
+                f"split: {ALL}"
+            )
+        return list(splits)
+    if source.split not in splits:
+        raise UserError(
+            f"data source {source.path!r}: no split {source.split!r}, it holds {_listed(named)}"
+        )
+    return [source.split]
+
+
+def _listed(names: Mapping[str, str | None]) -> str:
     """Every split with one of its files."""
-    examples = {name: path for path, name in reversed(names.items())}
+    examples = {name: path for path, name in reversed(list(names.items()))}
     parts = [
         f"{'files of no split' if name is None else name} ({examples[name].rsplit('/', 1)[-1]})"
         for name in sorted(examples, key=lambda name: (name is None, name or ""))

@@ -98,6 +98,7 @@ class Prepare(Stage[PrepareInputs]):
         return (
             f"{pairs['train']} train, {pairs['validation']} validation, {pairs['test']} test pairs"
             + (f"; {dropped} rows dropped ({reasons})" if dropped else "")
+            + "".join(f"\nwarning: {shortened(line)}" for line in counts.get("left_out", ()))
         )
 
     def detail(self, counts: dict[str, Any]) -> str:
@@ -110,7 +111,13 @@ class Prepare(Stage[PrepareInputs]):
         return forecast_pairs(run, inputs.tokenizer.path, inputs.known_tokens)
 
 
+_SAID = 500
 PREPARE = Prepare()
+
+
+def shortened(line: str) -> str:
+    """A line about files as it is said; the manifest has all of it."""
+    return line if len(line) <= _SAID else f"{line[:_SAID]}... (all in the manifest)"
 
 
 def none_kept(is_expected: bool) -> str:

@@ -14,8 +14,8 @@ from pipelines.errors import Failure, StageFailed, UserError
 from pipelines.pairs.sources import Chunk
 from pipelines.pairs.table import PAIR_SCHEMA
 
-# A row of a source: a pair, or the reason why it is none.
-ROW_SCHEMA = pa.schema([*PAIR_SCHEMA, ("reason", pa.string())])
+# A row of a source: a pair, or the reason why it is none and where that stands (file:line).
+ROW_SCHEMA = pa.schema([*PAIR_SCHEMA, ("reason", pa.string()), ("place", pa.string())])
 _BLOCK_SCHEMA = pa.schema([*ROW_SCHEMA, ("failure", pa.string())])
 Result = TypeVar("Result")
 

@@ -15,7 +15,7 @@ from yaml import YAMLError
 from pipelines.errors import UserError
 from pipelines.recipe.interpolation import refuse_resolvers, refuse_unresolved
 from pipelines.recipe.keys import explain, is_tag
-from pipelines.recipe.location import with_absolute_paths
+from pipelines.recipe.location import refuse_impossible, with_absolute_paths
 from pipelines.recipe.schema import Recipe
 from pipelines.storage import RunStore
 
@@ -106,7 +106,9 @@ def validate(
         found = schema.model_validate(merged)
     except ValidationError as error:
         raise UserError(explain(schema, error)) from error
-    return with_absolute_paths(found, Path(directory) if directory else Path.cwd())
+    absolute = with_absolute_paths(found, Path(directory) if directory else Path.cwd())
+    refuse_impossible(absolute)
+    return absolute
 
 
 def _in_order(schema: type[BaseModel], overrides: Sequence[str]) -> list[str]:

@@ -4,7 +4,6 @@ A field of one of these types is a location. That it is made absolute, looked fo
 or left alone because it is a name, follows from its type.
 """
 
-import fnmatch
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,10 +13,12 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, Field
 
+from pipelines.errors import UserError
 from pipelines.recipe.keys import Content, leaves, with_leaves
+from pipelines.storage import folder_of_pattern, has_wildcard, local_tree, name_pattern
 
-_WILDCARDS = "*?["
 Schema = TypeVar("Schema", bound=BaseModel)
+_NAME_BYTES, _PATH_BYTES = 255, 4095  # what Linux and its file systems take
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Location:
             not self.may_be_name
             or text.startswith((".", "/", "~"))
             or text.count("/") > 1
-            or (self.may_be_pattern and _has_wildcard(text))
+            or (self.may_be_pattern and has_wildcard(text))
             or _is_there(path)
         )
         return str(path) if is_path else text
@@ -66,7 +67,7 @@ class Location:
             return None
         if _is_there(Path(text)):
             return text
-        return _matching(text) if self.may_be_pattern and _has_wildcard(text) else None
+        return _matching(text) if self.may_be_pattern and has_wildcard(text) else None
 
 
 Model = Annotated[str, Field(min_length=1), Location(may_be_name=True)]
@@ -103,6 +104,27 @@ def with_absolute_paths(section: Schema, directory: Path) -> Schema:
     return with_leaves(section, absolute)
 
 
+def refuse_impossible(section: BaseModel) -> None:
+    """UserError for a local path that no file can have."""
+    for key, text, _ in locations(section):
+        if not text.startswith("/"):
+            continue
+        shown = repr(text if len(text) <= 80 else f"{text[:77]}...")
+        longest = max(len(os.fsencode(part)) for part in text.split("/"))
+        size = len(os.fsencode(text))
+        if "\0" in text:
+            raise UserError(f"{key} = {shown}: no file can be called so")
+        if longest > _NAME_BYTES:
+            raise UserError(
+                f"{key} = {shown}: a name in it has {longest} bytes, at most {_NAME_BYTES} are "
+                "possible"
+            )
+        if size > _PATH_BYTES:
+            raise UserError(
+                f"{key} = {shown}: has {size} bytes, at most {_PATH_BYTES} are possible"
+            )
+
+
 def _location(value: Any, content: Content) -> Location | None:
     if not isinstance(value, str):
         return None
@@ -116,17 +138,10 @@ def _is_there(path: Path) -> bool:
         return False
 
 
-def _has_wildcard(text: str) -> bool:
-    return any(character in text for character in _WILDCARDS)
-
-
 def _matching(pattern: str) -> str | None:
-    """A file that matches; * reaches across folders, as in prepare."""
-    first = min(i for character in _WILDCARDS if (i := pattern.find(character)) >= 0)
-    below = pattern[: pattern.rfind("/", 0, first)] or "/"
-    for folder, _, names in os.walk(below):
-        for name in names:
-            file = str(Path(folder, name))
-            if fnmatch.fnmatch(file, pattern):
-                return file
-    return None
+    """A file that matches, as in prepare."""
+    folder = folder_of_pattern(pattern)
+    if not _is_there(Path(folder)):
+        return None
+    matches = name_pattern(pattern)
+    return next((file for file in local_tree(folder).files if matches.match(file)), None)

@@ -63,7 +63,7 @@ class Source(Section):
 
     STAGE = "prepare"
     path: Data
-    format: Literal["auto", "jsonl", "parquet", "csv", "huggingface"] = "auto"
+    format: Literal["auto", "jsonl", "json", "parquet", "csv", "huggingface"] = "auto"
     form: Literal["auto", "text", "conversational", "hh", "scored", "chosen_only", "text_only"] = (
         "auto"
     )

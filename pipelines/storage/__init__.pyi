@@ -9,3 +9,13 @@ from .hashes import (
 from .row_group_cache import RowGroupCache as RowGroupCache
 from .store import RunStore as RunStore, filesystem_of as filesystem_of
 from .task_results import TaskResults as TaskResults
+from .trees import (
+    Tree as Tree,
+    folder_of_pattern as folder_of_pattern,
+    has_wildcard as has_wildcard,
+    links_to_others as links_to_others,
+    local_tree as local_tree,
+    name_pattern as name_pattern,
+    special_kind as special_kind,
+    tree_below as tree_below,
+)

@@ -182,7 +182,7 @@ class RunStore:
 
     def read_bytes(self, path: str) -> bytes:
         def read() -> bytes:
-            with self._fs.open_input_stream(self._full(path)) as stream:
+            with self._fs.open_input_stream(self._full(path), compression=None) as stream:
                 data: bytes = stream.read()
             return data
 
@@ -336,7 +336,7 @@ class RunStore:
 
         def read() -> str:
             digest = hashlib.sha256()
-            with self._fs.open_input_stream(self._full(path)) as stream:
+            with self._fs.open_input_stream(self._full(path), compression=None) as stream:
                 while block := stream.read(2**22):
                     digest.update(block)
             return digest.hexdigest()
@@ -354,7 +354,7 @@ class RunStore:
 
                 def upload() -> None:
                     spool.seek(0)
-                    with self._fs.open_output_stream(full) as stream:
+                    with self._fs.open_output_stream(full, compression=None) as stream:
                         shutil.copyfileobj(spool, stream, 2**22)
 
                 self.trying(upload, path)

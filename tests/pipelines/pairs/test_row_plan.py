@@ -59,6 +59,7 @@ def blocks_of(rows: list[Row], size: int) -> list[pa.Table]:
         "pair_id": pa.string(),
         "prompt_hash": pa.string(),
         "reason": pa.string(),
+        "place": pa.string(),
     }
     whole = pa.Table.from_pylist(rows, schema=pa.schema(list(types.items())))
     return [whole.slice(start, size) for start in range(0, len(rows), size)]

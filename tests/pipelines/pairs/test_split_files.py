@@ -157,15 +157,6 @@ def test_subset_and_data_dir_are_followed_or_refused(tmp_path: Path) -> None:
     ]
 
 
-def test_a_saved_data_set_is_refused_by_name(tmp_path: Path) -> None:
-    import datasets
-
-    split = datasets.Dataset.from_dict({"text": ["one"]})
-    datasets.DatasetDict({"train": split, "test": split}).save_to_disk(str(tmp_path / "saved"))
-    with pytest.raises(UserError, match="save_to_disk, which is not read"):
-        chunks_of(Source(path=str(tmp_path / "saved"), split="train"), 10)
-
-
 def test_plan_and_prepare_refuse_before_any_work(
     make_recipe: MakeRecipe, pairs_file: Path, tmp_path: Path
 ) -> None:

@@ -340,30 +340,6 @@ def test_forms_are_recognised_by_their_columns() -> None:
         detect_form({"a", "b"}, NAMES, {})
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
-def test_rows_keep_their_numbers_in_every_format_and_chunking(tmp_path: Path, kind: str) -> None:
-    import json
-
-    import pyarrow as pa
-    import pyarrow.csv
-    import pyarrow.parquet as pq
-
-    rows = [{"text": f"row {i}\nwith a second line"} for i in range(25)]
-    path = tmp_path / f"f.{kind}"
-    if kind == "jsonl":
-        path.write_text(
-            "".join(json.dumps(r) + "\n" + ("\n" if i % 7 == 0 else "") for i, r in enumerate(rows))
-        )
-    elif kind == "csv":
-        pyarrow.csv.write_csv(pa.Table.from_pylist(rows), path)
-    else:
-        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=6)
-    source = Source(path=str(path))
-    for size in (1, 4, 100):
-        found = [item for chunk in chunks_of(source, size) for item in read_chunk(chunk)]
-        assert found == list(enumerate(rows))
-
-
 def test_local_data_sets_load_through_the_hub_library(tmp_path: Path) -> None:
     """A directory in the hub's layout goes through datasets.load_dataset, the code path of a hub
     name.
@@ -381,6 +357,3 @@ def test_local_data_sets_load_through_the_hub_library(tmp_path: Path) -> None:
 def test_missing_sources_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"missing\.jsonl.*no such file"):
         chunks_of(Source(path=str(tmp_path / "missing.jsonl")), 10)
-    (tmp_path / "array.json").write_text('[{"text": "x"}]\n')
-    with pytest.raises(UserError, match="JSON array"):
-        chunks_of(Source(path=str(tmp_path / "array.json")), 10)

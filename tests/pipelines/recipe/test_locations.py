@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from pipelines.cluster.shared_paths import _inputs, _outputs, local_paths
+from pipelines.errors import UserError
 from pipelines.recipe.files import validate_recipe
 from pipelines.recipe.location import locations
 from pipelines.recipe.schema import Recipe
@@ -146,15 +147,16 @@ def test_stores_and_endpoints_stay(home: Path) -> None:
 
 def test_patterns_are_absolute_and_looked_for_by_a_file(home: Path) -> None:
     (home / "here" / "below").mkdir()
-    (home / "here" / "below" / "one.jsonl").write_text("")
+    for name in ("one.jsonl", "below/a.jsonl"):
+        (home / "here" / name).write_text("")
     recipe = validate_recipe(with_all("here/*.jsonl"))
     paths = named(recipe)
     assert {paths[key] for key in DATA} == {f"{home}/here/*.jsonl"}
     assert {paths[key] for key in MODELS} == {"here/*.jsonl"}, "a model is no pattern"
-    file = str(home / "here" / "below" / "one.jsonl")
-    assert local_paths(recipe) == {
-        f"data.{s}[0].path": file for s in ("sources", "validation", "test")
-    }
+    keys = [f"data.{group}[0].path" for group in ("sources", "validation", "test")]
+    assert local_paths(recipe) == dict.fromkeys(keys, str(home / "here" / "one.jsonl"))
+    deep = validate_recipe(with_all("here/**/a.jsonl"))
+    assert local_paths(deep) == dict.fromkeys(keys, str(home / "here" / "below" / "a.jsonl"))
     assert local_paths(validate_recipe(with_all("~/here/*.parquet"))) == {}
 
 
@@ -212,3 +214,34 @@ def test_a_sweeps_relative_paths_start_where_its_command_ran(
         "sample.reward.model": f"{home}/two",
         "schedule.release": f"{home}/release",
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("x" * 300, "a name in it has 300 bytes, at most 255 are possible"),
+        ("missing/" + "é" * 128 + "/run", "a name in it has 256 bytes, at most 255"),
+        ("d/" * 2100, "bytes, at most 4095 are possible"),
+        ("a\0b", "no file can be called so"),
+    ],
+)
+def test_a_path_that_no_file_can_have_is_refused_by_its_key(
+    tmp_path: Path, name: str, line: str
+) -> None:
+    """Case 12: run_dir, a store, a source; the longest name that there can be is taken."""
+    path = f"{tmp_path}/{name}"
+    plain = {
+        "run_dir": "r",
+        "model": {"name_or_path": "m"},
+        "data": {"sources": [{"path": "p"}]},
+    }
+    for key, value in (
+        ("run_dir", {"run_dir": path}),
+        ("paths.pairs", {"paths": {"pairs": path}}),
+        ("data.sources[0].path", {"data": {"sources": [{"path": path}]}}),
+    ):
+        with pytest.raises(UserError, match=line) as raised:
+            validate_recipe({**plain, **value})
+        assert str(raised.value).startswith(f"{key} = ")
+        assert len(str(raised.value)) < 250 and "\n" not in str(raised.value)
+    validate_recipe({**plain, "run_dir": f"{tmp_path}/{'x' * 255}"})

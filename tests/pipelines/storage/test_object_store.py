@@ -3,6 +3,7 @@ its way.
 """
 
 import gc
+import gzip
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +19,9 @@ from pipelines.errors import Failure, StageFailed, UserError
 from pipelines.models.directories import resolve_model
 from pipelines.models.fingerprints import weights_fingerprint
 from pipelines.pairs.prepare import _run_task
-from pipelines.pairs.sources import Chunk
+from pipelines.pairs.sources import Chunk, chunks_of, left_out, read_chunk, source_fingerprint
 from pipelines.pairs.tasks import ChunkTask, result_of, rows_of
-from pipelines.recipe.schema import DataSection, Recipe
+from pipelines.recipe.schema import DataSection, Recipe, Source
 from pipelines.storage.row_group_cache import RowGroupCache
 from pipelines.storage.store import RunStore
 from sparsepo import TokenizedPair
@@ -191,3 +192,41 @@ def test_a_task_whose_store_stays_away_fails_as_a_stage(
     assert isinstance(found, Failure) and found.kind == "stage"
     with pytest.raises(StageFailed, match="s3://bucket/models/away.*still failing after 1 tries"):
         result_of(found)
+
+
+def test_sources_are_read_as_from_a_disk(object_store: ObjectStore, tmp_path: Path) -> None:
+    """Compressed, by folder and by pattern, a saved data set, a snapshot's configs; what is left
+    out is named. The same tree on the disk is the measure.
+    """
+    import datasets
+
+    card = "---\nconfigs:\n- config_name: default\n  data_files: x/*.csv.gz\n---\n"
+    files = {
+        "set/a.jsonl": b'{"text": "0"}\n{"text": "1"}\n',
+        "set/b/c.jsonl.gz": gzip.compress(b'{"text": "2"}\n' * 40),
+        "set/d.json": b'[{"text": "3"}, {"text": "4"}]',
+        "set/notes.txt": b"",
+        "set/.git/config": b"",
+        "card/README.md": card.encode(),
+        "card/x/1.csv.gz": gzip.compress(b"text\n5\n6\n"),
+        "card/2.csv": b"text\n7\n",
+    }
+    datasets.Dataset.from_dict({"text": ["8", "9"]}).save_to_disk(str(tmp_path / "saved"))
+    files |= {f"saved/{file.name}": file.read_bytes() for file in (tmp_path / "saved").iterdir()}
+    store, local = RunStore("s3://bucket/sources"), RunStore(str(tmp_path))
+    for name, content in files.items():
+        store.write_bytes(name, content)
+        local.write_bytes(name, content)
+    for path in ("set", "set/*.json*", "set/**/*.jsonl.gz", "card", "saved", "set/d.json"):
+        found = []
+        for root in (store.root, str(tmp_path)):
+            source = Source(path=f"{root}/{path}")
+            source_fingerprint(source)
+            rows = [row for chunk in chunks_of(source, 16) for row in read_chunk(chunk)]
+            said = left_out(source)
+            found.append((rows, said and said.replace(root, "")))
+        assert found[0] == found[1] and found[0][0], path
+    assert store.read_bytes("set/b/c.jsonl.gz") == files["set/b/c.jsonl.gz"], "as it was written"
+    assert "notes.txt (no format" in str(left_out(Source(path=f"{store.root}/set")))
+    with pytest.raises(UserError, match="s3://bucket/sources/none': no such file"):
+        chunks_of(Source(path="s3://bucket/sources/none"), 10)
