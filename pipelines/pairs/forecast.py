@@ -6,7 +6,8 @@ from typing import Any
 
 from pipelines.errors import UserError
 from pipelines.models import load_tokenizer
-from pipelines.pairs.forms import PairEncoder, RowRejected, pairs_of_row
+from pipelines.pairs.conversation import ChatRenderer, PairEncoder, RowRejected
+from pipelines.pairs.forms import pairs_of_row
 from pipelines.pairs.prepare import check_lengths, checked_chunks
 from pipelines.pairs.sources import read_chunk
 from pipelines.pairs.table import SPLITS
@@ -30,7 +31,7 @@ def forecast_pairs(run: Run, tokenizer_dir: str) -> dict[str, Any]:
         }
     check_lengths(recipe, tokenizer_dir)
     tokenizer = load_tokenizer(tokenizer_dir)
-    encoder = PairEncoder(tokenizer, recipe.data)
+    encoder, chat = PairEncoder(tokenizer, recipe.data), ChatRenderer(tokenizer, recipe.data)
     data = recipe.data
     held = {"validation": data.validation_fraction, "test": data.test_fraction}
     shares = {
@@ -42,7 +43,7 @@ def forecast_pairs(run: Run, tokenizer_dir: str) -> dict[str, Any]:
     reasons: Counter[str] = Counter()
     for group, sources in data.groups().items():
         for source in sources:
-            estimate, rejected = _estimate(recipe, source, encoder, tokenizer)
+            estimate, rejected = _estimate(recipe, source, encoder, chat)
             reasons.update(rejected)
             for split, share in shares[group].items():
                 copies = share * (source.weight if split == "train" else 1.0)
@@ -78,7 +79,7 @@ def forecast_pairs(run: Run, tokenizer_dir: str) -> dict[str, Any]:
 
 
 def _estimate(
-    recipe: Recipe, source: Source, encoder: PairEncoder, tokenizer: Any
+    recipe: Recipe, source: Source, encoder: PairEncoder, chat: ChatRenderer
 ) -> tuple[tuple[float, ...], dict[str, int]]:
     """The quantities of _ESTIMATED of a source, and its rejected rows by reason.
 
@@ -95,7 +96,7 @@ def _estimate(
                 continue
             seen += 1
             try:
-                for pair in pairs_of_row(row, form, recipe.data, source.columns, tokenizer):
+                for pair in pairs_of_row(row, form, recipe.data, source.columns, chat):
                     encoded = encoder.encode(pair)
                     responses = len(encoded.chosen) + len(encoded.rejected or ())
                     pairs, scored = pairs + 1, scored + responses

@@ -15,20 +15,22 @@ import pyarrow as pa
 from pipelines.cluster import local_paths, quieten_ray_data, require_seen
 from pipelines.errors import Failure, UserError
 from pipelines.models import load_tokenizer, max_positions, resolve_model
-from pipelines.pairs.forms import (
+from pipelines.pairs.conversation import (
+    ChatRenderer,
     Encoded,
     PairEncoder,
     RawPair,
     RowRejected,
-    detect_form,
-    needed_columns,
-    pairs_of_row,
+    decisions,
 )
+from pipelines.pairs.forms import detect_form, needed_columns, pairs_of_row
 from pipelines.pairs.row_plan import RowPlan, digest_of
 from pipelines.pairs.sources import Chunk, chunks_of, column_names, read_chunk
 from pipelines.pairs.tasks import ChunkTask, block_of, outcome_of, result_of, rows_of
 from pipelines.pairs.writer import write_shards
 from pipelines.recipe import REJECTED_ROWS, DataSection, Recipe, Source, StageRecord
+
+_SCORED_BY_COLUMNS = ("text", "conversational", "hh")
 
 
 def run_prepare(
@@ -41,6 +43,8 @@ def run_prepare(
     """
     check_lengths(recipe, tokenizer_dir)
     tasks = _tasks(recipe)
+    has_chat = any(task.form == "conversational" for task in tasks)
+    encoding = decisions(load_tokenizer(tokenizer_dir), recipe.data, has_chat)
     record.begin()
     blocks = _tokenised(
         tasks, recipe, recipe.model.tokenizer or recipe.model.name_or_path
@@ -54,6 +58,7 @@ def run_prepare(
     )
     counts["rejected"] = dict(sorted(plan.reasons.items()))
     counts["exact_duplicates"] = plan.num_duplicates
+    counts["encoding"] = encoding
     if counts["pairs"]["train"] == 0:
         reasons = (
             ", ".join(f"{reason}: {n}" for reason, n in plan.reasons.most_common(5))
@@ -122,11 +127,11 @@ def _check_features(recipe: Recipe, source: Source, form: str) -> None:
     if (
         "preference_scores" in wanted
         and form != "scored"
-        and not (names.chosen_score and names.rejected_score and form == "text")
+        and not (names.chosen_score and names.rejected_score and form in _SCORED_BY_COLUMNS)
     ):
         raise UserError(
             f"data source {source.path!r} (form {form}) has no scores, which objective "
-            f"{recipe.objective.name} needs: use the scored form, or the text form with "
+            f"{recipe.objective.name} needs: use the scored form, or set "
             "data.sources[].columns.chosen_score and rejected_score"
         )
     has_weights = bool(names.chosen_weights and names.rejected_weights)
@@ -199,14 +204,14 @@ def _rows_of_chunk(task: ChunkTask, data: DataSection, tokenizer_name: str) -> l
     source = (*data.sources, *data.validation, *data.test)[task.source]
     # By name: a model from a hub or an object store lies elsewhere on every machine.
     tokenizer = load_tokenizer(str(resolve_model(tokenizer_name, tokenizer_only=True)))
-    encoder = PairEncoder(tokenizer, data)
+    encoder, chat = PairEncoder(tokenizer, data), ChatRenderer(tokenizer, data)
     rows: list[dict[str, Any]] = []
     for number, row in read_chunk(task.chunk):
         base = {"source": task.source, "row": number}
         try:
             if row is None:
                 raise RowRejected("the line is not a JSON object")
-            for pair in pairs_of_row(row, task.form, data, source.columns, tokenizer):
+            for pair in pairs_of_row(row, task.form, data, source.columns, chat):
                 rows.append({**base, **_columns(pair, encoder.encode(pair))})
         except RowRejected as reason:
             rows.append({**base, "reason": str(reason)})
@@ -229,6 +234,7 @@ def _columns(pair: RawPair, encoded: Encoded) -> dict[str, Any]:
         "chosen_weights": encoded.chosen_weights,
         "rejected_weights": encoded.rejected_weights,
         "truncated": ",".join(encoded.truncated),
+        "straddling": encoded.straddling,
     }
 
 

@@ -263,7 +263,7 @@ def _file_chunks(uri: str, kind: str, first: int, rows_per_chunk: int) -> tuple[
 def _json_object(line: bytes) -> dict[str, Any] | None:
     try:
         value = json.loads(line)
-    except (ValueError, UnicodeDecodeError):
+    except (ValueError, RecursionError):  # no JSON, no UTF-8, nested beyond what is read
         return None
     return value if isinstance(value, dict) else None
 

@@ -19,10 +19,14 @@ from pipelines.storage import RunStore
 
 @dataclass(frozen=True)
 class PrepareInputs:
-    """The tokenizer, and the fingerprint of every source by the group that names it."""
+    """The tokenizer, and the fingerprint of every source by the group that names it.
+
+    `chat_template`: the text of the file that data.chat_template names.
+    """
 
     tokenizer: Located
     sources: dict[str, list[Any]]
+    chat_template: str | None = None
 
 
 class Prepare(Stage[PrepareInputs]):
@@ -35,6 +39,7 @@ class Prepare(Stage[PrepareInputs]):
     def resolve(self, recipe: Recipe) -> PrepareInputs:
         """UserError if a source or the tokenizer does not exist."""
         from pipelines.models import resolve_model, tokenizer_fingerprint
+        from pipelines.pairs.conversation import template_file_text
         from pipelines.pairs.sources import source_fingerprint
 
         name = recipe.model.tokenizer or recipe.model.name_or_path
@@ -45,6 +50,7 @@ class Prepare(Stage[PrepareInputs]):
                 group: [source_fingerprint(source) for source in sources]
                 for group, sources in recipe.data.groups().items()
             },
+            template_file_text(recipe.data),
         )
 
     def settings(self, recipe: Recipe, inputs: PrepareInputs) -> dict[str, Any]:
@@ -54,6 +60,7 @@ class Prepare(Stage[PrepareInputs]):
             key: value
             for key, value in stage_settings(recipe, self.name).items()
             if not key.endswith(".path")
+            and not (key == "data.chat_template" and inputs.chat_template)
         }
         return found | {
             key: "train" for key, value in found.items() if key.endswith(".split") and value is None
@@ -66,6 +73,7 @@ class Prepare(Stage[PrepareInputs]):
             **inputs.sources,
             "tokenizer": inputs.tokenizer.fingerprint,
             "needs_rejected": recipe.objective.declared.uses_rejected,
+            **({"chat_template": text} if (text := inputs.chat_template) else {}),
         }
 
     def check(self, run: Run) -> None:
