@@ -1,4 +1,11 @@
 from .accelerator import device_kind as device_kind, dtype_name as dtype_name
+from .chat_template import (
+    ChatTemplate as ChatTemplate,
+    Message as Message,
+    TemplateRefused as TemplateRefused,
+    end_ids as end_ids,
+    last_of as last_of,
+)
 from .device import (
     Placement as Placement,
     as_floats as as_floats,
@@ -41,9 +48,7 @@ from .readers import (
 )
 from .response_ends import (
     ResponseEnds as ResponseEnds,
-    last_special as last_special,
     response_ends as response_ends,
-    special_ids as special_ids,
 )
 from .sizes import check_tokenizer as check_tokenizer
 from .tensors import model_tensors as model_tensors

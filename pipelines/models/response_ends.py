@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.errors import UserError
+from pipelines.models.chat_template import ChatTemplate, special_ids
 from pipelines.models.directories import base_dir, model_config, resolve_model
 from pipelines.models.fingerprints import ask_tokenizer
 
@@ -88,21 +90,6 @@ def _ends(tokenizer: Any, listed: list[int]) -> dict[str, list[Any]]:
     return {"ids": list(ids), "left_out": left_out}
 
 
-def special_ids(tokenizer: Any) -> frozenset[int]:
-    """Ids of all special tokens, also of those that have no role by name.
-
-    An unknown word's token is text.
-    """
-    added = {token for token, content in tokenizer.added_tokens_decoder.items() if content.special}
-    roles = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}
-    return frozenset(added | set(tokenizer.all_special_ids)) - ({tokenizer.unk_token_id} - roles)
-
-
-def last_special(ids: Sequence[int], marks: frozenset[int]) -> int | None:
-    """The place of the last of the `special_ids`: where a rendered assistant's turn ends."""
-    return next((place for place in range(len(ids) - 1, -1, -1) if ids[place] in marks), None)
-
-
 def end_of_turn(tokenizer: Any) -> int | None:
     """The token that ends the assistant's turn in the chat template; None if there is none.
 
@@ -110,19 +97,10 @@ def end_of_turn(tokenizer: Any) -> int | None:
     """
     if tokenizer.chat_template is None:
         return None
-    asked, answered = [{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}]
     try:
-        prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template(asked + answered, tokenize=False)
-    except (
-        Exception
-    ):  # a template is a program and may raise anything; prepare says what, if the data is chat
+        return ChatTemplate(tokenizer).form.end
+    except UserError:  # prepare says what is wrong with the template, if the data is chat
         return None
-    if not whole.startswith(prompt):
-        return None
-    ids = tokenizer(whole[len(prompt) :], add_special_tokens=False).input_ids
-    place = last_special(ids, special_ids(tokenizer))
-    return None if place is None else int(ids[place])
 
 
 def _listed_ends(directory: Path) -> list[int]:

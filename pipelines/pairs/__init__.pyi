@@ -1,4 +1,4 @@
-from .forms import PairEncoder as PairEncoder, RawPair as RawPair
+from .conversation import PairEncoder as PairEncoder, RawPair as RawPair
 from .sources import (
     chunks_of as chunks_of,
     left_out as left_out,

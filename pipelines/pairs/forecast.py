@@ -6,7 +6,8 @@ from typing import Any
 
 from pipelines.errors import UserError
 from pipelines.models import load_tokenizer
-from pipelines.pairs.forms import PairEncoder, RowRejected, pairs_of_row
+from pipelines.pairs.conversation import ChatRenderer, PairEncoder, RowRejected
+from pipelines.pairs.forms import pairs_of_row
 from pipelines.pairs.prepare import checked_chunks, files_left_out, refuse_unknown_tokens
 from pipelines.pairs.sources import read_rows
 from pipelines.pairs.table import SPLITS
@@ -33,7 +34,7 @@ def forecast_pairs(run: Run, tokenizer_dir: str, known_tokens: int | None) -> di
             "left_out": counts.get("left_out", []),
         }
     tokenizer = load_tokenizer(tokenizer_dir)
-    encoder = PairEncoder(tokenizer, recipe.data)
+    encoder, chat = PairEncoder(tokenizer, recipe.data), ChatRenderer(tokenizer, recipe.data)
     data = recipe.data
     held = {"validation": data.validation_fraction, "test": data.test_fraction}
     shares = {
@@ -45,7 +46,7 @@ def forecast_pairs(run: Run, tokenizer_dir: str, known_tokens: int | None) -> di
     reasons: Counter[str] = Counter()
     for group, sources in data.groups().items():
         for source in sources:
-            estimate, rejected = _estimate(recipe, source, encoder, tokenizer, known_tokens)
+            estimate, rejected = _estimate(recipe, source, encoder, chat, known_tokens)
             reasons.update(rejected)
             for split, share in shares[group].items():
                 copies = share * (source.weight if split == "train" else 1.0)
@@ -90,7 +91,7 @@ def _estimate(
     recipe: Recipe,
     source: Source,
     encoder: PairEncoder,
-    tokenizer: Any,
+    chat: ChatRenderer,
     known_tokens: int | None,
 ) -> tuple[tuple[float, ...], dict[str, int]]:
     """The quantities of _ESTIMATED of a source, and its rejected rows by reason.
@@ -110,7 +111,7 @@ def _estimate(
             try:
                 if row.values is None:
                     raise RowRejected(row.fault)
-                for pair in pairs_of_row(row.values, form, recipe.data, source.columns, tokenizer):
+                for pair in pairs_of_row(row.values, form, recipe.data, source.columns, chat):
                     encoded = encoder.encode(pair)
                     refuse_unknown_tokens(encoded, known_tokens)
                     responses = len(encoded.chosen) + len(encoded.rejected or ())

@@ -14,20 +14,22 @@ import pyarrow as pa
 from pipelines.cluster import local_paths, quieten_ray_data, require_seen, told_in_a_line
 from pipelines.errors import Failure, UserError
 from pipelines.models import check_readers, load_tokenizer, resolve_model
-from pipelines.pairs.forms import (
+from pipelines.pairs.conversation import (
+    ChatRenderer,
     Encoded,
     PairEncoder,
     RawPair,
     RowRejected,
-    detect_form,
-    needed_columns,
-    pairs_of_row,
+    decisions,
 )
+from pipelines.pairs.forms import detect_form, needed_columns, pairs_of_row
 from pipelines.pairs.row_plan import RowPlan, digest_of
 from pipelines.pairs.sources import Chunk, chunks_of, column_names, left_out, read_rows
 from pipelines.pairs.tasks import ChunkTask, block_of, outcome_of, result_of, rows_of
 from pipelines.pairs.writer import write_shards
 from pipelines.recipe import REJECTED_ROWS, DataSection, Recipe, Source, StageRecord
+
+_SCORED_BY_COLUMNS = ("text", "conversational", "hh")
 
 
 def run_prepare(
@@ -42,6 +44,8 @@ def run_prepare(
     """
     check_readers(recipe)
     tasks = _tasks(recipe)
+    has_chat = any(task.form == "conversational" for task in tasks)
+    encoding = decisions(load_tokenizer(tokenizer_dir), recipe.data, has_chat)
     record.begin()
     with told_in_a_line("prepare", "lower data.rows_per_task or ray.num_cpus"):
         blocks = _tokenised(
@@ -57,6 +61,7 @@ def run_prepare(
     counts["rejected"] = dict(sorted(plan.reasons.items()))
     counts["exact_duplicates"] = plan.num_duplicates
     counts["left_out"] = files_left_out(recipe)
+    counts["encoding"] = encoding
     if counts["pairs"]["train"] == 0:
         reasons = (
             ", ".join(f"{reason}: {n}" for reason, n in plan.reasons.most_common(5))
@@ -126,11 +131,11 @@ def _check_features(recipe: Recipe, source: Source, form: str) -> None:
     if (
         "preference_scores" in wanted
         and form != "scored"
-        and not (names.chosen_score and names.rejected_score and form == "text")
+        and not (names.chosen_score and names.rejected_score and form in _SCORED_BY_COLUMNS)
     ):
         raise UserError(
             f"data source {source.path!r} (form {form}) has no scores, which objective "
-            f"{recipe.objective.name} needs: use the scored form, or the text form with "
+            f"{recipe.objective.name} needs: use the scored form, or set "
             "data.sources[].columns.chosen_score and rejected_score"
         )
     has_weights = bool(names.chosen_weights and names.rejected_weights)
@@ -212,14 +217,14 @@ def _rows_of_chunk(
     source = (*data.sources, *data.validation, *data.test)[task.source]
     # By name: a model from a hub or an object store lies elsewhere on every machine.
     tokenizer = load_tokenizer(str(resolve_model(tokenizer_name, tokenizer_only=True)))
-    encoder = PairEncoder(tokenizer, data)
+    encoder, chat = PairEncoder(tokenizer, data), ChatRenderer(tokenizer, data)
     rows: list[dict[str, Any]] = []
     for row in read_rows(task.chunk):
         base = {"source": task.source, "row": row.number}
         try:
             if row.values is None:
                 raise RowRejected(row.fault)
-            for pair in pairs_of_row(row.values, task.form, data, source.columns, tokenizer):
+            for pair in pairs_of_row(row.values, task.form, data, source.columns, chat):
                 encoded = encoder.encode(pair)
                 refuse_unknown_tokens(encoded, known_tokens)
                 rows.append({**base, **_columns(pair, encoded)})
@@ -257,6 +262,7 @@ def _columns(pair: RawPair, encoded: Encoded) -> dict[str, Any]:
         "chosen_weights": encoded.chosen_weights,
         "rejected_weights": encoded.rejected_weights,
         "truncated": ",".join(encoded.truncated),
+        "straddling": encoded.straddling,
     }
 
 

@@ -23,12 +23,14 @@ class PrepareInputs:
 
     Attributes:
         sources: the fingerprint of every source by the group that names it. known_tokens: ids
-            below this have embeddings in the starting model; None if all have.
+            below this have embeddings in the starting model; None if all have. chat_template: the text of the file that
+            data.chat_template names.
     """
 
     tokenizer: Located
     sources: dict[str, list[Any]]
     known_tokens: int | None
+    chat_template: str | None = None
 
 
 class Prepare(Stage[PrepareInputs]):
@@ -41,6 +43,7 @@ class Prepare(Stage[PrepareInputs]):
     def resolve(self, recipe: Recipe) -> PrepareInputs:
         """UserError if a source or the tokenizer does not exist."""
         from pipelines.models import num_known_tokens, resolve_model, tokenizer_fingerprint
+        from pipelines.pairs.conversation import template_file_text
         from pipelines.pairs.sources import source_fingerprint
 
         name = recipe.model.tokenizer or recipe.model.name_or_path
@@ -52,6 +55,7 @@ class Prepare(Stage[PrepareInputs]):
                 for group, sources in recipe.data.groups().items()
             },
             num_known_tokens(recipe, directory),
+            template_file_text(recipe.data),
         )
 
     def settings(self, recipe: Recipe, inputs: PrepareInputs) -> dict[str, Any]:
@@ -61,6 +65,7 @@ class Prepare(Stage[PrepareInputs]):
             key: value
             for key, value in stage_settings(recipe, self.name).items()
             if not key.endswith(".path")
+            and not (key == "data.chat_template" and inputs.chat_template)
         }
         return found | {
             key: "train" for key, value in found.items() if key.endswith(".split") and value is None
@@ -75,6 +80,7 @@ class Prepare(Stage[PrepareInputs]):
             **inputs.sources,
             "tokenizer": inputs.tokenizer.fingerprint,
             "needs_rejected": recipe.objective.declared.uses_rejected,
+            **({"chat_template": text} if (text := inputs.chat_template) else {}),
         }
 
     def check(self, run: Run) -> None:

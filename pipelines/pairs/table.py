@@ -38,6 +38,7 @@ PAIR_SCHEMA = pa.schema(
         ("chosen_weights", pa.list_(pa.float32())),
         ("rejected_weights", pa.list_(pa.float32())),
         ("truncated", pa.string()),
+        ("straddling", pa.int32()),
     ]
 )
 LENGTH_SCHEMA = pa.schema([(part, pa.int32()) for part in ("prompt", "chosen", "rejected")])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from tqdm import tqdm
 
 from pipelines.cluster import Resources, require_seen
@@ -33,7 +34,8 @@ class WrittenShard:
     """A published shard.
 
     Attributes:
-        lengths: of its rows. truncated: part of a pair -> how many were cut.
+        lengths: of its rows. truncated: part of a pair -> how many were cut. straddling:
+            tokens of responses that hold text of the prompt too, or would.
     """
 
     split: str
@@ -41,6 +43,7 @@ class WrittenShard:
     sha256: str
     lengths: TokenLengths
     truncated: Counter[str]
+    straddling: int
 
 
 def write_shards(
@@ -62,6 +65,7 @@ def write_shards(
     """
     written: dict[str, list[TokenLengths]] = {split: [] for split in SPLITS}
     truncated: Counter[str] = Counter()
+    straddling = 0
     checksums: dict[str, str] = {}
     with tqdm(
         total=sum(map(plan.num_pairs, SPLITS)), desc="prepare", unit="pair", disable=quiet
@@ -71,6 +75,7 @@ def write_shards(
             written[shard.split].append(shard.lengths)
             checksums[shard.path] = shard.sha256
             truncated.update(shard.truncated)
+            straddling += shard.straddling
             progress.update(shard.lengths.num_rows)
     lengths = {split: TokenLengths.joined(parts) for split, parts in written.items()}
     for split, rows in lengths.items():
@@ -85,6 +90,7 @@ def write_shards(
         "shared_tokens": {s: int(rows.model_tokens(True).sum()) for s, rows in lengths.items()},
         "scored_tokens": {s: int(rows.scored_tokens().sum()) for s, rows in lengths.items()},
         "truncated": dict(sorted(truncated.items())),
+        "straddling_tokens": straddling,
     }, checksums
 
 
@@ -137,6 +143,7 @@ def _write(
             file.sha256,
             TokenLengths.counted(table),
             Counter(name for name in names if name),
+            pc.sum(table["straddling"]).as_py() or 0,
         )
 
     return outcome_of(publish)

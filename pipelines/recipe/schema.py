@@ -47,6 +47,8 @@ class ColumnNames(Section):
     rejected_score: str | None = None
     chosen_weights: str | None = None
     rejected_weights: str | None = None
+    system: str = "system"
+    tools: str = "tools"
 
 
 class Source(Section):
@@ -85,6 +87,8 @@ class DataSection(Section):
     max_prompt_tokens: int = Field(512, ge=1)
     max_response_tokens: int = Field(512, ge=1)
     max_tokens: int | None = Field(None, ge=2)
+    chat_template: Model | None = None
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     prompt_overflow: Literal["keep_end", "keep_start", "drop"] = "keep_end"
     response_overflow: Literal["truncate", "drop"] = "truncate"
     min_gap: float = Field(0.0, ge=0)

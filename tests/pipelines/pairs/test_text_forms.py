@@ -8,7 +8,8 @@ import pytest
 
 from pipelines.errors import UserError
 from pipelines.models.loading import load_tokenizer
-from pipelines.pairs.forms import PairEncoder, RawPair, RowRejected, detect_form, pairs_of_row
+from pipelines.pairs.conversation import ChatRenderer, PairEncoder, RawPair, RowRejected
+from pipelines.pairs.forms import detect_form, pairs_of_row
 from pipelines.pairs.sources import chunks_of, read_chunk
 from pipelines.recipe.schema import ColumnNames, DataSection, Source
 
@@ -31,7 +32,8 @@ def tokenizer(model_dir: Path) -> Any:
 
 
 def pairs(row: dict[str, Any], form: str, tokenizer: Any = None, **settings: Any) -> list[RawPair]:
-    return list(pairs_of_row(row, form, data(**settings), NAMES, tokenizer))
+    chat = ChatRenderer(tokenizer, data(**settings))
+    return list(pairs_of_row(row, form, data(**settings), NAMES, chat))
 
 
 def reason(row: dict[str, Any], form: str, tokenizer: Any = None, **settings: Any) -> str:
@@ -115,12 +117,12 @@ def test_conversations_follow_the_chat_template(tokenizer: Any) -> None:
     implicit = {side: [*row["prompt"], *row[side]] for side in ("chosen", "rejected")}
     assert pairs(implicit, "conversational", tokenizer) == [pair]
     encoded = PairEncoder(tokenizer, data()).encode(pair)
-    assert tokenizer.decode(encoded.prompt) == pair.prompt, (
-        "no second BOS in front of the template's own"
+    assert tokenizer.decode(encoded.prompt + encoded.chosen) == f"{pair.prompt}good</s>", (
+        "no second BOS, up to and including the end-of-turn token, nothing after it"
     )
-    assert tokenizer.decode(encoded.chosen) == "good</s>", (
-        "up to and including the end-of-turn token, nothing after it"
-    )
+    assert tokenizer.decode(encoded.prompt) == pair.prompt.rstrip()
+    assert tokenizer.decode(encoded.chosen) == " good</s>", "one token as in the whole"
+    assert encoded.straddling == 2, "of both sides"
     assert encoded.chosen.count(tokenizer.eos_token_id) == 1
     assert "not a list of messages" in reason({**row, "chosen": ["x"]}, "conversational", tokenizer)
 
@@ -272,7 +274,7 @@ def test_encoding_ends_with_one_eos_and_truncated_with_none(tokenizer: Any) -> N
     cut = PairEncoder(tokenizer, data(max_response_tokens=4, max_prompt_tokens=3)).encode(pair)
     assert cut.chosen == whole.chosen[:4]
     assert tokenizer.eos_token_id not in cut.chosen
-    assert cut.prompt == whole.prompt[-3:]
+    assert cut.prompt == [whole.prompt[0], *whole.prompt[-2:]], "BOS stays"
     assert cut.truncated == ("prompt", "chosen")
     assert (
         PairEncoder(tokenizer, data(max_prompt_tokens=3, prompt_overflow="keep_start"))

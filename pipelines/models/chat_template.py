@@ -1,0 +1,233 @@
+"""A chat template: messages -> one text, and what the template says of itself.
+
+The template is a program that somebody wrote. Whatever it raises is one line, and it has a limited
+time. What it does with an answer is seen by a probe: a character that no template writes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pipelines.errors import UserError
+from pipelines.models.time_limit import TimeUp, time_limit
+
+Message = dict[str, Any]
+RENDER_SECONDS = 10.0
+_PROBE = "\ue000"
+
+
+class TemplateRefused(ValueError):
+    """The template does not render these messages; the message is its own."""
+
+
+@dataclass(frozen=True)
+class TemplateForm:
+    """What a template does with a question and its answer.
+
+    Attributes:
+        takes_strings, takes_parts: contents that are a string, a list of text parts.
+        asked: the text that asks for the answer. end: id of the token that ends it.
+    """
+
+    takes_strings: bool
+    takes_parts: bool
+    asked: str
+    end: int
+
+
+class ChatTemplate:
+    """One template of a tokenizer, with the options that it is rendered with.
+
+    Args:
+        template: a template's text, or a name among the tokenizer's; its own by default. options:
+            names that the template reads besides the messages.
+    Raises: UserError if there is none.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: str | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._tokenizer, self._template = tokenizer, template
+        self._options = dict(options or {})
+        self.name = "data.chat_template" if template else f"the chat template of {_name(tokenizer)}"
+        if template is None and not tokenizer.chat_template:
+            raise UserError(
+                f"conversational data needs a tokenizer with a chat template: {_name(tokenizer)} "
+                "has none; set data.chat_template"
+            )
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Any] | None = None,
+        opens_answer: bool = False,
+    ) -> str:
+        """The text of a conversation.
+
+        Args:
+            opens_answer: the assistant's turn follows, as for a model that is to answer.
+        Raises: TemplateRefused; UserError for a template that is none or takes too long.
+        """
+        fitted = [self._fitted(message) for message in messages]
+        try:
+            return self._rendered(fitted, tools, opens_answer)
+        except TemplateRefused:
+            if all("content" in message for message in fitted):
+                raise
+        # Beside tool calls some templates want a content, be it empty.
+        return self._rendered(
+            [{"content": "", **message} for message in fitted], tools, opens_answer
+        )
+
+    @cached_property
+    def form(self) -> TemplateForm:
+        """Of the simplest conversation.
+
+        Raises: UserError if the template does not render it, an answer cannot be told from its
+            question there, or no token ends the answer.
+        """
+        reasons, found = [], {}
+        for has_parts in (False, True):
+            try:
+                found[has_parts] = self._probed(has_parts)
+            except TemplateRefused as reason:
+                reasons.append(str(reason))
+        texts = {key: probed for key, probed in found.items() if probed is not None}
+        if True in texts and texts.get(False, texts[True]) != texts[True]:
+            del texts[True]  # it writes the list as it stands
+        if not texts:
+            why = reasons[0] if reasons else "the answer is not in the text"
+            raise UserError(f"{self.name} does not render a question and its answer: {why}")
+        asked, whole = texts.get(False) or texts[True]
+        try:
+            self.border(asked, whole, lambda: self._before_turn(False not in texts))
+        except TemplateRefused as reason:
+            raise UserError(
+                f"{self.name} {reason}: responses cannot be told apart from prompts; use text form "
+                "or another template"
+            ) from reason
+        tail = whole[whole.rindex(_PROBE) + len(_PROBE) :]
+        ids = self._tokenizer(tail, add_special_tokens=False).input_ids
+        place = last_of(ids, end_ids(self._tokenizer))
+        if place is None:
+            raise UserError(f"{self.name} ends the assistant's turn with no special token")
+        return TemplateForm(False in texts, True in texts, asked, int(ids[place]))
+
+    def border(self, asked: str, whole: str, before_turn: Callable[[], str]) -> int:
+        """The character of `whole` where the answer begins.
+
+        It is the end of the text that asks for it. Where a template writes something else after an
+        answer's opening than it asks with (an open thinking block), it is where both part.
+
+        Args:
+            asked: the messages before, with the answer's opening. before_turn: makes the same
+                without it, and is called where it matters.
+        Raises: TemplateRefused if the messages before are rendered in another way with the answer.
+        """
+        shared = _shared(asked, whole)
+        if shared < len(asked) and shared < _shared(asked, before_turn()):
+            raise TemplateRefused("does not render a prompt as a prefix of the whole conversation")
+        return shared
+
+    def probe_of(self, message: Message) -> Message:
+        """The message with another content, which begins with what no template writes."""
+        return {**message, "content": _PROBE}
+
+    def _probed(self, has_parts: bool) -> tuple[str, str] | None:
+        """What asks for the probe, and the whole with it; None if it is not there."""
+        messages = [_message(role, text, has_parts) for role, text in _SIMPLEST]
+        asked = self._rendered(messages[:1], None, True)
+        whole = self._rendered(messages, None, False)
+        return (asked, whole) if _PROBE in whole and _QUESTION in whole else None
+
+    def _before_turn(self, has_parts: bool) -> str:
+        return self._rendered([_message("user", _QUESTION, has_parts)], None, False)
+
+    def _fitted(self, message: Message) -> Message:
+        """The message with a content of the kind that the template takes."""
+        content = message.get("content")
+        if isinstance(content, str) and not self.form.takes_strings:
+            return {**message, "content": [{"type": "text", "text": content}]}
+        if isinstance(content, list) and not self.form.takes_parts:
+            return {**message, "content": "".join(part["text"] for part in content)}
+        return message
+
+    def _rendered(
+        self, messages: list[Message], tools: Sequence[Any] | None, opens_answer: bool
+    ) -> str:
+        from jinja2 import TemplateSyntaxError
+
+        try:
+            with time_limit(RENDER_SECONDS):
+                text = self._tokenizer.apply_chat_template(
+                    messages,
+                    tools=list(tools) if tools else None,
+                    chat_template=self._template,
+                    add_generation_prompt=opens_answer,
+                    tokenize=False,
+                    **self._options,
+                )
+                return str(text)
+        except TimeUp:
+            raise UserError(
+                f"{self.name} takes more than {RENDER_SECONDS:g} seconds for one conversation: "
+                "does it loop?"
+            ) from None
+        except TemplateSyntaxError as error:
+            raise UserError(
+                f"{self.name} is no template: line {error.lineno}: {_line(error)}"
+            ) from error
+        except Exception as error:  # a template is a program and may raise anything
+            raise TemplateRefused(_line(error)) from error
+
+
+_QUESTION = "a?"
+_SIMPLEST = (("user", _QUESTION), ("assistant", _PROBE))
+
+
+def _message(role: str, text: str, has_parts: bool) -> Message:
+    return {"role": role, "content": [{"type": "text", "text": text}] if has_parts else text}
+
+
+def _name(tokenizer: Any) -> str:
+    return str(tokenizer.name_or_path) or "the tokenizer"
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def end_ids(tokenizer: Any) -> frozenset[int]:
+    """Ids of the tokens that can end a turn: all that stand beside the vocabulary's own.
+
+    Not every such token is special by name, `<end_of_turn>` is not always. White space is text.
+    """
+    added = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
+    return special_ids(tokenizer) | (added - {tokenizer.unk_token_id})
+
+
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """Ids of all special tokens, also of those that have no role by name.
+
+    An unknown word's token is text.
+    """
+    added = {token for token, content in tokenizer.added_tokens_decoder.items() if content.special}
+    roles = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}
+    return frozenset(added | set(tokenizer.all_special_ids)) - ({tokenizer.unk_token_id} - roles)
+
+
+def last_of(ids: Sequence[int], marks: frozenset[int]) -> int | None:
+    """The place of the last of some tokens."""
+    return next((place for place in range(len(ids) - 1, -1, -1) if ids[place] in marks), None)
+
+
+def _shared(one: str, other: str) -> int:
+    """How many characters two texts begin with alike."""
+    if other.startswith(one):
+        return len(one)
+    most = min(len(one), len(other))
+    return next((at for at in range(most) if one[at] != other[at]), most)

@@ -1,0 +1,430 @@
+"""One conversation: messages, tools and a template -> one text, one encoding, what is scored of it.
+
+This module alone decides where BOS stands, what ends a response, and where a prompt ends.
+
+Chat: the whole conversation is rendered once and encoded once, without special tokens: those that
+it has are the template's. The prompt is what the encodings of both sides share of the text before
+the scored turn. The response is the rest, up to the token that ends the turn.
+
+Text: the prompt's ids are those that sampling starts from. The response's continue them: they are
+of the encoding of both together. BOS stands in front if the tokenizer's own encoding adds it; one
+end token ends the response. README: docs/recipes.md, "Data".
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import UserError
+from pipelines.models import ChatTemplate, Message, TemplateRefused, end_ids, last_of
+from pipelines.recipe import DataSection
+
+_ANCHORS = ("\n", ".", "a", "a ")
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+
+
+class RowRejected(Exception):
+    """A row cannot be used; the message is the reason that rejected_rows.jsonl records."""
+
+
+@dataclass(frozen=True)
+class RawPair:
+    """One pair before tokenisation.
+
+    `is_chat`: strings are rendered by a chat template and already end themselves.
+    """
+
+    prompt: str
+    chosen: str
+    rejected: str | None
+    chosen_score: float | None = None
+    rejected_score: float | None = None
+    is_chat: bool = False
+    chosen_weights: list[float] | None = None
+    rejected_weights: list[float] | None = None
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages that end with the assistant's turn, and the tools that it may call."""
+
+    messages: Sequence[Message]
+    tools: Sequence[Any] | None = None
+
+
+def messages_of(value: Any, name: str) -> list[Message]:
+    """The messages of a column; one message stands for a list of it.
+
+    A message has a role, and a content (a string or text parts), tool calls or reasoning. Its other
+    fields go to the template as they are. Fields without a value are left out.
+
+    Raises: RowRejected naming the column.
+    """
+    found = [value] if isinstance(value, dict) else value
+    if not isinstance(found, list) or not all(isinstance(message, dict) for message in found):
+        raise RowRejected(f"{name} is not a list of messages with role and content")
+    return [_message(message, name) for message in found]
+
+
+def _message(given: dict[str, Any], name: str) -> Message:
+    message = {key: value for key, value in given.items() if value is not None}
+    require_text(message, name)
+    if not isinstance(message.get("role"), str):
+        raise RowRejected(f"{name} is not a list of messages with role and content")
+    if "tool_calls" in message:
+        calls = message["tool_calls"]
+        if not isinstance(calls, list) or not all(_is_call(call) for call in calls):
+            raise RowRejected(f"{name}: tool_calls is not a list of calls with a function's name")
+        message["tool_calls"] = [_without_nulls(call) for call in calls]
+        if not calls:
+            del message["tool_calls"]
+    content = message.get("content")
+    if isinstance(content, list):
+        message["content"] = [_part(part, name) for part in content]
+    elif content is None and not ({"tool_calls", *_REASONING} & set(message)):
+        raise RowRejected(f"{name} is not a list of messages with role and content")
+    elif content is not None and not isinstance(content, str):
+        raise RowRejected(
+            f"{name}: a content is {type(content).__name__}, neither a string nor text parts"
+        )
+    return message
+
+
+def _is_call(call: Any) -> bool:
+    return isinstance(call, dict) and isinstance(_function_of(call).get("name"), str)
+
+
+def _function_of(call: dict[str, Any]) -> dict[str, Any]:
+    function = call.get("function")
+    return function if isinstance(function, dict) else call
+
+
+def _without_nulls(call: dict[str, Any]) -> dict[str, Any]:
+    """A call without the fields that only other rows of the file have; arguments as they are."""
+    kept = {key: value for key, value in call.items() if value is not None}
+    if isinstance(kept.get("function"), dict):
+        kept["function"] = {k: v for k, v in kept["function"].items() if v is not None}
+    return kept
+
+
+def _part(part: Any, name: str) -> dict[str, str]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+    if kind != "text" or not isinstance(part.get("text"), str):
+        raise RowRejected(f"{name} holds a part of type {kind!r}: only text is read")
+    return {"type": "text", "text": part["text"]}
+
+
+def text_of(message: Message) -> str:
+    """A message's content as one string."""
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
+def says_nothing(message: Message) -> bool:
+    """Whether there is neither a content nor a tool call nor reasoning."""
+    said = (message.get(name) for name in _REASONING)
+    return not (
+        text_of(message).strip()
+        or message.get("tool_calls")
+        or any(isinstance(value, str) and value.strip() for value in said)
+    )
+
+
+def require_text(value: Any, name: str) -> None:
+    """RowRejected for a string anywhere in a value that no file can hold."""
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise RowRejected(f"{name} is not valid UTF-8") from error
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            require_text(key, name)
+            require_text(item, name)
+    elif isinstance(value, list):
+        for item in value:
+            require_text(item, name)
+
+
+class ChatRenderer:
+    """Renders pairs of conversations with the chat template of a tokenizer.
+
+    Raises: UserError if there is no usable template, when a pair is rendered.
+    """
+
+    def __init__(self, tokenizer: Any, data: DataSection) -> None:
+        self._tokenizer, self._data = tokenizer, data
+        self._template: ChatTemplate | None = None
+
+    def pair(self, chosen: Conversation, rejected: Conversation) -> RawPair:
+        """Both sides as texts: what they share before the last turn, and the rest of each.
+
+        Raises: RowRejected with the template's own words, or if the sides do not fit.
+        """
+        if self._template is None:
+            self._template = chat_template_of(self._tokenizer, self._data)
+        template = self._template
+        try:
+            (asked, first, at), (other, second, end) = (
+                _rendered(template, side) for side in (chosen, rejected)
+            )
+        except TemplateRefused as reason:
+            raise RowRejected(f"chat template: {reason}") from reason
+        if asked != other:
+            raise RowRejected("chosen and rejected have different prompts")
+        if first == second:
+            raise RowRejected("chosen and rejected are identical")
+        at = min(at, end)
+        return RawPair(first[:at], first[at:], second[at:], is_chat=True)
+
+
+def _rendered(template: ChatTemplate, side: Conversation) -> tuple[str, str, int]:
+    """What asks for the last turn, the whole, and where the turn begins in it."""
+    *before, last = side.messages
+    asked = template.render(before, side.tools, opens_answer=True)
+    whole = template.render(side.messages, side.tools)
+
+    def without_turn() -> str:
+        return template.render(before, side.tools)
+
+    at = template.border(asked, whole, without_turn)
+    if at < len(asked):  # An answer may begin as the opening goes on: then it would begin later.
+        probed = template.render([*before, template.probe_of(last)], side.tools)
+        at = min(at, template.border(asked, probed, without_turn))
+    _require_written(whole, side)
+    return asked, whole, at
+
+
+def _require_written(whole: str, side: Conversation) -> None:
+    """RowRejected for a tool or a call that the template leaves out."""
+    for message in side.messages:
+        for call in message.get("tool_calls", ()):
+            name = _function_of(call)["name"]
+            if name not in whole:
+                raise RowRejected(f"the chat template leaves out tool_calls (of {name!r})")
+    for tool in side.tools or ():
+        name = _function_of(tool).get("name") if isinstance(tool, dict) else None
+        if isinstance(name, str) and name not in whole:
+            raise RowRejected(f"the chat template leaves out tools ({name!r})")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of one pair and, if given, a weight per response token.
+
+    Attributes:
+        truncated: names of the parts that were cut. straddling: tokens of the responses that hold
+            text of the prompt too, or places where a token would.
+    """
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int] | None
+    truncated: tuple[str, ...]
+    chosen_weights: list[float] | None = None
+    rejected_weights: list[float] | None = None
+    straddling: int = 0
+
+
+class PairEncoder:
+    """Tokenises and truncates pairs for one tokenizer and data section."""
+
+    def __init__(self, tokenizer: Any, data: DataSection) -> None:
+        self._tokenizer, self._data = tokenizer, data
+        self._adds_bos = adds_bos(tokenizer)
+        self._ends = end_ids(tokenizer)
+
+    def prompt(self, text: str) -> list[int]:
+        """Ids of a text that a model continues, uncut; BOS first if the tokenizer adds it."""
+        ids = self._ids(text) if text else []
+        bos = self._tokenizer.bos_token_id
+        return [bos, *ids] if self._adds_bos and ids[:1] != [bos] else ids
+
+    def encode(self, pair: RawPair) -> Encoded:
+        """Tokenise and truncate one pair.
+
+        Weights are one per token of the whole response; the end token's may be left out and is 1
+        then.
+
+        Raises: RowRejected if the prompt is too long under `drop`, nothing of a response is left,
+            or weights do not fit it.
+        """
+        texts = [pair.chosen] if pair.rejected is None else [pair.chosen, pair.rejected]
+        parts = self._chat if pair.is_chat else self._text
+        prompt, responses, straddling = parts(pair.prompt, texts)
+        if not prompt:
+            # Text without any prompt and without BOS: the first token has nothing to be predicted
+            # from.
+            if pair.rejected is not None or pair.is_chat:
+                raise RowRejected("empty prompt")
+            prompt, responses[0] = responses[0][:1], responses[0][1:]
+        weights = [
+            self._fitted(given, ids)
+            for given, ids in zip(
+                (pair.chosen_weights, pair.rejected_weights), responses, strict=False
+            )
+        ]
+        truncated = []
+        if len(prompt) > self._data.max_prompt_tokens:
+            if self._data.prompt_overflow == "drop":
+                raise RowRejected("prompt longer than max_prompt_tokens")
+            prompt = self._cut(prompt)
+            truncated.append("prompt")
+        limit = self._data.max_response_tokens
+        if self._data.max_tokens is not None:
+            limit = min(limit, self._data.max_tokens - len(prompt))
+        for i, name in enumerate(("chosen", "rejected")[: len(responses)]):
+            if len(responses[i]) > limit:
+                if self._data.response_overflow == "drop":
+                    raise RowRejected("response longer than max_response_tokens")
+                responses[i] = responses[i][: max(0, limit)]
+                truncated.append(name)
+                if (given := weights[i]) is not None:
+                    weights[i] = given[: max(0, limit)]
+            if not responses[i]:
+                raise RowRejected("response truncated to nothing")
+        if len(responses) == 2 and responses[0] == responses[1]:
+            raise RowRejected("chosen and rejected are identical after truncation")
+        has_rejected = len(responses) == 2
+        return Encoded(
+            prompt,
+            responses[0],
+            responses[1] if has_rejected else None,
+            tuple(truncated),
+            weights[0],
+            weights[1] if has_rejected else None,
+            straddling,
+        )
+
+    def _cut(self, prompt: list[int]) -> list[int]:
+        """The prompt's end or start that is kept; its BOS stays where it is."""
+        keep = self._data.max_prompt_tokens
+        if self._data.prompt_overflow != "keep_end":
+            return prompt[:keep]
+        has_bos = keep > 1 and prompt[0] == self._tokenizer.bos_token_id
+        return [prompt[0], *prompt[1 - keep :]] if has_bos else prompt[-keep:]
+
+    def _fitted(self, weights: list[float] | None, ids: list[int]) -> list[float] | None:
+        if weights is None or len(weights) == len(ids):
+            return weights
+        if len(weights) == len(ids) - 1:
+            return [*weights, 1.0]
+        raise RowRejected(
+            f"{len(weights)} token weights for a response of {len(ids)} tokens (end token included)"
+        )
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
+        return ids
+
+    def _chat(self, prompt: str, texts: list[str]) -> tuple[list[int], list[list[int]], int]:
+        """Prompt, responses and straddling tokens of rendered texts, each encoded as a whole."""
+        border = len(prompt)
+        wholes = []
+        for text in texts:
+            found = self._tokenizer(
+                prompt + text, add_special_tokens=False, return_offsets_mapping=True
+            )
+            ids, spans = found.input_ids, found.offset_mapping
+            end = last_of(ids, self._ends)
+            if end is None or (prompt + text)[max(border, spans[end][1]) :].strip():
+                raise RowRejected("the chat template ends this turn with no special token")
+            wholes.append((ids[: end + 1], spans))
+        shared = 0
+        for tokens in zip(*(ids for ids, _ in wholes), strict=False):
+            if len(set(tokens)) > 1 or any(spans[shared][1] > border for _, spans in wholes):
+                break
+            shared += 1
+        straddling = 0
+        for ids, spans in wholes:
+            straddling += sum(start < border for start, _ in spans[shared : len(ids)])
+        return wholes[0][0][:shared], [ids[shared:] for ids, _ in wholes], straddling
+
+    def _text(self, prompt: str, texts: list[str]) -> tuple[list[int], list[list[int]], int]:
+        """Prompt, responses and straddling places of plain texts."""
+        ids = self.prompt(prompt)
+        if not prompt:
+            return ids, [self._ended(self._ids(text)) for text in texts], 0
+        given = self._ids(prompt)
+        found = [self._continued(given, prompt, text) for text in texts]
+        # Where no ids continue the prompt's, its last ones are part of the responses.
+        kept = min(kept for kept, _, _ in found)
+        responses = [self._ended([*given[kept:at], *more]) for at, more, _ in found]
+        return ids[: len(ids) - len(given) + kept], responses, sum(n for _, _, n in found)
+
+    def _continued(self, given: list[int], prompt: str, text: str) -> tuple[int, list[int], int]:
+        """How many of the prompt's ids stay, what follows, and whether a token would straddle."""
+        joined = self._ids(prompt + text)
+        if joined[: len(given)] == given:
+            return len(given), joined[len(given) :], 0
+        whole = self._decoded(joined)
+        for anchor in ("", *_ANCHORS):
+            before, ids = self._ids(anchor) if anchor else [], self._ids(anchor + text)
+            more = ids[len(before) :]
+            if ids[: len(before)] == before and self._decoded([*given, *more]) == whole:
+                return len(given), more, 1
+        shared = next(i for i, id_ in enumerate(given) if joined[i : i + 1] != [id_])
+        return shared, joined[shared:], 1
+
+    def _ended(self, ids: list[int]) -> list[int]:
+        end = self._tokenizer.eos_token_id
+        return ids if ids[-1:] == [end] else [*ids, end]
+
+    def _decoded(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        return text
+
+
+def adds_bos(tokenizer: Any) -> bool:
+    """Whether the tokenizer's own encoding begins with BOS."""
+    bos = tokenizer.bos_token_id
+    return bos is not None and tokenizer("a").input_ids[:1] == [bos]
+
+
+def chat_template_of(tokenizer: Any, data: DataSection) -> ChatTemplate:
+    """The template that a recipe's conversations are rendered with.
+
+    Raises: UserError if `data.chat_template` names neither a file nor a template of the tokenizer,
+        or nothing does and the tokenizer has none.
+    """
+    chosen = template_file_text(data) or data.chat_template
+    own = tokenizer.chat_template
+    names = sorted(own) if isinstance(own, dict) else []
+    if chosen is not None and chosen == data.chat_template and chosen not in names:
+        raise UserError(
+            f"data.chat_template = {chosen!r} is neither a file nor a template of the tokenizer"
+            + (f": its templates are {', '.join(names)}" if names else ", which has none by name")
+        )
+    return ChatTemplate(tokenizer, chosen, data.chat_template_kwargs)
+
+
+def template_file_text(data: DataSection) -> str | None:
+    """The text of the file that `data.chat_template` names; None if it names none.
+
+    Raises: UserError if the file cannot be read.
+    """
+    if data.chat_template is None or not Path(data.chat_template).is_file():
+        return None
+    try:
+        return Path(data.chat_template).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"data.chat_template = {data.chat_template!r}: {error}") from error
+
+
+def decisions(tokenizer: Any, data: DataSection, has_chat: bool) -> dict[str, Any]:
+    """Where BOS comes from and what ends a response, in text and (if there is some) in chat.
+
+    Raises: UserError if there is chat and no usable template.
+    """
+    bos = "tokenizer" if adds_bos(tokenizer) else "none"
+    found = {"text": {"bos": bos, "end": tokenizer.eos_token}}
+    if has_chat:
+        template = chat_template_of(tokenizer, data)
+        ids = tokenizer(template.form.asked, add_special_tokens=False).input_ids
+        has_bos = ids[:1] == [tokenizer.bos_token_id]
+        end = tokenizer.convert_ids_to_tokens(template.form.end)
+        found["chat"] = {"bos": "template" if has_bos else "none", "end": end}
+    return found
