@@ -103,7 +103,7 @@ def _texts_of_row(
     if form == "text_only":
         yield RawPair("", _text(row, names.text), None)
         return
-    scores = {
+    scores: dict[str, Any] = {
         side: _score(row, name)
         for side in ("chosen_score", "rejected_score")
         if (name := getattr(names, side))

@@ -33,7 +33,11 @@ _SCORED_BY_COLUMNS = ("text", "conversational", "hh")
 
 
 def run_prepare(
-    recipe: Recipe, record: StageRecord, known_tokens: int | None, quiet: bool = False
+    recipe: Recipe,
+    record: StageRecord,
+    tokenizer_dir: str,
+    known_tokens: int | None,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Prepare a recipe's pairs and return the stage's manifest. Needs a running Ray.
 

@@ -23,8 +23,8 @@ class PrepareInputs:
 
     Attributes:
         sources: the fingerprint of every source by the group that names it. known_tokens: ids
-            below this have embeddings in the starting model; None if all have. chat_template: the text of the file that
-            data.chat_template names.
+            below this have embeddings in the starting model; None if all have. chat_template: the
+            text of the file that data.chat_template names.
     """
 
     tokenizer: Located
@@ -94,8 +94,10 @@ class Prepare(Stage[PrepareInputs]):
     def run(self, run: Run, say: Say, quiet: bool) -> dict[str, Any]:
         from pipelines.pairs.prepare import run_prepare
 
-        known = run.inputs(self).known_tokens
-        return run_prepare(run.recipe, run.record(self), known, quiet)
+        inputs = run.inputs(self)
+        return run_prepare(
+            run.recipe, run.record(self), inputs.tokenizer.path, inputs.known_tokens, quiet
+        )
 
     def summary(self, counts: dict[str, Any]) -> str:
         pairs = counts["pairs"]

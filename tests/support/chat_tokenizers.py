@@ -27,8 +27,8 @@ TURNS = ["<|im_start|>", "<|im_end|>", "<|eot_id|>", "<start_of_turn>", "<end_of
 
 TEMPLATES = {
     "chatml": (
-        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' "
-        "}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + "
+        "'<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     ),
     "llama2": (
         "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' or (m.role == 'user') != "
@@ -72,8 +72,8 @@ TEMPLATES = {
     ),
     "parts": (
         "{% for m in messages %}{{ '<|im_start|>' + m.role + ': ' + m.content[0].text + "
-        "'<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant: ' }}{% "
-        "endif %}"
+        "'<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}"
+        "{{ '<|im_start|>assistant: ' }}{% endif %}"
     ),
 }
 

@@ -23,7 +23,6 @@ from pipelines.pairs.conversation import (
     decisions,
 )
 from pipelines.pairs.forms import pairs_of_row
-from pipelines.pairs.sources import _json_object
 from pipelines.recipe.schema import ColumnNames, DataSection, Source
 
 Row = dict[str, Any]
@@ -247,10 +246,7 @@ def test_scores_that_are_no_numbers(score: Any) -> None:
     assert reason(row_of("a", "b", w=[score]), tokenizer, columns=weights).startswith("w ")
 
 
-def test_json_that_is_nested_without_end_is_no_row() -> None:
-    assert _json_object(b'{"a": ' + b"[" * 200_000 + b"]" * 200_000 + b"}") is None
-    assert _json_object(b'{"a": ' + b"9" * 5_000 + b"}") is None
-    assert _json_object(b'{"a": 1}') == {"a": 1}
+def test_a_value_that_is_nested_without_end_is_no_row() -> None:
     deep: Any = "x"
     for _ in range(3000):
         deep = [deep]
@@ -294,7 +290,7 @@ def test_a_time_limit_reaches_what_handles_exceptions_and_ends_with_its_block() 
             pass
     with time_limit(0.2):
         assert sum(range(10)) == 45
-    assert sum(1 for _ in zip(range(3_000_000), stubborn(), strict=False)), "no limit any more"
+    assert sum(1 for _ in zip(range(20_000), stubborn(), strict=False)), "no limit any more"
 
 
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {}}}
