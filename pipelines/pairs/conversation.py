@@ -159,8 +159,11 @@ class ChatRenderer:
         self._tokenizer, self._data = tokenizer, data
         self._template: ChatTemplate | None = None
 
-    def pair(self, chosen: Conversation, rejected: Conversation) -> RawPair:
+    def pair(self, chosen: Conversation, rejected: Conversation | None) -> RawPair:
         """Both sides as texts: what they share before the last turn, and the rest of each.
+
+        Args:
+            rejected: None for the chosen side alone.
 
         Raises: RowRejected with the template's own words, or if the sides do not fit.
         """
@@ -168,9 +171,10 @@ class ChatRenderer:
             self._template = chat_template_of(self._tokenizer, self._data)
         template = self._template
         try:
-            (asked, first, at), (other, second, end) = (
-                _rendered(template, side) for side in (chosen, rejected)
-            )
+            asked, first, at = _rendered(template, chosen)
+            if rejected is None:
+                return RawPair(first[:at], first[at:], None, is_chat=True)
+            other, second, end = _rendered(template, rejected)
         except TemplateRefused as reason:
             raise RowRejected(f"chat template: {reason}") from reason
         if asked != other:

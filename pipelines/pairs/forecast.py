@@ -2,15 +2,18 @@
 
 import math
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipelines.errors import UserError
 from pipelines.models import load_tokenizer
-from pipelines.pairs.conversation import ChatRenderer, PairEncoder, RowRejected
-from pipelines.pairs.forms import pairs_of_row
+from pipelines.pairs.conversation import ChatRenderer, PairEncoder, RawPair, RowRejected
+from pipelines.pairs.forms import Form
 from pipelines.pairs.prepare import checked_chunks, files_left_out, refuse_unknown_tokens
-from pipelines.pairs.sources import read_rows
+from pipelines.pairs.row_readers import SourceRow
+from pipelines.pairs.sources import Chunk, read_rows
 from pipelines.pairs.table import SPLITS
+from pipelines.pairs.unpaired import pairs_of_rows
 from pipelines.recipe import MANIFEST, Recipe, Run, Source
 
 _SAMPLED_ROWS = 300
@@ -31,6 +34,7 @@ def forecast_pairs(run: Run, tokenizer_dir: str, known_tokens: int | None) -> di
         return {
             "exact": True,
             **{key: counts[key] for key in (*_ESTIMATED, "shards", "rejected")},
+            "layouts": counts.get("layouts", []),
             "left_out": counts.get("left_out", []),
         }
     tokenizer = load_tokenizer(tokenizer_dir)
@@ -44,9 +48,11 @@ def forecast_pairs(run: Run, tokenizer_dir: str, known_tokens: int | None) -> di
     }
     totals = {split: [0.0] * len(_ESTIMATED) for split in SPLITS}
     reasons: Counter[str] = Counter()
+    lines: list[str] = []
     for group, sources in data.groups().items():
         for source in sources:
-            estimate, rejected = _estimate(recipe, source, encoder, chat, known_tokens)
+            estimate, rejected, line = _estimate(recipe, source, encoder, chat, known_tokens)
+            lines.append(line)
             reasons.update(rejected)
             for split, share in shares[group].items():
                 copies = share * (source.weight if split == "train" else 1.0)
@@ -83,6 +89,7 @@ def forecast_pairs(run: Run, tokenizer_dir: str, known_tokens: int | None) -> di
         **found,
         "shards": sizes,
         "rejected": dict(sorted(reasons.items())),
+        "layouts": list(dict.fromkeys(lines)),
         "left_out": files_left_out(recipe),
     }
 
@@ -93,35 +100,62 @@ def _estimate(
     encoder: PairEncoder,
     chat: ChatRenderer,
     known_tokens: int | None,
-) -> tuple[tuple[float, ...], dict[str, int]]:
-    """The quantities of _ESTIMATED of a source, and its rejected rows by reason.
+) -> tuple[tuple[float, ...], dict[str, int], str]:
+    """The quantities of _ESTIMATED of a source, its rejected rows by reason, and how it is read.
 
-    Both come from rows taken evenly over its chunks.
+    They come from rows taken evenly over its chunks; of an unpaired source from some prompts.
     """
-    form, chunks = checked_chunks(recipe, source)
-    rows = seen = pairs = tokens = shared = scored = 0
-    reasons: Counter[str] = Counter()
-    per_chunk = max(1, _SAMPLED_ROWS // len(chunks))
-    for chunk in chunks:
-        for number, row in enumerate(read_rows(chunk)):
-            rows += 1
-            if number >= per_chunk:
-                continue
-            seen += 1
-            try:
-                if row.values is None:
-                    raise RowRejected(row.fault)
-                for pair in pairs_of_row(row.values, form, recipe.data, source.columns, chat):
-                    encoded = encoder.encode(pair)
-                    refuse_unknown_tokens(encoded, known_tokens)
-                    responses = len(encoded.chosen) + len(encoded.rejected or ())
-                    pairs, scored = pairs + 1, scored + responses
-                    tokens += responses + len(encoded.prompt) * (
-                        1 if encoded.rejected is None else 2
-                    )
-                    shared += responses + len(encoded.prompt)
-            except RowRejected as reason:
-                reasons[str(reason)] += 1
-    scale = rows / max(1, seen)
-    estimate = (pairs * scale, tokens * scale, shared * scale, scored * scale)
-    return estimate, {reason: round(n * scale) for reason, n in reasons.items()}
+
+    def quantities(pair: RawPair) -> tuple[int, ...]:
+        encoded = encoder.encode(pair)
+        refuse_unknown_tokens(encoded, known_tokens)
+        responses = len(encoded.chosen) + len(encoded.rejected or ())
+        prompts = 1 if encoded.rejected is None else 2
+        prompt = len(encoded.prompt)
+        return 1, responses + prompts * prompt, responses + prompt, responses
+
+    detected, chunks = checked_chunks(recipe, source)
+    sample = _Sample(chunks, detected.form)
+    totals, reasons = [0] * len(_ESTIMATED), Counter[str]()
+    for _, made in pairs_of_rows(
+        sample.rows(), detected.form, recipe.data, chat, quantities, 0, sample.parts
+    ):
+        if isinstance(made, RowRejected):
+            reasons[str(made)] += 1
+        else:
+            totals = [total + value for total, value in zip(totals, made, strict=True)]
+    scale = sample.scale()
+    return (
+        tuple(total * scale for total in totals),
+        {reason: round(n * scale) for reason, n in reasons.items()},
+        detected.line,
+    )
+
+
+class _Sample:
+    """Some hundred rows of a source; all of it is read, to count them.
+
+    Attributes:
+        parts: of the prompts of an unpaired source one part is looked at. 1 for other forms.
+    """
+
+    def __init__(self, chunks: Sequence[Chunk], form: Form) -> None:
+        self._chunks, self._is_whole = chunks, form.name == "unpaired"
+        self._num_rows = self._num_taken = 0
+        self.parts = 1
+        if self._is_whole:
+            rows = sum(1 for chunk in chunks for _ in read_rows(chunk))
+            self.parts = max(1, rows // _SAMPLED_ROWS)
+
+    def rows(self) -> Iterator[SourceRow]:
+        per_chunk = max(1, _SAMPLED_ROWS // len(self._chunks))
+        for chunk in self._chunks:
+            for number, row in enumerate(read_rows(chunk)):
+                self._num_rows += 1
+                if self._is_whole or number < per_chunk:
+                    self._num_taken += 1
+                    yield row
+
+    def scale(self) -> float:
+        """What the sample's numbers are multiplied by, once its rows are read."""
+        return self.parts * self._num_rows / max(1, self._num_taken)

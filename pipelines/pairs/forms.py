@@ -1,191 +1,131 @@
-"""The forms preference data comes in: a row -> pairs of texts (conversation.py encodes them).
+"""The forms preference data comes in: a row -> pairs (conversation.py encodes them).
 
-Conversational: beside a prompt, chosen and rejected are the messages after it or the whole
-conversations with it. A system column stands before conversations without a system turn.
+What answers is a text, or messages: those after the question, or the whole conversation with it.
+In a form of conversations a text is one turn, the user's or the assistant's. A system column stands
+before conversations without a system turn.
 """
 
-import json
-import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from pipelines.errors import UserError
 from pipelines.models import Message
+from pipelines.pairs.cells import finite, system_in, text_in, tools_in, turns_of, weights_in
 from pipelines.pairs.conversation import (
     ChatRenderer,
     Conversation,
     RawPair,
     RowRejected,
-    messages_of,
-    require_text,
     says_nothing,
     text_of,
 )
-from pipelines.recipe import ColumnNames, DataSection
+from pipelines.recipe import DataSection
 
 HH_TURN = "\n\nAssistant:"
+Side = str | Conversation
 
 
-def detect_form(columns: set[str], names: ColumnNames, first_row: dict[str, Any]) -> str:
-    """The form that fits the columns; UserError naming what is missing if none does."""
-    if {names.responses, names.scores} <= columns:
-        return "scored"
-    if {names.chosen, names.rejected} <= columns:
-        if isinstance(first_row.get(names.chosen), list):
-            return "conversational"
-        return "text" if names.prompt in columns else "hh"
-    if {names.prompt, names.chosen} <= columns:
-        return "chosen_only"
-    if names.text in columns:
-        return "text_only"
-    raise UserError(
-        f"columns {sorted(columns)} fit no form: want "
-        f"{names.prompt}/{names.chosen}/{names.rejected}, "
-        f"{names.prompt}/{names.responses}/{names.scores} or {names.text} (set "
-        "data.sources[].columns)"
-    )
+@dataclass(frozen=True)
+class Form:
+    """How the rows of a source are read: its layout, and the column of every part.
 
+    Attributes:
+        name: of the layout. is_chat: rows are conversations, else texts. asks: the column of the
+            question; None where answers are whole. answers: chosen and rejected; responses and
+            scores; response and label; or chosen alone. input: joined to the question. scores: of
+            chosen and rejected. requires_scores: a row without them is none. weights: of the tokens
+            of chosen and rejected. system, tools: columns that conversations read.
+    """
 
-def needed_columns(form: str, names: ColumnNames) -> list[str]:
-    """Columns a source of this form must have."""
-    needed = {
-        "text": [names.prompt, names.chosen, names.rejected],
-        "conversational": [names.chosen, names.rejected],
-        "hh": [names.chosen, names.rejected],
-        "scored": [names.prompt, names.responses, names.scores],
-        "chosen_only": [names.prompt, names.chosen],
-        "text_only": [names.text],
-    }[form]
-    return needed + [
-        name
-        for name in (
-            names.chosen_score,
-            names.rejected_score,
-            names.chosen_weights,
-            names.rejected_weights,
-        )
-        if name
-    ]
+    name: str
+    is_chat: bool
+    asks: str | None
+    answers: tuple[str, ...]
+    input: str | None = None
+    scores: tuple[str | None, str | None] = (None, None)
+    requires_scores: bool = False
+    weights: tuple[str | None, str | None] = (None, None)
+    system: str | None = None
+    tools: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("answers", "scores", "weights"):  # JSON makes lists of them
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    @property
+    def has_rejected(self) -> bool:
+        return len(self.answers) == 2
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All that are read."""
+        own = (self.asks, self.input, self.system, self.tools)
+        return tuple(n for n in (*own, *self.answers, *self.scores, *self.weights) if n)
 
 
 def pairs_of_row(
-    row: dict[str, Any], form: str, data: DataSection, names: ColumnNames, chat: ChatRenderer
+    row: dict[str, Any], form: Form, data: DataSection, chat: ChatRenderer
 ) -> Iterator[RawPair]:
     """The pairs a row gives (one, or several for scored candidates).
 
     Raises RowRejected with the reason.
     """
     try:
-        yield from _pairs_of_row(row, form, data, names, chat)
+        weights: dict[str, Any] = {
+            f"{side}_weights": weights_in(row, name)
+            for side, name in zip(("chosen", "rejected"), form.weights, strict=True)
+            if name
+        }
+        for pair in _pairs_of_row(row, form, data, chat):
+            yield replace(pair, **weights) if weights else pair
     except RecursionError:
         raise RowRejected("a value is nested too deep") from None
 
 
 def _pairs_of_row(
-    row: dict[str, Any], form: str, data: DataSection, names: ColumnNames, chat: ChatRenderer
+    row: dict[str, Any], form: Form, data: DataSection, chat: ChatRenderer
 ) -> Iterator[RawPair]:
-    weights: dict[str, Any] = {
-        side: _weights(row, name)
-        for side in ("chosen_weights", "rejected_weights")
-        if (name := getattr(names, side))
-    }
-    for pair in _texts_of_row(row, form, data, names, chat):
-        yield replace(pair, **weights) if weights else pair
+    if form.name == "scored":
+        yield from _scored_pairs(row, form, data, chat)
+    elif form.name == "text_only":
+        yield RawPair("", text_in(row, form.answers[0]), None)
+    else:
+        scores = _scores(row, form, data.min_gap)
+        if form.name == "hh":
+            pair = _transcripts(*(text_in(row, name) for name in form.answers))
+        else:
+            sides = [side_of(row, form, name, row.get(name)) for name in form.answers]
+            pair = pair_of(question_of(row, form), sides[0], (*sides, None)[1], chat)
+        yield replace(pair, **scores)
 
 
-def _texts_of_row(
-    row: dict[str, Any], form: str, data: DataSection, names: ColumnNames, chat: ChatRenderer
-) -> Iterator[RawPair]:
-    if form == "scored":
-        yield from _scored_pairs(row, data, names)
-        return
-    if form == "text_only":
-        yield RawPair("", _text(row, names.text), None)
-        return
-    scores: dict[str, Any] = {
-        side: _score(row, name)
-        for side in ("chosen_score", "rejected_score")
-        if (name := getattr(names, side))
-    }
-    if len(scores) == 2 and scores["chosen_score"] - scores["rejected_score"] < data.min_gap:
-        raise RowRejected("score gap below min_gap")
-    yield replace(_unscored_pair(row, form, names, chat), **scores)
+def _scores(row: dict[str, Any], form: Form, min_gap: float) -> dict[str, Any]:
+    """The scores of chosen and rejected, where a row has them.
+
+    Raises: RowRejected for a gap below min_gap. Scores that the recipe does not name have none
+        unless min_gap asks for one.
+    """
+    found: dict[str, float] = {}
+    for side, name in zip(("chosen", "rejected"), form.scores, strict=True):
+        if name is None:
+            continue
+        value = finite(row.get(name))
+        if value is not None:
+            found[f"{side}_score"] = value
+        elif form.requires_scores or min_gap > 0:
+            raise RowRejected(f"{name} is not a finite number")
+    if form.requires_scores or min_gap > 0:
+        if len(found) == 2 and found["chosen_score"] - found["rejected_score"] < min_gap:
+            raise RowRejected("score gap below min_gap")
+        return found
+    return found if len(found) == 2 else {}
 
 
-def _unscored_pair(
-    row: dict[str, Any], form: str, names: ColumnNames, chat: ChatRenderer
-) -> RawPair:
-    if form == "conversational":
-        return _chat_pair(row, names, chat)
-    if form == "hh":
-        chosen_prompt, chosen = _split_transcript(_text(row, names.chosen))
-        rejected_prompt, rejected = _split_transcript(_text(row, names.rejected))
-        if chosen_prompt != rejected_prompt:
-            raise RowRejected("chosen and rejected have different prompts")
-        return _checked(RawPair(chosen_prompt, chosen, rejected))
-    other = _text(row, names.rejected) if form == "text" else None
-    return _checked(RawPair(_text(row, names.prompt), _text(row, names.chosen), other))
-
-
-def _checked(pair: RawPair) -> RawPair:
-    if not pair.chosen.strip() or (pair.rejected is not None and not pair.rejected.strip()):
-        raise RowRejected("empty response")
-    if not pair.prompt.strip():
-        raise RowRejected("empty prompt")
-    if pair.chosen == pair.rejected:
-        raise RowRejected("chosen and rejected are identical")
-    if HH_TURN in pair.prompt and all(
-        text.startswith(pair.prompt) for text in (pair.chosen, pair.rejected) if text is not None
-    ):
-        raise RowRejected(
-            "the response is a whole transcript that repeats the prompt (form hh takes "
-            "transcripts apart)"
-        )
-    return pair
-
-
-def _text(row: dict[str, Any], name: str) -> str:
-    value = row.get(name)
-    if isinstance(value, bytes):
-        try:
-            value = value.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise RowRejected(f"{name} is not valid UTF-8") from error
-    if not isinstance(value, str):
-        raise RowRejected(f"{name} is {type(value).__name__}, not a string")
-    require_text(value, name)
-    return value
-
-
-def _score(row: dict[str, Any], name: str) -> float:
-    value = _finite(row.get(name))
-    if value is None:
-        raise RowRejected(f"{name} is not a finite number")
-    return value
-
-
-def _finite(value: Any) -> float | None:
-    """A number as a float; None for what is none, or is not finite as a float."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        found = float(value)
-    except OverflowError:  # an integer of hundreds of digits
-        return None
-    return found if math.isfinite(found) else None
-
-
-def _weights(row: dict[str, Any], name: str) -> list[float]:
-    value = row.get(name)
-    if not isinstance(value, list) or not all(
-        isinstance(w, (int, float)) and not isinstance(w, bool) for w in value
-    ):
-        raise RowRejected(f"{name} is not a list of numbers")
-    found = [number for number in map(_finite, value) if number is not None and number >= 0]
-    if len(found) < len(value):
-        raise RowRejected(f"{name} holds a weight that is negative or not finite")
-    return found
+def _transcripts(chosen: str, rejected: str) -> RawPair:
+    (prompt, first), (other, second) = (_split_transcript(text) for text in (chosen, rejected))
+    if prompt != other:
+        raise RowRejected("chosen and rejected have different prompts")
+    return pair_of(prompt, first, second, None)
 
 
 def _split_transcript(transcript: str) -> tuple[str, str]:
@@ -196,24 +136,91 @@ def _split_transcript(transcript: str) -> tuple[str, str]:
     return transcript[:end], transcript[end:]
 
 
-def _scored_pairs(row: dict[str, Any], data: DataSection, names: ColumnNames) -> Iterator[RawPair]:
-    prompt, responses, given = (
-        _text(row, names.prompt),
-        row.get(names.responses),
-        row.get(names.scores),
+def question_of(row: dict[str, Any], form: Form) -> str:
+    """The text that asks, with the row's input below it; empty in conversations, which have it."""
+    if form.is_chat or form.asks is None:
+        return ""
+    return _asked(row, form, form.asks)
+
+
+def _asked(row: dict[str, Any], form: Form, name: str) -> str:
+    text = text_in(row, name)
+    more = text_in(row, form.input) if form.input and row.get(form.input) is not None else ""
+    return f"{text}\n{more}" if more.strip() else text
+
+
+def side_of(row: dict[str, Any], form: Form, name: str, value: Any) -> Side:
+    """What one answer of a row makes: its text, or the whole conversation with it.
+
+    Args:
+        name: the column that the value stands in.
+    """
+    if not form.is_chat:
+        return text_in({name: value}, name)
+    messages = _answer(row, form, name, value)
+    if len(messages) < 2 or messages[-1]["role"] != "assistant":
+        raise RowRejected("the last message is not the assistant's")
+    if says_nothing(messages[-1]):
+        raise RowRejected("empty response")
+    if form.system:
+        system = system_in(row, form.system)
+        messages = _after_system(system, messages, form.system)
+    return Conversation(messages, tools_in(row, form.tools) if form.tools else None)
+
+
+def _answer(row: dict[str, Any], form: Form, name: str, value: Any) -> list[Message]:
+    is_turn = isinstance(value, (str, bytes))
+    given: list[Message] = (
+        [{"role": "assistant", "content": text_in({name: value}, name)}]
+        if is_turn
+        else turns_of(value, name)
     )
-    if (
-        not isinstance(responses, list)
-        or not isinstance(given, list)
-        or len(responses) != len(given)
+    if form.asks is None or row.get(form.asks) is None:
+        if is_turn:
+            raise RowRejected(f"{name} is text, and nothing asks: want messages")
+        return given
+    asks = row[form.asks]
+    if isinstance(asks, (str, bytes)):
+        text = _asked(row, form, form.asks)
+        if not text.strip():
+            raise RowRejected("empty prompt")
+        before: list[Message] = [{"role": "user", "content": text}]
+    elif isinstance(asks, (list, dict)):
+        before = turns_of(asks, form.asks)
+    else:
+        raise RowRejected(f"{form.asks} is neither a string nor a list of messages")
+    return _whole_conversation(before, given, form.asks, name)
+
+
+def pair_of(prompt: str, chosen: Side, rejected: Side | None, chat: ChatRenderer | None) -> RawPair:
+    """A pair of two texts after a prompt, or of two conversations; of the chosen alone.
+
+    Raises: RowRejected if they make no pair.
+    """
+    if isinstance(chosen, Conversation):
+        assert chat is not None and not isinstance(rejected, str)
+        return chat.pair(chosen, rejected)
+    assert not isinstance(rejected, Conversation)
+    if not chosen.strip() or (rejected is not None and not rejected.strip()):
+        raise RowRejected("empty response")
+    if not prompt.strip():
+        raise RowRejected("empty prompt")
+    if chosen == rejected:
+        raise RowRejected("chosen and rejected are identical")
+    if HH_TURN in prompt and all(
+        text.startswith(prompt) for text in (chosen, rejected) if text is not None
     ):
-        raise RowRejected(f"{names.responses} and {names.scores} must be lists of one length")
-    if not all(isinstance(r, str) for r in responses):
-        raise RowRejected(f"{names.responses} holds something that is not a string")
-    require_text(responses, names.responses)
-    scores = [number for number in map(_finite, given) if number is not None]
-    if len(scores) < len(given):
-        raise RowRejected(f"{names.scores} holds something that is not a finite number")
+        raise RowRejected(
+            "the response is a whole transcript that repeats the prompt (form hh takes "
+            "transcripts apart)"
+        )
+    return RawPair(prompt, chosen, rejected)
+
+
+def _scored_pairs(
+    row: dict[str, Any], form: Form, data: DataSection, chat: ChatRenderer
+) -> Iterator[RawPair]:
+    prompt, (responses, scores) = question_of(row, form), _candidates(row, form)
     order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
     if len(order) < 2:
         raise RowRejected("fewer than two candidates")
@@ -227,70 +234,30 @@ def _scored_pairs(row: dict[str, Any], data: DataSection, names: ColumnNames) ->
         if gap <= 0 or gap < data.min_gap or responses[better] == responses[worse]:
             continue
         kept += 1
-        yield _checked(
-            RawPair(
-                prompt,
-                responses[better],
-                responses[worse],
-                scores[better],
-                scores[worse],
-            )
-        )
+        sides = [side_of(row, form, form.answers[0], responses[i]) for i in (better, worse)]
+        pair = pair_of(prompt, sides[0], sides[1], chat)
+        yield replace(pair, chosen_score=scores[better], rejected_score=scores[worse])
     if not kept:
         raise RowRejected("score gap below min_gap")
 
 
-def _chat_pair(row: dict[str, Any], names: ColumnNames, chat: ChatRenderer) -> RawPair:
-    tools, prompt = _tools(row, names.tools), row.get(names.prompt)
-    sides = [(name, messages_of(row.get(name), name)) for name in (names.chosen, names.rejected)]
-    if prompt is not None:
-        if isinstance(prompt, str):
-            prompt = [{"role": "user", "content": prompt}]
-        elif not isinstance(prompt, (list, dict)):
-            raise RowRejected(f"{names.prompt} is neither a string nor a list of messages")
-        before = messages_of(prompt, names.prompt)
-        sides = [
-            (name, _whole_conversation(before, given, names.prompt, name)) for name, given in sides
-        ]
-    system = _system(row, names.system)
-    conversations = []
-    for _, messages in sides:
-        if len(messages) < 2 or messages[-1]["role"] != "assistant":
-            raise RowRejected("the last message is not the assistant's")
-        if says_nothing(messages[-1]):
-            raise RowRejected("empty response")
-        conversations.append(Conversation(_after_system(system, messages, names.system), tools))
-    return chat.pair(*conversations)
-
-
-def _tools(row: dict[str, Any], name: str) -> list[Any] | None:
-    """The tools of a row, a list of schemas or its JSON text."""
-    value = row.get(name)
-    require_text(value, name)
-    if isinstance(value, str) and value.strip():
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise RowRejected(f"{name} is text that is no JSON") from error
-    if not value:
-        return None
-    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
-        raise RowRejected(f"{name} is not a list of tools")
-    return [_without_nulls(tool) for tool in value]
-
-
-def _without_nulls(value: Any) -> Any:
-    """Without the fields that only other rows of the file have."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
-
-
-def _system(row: dict[str, Any], name: str) -> Message | None:
-    if row.get(name) is None:
-        return None
-    text = _text(row, name)
-    return {"role": "system", "content": text} if text.strip() else None
+def _candidates(row: dict[str, Any], form: Form) -> tuple[list[Any], list[float]]:
+    names = form.answers
+    responses, given = (row.get(name) for name in names)
+    if (
+        not isinstance(responses, list)
+        or not isinstance(given, list)
+        or len(responses) != len(given)
+    ):
+        raise RowRejected(f"{names[0]} and {names[1]} must be lists of one length")
+    if not form.is_chat and not all(isinstance(r, str) for r in responses):
+        raise RowRejected(f"{names[0]} holds something that is not a string")
+    scores = [number for number in map(finite, given) if number is not None]
+    if len(scores) < len(given):
+        raise RowRejected(f"{names[1]} holds something that is not a finite number")
+    for response in responses:  # Also of those that make no pair, as a row is one thing.
+        side_of(row, form, names[0], response)
+    return responses, scores
 
 
 def _after_system(system: Message | None, messages: list[Message], name: str) -> list[Message]:

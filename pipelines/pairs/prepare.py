@@ -22,14 +22,14 @@ from pipelines.pairs.conversation import (
     RowRejected,
     decisions,
 )
-from pipelines.pairs.forms import detect_form, needed_columns, pairs_of_row
+from pipelines.pairs.detection import Detected, detect
+from pipelines.pairs.forms import Form
 from pipelines.pairs.row_plan import RowPlan, digest_of
-from pipelines.pairs.sources import Chunk, chunks_of, column_names, left_out, read_rows
-from pipelines.pairs.tasks import ChunkTask, block_of, outcome_of, result_of, rows_of
+from pipelines.pairs.sources import Chunk, chunks_of, left_out, read_rows, sampled_rows
+from pipelines.pairs.tasks import ReadTask, block_of, outcome_of, result_of, rows_of
+from pipelines.pairs.unpaired import num_parts, pairs_of_rows
 from pipelines.pairs.writer import write_shards
 from pipelines.recipe import REJECTED_ROWS, DataSection, Recipe, Source, StageRecord
-
-_SCORED_BY_COLUMNS = ("text", "conversational", "hh")
 
 
 def run_prepare(
@@ -47,8 +47,8 @@ def run_prepare(
         usable row at all.
     """
     check_readers(recipe)
-    tasks = _tasks(recipe)
-    has_chat = any(task.form == "conversational" for task in tasks)
+    tasks, layouts = _tasks(recipe)
+    has_chat = any(task.form.is_chat for task in tasks)
     encoding = decisions(load_tokenizer(tokenizer_dir), recipe.data, has_chat)
     record.begin()
     with told_in_a_line("prepare", "lower data.rows_per_task or ray.num_cpus"):
@@ -64,6 +64,7 @@ def run_prepare(
     )
     counts["rejected"] = dict(sorted(plan.reasons.items()))
     counts["exact_duplicates"] = plan.num_duplicates
+    counts["layouts"] = layouts
     counts["left_out"] = files_left_out(recipe)
     counts["encoding"] = encoding
     if counts["pairs"]["train"] == 0:
@@ -91,54 +92,52 @@ def files_left_out(recipe: Recipe) -> list[str]:
     return list(dict.fromkeys(line for line in found if line is not None))
 
 
-def _tasks(recipe: Recipe) -> list[ChunkTask]:
-    """One task per chunk.
+def _tasks(recipe: Recipe) -> tuple[list[ReadTask], list[str]]:
+    """The tasks of all sources, and a line for each that says how it is read.
 
-    The source's form is resolved and its columns are checked before anything runs.
+    The sources' forms are found and their columns are checked before anything runs.
     """
-    tasks: list[ChunkTask] = []
+    tasks: list[ReadTask] = []
+    lines: list[str] = []
     everything = [s for sources in recipe.data.groups().values() for s in sources]
     for number, source in enumerate(everything):
-        form, chunks = checked_chunks(recipe, source)
-        tasks += [ChunkTask(number, form, chunk) for chunk in chunks]
-    return tasks
+        detected, chunks = checked_chunks(recipe, source)
+        lines.append(detected.line)
+        form = detected.form
+        if form.name == "unpaired":
+            parts = num_parts(len(chunks))
+            whole = tuple(chunks)
+            tasks += [ReadTask(number, form, whole, part, parts) for part in range(parts)]
+        else:
+            tasks += [ReadTask(number, form, (chunk,)) for chunk in chunks]
+    return tasks, list(dict.fromkeys(lines))
 
 
-def checked_chunks(recipe: Recipe, source: Source) -> tuple[str, list[Chunk]]:
+def checked_chunks(recipe: Recipe, source: Source) -> tuple[Detected, list[Chunk]]:
     """A source's form and its chunks.
 
-    Raises: UserError if it holds no row, or lacks what form, objective or mask need.
+    Raises: UserError if it holds no row, its rows are of no form or of several, or it lacks what
+        form, objective or mask need.
     """
     chunks = chunks_of(source, recipe.data.rows_per_task)
     if not chunks:
         raise UserError(f"data source {source.path!r} holds no row")
-    columns, first = column_names(chunks[0])
-    form = detect_form(columns, source.columns, first) if source.form == "auto" else source.form
-    for name in needed_columns(form, source.columns):
-        if name not in columns:
-            raise UserError(
-                f"data source {source.path!r} (form {form}) has no column {name!r}: its "
-                f"columns are {', '.join(sorted(columns))}"
-            )
-    if recipe.objective.declared.uses_rejected and form in ("chosen_only", "text_only"):
+    detected = detect(source, sampled_rows(chunks))
+    if recipe.objective.declared.uses_rejected and not detected.form.has_rejected:
         raise UserError(
-            f"data source {source.path!r} has no rejected responses: objective "
-            f"{recipe.objective.name} needs them"
+            f"{detected.line} has no rejected responses: objective {recipe.objective.name} needs "
+            "them"
         )
-    _check_features(recipe, source, form)
-    return form, chunks
+    _check_features(recipe, source, detected.form)
+    return detected, chunks
 
 
-def _check_features(recipe: Recipe, source: Source, form: str) -> None:
+def _check_features(recipe: Recipe, source: Source, form: Form) -> None:
     """UserError if objective or mask read something from the pairs that this source cannot give."""
     names, wanted = source.columns, recipe.required_features()
-    if (
-        "preference_scores" in wanted
-        and form != "scored"
-        and not (names.chosen_score and names.rejected_score and form in _SCORED_BY_COLUMNS)
-    ):
+    if "preference_scores" in wanted and form.name != "scored" and not all(form.scores):
         raise UserError(
-            f"data source {source.path!r} (form {form}) has no scores, which objective "
+            f"data source {source.path!r} (form {form.name}) has no scores, which objective "
             f"{recipe.objective.name} needs: use the scored form, or set "
             "data.sources[].columns.chosen_score and rejected_score"
         )
@@ -148,14 +147,15 @@ def _check_features(recipe: Recipe, source: Source, form: str) -> None:
             f"data source {source.path!r} has no token weights, which mask.kind=external needs: "
             "set data.sources[].columns.chosen_weights and rejected_weights"
         )
-    if has_weights and form == "scored":
+    if has_weights and form.name in ("scored", "unpaired"):
         raise UserError(
-            f"data source {source.path!r}: candidates of the scored form cannot carry token weights"
+            f"data source {source.path!r}: candidates of the {form.name} form cannot carry token "
+            "weights"
         )
 
 
 def _tokenised(
-    tasks: list[ChunkTask], recipe: Recipe, tokenizer: str, known_tokens: int | None
+    tasks: list[ReadTask], recipe: Recipe, tokenizer: str, known_tokens: int | None
 ) -> Any:
     import ray.data
 
@@ -206,35 +206,34 @@ def _run_task(
     paths: dict[str, str],
     known_tokens: int | None = None,
 ) -> pa.Table:
-    """Ray Data task: one chunk -> a block of pairs and rejected rows, or of its failure."""
+    """Ray Data task: a part of a source -> a block of pairs and rejected rows, or its failure."""
 
     def rows() -> list[dict[str, Any]]:
         require_seen(paths)
-        return _rows_of_chunk(ChunkTask.of_batch(batch), data, tokenizer_name, known_tokens)
+        return _rows_of_task(ReadTask.of_batch(batch), data, tokenizer_name, known_tokens)
 
     return block_of(outcome_of(rows))
 
 
-def _rows_of_chunk(
-    task: ChunkTask, data: DataSection, tokenizer_name: str, known_tokens: int | None = None
+def _rows_of_task(
+    task: ReadTask, data: DataSection, tokenizer_name: str, known_tokens: int | None = None
 ) -> list[dict[str, Any]]:
-    source = (*data.sources, *data.validation, *data.test)[task.source]
     # By name: a model from a hub or an object store lies elsewhere on every machine.
     tokenizer = load_tokenizer(str(resolve_model(tokenizer_name, tokenizer_only=True)))
     encoder, chat = PairEncoder(tokenizer, data), ChatRenderer(tokenizer, data)
-    rows: list[dict[str, Any]] = []
-    for row in read_rows(task.chunk):
-        base = {"source": task.source, "row": row.number}
-        try:
-            if row.values is None:
-                raise RowRejected(row.fault)
-            for pair in pairs_of_row(row.values, task.form, data, source.columns, chat):
-                encoded = encoder.encode(pair)
-                refuse_unknown_tokens(encoded, known_tokens)
-                rows.append({**base, **_columns(pair, encoded)})
-        except RowRejected as reason:
-            rows.append({**base, "reason": str(reason), "place": row.place})
-    return rows
+
+    def columns(pair: RawPair) -> dict[str, Any]:
+        encoded = encoder.encode(pair)
+        refuse_unknown_tokens(encoded, known_tokens)
+        return _columns(pair, encoded)
+
+    read = (row for chunk in task.chunks for row in read_rows(chunk))
+    found = pairs_of_rows(read, task.form, data, chat, columns, task.part, task.parts)
+    return [
+        {"source": task.source, "row": row.number}
+        | ({"reason": str(made), "place": row.place} if isinstance(made, RowRejected) else made)
+        for row, made in found
+    ]
 
 
 def refuse_unknown_tokens(encoded: Encoded, known_tokens: int | None) -> None:

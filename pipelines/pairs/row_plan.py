@@ -134,6 +134,10 @@ class RowPlan:
             self._digests or [_with_coded_reasons(DIGEST.empty_table())]
         ).unify_dictionaries()
         self._digests = []
+        # The rows of a chunk come in order; those of a part of the prompts lie between others'.
+        self._order = _order_of(table)
+        if (np.diff(self._order) != 1).any():
+            table = table.take(self._order).combine_chunks()
         self.num_rows = table.num_rows
         self._source, self._row = table["source"].to_numpy(), table["row"].to_numpy()
         self._reason, self._reasons = _coded_reasons(table["reason"])
@@ -214,6 +218,7 @@ class RowPlan:
     def _by_block(
         self, rows: _Numbers, occurrences: _Numbers
     ) -> list[tuple[int, _Numbers, _Numbers]]:
+        rows = self._order[rows]
         blocks = np.searchsorted(self._ends, rows, side="right")
         cuts = [0, *(np.flatnonzero(np.diff(blocks)) + 1), len(rows)]
         parts = []
@@ -233,6 +238,11 @@ class RowPlan:
             self._reasons.append(reason)
             self._reason[rows] = len(self._reasons) - 1
             self._split[rows] = _DROPPED
+
+
+def _order_of(table: pa.Table) -> _Numbers:
+    """The rows by source and number, those of one row as they come."""
+    return np.lexsort((table["row"].to_numpy(), table["source"].to_numpy()))
 
 
 def _with_coded_reasons(digest: pa.Table) -> pa.Table:

@@ -7,7 +7,7 @@ chunks (byte ranges, row groups, index ranges) and the tasks do the reading.
 
 import io
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -37,6 +37,15 @@ from pipelines.storage import file_hash, filesystem_of
 # Whoever reads a part of a compressed file decompresses all that comes before it. With so many
 # parts at most that stays below the cost of tokenising.
 _MOST_SEQUENTIAL = 64
+_FIRST_ROWS, _SAMPLED_FILES, _ROWS_PER_FILE = 500, 64, 20
+_BATCH_ROWS = 512
+
+# What the scores of chosen and rejected are called: read wherever both are numbers.
+SCORE_COLUMNS = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+)
 
 
 @dataclass(frozen=True)
@@ -147,22 +156,19 @@ def read_chunk(chunk: Chunk) -> Iterator[tuple[int, dict[str, Any] | None]]:
         yield row.number, row.values
 
 
-def column_names(chunk: Chunk) -> tuple[set[str], dict[str, Any]]:
-    """Columns of a source (for jsonl: of the chunk's first object) and its first row.
+def sampled_rows(chunks: Sequence[Chunk]) -> list[SourceRow]:
+    """Rows that a source's form is seen from: many from its beginning, some of every file."""
+    found = list(itertools.islice(_all_rows(chunks), _FIRST_ROWS))
+    seen = {chunk.path for chunk in chunks if found and chunk.first_row <= found[-1].number}
+    starts = {chunk.path: chunk for chunk in reversed(chunks) if chunk.path not in seen}
+    for path in sorted(starts, key=lambda path: starts[path].first_row)[:_SAMPLED_FILES]:
+        found += itertools.islice(read_rows(starts[path]), _ROWS_PER_FILE)
+    return found
 
-    Raises: UserError if no row of the chunk can be read.
-    """
-    unread = None
-    for row in read_rows(chunk):
-        if row.values is not None:
-            return set(row.values), row.values
-        unread = unread or row
-    if unread is not None:
-        raise UserError(
-            f"data source {chunk.path!r}: none of its first rows can be read; {unread.place}: "
-            f"{unread.fault}"
-        )
-    return set(), {}
+
+def _all_rows(chunks: Iterable[Chunk]) -> Iterator[SourceRow]:
+    for chunk in chunks:
+        yield from read_rows(chunk)
 
 
 def _rows(chunk: Chunk) -> Iterator[SourceRow]:
@@ -187,12 +193,11 @@ def _rows(chunk: Chunk) -> Iterator[SourceRow]:
         number += 1
 
 
-def _parquet_rows(file: SourceFile, chunk: Chunk) -> list[dict[str, Any]]:
+def _parquet_rows(file: SourceFile, chunk: Chunk) -> Iterator[dict[str, Any]]:
+    groups = list(range(chunk.start, chunk.stop))
     with open_parquet(file) as opened:
-        found: list[dict[str, Any]] = opened.read_row_groups(
-            list(range(chunk.start, chunk.stop))
-        ).to_pylist()
-    return found
+        for batch in opened.iter_batches(_BATCH_ROWS, row_groups=groups):
+            yield from batch.to_pylist()
 
 
 def _arrow_rows(file: SourceFile, chunk: Chunk) -> Iterator[dict[str, Any]]:
@@ -308,8 +313,10 @@ def _hub_split(source: Source) -> Any:
 
 def _numbers(source: Source) -> tuple[str, ...]:
     """The columns that are scores."""
-    names = (source.columns.chosen_score, source.columns.rejected_score)
-    return tuple(name for name in names if name)
+    named = (source.columns.chosen_score, source.columns.rejected_score)
+    if any(named):
+        return tuple(name for name in named if name)
+    return tuple(name for names in SCORE_COLUMNS for name in names)
 
 
 @lru_cache(maxsize=4)

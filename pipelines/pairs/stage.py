@@ -106,6 +106,7 @@ class Prepare(Stage[PrepareInputs]):
         return (
             f"{pairs['train']} train, {pairs['validation']} validation, {pairs['test']} test pairs"
             + (f"; {dropped} rows dropped ({reasons})" if dropped else "")
+            + "".join(f"\n{shortened(line)}" for line in counts.get("layouts", ()))
             + "".join(f"\nwarning: {shortened(line)}" for line in counts.get("left_out", ()))
         )
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from pipelines.errors import Failure, StageFailed, UserError
+from pipelines.pairs.forms import Form
 from pipelines.pairs.sources import Chunk
 from pipelines.pairs.table import PAIR_SCHEMA
 
@@ -21,28 +22,32 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class ChunkTask:
-    """Read and tokenise one chunk of a source.
+class ReadTask:
+    """Read and tokenise some chunks of a source.
 
     Attributes:
         source: its number among data.sources, data.validation and data.test, in this order.
-        form: of its rows, never auto.
+        chunks: one; all of the source if its form is unpaired. part, parts: of an unpaired source's
+            prompts.
     """
 
     source: int
-    form: str
-    chunk: Chunk
+    form: Form
+    chunks: tuple[Chunk, ...]
+    part: int = 0
+    parts: int = 1
 
     def item(self) -> dict[str, str]:
         """As an item of a Ray Data set."""
         return {"task": json.dumps(asdict(self))}
 
     @classmethod
-    def of_batch(cls, batch: pa.Table) -> "ChunkTask":
+    def of_batch(cls, batch: pa.Table) -> "ReadTask":
         """The task of a batch of one item."""
         (text,) = batch["task"].to_pylist()
         fields = json.loads(text)
-        return cls(**{**fields, "chunk": Chunk(**fields["chunk"])})
+        chunks = tuple(Chunk(**chunk) for chunk in fields["chunks"])
+        return cls(**{**fields, "form": Form(**fields["form"]), "chunks": chunks})
 
 
 def block_of(outcome: Sequence[dict[str, Any]] | Failure) -> pa.Table:

@@ -36,6 +36,15 @@ class ModelSection(Section):
 
 
 class ColumnNames(Section):
+    """What the columns of a source are called.
+
+    prompt, conversations, instruction: what asks; `input` is joined to an instruction, and to any
+    other question if it is set. messages, conversations: whole conversations. chosen, rejected;
+    responses with scores; response or completion with label; output: what answers. chosen_score,
+    rejected_score: score_chosen, chosen_score, chosen_rating and their likes are read without being
+    set, where they are numbers.
+    """
+
     STAGE = "prepare"
     prompt: str = "prompt"
     chosen: str = "chosen"
@@ -43,6 +52,14 @@ class ColumnNames(Section):
     text: str = "text"
     responses: str = "responses"
     scores: str = "scores"
+    response: str = "response"
+    completion: str = "completion"
+    label: str = "label"
+    messages: str = "messages"
+    conversations: str = "conversations"
+    instruction: str = "instruction"
+    input: str = "input"
+    output: str = "output"
     chosen_score: str | None = None
     rejected_score: str | None = None
     chosen_weights: str | None = None
@@ -56,19 +73,22 @@ class Source(Section):
 
     `path`: a local or object-store file, directory or glob, or a Hugging Face data set name.
 
-    form: text = prompt/chosen/rejected strings; conversational = message lists; hh = transcripts;
-    scored = candidates with scores; chosen_only = prompt/chosen strings; text_only = one text
-    column (for sft). weight: expected copies of each training row. split: of a Hugging Face data
-    set ("train" by default), or of files whose names say their split; "all" for every file. subset:
-    of a Hugging Face data set. data_dir: a folder in the data set or directory.
+    form: text = prompt/chosen/rejected strings; conversational = chosen/rejected messages, with or
+    without a prompt; hh = transcripts; scored = candidates with scores; unpaired = prompt/response/
+    label; alpaca = instruction/input/chosen/rejected (or output) as turns; chosen_only =
+    prompt/chosen, or messages; text_only = one text column (for sft). weight: expected copies of
+    each training row. split: of a Hugging Face data set ("train" by default), or of files whose
+    names say their split; "all" for every file. subset: of a Hugging Face data set. data_dir: a
+    folder in the data set or directory.
     """
 
     STAGE = "prepare"
     path: Data
     format: Literal["auto", "jsonl", "json", "parquet", "csv", "huggingface"] = "auto"
-    form: Literal["auto", "text", "conversational", "hh", "scored", "chosen_only", "text_only"] = (
-        "auto"
-    )
+    form: Literal[
+        "auto", "text", "conversational", "hh", "scored", "unpaired", "alpaca", "chosen_only",
+        "text_only",
+    ] = "auto"  # fmt: skip
     columns: ColumnNames = ColumnNames()
     weight: float = Field(1.0, gt=0, le=100)
     split: str | None = Field(None, min_length=1)

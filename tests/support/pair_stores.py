@@ -4,9 +4,12 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from pipelines.pairs.forms import Form
 from pipelines.pairs.table import PAIR_SCHEMA, PairTable
 from pipelines.storage.store import RunStore
 from sparsepo import TokenizedPair
+
+TEXT = Form("text", False, "prompt", ("chosen", "rejected"))
 
 
 def write_pairs(

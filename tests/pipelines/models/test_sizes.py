@@ -10,6 +10,7 @@ import pytest
 import torch
 import typer
 import yaml
+from pair_stores import TEXT
 from runs import MakeRecipe, silent
 from safetensors.torch import load_file, save_file
 from tiny_families import CONFIGS, PLAIN, PLAIN_SIZES
@@ -26,9 +27,9 @@ from pipelines.models.directories import max_positions
 from pipelines.models.loading import load_causal_lm
 from pipelines.models.sizes import embedding_rows, tokens_in_use
 from pipelines.models.tensors import check_adapter, model_tensors
-from pipelines.pairs.prepare import _rows_of_chunk
+from pipelines.pairs.prepare import _rows_of_task
 from pipelines.pairs.sources import chunks_of
-from pipelines.pairs.tasks import ChunkTask
+from pipelines.pairs.tasks import ReadTask
 from pipelines.recipe.files import write_yaml
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import Run
@@ -210,7 +211,7 @@ def test_a_special_token_that_nothing_says_may_lie_beyond_the_embeddings(
     assert run_plan(recipe)["data"]["rejected"] == {reason: 1}
     known = Run(recipe).inputs(PREPARE).known_tokens
     (chunk,) = chunks_of(recipe.data.sources[0], 100)
-    found = _rows_of_chunk(ChunkTask(0, "text", chunk), recipe.data, str(folder), known)
+    found = _rows_of_task(ReadTask(0, TEXT, (chunk,)), recipe.data, str(folder), known)
     assert [row.get("reason") for row in found] == [None, None, reason, None, None, None]
     assert Run(recipe).record(PREPARE).inputs["known_tokens"] == size
     tokenizer.chat_template = "{% for m in messages %}<image>{{ m.content }}{% endfor %}"

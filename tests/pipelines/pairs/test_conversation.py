@@ -22,6 +22,7 @@ from pipelines.pairs.conversation import (
     RowRejected,
     decisions,
 )
+from pipelines.pairs.detection import form_of
 from pipelines.pairs.forms import pairs_of_row
 from pipelines.recipe.schema import ColumnNames, DataSection, Source
 
@@ -45,7 +46,8 @@ def raw(
     row: Row, tokenizer: Any, form: str = "conversational", columns: Any = None, **more: Any
 ) -> RawPair:
     names = ColumnNames(**(columns or {}))
-    (pair,) = pairs_of_row(row, form, data(**more), names, ChatRenderer(tokenizer, data(**more)))
+    chat = ChatRenderer(tokenizer, data(**more))
+    (pair,) = pairs_of_row(row, form_of(form, row, names), data(**more), chat)
     return pair
 
 

@@ -11,18 +11,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from pair_stores import write_pairs
+from pair_stores import TEXT, write_pairs
 from runs import MakeRecipe
 from stores import again, losses_of, store_files
 
 from pipelines.commands.stages import PREPARE
 from pipelines.errors import Failure, UserError
 from pipelines.models.device import Placement
+from pipelines.pairs.forms import Form
 from pipelines.pairs.prepare import _digest, _run_task
 from pipelines.pairs.row_plan import ShardRows, digest_of
 from pipelines.pairs.sources import Chunk, chunks_of
 from pipelines.pairs.table import PairTable, open_pairs
-from pipelines.pairs.tasks import ChunkTask, block_of, result_of, rows_of
+from pipelines.pairs.tasks import ReadTask, block_of, result_of, rows_of
 from pipelines.pairs.writer import _write
 from pipelines.recipe.schema import DataSection, Recipe
 from pipelines.recipe.stage import Run
@@ -196,8 +197,8 @@ def test_scoring_and_training_never_read_a_text(
     ],
 )
 def test_a_task_survives_ray_data(chunk: Chunk) -> None:
-    task = ChunkTask(3, "conversational", chunk)
-    assert ChunkTask.of_batch(pa.Table.from_pylist([task.item()])) == task
+    task = ReadTask(3, Form("scored", True, "q", ("a", "b"), scores=("c", None)), (chunk,), 1, 4)
+    assert ReadTask.of_batch(pa.Table.from_pylist([task.item()])) == task
 
 
 @pytest.mark.parametrize("kind", ["user", "stage", "superseded", "diverged"])
@@ -227,7 +228,7 @@ def test_a_chunk_that_cannot_be_read_is_a_failure_and_not_an_exception(
     """By the place where a machine looks, and by the tokenizer; the whole chunk otherwise."""
     data = section(pairs_file)
     (chunk,) = chunks_of(data.sources[0], 10**6)
-    batch = pa.Table.from_pylist([ChunkTask(0, "text", chunk).item()])
+    batch = pa.Table.from_pylist([ReadTask(0, TEXT, (chunk,)).item()])
     for tokenizer, paths, line in (
         (str(model_dir), {"run_dir": "/not/mounted/here"}, "does not see it"),
         ("/nowhere", {}, "model '/nowhere'"),

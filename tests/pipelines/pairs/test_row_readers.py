@@ -16,14 +16,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pair_stores import TEXT
 
 import pipelines.pairs.sources
 from pipelines.errors import UserError
+from pipelines.pairs.detection import detect, form_of
 from pipelines.pairs.forms import pairs_of_row
-from pipelines.pairs.prepare import _rows_of_chunk
+from pipelines.pairs.prepare import _rows_of_task
 from pipelines.pairs.row_plan import RowPlan, digest_of
-from pipelines.pairs.sources import Chunk, chunks_of, read_chunk, read_rows
-from pipelines.pairs.tasks import ChunkTask, block_of, rows_of
+from pipelines.pairs.sources import Chunk, chunks_of, read_chunk, read_rows, sampled_rows
+from pipelines.pairs.tasks import ReadTask, block_of, rows_of
 from pipelines.recipe.schema import ColumnNames, DataSection, Source
 
 
@@ -166,11 +168,12 @@ def test_score_columns_of_a_csv_are_numbers(tmp_path: Path) -> None:
         (0.5, 0.001), ("high", 1.0), ("", "1_0")
     ]  # fmt: skip
     assert rows[0] is not None
-    (pair,) = pairs_of_row(rows[0], "text", DataSection(sources=(source,)), names, None)
+    form = form_of("text", rows[0], names)
+    (pair,) = pairs_of_row(rows[0], form, DataSection(sources=(source,)), None)
     assert (pair.chosen, pair.chosen_score, pair.rejected_score) == ("4", 0.5, 0.001)
-    task = ChunkTask(0, "text", chunk)
+    task = ReadTask(0, TEXT, (chunk,))
     batch = pa.Table.from_pylist([task.item()])
-    assert ChunkTask.of_batch(batch) == task, "columns stay as they were"
+    assert ReadTask.of_batch(batch) == task, "columns stay as they were"
 
 
 ROW = b'{"text": "x"}\n'
@@ -221,7 +224,7 @@ def test_a_rejected_row_says_its_file_and_line(tmp_path: Path, model_dir: Path) 
     data = DataSection(sources=(Source(path=str(tmp_path)),))
     plan = RowPlan(data)
     for chunk in chunks_of(data.sources[0], 1):
-        block = rows_of(block_of(_rows_of_chunk(ChunkTask(0, "text", chunk), data, str(model_dir))))
+        block = rows_of(block_of(_rows_of_task(ReadTask(0, TEXT, (chunk,)), data, str(model_dir))))
         assert isinstance(block, pa.Table)
         plan.add(digest_of(block, data))
     plan.settle()
@@ -299,9 +302,7 @@ def test_what_breaks_later_breaks_in_one_line(tmp_path: Path) -> None:
 
 
 def test_a_source_whose_rows_are_all_unreadable_says_the_first(tmp_path: Path) -> None:
-    from pipelines.pairs.sources import column_names
-
     (tmp_path / "f.jsonl").write_text("\nnothing\nhere\n")
-    (chunk,) = chunks_of(Source(path=str(tmp_path / "f.jsonl")), 10)
+    source = Source(path=str(tmp_path / "f.jsonl"))
     with pytest.raises(UserError, match="none of its first rows can be read; f.jsonl:2: the line"):
-        column_names(chunk)
+        detect(source, sampled_rows(chunks_of(source, 10)))

@@ -9,7 +9,8 @@ import pytest
 from pipelines.errors import UserError
 from pipelines.models.loading import load_tokenizer
 from pipelines.pairs.conversation import ChatRenderer, PairEncoder, RawPair, RowRejected
-from pipelines.pairs.forms import detect_form, pairs_of_row
+from pipelines.pairs.detection import form_of
+from pipelines.pairs.forms import pairs_of_row
 from pipelines.pairs.sources import chunks_of, read_chunk
 from pipelines.recipe.schema import ColumnNames, DataSection, Source
 
@@ -33,7 +34,7 @@ def tokenizer(model_dir: Path) -> Any:
 
 def pairs(row: dict[str, Any], form: str, tokenizer: Any = None, **settings: Any) -> list[RawPair]:
     chat = ChatRenderer(tokenizer, data(**settings))
-    return list(pairs_of_row(row, form, data(**settings), NAMES, chat))
+    return list(pairs_of_row(row, form_of(form, row), data(**settings), chat))
 
 
 def reason(row: dict[str, Any], form: str, tokenizer: Any = None, **settings: Any) -> str:
@@ -328,18 +329,6 @@ def test_a_tokenizer_without_bos_or_pad_works(tokenizer: Any) -> None:
     assert len(text.prompt) == 1, (
         "without BOS the first token of bare text has nothing to be predicted from"
     )
-
-
-def test_forms_are_recognised_by_their_columns() -> None:
-    assert detect_form({"prompt", "chosen", "rejected"}, NAMES, {"chosen": "x"}) == "text"
-    assert detect_form({"chosen", "rejected"}, NAMES, {"chosen": "x"}) == "hh"
-    assert (
-        detect_form({"prompt", "chosen", "rejected"}, NAMES, {"chosen": [{}]}) == "conversational"
-    )
-    assert detect_form({"prompt", "responses", "scores"}, NAMES, {}) == "scored"
-    assert detect_form({"text"}, NAMES, {}) == "text_only"
-    with pytest.raises(UserError, match=r"\['a', 'b'\] fit no form"):
-        detect_form({"a", "b"}, NAMES, {})
 
 
 def test_local_data_sets_load_through_the_hub_library(tmp_path: Path) -> None:

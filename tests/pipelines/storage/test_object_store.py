@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from object_store import ObjectStore
-from pair_stores import write_pairs
+from pair_stores import TEXT, write_pairs
 
 import pipelines.models.directories
 import pipelines.storage.store
@@ -20,7 +20,7 @@ from pipelines.models.directories import resolve_model
 from pipelines.models.fingerprints import weights_fingerprint
 from pipelines.pairs.prepare import _run_task
 from pipelines.pairs.sources import Chunk, chunks_of, left_out, read_chunk, source_fingerprint
-from pipelines.pairs.tasks import ChunkTask, result_of, rows_of
+from pipelines.pairs.tasks import ReadTask, result_of, rows_of
 from pipelines.recipe.schema import DataSection, Recipe, Source
 from pipelines.storage.row_group_cache import RowGroupCache
 from pipelines.storage.store import RunStore
@@ -184,7 +184,7 @@ def test_a_task_whose_store_stays_away_fails_as_a_stage(
         store.write_bytes(file.name, file.read_bytes())
     monkeypatch.setattr(pipelines.storage.store, "_WAITS_SECONDS", ())
     data = DataSection.model_validate({"sources": [{"path": "unused.jsonl"}]})
-    task = ChunkTask(0, "text", Chunk("jsonl", "unused.jsonl", 0, 0, 0))
+    task = ReadTask(0, TEXT, (Chunk("jsonl", "unused.jsonl", 0, 0, 0),))
     object_store.fail(40)
     batch = pa.Table.from_pylist([task.item()])
     found = rows_of(_run_task(batch, data, "s3://bucket/models/away", {}))
