@@ -14,7 +14,7 @@ from pipelines.models.time_limit import TimeUp, time_limit
 
 Message = dict[str, Any]
 RENDER_SECONDS = 10.0
-_PROBE = "\ue000"
+_PROBE = "\ue000"  # no template writes it
 
 
 class TemplateRefused(ValueError):
@@ -44,6 +44,8 @@ class ChatTemplate:
             names that the template reads besides the messages.
     Raises: UserError if there is none.
     """
+
+    PROBE = _PROBE
 
     def __init__(
         self,
@@ -136,6 +138,15 @@ class ChatTemplate:
     def probe_of(self, message: Message) -> Message:
         """The message with another content, which begins with what no template writes."""
         return {**message, "content": _PROBE}
+
+    def after_probe(self, text: str) -> int:
+        """Characters that follow the last probe of a rendered text.
+
+        Raises: TemplateRefused if there is none.
+        """
+        if _PROBE not in text:
+            raise TemplateRefused("leaves out a turn")
+        return len(text) - text.rindex(_PROBE) - len(_PROBE)
 
     def _probed(self, has_parts: bool) -> tuple[str, str] | None:
         """What asks for the probe, and the whole with it; None if it is not there."""
