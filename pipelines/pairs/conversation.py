@@ -15,11 +15,9 @@ end token ends the response. README: docs/recipes.md, "Data".
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from pipelines.errors import UserError
-from pipelines.models import ChatTemplate, Message, TemplateRefused, end_ids, last_of
+from pipelines.models import ChatSettings, ChatTemplate, Message, TemplateRefused, end_ids, last_of
 from pipelines.recipe import DataSection
 
 _ANCHORS = ("\n", ".", "a", "a ")
@@ -175,7 +173,7 @@ class ChatRenderer:
         Raises: RowRejected with the template's own words, or if the sides do not fit.
         """
         if self._template is None:
-            self._template = chat_template_of(self._tokenizer, self._data)
+            self._template = ChatTemplate(self._tokenizer, ChatSettings.of(self._data))
         sides = [chosen] if rejected is None else [chosen, rejected]
         try:
             return self._pair(self._template, sides)
@@ -266,12 +264,7 @@ def _turn(template: ChatTemplate, side: Conversation, number: int, whole: str) -
     # The turn is rendered in another way where it is the last one: a probe says where it ends.
     probe = template.probe_of({"role": "assistant"})
     probed = template.render([*before, probe, *side.messages[number + 1 :]], side.tools)
-    end = len(whole) - template.after_probe(probed)
-    closing = template.render([*before, probe], side.tools)
-    closing = closing[len(closing) - template.after_probe(closing) :]
-    if whole[end : end + len(closing)] != closing:
-        raise TemplateRefused("renders an earlier turn in a way of which its end cannot be told")
-    return start, end + len(closing)
+    return start, template.end_of_turn(whole, probed)
 
 
 def _require_written(template: ChatTemplate, side: Conversation) -> None:
@@ -332,9 +325,14 @@ class PairEncoder:
 
     def prompt(self, text: str) -> list[int]:
         """Ids of a text that a model continues, uncut; BOS first if the tokenizer adds it."""
-        ids = self._ids(text) if text else []
-        bos = self._tokenizer.bos_token_id
-        return [bos, *ids] if self._adds_bos and ids[:1] != [bos] else ids
+        return text_prompt_ids(self._tokenizer, text, self._adds_bos)
+
+    def asked(self, text: str) -> list[int]:
+        """Ids of a text that a model continues, cut as a pair's prompt is.
+
+        Raises: RowRejected if it is too long under `drop`.
+        """
+        return self._fitting(self.prompt(text))
 
     def encode(self, pair: RawPair) -> Encoded:
         """Tokenise and truncate one pair.
@@ -360,11 +358,9 @@ class PairEncoder:
             )
         ]
         truncated = []
-        if len(prompt) > self._data.max_prompt_tokens:
-            if self._data.prompt_overflow == "drop":
-                raise RowRejected("prompt longer than max_prompt_tokens")
-            prompt = self._cut(prompt)
+        if len(fitting := self._fitting(prompt)) < len(prompt):
             truncated.append("prompt")
+        prompt = fitting
         limit = self._data.max_response_tokens
         if self._data.max_tokens is not None:
             limit = min(limit, self._data.max_tokens - len(prompt))
@@ -395,9 +391,13 @@ class PairEncoder:
             contexts[1] if has_rejected else (),
         )
 
-    def _cut(self, prompt: list[int]) -> list[int]:
+    def _fitting(self, prompt: list[int]) -> list[int]:
         """The prompt's end or start that is kept; its BOS stays where it is."""
         keep = self._data.max_prompt_tokens
+        if len(prompt) <= keep:
+            return prompt
+        if self._data.prompt_overflow == "drop":
+            raise RowRejected("prompt longer than max_prompt_tokens")
         if self._data.prompt_overflow != "keep_end":
             return prompt[:keep]
         has_bos = keep > 1 and prompt[0] == self._tokenizer.bos_token_id
@@ -521,40 +521,22 @@ def _cut_spans(spans: Sequence[int], end: int) -> tuple[int, ...]:
     return tuple(place for start, stop in found if start < end for place in (start, min(stop, end)))
 
 
+def text_prompt_ids(tokenizer: Any, text: str, has_bos: bool | None = None) -> list[int]:
+    """Ids of a text that a model continues, uncut.
+
+    Args:
+        has_bos: whether BOS stands in front; as the tokenizer's own encoding by default.
+    """
+    ids = [int(id_) for id_ in tokenizer(text, add_special_tokens=False).input_ids] if text else []
+    bos = tokenizer.bos_token_id
+    needs_bos = adds_bos(tokenizer) if has_bos is None else has_bos
+    return [bos, *ids] if needs_bos and ids[:1] != [bos] else ids
+
+
 def adds_bos(tokenizer: Any) -> bool:
     """Whether the tokenizer's own encoding begins with BOS."""
     bos = tokenizer.bos_token_id
     return bos is not None and tokenizer("a").input_ids[:1] == [bos]
-
-
-def chat_template_of(tokenizer: Any, data: DataSection) -> ChatTemplate:
-    """The template that a recipe's conversations are rendered with.
-
-    Raises: UserError if `data.chat_template` names neither a file nor a template of the tokenizer,
-        or nothing does and the tokenizer has none.
-    """
-    chosen = template_file_text(data) or data.chat_template
-    own = tokenizer.chat_template
-    names = sorted(own) if isinstance(own, dict) else []
-    if chosen is not None and chosen == data.chat_template and chosen not in names:
-        raise UserError(
-            f"data.chat_template = {chosen!r} is neither a file nor a template of the tokenizer"
-            + (f": its templates are {', '.join(names)}" if names else ", which has none by name")
-        )
-    return ChatTemplate(tokenizer, chosen, data.chat_template_kwargs)
-
-
-def template_file_text(data: DataSection) -> str | None:
-    """The text of the file that `data.chat_template` names; None if it names none.
-
-    Raises: UserError if the file cannot be read.
-    """
-    if data.chat_template is None or not Path(data.chat_template).is_file():
-        return None
-    try:
-        return Path(data.chat_template).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"data.chat_template = {data.chat_template!r}: {error}") from error
 
 
 def decisions(tokenizer: Any, data: DataSection, has_chat: bool) -> dict[str, Any]:
@@ -565,7 +547,7 @@ def decisions(tokenizer: Any, data: DataSection, has_chat: bool) -> dict[str, An
     bos = "tokenizer" if adds_bos(tokenizer) else "none"
     found = {"text": {"bos": bos, "end": tokenizer.eos_token}}
     if has_chat:
-        template = chat_template_of(tokenizer, data)
+        template = ChatTemplate(tokenizer, ChatSettings.of(data))
         ids = tokenizer(template.form.asked, add_special_tokens=False).input_ids
         has_bos = ids[:1] == [tokenizer.bos_token_id]
         end = tokenizer.convert_ids_to_tokens(template.form.end)
