@@ -12,7 +12,7 @@ import torch
 from evaluation.key_tokens import key_token_labels
 from pipelines.evaluate.facts import EvaluationFacts
 from pipelines.evaluate.leaderboard import run_tasks_of
-from pipelines.evaluate.prompts import code_prompt_ids, prompt_ids
+from pipelines.evaluate.prompts import CodePrompts, prompt_ids
 from pipelines.evaluate.tasks import (
     Drawn,
     EvaluationTask,
@@ -54,8 +54,9 @@ class Evaluator:
         self._facts, self._settings, self._ends = facts, facts.settings, facts.ends
         self._device = compute_device()
         self._dtype = reference_dtype("auto", self._device)
-        self._tokenizer = load_tokenizer(str(resolve_model(facts.tokenizer, tokenizer_only=True)))
         training = facts.training
+        directory = resolve_model(facts.tokenizer, tokenizer_only=True)
+        self._tokenizer = training.chat.on(load_tokenizer(str(directory)))
         self._reference = load_reference(training.reference.model, self._device)
         self._start = (
             self._reference.causal_lm
@@ -222,7 +223,8 @@ class Evaluator:
     def _programs(self, task: WritePrograms) -> Records:
         section = self._settings.code
         assert section is not None
-        prompts = [code_prompt_ids(self._tokenizer, section, prompt) for prompt in task.prompts]
+        asked = CodePrompts(self._tokenizer, section, self._facts.training.chat)
+        prompts = [asked(prompt) for prompt in task.prompts]
         drawn = task.drawn or self._drawn(
             prompts, section.generation, task.start * 1009 + task.number, task.num_samples
         )

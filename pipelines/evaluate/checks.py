@@ -2,7 +2,13 @@
 
 from pipelines.errors import UserError
 from pipelines.evaluate.held_out import check_held_out
-from pipelines.models import ADAPTER_CONFIG, check_generation, load_tokenizer, resolve_model
+from pipelines.models import (
+    ADAPTER_CONFIG,
+    ChatSettings,
+    check_generation,
+    load_tokenizer,
+    resolve_model,
+)
 from pipelines.recipe import (
     MODEL,
     CodeSection,
@@ -41,16 +47,18 @@ def check_evaluation(recipe: Recipe) -> None:
         )
     check_text_models(settings)
     _check_engine(recipe)
+    chat = ChatSettings.of(recipe.data)
     asking = {"code": settings.code, "leaderboard": settings.leaderboard}
     for name, section in asking.items():
         if name in wanted and section is not None and section.apply_chat_template:
             tokenizer = resolve_model(
                 recipe.model.tokenizer or recipe.model.name_or_path, tokenizer_only=True
             )
-            if load_tokenizer(str(tokenizer)).chat_template is None:
+            loaded = chat.on(load_tokenizer(str(tokenizer)))
+            if loaded.chat_template is None:
                 raise UserError(
                     f"evaluate.{name}.apply_chat_template: the tokenizer of {tokenizer} has no "
-                    "chat template"
+                    "chat template; set data.chat_template"
                 )
     if "leaderboard" in wanted and settings.leaderboard is not None:
         check_tasks(settings.leaderboard)
@@ -71,12 +79,13 @@ def longest_prompt(recipe: Recipe) -> int:
 def _check_programs(recipe: Recipe, section: CodeSection) -> None:
     """UserError for tasks that cannot be read, or too long for the model with their programs."""
     from pipelines.evaluate.code_tasks import read_code_tasks
-    from pipelines.evaluate.prompts import code_prompt_ids
+    from pipelines.evaluate.prompts import CodePrompts
 
     tasks = read_code_tasks(section)
     name = recipe.model.tokenizer or recipe.model.name_or_path
     tokenizer = load_tokenizer(str(resolve_model(name, tokenizer_only=True)))
-    longest = max((len(code_prompt_ids(tokenizer, section, t.prompt)) for t in tasks), default=0)
+    asked = CodePrompts(tokenizer, section, ChatSettings.of(recipe.data))
+    longest = max((len(asked(task.prompt)) for task in tasks), default=0)
     new_tokens = section.generation.max_new_tokens
     check_generation(recipe, "evaluate.code.generation", longest, new_tokens)
 

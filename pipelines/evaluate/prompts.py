@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.pairs import PairTable
+from pipelines.models import ChatSettings, ChatTemplate
+from pipelines.pairs import PairTable, text_prompt_ids
 from pipelines.recipe import CodeSection
 
 
@@ -12,12 +13,22 @@ def prompt_ids(pairs: PairTable, split: str, rows: Sequence[int]) -> list[list[i
     return [[int(i) for i in pair.prompt] for pair in pairs.pairs(split, rows)]
 
 
-def code_prompt_ids(tokenizer: Any, section: CodeSection, prompt: str) -> list[int]:
-    """Token ids of what a programming task's prompt asks the model."""
-    if section.apply_chat_template:
+class CodePrompts:
+    """Token ids of what the prompts of programming tasks ask the model.
+
+    A text is asked as the text of a pair is, a chat message as a pair's.
+    """
+
+    def __init__(self, tokenizer: Any, section: CodeSection, chat: ChatSettings) -> None:
+        self._tokenizer = tokenizer
+        self._template = ChatTemplate(tokenizer, chat) if section.apply_chat_template else None
+
+    def __call__(self, prompt: str) -> list[int]:
+        """UserError for a template that cannot be rendered."""
+        if self._template is None:
+            return text_prompt_ids(self._tokenizer, prompt)
         from evaluation.benchmarks.code import chat_question
 
-        messages = [{"role": "user", "content": chat_question(prompt)}]
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return [int(i) for i in tokenizer(text, add_special_tokens=False).input_ids]
-    return [int(i) for i in tokenizer(prompt).input_ids]
+        question = {"role": "user", "content": chat_question(prompt)}
+        text = self._template.render([question], opens_answer=True)
+        return [int(i) for i in self._tokenizer(text, add_special_tokens=False).input_ids]

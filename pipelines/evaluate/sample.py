@@ -22,7 +22,7 @@ from pipelines.models import (
     reference_dtype,
     resolve_model,
 )
-from pipelines.pairs import PairEncoder, RawPair, chunks_of, read_chunk
+from pipelines.pairs import PairEncoder, chunks_of, read_chunk
 from pipelines.recipe import CANDIDATES, DataSection, Recipe, SampleSection, StageRecord
 from pipelines.storage import RunStore, TaskResults, digest
 
@@ -105,7 +105,7 @@ class CandidateSampler:
     def __call__(self, task: DrawCandidates) -> list[dict[str, Any]]:
         """Per prompt: prompt, responses and their scores."""
         settings, count = self._settings, self._settings.num_candidates
-        ids = [self._encoder.encode(RawPair(p, "x", None)).prompt for p in task.prompts]
+        ids = [self._encoder.asked(prompt) for prompt in task.prompts]
         seed = settings.seed * 1_000_003 + task.number
         drawn = generate(self._model, self._ends, ids, settings.generation, seed, count)
         texts = [self._ends.text(self._tokenizer, sample) for sample in drawn]

@@ -59,8 +59,6 @@ class Evaluate(Stage[EvaluateInputs]):
 
     def resolve(self, recipe: Recipe) -> EvaluateInputs:
         """UserError if a file that the recipe names does not exist."""
-        from pipelines.models import response_ends
-
         settings, files = recipe.evaluate, {}
         if settings.leaderboard is not None and settings.leaderboard.include_path is not None:
             from pipelines.evaluate.leaderboard import task_files_hash
@@ -71,7 +69,7 @@ class Evaluate(Stage[EvaluateInputs]):
                 raise UserError(f"evaluate.{key} = {name!r}: no such file")
             files[key] = file_hash(Path(name))
         draws = {*settings.sampled_benchmarks(), "code", "leaderboard"} & set(settings.benchmarks)
-        ends = response_ends(recipe.model.name_or_path, recipe.model.tokenizer) if draws else None
+        ends = _ends_of(recipe) if draws else None
         return EvaluateInputs(ends, files)
 
     def settings(self, recipe: Recipe, inputs: EvaluateInputs) -> dict[str, Any]:
@@ -123,11 +121,15 @@ EVALUATE = Evaluate()
 
 def ends_of(run: Run) -> "ResponseEnds":
     """Where samples of a run's models end: by its starting model, for all of them."""
-    from pipelines.models import response_ends
-
     found = run.inputs(EVALUATE).ends
-    model = run.recipe.model
-    return response_ends(model.name_or_path, model.tokenizer) if found is None else found
+    return _ends_of(run.recipe) if found is None else found
+
+
+def _ends_of(recipe: Recipe) -> "ResponseEnds":
+    from pipelines.models import ChatSettings, response_ends
+
+    model = recipe.model
+    return response_ends(model.name_or_path, model.tokenizer, ChatSettings.of(recipe.data))
 
 
 def checkpoint_record(run: Run, step: int | None) -> StageRecord:
@@ -245,6 +247,7 @@ class Sample(Stage[SampleInputs]):
 
     def resolve(self, recipe: Recipe) -> SampleInputs:
         from pipelines.models import (
+            ChatSettings,
             resolve_model,
             response_ends,
             tokenizer_fingerprint,
@@ -258,7 +261,7 @@ class Sample(Stage[SampleInputs]):
             Located(str(directory), weights_fingerprint(directory)),
             tokenizer_fingerprint(directory),
             [source_fingerprint(source) for source in recipe.data.sources],
-            response_ends(name),
+            response_ends(name, chat=ChatSettings.of(recipe.data)),
         )
 
     def settings(self, recipe: Recipe, inputs: SampleInputs) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from pipelines.evaluate.facts import EvaluationFacts
-from pipelines.evaluate.prompts import code_prompt_ids, prompt_ids
+from pipelines.evaluate.prompts import CodePrompts, prompt_ids
 from pipelines.evaluate.tasks import Drawn, SamplePrompts, WritePrograms
 from pipelines.evaluate.vllm_generation import Request, vllm_samples
 from pipelines.models import load_tokenizer, resolve_model
@@ -55,7 +55,8 @@ def _asked(task: Any, facts: EvaluationFacts, pairs: PairTable, tokenizer: Any) 
             generation = settings.generation.model_copy(update={"temperature": task.temperature})
             count = 1
         case WritePrograms() if settings.code and settings.code.generation.engine == "vllm":
-            prompts = [code_prompt_ids(tokenizer, settings.code, text) for text in task.prompts]
+            code = CodePrompts(tokenizer, settings.code, facts.training.chat)
+            prompts = [code(text) for text in task.prompts]
             generation, count = settings.code.generation, task.num_samples
         case _:
             return None

@@ -1,10 +1,12 @@
 from .accelerator import device_kind as device_kind, dtype_name as dtype_name
 from .chat_template import (
+    ChatSettings as ChatSettings,
     ChatTemplate as ChatTemplate,
     Message as Message,
     TemplateRefused as TemplateRefused,
     end_ids as end_ids,
     last_of as last_of,
+    template_file_text as template_file_text,
 )
 from .device import (
     Placement as Placement,

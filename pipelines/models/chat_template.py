@@ -4,17 +4,20 @@ The template is a program that somebody wrote. Whatever it raises is one line, a
 time. What it does with an answer is seen by a probe: a character that no template writes.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UserError
 from pipelines.models.time_limit import TimeUp, time_limit
+from pipelines.recipe import DataSection
 
 Message = dict[str, Any]
 RENDER_SECONDS = 10.0
-_PROBE = "\ue000"
+_PROBE = "\ue000"  # no template writes it
 
 
 class TemplateRefused(ValueError):
@@ -36,25 +39,72 @@ class TemplateForm:
     end: int
 
 
-class ChatTemplate:
-    """One template of a tokenizer, with the options that it is rendered with.
+@dataclass(frozen=True)
+class ChatSettings:
+    """The template that a recipe sets in place of the tokenizer's own, and its options.
 
-    Args:
-        template: a template's text, or a name among the tokenizer's; its own by default. options:
-            names that the template reads besides the messages.
+    Attributes:
+        template: its text, or a name among the tokenizer's templates. options: names that the
+            template reads besides the messages.
+    """
+
+    template: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, data: DataSection) -> "ChatSettings":
+        """UserError if the file that data.chat_template names cannot be read."""
+        text = template_file_text(data)
+        return cls(data.chat_template if text is None else text, data.chat_template_kwargs)
+
+    def on(self, tokenizer: Any) -> Any:
+        """The tokenizer with this template, a copy of it if that is another one.
+
+        Raises: UserError if it is neither a text nor a name among the tokenizer's templates.
+        """
+        if self.template is None:
+            return tokenizer
+        own = tokenizer.chat_template
+        names = sorted(own) if isinstance(own, dict) else []
+        if self.template not in names and "{" not in self.template:
+            raise UserError(
+                f"data.chat_template = {self.template!r} is neither a file nor a template of the "
+                "tokenizer"
+                + (f": its templates are {', '.join(names)}" if names else ", which has no names")
+            )
+        found = copy.copy(tokenizer)
+        found.chat_template = own[self.template] if self.template in names else self.template
+        return found
+
+
+def template_file_text(data: DataSection) -> str | None:
+    """The text of the file that `data.chat_template` names; None if it names none.
+
+    Raises: UserError if the file cannot be read.
+    """
+    if data.chat_template is None or not Path(data.chat_template).is_file():
+        return None
+    try:
+        return Path(data.chat_template).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"data.chat_template = {data.chat_template!r}: {error}") from error
+
+
+class ChatTemplate:
+    """The template of a tokenizer, with what a recipe sets of it.
+
     Raises: UserError if there is none.
     """
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        template: str | None = None,
-        options: Mapping[str, Any] | None = None,
-    ) -> None:
-        self._tokenizer, self._template = tokenizer, template
-        self._options = dict(options or {})
-        self.name = "data.chat_template" if template else f"the chat template of {_name(tokenizer)}"
-        if template is None and not tokenizer.chat_template:
+    PROBE = _PROBE
+
+    def __init__(self, tokenizer: Any, settings: ChatSettings | None = None) -> None:
+        settings = settings or ChatSettings()
+        self._tokenizer = settings.on(tokenizer)
+        self._options = dict(settings.options)
+        is_own = settings.template is None
+        self.name = f"the chat template of {_name(tokenizer)}" if is_own else "data.chat_template"
+        if not self._tokenizer.chat_template:
             raise UserError(
                 f"conversational data needs a tokenizer with a chat template: {_name(tokenizer)} "
                 "has none; set data.chat_template"
@@ -79,9 +129,8 @@ class ChatTemplate:
             if all("content" in message for message in fitted):
                 raise
         # Beside tool calls some templates want a content, be it empty.
-        return self._rendered(
-            [{"content": "", **message} for message in fitted], tools, opens_answer
-        )
+        empty = self._fitted({"content": ""})
+        return self._rendered([{**empty, **message} for message in fitted], tools, opens_answer)
 
     @cached_property
     def form(self) -> TemplateForm:
@@ -112,7 +161,7 @@ class ChatTemplate:
             ) from reason
         tail = whole[whole.rindex(_PROBE) + len(_PROBE) :]
         ids = self._tokenizer(tail, add_special_tokens=False).input_ids
-        place = last_of(ids, end_ids(self._tokenizer))
+        place = last_of(ids, self._ends)
         if place is None:
             raise UserError(f"{self.name} ends the assistant's turn with no special token")
         return TemplateForm(False in texts, True in texts, asked, int(ids[place]))
@@ -136,6 +185,25 @@ class ChatTemplate:
     def probe_of(self, message: Message) -> Message:
         """The message with another content, which begins with what no template writes."""
         return {**message, "content": _PROBE}
+
+    def end_of_turn(self, whole: str, probed: str) -> int:
+        """The character of a conversation after the token that ends a turn.
+
+        Args:
+            probed: the conversation with the probe in place of what the turn says.
+        Raises: TemplateRefused if it cannot be told.
+        """
+        tail = probed[probed.rindex(_PROBE) + len(_PROBE) :] if _PROBE in probed else None
+        if tail and whole.endswith(tail):
+            marks = (self._tokenizer.convert_ids_to_tokens(id_) for id_ in self._ends)
+            rest = tail.lstrip()
+            if found := max((mark for mark in marks if rest.startswith(mark)), key=len, default=""):
+                return len(whole) - len(rest) + len(found)
+        raise TemplateRefused("renders an earlier turn in a way of which its end cannot be told")
+
+    @cached_property
+    def _ends(self) -> frozenset[int]:
+        return end_ids(self._tokenizer)
 
     def _probed(self, has_parts: bool) -> tuple[str, str] | None:
         """What asks for the probe, and the whole with it; None if it is not there."""
@@ -166,7 +234,6 @@ class ChatTemplate:
                 text = self._tokenizer.apply_chat_template(
                     messages,
                     tools=list(tools) if tools else None,
-                    chat_template=self._template,
                     add_generation_prompt=opens_answer,
                     tokenize=False,
                     **self._options,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UserError
-from pipelines.models.chat_template import ChatTemplate, special_ids
+from pipelines.models.chat_template import ChatSettings, ChatTemplate, special_ids
 from pipelines.models.directories import base_dir, model_config, resolve_model
 from pipelines.models.fingerprints import ask_tokenizer
 
@@ -52,13 +52,16 @@ class ResponseEnds:
         return found
 
 
-def response_ends(model: str, tokenizer: str | None = None) -> ResponseEnds:
+def response_ends(
+    model: str, tokenizer: str | None = None, chat: ChatSettings | None = None
+) -> ResponseEnds:
     """The ends of a model's responses.
 
     All models that are compared with the starting model take its ends.
 
     Args:
-        model: name or path. tokenizer: likewise, the model's own by default.
+        model: name or path. tokenizer: likewise, the model's own by default. chat: the template
+            that a recipe sets.
     Raises: UserError if model or tokenizer does not exist.
     """
     directory = resolve_model(model)
@@ -66,15 +69,15 @@ def response_ends(model: str, tokenizer: str | None = None) -> ResponseEnds:
     found = ask_tokenizer(
         "response-ends",
         resolve_model(tokenizer, tokenizer_only=True) if tokenizer else directory,
-        lambda loaded: _ends(loaded, listed),
-        listed,
+        lambda loaded: _ends(loaded, listed, chat),
+        [listed, vars(chat or ChatSettings())],
     )
     return ResponseEnds(tuple(found["ids"]), tuple(found["left_out"]))
 
 
-def _ends(tokenizer: Any, listed: list[int]) -> dict[str, list[Any]]:
+def _ends(tokenizer: Any, listed: list[int], chat: ChatSettings | None) -> dict[str, list[Any]]:
     """Fields of the ResponseEnds of a tokenizer and a model that lists these ends."""
-    marks, turn_end = special_ids(tokenizer), end_of_turn(tokenizer)
+    marks, turn_end = special_ids(tokenizer), end_of_turn(tokenizer, chat)
     ids = dict.fromkeys(
         [tokenizer.eos_token_id] if turn_end is None else [tokenizer.eos_token_id, turn_end]
     )
@@ -90,16 +93,14 @@ def _ends(tokenizer: Any, listed: list[int]) -> dict[str, list[Any]]:
     return {"ids": list(ids), "left_out": left_out}
 
 
-def end_of_turn(tokenizer: Any) -> int | None:
+def end_of_turn(tokenizer: Any, chat: ChatSettings | None = None) -> int | None:
     """The token that ends the assistant's turn in the chat template; None if there is none.
 
     Prepare ends chat responses with it.
     """
-    if tokenizer.chat_template is None:
-        return None
     try:
-        return ChatTemplate(tokenizer).form.end
-    except UserError:  # prepare says what is wrong with the template, if the data is chat
+        return ChatTemplate(tokenizer, chat).form.end
+    except UserError:  # prepare says what is wrong with a template, if the data is chat
         return None
 
 

@@ -1,4 +1,9 @@
-from .conversation import PairEncoder as PairEncoder, RawPair as RawPair
+from .conversation import (
+    ChatRenderer as ChatRenderer,
+    PairEncoder as PairEncoder,
+    RawPair as RawPair,
+    text_prompt_ids as text_prompt_ids,
+)
 from .sources import (
     chunks_of as chunks_of,
     left_out as left_out,

@@ -4,7 +4,9 @@ This module alone decides where BOS stands, what ends a response, and where a pr
 
 Chat: the whole conversation is rendered once and encoded once, without special tokens: those that
 it has are the template's. The prompt is what the encodings of both sides share of the text before
-the scored turn. The response is the rest, up to the token that ends the turn.
+the turn in which they part. The response is the rest, up to the token that ends the last turn. Of
+it, turns of the assistant are scored (data.scored_turns), from where the template's opening ends to
+the token that ends the turn; a token that holds text of both sides of that border is scored.
 
 Text: the prompt's ids are those that sampling starts from. The response's continue them: they are
 of the encoding of both together. BOS stands in front if the tokenizer's own encoding adds it; one
@@ -12,16 +14,15 @@ end token ends the response. README: docs/recipes.md, "Data".
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
-from pipelines.errors import UserError
-from pipelines.models import ChatTemplate, Message, TemplateRefused, end_ids, last_of
+from pipelines.models import ChatSettings, ChatTemplate, Message, TemplateRefused, end_ids, last_of
 from pipelines.recipe import DataSection
 
 _ANCHORS = ("\n", ".", "a", "a ")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
+Span = tuple[int, int]
 
 
 class RowRejected(Exception):
@@ -32,7 +33,9 @@ class RowRejected(Exception):
 class RawPair:
     """One pair before tokenisation.
 
-    `is_chat`: strings are rendered by a chat template and already end themselves.
+    Attributes:
+        is_chat: strings are rendered by a chat template and already end themselves. chosen_turns,
+            rejected_turns: the scored turns of a rendered side, (first, end) characters of it.
     """
 
     prompt: str
@@ -43,6 +46,8 @@ class RawPair:
     is_chat: bool = False
     chosen_weights: list[float] | None = None
     rejected_weights: list[float] | None = None
+    chosen_turns: tuple[Span, ...] = ()
+    rejected_turns: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -159,60 +164,134 @@ class ChatRenderer:
         self._tokenizer, self._data = tokenizer, data
         self._template: ChatTemplate | None = None
 
-    def pair(self, chosen: Conversation, rejected: Conversation | None) -> RawPair:
-        """Both sides as texts: what they share before the last turn, and the rest of each.
+    def pair(self, chosen: Conversation, rejected: Conversation | None = None) -> RawPair:
+        """Both sides as texts: what they share before the turn in which they part, and the rest.
 
         Args:
-            rejected: None for the chosen side alone.
-
+            rejected: None for a conversation alone, which parts from nothing: its last turn is
+                scored, or every turn of the assistant.
         Raises: RowRejected with the template's own words, or if the sides do not fit.
         """
         if self._template is None:
-            self._template = chat_template_of(self._tokenizer, self._data)
-        template = self._template
+            self._template = ChatTemplate(self._tokenizer, ChatSettings.of(self._data))
+        sides = [chosen] if rejected is None else [chosen, rejected]
         try:
-            asked, first, at = _rendered(template, chosen)
-            if rejected is None:
-                return RawPair(first[:at], first[at:], None, is_chat=True)
-            other, second, end = _rendered(template, rejected)
+            return self._pair(self._template, sides)
         except TemplateRefused as reason:
             raise RowRejected(f"chat template: {reason}") from reason
-        if asked != other:
-            raise RowRejected("chosen and rejected have different prompts")
-        if first == second:
+
+    def _pair(self, template: ChatTemplate, sides: list[Conversation]) -> RawPair:
+        first = self._first_scored(sides)
+        wholes = [template.render(side.messages, side.tools) for side in sides]
+        for side in sides:
+            _require_written(template, side)
+        if len(set(wholes)) < len(sides):
             raise RowRejected("chosen and rejected are identical")
-        at = min(at, end)
-        return RawPair(first[:at], first[at:], second[at:], is_chat=True)
+        asked = [
+            template.render(side.messages[:first], side.tools, opens_answer=True) for side in sides
+        ]
+        if len(set(asked)) > 1:
+            raise RowRejected("chosen and rejected have different prompts")
+        border = min(
+            _start_of_turn(template, side, first, whole, text)
+            for side, whole, text in zip(sides, wholes, asked, strict=True)
+        )
+        turns = []
+        for side, whole in zip(sides, wholes, strict=True):
+            last = len(side.messages) - 1
+            scored = [last]
+            if self._data.scored_turns == "all":
+                scored = [n for n in range(first, last + 1) if _is_answer(side.messages[n])]
+            spans = (_turn(template, side, n, whole) for n in scored)
+            turns.append(tuple((max(0, start - border), end - border) for start, end in spans))
+            if first == last:  # what the other side's border leaves of the opening is the answer's
+                turns[-1] = ((0, len(whole) - border),)
+        texts = [whole[border:] for whole in wholes]
+        pair = RawPair(asked[0][:border], texts[0], None, is_chat=True, chosen_turns=turns[0])
+        if len(sides) == 1:
+            return pair
+        return replace(pair, rejected=texts[1], rejected_turns=turns[1])
+
+    def _first_scored(self, sides: list[Conversation]) -> int:
+        """The assistant's turn in which the sides part, or that is scored first of one alone."""
+        messages = [side.messages for side in sides]
+        if len(sides) == 1:
+            if self._data.scored_turns == "last":
+                return len(messages[0]) - 1
+            return next(n for n, message in enumerate(messages[0]) if _is_answer(message))
+        first = next(
+            (n for n, turn in enumerate(zip(*messages, strict=False)) if turn[0] != turn[1]), None
+        )
+        if first is None:  # one goes on where the other ends
+            if len(messages[0]) != len(messages[1]):
+                raise RowRejected("chosen and rejected have different prompts")
+            raise RowRejected("chosen and rejected are identical")
+        if not all(_is_answer(side[first]) for side in messages):
+            raise RowRejected("chosen and rejected have different prompts")
+        return first
 
 
-def _rendered(template: ChatTemplate, side: Conversation) -> tuple[str, str, int]:
-    """What asks for the last turn, the whole, and where the turn begins in it."""
-    *before, last = side.messages
-    asked = template.render(before, side.tools, opens_answer=True)
-    whole = template.render(side.messages, side.tools)
+def _is_answer(message: Message) -> bool:
+    return bool(message["role"] == "assistant")
+
+
+def _start_of_turn(
+    template: ChatTemplate, side: Conversation, number: int, whole: str, asked: str
+) -> int:
+    """The character of the whole where a turn's answer begins."""
+    before, turn = side.messages[:number], side.messages[number]
 
     def without_turn() -> str:
         return template.render(before, side.tools)
 
     at = template.border(asked, whole, without_turn)
     if at < len(asked):  # An answer may begin as the opening goes on: then it would begin later.
-        probed = template.render([*before, template.probe_of(last)], side.tools)
+        probed = template.render([*before, template.probe_of(turn)], side.tools)
         at = min(at, template.border(asked, probed, without_turn))
-    _require_written(whole, side)
-    return asked, whole, at
+    return at
 
 
-def _require_written(whole: str, side: Conversation) -> None:
+def _turn(template: ChatTemplate, side: Conversation, number: int, whole: str) -> Span:
+    """Where a turn's answer begins in the whole, and where the turn is over."""
+    before = side.messages[:number]
+    asked = template.render(before, side.tools, opens_answer=True)
+    start = _start_of_turn(template, side, number, whole, asked)
+    if number == len(side.messages) - 1:
+        return start, len(whole)
+    until = template.render(side.messages[: number + 1], side.tools)
+    if whole.startswith(until):
+        return start, len(until)
+    # The turn is rendered in another way where it is the last one: a probe says where it ends.
+    probe = template.probe_of({"role": "assistant"})
+    probed = template.render([*before, probe, *side.messages[number + 1 :]], side.tools)
+    return start, template.end_of_turn(whole, probed)
+
+
+def _require_written(template: ChatTemplate, side: Conversation) -> None:
     """RowRejected for a tool or a call that the template leaves out."""
-    for message in side.messages:
-        for call in message.get("tool_calls", ()):
-            name = _function_of(call)["name"]
-            if name not in whole:
+    for number, message in enumerate(side.messages):
+        for at, call in enumerate(message.get("tool_calls", ())):
+            calls = list(message["tool_calls"])
+            calls[at] = _renamed(call, template.PROBE)
+            messages = list(side.messages)
+            messages[number] = {**message, "tool_calls": calls}
+            if template.PROBE not in template.render(messages, side.tools):
+                name = _function_of(call)["name"]
                 raise RowRejected(f"the chat template leaves out tool_calls (of {name!r})")
-    for tool in side.tools or ():
+    for at, tool in enumerate(side.tools or ()):
         name = _function_of(tool).get("name") if isinstance(tool, dict) else None
-        if isinstance(name, str) and name not in whole:
-            raise RowRejected(f"the chat template leaves out tools ({name!r})")
+        if isinstance(name, str):
+            tools = list(side.tools or ())
+            tools[at] = _renamed(tool, template.PROBE)
+            if template.PROBE not in template.render(side.messages, tools):
+                raise RowRejected(f"the chat template leaves out tools ({name!r})")
+
+
+def _renamed(call: dict[str, Any], name: str) -> dict[str, Any]:
+    function = call.get("function")
+    if isinstance(function, dict):
+        return {**call, "function": {**function, "name": name}}
+    return {**call, "name": name}
 
 
 @dataclass(frozen=True)
@@ -221,7 +300,8 @@ class Encoded:
 
     Attributes:
         truncated: names of the parts that were cut. straddling: tokens of the responses that hold
-            text of the prompt too, or places where a token would.
+            text of the prompt too, or places where a token would. chosen_context,
+            rejected_context: of TokenizedPair.
     """
 
     prompt: list[int]
@@ -231,6 +311,8 @@ class Encoded:
     chosen_weights: list[float] | None = None
     rejected_weights: list[float] | None = None
     straddling: int = 0
+    chosen_context: tuple[int, ...] = ()
+    rejected_context: tuple[int, ...] = ()
 
 
 class PairEncoder:
@@ -243,22 +325,26 @@ class PairEncoder:
 
     def prompt(self, text: str) -> list[int]:
         """Ids of a text that a model continues, uncut; BOS first if the tokenizer adds it."""
-        ids = self._ids(text) if text else []
-        bos = self._tokenizer.bos_token_id
-        return [bos, *ids] if self._adds_bos and ids[:1] != [bos] else ids
+        return text_prompt_ids(self._tokenizer, text, self._adds_bos)
+
+    def asked(self, text: str) -> list[int]:
+        """Ids of a text that a model continues, cut as a pair's prompt is.
+
+        Raises: RowRejected if it is too long under `drop`.
+        """
+        return self._fitting(self.prompt(text))
 
     def encode(self, pair: RawPair) -> Encoded:
         """Tokenise and truncate one pair.
 
-        Weights are one per token of the whole response; the end token's may be left out and is 1
-        then.
+        Weights are one per scored token of the whole response; the last end token's may be left
+        out and is 1 then.
 
         Raises: RowRejected if the prompt is too long under `drop`, nothing of a response is left,
             or weights do not fit it.
         """
-        texts = [pair.chosen] if pair.rejected is None else [pair.chosen, pair.rejected]
         parts = self._chat if pair.is_chat else self._text
-        prompt, responses, straddling = parts(pair.prompt, texts)
+        prompt, responses, contexts, straddling = parts(pair)
         if not prompt:
             # Text without any prompt and without BOS: the first token has nothing to be predicted
             # from.
@@ -266,29 +352,29 @@ class PairEncoder:
                 raise RowRejected("empty prompt")
             prompt, responses[0] = responses[0][:1], responses[0][1:]
         weights = [
-            self._fitted(given, ids)
-            for given, ids in zip(
-                (pair.chosen_weights, pair.rejected_weights), responses, strict=False
+            self._fitted(given, len(ids) - _spanned(context))
+            for given, ids, context in zip(
+                (pair.chosen_weights, pair.rejected_weights), responses, contexts, strict=False
             )
         ]
         truncated = []
-        if len(prompt) > self._data.max_prompt_tokens:
-            if self._data.prompt_overflow == "drop":
-                raise RowRejected("prompt longer than max_prompt_tokens")
-            prompt = self._cut(prompt)
+        if len(fitting := self._fitting(prompt)) < len(prompt):
             truncated.append("prompt")
+        prompt = fitting
         limit = self._data.max_response_tokens
         if self._data.max_tokens is not None:
             limit = min(limit, self._data.max_tokens - len(prompt))
+        limit = max(0, limit)
         for i, name in enumerate(("chosen", "rejected")[: len(responses)]):
             if len(responses[i]) > limit:
                 if self._data.response_overflow == "drop":
                     raise RowRejected("response longer than max_response_tokens")
-                responses[i] = responses[i][: max(0, limit)]
+                responses[i] = responses[i][:limit]
+                contexts[i] = _cut_spans(contexts[i], limit)
                 truncated.append(name)
                 if (given := weights[i]) is not None:
-                    weights[i] = given[: max(0, limit)]
-            if not responses[i]:
+                    weights[i] = given[: limit - _spanned(contexts[i])]
+            if len(responses[i]) == _spanned(contexts[i]):
                 raise RowRejected("response truncated to nothing")
         if len(responses) == 2 and responses[0] == responses[1]:
             raise RowRejected("chosen and rejected are identical after truncation")
@@ -301,63 +387,95 @@ class PairEncoder:
             weights[0],
             weights[1] if has_rejected else None,
             straddling,
+            contexts[0],
+            contexts[1] if has_rejected else (),
         )
 
-    def _cut(self, prompt: list[int]) -> list[int]:
+    def _fitting(self, prompt: list[int]) -> list[int]:
         """The prompt's end or start that is kept; its BOS stays where it is."""
         keep = self._data.max_prompt_tokens
+        if len(prompt) <= keep:
+            return prompt
+        if self._data.prompt_overflow == "drop":
+            raise RowRejected("prompt longer than max_prompt_tokens")
         if self._data.prompt_overflow != "keep_end":
             return prompt[:keep]
         has_bos = keep > 1 and prompt[0] == self._tokenizer.bos_token_id
         return [prompt[0], *prompt[1 - keep :]] if has_bos else prompt[-keep:]
 
-    def _fitted(self, weights: list[float] | None, ids: list[int]) -> list[float] | None:
-        if weights is None or len(weights) == len(ids):
+    def _fitted(self, weights: list[float] | None, scored: int) -> list[float] | None:
+        if weights is None or len(weights) == scored:
             return weights
-        if len(weights) == len(ids) - 1:
+        if len(weights) == scored - 1:
             return [*weights, 1.0]
         raise RowRejected(
-            f"{len(weights)} token weights for a response of {len(ids)} tokens (end token included)"
+            f"{len(weights)} token weights for a response of {scored} tokens (end token included)"
         )
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
         return ids
 
-    def _chat(self, prompt: str, texts: list[str]) -> tuple[list[int], list[list[int]], int]:
-        """Prompt, responses and straddling tokens of rendered texts, each encoded as a whole."""
-        border = len(prompt)
-        wholes = []
-        for text in texts:
-            found = self._tokenizer(
-                prompt + text, add_special_tokens=False, return_offsets_mapping=True
-            )
-            ids, spans = found.input_ids, found.offset_mapping
-            end = last_of(ids, self._ends)
-            if end is None or (prompt + text)[max(border, spans[end][1]) :].strip():
-                raise RowRejected("the chat template ends this turn with no special token")
-            wholes.append((ids[: end + 1], spans))
+    def _chat(self, pair: RawPair) -> "_Parts":
+        """Of rendered texts, each encoded as a whole."""
+        border = len(pair.prompt)
+        sides = [self._side(pair.prompt, pair.chosen, pair.chosen_turns)]
+        if pair.rejected is not None:
+            sides.append(self._side(pair.prompt, pair.rejected, pair.rejected_turns))
         shared = 0
-        for tokens in zip(*(ids for ids, _ in wholes), strict=False):
-            if len(set(tokens)) > 1 or any(spans[shared][1] > border for _, spans in wholes):
+        for tokens in zip(*(ids for ids, _, _ in sides), strict=False):
+            if len(set(tokens)) > 1 or any(spans[shared][1] > border for _, spans, _ in sides):
                 break
             shared += 1
         straddling = 0
-        for ids, spans in wholes:
-            straddling += sum(start < border for start, _ in spans[shared : len(ids)])
-        return wholes[0][0][:shared], [ids[shared:] for ids, _ in wholes], straddling
+        contexts = []
+        for ids, spans, scored in sides:
+            straddling += sum(spans[start][0] < at for start, _, at in scored)
+            contexts.append(_around([(start, stop) for start, stop, _ in scored], shared, len(ids)))
+        ids = sides[0][0][:shared]
+        return ids, [ids[shared:] for ids, _, _ in sides], contexts, straddling
 
-    def _text(self, prompt: str, texts: list[str]) -> tuple[list[int], list[list[int]], int]:
-        """Prompt, responses and straddling places of plain texts."""
+    def _side(
+        self, prompt: str, text: str, turns: Sequence[Span]
+    ) -> tuple[list[int], list[Span], list[tuple[int, int, int]]]:
+        """A side's ids, their characters, and its scored turns.
+
+        The ids end with the token that ends the last turn. A turn is (first token, end, character
+        at which it begins).
+        """
+        whole, border = prompt + text, len(prompt)
+        found = self._tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+        ids, spans = found.input_ids, found.offset_mapping
+        scored, at = [], 0
+        for first, end in turns:
+            first, end = first + border, end + border
+            start = next((n for n in range(at, len(ids)) if spans[n][1] > first), len(ids))
+            at = next((n for n in range(start, len(ids)) if spans[n][0] >= end), len(ids))
+            place = last_of(ids[start:at], self._ends)
+            if place is None or whole[max(first, spans[start + place][1]) : end].strip():
+                raise RowRejected("the chat template ends this turn with no special token")
+            scored.append((start, start + place + 1, first))
+        stop = scored[-1][1]
+        return ids[:stop], spans[:stop], scored
+
+    def _text(self, pair: RawPair) -> "_Parts":
+        """Of plain texts, which have straddling places."""
+        prompt, texts = pair.prompt, [pair.chosen]
+        if pair.rejected is not None:
+            texts.append(pair.rejected)
+        contexts: list[tuple[int, ...]] = [() for _ in texts]
         ids = self.prompt(prompt)
         if not prompt:
-            return ids, [self._ended(self._ids(text)) for text in texts], 0
+            return ids, [self._ended(self._ids(text)) for text in texts], contexts, 0
         given = self._ids(prompt)
         found = [self._continued(given, prompt, text) for text in texts]
         # Where no ids continue the prompt's, its last ones are part of the responses.
         kept = min(kept for kept, _, _ in found)
+        if kept == 0:
+            raise RowRejected("no token of the prompt stays as it is before the response")
         responses = [self._ended([*given[kept:at], *more]) for at, more, _ in found]
-        return ids[: len(ids) - len(given) + kept], responses, sum(n for _, _, n in found)
+        prompt_ids = ids[: len(ids) - len(given) + kept]
+        return prompt_ids, responses, contexts, sum(n for _, _, n in found)
 
     def _continued(self, given: list[int], prompt: str, text: str) -> tuple[int, list[int], int]:
         """How many of the prompt's ids stay, what follows, and whether a token would straddle."""
@@ -382,40 +500,43 @@ class PairEncoder:
         return text
 
 
+# Prompt, responses and their contexts, and the straddling tokens.
+_Parts = tuple[list[int], list[list[int]], list[tuple[int, ...]], int]
+
+
+def _around(scored: Sequence[Span], first: int, end: int) -> tuple[int, ...]:
+    """What lies between some spans from `first` to `end`, as places after `first`."""
+    places = [first, *(place for span in scored for place in span), end]
+    gaps = [(start, stop) for start, stop in zip(places[::2], places[1::2], strict=True)]
+    return tuple(place - first for gap in gaps if gap[0] < gap[1] for place in gap)
+
+
+def _spanned(spans: Sequence[int]) -> int:
+    return sum(spans[1::2]) - sum(spans[::2])
+
+
+def _cut_spans(spans: Sequence[int], end: int) -> tuple[int, ...]:
+    """What of some spans lies before a place."""
+    found = zip(spans[::2], spans[1::2], strict=True)
+    return tuple(place for start, stop in found if start < end for place in (start, min(stop, end)))
+
+
+def text_prompt_ids(tokenizer: Any, text: str, has_bos: bool | None = None) -> list[int]:
+    """Ids of a text that a model continues, uncut.
+
+    Args:
+        has_bos: whether BOS stands in front; as the tokenizer's own encoding by default.
+    """
+    ids = [int(id_) for id_ in tokenizer(text, add_special_tokens=False).input_ids] if text else []
+    bos = tokenizer.bos_token_id
+    needs_bos = adds_bos(tokenizer) if has_bos is None else has_bos
+    return [bos, *ids] if needs_bos and ids[:1] != [bos] else ids
+
+
 def adds_bos(tokenizer: Any) -> bool:
     """Whether the tokenizer's own encoding begins with BOS."""
     bos = tokenizer.bos_token_id
     return bos is not None and tokenizer("a").input_ids[:1] == [bos]
-
-
-def chat_template_of(tokenizer: Any, data: DataSection) -> ChatTemplate:
-    """The template that a recipe's conversations are rendered with.
-
-    Raises: UserError if `data.chat_template` names neither a file nor a template of the tokenizer,
-        or nothing does and the tokenizer has none.
-    """
-    chosen = template_file_text(data) or data.chat_template
-    own = tokenizer.chat_template
-    names = sorted(own) if isinstance(own, dict) else []
-    if chosen is not None and chosen == data.chat_template and chosen not in names:
-        raise UserError(
-            f"data.chat_template = {chosen!r} is neither a file nor a template of the tokenizer"
-            + (f": its templates are {', '.join(names)}" if names else ", which has none by name")
-        )
-    return ChatTemplate(tokenizer, chosen, data.chat_template_kwargs)
-
-
-def template_file_text(data: DataSection) -> str | None:
-    """The text of the file that `data.chat_template` names; None if it names none.
-
-    Raises: UserError if the file cannot be read.
-    """
-    if data.chat_template is None or not Path(data.chat_template).is_file():
-        return None
-    try:
-        return Path(data.chat_template).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"data.chat_template = {data.chat_template!r}: {error}") from error
 
 
 def decisions(tokenizer: Any, data: DataSection, has_chat: bool) -> dict[str, Any]:
@@ -426,7 +547,7 @@ def decisions(tokenizer: Any, data: DataSection, has_chat: bool) -> dict[str, An
     bos = "tokenizer" if adds_bos(tokenizer) else "none"
     found = {"text": {"bos": bos, "end": tokenizer.eos_token}}
     if has_chat:
-        template = chat_template_of(tokenizer, data)
+        template = ChatTemplate(tokenizer, ChatSettings.of(data))
         ids = tokenizer(template.form.asked, add_special_tokens=False).input_ids
         has_bos = ids[:1] == [tokenizer.bos_token_id]
         end = tokenizer.convert_ids_to_tokens(template.form.end)

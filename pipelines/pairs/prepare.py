@@ -260,6 +260,8 @@ def _columns(pair: RawPair, encoded: Encoded) -> dict[str, Any]:
         "prompt_ids": encoded.prompt,
         "chosen_ids": encoded.chosen,
         "rejected_ids": encoded.rejected,
+        "chosen_context": list(encoded.chosen_context) or None,
+        "rejected_context": list(encoded.rejected_context) or None,
         "chosen_score": pair.chosen_score,
         "rejected_score": pair.rejected_score,
         "chosen_weights": encoded.chosen_weights,

@@ -42,8 +42,12 @@ class Prepare(Stage[PrepareInputs]):
 
     def resolve(self, recipe: Recipe) -> PrepareInputs:
         """UserError if a source or the tokenizer does not exist."""
-        from pipelines.models import num_known_tokens, resolve_model, tokenizer_fingerprint
-        from pipelines.pairs.conversation import template_file_text
+        from pipelines.models import (
+            num_known_tokens,
+            resolve_model,
+            template_file_text,
+            tokenizer_fingerprint,
+        )
         from pipelines.pairs.sources import source_fingerprint
 
         name = recipe.model.tokenizer or recipe.model.name_or_path

@@ -17,7 +17,9 @@ from pipelines.storage import RunStore
 from sparsepo.batching.layouts import PairLengths, TokenizedPair
 
 SPLITS = ("train", "validation", "test")
-TOKEN_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
+_ID_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
+_CONTEXT_COLUMNS = ("chosen_context", "rejected_context")
+TOKEN_COLUMNS = (*_ID_COLUMNS, *_CONTEXT_COLUMNS)
 _LOADED_SHARDS = 64
 _IDS = pa.list_(pa.int32())
 _Int32 = npt.NDArray[np.int32]
@@ -33,6 +35,8 @@ PAIR_SCHEMA = pa.schema(
         ("prompt_ids", _IDS),
         ("chosen_ids", _IDS),
         ("rejected_ids", _IDS),
+        ("chosen_context", _IDS),
+        ("rejected_context", _IDS),
         ("chosen_score", pa.float64()),
         ("rejected_score", pa.float64()),
         ("chosen_weights", pa.list_(pa.float32())),
@@ -41,7 +45,8 @@ PAIR_SCHEMA = pa.schema(
         ("straddling", pa.int32()),
     ]
 )
-LENGTH_SCHEMA = pa.schema([(part, pa.int32()) for part in ("prompt", "chosen", "rejected")])
+_PARTS = ("prompt", "chosen", "rejected")
+LENGTH_SCHEMA = pa.schema([(part, pa.int32()) for part in (*_PARTS, "context")])
 
 
 def shard_name(split: str, number: int) -> str:
@@ -57,22 +62,27 @@ def lengths_path(split: str) -> str:
 class TokenLengths:
     """Tokens of the parts of consecutive rows, each int32 [rows].
 
-    `rejected` is 0 where there is no rejected response; a response has at least one token.
+    Attributes:
+        rejected: 0 where there is no rejected response; a response has at least one token.
+            context: tokens of both responses that are read but not scored.
     """
 
     prompt: _Int32
     chosen: _Int32
     rejected: _Int32
+    context: _Int32
 
     @classmethod
     def counted(cls, table: pa.Table) -> "TokenLengths":
         """Of a table with TOKEN_COLUMNS."""
-        return cls(
-            *(
-                pc.fill_null(pc.list_value_length(table[name]), 0).to_numpy()
-                for name in TOKEN_COLUMNS
-            )
+        prompt, chosen, rejected = (
+            pc.fill_null(pc.list_value_length(table[name]), 0).to_numpy() for name in _ID_COLUMNS
         )
+        contexts = [
+            _spanned(table[name]) for name in _CONTEXT_COLUMNS if name in table.column_names
+        ]
+        none = np.zeros(table.num_rows, np.int32)
+        return cls(prompt, chosen, rejected, sum(contexts, none))
 
     @classmethod
     def joined(cls, parts: "Sequence[TokenLengths]") -> "TokenLengths":
@@ -85,11 +95,16 @@ class TokenLengths:
 
     @classmethod
     def read(cls, table: pa.Table) -> "TokenLengths":
-        """Of a table with LENGTH_SCHEMA."""
-        return cls(*(table[name].to_numpy() for name in LENGTH_SCHEMA.names))
+        """Of a table with LENGTH_SCHEMA, or with the lengths of the parts alone."""
+        prompt, chosen, rejected = (table[name].to_numpy() for name in _PARTS)
+        has_context = "context" in table.column_names
+        context = table["context"].to_numpy() if has_context else np.zeros(table.num_rows, np.int32)
+        return cls(prompt, chosen, rejected, context)
 
     def table(self) -> pa.Table:
-        return pa.table([self.prompt, self.chosen, self.rejected], schema=LENGTH_SCHEMA)
+        return pa.table(
+            [self.prompt, self.chosen, self.rejected, self.context], schema=LENGTH_SCHEMA
+        )
 
     @property
     def num_rows(self) -> int:
@@ -97,7 +112,7 @@ class TokenLengths:
 
     def scored_tokens(self) -> _Int32:
         """Tokens of both responses of every row, [rows]."""
-        total: _Int32 = self.chosen + self.rejected
+        total: _Int32 = self.chosen + self.rejected - self.context
         return total
 
     def model_tokens(self, shared: bool = False) -> _Int32:
@@ -106,8 +121,16 @@ class TokenLengths:
         The prompt counts once per response, or once per pair if it is shared.
         """
         prompts = 1 if shared else 1 + (self.rejected > 0).astype(np.int32)
-        total: _Int32 = self.prompt * prompts + self.scored_tokens()
+        total: _Int32 = self.prompt * prompts + self.chosen + self.rejected
         return total
+
+
+def _spanned(column: pa.ChunkedArray) -> _Int32:
+    """Tokens within the spans [start, stop, ...] of every row, [rows]."""
+    found: _Int32 = np.array(
+        [sum(row[1::2]) - sum(row[::2]) if row else 0 for row in column.to_pylist()], np.int32
+    )
+    return found
 
 
 class PairTable:
@@ -199,7 +222,7 @@ class PairTable:
         return values
 
     def lengths(self, split: str, shared: bool = False) -> _Int32:
-        """Model tokens of every row, [rows], read from one file of 12 bytes a row at most.
+        """Model tokens of every row, [rows], read from one file of 16 bytes a row at most.
 
         The prompt counts once per response, or once per pair if it is shared. Python's own
         arithmetic on single values may overflow: use numpy's sums, or `tolist`.
@@ -211,7 +234,7 @@ class PairTable:
         """Tokens of the parts of the given rows, in the given order; no shard is read."""
         parts = self._parts(split)
         at = np.asarray(rows, np.int64)
-        sides = (getattr(parts, name)[at].tolist() for name in LENGTH_SCHEMA.names)
+        sides = (getattr(parts, name)[at].tolist() for name in _PARTS)
         return [PairLengths(*lengths) for lengths in zip(*sides, strict=True)]
 
     def _read_lengths(self, split: str) -> TokenLengths:
@@ -235,22 +258,30 @@ class PairTable:
 
 
 class _TokenIds:
-    """Token ids of a table's rows as three flat arrays; a pair is cut when it is asked for."""
+    """Token ids of a table's rows as flat arrays; a pair is cut when it is asked for."""
 
     def __init__(self, table: pa.Table) -> None:
-        self._columns = []
+        self._columns: list[tuple[Any, Any, Any] | None] = []
         for name in TOKEN_COLUMNS:
+            if name not in table.column_names or table[name].null_count == table.num_rows:
+                self._columns.append(None)
+                continue
             column = table[name].combine_chunks()
             valid = column.is_valid().to_numpy(zero_copy_only=False)
             self._columns.append((column.values.to_numpy(), column.offsets.to_numpy(), valid))
 
     def pair(self, row: int) -> TokenizedPair:
         """A row's ids, as views of the arrays."""
-        parts = (
-            values[ends[row] : ends[row + 1]] if valid[row] else None
-            for values, ends, valid in self._columns
+        prompt, chosen, rejected, *contexts = (
+            column[0][column[1][row] : column[1][row + 1]]
+            if column is not None and column[2][row]
+            else None
+            for column in self._columns
         )
-        return TokenizedPair(*parts)  # type: ignore[arg-type]
+        assert prompt is not None and chosen is not None
+        return TokenizedPair(
+            prompt, chosen, rejected, *(() if spans is None else spans for spans in contexts)
+        )
 
 
 def pairs_of(table: pa.Table) -> list[TokenizedPair]:

@@ -107,6 +107,7 @@ class DataSection(Section):
     max_prompt_tokens: int = Field(512, ge=1)
     max_response_tokens: int = Field(512, ge=1)
     max_tokens: int | None = Field(None, ge=2)
+    scored_turns: Literal["last", "all"] = "last"
     chat_template: Model | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     prompt_overflow: Literal["keep_end", "keep_start", "drop"] = "keep_end"

@@ -90,17 +90,15 @@ class _Window:
     failures: dict[int, str] = field(default_factory=dict)
 
     def lengths(self, feature: str) -> list[list[int]]:
-        """Values of every row in the feature's columns: tokens of both sides, or one per pair."""
+        """Values of every row in the feature's columns: scored tokens of both sides, or one."""
         if FEATURES[feature].per == "pair":
             return [[1] * len(self.pairs)]
-        return [
-            [len(p.chosen) for p in self.pairs],
-            [0 if p.rejected is None else len(p.rejected) for p in self.pairs],
-        ]
+        sides = [(*pair.num_scored(), 0)[:2] for pair in self.pairs]
+        return [[side[at] for side in sides] for at in (0, 1)]
 
     def sides_of(self, rows: Sequence[int]) -> list[Tensor]:
         """Places of the chosen and the rejected responses' tokens in some rows' canonical order."""
-        lengths = [len(response) for row in rows for response in self.pairs[row].responses()]
+        lengths = [scored for row in rows for scored in self.pairs[row].num_scored()]
         side = np.concatenate([np.arange(len(self.pairs[row].responses())) for row in rows])
         of_token = np.repeat(side, lengths)
         return [torch.from_numpy(np.flatnonzero(of_token == wanted)) for wanted in (0, 1)]
@@ -200,9 +198,7 @@ class ShardScorer:
                     arrays = [side.array(window.failures) for side in sides]
                     writers[name].write(pa.table(arrays, schema=schemas[name]))
                 failures |= {window.first + row: reason for row, reason in window.failures.items()}
-                tokens += sum(
-                    len(response) for pair in window.pairs for response in pair.responses()
-                )
+                tokens += sum(sum(pair.num_scored()) for pair in window.pairs)
         if "reference_hidden" in features and number == 0:
             write_head(self._store, self._reference.head)
         failed = {str(row): reason for row, reason in sorted(failures.items())}

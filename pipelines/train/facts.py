@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.models import ChatSettings
 from pipelines.recipe import MaskConfig, ModelSection, ObjectiveConfig, TrainSection
 from pipelines.reference import ReferenceFacts
 
@@ -16,6 +17,7 @@ class TrainingFacts:
         model, objective, mask, train: the recipe's sections.
         base: fingerprint of the weights that training keeps, None if it changes them.
         gpus_per_run: what the run may take; a fraction of a GPU has that much of its memory.
+        chat: the template that the recipe sets.
         run_dir, settings: name and recipe, for trackers.
     """
 
@@ -28,5 +30,6 @@ class TrainingFacts:
     train: TrainSection
     base: str | None
     gpus_per_run: float | None
+    chat: ChatSettings
     run_dir: str
     settings: dict[str, Any]

@@ -143,7 +143,7 @@ class MicroBatchLoader:
         return (
             pairs
             if self._uses_rejected
-            else [TokenizedPair(pair.prompt, pair.chosen, None) for pair in pairs]
+            else [replace(pair, rejected=None, rejected_context=()) for pair in pairs]
         )
 
     def _lengths(self, split: str) -> npt.NDArray[np.int32]:

@@ -194,9 +194,11 @@ def write_model(
         # configuration and tokenizer.
         if not (folder / ADAPTER_CONFIG).is_file():
             publish_code(base, folder)
+            if facts.chat.template is not None:
+                (folder / "chat_template.jinja").write_text(facts.chat.template)
         return
     directory = resolve_model(model.tokenizer or model.name_or_path, tokenizer_only=True)
-    load_tokenizer(str(directory)).save_pretrained(folder)
+    facts.chat.on(load_tokenizer(str(directory))).save_pretrained(folder)
 
 
 def open_policy(

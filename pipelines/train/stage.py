@@ -135,6 +135,7 @@ def training_facts(run: Run) -> "TrainingFacts":
 
     Raises: UserError if the reference's store is another recipe's.
     """
+    from pipelines.models import ChatSettings
     from pipelines.train.facts import TrainingFacts
 
     recipe = run.recipe
@@ -148,6 +149,7 @@ def training_facts(run: Run) -> "TrainingFacts":
         recipe.train,
         None if recipe.train.lora is None else run.inputs(TRAIN).start.fingerprint,
         recipe.ray.gpus_per_run,
+        ChatSettings.of(recipe.data),
         recipe.run_dir,
         recipe.model_dump(mode="json"),
     )

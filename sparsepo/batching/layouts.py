@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from sparsepo.records import ModelInputs
@@ -48,15 +49,38 @@ class PairLengths:
 class TokenizedPair:
     """One preference pair in token ids.
 
-    `rejected` is None for chosen-only data (supervised fine-tuning).
+    The model reads all of it; the responses are scored, but for their context.
+
+    Attributes:
+        rejected: None for chosen-only data (supervised fine-tuning). chosen_context,
+            rejected_context: what is not scored of a response, the turns of others say, as places
+            [start, stop, start, stop, ...] within it; most pairs have none.
     """
 
     prompt: Sequence[int]
     chosen: Sequence[int]
     rejected: Sequence[int] | None
+    chosen_context: Sequence[int] = ()
+    rejected_context: Sequence[int] = ()
 
     def responses(self) -> tuple[Sequence[int], ...]:
         return (self.chosen,) if self.rejected is None else (self.chosen, self.rejected)
+
+    def scored_places(self) -> tuple[npt.NDArray[np.int64], ...]:
+        """Places of every response's scored tokens within it, [tokens] each."""
+        contexts = (self.chosen_context, self.rejected_context)
+        return tuple(
+            _without(len(response), context)
+            for response, context in zip(self.responses(), contexts, strict=False)
+        )
+
+    def num_scored(self) -> tuple[int, ...]:
+        """Scored tokens of every response."""
+        contexts = (self.chosen_context, self.rejected_context)
+        return tuple(
+            len(response) - sum(context[1::2]) + sum(context[::2])
+            for response, context in zip(self.responses(), contexts, strict=False)
+        )
 
     def num_responses(self) -> int:
         return len(self.responses())
@@ -74,30 +98,31 @@ def padded_layout(pairs: Sequence[TokenizedPair], pad_multiple: int = 1) -> Mode
     The pad value is token 0 under attention mask 0: it is never read, so no pad token has to exist.
 
     Args:
-        pairs: at least one; every prompt and response has at least one token.
+        pairs: at least one; every prompt has a token, every response a scored one.
         pad_multiple: the padded length is rounded up to a multiple of it, to keep shapes few.
     Raises: ValueError for an empty batch, prompt or response.
     """
     _check(pairs)
     sequences = [
-        (2 * i + side, pair.prompt, response)
+        (2 * i + side, pair.prompt, response, places)
         for i, pair in enumerate(pairs)
-        for side, response in enumerate(pair.responses())
+        for side, (response, places) in enumerate(
+            zip(pair.responses(), pair.scored_places(), strict=True)
+        )
     ]
-    longest = max(len(prompt) + len(response) for _, prompt, response in sequences)
+    longest = max(pair.width() for pair in pairs)
     width = -(-longest // pad_multiple) * pad_multiple
     input_ids = np.zeros((len(sequences), width), dtype=np.int64)
     attention_mask = np.zeros((len(sequences), width), dtype=np.int64)
     score_rows, labels, response_index = [], [], []
-    for row, (index, prompt, response) in enumerate(sequences):
+    for row, (index, prompt, response, places) in enumerate(sequences):
         end = len(prompt) + len(response)
         input_ids[row, : len(prompt)] = prompt
         input_ids[row, len(prompt) : end] = response
         attention_mask[row, :end] = 1
-        first = row * width + len(prompt) - 1
-        score_rows.append(np.arange(first, first + len(response)))
-        labels.append(np.asarray(response, dtype=np.int64))
-        response_index.append(np.full(len(response), index))
+        score_rows.append(row * width + len(prompt) - 1 + places)
+        labels.append(np.asarray(response, dtype=np.int64)[places])
+        response_index.append(np.full(len(places), index))
     return ModelInputs(
         input_ids=torch.from_numpy(input_ids),
         attention_mask=torch.from_numpy(attention_mask),
@@ -118,7 +143,7 @@ def packed_layout(
     token is the prompt's last one, for both responses.
 
     Args:
-        pairs: at least one; every prompt and response has at least one token.
+        pairs: at least one; every prompt has a token, every response a scored one.
         row_tokens: a row takes the next pairs while they fit; None gives every pair a row of its
             own.
         pad_multiple: the rows' width is rounded up to a multiple of it.
@@ -168,6 +193,14 @@ def packed_layout(
     positions[slots] = within + np.repeat(np.where(part > 0, lengths[prompt], 0), lengths)
     segments[slots] = np.repeat(4 * of_pair + part, lengths)
     is_scored = np.repeat(part > 0, lengths)
+    if any(len(pair.chosen_context) or len(pair.rejected_context) for pair in pairs):
+        places = (
+            part_places
+            for pair in pairs
+            for part_places in (np.zeros(0, np.int64), *pair.scored_places())
+        )
+        at = [end - size + here for end, size, here in zip(ends, lengths, places, strict=True)]
+        is_scored = np.isin(np.arange(ends[-1]), np.concatenate(at))
     # A response's first token is predicted by its prompt's last row, every other by the row before
     # it.
     predictors = np.where(
@@ -190,9 +223,19 @@ def _check(pairs: Sequence[TokenizedPair]) -> None:
     if not pairs:
         raise ValueError("a micro-batch needs at least one pair")
     for i, pair in enumerate(pairs):
-        for response in pair.responses():
-            if len(pair.prompt) == 0 or len(response) == 0:
+        for scored in pair.num_scored():
+            if len(pair.prompt) == 0 or scored <= 0:
                 raise ValueError(
-                    f"pair {i} has {len(pair.prompt)} prompt and {len(response)} response tokens: "
+                    f"pair {i} has {len(pair.prompt)} prompt and {scored} scored response tokens: "
                     "both must be > 0"
                 )
+
+
+def _without(length: int, context: Sequence[int]) -> npt.NDArray[np.int64]:
+    places = np.arange(length)
+    if not len(context):
+        return places
+    is_scored = np.ones(length, bool)
+    for start, stop in zip(context[::2], context[1::2], strict=True):
+        is_scored[start:stop] = False
+    return places[is_scored]

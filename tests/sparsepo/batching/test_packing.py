@@ -132,7 +132,7 @@ def test_a_pair_that_does_not_fit_a_row_is_named() -> None:
         packed_layout(
             [TokenizedPair([1], [2], [3]), TokenizedPair([1, 2], [3, 4], [5, 6])], row_tokens=5
         )
-    with pytest.raises(ValueError, match="pair 0 has 0 prompt and 1 response tokens"):
+    with pytest.raises(ValueError, match="pair 0 has 0 prompt and 1 scored response tokens"):
         packed_layout([TokenizedPair([], [1], [2])])
 
 
