@@ -17,7 +17,7 @@ from pipelines.errors import GateFailed, StageFailed, UserError
 
 if TYPE_CHECKING:
     from pipelines.cluster import Cluster, Job
-    from pipelines.recipe import Action, Stage
+    from pipelines.recipe import Action, Stage, View
 
 app = typer.Typer(
     add_completion=False,
@@ -351,24 +351,44 @@ def _act(action: "Action", recipe: str, overrides: list[str] | None, quiet: bool
         action.do(settled(loaded, start), start, say, quiet)
 
 
+def _print(view: "View", recipe: str, overrides: list[str] | None, number: int) -> None:
+    from pipelines.recipe import Run, load_recipe
+
+    coding = sys.stdout.encoding or "utf-8"
+    is_terminal = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    for line in view.lines(Run(load_recipe(recipe, overrides or ())), number, is_terminal):
+        print(line.encode(coding, "backslashreplace").decode(coding))
+
+
 def _add_command(name: str, summary: str, stages: Sequence["Stage[Any]"]) -> None:
     """A command that runs these stages of a recipe: its options are what the stages declare."""
     from pipelines.commands.stages import on_request
 
     flags = {str(stage.flag): stage.flag_help for stage in on_request(stages)}
-    actions = {action.flag: action for action in (stages[0].actions if len(stages) == 1 else ())}
-    options = {
-        name.replace("-", "_"): typer.Option(f"--{name}", help=text)
+    alone = stages[0] if len(stages) == 1 else None
+    actions = {action.flag: action for action in (alone.actions if alone else ())}
+    views = {view.flag: view for view in (alone.views if alone else ())}
+    options: dict[str, Any] = {
+        name.replace("-", "_"): Annotated[bool, typer.Option(f"--{name}", help=text)]
         for name, text in [*flags.items(), *((a.flag, a.help) for a in actions.values())]
     }
+    numbers: dict[str, Any] = {
+        view.flag.replace("-", "_"): Annotated[
+            int | None, typer.Option(f"--{view.flag}", metavar="N", min=1, help=view.help)
+        ]
+        for view in views.values()
+    }
 
-    def command(recipe: str, overrides: list[str] | None, quiet: bool, **given: bool) -> None:
+    def command(recipe: str, overrides: list[str] | None, quiet: bool, **given: Any) -> None:
         wanted = {key.replace("_", "-"): value for key, value in given.items()}
         for flag, action in actions.items():
             if wanted[flag]:
                 _act(action, recipe, overrides, quiet)
                 return
         _stages(recipe, overrides, stages, quiet, wanted)
+        for flag, view in views.items():
+            if wanted[flag] is not None:
+                _print(view, recipe, overrides, wanted[flag])
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [
@@ -376,8 +396,9 @@ def _add_command(name: str, summary: str, stages: Sequence["Stage[Any]"]) -> Non
         inspect.Parameter("overrides", keyword, annotation=Overrides, default=None),
         inspect.Parameter("quiet", keyword, annotation=Quiet, default=False),
         *(
-            inspect.Parameter(key, keyword, annotation=Annotated[bool, option], default=False)
-            for key, option in options.items()
+            inspect.Parameter(key, keyword, annotation=option, default=default)
+            for found, default in ((options, False), (numbers, None))
+            for key, option in found.items()
         ),
     ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -6,6 +6,7 @@ from .chat_template import (
     TemplateRefused as TemplateRefused,
     end_ids as end_ids,
     last_of as last_of,
+    special_ids as special_ids,
     template_file_text as template_file_text,
 )
 from .device import (

@@ -31,7 +31,7 @@ def present(row: dict[str, Any]) -> dict[str, Any]:
 def described(source: Source, form: Form, rows: Sequence[SourceRow]) -> str:
     """The form, what its columns hold, what else is read, and what is not."""
     held: dict[str, list[str]] = {}
-    for name in dict.fromkeys((*form.answers, *([form.asks] if form.asks else ()))):
+    for name in dict.fromkeys((*([form.asks] if form.asks else ()), *form.answers)):
         values = [value for row in rows if (value := (row.values or {}).get(name)) is not None]
         if values:
             held.setdefault(_called(name, values, form), []).append(name)

@@ -1,6 +1,6 @@
 """prepare as the commands see it: its inputs, record and lines, without what tokenises."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from pipelines.recipe import (
     Say,
     Stage,
     StageRecord,
+    View,
     stage_settings,
 )
 from pipelines.storage import RunStore
@@ -33,9 +34,22 @@ class PrepareInputs:
     chat_template: str | None = None
 
 
+def _shown(run: Run, count: int, is_terminal: bool) -> Iterable[str]:
+    from pipelines.pairs.show import shown
+
+    return shown(run, count, is_terminal)
+
+
 class Prepare(Stage[PrepareInputs]):
     name, title = "prepare", "data"
     help = "Tokenise, split and count the pairs."
+    views = (
+        View(
+            "show",
+            "Print N prepared pairs as training reads them, and what was dropped and why.",
+            _shown,
+        ),
+    )
 
     def folder(self, paths: RunPaths) -> RunStore:
         return paths.pairs

@@ -92,4 +92,4 @@ from .schema import (
     TrainSection as TrainSection,
 )
 from .section import stage_settings as stage_settings
-from .stage import Action as Action, Run as Run, Say as Say, Stage as Stage
+from .stage import Action as Action, Run as Run, Say as Say, Stage as Stage, View as View

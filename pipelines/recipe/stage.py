@@ -5,7 +5,7 @@ loop over the list of them (pipelines/commands/stages.py).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
@@ -66,6 +66,20 @@ class Action:
     do: Callable[[Run, Callable[[], None], Say, bool], None]
 
 
+@dataclass(frozen=True)
+class View:
+    """What a stage's own command prints of its result on request, once that is there.
+
+    Attributes:
+        flag: of the command line, without dashes; it takes a number. help: its line. lines: given
+            the run, the number, and whether they go to a terminal.
+    """
+
+    flag: str
+    help: str
+    lines: Callable[[Run, int, bool], Iterable[str]]
+
+
 class Stage(ABC, Generic[Inputs]):
     """What the commands know of a stage; run, status, plan, submit and the command line loop over
     a list of these.
@@ -80,7 +94,7 @@ class Stage(ABC, Generic[Inputs]):
         flag: the option that asks for a stage that runs on request only, without dashes. follows:
             the stage whose commands have that option. flag_help: of the option. flag_hint: said
             where the stage applies and was not asked for.
-        actions: what its command does instead, on request.
+        actions: what its command does instead, on request. views: what it prints besides.
     """
 
     name: ClassVar[str]
@@ -95,6 +109,7 @@ class Stage(ABC, Generic[Inputs]):
     flag_help: ClassVar[str] = ""
     flag_hint: ClassVar[str] = ""
     actions: ClassVar[tuple[Action, ...]] = ()
+    views: ClassVar[tuple[View, ...]] = ()
 
     @abstractmethod
     def folder(self, paths: RunPaths) -> RunStore:
