@@ -4,6 +4,7 @@ A row speaks for a form by its columns and by what stands in them. Rows that spe
 forms are refused: reading one as the other would go unseen.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +27,7 @@ from pipelines.recipe import ColumnNames, Source
 
 _IS_CHAT = ("conversational", "alpaca")
 _WITHOUT_REJECTED = ("chosen_only", "text_only", "alpaca")
+_MESSAGES = re.compile(r"""\s*\[?\s*\{\s*['"](role|content|from|value)['"]\s*:""")
 Row = dict[str, Any]
 
 
@@ -67,6 +69,8 @@ def detect(source: Source, rows: Sequence[SourceRow]) -> Detected:
     for name in form.columns:
         if name not in columns:
             raise UserError(lacks(source, form.name, name, columns))
+    if source.form == "auto" and not form.is_chat:
+        _refuse_written(source, form, readable)
     return Detected(form, described(source, form, readable))
 
 
@@ -203,6 +207,19 @@ def _is_incomplete(row: SourceRow, form: Form, pairs: set[tuple[str, ...]]) -> b
     """Whether a row that speaks for a chosen response alone is a pair without its other part."""
     has = set(row.values or ())
     return any(set(form.answers) < set(pair) or set(pair) <= has for pair in pairs)
+
+
+def _refuse_written(source: Source, form: Form, rows: Sequence[SourceRow]) -> None:
+    """UserError for messages that stand in a column as the text of JSON."""
+    for row in rows:
+        for name in (form.asks or form.answers[0], *form.answers):
+            text = (row.values or {}).get(name)
+            if isinstance(text, str) and _MESSAGES.match(text):
+                raise UserError(
+                    f"data source {source.path!r}, {place_of(row)}: {name} is the text of messages "
+                    "(JSON), not a list of them: write lists (jsonl or parquet), or set "
+                    "data.sources[].form to read it as it stands"
+                )
 
 
 def _require(source: Source, columns: set[str]) -> None:

@@ -82,7 +82,7 @@ def forecast_pairs(run: Run, tokenizer_dir: str, known_tokens: int | None) -> di
         )
         raise UserError(
             "no usable training pair among the sampled rows of "
-            f"{', '.join(s.path for s in data.sources)} ({shown})"
+            f"{', '.join(s.path for s in data.sources)} ({shown}); {'; '.join(lines)}"
         )
     return {
         "exact": False,

@@ -74,7 +74,7 @@ def run_prepare(
         )
         raise UserError(
             f"no usable training pair in {', '.join(s.path for s in recipe.data.sources)} "
-            f"({reasons})"
+            f"({reasons}); {'; '.join(layouts)}"
         )
     return record.finish(counts, checksums)
 
