@@ -54,7 +54,8 @@ def shown(run: Run, count: int, is_terminal: bool = False) -> Iterator[str]:
     counts = store.read_json(MANIFEST)["counts"]
     yield from map(_visible, counts.get("layouts", ()))
     for kind, ends in counts.get("encoding", {}).items():
-        yield f"{kind}: BOS from {ends['bos']}, a response ends with {ends['end']}"
+        bos = "no BOS" if ends["bos"] == "none" else f"BOS from the {ends['bos']}"
+        yield f"{kind}: {bos}, a response ends with {ends['end']}"
     yield f"scored tokens stand {'in green' if is_terminal else 'in ⟦ ⟧'}"
     name = recipe.model.tokenizer or recipe.model.name_or_path
     writer = _Writer(load_tokenizer(str(resolve_model(name, tokenizer_only=True))), marks)
@@ -175,7 +176,7 @@ class _Writer:
             written = "".join(self._marked(ids[i], pieces[i]) for i in group)
             text += written.join(self._marks.scored) if scored else written
         for line in text.split("\n"):
-            yield f"      {line}"
+            yield f"      {line}" if line else ""
 
     def _marked(self, token: int, piece: str) -> str:
         text = _visible(piece)

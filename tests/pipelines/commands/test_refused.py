@@ -176,6 +176,25 @@ BAD: dict[str, tuple[Callable[[World], Options], str]] = {
     "nothing rejected": (
         lambda w: [w.source(CHOSEN, form="chosen_only")], "has no rejected responses"
     ),
+    "rows of two forms": (
+        lambda w: [w.source(ROW + '{"messages": [{"role": "user", "content": "a"}]}\n')],
+        "mixes forms: text (prompt, chosen, rejected) at file.jsonl:1",
+    ),
+    "columns of two forms": (
+        lambda w: [w.source('{"prompt": "p", "response": "a", "completion": "b", "label": 1}\n')],
+        "two forms fit, unpaired of text",
+    ),
+    "a form that nothing fits": (
+        lambda w: [w.source('{"chosen": " a", "rejected": " b"}\n')], "nothing asks for them"
+    ),
+    "labels that are none": (
+        lambda w: [w.source('{"prompt": "p", "response": "a", "label": "safe"}\n')],
+        "label is 'safe', neither true nor false",
+    ),
+    "messages as text": (
+        lambda w: [w.source('{"prompt": "p", "chosen": "[{\'role\': 1}]", "rejected": "b"}\n')],
+        "chosen is the text of messages (JSON)",
+    ),
     "no scores": (
         lambda w: ["objective.name=odpo", "data.min_gap=0.1", w.source(ROW)], "has no scores"
     ),

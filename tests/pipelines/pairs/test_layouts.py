@@ -4,13 +4,16 @@ written out by hand, or against the texts themselves.
 
 import itertools
 import json
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from chat_tokenizers import KINDS, TEMPLATES
+from runs import MakeRecipe
 
+from pipelines.commands.plan import run_plan
 from pipelines.errors import UserError
 from pipelines.pairs.conversation import ChatRenderer, PairEncoder, RawPair, RowRejected
 from pipelines.pairs.detection import Detected, detect
@@ -529,6 +532,31 @@ def test_labelled_rows_are_paired_by_prompt(is_all: bool, parts: int, tmp_path: 
     assert {str(why) for _, why in found if isinstance(why, RowRejected)} == {
         "no response with the other label is left for this prompt"
     }
+
+
+@pytest.mark.parametrize("num_prompts", [40, 900])
+def test_plan_counts_labelled_pairs(
+    num_prompts: int, make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    """Exactly where it looks at all of them, else by some prompts."""
+    rng = random.Random(num_prompts)
+    names = [f"p{rng.randrange(num_prompts)}" for _ in range(3 * num_prompts)]
+    rows = [
+        {"prompt": name, "response": f" r{n}", "label": rng.random() < 0.5}
+        for n, name in enumerate(names)
+    ]
+    source = source_of(tmp_path, rows)
+    recipe = make_recipe(
+        f"data.sources=[{{path: {source.path}}}]", "data.test_fraction=0", "data.rows_per_task=99",
+        evaluate={"benchmarks": []},
+    )  # fmt: skip
+    found = run_plan(recipe)["data"]
+    pairs, unused = by_hand(rows, False)
+    tolerance = 0 if num_prompts == 40 else 0.15
+    assert found["pairs"]["train"] == pytest.approx(len(pairs), rel=tolerance)
+    (dropped,) = found["rejected"].values()
+    assert dropped == pytest.approx(len(unused), rel=tolerance)
+    assert found["layouts"] == [detected(source).line]
 
 
 @pytest.mark.parametrize(

@@ -101,8 +101,8 @@ def test_pairs_of_every_source_and_what_was_dropped(
         "rejected_score: scores)",
         f"data source {chats!r}: conversational (chosen, rejected: messages)",
         f"data source {labels!r}: unpaired (prompt, response: text; label: true or false)",
-        "chat: BOS from none, a response ends with </s>",
-        "text: BOS from tokenizer, a response ends with </s>",
+        "chat: no BOS, a response ends with </s>",
+        "text: BOS from the tokenizer, a response ends with </s>",
         "scored tokens stand in ⟦ ⟧",
     ]
     text = "\n".join(lines)
