@@ -5,12 +5,14 @@ written out by hand, or against the texts themselves.
 import itertools
 import json
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from chat_tokenizers import KINDS, TEMPLATES
+from checkout import ROOT
 from runs import MakeRecipe
 
 from pipelines.commands.plan import run_plan
@@ -21,6 +23,7 @@ from pipelines.pairs.sources import chunks_of, read_rows, sampled_rows
 from pipelines.pairs.unpaired import pairs_of_rows
 from pipelines.recipe.schema import ColumnNames, DataSection, Source
 
+RECIPES = ROOT / "docs" / "recipes.md"
 Row = dict[str, Any]
 Sides = tuple[list[Row], list[Row] | None]
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
@@ -242,6 +245,13 @@ def test_conversations_are_what_apply_chat_template_makes_of_the_messages(
 def test_texts_are_read_as_they_stand(name: str, tmp_path: Path) -> None:
     row, pair = TEXTS[name]
     assert made(source_of(tmp_path, [row])) == [("rows.jsonl:1", pair)]
+
+
+def test_rows_of_the_documents_table_are_of_the_form_it_says(tmp_path: Path) -> None:
+    table = re.findall(r"^\| [^|]+ \| `(\{.*\})` \| `(\w+)` \|$", RECIPES.read_text(), re.M)
+    assert {form for _, form in table} | {"auto"} == set(get_args(Source.model_fields["form"].annotation))
+    for row, form in table:
+        assert detected(source_of(tmp_path, [json.loads(row)])).form.name == form, row
 
 
 @pytest.mark.parametrize("name", [*CHATS, *TEXTS])

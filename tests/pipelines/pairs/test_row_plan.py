@@ -118,11 +118,19 @@ def row_by_row(
         {"deduplicate": False, "validation_fraction": 0.3, "max_validation_pairs": 30},
     ],
 )
+@pytest.mark.parametrize("is_shuffled", [False, True])
 @pytest.mark.parametrize("seed", range(5))
-def test_the_plan_is_what_the_rules_say_row_by_row(settings: dict[str, Any], seed: int) -> None:
+def test_the_plan_is_what_the_rules_say_row_by_row(
+    settings: dict[str, Any], seed: int, is_shuffled: bool
+) -> None:
+    """Whatever the order in which tasks bring the rows."""
     data, rows = section(**settings), random_rows(seed, 400)
-    digests = [digest_of(block, data) for block in blocks_of(rows, 37)]
-    expected, reasons, dropped = row_by_row(rows, pa.concat_tables(digests).to_pylist(), data)
+    order = list(range(400))
+    if is_shuffled:
+        random.Random(seed).shuffle(order)
+    digests = [digest_of(block, data) for block in blocks_of([rows[i] for i in order], 37)]
+    own = dict(zip(order, pa.concat_tables(digests).to_pylist(), strict=True))
+    expected, reasons, dropped = row_by_row(rows, [own[i] for i in range(400)], data)
     plan = RowPlan(data)
     for digest in digests:
         plan.add(digest)
@@ -136,7 +144,7 @@ def test_the_plan_is_what_the_rules_say_row_by_row(settings: dict[str, Any], see
         sizes[shard.split].append(sum(len(taken) for _, taken, _ in shard.parts))
         for block, taken, occurrences in shard.parts:
             for within, occurrence in zip(taken, occurrences, strict=True):
-                i = 37 * block + int(within)
+                i = order[37 * block + int(within)]
                 found[shard.split].append((i, f"{rows[i]['pair_id']}-{occurrence}"))
     assert found == expected
     for split, lengths in sizes.items():
