@@ -65,8 +65,8 @@ def detect(source: Source, rows: Sequence[SourceRow]) -> Detected:
         if source.form == "auto":
             raise UserError(nothing_fits(source, columns, readable))
         form = _by_columns(source.form, columns, names)
-    form = _completed(form, columns, readable, names)
-    for name in form.columns:
+    form = _completed(form, readable, names)
+    for name in form.needed:
         if name not in columns:
             raise UserError(lacks(source, form.name, name, columns))
     if source.form == "auto" and not form.is_chat:
@@ -258,17 +258,13 @@ def _by_columns(name: str, columns: set[str], names: ColumnNames) -> Form:
     return Form(name, name in _IS_CHAT, None if name in ("hh", "text_only") else asks, answers)
 
 
-def _completed(
-    form: Form, columns: set[str], rows: Sequence[SourceRow], names: ColumnNames
-) -> Form:
-    """The form with the columns that it reads besides."""
+def _completed(form: Form, rows: Sequence[SourceRow], names: ColumnNames) -> Form:
+    """The form with the columns that it reads besides, be it in few rows."""
     more: dict[str, Any] = {}
-    is_joined = form.asks == names.instruction or "input" in names.model_fields_set
-    if form.asks and is_joined and names.input in columns:
+    if form.asks and (form.asks == names.instruction or "input" in names.model_fields_set):
         more["input"] = names.input
     if form.is_chat:
-        more["system"] = names.system if names.system in columns else None
-        more["tools"] = names.tools if names.tools in columns else None
+        more |= {"system": names.system, "tools": names.tools}
     if form.has_rejected and form.name not in ("scored", "unpaired"):
         if names.chosen_score or names.rejected_score:
             more["scores"] = (names.chosen_score, names.rejected_score)

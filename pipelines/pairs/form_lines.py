@@ -38,16 +38,28 @@ def described(source: Source, form: Form, rows: Sequence[SourceRow]) -> str:
     parts = [f"{', '.join(columns)}: {kind}" for kind, columns in held.items()]
     if form.is_chat and not any("messages" in kind for kind in held):
         parts.append("made turns of a conversation")
-    if form.input:
+    seen = {name for row in rows for name in row.values or {}}
+    if form.input in seen:
         parts.append(f"{form.input}: joined to {form.asks}")
     if all(form.scores):
         parts.append(f"{form.scores[0]}, {form.scores[1]}: scores")
-    if also := [name for name in (form.system, form.tools) if name]:
+    if also := [name for name in form.besides if name in seen - {form.input}]:
         parts.append(f"also read: {', '.join(also)}")
+    if unseen := [name for name in _named(source, form) if name not in seen]:
+        parts.append(f"not there: {', '.join(unseen)}")
     if unread := _not_read(source, form, rows):
         parts.append(f"not read: {', '.join(unread)}")
     how = "" if source.form == "auto" else ", as data.sources[].form says"
     return f"data source {source.path!r}: {form.name}{how} ({'; '.join(parts)})"
+
+
+def _named(source: Source, form: Form) -> list[str]:
+    """The columns beside the needed ones that the recipe names."""
+    names = source.columns
+    given = [
+        getattr(names, key) for key in ("input", "system", "tools") if key in names.model_fields_set
+    ]
+    return [name for name in given if name in form.besides]
 
 
 def _called(name: str, values: Sequence[Any], form: Form) -> str:
@@ -67,7 +79,7 @@ def _not_read(source: Source, form: Form, rows: Sequence[SourceRow]) -> list[str
     """Columns with a value that some form reads or that look meant, and that this one does not."""
     meant = {name for name in source.columns.model_dump().values() if name} | set(_LOOKS_MEANT)
     held = dict.fromkeys(name for row in rows for name in present(row.values or {}))
-    return [name for name in held if name in meant and name not in form.columns]
+    return [name for name in held if name in meant and name not in (*form.needed, *form.besides)]
 
 
 def lacks(source: Source, form: str, name: str, columns: Iterable[str]) -> str:

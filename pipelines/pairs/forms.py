@@ -57,10 +57,14 @@ class Form:
         return len(self.answers) == 2
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        """All that are read."""
-        own = (self.asks, self.input, self.system, self.tools)
-        return tuple(n for n in (*own, *self.answers, *self.scores, *self.weights) if n)
+    def needed(self) -> tuple[str, ...]:
+        """The columns without which no row is read."""
+        return tuple(n for n in (self.asks, *self.answers, *self.scores, *self.weights) if n)
+
+    @property
+    def besides(self) -> tuple[str, ...]:
+        """The columns that are read where a row has them."""
+        return tuple(name for name in (self.input, self.system, self.tools) if name)
 
 
 def pairs_of_row(

@@ -7,6 +7,7 @@ into rejected_rows.jsonl.
 
 import hashlib
 import json
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -129,7 +130,15 @@ def checked_chunks(recipe: Recipe, source: Source) -> tuple[Detected, list[Chunk
             "them"
         )
     _check_features(recipe, source, detected.form)
-    return detected, chunks
+    return _with_gap(recipe.data, detected), chunks
+
+
+def _with_gap(data: DataSection, detected: Detected) -> Detected:
+    """Says where a gap of scores is asked for and there are none."""
+    form = detected.form
+    if not (data.min_gap and form.has_rejected) or form.name == "scored" or all(form.scores):
+        return detected
+    return replace(detected, line=f"{detected.line}; no scores: data.min_gap is not applied")
 
 
 def _check_features(recipe: Recipe, source: Source, form: Form) -> None:

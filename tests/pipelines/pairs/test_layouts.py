@@ -249,7 +249,9 @@ def test_texts_are_read_as_they_stand(name: str, tmp_path: Path) -> None:
 
 def test_rows_of_the_documents_table_are_of_the_form_it_says(tmp_path: Path) -> None:
     table = re.findall(r"^\| [^|]+ \| `(\{.*\})` \| `(\w+)` \|$", RECIPES.read_text(), re.M)
-    assert {form for _, form in table} | {"auto"} == set(get_args(Source.model_fields["form"].annotation))
+    assert {form for _, form in table} | {"auto"} == set(
+        get_args(Source.model_fields["form"].annotation)
+    )
     for row, form in table:
         assert detected(source_of(tmp_path, [json.loads(row)])).form.name == form, row
 
@@ -467,6 +469,28 @@ def test_scores_that_nobody_named_are_no_reason_to_drop_a_row(tmp_path: Path) ->
     assert [pair for _, pair in made(strict)][2:4] == [
         "score gap below min_gap", "score_chosen is not a finite number"
     ]  # fmt: skip
+
+
+def test_columns_of_few_rows_are_read_where_they_are(tokenizer: Any, tmp_path: Path) -> None:
+    """The form is seen from 500 rows; row 600 alone has a system turn and tools."""
+    row = CHATS["sharegpt, system and tools beside"][0]
+    bare = {key: value for key, value in row.items() if key not in ("system", "tools")}
+    found = made(source_of(tmp_path, [bare] * 599 + [row]), tokenizer)
+    assert found[-1][1] == made(source_of(tmp_path, [row]), tokenizer)[0][1] != found[0][1]
+    named = source_of(tmp_path, [bare], columns=ColumnNames(system="sys"))
+    assert detected(named).line.endswith("messages (from, value); not there: sys)")
+
+
+def test_a_gap_without_scores_is_said(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    lines = {}
+    for name in ("text", "scores", "scored"):
+        (folder := tmp_path / name).mkdir()
+        source = source_of(folder, [TEXTS[name][0]])
+        given = (f"data.sources=[{{path: {source.path}}}]", "data.min_gap=0.1")
+        recipe = make_recipe(*given, "data.test_fraction=0", evaluate={"benchmarks": []})
+        (lines[name],) = run_plan(recipe)["data"]["layouts"]
+    assert lines["text"].endswith("; no scores: data.min_gap is not applied")
+    assert not any("min_gap" in lines[name] for name in ("scores", "scored"))
 
 
 def test_scores_of_a_csv_are_read_too(tmp_path: Path) -> None:
