@@ -466,10 +466,12 @@ def with_text_arguments(row: Row) -> Row:
 
 def as_given(row: Row, tokenizer: Any) -> Row:
     """The row with contents of the kind that the template takes."""
-    if "['arguments'] + " in str(tokenizer.chat_template):  # DeepSeek-V3's wants JSON text
+    template = str(tokenizer.chat_template)
+    if "tool\u2581calls\u2581begin" in template:  # DeepSeek-V3's wants a content beside calls
+        sides = ("chosen", "rejected")
+        row = {**row, **{s: [{"content": "", **message} for message in row[s]] for s in sides}}
+    if "['arguments'] + " in template:  # and arguments as JSON text
         row = with_text_arguments(row)
-        for side in ("chosen", "rejected"):
-            row[side] = [{"content": "", **message} for message in row[side]]
     if chat_template.ChatTemplate(tokenizer).form.takes_strings:
         return row
 
