@@ -55,10 +55,11 @@ def run_tasks_of(
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    model = HFLM(pretrained=causal_lm, tokenizer=tokenizer, batch_size=section.batch_size)
-    own = copy.deepcopy(causal_lm.generation_config)
-    own.eos_token_id = list(ends.ids)
-    with generation_config(causal_lm, own):
+    own = copy.deepcopy(tokenizer)  # the harness gives it a padding token
+    model = HFLM(pretrained=causal_lm, tokenizer=own, batch_size=section.batch_size)
+    config = copy.deepcopy(causal_lm.generation_config)
+    config.eos_token_id = list(ends.ids)
+    with generation_config(causal_lm, config):
         results = lm_eval.simple_evaluate(
             model=model,
             tasks=list(section.tasks),

@@ -5,7 +5,8 @@ time. What it does with an answer is seen by a probe: a character that no templa
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -123,14 +124,27 @@ class ChatTemplate:
         Raises: TemplateRefused; UserError for a template that is none or takes too long.
         """
         fitted = [self._fitted(message) for message in messages]
-        try:
-            return self._rendered(fitted, tools, opens_answer)
-        except TemplateRefused:
-            if all("content" in message for message in fitted):
-                raise
-        # Beside tool calls some templates want a content, be it empty.
-        empty = self._fitted({"content": ""})
-        return self._rendered([{**empty, **message} for message in fitted], tools, opens_answer)
+        refusal = None
+        for form in self._forms(fitted):
+            try:
+                return self._rendered(form, tools, opens_answer)
+            except TemplateRefused as reason:
+                refusal = refusal or reason
+        assert refusal is not None
+        raise refusal
+
+    def _forms(self, messages: list[Message]) -> Iterator[list[Message]]:
+        """The messages, and as some templates want them where there are tool calls.
+
+        They want a content, be it empty, or arguments as JSON text.
+        """
+        yield messages
+        if not any(message.get("tool_calls") for message in messages):
+            return
+        filled = [{**self._fitted({"content": ""}), **message} for message in messages]
+        yield filled
+        yield [_with_text_arguments(message) for message in messages]
+        yield [_with_text_arguments(message) for message in filled]
 
     @cached_property
     def form(self) -> TemplateForm:
@@ -258,6 +272,17 @@ _SIMPLEST = (("user", _QUESTION), ("assistant", _PROBE))
 
 def _message(role: str, text: str, has_parts: bool) -> Message:
     return {"role": role, "content": [{"type": "text", "text": text}] if has_parts else text}
+
+
+def _with_text_arguments(message: Message) -> Message:
+    calls = []
+    for call in message.get("tool_calls", ()):
+        function = call.get("function", call)
+        if not isinstance(function.get("arguments"), str):
+            text = json.dumps(function.get("arguments", {}), ensure_ascii=False)
+            function = {**function, "arguments": text}
+        calls.append({**call, "function": function} if "function" in call else function)
+    return {**message, "tool_calls": calls} if calls else message
 
 
 def _name(tokenizer: Any) -> str:

@@ -1,7 +1,5 @@
 from .conversation import (
-    ChatRenderer as ChatRenderer,
     PairEncoder as PairEncoder,
-    RawPair as RawPair,
     text_prompt_ids as text_prompt_ids,
 )
 from .sources import (

@@ -13,6 +13,7 @@ of the encoding of both together. BOS stands in front if the tokenizer's own enc
 end token ends the response. README: docs/recipes.md, "Data".
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -81,7 +82,7 @@ def _message(given: dict[str, Any], name: str) -> Message:
         calls = message["tool_calls"]
         if not isinstance(calls, list) or not all(_is_call(call) for call in calls):
             raise RowRejected(f"{name}: tool_calls is not a list of calls with a function's name")
-        message["tool_calls"] = [_without_nulls(call) for call in calls]
+        message["tool_calls"] = [_with_object(_without_nulls(call)) for call in calls]
         if not calls:
             del message["tool_calls"]
     content = message.get("content")
@@ -111,6 +112,24 @@ def _without_nulls(call: dict[str, Any]) -> dict[str, Any]:
     if isinstance(kept.get("function"), dict):
         kept["function"] = {k: v for k, v in kept["function"].items() if v is not None}
     return kept
+
+
+def _with_object(call: dict[str, Any]) -> dict[str, Any]:
+    """A call whose arguments are JSON text, as OpenAI gives them, with the object they stand for.
+
+    Templates write an object as JSON, and such a text a second time as a string.
+    """
+    function = _function_of(call)
+    if not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"])
+    except ValueError:
+        return call
+    if not isinstance(arguments, dict):
+        return call
+    function = {**function, "arguments": arguments}
+    return {**call, "function": function} if isinstance(call.get("function"), dict) else function
 
 
 def _part(part: Any, name: str) -> dict[str, str]:

@@ -77,7 +77,7 @@ def test_what_lies_in_the_padding_changes_neither_loss_nor_gradient() -> None:
 
 
 def test_empty_responses_and_batches_are_refused() -> None:
-    with pytest.raises(ValueError, match="pair 0 has 1 prompt and 0 response tokens"):
+    with pytest.raises(ValueError, match="pair 0 has 1 prompt and 0 scored response tokens"):
         padded_layout([TokenizedPair([1], [], [2])])
     with pytest.raises(ValueError, match="at least one pair"):
         padded_layout([])

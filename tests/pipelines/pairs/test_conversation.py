@@ -316,6 +316,7 @@ def test_tools_calls_and_reasoning_reach_the_template() -> None:
     assert_one_encoding(found, row, tokenizer, tools=[WEATHER])
     assert tokenizer.decode(found.chosen) == '<call>weather {"city": "Bern"}</call><|im_end|>'
     assert encoded({**row, "tools": json.dumps([WEATHER])}, tokenizer) == found
+    assert encoded(with_text_arguments(row), tokenizer) == found
     empty = {"role": "assistant", "content": None, "name": None}
     padded = {
         **row,
@@ -424,6 +425,9 @@ CONVERSATIONS = {
 }
 
 
+CONVERSATIONS["calls"] = {side: CONVERSATIONS["tools"][side] for side in ("chosen", "rejected")}
+
+
 def shipped(name: str) -> str:
     return files("trl").joinpath("chat_templates", f"{name}.jinja").read_text(encoding="utf-8")
 
@@ -454,8 +458,22 @@ def outcome(row: Row, tokenizer: Any, **more: Any) -> tuple[Encoded | None, str]
         return None, str(why)
 
 
+def with_text_arguments(row: Row) -> Row:
+    found: Row = json.loads(json.dumps(row))
+    for side in ("chosen", "rejected"):
+        for call in found[side][-1].get("tool_calls", ()):
+            call["function"]["arguments"] = json.dumps(call["function"]["arguments"])
+    return found
+
+
 def as_given(row: Row, tokenizer: Any) -> Row:
     """The row with contents of the kind that the template takes."""
+    template = str(tokenizer.chat_template)
+    if "tool\u2581calls\u2581begin" in template:  # DeepSeek-V3's wants a content beside calls
+        sides = ("chosen", "rejected")
+        row = {**row, **{s: [{"content": "", **message} for message in row[s]] for s in sides}}
+    if "['arguments'] + " in template:  # and arguments as JSON text
+        row = with_text_arguments(row)
     if chat_template.ChatTemplate(tokenizer).form.takes_strings:
         return row
 
@@ -553,7 +571,7 @@ def test_what_is_scored_is_what_trl_marks_as_generated(name: str, shape: str) ->
             is_blank = ends_run and not whole[start:stop].strip()
             if mask[at] and not is_blank and not any(b <= start and stop <= a for b, a in openings):
                 places.append(at)
-        if (name, shape) == ("diffusion_gemma", "tools"):
+        if name == "diffusion_gemma" and shape in ("tools", "calls"):
             # The mark after a call opens its result: it is where the model stops, as in Gemma 4's
             # own list of end tokens.
             places.insert(0, len(ids) - 1)

@@ -3,6 +3,7 @@ every family.
 """
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -41,12 +42,23 @@ def build(case: str) -> Any:
     return model
 
 
+def with_context(pair: TokenizedPair) -> TokenizedPair:
+    """Its first token and some in the middle are not scored where there are enough."""
+    chosen, rejected = pair.responses()
+    return replace(
+        pair,
+        chosen_context=(0, 1, 3, 5) if len(chosen) > 5 else (),
+        rejected_context=(1, 2) if len(rejected) > 2 else (),
+    )
+
+
 @pytest.mark.parametrize("case", CONFIGS)
 def test_features_and_gradients_equal_the_padded_layout(case: str) -> None:
     """Each layout is its own computation; float64 leaves no room for a leak between responses or
     pairs.
     """
-    pairs = draw_pairs(7)
+    pairs = [with_context(pair) for pair in draw_pairs(7)]
+    assert any(pair.chosen_context for pair in pairs) and not all(p.chosen_context for p in pairs)
     # transformers' own eager mask overflows to NaN in float64 where a padding row's window holds
     # padding alone.
     dtype, tolerance = (torch.float32, 1e-4) if case == "gemma2" else (torch.float64, 1e-6)
@@ -125,6 +137,19 @@ def test_positions_and_predicting_rows_are_those_of_single_sequences() -> None:
     assert inputs.labels.tolist() == [3, 4, 5, 7, 8, 9]
     assert inputs.score_rows.tolist() == [1, 2, 1, 5, 5, 7]
     assert inputs.response_index.tolist() == [0, 0, 1, 2, 3, 3]
+    pairs = [replace(pairs[0], chosen_context=(0, 1)), replace(pairs[1], rejected_context=(1, 2))]
+    scored = packed_layout(pairs, row_tokens=9, pad_multiple=11)
+    for same in ("input_ids", "position_ids", "attention_mask", "segments"):
+        assert torch.equal(getattr(scored, same), getattr(inputs, same))
+    assert scored.labels.tolist() == [4, 5, 7, 8]
+    assert scored.score_rows.tolist() == [2, 1, 5, 5]
+    assert scored.response_index.tolist() == [0, 1, 2, 3]
+    padded = padded_layout(pairs)
+    assert padded.labels.tolist() == [4, 5, 7, 8]
+    assert padded.score_rows.tolist() == [2, 4 + 1, 8 + 0, 12 + 0]
+    assert [pair.num_scored() for pair in pairs] == [(1, 1), (1, 1)]
+    with pytest.raises(ValueError, match="0 scored response tokens"):
+        padded_layout([replace(pairs[0], rejected_context=(0, 1))])
 
 
 def test_a_pair_that_does_not_fit_a_row_is_named() -> None:
