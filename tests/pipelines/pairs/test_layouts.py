@@ -19,6 +19,7 @@ from pipelines.commands.plan import run_plan
 from pipelines.errors import UserError
 from pipelines.pairs.conversation import ChatRenderer, PairEncoder, RawPair, RowRejected
 from pipelines.pairs.detection import Detected, detect
+from pipelines.pairs.row_readers import SourceRow
 from pipelines.pairs.sources import chunks_of, read_rows, sampled_rows
 from pipelines.pairs.unpaired import pairs_of_rows
 from pipelines.recipe.schema import ColumnNames, DataSection, Source
@@ -517,6 +518,41 @@ def test_sharegpt_rows_that_make_no_sense_say_so(tokenizer: Any, tmp_path: Path)
         "chosen: a content is int, neither a string nor text parts",
         "chosen is a whole conversation that does not begin with conversations",
     ]
+
+
+def nested(depth: int) -> Any:
+    found: Any = "x"
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
+BAD_CELLS: list[Any] = [
+    "", 7, 10**400, float("nan"), b"\xff", "\ud83d", [], {}, [None], [7, "x"], nested(20_000),
+    user("x"), said("function_call", "{}"), said("narrator", "x"), {"role": 7},
+    {"role": "assistant", "tool_calls": [{}]}, [[bot("x")], [user("x")]], "{nothing",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*CHATS, *TEXTS])
+def test_a_bad_cell_drops_its_row_alone(name: str, tokenizer: Any, tmp_path: Path) -> None:
+    """Nothing but RowRejected is raised, and rows beside it give what they gave."""
+    row = (CHATS.get(name) or TEXTS[name])[0]
+    source = source_of(tmp_path, [row])
+    data = DataSection(sources=(source,))
+    form, chat = detected(source).form, ChatRenderer(tokenizer, data)
+    encode = PairEncoder(tokenizer, data).encode
+
+    def found(rows: Sequence[Row]) -> list[Any]:
+        read = [SourceRow(number, values, "") for number, values in enumerate(rows)]
+        return [made for _, made in pairs_of_rows(read, form, data, chat, encode)]
+
+    (good,) = found([row])
+    assert not isinstance(good, RowRejected)
+    for column, bad in itertools.product((*form.needed, *form.besides), BAD_CELLS):
+        first, between, last = found([row, {**row, column: bad}, row])
+        assert first == last == good
+        assert isinstance(between, RowRejected) or column not in form.answers or between != good
 
 
 def labelled(prompts: str, labels: str) -> list[Row]:
