@@ -663,9 +663,9 @@ def test_labels_may_be_numbers_or_text(true: Any, false: Any, tmp_path: Path) ->
             {"conversations": [*SHARED, said("gpt", "no")], "label": "true"},
         ],
         [
+            {"prompt": ASKED[1:], "system": "be long", "response": "so", "label": True},
             {"prompt": ASKED[1:], "system": "be brief", "response": "yes", "label": False},
             {"prompt": ASKED[1:], "system": "be brief", "response": "no", "label": True},
-            {"prompt": ASKED[1:], "system": "be long", "response": "so", "label": True},
         ],
     ],
 )
