@@ -180,6 +180,7 @@ def _agreed(source: Source, spoken: Sequence[tuple[SourceRow, Form]]) -> Form | 
 
     Raises: UserError for rows of different forms.
     """
+    spoken = [found for found in spoken if not _is_blank(*found)] or spoken
     pairs = {form.answers for _, form in spoken if form.has_rejected}
     found: dict[tuple[Any, ...], tuple[SourceRow, Form]] = {}
     questions: dict[str, SourceRow] = {}
@@ -201,6 +202,12 @@ def _agreed(source: Source, spoken: Sequence[tuple[SourceRow, Form]]) -> Form | 
     for _, form in found.values():
         return replace(form, asks=next(iter(questions), None))
     return None
+
+
+def _is_blank(row: SourceRow, form: Form) -> bool:
+    """Whether a row answers with an empty text, which may stand for anything."""
+    given = (row.values or {}).get
+    return any(isinstance(text := given(name), str) and not text.strip() for name in form.answers)
 
 
 def _is_incomplete(row: SourceRow, form: Form, pairs: set[tuple[str, ...]]) -> bool:

@@ -274,6 +274,15 @@ def test_a_first_row_with_a_null_is_dropped_and_no_other(tmp_path: Path) -> None
     assert [pair for _, pair in found[1:]] == [RawPair(f"p{n}", " a", " b") for n in range(4)]
 
 
+def test_empty_texts_do_not_decide_either(tokenizer: Any, tmp_path: Path) -> None:
+    row = CHATS["prompt of text"][0]
+    blank = {"prompt": "dull?", "chosen": "", "rejected": " "}
+    found = [why for _, why in made(source_of(tmp_path, [blank, row, blank]), tokenizer)]
+    (alone,) = (pair for _, pair in made(source_of(tmp_path, [row]), tokenizer))
+    assert found == ["empty response", alone, "empty response"]
+    assert detected(source_of(tmp_path, [blank])).form.name == "text"
+
+
 PLAIN = {"prompt": "p", "chosen": "a", "rejected": "b"}
 MIXTURES: dict[str, tuple[list[Row], str]] = {
     "text and messages": (

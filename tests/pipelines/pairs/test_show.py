@@ -62,10 +62,7 @@ def prepared(
             "rejected": [*start, turn("assistant", "bad"), *end],
         }
     ]
-    labels = [
-        {"prompt": f"q{n % 5}", "response": f" r{n}", "label": n < 5}
-        for n in range(11)
-    ]
+    labels = [{"prompt": f"q{n % 5}", "response": f" r{n}", "label": n < 5} for n in range(11)]
     recipe = recipe_in(
         folder / "run",
         f"data.sources=[{{path: {write(folder / 'texts.jsonl', texts)}}}, "
