@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipelines.cluster import (
+    check_session,
     check_shared,
     cluster_address,
     known_resources,
@@ -90,6 +91,9 @@ def check_before(run: Run, stages: Sequence[Stage[Any]], is_settled: bool = True
     else:
         for stage in dict.fromkeys(asked):
             stage.check(run)
+    if is_settled:
+        _check_places(run, stages)
+    check_session(run.recipe.ray)
     resources = known_resources(run.recipe)
     for stage in stages:
         if resources is not None and not (is_settled and stage.is_done(run)):
@@ -101,6 +105,15 @@ def check_stages(run: Run, stages: Sequence[Stage[Any]]) -> None:
     for stage in dict.fromkeys(stages):
         if not stage.is_done(run):
             stage.check(run)
+
+
+def _check_places(run: Run, stages: Sequence[Stage[Any]]) -> None:
+    """UserError where nothing can be written."""
+    if _way(stages):
+        run.paths.run.check_writable()
+    for stage in stages:
+        if stage.has_record and not stage.is_done(run):
+            stage.folder(run.paths).check_writable()
 
 
 def check_pairs(run: Run, stages: Sequence[Stage[Any]]) -> None:

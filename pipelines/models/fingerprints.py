@@ -180,6 +180,32 @@ def model_shape(directory: Path) -> ModelShape:
     return ModelShape(**found)
 
 
+def check_family(key: str, directory: Path) -> None:
+    """UserError for a model that cannot be loaded to score tokens: its family is unknown, is of
+    another kind, or needs code that is not run.
+
+    Args:
+        key: of the recipe, which names the model.
+    """
+
+    def answer() -> str | None:
+        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+        from pipelines.models.loading import hf_config
+
+        config = hf_config(directory)
+        return None if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else str(config.model_type)
+
+    if may_run(base_dir(directory)):
+        return
+    found = remembered("family", lambda: [config_contents(directory), _read_with()], answer)
+    if found is not None:
+        raise UserError(
+            f"{key} = {directory}: models of type {found!r} do not predict the next token "
+            "(transformers has no causal language model of this type)"
+        )
+
+
 @lru_cache(maxsize=1)
 def _read_with() -> dict[str, str]:
     """What reads a directory's files: versions of the libraries, and this room's own code."""

@@ -4,10 +4,9 @@ import math
 from collections import Counter
 from typing import Any
 
-from pipelines.errors import UserError
 from pipelines.models import load_tokenizer
 from pipelines.pairs.forms import PairEncoder, RowRejected, pairs_of_row
-from pipelines.pairs.prepare import checked_chunks, files_left_out, refuse_unknown_tokens
+from pipelines.pairs.prepare import checked_chunks, files_left_out, no_pair, refuse_unknown_tokens
 from pipelines.pairs.sources import read_rows
 from pipelines.pairs.table import SPLITS
 from pipelines.recipe import MANIFEST, Recipe, Run, Source
@@ -22,7 +21,7 @@ def forecast_pairs(run: Run, tokenizer_dir: str, known_tokens: int | None) -> di
     Args:
         known_tokens: ids below this have embeddings; None if all have.
 
-    Raises: UserError if no row that was looked at makes a training pair.
+    Raises: UserError if no row makes a training pair.
     """
     recipe, store = run.recipe, run.paths.pairs
     if store.exists(MANIFEST):
@@ -69,14 +68,7 @@ def forecast_pairs(run: Run, tokenizer_dir: str, known_tokens: int | None) -> di
         for split in SPLITS
     }
     if not any(totals["train"]):
-        shown = (
-            ", ".join(f"{reason}: {n}" for reason, n in reasons.most_common(5))
-            or "the sources are empty"
-        )
-        raise UserError(
-            "no usable training pair among the sampled rows of "
-            f"{', '.join(s.path for s in data.sources)} ({shown})"
-        )
+        raise no_pair(recipe, reasons)
     return {
         "exact": False,
         **found,
@@ -95,7 +87,7 @@ def _estimate(
 ) -> tuple[tuple[float, ...], dict[str, int]]:
     """The quantities of _ESTIMATED of a source, and its rejected rows by reason.
 
-    Both come from rows taken evenly over its chunks.
+    Both come from rows taken evenly over its chunks, and from all that come before the first pair.
     """
     form, chunks = checked_chunks(recipe, source)
     rows = seen = pairs = tokens = shared = scored = 0
@@ -104,7 +96,7 @@ def _estimate(
     for chunk in chunks:
         for number, row in enumerate(read_rows(chunk)):
             rows += 1
-            if number >= per_chunk:
+            if number >= per_chunk and pairs:
                 continue
             seen += 1
             try:

@@ -6,7 +6,10 @@ into rejected_rows.jsonl.
 """
 
 import hashlib
+import itertools
 import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -28,6 +31,9 @@ from pipelines.pairs.sources import Chunk, chunks_of, column_names, left_out, re
 from pipelines.pairs.tasks import ChunkTask, block_of, outcome_of, result_of, rows_of
 from pipelines.pairs.writer import write_shards
 from pipelines.recipe import REJECTED_ROWS, DataSection, Recipe, Source, StageRecord
+
+# Rows of a source that are looked at before any work, if none of them makes a pair.
+_LOOKED_AT = 10_000
 
 
 def run_prepare(
@@ -58,22 +64,54 @@ def run_prepare(
     counts["exact_duplicates"] = plan.num_duplicates
     counts["left_out"] = files_left_out(recipe)
     if counts["pairs"]["train"] == 0:
-        reasons = (
-            ", ".join(f"{reason}: {n}" for reason, n in plan.reasons.most_common(5))
-            or "the sources are empty"
-        )
-        raise UserError(
-            f"no usable training pair in {', '.join(s.path for s in recipe.data.sources)} "
-            f"({reasons})"
-        )
+        raise no_pair(recipe, plan.reasons)
     return record.finish(counts, checksums)
 
 
-def check_sources(recipe: Recipe) -> None:
-    """UserError for a source without a row, or without what form, objective or mask need."""
-    for sources in recipe.data.groups().values():
-        for source in sources:
-            checked_chunks(recipe, source)
+def check_sources(recipe: Recipe, known_tokens: int | None) -> None:
+    """UserError for a source without a row, without what form, objective or mask need, or with
+    rows that the tokenizer cannot render; and where no row of the training sources makes a pair.
+
+    It looks at a source's rows until one makes a pair, and at 10,000 of them at most.
+
+    Args:
+        known_tokens: ids below this have embeddings; None if all have.
+    """
+    reasons: Counter[str] = Counter()
+    tokenizer = recipe.model.tokenizer or recipe.model.name_or_path
+    is_certain = True
+    for number, tasks in itertools.groupby(_tasks(recipe), key=lambda task: task.source):
+        rows = (
+            row
+            for task in tasks
+            for row in _rows_of_chunk(task, recipe.data, tokenizer, known_tokens)
+        )
+        first = list(_until_a_pair(itertools.islice(rows, _LOOKED_AT)))
+        if number < len(recipe.data.sources):
+            reasons.update(row["reason"] for row in first if "reason" in row)
+            is_certain = is_certain and "reason" in first[-1] and len(first) < _LOOKED_AT
+    if is_certain:
+        raise no_pair(recipe, reasons)
+
+
+def _until_a_pair(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        yield row
+        if "reason" not in row:
+            return
+
+
+def no_pair(recipe: Recipe, reasons: Counter[str]) -> UserError:
+    """What to say where no row makes a training pair.
+
+    Args:
+        reasons: why, with how many rows.
+    """
+    said = ", ".join(f"{reason}: {n}" for reason, n in reasons.most_common(5))
+    return UserError(
+        f"no usable training pair in {', '.join(s.path for s in recipe.data.sources)} "
+        f"({said or 'the sources are empty'})"
+    )
 
 
 def files_left_out(recipe: Recipe) -> list[str]:
@@ -201,19 +239,18 @@ def _run_task(
 
     def rows() -> list[dict[str, Any]]:
         require_seen(paths)
-        return _rows_of_chunk(ChunkTask.of_batch(batch), data, tokenizer_name, known_tokens)
+        return list(_rows_of_chunk(ChunkTask.of_batch(batch), data, tokenizer_name, known_tokens))
 
     return block_of(outcome_of(rows))
 
 
 def _rows_of_chunk(
     task: ChunkTask, data: DataSection, tokenizer_name: str, known_tokens: int | None = None
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     source = (*data.sources, *data.validation, *data.test)[task.source]
     # By name: a model from a hub or an object store lies elsewhere on every machine.
     tokenizer = load_tokenizer(str(resolve_model(tokenizer_name, tokenizer_only=True)))
     encoder = PairEncoder(tokenizer, data)
-    rows: list[dict[str, Any]] = []
     for row in read_rows(task.chunk):
         base = {"source": task.source, "row": row.number}
         try:
@@ -222,10 +259,9 @@ def _rows_of_chunk(
             for pair in pairs_of_row(row.values, task.form, data, source.columns, tokenizer):
                 encoded = encoder.encode(pair)
                 refuse_unknown_tokens(encoded, known_tokens)
-                rows.append({**base, **_columns(pair, encoded)})
+                yield {**base, **_columns(pair, encoded)}
         except RowRejected as reason:
-            rows.append({**base, "reason": str(reason), "place": row.place})
-    return rows
+            yield {**base, "reason": str(reason), "place": row.place}
 
 
 def refuse_unknown_tokens(encoded: Encoded, known_tokens: int | None) -> None:

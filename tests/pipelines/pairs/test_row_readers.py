@@ -236,47 +236,6 @@ def parquet() -> bytes:
     return bytes(content)
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "line"),
-    [
-        ("f.jsonl.gz", gzip.compress(ROW * 5000)[:-9], "not readable as jsonl"),
-        ("f.jsonl.bz2", bz2.compress(ROW * 5000)[:-9], "not readable as jsonl"),
-        ("f.json.xz", lzma.compress(ROW * 5000)[:-9], "not readable as json"),
-        ("f.csv.zst", zst(b"text\nx\n" * 5000)[:-9], "not readable as csv"),
-        ("f.jsonl.gz", ROW, "not readable as jsonl"),
-        ("f.csv.xz", b"text\nx\n", "not readable as csv"),
-        (
-            "f.jsonl",
-            gzip.compress(ROW),
-            r"is compressed \(gz\), which its name does not say: .*l.gz",
-        ),
-        ("f.csv", zst(b"text\nx\n"), r"is compressed \(zst\)"),
-        ("f.csv", "text\nx\n".encode("utf-16"), "is UTF-16: write it as UTF-8"),
-        ("f.jsonl", ROW.decode().encode("utf-16"), "is UTF-16: write it as UTF-8"),
-        ("f.json", ROW, "is a single JSON object, not rows"),
-        ("f.json", b'{\n "text": [\n{"a": 1}]}', "line 1: a JSON object over several lines"),
-        ("f.jsonl", b'\n{"text":\n"x"}\n', "line 2: a JSON object over several lines"),
-        ("f.json", b'[{"text": "x"},\n{"text": "y"}', "line 2: .*its array has no end"),
-        ("f.json", b'[{"text": "x"}]\n{"text": "y"}', "text follows its array"),
-        ("f.csv", b'text,b\nx,1\n"x,1\nx,1\n', "line 3: .*a quote opens there that nothing closes"),
-        ("f.csv", b'text,b\nx,1\n"x"y,1\nx,1\n', "line 3: not readable as csv .*expected after"),
-        ("f.csv", b"text,b,text\nx,1,y\n", "two columns are called 'text'"),
-        ("f.csv", b"t\xffxt\nx\n", "line 1: the header is not valid UTF-8"),
-        ("f.parquet", b"PAR1" + b"x" * 100, "not readable as parquet"),
-        ("f.parquet", parquet()[:-50], "not readable as parquet"),
-        ("f.parquet.gz", parquet(), "not readable as parquet"),
-    ],
-)
-def test_a_damaged_file_is_refused_in_one_line(
-    tmp_path: Path, name: str, content: bytes, line: str
-) -> None:
-    path = tmp_path / name
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=line) as raised:
-        chunks_of(Source(path=str(path)), 10)
-    assert str(path) in str(raised.value) and "\n" not in str(raised.value)
-
-
 def test_what_breaks_later_breaks_in_one_line(tmp_path: Path) -> None:
     """A row group whose pages are damaged; a compressed file that is cut after it was counted."""
     content = bytearray(parquet())

@@ -20,7 +20,6 @@ from pipelines.commands.stages import PREPARE
 from pipelines.errors import UserError
 from pipelines.pairs.sources import chunks_of, left_out, read_chunk, source_fingerprint
 from pipelines.recipe.schema import ColumnNames, Source
-from pipelines.recipe.stage import Run
 
 
 def lines(*names: str) -> bytes:
@@ -188,22 +187,6 @@ def test_what_is_no_file_and_what_no_file_can_be_called(tmp_path: Path) -> None:
     )
 
 
-def test_plan_refuses_files_as_prepare_does(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.jsonl")
-    put(tmp_path / "cut.jsonl.gz", gzip.compress(lines(*map(str, range(999))))[:-20])
-    put(tmp_path / "empty" / "x.zip", b"")
-    for name, line in (
-        ("pipe.jsonl", "is a FIFO"),
-        ("empty", "nothing that is read"),
-        ("cut.jsonl.gz", "not readable as jsonl"),
-    ):
-        recipe = make_recipe(f"data.sources=[{{path: {tmp_path / name}}}]")
-        with pytest.raises(UserError, match=line):
-            run_plan(recipe)
-    with pytest.raises(UserError, match="is a FIFO"):
-        Run(make_recipe(f"data.sources=[{{path: {tmp_path / 'pipe.jsonl'}}}]")).record(PREPARE)
-
-
 def save(folder: Path, **splits: int) -> Any:
     """A data set with splits, in shards of several batches, saved by the library."""
     import datasets
@@ -301,24 +284,6 @@ def test_a_snapshots_configs_are_followed(tmp_path: Path) -> None:
     assert "no split 'x', it holds" in refused(folder, subset="clean", split="x")
     undecided = snapshot(tmp_path / "undecided", CARD.replace("  default: true\n", ""))
     assert "the subsets clean, all, by_name: say which with subset" in refused(undecided)
-
-
-@pytest.mark.parametrize(
-    ("files", "line"),
-    [
-        ("../secret.jsonl", "names '../secret.jsonl', which lies outside of it"),
-        ("/etc/passwd", "which lies outside of it"),
-        ("hf://datasets/a/b.jsonl", "which lies outside of it"),
-        ("none-*.jsonl", "no file there is none-\\*.jsonl"),
-        ("{train: 3}", "neither a path nor a split"),
-        ("[", "the head of its README.md is not valid YAML"),
-    ],
-)
-def test_configs_that_cannot_be_followed(tmp_path: Path, files: str, line: str) -> None:
-    card = f"---\nconfigs:\n- config_name: default\n  data_files: {files}\n---\n"
-    folder = snapshot(tmp_path / "set", card)
-    with pytest.raises(UserError, match=line):
-        chunks_of(Source(path=str(folder)), 10)
 
 
 def test_the_hubs_library_leaves_csv_as_text(tmp_path: Path) -> None:
