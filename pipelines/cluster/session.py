@@ -19,7 +19,7 @@ _API_SERVER = "RAY_API_SERVER_ADDRESS"
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
 
 # What Ray puts below its directory, and how long a socket's path may be.
-_LONGEST_SOCKET = "{}/session_2000-01-01_00-00-00_000000_{}/sockets/plasma_store"
+_LONGEST_SOCKET = "{}/session_2000-01-01_00-00-00_000000_{}/sockets/dash_MetricsHead"
 _SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
 
 

@@ -47,6 +47,7 @@ def run_stages(
                 start_ray()
             _require_earlier(run, stage)
             check_pairs(run, [*_way(stages), *stages[number:]])
+            check_room(run, stages[number:])
             counts = stage.run(run, say, quiet)["counts"]
             outcome[stage.name] = "done"
             summary = stage.summary(counts)
@@ -126,6 +127,16 @@ def check_pairs(run: Run, stages: Sequence[Stage[Any]]) -> None:
     for stage in dict.fromkeys(stages):
         if not stage.is_done(run):
             stage.check_pairs(run.recipe, kept)
+
+
+def check_room(run: Run, stages: Sequence[Stage[Any]]) -> None:
+    """UserError if a disk has no room for what these stages have still to write; once the pairs
+    are prepared.
+    """
+    if run.record(PREPARE).store.exists(MANIFEST):
+        for stage in stages:
+            if not stage.is_done(run):
+                stage.check_room(run)
 
 
 class LazyRay:

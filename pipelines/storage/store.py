@@ -125,13 +125,18 @@ class RunStore:
                 if self._fs.get_file_info(bucket).type == fs.FileType.NotFound:
                     raise UserError(f"cannot write {self.root}: no bucket is called {bucket!r}")
             return
-        place = self._path
-        while not os.path.lexists(place):
-            place = os.path.dirname(place)
-        if not os.path.isdir(place):
+        place = self.nearest()
+        if not place.is_dir():
             raise UserError(f"cannot write {self.root}: {os.strerror(errno.ENOTDIR)}")
         if not os.access(place, os.W_OK | os.X_OK):
             raise UserError(f"cannot write {self.root}: {os.strerror(errno.EACCES)}")
+
+    def nearest(self) -> Path:
+        """The root, or what is there of the path to it; only for local stores."""
+        place = self.local_path()
+        while not os.path.lexists(place):
+            place = place.parent
+        return place
 
     def trying(self, action: Callable[[], Result], path: str) -> Result:
         """Call `action`, which reads or writes `path` whole.

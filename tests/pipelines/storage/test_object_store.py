@@ -74,6 +74,9 @@ def test_passing_errors_are_waited_out(
 def test_lasting_errors_are_one_line(object_store: ObjectStore) -> None:
     with pytest.raises(UserError, match="s3://nowhere/run/file: .*NO_SUCH_BUCKET"):
         RunStore("s3://nowhere/run").write_bytes("file", b"x")
+    with pytest.raises(UserError, match="cannot write s3://nowhere/run: no bucket is called 'now"):
+        RunStore("s3://nowhere/run").check_writable()
+    RunStore("s3://bucket/of/nobody/yet").check_writable()
     with pytest.raises(
         UserError, match="options in a location are not read; set them in the environment"
     ):
