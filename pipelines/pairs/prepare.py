@@ -116,8 +116,7 @@ def no_pair(recipe: Recipe, reasons: Counter[str]) -> UserError:
 
 def files_left_out(recipe: Recipe) -> list[str]:
     """A line for every source beside whose files others lie that are not read."""
-    found = [left_out(source) for group in recipe.data.groups().values() for source in group]
-    return list(dict.fromkeys(line for line in found if line is not None))
+    return left_out([source for group in recipe.data.groups().values() for source in group])
 
 
 def _tasks(recipe: Recipe) -> list[ChunkTask]:

@@ -16,8 +16,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from runs import MakeRecipe
 
 import pipelines.pairs.sources
+from pipelines.commands.plan import run_plan
 from pipelines.errors import UserError
 from pipelines.pairs.forms import pairs_of_row
 from pipelines.pairs.prepare import _rows_of_chunk
@@ -194,6 +196,11 @@ ROW = b'{"text": "x"}\n'
         ("f.jsonl", b'{"a": ' + b"9" * 5000 + b"}\n" + ROW, {0: (1, "not a JSON object")}),
         ("f.json", b'[{"text": "x"},\n 7,\n\n{"text": nope}]', {1: (2, "not"), 2: (4, "not")}),
         ("f.json", b'[{"text": "x"} {"text": "y"}, {"text": "x"}]', {0: (1, "not a JSON object")}),
+        (
+            "f.json",
+            b'[{"text": "x"},\n{"a": ' + b"[" * 200_000 + b"]" * 200_000 + b"}]",
+            {1: (2, "nested too deeply")},
+        ),
         ("f.csv", b'text,b\n"x\ny",1\nx\nx,1,2\nx,1\n', {1: (4, "1 cells"), 2: (5, "3 cells")}),
         ("f.csv", b"text,b\nx,1\n\n\xff,1\nx,2\n", {1: (4, "not valid UTF-8")}),
     ],
@@ -212,6 +219,42 @@ def test_a_row_that_cannot_be_read_is_one_row_with_its_line(
             for number, (line, fault) in bad.items():
                 assert found[number].place == f"{path.name}:{line}" and fault in found[number].fault
                 assert found[number].fault
+
+
+_PAIR = b'{"prompt": "a", "chosen": " b", "rejected": " c"}\n'
+_DEEP = b'{"prompt": ' + b"[" * 200_000 + b"]" * 200_000 + b"}\n"
+_SHEET = b"prompt,chosen,rejected\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "pairs", "rejected"),
+    [
+        ("f.jsonl.gz", gzip.compress(_PAIR * 6), 6, {}),
+        ("f.ndjson.xz", lzma.compress(_PAIR * 6), 6, {}),
+        ("f.csv", _SHEET + b"p,4,5\np,true,false\n", 2, {}),
+        ("f.csv.bz2", bz2.compress(_SHEET + b"p,007,NA\np,2024-01-01,1e3\nTrue,-0,0x1\n"), 3, {}),
+        ("f.jsonl", _PAIR * 4 + _DEEP, 4, {"the JSON is nested too deeply": 1}),
+        ("f.jsonl", _DEEP + _PAIR * 4, 4, {"the JSON is nested too deeply": 1}),
+        ("f.jsonl", _PAIR * 4 + b"9" * 5000 + b"\n", 4, {"the line is not a JSON object": 1}),
+    ],
+    ids=["gz", "xz", "numbers", "other types", "deep", "deep first", "long"],
+)
+def test_plan_counts_what_was_refused_once(
+    name: str,
+    content: bytes,
+    pairs: int,
+    rejected: dict[str, int],
+    make_recipe: MakeRecipe,
+    tmp_path: Path,
+) -> None:
+    """Cases 3, 6 and 9, and of each kind some that nobody reported: every row is a pair, or is
+    rejected alone.
+    """
+    (tmp_path / name).write_bytes(content)
+    alone = ("data.test_fraction=0", "evaluate.benchmarks=[]")
+    recipe = make_recipe(f"data.sources=[{{path: {tmp_path / name}}}]", *alone)
+    found = run_plan(recipe)["data"]
+    assert (sum(found["pairs"].values()), found["rejected"]) == (pairs, rejected)
 
 
 def test_a_rejected_row_says_its_file_and_line(tmp_path: Path, model_dir: Path) -> None:

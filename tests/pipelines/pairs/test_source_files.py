@@ -18,7 +18,8 @@ from runs import MakeRecipe
 from pipelines.commands.plan import run_plan
 from pipelines.commands.stages import PREPARE
 from pipelines.errors import UserError
-from pipelines.pairs.sources import chunks_of, left_out, read_chunk, source_fingerprint
+from pipelines.pairs import sources
+from pipelines.pairs.sources import chunks_of, read_chunk, source_fingerprint
 from pipelines.recipe.schema import ColumnNames, Source
 
 
@@ -50,6 +51,12 @@ def rows(path: Path | str, size: int = 10, **settings: Any) -> list[Any]:
     found = [item for chunk in chunks_of(source, size) for item in read_chunk(chunk)]
     assert [number for number, _ in found] == list(range(len(found)))
     return [row and row["text"] for _, row in found]
+
+
+def left_out(source: Source) -> str | None:
+    lines = sources.left_out([source])
+    assert len(lines) <= 1
+    return lines[0] if lines else None
 
 
 def refused(path: Path | str, **settings: Any) -> str:
@@ -219,6 +226,10 @@ def test_saved_data_sets_are_read_as_the_library_reads_them(tmp_path: Path) -> N
     assert found == list(enumerate(loaded["train"].to_list()))
     assert rows(tmp_path / "both", split="test") == ["test 0", "test 1", "test 2"]
     assert len(rows(tmp_path / "both", split="all")) == 2503
+    assert left_out(source) == (
+        f"data source '{tmp_path / 'both'}' leaves out test/data-00000-of-00002.arrow and 1 more "
+        "(of split 'test')"
+    )
     assert "holds test (data-00000-of-00002.arrow), train" in refused(tmp_path / "both")
     assert "no split 'validation'" in refused(tmp_path / "both", split="validation")
     assert "subset = 'x' is of Hugging Face" in refused(tmp_path / "both", subset="x")
@@ -274,8 +285,11 @@ def test_a_snapshots_configs_are_followed(tmp_path: Path) -> None:
         by_library = datasets.load_dataset(str(one_kind), subset, split="train")["text"]
         assert rows(one_kind, subset=subset, split="train") == list(by_library)
     assert rows(folder, subset="by_name", split="test") == ["held"]
-    assert "named/test.jsonl, named/train.jsonl (not named by the README.md's configs)" in str(
+    assert "out data/held.csv, named/test.jsonl, named/train.jsonl (not named by the README" in str(
         left_out(Source(path=str(folder)))
+    )
+    assert "leaves out data/held.csv (of split 'test'); data/other" in str(
+        left_out(Source(path=str(folder), subset="clean", split="train"))
     )
     assert "say which with split" in refused(folder, subset="clean")
     assert "no subset 'dirty', its README.md has clean, all, by_name" in refused(
