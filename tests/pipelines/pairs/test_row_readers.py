@@ -10,6 +10,7 @@ import json
 import lzma
 import random
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ import pyarrow.parquet as pq
 import pytest
 from runs import MakeRecipe
 
+import pipelines.pairs.prepare
 import pipelines.pairs.sources
 from pipelines.commands.plan import run_plan
 from pipelines.errors import UserError
 from pipelines.pairs.forms import pairs_of_row
-from pipelines.pairs.prepare import _rows_of_chunk
+from pipelines.pairs.prepare import _rows_of_chunk, check_sources
 from pipelines.pairs.row_plan import RowPlan, digest_of
 from pipelines.pairs.sources import Chunk, chunks_of, read_chunk, read_rows
 from pipelines.pairs.tasks import ChunkTask, block_of, rows_of
@@ -222,6 +224,7 @@ def test_a_row_that_cannot_be_read_is_one_row_with_its_line(
 
 
 _PAIR = b'{"prompt": "a", "chosen": " b", "rejected": " c"}\n'
+_EMPTY = b'{"prompt": "a", "chosen": "", "rejected": " c"}\n'
 _DEEP = b'{"prompt": ' + b"[" * 200_000 + b"]" * 200_000 + b"}\n"
 _SHEET = b"prompt,chosen,rejected\n"
 
@@ -229,6 +232,8 @@ _SHEET = b"prompt,chosen,rejected\n"
 @pytest.mark.parametrize(
     ("name", "content", "pairs", "rejected"),
     [
+        # Beyond the rows that are sampled: 400 and the first pair were looked at, of 500.
+        ("f.jsonl", _EMPTY * 400 + _PAIR * 100, 1, {"empty response": 499}),
         ("f.jsonl.gz", gzip.compress(_PAIR * 6), 6, {}),
         ("f.ndjson.xz", lzma.compress(_PAIR * 6), 6, {}),
         ("f.csv", _SHEET + b"p,4,5\np,true,false\n", 2, {}),
@@ -237,7 +242,7 @@ _SHEET = b"prompt,chosen,rejected\n"
         ("f.jsonl", _DEEP + _PAIR * 4, 4, {"the JSON is nested too deeply": 1}),
         ("f.jsonl", _PAIR * 4 + b"9" * 5000 + b"\n", 4, {"the line is not a JSON object": 1}),
     ],
-    ids=["gz", "xz", "numbers", "other types", "deep", "deep first", "long"],
+    ids=["late", "gz", "xz", "numbers", "other types", "deep", "deep first", "long"],
 )
 def test_plan_counts_what_was_refused_once(
     name: str,
@@ -255,6 +260,21 @@ def test_plan_counts_what_was_refused_once(
     recipe = make_recipe(f"data.sources=[{{path: {tmp_path / name}}}]", *alone)
     found = run_plan(recipe)["data"]
     assert (sum(found["pairs"].values()), found["rejected"]) == (pairs, rejected)
+
+
+def test_only_what_was_looked_at_whole_is_refused_before_the_work(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By plan, which looks at all rows, whatever their number."""
+    (tmp_path / "f.jsonl").write_bytes(_EMPTY * 5)
+    recipe = make_recipe(f"data.sources=[{{path: {tmp_path / 'f.jsonl'}}}]")
+    line = r"^no usable training pair in .*f.jsonl \(empty response: 5\)$"
+    for most in (6, 5):
+        monkeypatch.setattr(pipelines.pairs.prepare, "_LOOKED_AT", most)
+        with pytest.raises(UserError, match=line) if most == 6 else nullcontext():
+            check_sources(recipe, None)
+        with pytest.raises(UserError, match=line):
+            run_plan(recipe)
 
 
 def test_a_rejected_row_says_its_file_and_line(tmp_path: Path, model_dir: Path) -> None:
