@@ -19,6 +19,7 @@ from pipelines.models.contents import config_contents, tokenizer_contents
 from pipelines.models.directories import (
     ADAPTER_CONFIG,
     base_dir,
+    json_of,
     model_config,
     tokenizer_home,
     weight_files,
@@ -56,7 +57,7 @@ def weights_fingerprint(directory: Path) -> str:
     for file in weight_files(directory):
         digest.update(f"{file.name}:{_checked_hash(file)}".encode())
     if (directory / ADAPTER_CONFIG).is_file():
-        adapter = json.loads((directory / ADAPTER_CONFIG).read_text())
+        adapter = json_of(directory / ADAPTER_CONFIG)
         digest.update(
             json.dumps(
                 {k: v for k, v in adapter.items() if k != "base_model_name_or_path"}, sort_keys=True

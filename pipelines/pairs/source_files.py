@@ -197,15 +197,15 @@ def _declared(tree: Tree, root: str, layout: Layout, source: Source) -> SourceFi
         files[split] = meant.files
     wanted = chosen_split(source, {split: found[0] for split, found in files.items()})
     named = {path for found in files.values() for path in found}
-    meant = [path for split in wanted for path in files[split]]
-    read, unread = _recognised(meant, source, takes_any=True)
+    asked = [path for split in wanted for path in files[split]]
+    read, unread = _recognised(asked, source, takes_any=True)
     others = [p for p in tree.files if p not in named and p != f"{root}/{CARD}"]
     rest, unread_rest = _recognised(others, source)
     left_out = {
         **tree.passed_over,
         **unread,
         **unread_rest,
-        **{path: _of(split) for split in files for path in files[split] if path not in meant},
+        **{path: _of(split) for split in files for path in files[split] if path not in asked},
         **{file.uri: f"not named by the {CARD}'s configs" for file in rest},
     }
     return SourceFiles(_some(read, left_out, source), left_out)

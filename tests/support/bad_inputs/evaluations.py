@@ -55,6 +55,14 @@ BAD: dict[str, Bad] = {
         ],
         "has no chat template",
     ),
+    "no chat template for the harness": (
+        [
+            "evaluate.benchmarks=[leaderboard]",
+            "evaluate.leaderboard={tasks: [hellaswag], apply_chat_template: true}",
+        ],
+        "evaluate.leaderboard.apply_chat_template: the tokenizer of",
+        "has no chat template",
+    ),
     "no such task of the harness": (
         ["evaluate.benchmarks=[leaderboard]", "evaluate.leaderboard={tasks: [hellaswagg]}"],
         "no task 'hellaswagg'; did you mean 'hellaswag'",

@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from bad_inputs.world import Bad, Options, World
+from bad_inputs.world import ADAPTER_CONFIG, Bad, Options, World
 
 _INDEX = "model.safetensors.index.json"
 
@@ -14,6 +14,25 @@ def _embedder(world: World) -> Options:
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_max_tokens": true}')
     return [f"model.embedder={folder}", "objective.name=rpo"]
+
+
+def _dense(world: World) -> Options:
+    folder = world.copy()
+    modules = [{"idx": 0, "path": "2_Dense", "type": "sentence_transformers.models.Dense"}]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    return [f"model.embedder={folder}", "objective.name=rpo"]
+
+
+def _other_words(world: World) -> Options:
+    """A scorer that calls one token by another name."""
+    folder = world.copy()
+    content = json.loads((folder / "tokenizer.json").read_text())
+    words = content["model"]["vocab"]
+    words["quite-other"] = words.pop(max(words, key=lambda word: words[word]))
+    content["model"]["merges"] = []
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    scorers = (f"model.positive_scorer={world.model}", f"model.negative_scorer={folder}")
+    return ["objective.name=tis_dpo", *scorers]
 
 
 def _with_whole_weights(world: World) -> Options:
@@ -136,6 +155,8 @@ BAD: dict[str, Bad] = {
     "no embedder": (
         ["objective.name=rpo", "model.embedder=/nowhere"], "'/nowhere': no such directory"
     ),
+    "a module of an embedder": (_dense, "Dense is not supported"),
+    "a scorer of other words": (_other_words, "its tokenizer has another vocabulary than the pol"),
     "pooling of an embedder": (_embedder, "pooling max_tokens is not supported"),
     "no configuration": (
         lambda w: [f"model.name_or_path={w.without('config.json')}"], "no config.json"
@@ -145,6 +166,32 @@ BAD: dict[str, Bad] = {
     ),
     "a tokenizer that is no JSON": (
         lambda w: [f"model.name_or_path={_broken(w, 'tokenizer.json')}"], "tokenizer"
+    ),
+    "a tokenizer's configuration that is no JSON": (
+        lambda w: [f"model.name_or_path={_broken(w, 'tokenizer_config.json')}"], "tokenizer"
+    ),
+    "settings of generation that are no JSON": (
+        lambda w: [f"model.name_or_path={_broken(w, 'generation_config.json')}"],
+        "generation_config.json",
+    ),
+    "an adapter's configuration that is no JSON": (
+        lambda w: [f"model.reference={_torn_adapter(w, '{')}"], "adapter_config.json"
+    ),
+    "an adapter's configuration that is a list": (
+        lambda w: [f"model.reference={_torn_adapter(w, '[]')}"], "adapter_config.json"
+    ),
+    "a configuration that is a list": (
+        lambda w: [f"model.reference={_broken(w, 'config.json', '[]')}"], "config.json"
+    ),
+    "modules of an embedder that are no JSON": (
+        lambda w: ["objective.name=rpo", f"model.embedder={_broken(w, 'modules.json')}"],
+        "modules.json",
+    ),
+    "pooling of an embedder that is no JSON": (
+        lambda w: [
+            "objective.name=rpo", f"model.embedder={_broken(w, '1_Pooling/config.json')}"
+        ],
+        "1_Pooling/config.json",
     ),
     "a model without a tokenizer": (
         lambda w: [f"model.name_or_path={w.without('tokenizer.json')}"], "tokenizer"
@@ -213,7 +260,14 @@ BAD: dict[str, Bad] = {
 }  # fmt: skip
 
 
-def _broken(world: World, name: str) -> Path:
+def _broken(world: World, name: str, content: str = "{") -> Path:
     folder = world.copy()
-    (folder / name).write_text("{")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text(content)
+    return folder
+
+
+def _torn_adapter(world: World, content: str) -> Path:
+    folder = world.adapter()
+    (folder / ADAPTER_CONFIG).write_text(content)
     return folder
