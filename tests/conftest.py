@@ -24,7 +24,7 @@ os.environ |= {
     "AWS_DEFAULT_REGION": "us-east-1",
 }
 
-from runs import MakeRecipe
+from runs import MakeRecipe, tiny_recipe
 
 from pipelines.commands.quickstart_world import (
     TEST_OPENINGS,
@@ -134,30 +134,7 @@ def recipe_in(model_dir: Path, pairs_file: Path) -> MakeRecipe:
     """A recipe on the tiny model: recipe_in(run_dir, "train.seed=1", ..., paths=...)."""
 
     def make(run_dir: Path | str, *overrides: str, **top: Any) -> Recipe:
-        mapping = {
-            "run_dir": str(run_dir),
-            "model": {"name_or_path": str(model_dir)},
-            "data": {
-                "sources": [{"path": str(pairs_file)}],
-                "test_fraction": 0.2,
-                "max_prompt_tokens": 24,
-                "max_response_tokens": 24,
-                "shard_pairs": 32,
-            },
-            "train": {
-                "global_batch_size": 16,
-                "learning_rate": 1e-3,
-                "micro_batch_tokens": 512,
-                "checkpoint_every": 2,
-            },
-            "evaluate": {
-                "num_prompts": 16,
-                "bootstrap_samples": 200,
-                "generation": {"max_new_tokens": 8},
-            },
-            **top,
-        }
-        return validate_recipe(mapping, overrides)
+        return validate_recipe({**tiny_recipe(run_dir, model_dir, pairs_file), **top}, overrides)
 
     return make
 

@@ -13,6 +13,7 @@ from .machines import (
 )
 from .resources import Resources as Resources, Share as Share
 from .session import (
+    check_session as check_session,
     cluster_address as cluster_address,
     interruptible as interruptible,
     ray_session as ray_session,

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
@@ -16,6 +17,10 @@ from pipelines.recipe import RaySection
 Result = TypeVar("Result")
 _API_SERVER = "RAY_API_SERVER_ADDRESS"
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
+
+# What Ray puts below its directory, and how long a socket's path may be.
+_LONGEST_SOCKET = "{}/session_2000-01-01_00-00-00_000000_{}/sockets/dash_MetricsHead"
+_SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
 
 
 def cluster_address(config: RaySection) -> str | None:
@@ -84,6 +89,19 @@ def ray_session(config: RaySection) -> Iterator[None]:
         ray.shutdown()
         if not address:
             os.environ.pop(_API_SERVER, None)
+
+
+def check_session(config: RaySection) -> None:
+    """UserError for a directory that a local Ray's sockets cannot lie in."""
+    if config.temp_dir is None or cluster_address(config):
+        return
+    longest = len(os.fsencode(_LONGEST_SOCKET.format(config.temp_dir, os.getpid())))
+    if longest > _SOCKET_BYTES:
+        most = _SOCKET_BYTES - longest + len(os.fsencode(config.temp_dir))
+        raise UserError(
+            f"ray.temp_dir = {config.temp_dir!r}: a path of {most} bytes at most, Ray's sockets "
+            "lie deep below it"
+        )
 
 
 def _environment() -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipelines.cluster import cluster_address, known_resources
-from pipelines.commands.run import check_before
+from pipelines.commands.run import check_before, check_room
 from pipelines.commands.stages import RUN, STAGES
 from pipelines.models import device_kind, sustained_tflops
 from pipelines.pairs import PREPARE
@@ -33,7 +33,10 @@ def run_plan(
     run = Run(recipe)
     rate = tflops or sustained_tflops(device_kind())
     found: dict[str, Any] = {}
-    check_before(run, stages, is_settled=cluster_address(recipe.ray) is None)
+    is_settled = cluster_address(recipe.ray) is None
+    check_before(run, stages, is_settled)
+    if is_settled:
+        check_room(run, stages)
     for stage in stages:
         forecast = stage.forecast(run, found, rate)
         if forecast is not None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipelines.cluster import (
+    check_session,
     check_shared,
     cluster_address,
     known_resources,
@@ -46,6 +47,7 @@ def run_stages(
                 start_ray()
             _require_earlier(run, stage)
             check_pairs(run, [*_way(stages), *stages[number:]])
+            check_room(run, stages[number:])
             counts = stage.run(run, say, quiet)["counts"]
             outcome[stage.name] = "done"
             summary = stage.summary(counts)
@@ -90,6 +92,9 @@ def check_before(run: Run, stages: Sequence[Stage[Any]], is_settled: bool = True
     else:
         for stage in dict.fromkeys(asked):
             stage.check(run)
+    if is_settled:
+        _check_places(run, stages)
+    check_session(run.recipe.ray)
     resources = known_resources(run.recipe)
     for stage in stages:
         if resources is not None and not (is_settled and stage.is_done(run)):
@@ -103,6 +108,15 @@ def check_stages(run: Run, stages: Sequence[Stage[Any]]) -> None:
             stage.check(run)
 
 
+def _check_places(run: Run, stages: Sequence[Stage[Any]]) -> None:
+    """UserError where nothing can be written."""
+    if _way(stages):
+        run.paths.run.check_writable()
+    for stage in stages:
+        if stage.has_record and not stage.is_done(run):
+            stage.folder(run.paths).check_writable()
+
+
 def check_pairs(run: Run, stages: Sequence[Stage[Any]]) -> None:
     """UserError if a stage that has work to do lacks the pairs that it needs; once they are
     prepared.
@@ -113,6 +127,16 @@ def check_pairs(run: Run, stages: Sequence[Stage[Any]]) -> None:
     for stage in dict.fromkeys(stages):
         if not stage.is_done(run):
             stage.check_pairs(run.recipe, kept)
+
+
+def check_room(run: Run, stages: Sequence[Stage[Any]]) -> None:
+    """UserError if a disk has no room for what these stages have still to write; once the pairs
+    are prepared.
+    """
+    if run.record(PREPARE).store.exists(MANIFEST):
+        for stage in stages:
+            if not stage.is_done(run):
+                stage.check_room(run)
 
 
 class LazyRay:

@@ -286,9 +286,8 @@ class Sample(Stage[SampleInputs]):
         from pipelines.evaluate.sample import run_sample
         from pipelines.pairs import left_out
 
-        for source in run.recipe.data.sources:
-            if (line := left_out(source)) is not None:
-                say(f"warning: {line}")
+        for line in left_out(run.recipe.data.sources):
+            say(f"warning: {line}")
         return run_sample(run.recipe, run.record(self), run.inputs(self).ends, quiet)
 
     def summary(self, counts: dict[str, Any]) -> str:

@@ -17,6 +17,8 @@ from .device import (
 from .directories import (
     ADAPTER_CONFIG as ADAPTER_CONFIG,
     base_dir as base_dir,
+    json_list_of as json_list_of,
+    json_of as json_of,
     model_config as model_config,
     resolve_model as resolve_model,
     tokenizer_home as tokenizer_home,

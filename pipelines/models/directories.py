@@ -57,7 +57,7 @@ def base_dir(directory: Path) -> Path:
     """
     if not (directory / ADAPTER_CONFIG).is_file():
         return directory
-    name = json.loads((directory / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
+    name = json_of(directory / ADAPTER_CONFIG).get("base_model_name_or_path")
     if not name:
         raise UserError(
             f"adapter {directory}: its {ADAPTER_CONFIG} names no base_model_name_or_path"
@@ -150,8 +150,30 @@ def tokenizer_home(directory: Path) -> Path:
 
 
 def model_config(directory: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((base_dir(directory) / "config.json").read_text())
-    return loaded
+    return json_of(base_dir(directory) / "config.json")
+
+
+def json_of(file: Path) -> dict[str, Any]:
+    """What a model's own JSON file says. UserError naming a file that holds no JSON object."""
+    found = _json(file)
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: not a JSON object")
+    return found
+
+
+def json_list_of(file: Path) -> list[dict[str, Any]]:
+    """As `json_of`, of a file that holds a list of objects."""
+    found = _json(file)
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise UserError(f"{file}: not a list of JSON objects")
+    return found
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        return None
 
 
 def max_positions(directory: Path) -> int | None:

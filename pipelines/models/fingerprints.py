@@ -19,6 +19,7 @@ from pipelines.models.contents import config_contents, tokenizer_contents
 from pipelines.models.directories import (
     ADAPTER_CONFIG,
     base_dir,
+    json_of,
     model_config,
     tokenizer_home,
     weight_files,
@@ -56,7 +57,7 @@ def weights_fingerprint(directory: Path) -> str:
     for file in weight_files(directory):
         digest.update(f"{file.name}:{_checked_hash(file)}".encode())
     if (directory / ADAPTER_CONFIG).is_file():
-        adapter = json.loads((directory / ADAPTER_CONFIG).read_text())
+        adapter = json_of(directory / ADAPTER_CONFIG)
         digest.update(
             json.dumps(
                 {k: v for k, v in adapter.items() if k != "base_model_name_or_path"}, sort_keys=True
@@ -178,6 +179,32 @@ def model_shape(directory: Path) -> ModelShape:
         else remembered("shape", lambda: [config_contents(directory), _read_with()], answer)
     )
     return ModelShape(**found)
+
+
+def check_family(key: str, directory: Path) -> None:
+    """UserError for a model that cannot be loaded to score tokens: its family is unknown, is of
+    another kind, or needs code that is not run.
+
+    Args:
+        key: of the recipe, which names the model.
+    """
+
+    def answer() -> str | None:
+        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+        from pipelines.models.loading import hf_config
+
+        config = hf_config(directory)
+        return None if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else str(config.model_type)
+
+    if may_run(base_dir(directory)):
+        return
+    found = remembered("family", lambda: [config_contents(directory), _read_with()], answer)
+    if found is not None:
+        raise UserError(
+            f"{key} = {directory}: models of type {found!r} do not predict the next token "
+            "(transformers has no causal language model of this type)"
+        )
 
 
 @lru_cache(maxsize=1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipelines.errors import UserError
 from pipelines.models.directories import base_dir, max_positions, resolve_model
-from pipelines.models.fingerprints import ask_tokenizer
+from pipelines.models.fingerprints import ask_tokenizer, check_family
 from pipelines.models.sizes import check_tokenizer, embedding_rows, tokens_in_use
 from pipelines.recipe import Recipe, ReferenceSection
 from pipelines.storage import digest
@@ -36,15 +36,17 @@ def readers(recipe: Recipe) -> dict[str, str]:
 def check_readers(recipe: Recipe) -> None:
     """UserError for a model that cannot read the recipe's pairs, or not beside the others.
 
-    Its embeddings lack tokens of the tokenizer, its positions are fewer than the longest row, an
-    adapter does not fit its base, a scorer has another vocabulary, or the policy's and the
-    reference's distributions are over different numbers of tokens where both are compared.
+    It is no causal language model, its embeddings lack tokens of the tokenizer, its positions are
+    fewer than the longest row, an adapter does not fit its base, a scorer has another vocabulary,
+    or the policy's and the reference's distributions are over different numbers of tokens where
+    both are compared.
     """
     tokenizer = resolve_model(
         recipe.model.tokenizer or recipe.model.name_or_path, tokenizer_only=True
     )
     found = {key: resolve_model(name) for key, name in readers(recipe).items()}
     for key, directory in found.items():
+        check_family(key, directory)
         if key.endswith("_scorer"):
             _check_vocabulary(key, directory, tokenizer)
         if key != "model.reference" or not _may_lose_rows(recipe):

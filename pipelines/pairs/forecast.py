@@ -5,11 +5,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pipelines.errors import UserError
 from pipelines.models import load_tokenizer
 from pipelines.pairs.conversation import ChatRenderer, PairEncoder, RawPair, RowRejected
 from pipelines.pairs.forms import Form
-from pipelines.pairs.prepare import checked_chunks, files_left_out, refuse_unknown_tokens
+from pipelines.pairs.prepare import checked_chunks, files_left_out, no_pair, refuse_unknown_tokens
 from pipelines.pairs.row_readers import SourceRow
 from pipelines.pairs.sources import Chunk, read_rows
 from pipelines.pairs.table import SPLITS
@@ -76,14 +75,7 @@ def forecast_pairs(run: Run, tokenizer_dir: str, known_tokens: int | None) -> di
         for split in SPLITS
     }
     if not any(totals["train"]):
-        shown = (
-            ", ".join(f"{reason}: {n}" for reason, n in reasons.most_common(5))
-            or "the sources are empty"
-        )
-        raise UserError(
-            "no usable training pair among the sampled rows of "
-            f"{', '.join(s.path for s in data.sources)} ({shown}); {'; '.join(lines)}"
-        )
+        raise no_pair(recipe, reasons, lines)
     return {
         "exact": False,
         **found,
@@ -103,7 +95,8 @@ def _estimate(
 ) -> tuple[tuple[float, ...], dict[str, int], str]:
     """The quantities of _ESTIMATED of a source, its rejected rows by reason, and how it is read.
 
-    They come from rows taken evenly over its chunks; of an unpaired source from some prompts.
+    They come from rows taken evenly over its chunks, and from all that come before the first pair;
+    of an unpaired source from some prompts.
     """
 
     def quantities(pair: RawPair) -> tuple[int, ...]:
@@ -123,6 +116,7 @@ def _estimate(
         if isinstance(made, RowRejected):
             reasons[str(made)] += 1
         else:
+            sample.has_pair = True
             totals = [total + value for total, value in zip(totals, made, strict=True)]
     scale = sample.scale()
     return (
@@ -137,12 +131,13 @@ class _Sample:
 
     Attributes:
         parts: of the prompts of an unpaired source one part is looked at. 1 for other forms.
+            has_pair: whether a row was one; until then all rows are taken.
     """
 
     def __init__(self, chunks: Sequence[Chunk], form: Form) -> None:
         self._chunks, self._is_whole = chunks, form.name == "unpaired"
         self._num_rows = self._num_taken = 0
-        self.parts = 1
+        self.parts, self.has_pair = 1, False
         if self._is_whole:
             rows = sum(1 for chunk in chunks for _ in read_rows(chunk))
             self.parts = max(1, rows // _SAMPLED_ROWS)
@@ -152,7 +147,7 @@ class _Sample:
         for chunk in self._chunks:
             for number, row in enumerate(read_rows(chunk)):
                 self._num_rows += 1
-                if self._is_whole or number < per_chunk:
+                if self._is_whole or number < per_chunk or not self.has_pair:
                     self._num_taken += 1
                     yield row
 

@@ -6,7 +6,10 @@ into rejected_rows.jsonl.
 """
 
 import hashlib
+import itertools
 import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +34,9 @@ from pipelines.pairs.tasks import ReadTask, block_of, outcome_of, result_of, row
 from pipelines.pairs.unpaired import num_parts, pairs_of_rows
 from pipelines.pairs.writer import write_shards
 from pipelines.recipe import REJECTED_ROWS, DataSection, Recipe, Source, StageRecord
+
+# Rows of a source that are looked at before any work, if none of them makes a pair.
+_LOOKED_AT = 10_000
 
 
 def run_prepare(
@@ -69,28 +75,60 @@ def run_prepare(
     counts["left_out"] = files_left_out(recipe)
     counts["encoding"] = encoding
     if counts["pairs"]["train"] == 0:
-        reasons = (
-            ", ".join(f"{reason}: {n}" for reason, n in plan.reasons.most_common(5))
-            or "the sources are empty"
-        )
-        raise UserError(
-            f"no usable training pair in {', '.join(s.path for s in recipe.data.sources)} "
-            f"({reasons}); {'; '.join(layouts)}"
-        )
+        raise no_pair(recipe, plan.reasons, layouts)
     return record.finish(counts, checksums)
 
 
-def check_sources(recipe: Recipe) -> None:
-    """UserError for a source without a row, or without what form, objective or mask need."""
-    for sources in recipe.data.groups().values():
-        for source in sources:
-            checked_chunks(recipe, source)
+def check_sources(recipe: Recipe, known_tokens: int | None) -> None:
+    """UserError for a source without a row, without what form, objective or mask need, or with
+    rows that the tokenizer cannot render; and where no row of the training sources makes a pair.
+
+    It looks at a source's rows until one makes a pair, and at 10,000 of them at most.
+
+    Args:
+        known_tokens: ids below this have embeddings; None if all have.
+    """
+    reasons: Counter[str] = Counter()
+    tokenizer = recipe.model.tokenizer or recipe.model.name_or_path
+    all_tasks, layouts = _tasks(recipe)
+    is_certain = True
+    for number, tasks in itertools.groupby(all_tasks, key=lambda task: task.source):
+        rows = (
+            row
+            for task in tasks
+            for row in _rows_of_task(task, recipe.data, tokenizer, known_tokens)
+        )
+        first = list(_until_a_pair(itertools.islice(rows, _LOOKED_AT)))
+        if number < len(recipe.data.sources):
+            reasons.update(row["reason"] for row in first if "reason" in row)
+            is_certain = is_certain and "reason" in first[-1] and len(first) < _LOOKED_AT
+    if is_certain:
+        raise no_pair(recipe, reasons, layouts)
+
+
+def _until_a_pair(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        yield row
+        if "reason" not in row:
+            return
+
+
+def no_pair(recipe: Recipe, reasons: Counter[str], layouts: Iterable[str]) -> UserError:
+    """What to say where no row makes a training pair.
+
+    Args:
+        reasons: why, with how many rows. layouts: how the sources are read.
+    """
+    said = ", ".join(f"{reason}: {n}" for reason, n in reasons.most_common(5))
+    return UserError(
+        f"no usable training pair in {', '.join(s.path for s in recipe.data.sources)} "
+        f"({said or 'the sources are empty'}); {'; '.join(layouts)}"
+    )
 
 
 def files_left_out(recipe: Recipe) -> list[str]:
     """A line for every source beside whose files others lie that are not read."""
-    found = [left_out(source) for group in recipe.data.groups().values() for source in group]
-    return list(dict.fromkeys(line for line in found if line is not None))
+    return left_out([source for group in recipe.data.groups().values() for source in group])
 
 
 def _tasks(recipe: Recipe) -> tuple[list[ReadTask], list[str]]:
@@ -219,14 +257,14 @@ def _run_task(
 
     def rows() -> list[dict[str, Any]]:
         require_seen(paths)
-        return _rows_of_task(ReadTask.of_batch(batch), data, tokenizer_name, known_tokens)
+        return list(_rows_of_task(ReadTask.of_batch(batch), data, tokenizer_name, known_tokens))
 
     return block_of(outcome_of(rows))
 
 
 def _rows_of_task(
     task: ReadTask, data: DataSection, tokenizer_name: str, known_tokens: int | None = None
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     # By name: a model from a hub or an object store lies elsewhere on every machine.
     tokenizer = load_tokenizer(str(resolve_model(tokenizer_name, tokenizer_only=True)))
     encoder, chat = PairEncoder(tokenizer, data), ChatRenderer(tokenizer, data)
@@ -238,11 +276,12 @@ def _rows_of_task(
 
     read = (row for chunk in task.chunks for row in read_rows(chunk))
     found = pairs_of_rows(read, task.form, data, chat, columns, task.part, task.parts)
-    return [
-        {"source": task.source, "row": row.number}
-        | ({"reason": str(made), "place": row.place} if isinstance(made, RowRejected) else made)
-        for row, made in found
-    ]
+    for row, made in found:
+        base = {"source": task.source, "row": row.number}
+        if isinstance(made, RowRejected):
+            yield {**base, "reason": str(made), "place": row.place}
+        else:
+            yield {**base, **made}
 
 
 def refuse_unknown_tokens(encoded: Encoded, known_tokens: int | None) -> None:

@@ -5,7 +5,7 @@ Chunks, fingerprints and plans take this one listing, on a local disk as on an o
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from pyarrow import fs
 
 from pipelines.errors import UserError
 from pipelines.pairs.snapshots import CARD, DESCRIPTIONS, Layout, declared_layout, saved_splits
-from pipelines.pairs.split_files import chosen_split, files_of_split
+from pipelines.pairs.split_files import chosen_split, files_of_split, split_names
 from pipelines.recipe import Source
 from pipelines.storage import (
     Tree,
@@ -64,11 +64,14 @@ class SourceFiles:
     read: Sequence[SourceFile]
     left_out: dict[str, str]
 
-    def warning(self, source: Source) -> str | None:
-        """One line that names what is left out; None if nothing is."""
-        if not self.left_out:
-            return None
-        return f"data source {source.path!r} leaves out {_listed(source, self.left_out)}"
+    def warning(self, source: Source, elsewhere: Collection[str] = ()) -> str | None:
+        """One line that names what is left out; None if nothing is.
+
+        Args:
+            elsewhere: files that another source reads.
+        """
+        named = {path: why for path, why in self.left_out.items() if path not in elsewhere}
+        return f"data source {source.path!r} leaves out {_listed(source, named)}" if named else None
 
 
 def files_of(source: Source) -> SourceFiles | None:
@@ -118,7 +121,7 @@ def _found(filesystem: fs.FileSystem, path: str, source: Source) -> SourceFiles 
     if info.type == fs.FileType.File:
         _refuse_ignored(source, ("subset", "data_dir"))
         read, _ = _recognised([path], source, is_named=True)
-        return SourceFiles(_of_split(source, path, read), {})
+        return _of_split(source, path, read, {})
     if info.type == fs.FileType.Directory:
         return _in_folder(filesystem, path.rstrip("/"), source)
     if not has_wildcard(path):
@@ -131,8 +134,7 @@ def _found(filesystem: fs.FileSystem, path: str, source: Source) -> SourceFiles 
         return None
     _refuse_ignored(source, ("subset", "data_dir"))
     read, unread = _recognised(tree.files, source, takes_any=True)
-    left_out = {**tree.passed_over, **unread}
-    return SourceFiles(_of_split(source, folder, _some(read, left_out, source)), left_out)
+    return _of_split(source, folder, read, {**tree.passed_over, **unread})
 
 
 def _matching(tree: Tree, root: str, patterns: Sequence[re.Pattern[str]]) -> Tree:
@@ -171,13 +173,15 @@ def _in_folder(filesystem: fs.FileSystem, root: str, source: Source) -> SourceFi
         return None
     tree = tree_below(filesystem, below)
     read, unread = _recognised(tree.files, source)
-    left_out = {**tree.passed_over, **unread}
-    return SourceFiles(_of_split(source, below, _some(read, left_out, source)), left_out)
+    return _of_split(source, below, read, {**tree.passed_over, **unread})
 
 
 def _saved(splits: dict[str, list[str]], source: Source) -> SourceFiles:
     wanted = chosen_split(source, {name: (files or [name])[0] for name, files in splits.items()})
-    return SourceFiles([SourceFile(file, "arrow") for name in wanted for file in splits[name]], {})
+    return SourceFiles(
+        [SourceFile(file, "arrow") for name in wanted for file in splits[name]],
+        {file: _of(name) for name in splits if name not in wanted for file in splits[name]},
+    )
 
 
 def _declared(tree: Tree, root: str, layout: Layout, source: Source) -> SourceFiles:
@@ -193,23 +197,34 @@ def _declared(tree: Tree, root: str, layout: Layout, source: Source) -> SourceFi
         files[split] = meant.files
     wanted = chosen_split(source, {split: found[0] for split, found in files.items()})
     named = {path for found in files.values() for path in found}
-    read, unread = _recognised(
-        [path for split in wanted for path in files[split]], source, takes_any=True
-    )
+    asked = [path for split in wanted for path in files[split]]
+    read, unread = _recognised(asked, source, takes_any=True)
     others = [p for p in tree.files if p not in named and p != f"{root}/{CARD}"]
     rest, unread_rest = _recognised(others, source)
     left_out = {
         **tree.passed_over,
         **unread,
         **unread_rest,
+        **{path: _of(split) for split in files for path in files[split] if path not in asked},
         **{file.uri: f"not named by the {CARD}'s configs" for file in rest},
     }
     return SourceFiles(_some(read, left_out, source), left_out)
 
 
-def _of_split(source: Source, root: str, files: Sequence[SourceFile]) -> list[SourceFile]:
-    by_path = {file.uri: file for file in files}
-    return [by_path[path] for path in files_of_split(source, root, list(by_path))]
+def _of_split(
+    source: Source, root: str, files: list[SourceFile], left_out: dict[str, str]
+) -> SourceFiles:
+    """What of the files below a root the source's split means; the others are left out too."""
+    by_path = {file.uri: file for file in _some(files, left_out, source)}
+    meant = files_of_split(source, root, list(by_path))
+    splits = split_names(root, [path for path in by_path if path not in set(meant)])
+    others = {path: _of(split) for path, split in splits.items()}
+    return SourceFiles([by_path[path] for path in meant], {**left_out, **others})
+
+
+def _of(split: str | None) -> str:
+    """Why a file of another split is left out."""
+    return "of no split" if split is None else f"of split {split!r}"
 
 
 def _some(read: list[SourceFile], left_out: dict[str, str], source: Source) -> list[SourceFile]:
@@ -282,16 +297,23 @@ def _refuse_ignored(source: Source, keys: Iterable[str]) -> None:
 
 
 def _listed(source: Source, left_out: dict[str, str], most: int = 10**9) -> str:
-    """Names below the source's folder by reason, so many of each at most."""
+    """Names below the source's folder by reason, so many of each at most; of another split's, which
+    nobody asked for, one.
+    """
     path = source.path
     root = f"{(folder_of_pattern(path) if has_wildcard(path) else path).rstrip('/')}/"
     names: dict[str, list[str]] = {}
     for found_path, why in left_out.items():
         names.setdefault(why, []).append(found_path.removeprefix(root))
     return "; ".join(
-        f"{', '.join(found[:most])}{f' and {len(found) - most} more' * (len(found) > most)} ({why})"
+        _some_of(found, 1 if why.startswith("of ") and why != _OF_SAVED else most) + f" ({why})"
         for why, found in names.items()
     )
+
+
+def _some_of(names: Sequence[str], most: int) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _short(path: str) -> str:

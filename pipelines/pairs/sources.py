@@ -111,10 +111,12 @@ def chunks_of(source: Source, rows_per_chunk: int) -> list[Chunk]:
     return chunks
 
 
-def left_out(source: Source) -> str | None:
-    """A line that names the files that lie among a source's and are not read; None without any."""
-    files = _files(source)
-    return None if files is None else files.warning(source)
+def left_out(sources: Sequence[Source]) -> list[str]:
+    """A line for every source among whose files others lie that none of the sources reads."""
+    found = [(source, files) for source in sources if (files := _files(source)) is not None]
+    read = {file.uri for _, files in found for file in files.read}
+    lines = [files.warning(source, read) for source, files in found]
+    return list(dict.fromkeys(line for line in lines if line is not None))
 
 
 def source_fingerprint(source: Source) -> str:

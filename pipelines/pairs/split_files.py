@@ -34,6 +34,18 @@ def split_of(path: str) -> str | None:
     return None
 
 
+def split_names(root: str, paths: Sequence[str]) -> dict[str, str | None]:
+    """Path -> the split that it says it belongs to, as `split_of`.
+
+    Args:
+        root: the directory below which names count, or of a single file its path.
+    """
+    return {
+        path: split_of(path.removeprefix(root).lstrip("/") or path.rsplit("/", 1)[-1])
+        for path in paths
+    }
+
+
 def files_of_split(source: Source, root: str, paths: Sequence[str]) -> list[str]:
     """The files that a source's split names, of those that its path names.
 
@@ -43,10 +55,7 @@ def files_of_split(source: Source, root: str, paths: Sequence[str]) -> list[str]
     Raises: UserError if the files are of several splits and the source does not say which, or has
         not the one it says.
     """
-    names = {
-        path: split_of(path.removeprefix(root).lstrip("/") or path.rsplit("/", 1)[-1])
-        for path in paths
-    }
+    names = split_names(root, paths)
     known = sorted({name for name in names.values() if name is not None})
     wanted = source.split
     if wanted == ALL or not paths:

@@ -105,9 +105,9 @@ class Prepare(Stage[PrepareInputs]):
         from pipelines.models import check_readers
         from pipelines.pairs.prepare import check_sources
 
-        run.inputs(self)
+        known = run.inputs(self).known_tokens
         check_readers(run.recipe)
-        check_sources(run.recipe)
+        check_sources(run.recipe, known)
 
     def run(self, run: Run, say: Say, quiet: bool) -> dict[str, Any]:
         from pipelines.pairs.prepare import run_prepare

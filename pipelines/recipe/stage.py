@@ -192,6 +192,9 @@ class Stage(ABC, Generic[Inputs]):
             kept: split -> pairs that prepare kept. is_expected: the numbers are an estimate.
         """
 
+    def check_room(self, run: Run) -> None:
+        """UserError if its disk has no room for its result; asked once pairs are prepared."""
+
     @abstractmethod
     def run(self, run: Run, say: Say, quiet: bool) -> dict[str, Any]:
         """Do the work, or go on with it; returns its manifest."""

@@ -3,13 +3,12 @@
 Those are the reference, TIS-DPO's two scorers and RPO's prompt embedder. Nothing is loaded.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
 from pipelines.errors import UserError
-from pipelines.models import resolve_model, weights_fingerprint
+from pipelines.models import json_list_of, json_of, resolve_model, weights_fingerprint
 from pipelines.recipe import ActivationMaskConfig, Recipe, StageRecord
 from pipelines.reference.facts import FrozenReference, OtherModels
 from sparsepo.features import FEATURES
@@ -48,9 +47,7 @@ def pooling_of(directory: Path) -> _Pooling:
     """
     modules = directory / "modules.json"
     if modules.is_file():
-        kinds = [
-            str(module["type"]).rsplit(".", 1)[-1] for module in json.loads(modules.read_text())
-        ]
+        kinds = [str(m.get("type")).rsplit(".", 1)[-1] for m in json_list_of(modules)]
         # Normalize changes nothing: the similarity is a cosine.
         if unknown := [
             kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")
@@ -62,7 +59,7 @@ def pooling_of(directory: Path) -> _Pooling:
     file = directory / "1_Pooling" / "config.json"
     if not file.is_file():
         return "mean"
-    settings = json.loads(file.read_text())
+    settings = json_of(file)
     mode = settings.get("pooling_mode")
     chosen = (
         [mode]

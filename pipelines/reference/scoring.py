@@ -268,6 +268,14 @@ def _write_failed_rows(
         store.write_bytes(FAILED_ROWS, "".join(lines).encode())
 
 
+def check_room(run: Run, record: StageRecord) -> None:
+    """UserError if the local disk has not the room that prepared pairs will take once scored."""
+    missing = sorted(run.recipe.stored_features() - set(_known(record)["features"]))
+    if record.store.is_local and missing:
+        pairs = open_pairs(run)
+        _check_disk(run, record, missing, _tasks(record, pairs, missing), pairs)
+
+
 def _check_disk(
     run: Run, record: StageRecord, features: list[str], tasks: list[ShardTask], pairs: PairTable
 ) -> None:
@@ -280,7 +288,7 @@ def _check_disk(
     share = len(tasks) / sum(pairs.num_shards(split) for split in SPLITS)
     needed = stored_bytes(formats_of(recipe, features, dtype), counts) * share
     needed += head_bytes(recipe, features, dtype)
-    disk = os.statvfs(store.local_path())
+    disk = os.statvfs(store.nearest())
     free = disk.f_bavail * disk.f_frsize
     if needed > free:
         raise UserError(

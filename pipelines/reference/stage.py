@@ -161,6 +161,11 @@ class Reference(Stage[ReferenceInputs]):
             settings = run.recipe.reference
             resources.actors(self.name, 1, settings.num_actors, settings.gpus_per_model)
 
+    def check_room(self, run: Run) -> None:
+        from pipelines.reference.scoring import check_room
+
+        check_room(run, run.record(self))
+
     def run(self, run: Run, say: Say, quiet: bool) -> dict[str, Any]:
         from pipelines.reference.scoring import run_reference
 

@@ -113,6 +113,31 @@ class RunStore:
             )
         return f"{self._path.rstrip('/')}/{path}" if path else self._path
 
+    def check_writable(self) -> None:
+        """UserError if nothing can be written below the root, as far as looking shows it."""
+        from pyarrow import fs
+
+        if not self.is_local:
+            bucket = self._path.partition("/")[0]
+            if self._fs.type_name not in ("s3", "gcs"):
+                return
+            with contextlib.suppress(OSError):  # who may write need not be allowed to ask
+                if self._fs.get_file_info(bucket).type == fs.FileType.NotFound:
+                    raise UserError(f"cannot write {self.root}: no bucket is called {bucket!r}")
+            return
+        place = self.nearest()
+        if not place.is_dir():
+            raise UserError(f"cannot write {self.root}: {os.strerror(errno.ENOTDIR)}")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise UserError(f"cannot write {self.root}: {os.strerror(errno.EACCES)}")
+
+    def nearest(self) -> Path:
+        """The root, or what is there of the path to it; only for local stores."""
+        place = self.local_path()
+        while not os.path.lexists(place):
+            place = place.parent
+        return place
+
     def trying(self, action: Callable[[], Result], path: str) -> Result:
         """Call `action`, which reads or writes `path` whole.
 

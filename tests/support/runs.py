@@ -1,6 +1,7 @@
 """Stages of a run in the test's own process."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,32 @@ from pipelines.train.trainer import Trainer
 
 MakeRecipe = Callable[..., Recipe]
 CPU = torch.device("cpu")
+
+
+def tiny_recipe(run_dir: Path | str, model: Path, pairs: Path) -> dict[str, Any]:
+    """What a file of a recipe on the tiny model holds."""
+    return {
+        "run_dir": str(run_dir),
+        "model": {"name_or_path": str(model)},
+        "data": {
+            "sources": [{"path": str(pairs)}],
+            "test_fraction": 0.2,
+            "max_prompt_tokens": 24,
+            "max_response_tokens": 24,
+            "shard_pairs": 32,
+        },
+        "train": {
+            "global_batch_size": 16,
+            "learning_rate": 1e-3,
+            "micro_batch_tokens": 512,
+            "checkpoint_every": 2,
+        },
+        "evaluate": {
+            "num_prompts": 16,
+            "bootstrap_samples": 200,
+            "generation": {"max_new_tokens": 8},
+        },
+    }
 
 
 def silent(line: str) -> None:

@@ -285,34 +285,6 @@ def test_an_unfinished_evaluation_goes_on_from_its_parts(
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["evaluate.benchmarks=[dialogue]"], "benchmarks names dialogue: set evaluate.judge"),
-        (["evaluate.benchmarks=[code]"], "benchmarks names code: set evaluate.code"),
-        (
-            ["evaluate.benchmarks=[leaderboard]"],
-            "benchmarks names leaderboard: set evaluate.leaderboard",
-        ),
-        (["evaluate.temperatures=[0.5, 0.5]"], "one of them occurs twice"),
-        (["evaluate.judge={kind: oracle}"], "evaluate.judge.kind = 'oracle': allowed are"),
-        (
-            ["evaluate.judge={kind: openai, model: x, base_url: ftp://x}"],
-            "evaluate.judge.base_url = 'ftp://x'",
-        ),
-        (
-            ["evaluate.judge={kind: openai, model: x, base_url: 'http://x', max_trys: 1}"],
-            "did you mean 'evaluate.judge.max_tries'",
-        ),
-        (["schedule.gates=[{metric: x}]"], "the gate on x has no limit"),
-        (["schedule.gates=[{metric: x, max_drop: 0.1}]"], "set schedule.release"),
-    ],
-)
-def test_settings_are_checked(make_recipe: MakeRecipe, overrides: list[str], message: str) -> None:
-    with pytest.raises(UserError, match=message.replace("[", r"\[").replace("(", r"\(")):
-        make_recipe(*overrides)
-
-
-@pytest.mark.parametrize(
     ("line", "message"),
     [
         (

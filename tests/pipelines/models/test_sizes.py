@@ -276,6 +276,16 @@ def test_an_adapter_with_resized_embeddings_names_both_sizes(
     )
     low = adapter_on(model_dir, tmp_path / "low", size + 5, target_modules=["embed_tokens"])
     refused(make_recipe(f"model.reference={low}"), f"its base {model_dir} has {size} x 128")
+    # Of a change that is low-rank alone, both halves say the size: [rank, tokens], [width, rank].
+    change = adapter_on(model_dir, tmp_path / "change", target_modules=["embed_tokens"])
+    halves = load_file(change / "adapter_model.safetensors")
+    (name,) = (name for name in halves if name.endswith("lora_embedding_A"))
+    halves[name] = torch.zeros(4, size + 5)
+    save_file(halves, change / "adapter_model.safetensors")
+    refused(
+        make_recipe(f"model.reference={change}"),
+        f"embed_tokens.weight has {size + 5} x 128, its base {model_dir} has {size} x 128",
+    )
 
 
 def test_adapters_of_other_bases_are_refused(

@@ -15,6 +15,7 @@ from pair_stores import TEXT, write_pairs
 from runs import MakeRecipe
 from stores import again, losses_of, store_files
 
+import pipelines.cluster.shared_paths
 from pipelines.commands.stages import PREPARE
 from pipelines.errors import Failure, UserError
 from pipelines.models.device import Placement
@@ -222,6 +223,13 @@ def section(path: Path) -> DataSection:
     return DataSection.model_validate({"sources": [{"path": str(path)}]})
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path that is not there is not waited for."""
+    monkeypatch.setattr(pipelines.cluster.shared_paths, "_PATIENCE_SECONDS", 0.1)
+
+
+@pytest.mark.usefixtures("impatient")
 def test_a_chunk_that_cannot_be_read_is_a_failure_and_not_an_exception(
     pairs_file: Path, model_dir: Path
 ) -> None:
@@ -241,6 +249,7 @@ def test_a_chunk_that_cannot_be_read_is_a_failure_and_not_an_exception(
     assert isinstance(rows, pa.Table) and rows.num_rows == len(pairs_file.read_text().splitlines())
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_shard_that_cannot_be_written_is_a_failure(
     ray_cluster: None, tmp_path: Path, scored: Recipe
 ) -> None:

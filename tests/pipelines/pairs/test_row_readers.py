@@ -10,6 +10,7 @@ import json
 import lzma
 import random
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pair_stores import TEXT
+from runs import MakeRecipe
 
+import pipelines.pairs.prepare
 import pipelines.pairs.sources
+from pipelines.commands.plan import run_plan
 from pipelines.errors import UserError
 from pipelines.pairs.detection import detect, form_of
 from pipelines.pairs.forms import pairs_of_row
-from pipelines.pairs.prepare import _rows_of_task
+from pipelines.pairs.prepare import _rows_of_task, check_sources
 from pipelines.pairs.row_plan import RowPlan, digest_of
 from pipelines.pairs.sources import Chunk, chunks_of, read_chunk, read_rows, sampled_rows
 from pipelines.pairs.tasks import ReadTask, block_of, rows_of
@@ -197,6 +201,11 @@ ROW = b'{"text": "x"}\n'
         ("f.jsonl", b'{"a": ' + b"9" * 5000 + b"}\n" + ROW, {0: (1, "not a JSON object")}),
         ("f.json", b'[{"text": "x"},\n 7,\n\n{"text": nope}]', {1: (2, "not"), 2: (4, "not")}),
         ("f.json", b'[{"text": "x"} {"text": "y"}, {"text": "x"}]', {0: (1, "not a JSON object")}),
+        (
+            "f.json",
+            b'[{"text": "x"},\n{"a": ' + b"[" * 200_000 + b"]" * 200_000 + b"}]",
+            {1: (2, "nested too deeply")},
+        ),
         ("f.csv", b'text,b\n"x\ny",1\nx\nx,1,2\nx,1\n', {1: (4, "1 cells"), 2: (5, "3 cells")}),
         ("f.csv", b"text,b\nx,1\n\n\xff,1\nx,2\n", {1: (4, "not valid UTF-8")}),
     ],
@@ -215,6 +224,60 @@ def test_a_row_that_cannot_be_read_is_one_row_with_its_line(
             for number, (line, fault) in bad.items():
                 assert found[number].place == f"{path.name}:{line}" and fault in found[number].fault
                 assert found[number].fault
+
+
+_PAIR = b'{"prompt": "a", "chosen": " b", "rejected": " c"}\n'
+_EMPTY = b'{"prompt": "a", "chosen": "", "rejected": " c"}\n'
+_DEEP = b'{"prompt": ' + b"[" * 200_000 + b"]" * 200_000 + b"}\n"
+_SHEET = b"prompt,chosen,rejected\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "pairs", "rejected"),
+    [
+        # Beyond the rows that are sampled: 400 and the first pair were looked at, of 500.
+        ("f.jsonl", _EMPTY * 400 + _PAIR * 100, 1, {"empty response": 499}),
+        ("f.jsonl.gz", gzip.compress(_PAIR * 6), 6, {}),
+        ("f.ndjson.xz", lzma.compress(_PAIR * 6), 6, {}),
+        ("f.csv", _SHEET + b"p,4,5\np,true,false\n", 2, {}),
+        ("f.csv.bz2", bz2.compress(_SHEET + b"p,007,NA\np,2024-01-01,1e3\nTrue,-0,0x1\n"), 3, {}),
+        ("f.jsonl", _PAIR * 4 + _DEEP, 4, {"the JSON is nested too deeply": 1}),
+        ("f.jsonl", _DEEP + _PAIR * 4, 4, {"the JSON is nested too deeply": 1}),
+        ("f.jsonl", _PAIR * 4 + b"9" * 5000 + b"\n", 4, {"the line is not a JSON object": 1}),
+    ],
+    ids=["late", "gz", "xz", "numbers", "other types", "deep", "deep first", "long"],
+)
+def test_plan_counts_what_was_refused_once(
+    name: str,
+    content: bytes,
+    pairs: int,
+    rejected: dict[str, int],
+    make_recipe: MakeRecipe,
+    tmp_path: Path,
+) -> None:
+    """Cases 3, 6 and 9, and of each kind some that nobody reported: every row is a pair, or is
+    rejected alone.
+    """
+    (tmp_path / name).write_bytes(content)
+    alone = ("data.test_fraction=0", "evaluate.benchmarks=[]")
+    recipe = make_recipe(f"data.sources=[{{path: {tmp_path / name}}}]", *alone)
+    found = run_plan(recipe)["data"]
+    assert (sum(found["pairs"].values()), found["rejected"]) == (pairs, rejected)
+
+
+def test_only_what_was_looked_at_whole_is_refused_before_the_work(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By plan, which looks at all rows, whatever their number."""
+    (tmp_path / "f.jsonl").write_bytes(_EMPTY * 5)
+    recipe = make_recipe(f"data.sources=[{{path: {tmp_path / 'f.jsonl'}}}]")
+    line = r"^no usable training pair in .*f.jsonl \(empty response: 5\); "
+    for most in (6, 5):
+        monkeypatch.setattr(pipelines.pairs.prepare, "_LOOKED_AT", most)
+        with pytest.raises(UserError, match=line) if most == 6 else nullcontext():
+            check_sources(recipe, None)
+        with pytest.raises(UserError, match=line):
+            run_plan(recipe)
 
 
 def test_a_rejected_row_says_its_file_and_line(tmp_path: Path, model_dir: Path) -> None:
@@ -237,47 +300,6 @@ def test_a_rejected_row_says_its_file_and_line(tmp_path: Path, model_dir: Path) 
 def parquet() -> bytes:
     content = bytearray(written("parquet", texts(40)))
     return bytes(content)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "line"),
-    [
-        ("f.jsonl.gz", gzip.compress(ROW * 5000)[:-9], "not readable as jsonl"),
-        ("f.jsonl.bz2", bz2.compress(ROW * 5000)[:-9], "not readable as jsonl"),
-        ("f.json.xz", lzma.compress(ROW * 5000)[:-9], "not readable as json"),
-        ("f.csv.zst", zst(b"text\nx\n" * 5000)[:-9], "not readable as csv"),
-        ("f.jsonl.gz", ROW, "not readable as jsonl"),
-        ("f.csv.xz", b"text\nx\n", "not readable as csv"),
-        (
-            "f.jsonl",
-            gzip.compress(ROW),
-            r"is compressed \(gz\), which its name does not say: .*l.gz",
-        ),
-        ("f.csv", zst(b"text\nx\n"), r"is compressed \(zst\)"),
-        ("f.csv", "text\nx\n".encode("utf-16"), "is UTF-16: write it as UTF-8"),
-        ("f.jsonl", ROW.decode().encode("utf-16"), "is UTF-16: write it as UTF-8"),
-        ("f.json", ROW, "is a single JSON object, not rows"),
-        ("f.json", b'{\n "text": [\n{"a": 1}]}', "line 1: a JSON object over several lines"),
-        ("f.jsonl", b'\n{"text":\n"x"}\n', "line 2: a JSON object over several lines"),
-        ("f.json", b'[{"text": "x"},\n{"text": "y"}', "line 2: .*its array has no end"),
-        ("f.json", b'[{"text": "x"}]\n{"text": "y"}', "text follows its array"),
-        ("f.csv", b'text,b\nx,1\n"x,1\nx,1\n', "line 3: .*a quote opens there that nothing closes"),
-        ("f.csv", b'text,b\nx,1\n"x"y,1\nx,1\n', "line 3: not readable as csv .*expected after"),
-        ("f.csv", b"text,b,text\nx,1,y\n", "two columns are called 'text'"),
-        ("f.csv", b"t\xffxt\nx\n", "line 1: the header is not valid UTF-8"),
-        ("f.parquet", b"PAR1" + b"x" * 100, "not readable as parquet"),
-        ("f.parquet", parquet()[:-50], "not readable as parquet"),
-        ("f.parquet.gz", parquet(), "not readable as parquet"),
-    ],
-)
-def test_a_damaged_file_is_refused_in_one_line(
-    tmp_path: Path, name: str, content: bytes, line: str
-) -> None:
-    path = tmp_path / name
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=line) as raised:
-        chunks_of(Source(path=str(path)), 10)
-    assert str(path) in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_what_breaks_later_breaks_in_one_line(tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ from runs import MakeRecipe
 from pipelines.commands.plan import run_plan
 from pipelines.commands.stages import PREPARE
 from pipelines.errors import UserError
-from pipelines.pairs.sources import chunks_of, left_out, read_chunk, source_fingerprint
+from pipelines.pairs import sources
+from pipelines.pairs.sources import chunks_of, read_chunk, source_fingerprint
 from pipelines.recipe.schema import ColumnNames, Source
-from pipelines.recipe.stage import Run
 
 
 def lines(*names: str) -> bytes:
@@ -51,6 +51,12 @@ def rows(path: Path | str, size: int = 10, **settings: Any) -> list[Any]:
     found = [item for chunk in chunks_of(source, size) for item in read_chunk(chunk)]
     assert [number for number, _ in found] == list(range(len(found)))
     return [row and row["text"] for _, row in found]
+
+
+def left_out(source: Source) -> str | None:
+    lines = sources.left_out([source])
+    assert len(lines) <= 1
+    return lines[0] if lines else None
 
 
 def refused(path: Path | str, **settings: Any) -> str:
@@ -188,22 +194,6 @@ def test_what_is_no_file_and_what_no_file_can_be_called(tmp_path: Path) -> None:
     )
 
 
-def test_plan_refuses_files_as_prepare_does(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.jsonl")
-    put(tmp_path / "cut.jsonl.gz", gzip.compress(lines(*map(str, range(999))))[:-20])
-    put(tmp_path / "empty" / "x.zip", b"")
-    for name, line in (
-        ("pipe.jsonl", "is a FIFO"),
-        ("empty", "nothing that is read"),
-        ("cut.jsonl.gz", "not readable as jsonl"),
-    ):
-        recipe = make_recipe(f"data.sources=[{{path: {tmp_path / name}}}]")
-        with pytest.raises(UserError, match=line):
-            run_plan(recipe)
-    with pytest.raises(UserError, match="is a FIFO"):
-        Run(make_recipe(f"data.sources=[{{path: {tmp_path / 'pipe.jsonl'}}}]")).record(PREPARE)
-
-
 def save(folder: Path, **splits: int) -> Any:
     """A data set with splits, in shards of several batches, saved by the library."""
     import datasets
@@ -236,6 +226,10 @@ def test_saved_data_sets_are_read_as_the_library_reads_them(tmp_path: Path) -> N
     assert found == list(enumerate(loaded["train"].to_list()))
     assert rows(tmp_path / "both", split="test") == ["test 0", "test 1", "test 2"]
     assert len(rows(tmp_path / "both", split="all")) == 2503
+    assert left_out(source) == (
+        f"data source '{tmp_path / 'both'}' leaves out test/data-00000-of-00002.arrow and 1 more "
+        "(of split 'test')"
+    )
     assert "holds test (data-00000-of-00002.arrow), train" in refused(tmp_path / "both")
     assert "no split 'validation'" in refused(tmp_path / "both", split="validation")
     assert "subset = 'x' is of Hugging Face" in refused(tmp_path / "both", subset="x")
@@ -291,8 +285,11 @@ def test_a_snapshots_configs_are_followed(tmp_path: Path) -> None:
         by_library = datasets.load_dataset(str(one_kind), subset, split="train")["text"]
         assert rows(one_kind, subset=subset, split="train") == list(by_library)
     assert rows(folder, subset="by_name", split="test") == ["held"]
-    assert "named/test.jsonl, named/train.jsonl (not named by the README.md's configs)" in str(
+    assert "out data/held.csv, named/test.jsonl, named/train.jsonl (not named by the README" in str(
         left_out(Source(path=str(folder)))
+    )
+    assert "leaves out data/held.csv (of split 'test'); data/other" in str(
+        left_out(Source(path=str(folder), subset="clean", split="train"))
     )
     assert "say which with split" in refused(folder, subset="clean")
     assert "no subset 'dirty', its README.md has clean, all, by_name" in refused(
@@ -301,24 +298,6 @@ def test_a_snapshots_configs_are_followed(tmp_path: Path) -> None:
     assert "no split 'x', it holds" in refused(folder, subset="clean", split="x")
     undecided = snapshot(tmp_path / "undecided", CARD.replace("  default: true\n", ""))
     assert "the subsets clean, all, by_name: say which with subset" in refused(undecided)
-
-
-@pytest.mark.parametrize(
-    ("files", "line"),
-    [
-        ("../secret.jsonl", "names '../secret.jsonl', which lies outside of it"),
-        ("/etc/passwd", "which lies outside of it"),
-        ("hf://datasets/a/b.jsonl", "which lies outside of it"),
-        ("none-*.jsonl", "no file there is none-\\*.jsonl"),
-        ("{train: 3}", "neither a path nor a split"),
-        ("[", "the head of its README.md is not valid YAML"),
-    ],
-)
-def test_configs_that_cannot_be_followed(tmp_path: Path, files: str, line: str) -> None:
-    card = f"---\nconfigs:\n- config_name: default\n  data_files: {files}\n---\n"
-    folder = snapshot(tmp_path / "set", card)
-    with pytest.raises(UserError, match=line):
-        chunks_of(Source(path=str(folder)), 10)
 
 
 def test_the_hubs_library_leaves_csv_as_text(tmp_path: Path) -> None:

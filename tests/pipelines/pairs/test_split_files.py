@@ -14,7 +14,7 @@ from runs import MakeRecipe
 from pipelines.commands.plan import run_plan
 from pipelines.commands.stages import PREPARE
 from pipelines.errors import UserError
-from pipelines.pairs.sources import chunks_of, read_chunk, source_fingerprint
+from pipelines.pairs.sources import chunks_of, left_out, read_chunk, source_fingerprint
 from pipelines.recipe.schema import Source
 from pipelines.recipe.stage import Run
 
@@ -115,6 +115,36 @@ def test_files_that_cannot_be_told_apart_are_refused(
     for act in (lambda source: chunks_of(source, 10), source_fingerprint):
         with pytest.raises(UserError, match=message):
             act(Source(path=str(folder), split=split))
+
+
+def test_other_splits_are_named_unless_another_source_reads_them(tmp_path: Path) -> None:
+    """By words in names, by folders, and files of no split; one file of each, and how many."""
+    names = (
+        "train-0.jsonl",
+        "test-0.jsonl",
+        "test-1.jsonl",
+        "eval/a.jsonl",
+        "dev/b.jsonl",
+        "c.csv",
+    )
+    folder = write(tmp_path / "data", *names)
+
+    def of(split: str) -> Source:
+        return Source(path=str(folder), split=split)
+
+    (line,) = left_out([of("train")])
+    assert line == (
+        f"data source '{folder}' leaves out c.csv (of no split); dev/b.jsonl (of split "
+        "'validation'); eval/a.jsonl and 2 more (of split 'test')"
+    )
+    both = left_out([of("train"), of("test")])
+    assert both == [
+        f"data source '{folder}' leaves out c.csv (of no split); dev/b.jsonl (of split "
+        "'validation')"
+    ]
+    assert left_out([of("train"), of("all")]) == left_out([of("all")]) == []
+    (pattern,) = left_out([Source(path=f"{folder}/*.jsonl", split="test")])
+    assert pattern.endswith("leaves out train-0.jsonl (of split 'train')")
 
 
 def test_a_single_file_is_what_it_is_called(tmp_path: Path) -> None:

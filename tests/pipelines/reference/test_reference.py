@@ -192,28 +192,3 @@ def test_topk_is_a_lower_bound_whose_error_is_in_the_manifest(
             (REFERENCE,),
             silent,
         )
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("reference.topk=8",), "objective.name=dpo has no KL to approximate"),
-        (
-            (
-                "objective.name=sparsepo",
-                "mask.kind=learned",
-                "mask.architecture=simple_last",
-                "reference.topk=8",
-            ),
-            "already give the exact KL",
-        ),
-        (("reference.layers_dtype=int8",), "no states of all layers are stored"),
-        (("reference.features=[reference_topk]",), "say how many tokens with reference.topk"),
-        (("reference.topk=0",), "reference.topk"),
-    ],
-)
-def test_options_that_would_be_ignored_are_refused(
-    recipe_in: MakeRecipe, tmp_path: Path, options: tuple[str, ...], message: str
-) -> None:
-    with pytest.raises(UserError, match=message):
-        recipe_in(tmp_path, *options)

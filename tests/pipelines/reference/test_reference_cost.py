@@ -17,6 +17,7 @@ from pipelines.commands.run import run_stages
 from pipelines.commands.stages import REFERENCE
 from pipelines.errors import UserError
 from pipelines.pairs.table import open_pairs
+from pipelines.recipe.run_paths import RunPaths
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import Run
 from pipelines.reference.actor import ShardScorer, ShardTask
@@ -112,9 +113,14 @@ def on_disk(recipe: Recipe, pattern: str) -> int:
 
 @needs_root
 def test_a_store_that_does_not_fit_is_refused_before_scoring(on_a_small_disk: Recipe) -> None:
-    with pytest.raises(UserError, match="the reference store needs 0.00 GiB more") as error:
-        run_stages(on_a_small_disk, (REFERENCE,), print, quiet=True)
-    assert "\n" not in str(error.value)
+    for act in (
+        lambda: run_plan(on_a_small_disk),
+        lambda: run_stages(on_a_small_disk, (REFERENCE,), print, quiet=True),
+    ):
+        with pytest.raises(UserError, match="the reference store needs 0.00 GiB more") as error:
+            act()
+        assert "\n" not in str(error.value)
+    assert not RunPaths.of(on_a_small_disk).reference.exists("started.json")
     assert on_disk(on_a_small_disk, "shards/*/*.json") == on_disk(on_a_small_disk, ".tmp-*") == 0
 
 

@@ -74,6 +74,9 @@ def test_passing_errors_are_waited_out(
 def test_lasting_errors_are_one_line(object_store: ObjectStore) -> None:
     with pytest.raises(UserError, match="s3://nowhere/run/file: .*NO_SUCH_BUCKET"):
         RunStore("s3://nowhere/run").write_bytes("file", b"x")
+    with pytest.raises(UserError, match="cannot write s3://nowhere/run: no bucket is called 'now"):
+        RunStore("s3://nowhere/run").check_writable()
+    RunStore("s3://bucket/of/nobody/yet").check_writable()
     with pytest.raises(
         UserError, match="options in a location are not read; set them in the environment"
     ):
@@ -223,10 +226,9 @@ def test_sources_are_read_as_from_a_disk(object_store: ObjectStore, tmp_path: Pa
             source = Source(path=f"{root}/{path}")
             source_fingerprint(source)
             rows = [row for chunk in chunks_of(source, 16) for row in read_chunk(chunk)]
-            said = left_out(source)
-            found.append((rows, said and said.replace(root, "")))
+            found.append((rows, [line.replace(root, "") for line in left_out([source])]))
         assert found[0] == found[1] and found[0][0], path
     assert store.read_bytes("set/b/c.jsonl.gz") == files["set/b/c.jsonl.gz"], "as it was written"
-    assert "notes.txt (no format" in str(left_out(Source(path=f"{store.root}/set")))
+    assert "notes.txt (no format" in str(left_out([Source(path=f"{store.root}/set")]))
     with pytest.raises(UserError, match="s3://bucket/sources/none': no such file"):
         chunks_of(Source(path="s3://bucket/sources/none"), 10)

@@ -94,6 +94,12 @@ def test_unwritable_places_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         RunStore(str(tmp_path / "file")).write_bytes("x/y", b"")
+    RunStore(str(tmp_path / "not" / "yet")).check_writable()
+    (tmp_path / "lost").symlink_to("nowhere")
+    for name in ("file", "file/x", "lost", "lost/x"):
+        with pytest.raises(UserError, match=f"cannot write {tmp_path / name}: Not a directory"):
+            RunStore(str(tmp_path / name)).check_writable()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "lost"]
 
 
 def record(root: Path, **settings: float) -> StageRecord:

@@ -240,51 +240,6 @@ def test_rows_with_weights_that_do_not_fit_are_dropped_with_the_reason(
         assert reason in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (
-            ["objective.name=odpo"],
-            r"data.min_gap=0.0 with objective.name=odpo: must be at least objective.min_gap=0.001",
-        ),
-        (["objective.name=odpo", "data.min_gap=0.1"], "has no scores, which objective odpo needs"),
-        (["objective.name=tis_dpo"], "set model.positive_scorer and model.negative_scorer"),
-        (
-            ["objective.name=mapo", "mask.kind=external"],
-            "no token weights, which mask.kind=external needs",
-        ),
-        (["mask.kind=random"], "mask.kind=random with objective.name=dpo: allowed is none"),
-        (
-            [
-                "objective.name=sparsepo",
-                "mask.kind=learned",
-                "mask.mixer_activation=none",
-                "mask.architecture=ml_last",
-            ],
-            "has no mixer",
-        ),
-        (
-            [
-                "objective.name=tis_dpo",
-                "objective.low=3",
-                "model.positive_scorer=a",
-                "model.negative_scorer=b",
-            ],
-            "low=3.0, high=1.5",
-        ),
-        (
-            ["objective.name=ipo", "objective.label_smoothing=0.1"],
-            "'objective.label_smoothing' is none of objective.name=ipo",
-        ),
-    ],
-)
-def test_what_an_objective_lacks_is_one_clear_line(
-    make_recipe: MakeRecipe, options: list[str], message: str
-) -> None:
-    with pytest.raises(UserError, match=message):
-        run_stages(make_recipe(*options), (PREPARE,), silent)
-
-
 def test_scorers_of_another_vocabulary_are_refused(
     make_recipe: MakeRecipe, model_dir: Path, tmp_path: Path
 ) -> None:

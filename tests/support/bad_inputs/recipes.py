@@ -1,0 +1,150 @@
+"""Recipes that say what nobody can do: files, models and machines do not matter."""
+
+from bad_inputs.world import Bad, World
+
+SPARSE = ["objective.name=sparsepo", "mask.kind=learned"]
+_ENDPOINT = "evaluate.judge={kind: openai, model: x, base_url: "
+
+
+def _interpolation(world: World) -> list[str]:
+    return ["evaluate.key_words=${oc.env:HOME}"]
+
+
+def _long(world: World) -> list[str]:
+    return [f"run_dir={world.folder}/{'x' * 300}"]
+
+
+def _deep(world: World) -> list[str]:
+    return [f"paths.pairs={world.folder}/{'x/' * 2500}"]
+
+
+BAD: dict[str, Bad] = {
+    "a key with a slip": (
+        ["train.learning_rat=1"],
+        "unknown config key 'train.learning_rat': did you mean 'train.learning_rate'?",
+    ),
+    "a slip in a tagged section": (
+        ["objective={name: dpo, betta: 1}"], "did you mean 'objective.beta'?"
+    ),
+    "a section with a slip": (["trian.epochs=1"], "unknown config key 'trian'"),
+    "below its range": (
+        ["train.learning_rate=-1"], "train.learning_rate = -1: input should be greater than 0"
+    ),
+    "no number": (["train.epochs=many"], "train.epochs = 'many': input should be a valid number"),
+    "above its range": (
+        ["data.test_fraction=1.5"], "data.test_fraction = 1.5: input should be less than 1"
+    ),
+    "no objective of that name": (["objective.name=ppo"], "objective.name = 'ppo': allowed are"),
+    "an objective without a name": (["objective={}"], "objective: needs the key 'name': one of"),
+    "a mask that the objective does not take": (
+        ["mask.kind=learned"], "mask.kind=learned with objective.name=dpo: allowed is none"
+    ),
+    "another mask that it does not take": (
+        ["mask.kind=random"], "mask.kind=random with objective.name=dpo: allowed is none"
+    ),
+    "an objective without its mask": (
+        ["objective.name=sparsepo"],
+        "mask.kind=none with objective.name=sparsepo: allowed is learned",
+    ),
+    "mapo with no mask": (
+        ["objective.name=mapo", "mask.kind=none"],
+        "mask.kind=none with objective.name=mapo: allowed is activation or external or random",
+    ),
+    "no sources": (["data.sources=[]"], "data.sources = []"),
+    "an override without a value": (["train.epochs"], "override 'train.epochs': write it as key=v"),
+    "no such mode": (
+        ["reference.mode=sometimes"],
+        "reference.mode = 'sometimes': input should be 'auto', 'stored' or 'online'",
+    ),
+    "a key of another objective": (
+        ["objective={name: dpo, l1_kl: 1}"],
+        "config key 'objective.l1_kl' is none of objective.name=dpo",
+    ),
+    "a key that ipo has not": (
+        ["objective.name=ipo", "objective.label_smoothing=0.1"],
+        "'objective.label_smoothing' is none of objective.name=ipo",
+    ),
+    "a resolver": (_interpolation, "evaluate.key_words: a resolver"),
+    "a run_dir that no file can be called": (_long, "run_dir = ", "255"),
+    "a store too deep for a path": (_deep, "paths.pairs = ", "4095"),
+    "odpo with every gap": (
+        ["objective.name=odpo"],
+        "data.min_gap=0.0 with objective.name=odpo: must be at least objective.min_gap=0.001",
+    ),
+    "tis_dpo without scorers": (
+        ["objective.name=tis_dpo"], "set model.positive_scorer and model.negative_scorer"
+    ),
+    "an order of limits": (
+        [
+            "objective.name=tis_dpo",
+            "objective.low=3",
+            "model.positive_scorer=a",
+            "model.negative_scorer=b",
+        ],
+        "low=3.0, high=1.5",
+    ),
+    "a mixer that is not there": (
+        [*SPARSE, "mask.mixer_activation=none", "mask.architecture=ml_last"], "has no mixer"
+    ),
+    "a KL that nobody approximates": (
+        ["reference.topk=8"], "objective.name=dpo has no KL to approximate"
+    ),
+    "a KL that is exact already": (
+        [*SPARSE, "mask.architecture=simple_last", "reference.topk=8"],
+        "already give the exact KL",
+    ),
+    "states that nobody stores": (
+        ["reference.layers_dtype=int8"], "no states of all layers are stored"
+    ),
+    "a number of tokens that is missing": (
+        ["reference.features=[reference_topk]"], "say how many tokens with reference.topk"
+    ),
+    "no token at all": (["reference.topk=0"], "reference.topk"),
+    "an activation mask of nothing": (
+        ["reference.features=[activation_mask]"], "say which with mask.kind=activation"
+    ),
+    "the best of no pairs": (
+        ["train.selection.keep_best=1", "train.validate_every=1"], "set data.validation_fraction"
+    ),
+    "patience without validations": (
+        ["train.selection.patience=2"], "selection chooses between validations: set train.validate"
+    ),
+    "more workers at least than at most": (
+        ["train.min_workers=3", "train.num_workers=2"],
+        "min_workers = 3: must be at most num_workers = 2",
+    ),
+    "no such tracker": (
+        ["train.trackers=[comet]"], "= 'comet': input should be 'tensorboard', 'wandb' or 'mlflow'"
+    ),
+    "a part of a GPU for two": (
+        ["ray.gpus_per_run=0.5", "train.num_workers=2"], "a fraction of one GPU is for one worker"
+    ),
+    "a dialogue without a judge": (
+        ["evaluate.benchmarks=[dialogue]"], "benchmarks names dialogue: set evaluate.judge"
+    ),
+    "code without tasks": (
+        ["evaluate.benchmarks=[code]"], "benchmarks names code: set evaluate.code"
+    ),
+    "a leaderboard without tasks": (
+        ["evaluate.benchmarks=[leaderboard]"],
+        "benchmarks names leaderboard: set evaluate.leaderboard",
+    ),
+    "a temperature twice": (["evaluate.temperatures=[0.5, 0.5]"], "one of them occurs twice"),
+    "no such judge": (
+        ["evaluate.judge={kind: oracle}"], "evaluate.judge.kind = 'oracle': allowed are"
+    ),
+    "an address of no web server": (
+        [f"{_ENDPOINT}ftp://x}}"], "evaluate.judge.base_url = 'ftp://x'"
+    ),
+    "a slip in a judge": (
+        [f"{_ENDPOINT}'http://x', max_trys: 1}}"], "did you mean 'evaluate.judge.max_tries'"
+    ),
+    "a gate without a limit": (["schedule.gates=[{metric: x}]"], "the gate on x has no limit"),
+    "a gate without a release": (
+        ["schedule.gates=[{metric: x, max_drop: 0.1}]"], "set schedule.release"
+    ),
+    "nothing held out": (["data.test_fraction=0"], "needs held-out pairs"),
+    "nothing validated": (
+        ["evaluate.split=validation"], "data.validation_fraction = 0 keeps none back"
+    ),
+}  # fmt: skip
