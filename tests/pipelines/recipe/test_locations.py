@@ -21,7 +21,7 @@ MODELS = {
     "model.name_or_path", "model.reference", "model.tokenizer", "model.positive_scorer",
     "model.negative_scorer", "model.embedder", "evaluate.reward.model", "evaluate.judge.model",
     "evaluate.summarization.bert_score_model", "evaluate.summarization.entailment_model",
-    "sample.reward.model",
+    "sample.reward.model", "data.chat_template",
 }  # fmt: skip
 DATA = {"data.sources[].path", "data.validation[].path", "data.test[].path"}
 FILES = {"evaluate.key_words", "evaluate.code.tasks"}
@@ -68,7 +68,10 @@ def with_all(text: str, **more: Any) -> dict[str, Any]:
     return {
         "run_dir": text,
         "model": {"name_or_path": text, "reference": text, "tokenizer": text, **section},
-        "data": {split: [{"path": text}] for split in ("sources", "validation", "test")},
+        "data": {
+            **{split: [{"path": text}] for split in ("sources", "validation", "test")},
+            "chat_template": text,
+        },
         "evaluate": {
             "reward": {"kind": "classifier", "model": text},
             "judge": {"kind": "reward_model", "model": text},

@@ -260,7 +260,7 @@ BAD: dict[str, Bad] = DAMAGED | {
     "columns of no form": (lambda w: w.rows({"a": 1, "b": 2}), "['a', 'b'] fit no form"),
     "rows of two forms": (
         lambda w: w.source(ROW + '{"messages": [{"role": "user", "content": "a"}]}\n'),
-        "mixes forms: text (prompt, chosen, rejected) at f.jsonl:1",
+        "mixes forms: text (prompt, chosen, rejected) at file.jsonl:1",
     ),
     "columns of two forms": (
         lambda w: w.rows({"prompt": "p", "response": "a", "completion": "b", "label": 1}),
