@@ -271,7 +271,11 @@ def test_an_unfinished_evaluation_goes_on_from_its_parts(
         with pytest.raises(KeyboardInterrupt), executed_by(LocalExecutor()):
             EVALUATE.run(Run(recipe), print, True)
     assert not evaluation.exists("manifest.json") and len(evaluation.names("parts")) == 1
+    monkeypatch.setattr("pipelines.evaluate.benchmarks._RANKED_HERE", -1)  # in a process of its own
     EVALUATE.run(Run(recipe), print, True)
+    stores = (evaluation, RunStore(f"{evaluated.run_dir}/evaluation"))
+    ranked = [read_results(store)["masks"] for store in stores]
+    assert ranked[0] == ranked[1] and len(ranked[0]) > 9
     assert read_results(evaluation)["preference"]["accuracy/implicit_reward"]["mean"] == 1.0, (
         "the altered part was used"
     )
