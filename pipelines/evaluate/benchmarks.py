@@ -44,7 +44,6 @@ from pipelines.reference import usable_rows
 from pipelines.storage import RunStore, TaskResults
 from pipelines.train import check_files, check_published, training_facts
 
-
 # Bytes of the held-out tokens' weights that are ranked in this process.
 _RANKED_HERE = 32 * 2**20
 

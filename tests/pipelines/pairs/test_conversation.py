@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 from chat_tokenizers import KINDS, TEMPLATES, make_tokenizer
 from hypothesis import HealthCheck, given, settings, strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
 from pipelines.errors import UserError
 from pipelines.models import chat_template
@@ -17,6 +20,7 @@ from pipelines.models.response_ends import end_of_turn
 from pipelines.models.time_limit import TimeUp, time_limit
 from pipelines.pairs.conversation import (
     ChatRenderer,
+    Conversation,
     Encoded,
     PairEncoder,
     RawPair,
@@ -206,6 +210,73 @@ def test_templates_that_open_or_strip_thinking() -> None:
     assert pair.prompt == "<s>why?<|im_start|>"
     assert (pair.chosen, pair.rejected) == ("<thought> yes</s>", " no</s>")
     assert_one_encoding(found, row, tokenizer)
+
+
+def spoken(found: Encoded, side: str, tokenizer: Any) -> list[str]:
+    """The runs of scored tokens of a side, as text."""
+    ids, places = [*found.prompt, *getattr(found, side)], scored(found, side)
+    starts = [at for at in places if at - 1 not in places]
+    ends = [at + 1 for at in places if at + 1 not in places]
+    return [tokenizer.decode(ids[start:end]) for start, end in zip(starts, ends, strict=True)]
+
+
+def test_turns_that_are_scored() -> None:
+    """The last one, or each of the assistant's from where the sides part: by hand."""
+    tokenizer = make_tokenizer("byte_level", "", TEMPLATES["chatml"])
+    opening = row_of("hi", "hello")["chosen"]
+    row = {
+        "chosen": [*opening, *row_of("why?", "so", "and?", "yes")["chosen"]],
+        "rejected": [*opening, *row_of("why?", "never")["chosen"]],
+    }
+    last, every = (encoded(row, tokenizer, scored_turns=turns) for turns in ("last", "all"))
+    for found in (last, every):
+        assert tokenizer.decode(found.prompt).endswith("why?<|im_end|>\n<|im_start|>assistant\n")
+        assert_one_encoding(found, row, tokenizer)
+        assert spoken(found, "rejected", tokenizer) == ["never<|im_end|>"]
+    assert spoken(last, "chosen", tokenizer) == ["yes<|im_end|>"]
+    assert spoken(every, "chosen", tokenizer) == ["so<|im_end|>", "yes<|im_end|>"]
+    alone = ChatRenderer(tokenizer, data(scored_turns="all")).pair(Conversation(row["chosen"]))
+    found = PairEncoder(tokenizer, data()).encode(alone)
+    assert spoken(found, "chosen", tokenizer) == [f"{t}<|im_end|>" for t in ("hello", "so", "yes")]
+    cut = encoded(row, tokenizer, scored_turns="all", max_response_tokens=4)
+    assert spoken(cut, "chosen", tokenizer) == ["so<|im_end|>"]
+    assert cut.truncated[0] == "chosen"
+    assert reason_of_encoding(row, tokenizer, max_response_tokens=4) == (
+        "response truncated to nothing"
+    )
+    for other in (row["chosen"][:4], [*row["chosen"][:2], said("user", "no"), *row["chosen"][3:]]):
+        assert reason({**row, "rejected": other}, tokenizer) == (
+            "chosen and rejected have different prompts"
+        )
+
+
+def reason_of_encoding(row: Row, tokenizer: Any, **more: Any) -> str:
+    with pytest.raises(RowRejected) as caught:
+        encoded(row, tokenizer, **more)
+    return str(caught.value)
+
+
+def test_a_token_across_the_border_is_scored() -> None:
+    """It holds text of the answer; a prompt's token that one side alone has is not."""
+    tokenizer = make_tokenizer("byte_level", "", TEMPLATES["parts"])
+    found = encoded(row_of("why?", "yes boats", other="yes film"), tokenizer)
+    assert tokenizer.decode(found.prompt).endswith("assistant:")
+    assert spoken(found, "chosen", tokenizer) == [" yes boats<|im_end|>"]
+    assert found.straddling == 2 and not (found.chosen_context or found.rejected_context)
+    # "b" + "c" is one token where "b" + "d" are two; the template opens an answer with "b".
+    letters = {token: at for at, token in enumerate([*"abcd", "bc", "</s>"])}
+    joining = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(BPE(letters, [("b", "c")])), eos_token="</s>"
+    )
+    joining.chat_template = (
+        "{% for m in messages %}{{ ('b' if m.role == 'assistant' else '') + m.content + (eos_token "
+        "if m.role == 'assistant' else '') }}{% endfor %}{{ 'b' if add_generation_prompt else '' }}"
+    )
+    found = encoded(row_of("a", "ca", other="da"), joining)
+    assert joining.convert_ids_to_tokens(found.prompt) == ["a"]
+    assert joining.convert_ids_to_tokens(found.chosen) == ["bc", "a", "</s>"]
+    assert joining.convert_ids_to_tokens(found.rejected) == ["b", "d", "a", "</s>"]
+    assert (found.chosen_context, found.rejected_context) == ((), (0, 1))
 
 
 def test_bad_rows_are_rejected_and_the_rest_is_kept() -> None:

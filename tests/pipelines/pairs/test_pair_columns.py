@@ -23,7 +23,7 @@ from pipelines.pairs.forms import Form
 from pipelines.pairs.prepare import _digest, _run_task
 from pipelines.pairs.row_plan import ShardRows, digest_of
 from pipelines.pairs.sources import Chunk, chunks_of
-from pipelines.pairs.table import PairTable, open_pairs
+from pipelines.pairs.table import PairTable, TokenLengths, open_pairs, pairs_of
 from pipelines.pairs.tasks import ReadTask, block_of, result_of, rows_of
 from pipelines.pairs.writer import _write
 from pipelines.recipe.schema import DataSection, Recipe
@@ -72,6 +72,29 @@ def test_stored_lengths_are_those_of_the_stored_ids(scored: Recipe, split: str) 
     assert manifest["counts"]["scored_tokens"][split] == sum(
         len(row["chosen_ids"]) + len(row["rejected_ids"] or ()) for row in rows
     )
+
+
+def test_lengths_of_turns_that_are_not_scored() -> None:
+    """Read, and not counted as scored; a table without the columns has none."""
+    columns = {
+        "prompt_ids": [[1], [2, 3]],
+        "chosen_ids": [[1] * 7, [2]],
+        "rejected_ids": [[5, 6], None],
+    }
+    contexts = {"chosen_context": [[0, 2, 4, 5], None], "rejected_context": [[0, 1], None]}
+    lengths = TokenLengths.counted(pa.table({**columns, **contexts}))
+    assert lengths.context.tolist() == [4, 0] and lengths.context.dtype == np.int32
+    assert lengths.scored_tokens().tolist() == [5, 1]
+    assert lengths.model_tokens().tolist() == [2 + 9, 2 + 1]
+    assert TokenLengths.read(lengths.table()).scored_tokens().tolist() == [5, 1]
+    for before in (
+        TokenLengths.counted(pa.table(columns)),
+        TokenLengths.read(lengths.table().drop_columns("context")),
+    ):
+        assert before.scored_tokens().tolist() == [9, 1]
+    pairs = pairs_of(pa.table({**columns, **contexts}))
+    assert [pair.num_scored() for pair in pairs] == [(4, 1), (1,)]
+    assert [place.tolist() for place in pairs[0].scored_places()] == [[2, 3, 5, 6], [1]]
 
 
 def test_a_file_of_lengths_that_is_lost_or_another_is_named(copied: Recipe) -> None:
