@@ -218,13 +218,14 @@ class ChatRenderer:
         turns = []
         for side, whole in zip(sides, wholes, strict=True):
             last = len(side.messages) - 1
+            if first == last:  # what the other side's border leaves of the opening is the answer's
+                turns.append(((0, len(whole) - border),))
+                continue
             scored = [last]
             if self._data.scored_turns == "all":
                 scored = [n for n in range(first, last + 1) if _is_answer(side.messages[n])]
             spans = (_turn(template, side, n, whole) for n in scored)
             turns.append(tuple((max(0, start - border), end - border) for start, end in spans))
-            if first == last:  # what the other side's border leaves of the opening is the answer's
-                turns[-1] = ((0, len(whole) - border),)
         texts = [whole[border:] for whole in wholes]
         pair = RawPair(asked[0][:border], texts[0], None, is_chat=True, chosen_turns=turns[0])
         if len(sides) == 1:
