@@ -1,7 +1,9 @@
 from .conversation import (
     PairEncoder as PairEncoder,
+    answer_ids as answer_ids,
     text_prompt_ids as text_prompt_ids,
 )
+from .question import Question as Question
 from .sources import (
     chunks_of as chunks_of,
     left_out as left_out,
