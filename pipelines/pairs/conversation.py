@@ -209,7 +209,9 @@ class ChatRenderer:
         Raises: RowRejected with the template's own words, or if the sides do not fit.
         """
         if self._template is None:
-            self._template = ChatTemplate(self._tokenizer, ChatSettings.of(self._data))
+            template = ChatTemplate(self._tokenizer, ChatSettings.of(self._data))
+            assert template.form  # refuses one whose answers have no end
+            self._template = template
         sides = [chosen] if rejected is None else [chosen, rejected]
         try:
             return self._pair(self._template, sides)

@@ -29,6 +29,11 @@ class Question:
         return cls(**json.loads(text))
 
     @classmethod
+    def turn(cls, text: str) -> "Question":
+        """A single turn of the user."""
+        return cls([{"role": "user", "content": text}])
+
+    @classmethod
     def of_text(cls, prompt: str) -> "Question":
         """A prompt of a text form as messages: a transcript's turns, or one turn of the user.
 
@@ -41,14 +46,14 @@ class Question:
             for name, said in zip(parts[::2], parts[1::2], strict=True)
         ]
         if not turns or turns[-1] != {"role": "assistant", "content": ""}:
-            return cls([{"role": "user", "content": prompt}])
+            return cls.turn(prompt)
         del turns[-1]
         if turns and turns[0]["role"] == "assistant":
             if first.strip():
                 turns.insert(0, {"role": "user", "content": first.strip()})
             else:
                 del turns[0]
-        return cls(turns or [{"role": "user", "content": first.strip()}])
+        return cls(turns) if turns else cls.turn(first.strip())
 
     def answered(self, template: ChatTemplate, reply: str) -> str:
         """The conversation with a reply, rendered. TemplateRefused by the template."""
@@ -59,6 +64,13 @@ class Question:
         """As a person reads it: roles named, or the words alone of a single turn of the user."""
         if len(self.messages) == 1 and self.messages[0]["role"] == "user" and not self.tools:
             return text_of(self.messages[0])
+        return self._turns()
+
+    def read_with(self, reply: str) -> str:
+        """As a person reads it, with a reply: all roles named."""
+        return f"{self._turns()}\n\nAssistant: {reply}"
+
+    def _turns(self) -> str:
         parts = [_turn(message) for message in self.messages]
         if self.tools:
             parts.insert(0, "\n".join(["Tools:", *map(_written, self.tools)]))

@@ -179,7 +179,7 @@ def test_layouts_and_places_of_the_reference_train_alike(trained: Recipe, tmp_pa
 
 def test_replies_are_read_without_marks_on_either_side(trained: Recipe) -> None:
     """The turn at which sampling starts, of a conversation that goes on after it."""
-    rows, pairs = conversations(), open_pairs(Run(trained))
+    rows = conversations()
     store = RunStore(f"{trained.run_dir}/evaluation")
     samples = [json.loads(line) for line in store.read_bytes(SAMPLES).splitlines()]
     by_question = {row["chosen"][1]["content"]: row["chosen"] for row in rows}
