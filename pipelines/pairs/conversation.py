@@ -377,6 +377,10 @@ class PairEncoder:
         """
         return self._fitting(self.prompt(text))
 
+    def asked_in_chat(self, rendered: str) -> list[int]:
+        """Likewise of a rendered conversation, whose special tokens are the template's."""
+        return self._fitting(_ids(self._tokenizer, rendered))
+
     def encode(self, pair: RawPair) -> Encoded:
         """Tokenise and truncate one pair.
 
