@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from pipelines.commands.stages import EVALUATE, PREPARE, REFERENCE, TRAIN
 from pipelines.evaluate.benchmarks import SAMPLES
 from pipelines.evaluate.history import read_results
+from pipelines.evaluate.stage import ends_of
+from pipelines.models.response_ends import ResponseEnds, response_ends
 from pipelines.pairs.table import open_pairs
 from pipelines.recipe import TOKENS
 from pipelines.recipe.files import validate_recipe
@@ -73,6 +75,10 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+OTHER = TEMPLATES["chatml"].replace("<|im_end|>\n", "<|eot_id|>")
+MARKS = {"all": "<|im_end|>", "last": "<|eot_id|>"}
+
+
 @pytest.fixture(scope="module", params=["all", "last"])
 def trained(
     request: pytest.FixtureRequest,
@@ -82,13 +88,15 @@ def trained(
     ray_cluster: None,
 ) -> Recipe:
     folder = tmp_path_factory.mktemp(request.param)
+    (folder / "template.jinja").write_text(OTHER)
+    own = f"chat_template: {folder}/template.jinja, " if request.param == "last" else ""
     lines = (json.dumps(row) + "\n" for row in conversations())
     (folder / "rows.jsonl").write_text("".join(lines))
     (folder / "key_words.txt").write_text("boats film")
     recipe = recipe_in(
         folder / "run",
         f"model.name_or_path={chat_model}",
-        f"data={{sources: [{{path: {folder}/rows.jsonl}}], test_fraction: 0.4, scored_turns: "
+        f"data={{{own}sources: [{{path: {folder}/rows.jsonl}}], test_fraction: 0.4, scored_turns: "
         f"{request.param}, max_prompt_tokens: 128, max_response_tokens: 128}}",
         "objective.name=dpo",
         "reference.mode=stored",
@@ -113,13 +121,16 @@ def scored_of(tokenizer: Any, messages: Messages, wanted: str) -> tuple[list[int
     for turn in (4, 6) if wanted == "all" else (6,):
         first = len(ids(messages[:turn], add_generation_prompt=True))
         after = len(ids(messages[: turn + 1]))
-        places += range(first, after - 1)  # the line's end after the mark is no answer
+        # The line's end after the mark is no answer.
+        places += range(first, after - (wanted == "all"))
     return whole, places
 
 
 def test_reference_and_numbers_of_tokens_are_those_of_transformers(trained: Recipe) -> None:
     """Log-softmax at the assistant's tokens from the turn in which the sides part."""
     tokenizer = AutoTokenizer.from_pretrained(trained.model.name_or_path)
+    wanted = trained.data.scored_turns
+    tokenizer.chat_template = OTHER if wanted == "last" else tokenizer.chat_template
     model = AutoModelForCausalLM.from_pretrained(trained.model.name_or_path).eval()
     rows, pairs = conversations(), open_pairs(Run(trained))
     numbers: list[int] = []
@@ -128,7 +139,7 @@ def test_reference_and_numbers_of_tokens_are_those_of_transformers(trained: Reci
         origins = pairs.column(split, "row")
         for row, pair in zip(origins, pairs.pairs(split, range(len(origins))), strict=True):
             for side, response in zip(("chosen", "rejected"), pair.responses(), strict=True):
-                whole, places = scored_of(tokenizer, rows[row][side], trained.data.scored_turns)
+                whole, places = scored_of(tokenizer, rows[row][side], wanted)
                 kept = places[-1] + 1
                 assert [*pair.prompt, *response] == whole[:kept]
                 with torch.no_grad():
@@ -144,8 +155,8 @@ def test_reference_and_numbers_of_tokens_are_those_of_transformers(trained: Reci
     shown = [json.loads(line) for line in store.read_bytes(TOKENS).splitlines()]
     sides = [rows[row][side] for row in origins for side in ("chosen", "rejected")]
     for record, messages, number in zip(shown, sides, numbers, strict=False):
-        turns = (4, 6) if trained.data.scored_turns == "all" else (6,)
-        text = "".join(f"{messages[n]['content']}<|im_end|>" for n in turns)
+        turns = (4, 6) if wanted == "all" else (6,)
+        text = "".join(messages[n]["content"] + MARKS[wanted] for n in turns)
         assert "".join(record["tokens"]) == text
         assert all(len(record[key]) == number for key in ("reward_mask", "kl_mask", "is_key"))
         at, is_key = 0, [False] * len(text)
@@ -190,6 +201,16 @@ def test_replies_are_read_without_marks_on_either_side(trained: Recipe) -> None:
         assert asked == conversation[:4]
         assert sample["chosen_text"] == conversation[4]["content"]
         assert sample["prompt"].startswith("System: tell me yes or no\n\nUser: question")
-        assert not {"<|im_end|>", "<|im_start|>", "<s>", "</s>"} & set(
-            (sample["policy_text"] + sample["chosen_text"]).split()
-        )
+        assert not re.search(r"<\|[a-z_]+\|>|</?s>", sample["policy_text"] + sample["start_text"])
+
+
+def test_the_published_model_speaks_in_the_recipes_template(trained: Recipe) -> None:
+    """Whoever loads it has the template and the ends that it was trained and sampled with."""
+    model = f"{trained.run_dir}/train/model"
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    wanted = trained.data.scored_turns
+    assert tokenizer.chat_template == (OTHER if wanted == "last" else TEMPLATES["chatml"])
+    ends = (tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(MARKS[wanted]))
+    assert response_ends(model) == ends_of(Run(trained)) == ResponseEnds(ends)
+    pairs = open_pairs(Run(trained)).pairs("test", [0, 1])
+    assert {int(ids[-1]) for pair in pairs for ids in pair.responses()} == {ends[1]}
