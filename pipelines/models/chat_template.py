@@ -201,7 +201,11 @@ class ChatTemplate:
 
     def require_answers(self) -> None:
         """UserError if the template does not render a question and its answer."""
-        self._taken  # noqa: B018
+        _ = self._taken
+
+    def require_ends(self) -> None:
+        """UserError if it does not, or an answer of it cannot be told apart and has no end."""
+        _ = self.form
 
     def border(self, asked: str, whole: str, before_turn: Callable[[], str]) -> int:
         """The character of `whole` where the answer begins.

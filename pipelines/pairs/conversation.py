@@ -210,7 +210,7 @@ class ChatRenderer:
         """
         if self._template is None:
             template = ChatTemplate(self._tokenizer, ChatSettings.of(self._data))
-            assert template.form  # refuses one whose answers have no end
+            template.require_ends()
             self._template = template
         sides = [chosen] if rejected is None else [chosen, rejected]
         try:

@@ -40,7 +40,7 @@ class PromptEncoder:
             return self._encoder.asked(prompt)
         if self._template is None:
             template = ChatTemplate(self._tokenizer, ChatSettings.of(self._data))
-            assert template.form  # refuses one whose answers have no end
+            template.require_ends()
             self._template = template
         try:
             text = self._template.render(prompt.messages, prompt.tools, opens_answer=True)
