@@ -4,6 +4,7 @@ A model whose tokenizer has a chat template is asked in it. Others read the text
 other.
 """
 
+import copy
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -28,7 +29,10 @@ class RewardJudge:
     """Scores replies. UserError for a model without the label, or with a template that is none."""
 
     def __init__(self, judge: RewardModelJudge) -> None:
-        self._model, self._tokenizer = load_classifier(judge.model)
+        self._model, tokenizer = load_classifier(judge.model)
+        # What is too long loses its beginning: cut at its end it would lose the reply.
+        self._tokenizer = copy.copy(tokenizer)
+        self._tokenizer.truncation_side = "left"
         self._index = _index_of(judge, self._model.config)
         self._template = _template_of(self._tokenizer)
 
@@ -36,7 +40,8 @@ class RewardJudge:
         """Add <who>_judge_score, None where the template refuses the conversation.
 
         judge_asked says how a record's prompt was put where it is a text and the judge has a
-        template; judge_refusal is what that said.
+        template; judge_refusal is what that said; judge_limit is how many tokens the judge reads,
+        if a reply had more with its prompt.
         """
         texts = [self._asked(record, record[f"{who}_text"]) for record in records]
         given = [text for text in texts if text is not None]
@@ -45,6 +50,12 @@ class RewardJudge:
         scores = iter(found)
         for record, text in zip(records, texts, strict=True):
             record[f"{who}_judge_score"] = None if text is None else next(scores)
+            if text is not None and self._is_too_long(text):
+                record["judge_limit"] = self._tokenizer.model_max_length
+
+    def _is_too_long(self, text: str) -> bool:
+        ids = self._tokenizer(text, add_special_tokens=self._template is None).input_ids
+        return len(ids) > int(self._tokenizer.model_max_length)
 
     def _asked(self, record: dict[str, Any], reply: str) -> str | None:
         stored, prompt = record["conversation"], record["prompt"]
@@ -73,7 +84,10 @@ def check_reward_judge(judge: RewardModelJudge) -> None:
 
 
 def judge_warnings(records: Records) -> Iterator[str]:
-    """How prompts that are texts were put to a judge with a chat template, and what that refused.
+    """What a judge did not read as it stands.
+
+    These are prompts of a text form that were put to a chat template, conversations that were too
+    long, and those that the template refused.
 
     Raises: UserError if it refused all.
     """
@@ -86,6 +100,12 @@ def judge_warnings(records: Records) -> Iterator[str]:
         yield (
             f"evaluate.judge.model has a chat template: {count} prompts of a text form were put to "
             f"it as {how}"
+        )
+    limits = [record["judge_limit"] for record in records if "judge_limit" in record]
+    if limits:
+        yield (
+            f"evaluate.judge.model reads {limits[0]} tokens: {len(limits)} of {len(records)} "
+            "prompts lost their beginning"
         )
     named = "the chat template of evaluate.judge.model refuses"
     if records and refused.total() == len(records):

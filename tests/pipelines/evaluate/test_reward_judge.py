@@ -109,6 +109,25 @@ def test_a_judge_without_a_template_reads_text(tmp_path: Path) -> None:
     assert list(judge_warnings(rows)) == []
 
 
+@pytest.mark.parametrize("template", [None, TEMPLATES["chatml"]])
+def test_what_is_too_long_keeps_its_reply(tmp_path: Path, template: str | None) -> None:
+    """The judge reads the last tokens, and how many prompts lost others is said."""
+    judge = judge_in(tmp_path, template, adds="")
+    tokenizer = make_tokenizer("byte_level", "", template)
+    tokenizer.model_max_length = 32
+    tokenizer.save_pretrained(tmp_path)
+    rows = [record("film", None), record("film " * 40, None)]
+    RewardJudge(judge).score(rows, "policy")
+    text = f"{'film ' * 40}boats"
+    if template is not None:
+        turns = [said("user", "film " * 40), said("assistant", "boats")]
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    assert rows[1]["policy_judge_score"] == pytest.approx(scores(judge, ids[-32:]), abs=1e-5)
+    line = "evaluate.judge.model reads 32 tokens: 1 of 2 prompts lost their beginning"
+    assert line in list(judge_warnings(rows))
+
+
 def test_a_conversation_that_the_template_refuses_has_no_verdict(tmp_path: Path) -> None:
     """And a template that refuses every one ends the evaluation in one line."""
     found = RewardJudge(judge_in(tmp_path, TEMPLATES["gemma"]))
