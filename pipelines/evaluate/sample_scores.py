@@ -49,15 +49,11 @@ def compare_scores(samples: Records) -> None:
     for sample in samples:
         for opponent in OPPONENTS:
             ours, theirs = sample["policy_judge_score"], sample[f"{opponent}_judge_score"]
-            sample[f"{opponent}_verdict"] = (
-                "failed"
-                if ours is None or theirs is None
-                else "policy"
-                if ours > theirs
-                else "opponent"
-                if ours < theirs
-                else "tie"
-            )
+            verdict = "failed"
+            if ours is not None and theirs is not None:
+                difference = ours - theirs
+                verdict = "policy" if difference > 0 else "opponent" if difference < 0 else "tie"
+            sample[f"{opponent}_verdict"] = verdict
             sample[f"{opponent}_consistent"] = None
 
 

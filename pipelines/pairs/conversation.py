@@ -222,7 +222,7 @@ class ChatRenderer:
         first = self._first_scored(sides)
         wholes = [template.render(side.messages, side.tools) for side in sides]
         for side in sides:
-            _require_written(template, side)
+            require_written(template, side)
         if len(set(wholes)) < len(sides):
             raise RowRejected("chosen and rejected are identical")
         asked = [
@@ -310,7 +310,7 @@ def _turn(template: ChatTemplate, side: Conversation, number: int, whole: str) -
     return start, template.end_of_turn(whole, probed)
 
 
-def _require_written(template: ChatTemplate, side: Conversation) -> None:
+def require_written(template: ChatTemplate, side: Conversation) -> None:
     """RowRejected for a tool or a call that the template leaves out."""
     for number, message in enumerate(side.messages):
         for at, call in enumerate(message.get("tool_calls", ())):

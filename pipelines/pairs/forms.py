@@ -171,7 +171,7 @@ def side_of(row: dict[str, Any], form: Form, name: str, value: Any) -> Side:
 
 def asked_alone(row: dict[str, Any], form: Form) -> Conversation:
     """The messages of a row's question; of a whole conversation those before its last answer."""
-    if form.asks is not None:
+    if form.asks is not None and (row.get(form.asks) is not None or not form.answers):
         return _completed(row, form, _asking(row, form, form.asks))
     messages = turns_of(row.get(form.answers[0]), form.answers[0])
     is_answered = messages and messages[-1]["role"] == "assistant"

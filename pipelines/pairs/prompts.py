@@ -12,6 +12,7 @@ from pipelines.pairs.conversation import (
     Conversation,
     PairEncoder,
     RowRejected,
+    require_written,
 )
 from pipelines.pairs.detection import Detected, detect_questions
 from pipelines.pairs.forms import Form, asked_alone, question_of, side_of, split_transcript
@@ -33,8 +34,8 @@ class PromptEncoder:
     def __call__(self, prompt: Prompt) -> list[int]:
         """BOS as the tokenizer's own encoding has it before a text, as the template in a chat.
 
-        Raises: RowRejected with the template's words, or for a prompt too long under `drop`.
-            UserError if there is no usable template.
+        Raises: RowRejected with the template's words, for a call or tool that it leaves out, or for
+            a prompt too long under `drop`. UserError if there is no usable template.
         """
         if isinstance(prompt, str):
             return self._encoder.asked(prompt)
@@ -43,6 +44,7 @@ class PromptEncoder:
             template.require_ends()
             self._template = template
         try:
+            require_written(self._template, Conversation(prompt.messages, prompt.tools))
             text = self._template.render(prompt.messages, prompt.tools, opens_answer=True)
         except TemplateRefused as reason:
             raise RowRejected(f"chat template: {reason}") from reason

@@ -132,6 +132,25 @@ def test_a_bad_row_is_left_out_and_counted(tmp_path: Path) -> None:
     ]
 
 
+def test_a_tool_that_the_template_leaves_out_is_said(tmp_path: Path) -> None:
+    """As prepare says it of the candidates: they would be dropped there."""
+    tokenizer = make_tokenizer("byte_level", "", TEMPLATES["chatml"])
+    prompts = Prompts(data_of(tmp_path, {"prompt": [ASK], "tools": [TOOL]}), tokenizer)
+    assert list(prompts) == []
+    assert [reason.split(" (")[0] for reason in prompts.reasons] == [
+        "the chat template leaves out tools"
+    ]
+
+
+def test_texts_and_conversations_are_sampled_apart(tmp_path: Path) -> None:
+    """prepare would refuse the file of their candidates, which mixes forms."""
+    (tmp_path / "b.jsonl").write_text(json.dumps({"prompt": "the film"}))
+    data = data_of(tmp_path, {"prompt": [ASK]}).model_dump(mode="json")
+    both = [*data["sources"], {"path": str(tmp_path / "b.jsonl")}]
+    with pytest.raises(UserError, match="some sources ask in texts, others in conversations"):
+        Prompts(DataSection.model_validate({**data, "sources": both}), make_tokenizer("metaspace"))
+
+
 @pytest.mark.parametrize(
     ("given", "template", "line"),
     [
