@@ -3,7 +3,7 @@
 The benchmarks' numbers are made of its results elsewhere.
 """
 
-from collections.abc import Sequence
+import itertools
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +24,7 @@ from pipelines.evaluate.tasks import (
 )
 from pipelines.evaluate.token_weights import write_weights
 from pipelines.models import (
+    TokenTexts,
     compute_device,
     generate,
     load_causal_lm,
@@ -31,7 +32,7 @@ from pipelines.models import (
     reference_dtype,
     resolve_model,
 )
-from pipelines.pairs import read_pairs
+from pipelines.pairs import Question, answer_ids, read_pairs
 from pipelines.recipe import GenerationSection
 from pipelines.reference import FeatureSource, load_reference, open_reference
 from pipelines.storage import RunStore
@@ -57,6 +58,7 @@ class Evaluator:
         training = facts.training
         directory = resolve_model(facts.tokenizer, tokenizer_only=True)
         self._tokenizer = training.chat.on(load_tokenizer(str(directory)))
+        self._texts_of = TokenTexts(self._tokenizer)
         self._reference = load_reference(training.reference.model, self._device)
         self._start = (
             self._reference.causal_lm
@@ -103,7 +105,6 @@ class Evaluator:
         """
         rows, split = task.rows, self._settings.split
         pairs = self._pairs.pairs(split, rows)
-        texts = {side: self._texts(split, rows, side) for side in ("chosen", "rejected")}
         prompts = [name for (name,) in self._pairs.values(split, rows, ["prompt_hash"])]
         widths = [p.width() for p in pairs]
         has_masks = "masks" in self._settings.benchmarks
@@ -128,7 +129,7 @@ class Evaluator:
                 "start": scores.per_response(start).tolist(),
                 "kl": scores.per_response(scores.token_kl).tolist(),
             }
-            lengths = [len(r) for i in batch for r in pairs[i].responses()]
+            lengths = [scored for i in batch for scored in pairs[i].num_scored()]
             flat = {
                 name: [part.tolist() for part in value.float().cpu().split(lengths)]
                 for name, value in (
@@ -153,7 +154,7 @@ class Evaluator:
                             "prompt_hash": prompts[i],
                             "side": name,
                             **{key: parts[2 * at + side] for key, parts in flat.items()},
-                            **self._token_texts(pairs[i].responses()[side], texts[name][i]),
+                            **self._token_texts(pairs[i], side),
                         }
                         for side, name in enumerate(("chosen", "rejected"))
                     ]
@@ -174,19 +175,15 @@ class Evaluator:
         hidden = scored_states(self._start, inputs)
         return score_tokens(hidden, head_of(self._start), inputs.labels)[0]
 
-    def _texts(self, split: str, rows: Sequence[int], side: str) -> list[str]:
-        return [text for (text,) in self._pairs.values(split, rows, [side])]
-
-    def _token_texts(self, ids: Any, text: str) -> dict[str, Any]:
-        tokens = [self._tokenizer.decode([int(i)]) for i in ids]
-        key_words = self._facts.key_words
-        if key_words is None:
-            return {"tokens": tokens, "is_key": None}
-        offsets = self._tokenizer(
-            text, add_special_tokens=False, return_offsets_mapping=True
-        ).offset_mapping[: len(tokens)]
-        labels = key_token_labels(text, offsets, key_words)
-        return {"tokens": tokens, "is_key": labels + [False] * (len(tokens) - len(labels))}
+    def _token_texts(self, pair: TokenizedPair, side: int) -> dict[str, Any]:
+        """Of the scored tokens of a response: their texts, and whether they are of key words."""
+        texts, places = self._texts_of(pair.responses()[side]), pair.scored_places()[side]
+        key_words, labels = self._facts.key_words, None
+        if key_words is not None:
+            ends = list(itertools.accumulate(map(len, texts), initial=0))
+            found = key_token_labels("".join(texts), list(itertools.pairwise(ends)), key_words)
+            labels = [found[place] for place in places]
+        return {"tokens": [texts[place] for place in places], "is_key": labels}
 
     def _sample(self, task: SamplePrompts) -> Records:
         """One continuation of each prompt by both models.
@@ -195,20 +192,26 @@ class Evaluator:
         """
         split = self._settings.split
         prompts = prompt_ids(self._pairs, split, task.rows)
-        chosen = self._texts(split, task.rows, "chosen")
+        columns = ["prompt", "chosen", "conversation"]
+        stored = self._pairs.values(split, task.rows, columns)
         settings = self._settings.generation.model_copy(update={"temperature": task.temperature})
         drawn = task.drawn or self._drawn(
             prompts, settings, task.temperature_number * 1009 + task.number, 1
         )
         kl = self._sequence_kl(prompts, [samples[0] for samples in drawn.policy])
         records = []
-        for i, prompt in enumerate(prompts):
+        for i, (asked, chosen, conversation) in enumerate(stored):
+            is_chat = conversation is not None
+            answer = answer_ids(self._tokenizer, asked, chosen, is_chat)
             record: dict[str, Any] = {
                 "order": task.order[i],
                 "temperature": task.temperature,
                 "temperature_number": task.temperature_number,
-                "prompt": self._text(prompt),
-                "chosen_text": chosen[i],
+                "prompt": Question.stored(conversation).read()
+                if is_chat
+                else self._text(prompts[i]),
+                "conversation": conversation,
+                "chosen_text": self._ends.text(self._tokenizer, self._ends.cut(answer)),
                 "kl_policy_reference": kl[i],
             }
             for who, samples in vars(drawn).items():

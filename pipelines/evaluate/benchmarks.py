@@ -65,6 +65,7 @@ def run_evaluate(
         benchmark needs does not exist.
     """
     from pipelines.evaluate.judge import EndpointJudge
+    from pipelines.evaluate.reward_judge import judge_warnings
 
     recipe = run.recipe
     if step is None and not run.paths.train.exists(MODEL):
@@ -100,6 +101,7 @@ def run_evaluate(
     found.samples = scored(
         found.samples, settings, parts, replace(pool, label="score texts"), quiet
     )
+    judged = list(judge_warnings(found.samples))
     if judge is not None:
         ask(judge, found.samples, quiet)
     masks = _masks(tasks, facts, parts, pool.paths) if "masks" in settings.benchmarks else {}
@@ -112,6 +114,7 @@ def run_evaluate(
         "tokenizer: sampling goes on after it"
         for token in (facts.ends.left_out if samples else ())
     ]
+    warnings += judged
     manifest = record.finish(
         {"benchmarks": sorted(results), "results": results, "warnings": warnings}
     )

@@ -29,6 +29,7 @@ class CodePrompts:
             return text_prompt_ids(self._tokenizer, prompt)
         from evaluation.benchmarks.code import chat_question
 
+        self._template.require_ends()
         question = {"role": "user", "content": chat_question(prompt)}
         text = self._template.render([question], opens_answer=True)
         return [int(i) for i in self._tokenizer(text, add_special_tokens=False).input_ids]

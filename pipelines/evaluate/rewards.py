@@ -78,12 +78,22 @@ def label_index(config: Any, label: str, key: str) -> int:
 
 
 @torch.no_grad()
-def class_scores(model: Any, tokenizer: Any, texts: list[str], index: int) -> list[float]:
-    """One output for each text: a probability, or the logit of a model that has no other."""
+def class_scores(
+    model: Any, tokenizer: Any, texts: list[str], index: int, is_rendered: bool = False
+) -> list[float]:
+    """One output for each text: a probability, or the logit of a model that has no other.
+
+    Args:
+        is_rendered: by a chat template, which wrote the special tokens.
+    """
     found: list[float] = []
     for start in range(0, len(texts), 32):
         inputs = tokenizer(
-            texts[start : start + 32], return_tensors="pt", padding=True, truncation=True
+            texts[start : start + 32],
+            return_tensors="pt",
+            padding=True,
+            truncation=True,
+            add_special_tokens=not is_rendered,
         ).to(model.device)
         logits = model(**inputs).logits.float()
         found += (logits.softmax(-1) if logits.shape[-1] > 1 else logits)[:, index].tolist()

@@ -1,17 +1,17 @@
 """sample: n candidates per prompt from a model, scored.
 
-They have the scored-candidates form that prepare reads.
+They have the scored-candidates form that prepare reads: in a chat, messages stay messages, so that
+prepare finds the very ids that were sampled from.
 """
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from pipelines.cluster import Pool, local_paths, run_tasks
-from pipelines.errors import UserError
 from pipelines.evaluate.rewards import Reward, build_reward
 from pipelines.models import (
     ResponseEnds,
@@ -22,7 +22,7 @@ from pipelines.models import (
     reference_dtype,
     resolve_model,
 )
-from pipelines.pairs import PairEncoder, chunks_of, read_chunk
+from pipelines.pairs import Prompt, PromptEncoder, Prompts
 from pipelines.recipe import CANDIDATES, DataSection, Recipe, SampleSection, StageRecord
 from pipelines.storage import RunStore, TaskResults, digest
 
@@ -37,7 +37,10 @@ def run_sample(
 
     Raises: UserError for a reward that cannot be built, or no prompt.
     """
-    prompts = _prompts(recipe)
+    coming = Prompts(recipe.data, load_tokenizer(_tokenizer_of(sampling_facts(recipe, ends))))
+    prompts = first_prompts(coming, recipe.sample.seed, recipe.sample.max_prompts)
+    if not prompts:
+        raise coming.none()
     tasks = _tasks(prompts, recipe.sample.batch_prompts)
     record.begin()
     record.store.sweep_temporary()
@@ -46,7 +49,12 @@ def run_sample(
     pool = Pool("sample", recipe.ray, local_paths(recipe), lighter="lower sample.batch_prompts")
     parts.add(todo, run_tasks(todo, CandidateSampler, sampling_facts(recipe, ends), pool, quiet))
     _publish(record.store, parts.results(tasks))
-    counts = {"prompts": len(prompts), "candidates": len(prompts) * recipe.sample.num_candidates}
+    counts = {
+        "prompts": len(prompts),
+        "candidates": len(prompts) * recipe.sample.num_candidates,
+        "rejected": dict(sorted(coming.reasons.items())),
+        "layouts": coming.lines,
+    }
     manifest = record.finish(counts, {CANDIDATES: record.store.checksum(CANDIDATES)})
     parts.clear()
     return manifest
@@ -62,7 +70,7 @@ class DrawCandidates:
 
     number: int
     batch_prompts: int
-    prompts: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
 
     @property
     def kind(self) -> str:
@@ -74,17 +82,25 @@ class SamplingFacts:
     """What a `CandidateSampler` needs besides its tasks.
 
     Attributes:
-        model: its name or path. ends: of its responses. data: how prompts are tokenised and cut.
+        model, tokenizer: name or path. ends: of the model's responses. data: how prompts are
+            rendered, tokenised and cut.
     """
 
     model: str
+    tokenizer: str
     ends: ResponseEnds
     data: DataSection
     settings: SampleSection
 
 
 def sampling_facts(recipe: Recipe, ends: ResponseEnds) -> SamplingFacts:
-    return SamplingFacts(recipe.model.name_or_path, ends, recipe.data, recipe.sample)
+    name = recipe.model.name_or_path
+    tokenizer = recipe.model.tokenizer or name
+    return SamplingFacts(name, tokenizer, ends, recipe.data, recipe.sample)
+
+
+def _tokenizer_of(facts: SamplingFacts) -> str:
+    return str(resolve_model(facts.tokenizer, tokenizer_only=True))
 
 
 class CandidateSampler:
@@ -93,26 +109,27 @@ class CandidateSampler:
     def __init__(self, facts: SamplingFacts) -> None:
         self._settings, self._ends = facts.settings, facts.ends
         device = compute_device()
-        directory = str(resolve_model(facts.model))
-        self._tokenizer = load_tokenizer(directory)
-        self._encoder = PairEncoder(self._tokenizer, facts.data)
-        self._model = load_causal_lm(directory, reference_dtype("auto", device), device)
+        self._tokenizer = load_tokenizer(_tokenizer_of(facts))
+        self._encoder = PromptEncoder(self._tokenizer, facts.data)
+        self._model = load_causal_lm(
+            str(resolve_model(facts.model)), reference_dtype("auto", device), device
+        )
 
     @cached_property
     def _reward(self) -> Reward:
         return build_reward(self._settings.reward)
 
     def __call__(self, task: DrawCandidates) -> list[dict[str, Any]]:
-        """Per prompt: prompt, responses and their scores."""
+        """Per prompt: prompt (and tools), responses and their scores."""
         settings, count = self._settings, self._settings.num_candidates
-        ids = [self._encoder.asked(prompt) for prompt in task.prompts]
+        ids = [self._encoder(prompt) for prompt in task.prompts]
         seed = settings.seed * 1_000_003 + task.number
         drawn = generate(self._model, self._ends, ids, settings.generation, seed, count)
         texts = [self._ends.text(self._tokenizer, sample) for sample in drawn]
         scores = self._reward(texts)
         return [
             {
-                "prompt": prompt,
+                **_columns(prompt),
                 "responses": texts[i * count : (i + 1) * count],
                 "scores": scores[i * count : (i + 1) * count],
             }
@@ -120,7 +137,14 @@ class CandidateSampler:
         ]
 
 
-def _tasks(prompts: Sequence[str], size: int) -> list[DrawCandidates]:
+def _columns(prompt: Prompt) -> dict[str, Any]:
+    """A prompt as `prepare` reads it: a text, or messages and tools."""
+    if isinstance(prompt, str):
+        return {"prompt": prompt}
+    return {"prompt": prompt.messages, **({"tools": prompt.tools} if prompt.tools else {})}
+
+
+def _tasks(prompts: Sequence[Prompt], size: int) -> list[DrawCandidates]:
     return [
         DrawCandidates(first, size, tuple(prompts[first : first + size]))
         for first in range(0, len(prompts), size)
@@ -139,43 +163,16 @@ def _publish(store: RunStore, results: Iterable[list[dict[str, Any]]]) -> None:
         shutil.rmtree(folder)
 
 
-def _prompts(recipe: Recipe) -> list[str]:
-    """The distinct prompts of data.sources in an order drawn by sample.seed, at most max_prompts.
-
-    Raises: UserError if there is none.
-    """
-    tokenizer = load_tokenizer(str(resolve_model(recipe.model.name_or_path)))
-
-    def found() -> Iterator[str]:
-        for source in recipe.data.sources:
-            for chunk in chunks_of(source, recipe.data.rows_per_task):
-                for _, row in read_chunk(chunk):
-                    value = (row or {}).get(source.columns.prompt)
-                    if isinstance(value, list):
-                        value = tokenizer.apply_chat_template(
-                            value, tokenize=False, add_generation_prompt=True
-                        )
-                    if isinstance(value, str) and value.strip():
-                        yield value
-
-    prompts = first_prompts(found(), recipe.sample.seed, recipe.sample.max_prompts)
-    if not prompts:
-        names = ", ".join(s.columns.prompt for s in recipe.data.sources)
-        raise UserError(
-            f"no prompt in column {names} of {', '.join(s.path for s in recipe.data.sources)}"
-        )
-    return prompts
-
-
-def first_prompts(prompts: Iterable[str], seed: int, most: int | None) -> list[str]:
+def first_prompts(prompts: Iterable[Prompt], seed: int, most: int | None) -> list[Prompt]:
     """The distinct prompts in the order of their hashes with a seed, the first ones if many.
 
     About twice as many as are asked for are kept at a time.
     """
-    kept: dict[str, str] = {}
+    kept: dict[str, Prompt] = {}
     last = ""  # the rank that a further prompt has to come before, once so many are known
     for prompt in prompts:
-        rank = digest([seed, prompt])
+        named = prompt if isinstance(prompt, str) else [prompt.messages, prompt.tools]
+        rank = digest([seed, named])
         if last and rank >= last:
             continue
         kept[rank] = prompt

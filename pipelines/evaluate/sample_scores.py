@@ -43,15 +43,17 @@ def ask(judge: "EndpointJudge", samples: Records, quiet: bool) -> None:
 
 
 def compare_scores(samples: Records) -> None:
-    """Add the verdicts of a reward model: the higher score wins."""
+    """Add the verdicts of a reward model: the higher score wins. One without a score has failed."""
     from evaluation.benchmarks.dialogue import OPPONENTS
 
     for sample in samples:
         for opponent in OPPONENTS:
-            difference = sample["policy_judge_score"] - sample[f"{opponent}_judge_score"]
-            sample[f"{opponent}_verdict"] = (
-                "policy" if difference > 0 else "opponent" if difference < 0 else "tie"
-            )
+            ours, theirs = sample["policy_judge_score"], sample[f"{opponent}_judge_score"]
+            verdict = "failed"
+            if ours is not None and theirs is not None:
+                difference = ours - theirs
+                verdict = "policy" if difference > 0 else "opponent" if difference < 0 else "tie"
+            sample[f"{opponent}_verdict"] = verdict
             sample[f"{opponent}_consistent"] = None
 
 

@@ -210,12 +210,17 @@ EXECUTE = Execute()
 
 @dataclass(frozen=True)
 class SampleInputs:
-    """The sampling model, its tokenizer, the sources of prompts, and where responses end."""
+    """The sampling model, its tokenizer, the sources of prompts, and where responses end.
+
+    Attributes:
+        chat_template: the text of the file that data.chat_template names.
+    """
 
     model: Located
     tokenizer: str
     sources: list[Any]
     ends: "ResponseEnds"
+    chat_template: str | None
 
 
 class Sample(Stage[SampleInputs]):
@@ -236,12 +241,20 @@ class Sample(Stage[SampleInputs]):
     def check(self, run: Run) -> None:
         from pipelines.evaluate.checks import longest_prompt
         from pipelines.evaluate.rewards import check_reward
-        from pipelines.models import check_generation, check_tokenizer, resolve_model
+        from pipelines.models import (
+            check_generation,
+            check_tokenizer,
+            load_tokenizer,
+            resolve_model,
+        )
+        from pipelines.pairs import check_prompts
 
         recipe = run.recipe
         check_reward(recipe.sample.reward, "sample.reward")
-        directory = resolve_model(recipe.model.name_or_path)
-        check_tokenizer("model.name_or_path", directory, directory)
+        name = recipe.model.tokenizer or recipe.model.name_or_path
+        tokenizer = resolve_model(name, tokenizer_only=True)
+        check_tokenizer("model.name_or_path", resolve_model(recipe.model.name_or_path), tokenizer)
+        check_prompts(recipe.data, load_tokenizer(str(tokenizer)))
         new_tokens = recipe.sample.generation.max_new_tokens
         check_generation(recipe, "sample.generation", longest_prompt(recipe), new_tokens)
 
@@ -250,18 +263,21 @@ class Sample(Stage[SampleInputs]):
             ChatSettings,
             resolve_model,
             response_ends,
+            template_file_text,
             tokenizer_fingerprint,
             weights_fingerprint,
         )
         from pipelines.pairs import source_fingerprint
 
-        name = recipe.model.name_or_path
-        directory = resolve_model(name)
+        model = recipe.model
+        directory = resolve_model(model.name_or_path)
+        tokenizer = resolve_model(model.tokenizer or model.name_or_path, tokenizer_only=True)
         return SampleInputs(
             Located(str(directory), weights_fingerprint(directory)),
-            tokenizer_fingerprint(directory),
+            tokenizer_fingerprint(tokenizer),
             [source_fingerprint(source) for source in recipe.data.sources],
-            response_ends(name, chat=ChatSettings.of(recipe.data)),
+            response_ends(model.name_or_path, model.tokenizer, ChatSettings.of(recipe.data)),
+            template_file_text(recipe.data),
         )
 
     def settings(self, recipe: Recipe, inputs: SampleInputs) -> dict[str, Any]:
@@ -269,7 +285,14 @@ class Sample(Stage[SampleInputs]):
             **stage_settings(recipe, self.name),
             "generation": recipe.sample.generation.model_dump(mode="json"),
             "reward": recipe.sample.reward.model_dump(mode="json"),
-            "prompt_columns": [source.columns.prompt for source in recipe.data.sources],
+            "prompts": [
+                source.model_dump(mode="json", include={"form", "columns"})
+                for source in recipe.data.sources
+            ],
+            "max_prompt_tokens": recipe.data.max_prompt_tokens,
+            "prompt_overflow": recipe.data.prompt_overflow,
+            "chat_template": None if inputs.chat_template else recipe.data.chat_template,
+            "chat_template_kwargs": recipe.data.chat_template_kwargs,
         }
 
     def fingerprints(
@@ -279,6 +302,7 @@ class Sample(Stage[SampleInputs]):
             "weights": inputs.model.fingerprint,
             "tokenizer": inputs.tokenizer,
             "sources": inputs.sources,
+            **({"chat_template": text} if (text := inputs.chat_template) else {}),
             **inputs.ends.fingerprint(),
         }
 
@@ -291,7 +315,12 @@ class Sample(Stage[SampleInputs]):
         return run_sample(run.recipe, run.record(self), run.inputs(self).ends, quiet)
 
     def summary(self, counts: dict[str, Any]) -> str:
-        return f"{counts['candidates']} candidates for {counts['prompts']} prompts, scored"
+        reasons = "; ".join(f"{reason}: {n}" for reason, n in counts["rejected"].items())
+        return (
+            f"{counts['candidates']} candidates for {counts['prompts']} prompts, scored"
+            + (f"; {sum(counts['rejected'].values())} rows dropped ({reasons})" if reasons else "")
+            + "".join(f"\n{line}" for line in counts["layouts"])
+        )
 
     def detail(self, counts: dict[str, Any]) -> str:
         return f"{counts['candidates']} candidates"

@@ -36,7 +36,7 @@ class ScorePairs:
 
     number: int
     rows: tuple[int, ...]
-    kind = "scored_pairs"
+    kind = "pair_scores"
 
     def num_shown(self) -> int:
         """How many of its pairs are shown token by token."""
@@ -70,7 +70,7 @@ class SamplePrompts:
 
     @property
     def kind(self) -> str:
-        return f"samples{self.temperature_number}"
+        return f"replies{self.temperature_number}"
 
 
 @dataclass(frozen=True)
@@ -106,14 +106,14 @@ class ScoreTexts:
     """Add the scores of each scorer to sample records.
 
     Attributes:
-        scorers: names of what `TextScorer` can add. records: with prompt, chosen_text, policy_text
-            and start_text.
+        scorers: names of what `TextScorer` can add. records: with prompt, conversation,
+            chosen_text, policy_text and start_text.
     """
 
     number: int
     scorers: tuple[str, ...]
     records: Records
-    kind = "scores"
+    kind = "text_scores"
 
 
 EvaluationTask = ScorePairs | SamplePrompts | WritePrograms | RunLeaderboard

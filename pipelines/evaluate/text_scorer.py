@@ -9,10 +9,10 @@ from typing import Any
 from evaluation.metrics.bert_score import BertScorer
 from evaluation.metrics.entailment import EntailmentScorer
 from pipelines.errors import UserError
+from pipelines.evaluate.reward_judge import RewardJudge, check_reward_judge
 from pipelines.evaluate.rewards import (
     build_reward,
     check_reward,
-    class_scores,
     label_index,
     load_classifier,
     model_config_of,
@@ -57,13 +57,9 @@ class TextScorer:
     def _judge(self, records: Records) -> None:
         judge = self._settings.judge
         assert isinstance(judge, RewardModelJudge)
-        score = self._loaded("judge", lambda: _reward_model(judge))
+        found = self._loaded("judge", lambda: RewardJudge(judge))
         for who in ("chosen", *WHO):
-            _put(
-                records,
-                f"{who}_judge_score",
-                score([r["prompt"] for r in records], [r[f"{who}_text"] for r in records]),
-            )
+            found.score(records, who)
 
     def _bert_score(self, records: Records) -> None:
         settings = self._settings.summarization
@@ -111,39 +107,12 @@ def _encoder(model: str) -> tuple[Any, Any]:
     return encoder.to(compute_device()), padding_tokenizer(directory)
 
 
-def _reward_model(judge: RewardModelJudge) -> Callable[[list[str], list[str]], list[float]]:
-    model, tokenizer = load_classifier(judge.model)
-    index = _judge_index(judge, model.config)
-
-    def score(prompts: list[str], replies: list[str]) -> list[float]:
-        return class_scores(
-            model,
-            tokenizer,
-            [prompt + reply for prompt, reply in zip(prompts, replies, strict=True)],
-            index,
-        )
-
-    return score
-
-
-def _judge_index(judge: RewardModelJudge, config: Any) -> int:
-    if judge.label is not None:
-        return label_index(config, judge.label, "evaluate.judge.label")
-    if config.num_labels != 1:
-        known = ", ".join(map(str, config.id2label.values()))
-        raise UserError(
-            f"evaluate.judge.model = {judge.model!r}: has {config.num_labels} outputs ({known}); "
-            "choose one with evaluate.judge.label"
-        )
-    return 0
-
-
 def check_text_models(settings: EvaluateSection) -> None:
     """UserError if a model that the benchmarks need does not exist or lacks the label asked for."""
     if "sentiment" in settings.benchmarks:
         check_reward(settings.reward, "evaluate.reward")
     if isinstance(settings.judge, RewardModelJudge) and "dialogue" in settings.benchmarks:
-        _judge_index(settings.judge, model_config_of(settings.judge.model, "evaluate.judge.model"))
+        check_reward_judge(settings.judge)
     if "summarization" in settings.benchmarks:
         section = settings.summarization
         if section.entailment_model is not None:

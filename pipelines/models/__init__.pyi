@@ -57,6 +57,7 @@ from .response_ends import (
 )
 from .sizes import check_tokenizer as check_tokenizer
 from .tensors import model_tensors as model_tensors
+from .token_texts import TokenTexts as TokenTexts
 from .trusted_code import (
     TRUSTED_CODE as TRUSTED_CODE,
     may_run as may_run,

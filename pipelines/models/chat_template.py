@@ -41,6 +41,20 @@ class TemplateForm:
 
 
 @dataclass(frozen=True)
+class _Taken:
+    """The kinds of contents that a template takes, and the simplest conversation as it writes it.
+
+    Attributes:
+        asked: what asks. whole: with the answer.
+    """
+
+    strings: bool
+    parts: bool
+    asked: str
+    whole: str
+
+
+@dataclass(frozen=True)
 class ChatSettings:
     """The template that a recipe sets in place of the tokenizer's own, and its options.
 
@@ -148,11 +162,29 @@ class ChatTemplate:
 
     @cached_property
     def form(self) -> TemplateForm:
-        """Of the simplest conversation.
+        """Of the simplest conversation, with a token that ends the answer.
 
         Raises: UserError if the template does not render it, an answer cannot be told from its
             question there, or no token ends the answer.
         """
+        taken = self._taken
+        try:
+            self.border(taken.asked, taken.whole, lambda: self._before_turn(not taken.strings))
+        except TemplateRefused as reason:
+            raise UserError(
+                f"{self.name} {reason}: responses cannot be told apart from prompts; use text form "
+                "or another template"
+            ) from reason
+        tail = taken.whole[taken.whole.rindex(_PROBE) + len(_PROBE) :]
+        ids = self._tokenizer(tail, add_special_tokens=False).input_ids
+        place = last_of(ids, self._ends)
+        if place is None:
+            raise UserError(f"{self.name} ends the assistant's turn with no special token")
+        return TemplateForm(taken.strings, taken.parts, taken.asked, int(ids[place]))
+
+    @cached_property
+    def _taken(self) -> "_Taken":
+        """UserError if the template does not render the simplest conversation."""
         reasons, found = [], {}
         for has_parts in (False, True):
             try:
@@ -165,20 +197,15 @@ class ChatTemplate:
         if not texts:
             why = reasons[0] if reasons else "the answer is not in the text"
             raise UserError(f"{self.name} does not render a question and its answer: {why}")
-        asked, whole = texts.get(False) or texts[True]
-        try:
-            self.border(asked, whole, lambda: self._before_turn(False not in texts))
-        except TemplateRefused as reason:
-            raise UserError(
-                f"{self.name} {reason}: responses cannot be told apart from prompts; use text form "
-                "or another template"
-            ) from reason
-        tail = whole[whole.rindex(_PROBE) + len(_PROBE) :]
-        ids = self._tokenizer(tail, add_special_tokens=False).input_ids
-        place = last_of(ids, self._ends)
-        if place is None:
-            raise UserError(f"{self.name} ends the assistant's turn with no special token")
-        return TemplateForm(False in texts, True in texts, asked, int(ids[place]))
+        return _Taken(False in texts, True in texts, *(texts.get(False) or texts[True]))
+
+    def require_answers(self) -> None:
+        """UserError if the template does not render a question and its answer."""
+        _ = self._taken
+
+    def require_ends(self) -> None:
+        """UserError if it does not, or an answer of it cannot be told apart and has no end."""
+        _ = self.form
 
     def border(self, asked: str, whole: str, before_turn: Callable[[], str]) -> int:
         """The character of `whole` where the answer begins.
@@ -232,9 +259,9 @@ class ChatTemplate:
     def _fitted(self, message: Message) -> Message:
         """The message with a content of the kind that the template takes."""
         content = message.get("content")
-        if isinstance(content, str) and not self.form.takes_strings:
+        if isinstance(content, str) and not self._taken.strings:
             return {**message, "content": [{"type": "text", "text": content}]}
-        if isinstance(content, list) and not self.form.takes_parts:
+        if isinstance(content, list) and not self._taken.parts:
             return {**message, "content": "".join(part["text"] for part in content)}
         return message
 

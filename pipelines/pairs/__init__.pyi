@@ -1,11 +1,16 @@
 from .conversation import (
-    PairEncoder as PairEncoder,
+    answer_ids as answer_ids,
     text_prompt_ids as text_prompt_ids,
 )
+from .prompts import (
+    Prompt as Prompt,
+    PromptEncoder as PromptEncoder,
+    Prompts as Prompts,
+    check_prompts as check_prompts,
+)
+from .question import Question as Question
 from .sources import (
-    chunks_of as chunks_of,
     left_out as left_out,
-    read_chunk as read_chunk,
     source_fingerprint as source_fingerprint,
 )
 from .stage import PREPARE as PREPARE, none_kept as none_kept

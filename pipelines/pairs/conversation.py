@@ -37,6 +37,7 @@ class RawPair:
     Attributes:
         is_chat: strings are rendered by a chat template and already end themselves. chosen_turns,
             rejected_turns: the scored turns of a rendered side, (first, end) characters of it.
+        conversation: of chat, the messages before the sides part and the tools, as JSON text.
     """
 
     prompt: str
@@ -49,6 +50,7 @@ class RawPair:
     rejected_weights: list[float] | None = None
     chosen_turns: tuple[Span, ...] = ()
     rejected_turns: tuple[Span, ...] = ()
+    conversation: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,21 @@ class Conversation:
 
     messages: Sequence[Message]
     tools: Sequence[Any] | None = None
+
+    def before(self, turn: int) -> str:
+        """What stands before a turn, as JSON text: messages, and tools if there are some.
+
+        Contents of text parts are strings there.
+        """
+        found: dict[str, Any] = {
+            "messages": [
+                {**message, "content": text_of(message)} if "content" in message else message
+                for message in self.messages[:turn]
+            ]
+        }
+        if self.tools:
+            found["tools"] = list(self.tools)
+        return json.dumps(found, ensure_ascii=False)
 
 
 def messages_of(value: Any, name: str) -> list[Message]:
@@ -192,7 +209,9 @@ class ChatRenderer:
         Raises: RowRejected with the template's own words, or if the sides do not fit.
         """
         if self._template is None:
-            self._template = ChatTemplate(self._tokenizer, ChatSettings.of(self._data))
+            template = ChatTemplate(self._tokenizer, ChatSettings.of(self._data))
+            template.require_ends()
+            self._template = template
         sides = [chosen] if rejected is None else [chosen, rejected]
         try:
             return self._pair(self._template, sides)
@@ -203,7 +222,7 @@ class ChatRenderer:
         first = self._first_scored(sides)
         wholes = [template.render(side.messages, side.tools) for side in sides]
         for side in sides:
-            _require_written(template, side)
+            require_written(template, side)
         if len(set(wholes)) < len(sides):
             raise RowRejected("chosen and rejected are identical")
         asked = [
@@ -227,7 +246,12 @@ class ChatRenderer:
             spans = (_turn(template, side, n, whole) for n in scored)
             turns.append(tuple((max(0, start - border), end - border) for start, end in spans))
         texts = [whole[border:] for whole in wholes]
-        pair = RawPair(asked[0][:border], texts[0], None, is_chat=True, chosen_turns=turns[0])
+        pair = RawPair(
+            *(asked[0][:border], texts[0], None),
+            is_chat=True,
+            chosen_turns=turns[0],
+            conversation=sides[0].before(first),
+        )
         if len(sides) == 1:
             return pair
         return replace(pair, rejected=texts[1], rejected_turns=turns[1])
@@ -287,7 +311,7 @@ def _turn(template: ChatTemplate, side: Conversation, number: int, whole: str) -
     return start, template.end_of_turn(whole, probed)
 
 
-def _require_written(template: ChatTemplate, side: Conversation) -> None:
+def require_written(template: ChatTemplate, side: Conversation) -> None:
     """RowRejected for a tool or a call that the template leaves out."""
     for number, message in enumerate(side.messages):
         for at, call in enumerate(message.get("tool_calls", ())):
@@ -353,6 +377,10 @@ class PairEncoder:
         Raises: RowRejected if it is too long under `drop`.
         """
         return self._fitting(self.prompt(text))
+
+    def asked_in_chat(self, rendered: str) -> list[int]:
+        """Likewise of a rendered conversation, whose special tokens are the template's."""
+        return self._fitting(_ids(self._tokenizer, rendered))
 
     def encode(self, pair: RawPair) -> Encoded:
         """Tokenise and truncate one pair.
@@ -432,10 +460,6 @@ class PairEncoder:
             f"{len(weights)} token weights for a response of {scored} tokens (end token included)"
         )
 
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
-        return ids
-
     def _chat(self, pair: RawPair) -> "_Parts":
         """Of rendered texts, each encoded as a whole."""
         border = len(pair.prompt)
@@ -486,9 +510,10 @@ class PairEncoder:
         contexts: list[tuple[int, ...]] = [() for _ in texts]
         ids = self.prompt(prompt)
         if not prompt:
-            return ids, [self._ended(self._ids(text)) for text in texts], contexts, 0
-        given = self._ids(prompt)
-        found = [self._continued(given, prompt, text) for text in texts]
+            alone = [_ids(self._tokenizer, text) for text in texts]
+            return ids, [self._ended(found) for found in alone], contexts, 0
+        given = _ids(self._tokenizer, prompt)
+        found = [_continued(self._tokenizer, given, prompt, text) for text in texts]
         # Where no ids continue the prompt's, its last ones are part of the responses.
         kept = min(kept for kept, _, _ in found)
         if kept == 0:
@@ -497,31 +522,53 @@ class PairEncoder:
         prompt_ids = ids[: len(ids) - len(given) + kept]
         return prompt_ids, responses, contexts, sum(n for _, _, n in found)
 
-    def _continued(self, given: list[int], prompt: str, text: str) -> tuple[int, list[int], int]:
-        """How many of the prompt's ids stay, what follows, and whether a token would straddle."""
-        joined = self._ids(prompt + text)
-        if joined[: len(given)] == given:
-            return len(given), joined[len(given) :], 0
-        whole = self._decoded(joined)
-        for anchor in ("", *_ANCHORS):
-            before, ids = self._ids(anchor) if anchor else [], self._ids(anchor + text)
-            more = ids[len(before) :]
-            if ids[: len(before)] == before and self._decoded([*given, *more]) == whole:
-                return len(given), more, 1
-        shared = next(i for i, id_ in enumerate(given) if joined[i : i + 1] != [id_])
-        return shared, joined[shared:], 1
-
     def _ended(self, ids: list[int]) -> list[int]:
         end = self._tokenizer.eos_token_id
         return ids if ids[-1:] == [end] else [*ids, end]
 
-    def _decoded(self, ids: list[int]) -> str:
-        text: str = self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-        return text
-
 
 # Prompt, responses and their contexts, and the straddling tokens.
 _Parts = tuple[list[int], list[list[int]], list[tuple[int, ...]], int]
+
+
+def _continued(
+    tokenizer: Any, given: list[int], prompt: str, text: str
+) -> tuple[int, list[int], int]:
+    """How many of the prompt's ids stay, what follows, and whether a token would straddle."""
+    joined = _ids(tokenizer, prompt + text)
+    if joined[: len(given)] == given:
+        return len(given), joined[len(given) :], 0
+    whole = _decoded(tokenizer, joined)
+    for anchor in ("", *_ANCHORS):
+        before, ids = _ids(tokenizer, anchor) if anchor else [], _ids(tokenizer, anchor + text)
+        more = ids[len(before) :]
+        if ids[: len(before)] == before and _decoded(tokenizer, [*given, *more]) == whole:
+            return len(given), more, 1
+    shared = next(i for i, id_ in enumerate(given) if joined[i : i + 1] != [id_])
+    return shared, joined[shared:], 1
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    return ids
+
+
+def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+    text: str = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    return text
+
+
+def answer_ids(tokenizer: Any, prompt: str, answer: str, is_chat: bool) -> list[int]:
+    """Ids of a response after its prompt, encoded with it as those of a pair are, and uncut.
+
+    Args:
+        is_chat: both are rendered texts.
+    """
+    if is_chat:
+        found = tokenizer(prompt + answer, add_special_tokens=False, return_offsets_mapping=True)
+        spans = zip(found.input_ids, found.offset_mapping, strict=True)
+        return [id_ for id_, (_, end) in spans if end > len(prompt)]
+    return _continued(tokenizer, _ids(tokenizer, prompt), prompt, answer)[1]
 
 
 def _around(scored: Sequence[Span], first: int, end: int) -> tuple[int, ...]:

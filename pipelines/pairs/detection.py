@@ -74,6 +74,32 @@ def detect(source: Source, rows: Sequence[SourceRow]) -> Detected:
     return Detected(form, described(source, form, readable))
 
 
+def detect_questions(source: Source, rows: Sequence[SourceRow]) -> Detected:
+    """How the rows of a source ask. They may answer, as `detect` has it, or ask alone.
+
+    Raises: UserError as `detect`, or for rows of texts beside rows of messages.
+    """
+    names, given = source.columns, [row for row in rows if row.values is not None]
+    if any(_spoken(row.values or {}, names, "auto") for row in given):
+        return detect(source, rows)
+    found: dict[tuple[str, bool], tuple[SourceRow, Form]] = {}
+    for row in given:
+        asks = _question(present(row.values or {}), names)
+        if asks is not None:
+            is_alpaca = asks == names.instruction != names.prompt and source.form != "text"
+            is_chat = is_alpaca or kind_of((row.values or {})[asks]) == "messages"
+            form = Form("prompts", is_chat, asks, ())
+            found.setdefault((asks, is_chat), (row, form))
+    if not found:
+        return detect(source, rows)  # which says what is missing
+    if len(found) > 1:
+        raise UserError(mixes(source, *list(found.values())[:2]))
+    ((_, form),) = found.values()
+    form = _completed(form, given, names)
+    kind = "conversations" if form.is_chat else "texts"
+    return Detected(form, f"data source {source.path!r}: prompts alone ({form.asks}: {kind})")
+
+
 def form_of(name: str, row: Row, names: ColumnNames | None = None) -> Form:
     """The named form of a single row."""
     source = Source(path="row", form=name, columns=names or ColumnNames())  # type: ignore[arg-type]

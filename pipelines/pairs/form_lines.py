@@ -118,7 +118,7 @@ def mixes(source: Source, one: Found, other: Found) -> str:
 
 def _roles(form: Form) -> str:
     columns = [form.asks, *form.answers] if form.asks else form.answers
-    may_be_either = form.name in ("scored", "unpaired", "chosen_only")
+    may_be_either = form.name in ("scored", "unpaired", "chosen_only", "prompts")
     manner = (" of messages" if form.is_chat else " of text") if may_be_either else ""
     return f"{form.name}{manner} ({', '.join(columns)})"
 

@@ -126,13 +126,13 @@ def _scores(row: dict[str, Any], form: Form, min_gap: float) -> dict[str, Any]:
 
 
 def _transcripts(chosen: str, rejected: str) -> RawPair:
-    (prompt, first), (other, second) = (_split_transcript(text) for text in (chosen, rejected))
+    (prompt, first), (other, second) = (split_transcript(text) for text in (chosen, rejected))
     if prompt != other:
         raise RowRejected("chosen and rejected have different prompts")
     return pair_of(prompt, first, second, None)
 
 
-def _split_transcript(transcript: str) -> tuple[str, str]:
+def split_transcript(transcript: str) -> tuple[str, str]:
     at = transcript.rfind(HH_TURN)
     if at < 0:
         raise RowRejected("no assistant turn in the transcript")
@@ -166,9 +166,22 @@ def side_of(row: dict[str, Any], form: Form, name: str, value: Any) -> Side:
         raise RowRejected("the last message is not the assistant's")
     if says_nothing(messages[-1]):
         raise RowRejected("empty response")
+    return _completed(row, form, messages)
+
+
+def asked_alone(row: dict[str, Any], form: Form) -> Conversation:
+    """The messages of a row's question; of a whole conversation those before its last answer."""
+    if form.asks is not None and (row.get(form.asks) is not None or not form.answers):
+        return _completed(row, form, _asking(row, form, form.asks))
+    messages = turns_of(row.get(form.answers[0]), form.answers[0])
+    is_answered = messages and messages[-1]["role"] == "assistant"
+    return _completed(row, form, messages[:-1] if is_answered else messages)
+
+
+def _completed(row: dict[str, Any], form: Form, messages: list[Message]) -> Conversation:
+    """Messages with what the row says of their system turn and tools."""
     if form.system:
-        system = system_in(row, form.system)
-        messages = _after_system(system, messages, form.system)
+        messages = _after_system(system_in(row, form.system), messages, form.system)
     return Conversation(messages, tools_in(row, form.tools) if form.tools else None)
 
 
@@ -183,17 +196,20 @@ def _answer(row: dict[str, Any], form: Form, name: str, value: Any) -> list[Mess
         if is_turn:
             raise RowRejected(f"{name} is text, and nothing asks: want messages")
         return given
-    asks = row[form.asks]
+    return _whole_conversation(_asking(row, form, form.asks), given, form.asks, name)
+
+
+def _asking(row: dict[str, Any], form: Form, name: str) -> list[Message]:
+    """The messages of the column that asks; a text is the user's turn."""
+    asks = row.get(name)
     if isinstance(asks, (str, bytes)):
-        text = _asked(row, form, form.asks)
+        text = _asked(row, form, name)
         if not text.strip():
             raise RowRejected("empty prompt")
-        before: list[Message] = [{"role": "user", "content": text}]
-    elif isinstance(asks, (list, dict)):
-        before = turns_of(asks, form.asks)
-    else:
-        raise RowRejected(f"{form.asks} is neither a string nor a list of messages")
-    return _whole_conversation(before, given, form.asks, name)
+        return [{"role": "user", "content": text}]
+    if isinstance(asks, (list, dict)):
+        return turns_of(asks, name)
+    raise RowRejected(f"{name} is neither a string nor a list of messages")
 
 
 def pair_of(prompt: str, chosen: Side, rejected: Side | None, chat: ChatRenderer | None) -> RawPair:
@@ -266,7 +282,7 @@ def _candidates(row: dict[str, Any], form: Form) -> tuple[list[Any], list[float]
 
 def _after_system(system: Message | None, messages: list[Message], name: str) -> list[Message]:
     """The conversation with the row's system turn; RowRejected if it has another."""
-    if system is None:
+    if system is None or not messages:
         return messages
     if messages[0]["role"] != "system":
         return [system, *messages]

@@ -316,6 +316,7 @@ def _columns(pair: RawPair, encoded: Encoded) -> dict[str, Any]:
         "rejected_weights": encoded.rejected_weights,
         "truncated": ",".join(encoded.truncated),
         "straddling": encoded.straddling,
+        "conversation": pair.conversation,
     }
 
 

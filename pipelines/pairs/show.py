@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from pipelines.errors import UserError
-from pipelines.models import load_tokenizer, resolve_model, special_ids
+from pipelines.models import TokenTexts, load_tokenizer, resolve_model, special_ids
 from pipelines.pairs.form_lines import place_of
 from pipelines.pairs.sources import Chunk, chunks_of, read_rows
 from pipelines.pairs.table import SPLITS, PairTable, open_pairs
@@ -25,8 +25,6 @@ _COLUMNS = (
     *("source", "row", "prompt_ids", "chosen_ids", "rejected_ids", "chosen_context"),
     *("rejected_context", "chosen_score", "rejected_score", "truncated"),
 )
-_HALF = "\ufffd"  # what a decoder writes for a part of a character
-_TOKENS_OF_CHARACTER = _TOKENS_BEFORE = 8
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -138,8 +136,8 @@ class _Writer:
     """Writes token ids as text, special tokens and what is scored marked."""
 
     def __init__(self, tokenizer: Any, marks: Marks) -> None:
-        self._tokenizer, self._marks = tokenizer, marks
-        self._special = special_ids(tokenizer)
+        self._marks = marks
+        self._special, self._texts = special_ids(tokenizer), TokenTexts(tokenizer)
 
     def named(self, text: str) -> str:
         return text.join(self._marks.name)
@@ -170,7 +168,7 @@ class _Writer:
         if is_cut:
             about.append("cut" if name == "prompt" else "cut: no end token")
         yield f"   {self.named(name)} ({', '.join(about)})"
-        pieces = self._pieces(before, ids)
+        pieces = self._texts(ids, begins=not len(before))
         text = ""
         for scored, group in itertools.groupby(range(len(ids)), lambda i: is_scored[i]):
             written = "".join(self._marked(ids[i], pieces[i]) for i in group)
@@ -181,33 +179,6 @@ class _Writer:
     def _marked(self, token: int, piece: str) -> str:
         text = _visible(piece)
         return text.join(self._marks.special) if token in self._special else text
-
-    def _pieces(self, before: Sequence[int], ids: Sequence[int]) -> list[str]:
-        """The text that every token adds to those before it.
-
-        A character of several tokens stands at its last one.
-        """
-        known = [*before[-_TOKENS_BEFORE:]]
-        pieces = []
-        open_ids: list[int] = []
-        for id_ in ids:
-            open_ids.append(id_)
-            base = self._decoded(known)
-            whole = self._decoded([*known, *open_ids])
-            if whole.endswith(_HALF) and len(open_ids) < _TOKENS_OF_CHARACTER:
-                pieces.append("")
-                continue
-            pieces.append(whole[len(base) :])
-            known, open_ids = [*known, *open_ids][-_TOKENS_BEFORE:], []
-        if open_ids:
-            pieces[-1] = self._decoded([*known, *open_ids])[len(self._decoded(known)) :]
-        return pieces
-
-    def _decoded(self, ids: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(
-            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-        return text
 
 
 def _visible(text: str) -> str:

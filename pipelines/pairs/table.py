@@ -43,6 +43,7 @@ PAIR_SCHEMA = pa.schema(
         ("rejected_weights", pa.list_(pa.float32())),
         ("truncated", pa.string()),
         ("straddling", pa.int32()),
+        ("conversation", pa.string()),  # of chat: what the reply answers, see question.py
     ]
 )
 _PARTS = ("prompt", "chosen", "rejected")

@@ -188,6 +188,8 @@ def write_model(
                 file.unlink()
             merged.save_pretrained(folder)
     model = facts.model
+    directory = resolve_model(model.tokenizer or model.name_or_path, tokenizer_only=True)
+    tokenizer = facts.chat.on(load_tokenizer(str(directory)))
     base = base_dir(resolve_model(model.name_or_path))
     if may_run(base):
         # The trained model is trusted as far as the one it comes from: it has the same code,
@@ -195,10 +197,9 @@ def write_model(
         if not (folder / ADAPTER_CONFIG).is_file():
             publish_code(base, folder)
             if facts.chat.template is not None:
-                (folder / "chat_template.jinja").write_text(facts.chat.template)
+                (folder / "chat_template.jinja").write_text(tokenizer.chat_template)
         return
-    directory = resolve_model(model.tokenizer or model.name_or_path, tokenizer_only=True)
-    facts.chat.on(load_tokenizer(str(directory))).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def open_policy(

@@ -78,7 +78,7 @@ class TokenizedPair:
         """Scored tokens of every response."""
         contexts = (self.chosen_context, self.rejected_context)
         return tuple(
-            len(response) - sum(context[1::2]) + sum(context[::2])
+            int(len(response) - sum(context[1::2]) + sum(context[::2]))
             for response, context in zip(self.responses(), contexts, strict=False)
         )
 

@@ -64,7 +64,8 @@ def test_a_killed_sample_goes_on_to_the_same_bytes(
     The scores are those of the classifier here, and the parts go in the end.
     """
     recipe = sampling(run_dir=str(tmp_path / "whole"))
-    assert SAMPLE.run(Run(recipe), print, True)["counts"] == {"prompts": 20, "candidates": 60}
+    counts = SAMPLE.run(Run(recipe), print, True)["counts"]
+    assert (counts["prompts"], counts["candidates"], counts["rejected"]) == (20, 60, {})
     whole = (tmp_path / "whole" / "sample" / "candidates.jsonl").read_bytes()
     candidates = [json.loads(line) for line in whole.splitlines()]
     reward = build_reward(ClassifierReward(model=str(classifier), label="entailment"))

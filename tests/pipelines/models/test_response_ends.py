@@ -24,6 +24,7 @@ from pipelines.evaluate.sample import (
 )
 from pipelines.evaluate.stage import ends_of
 from pipelines.evaluate.tasks import SamplePrompts, WritePrograms
+from pipelines.models.chat_template import ChatSettings
 from pipelines.models.generation import generate
 from pipelines.models.loading import load_causal_lm, load_tokenizer
 from pipelines.models.response_ends import ResponseEnds, end_of_turn, response_ends
@@ -60,6 +61,25 @@ def test_ends_come_from_tokenizer_template_and_the_models_list(
     assert response_ends(str(model_dir)) == ResponseEnds((tokenizer.eos_token_id,)), (
         "the quickstart's world"
     )
+
+
+def test_the_recipes_template_says_where_a_turn_ends(tmp_path: Path) -> None:
+    """In place of the tokenizer's own, as a text or by the name of one of its templates."""
+    folder = write_chain_model(tmp_path / "model", listed=None, has_template=True)
+    tokenizer = load_tokenizer(str(folder))
+    ends_in = "{% for m in messages %}{{ m.content + 'MARK' }} {% endfor %}"
+    turn, eos = (ends_in.replace("MARK", mark) for mark in ("<turn>", tokenizer.eos_token))
+
+    def ends(template: str | None) -> ResponseEnds:
+        return response_ends(str(folder), chat=ChatSettings(template))
+
+    assert ends(None) == ends(turn) == ResponseEnds((EOS, TURN))
+    assert ends(eos) == ends("{% for m in messages %}{{ m.content }}{% endfor %}")
+    assert ends(eos) == ResponseEnds((EOS,))
+    tokenizer.chat_template = {"default": eos, "talk": turn}
+    assert end_of_turn(tokenizer, ChatSettings("talk")) == TURN
+    assert end_of_turn(tokenizer, ChatSettings("default")) == EOS
+    tokenizer.chat_template = None
 
 
 @pytest.mark.parametrize(

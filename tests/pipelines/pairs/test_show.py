@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_tokenizers import KINDS, TEMPLATES
 from runs import MakeRecipe, run_here
 
 from pipelines.commands.cli import main
 from pipelines.commands.stages import PREPARE
 from pipelines.models.loading import load_tokenizer
-from pipelines.pairs.show import PLAIN, _Writer, shown
+from pipelines.pairs.show import shown
 from pipelines.pairs.table import open_pairs
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import Run
@@ -191,19 +190,3 @@ def test_any_number_of_tasks_makes_the_same_pairs(
     places = [(source, row) for _, source, row, _ in first]
     assert places == sorted(places)
     assert (one / "rejected_rows.jsonl").read_text() == (other / "rejected_rows.jsonl").read_text()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_tokens_add_up_to_the_text_whatever_the_tokenizer(kind: str) -> None:
-    """With characters of several tokens, also at the border and cut in two."""
-    tokenizer = KINDS[kind](TEMPLATES["chatml"])
-    writer = _Writer(tokenizer, PLAIN)
-    ids = tokenizer("the film ✓ was 🚢 lovely", add_special_tokens=False).input_ids
-    for at in range(1, len(ids)):
-        for stop in (len(ids), len(ids) - 1):
-            pieces = writer._pieces(ids[:at], ids[at:stop])
-            assert len(pieces) == len(ids[at:stop])
-            whole = tokenizer.decode(ids[:stop], clean_up_tokenization_spaces=False)
-            before = tokenizer.decode(ids[:at], clean_up_tokenization_spaces=False)
-            if not before.endswith("\ufffd"):
-                assert before + "".join(pieces) == whole

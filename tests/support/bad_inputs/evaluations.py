@@ -23,6 +23,17 @@ def _classifier(world: World, **more: str) -> str:
     return f"model: {world.copy(**labels)}{keys}"
 
 
+def _judge_with(template: str) -> Make:
+    """A reward model of one output with a chat template."""
+
+    def make(world: World) -> Options:
+        folder = world.copy(id2label={"0": "A"}, label2id={"A": 0})
+        (folder / "chat_template.jinja").write_text(template)
+        return _judged(f"kind: reward_model, model: {folder}")
+
+    return make
+
+
 _TASK = {"task_id": "a", "prompt": "def f(x):\n" + "    # the plot\n" * 60, "entry_point": "f"}
 _SUMMARIES = "evaluate.benchmarks=[summarization]"
 
@@ -81,6 +92,14 @@ BAD: dict[str, Bad] = {
     "no judge": (_judged("kind: reward_model, model: /nowhere"), "evaluate.judge.model: model '/n"),
     "a judge of several outputs": (
         lambda w: _judged(f"kind: reward_model, {_classifier(w)}"), "has 3 outputs", "choose one"
+    ),
+    "a judge whose template is broken": (
+        _judge_with("{% for m in messages %}{{ m.role }"),
+        "evaluate.judge.model = ", "is no template: line 1",
+    ),
+    "a judge whose template refuses": (
+        _judge_with("{{ raise_exception('ask me nothing') }}"),
+        "evaluate.judge.model = ", "does not render a question and its answer: ask me nothing",
     ),
     "no key of a judge": (
         _judged("kind: openai, base_url: 'http://x', model: m, api_key_env: NOT_SET_1"),
