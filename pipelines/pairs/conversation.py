@@ -234,7 +234,7 @@ class ChatRenderer:
             _start_of_turn(template, side, first, whole, text)
             for side, whole, text in zip(sides, wholes, asked, strict=True)
         )
-        turns = []
+        turns: list[tuple[Span, ...]] = []
         for side, whole in zip(sides, wholes, strict=True):
             last = len(side.messages) - 1
             if first == last:  # what the other side's border leaves of the opening is the answer's
