@@ -49,8 +49,16 @@ def check_readers(recipe: Recipe) -> None:
         check_family(key, directory)
         if key.endswith("_scorer"):
             _check_vocabulary(key, directory, tokenizer)
-        if key != "model.reference" or not _may_lose_rows(recipe):
+        if key != "model.reference":
             check_tokenizer(key, directory, tokenizer)
+        elif recipe.reference.max_failed_fraction <= _USUAL:
+            try:
+                check_tokenizer(key, directory, tokenizer)
+            except UserError as error:
+                raise UserError(
+                    f"{error}; with reference.max_failed_fraction above {_USUAL} rows with such "
+                    "tokens are left out"
+                ) from None
         check_positions(key, directory, longest_row(recipe), _ROW)
     wanted = recipe.required_features() | recipe.stored_features()
     if compared := sorted(_DISTRIBUTIONS & wanted):
@@ -78,12 +86,7 @@ def num_known_tokens(recipe: Recipe, tokenizer: Path) -> int | None:
     return rows if tokens_in_use(tokenizer)["last"] >= rows else None
 
 
-def _may_lose_rows(recipe: Recipe) -> bool:
-    """Whether the recipe allows for more rows than usual that the reference cannot score."""
-    usual: float = ReferenceSection.model_fields["max_failed_fraction"].default
-    return recipe.reference.max_failed_fraction > usual
-
-
+_USUAL: float = ReferenceSection.model_fields["max_failed_fraction"].default
 _ROW = "data.max_prompt_tokens + max_response_tokens = {tokens} (or data.max_tokens)"
 
 
