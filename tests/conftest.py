@@ -24,6 +24,7 @@ os.environ |= {
     "AWS_DEFAULT_REGION": "us-east-1",
 }
 
+from ranks import Ranks
 from runs import MakeRecipe, tiny_recipe
 
 from pipelines.commands.quickstart_world import (
@@ -127,6 +128,14 @@ def ray_environment(ray_cluster: None) -> Iterator[dict[str, str]]:
             seen, limit = free, time.monotonic() + 60
         assert time.monotonic() < limit, f"{free:g} CPUs are free a minute after the test"
         time.sleep(0.1)
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Ranks]:
+    """Two processes that train together, without Ray."""
+    pair = Ranks(2)
+    yield pair
+    pair.close()
 
 
 @pytest.fixture(scope="session")

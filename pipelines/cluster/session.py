@@ -11,7 +11,7 @@ from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
 from pipelines.errors import UserError
-from pipelines.models import TRUSTED_CODE
+from pipelines.models import TRUSTED_CODE, quick_imports
 from pipelines.recipe import RaySection
 
 Result = TypeVar("Result")
@@ -45,7 +45,8 @@ def ray_session(config: RaySection) -> Iterator[None]:
         ("RAY_worker_maximum_startup_concurrency", "16"),
     ):
         os.environ.setdefault(name, value)
-    import ray
+    with quick_imports():
+        import ray
 
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     logging.getLogger("ray.train").setLevel(logging.WARNING)

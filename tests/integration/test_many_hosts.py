@@ -18,14 +18,14 @@ import pytest
 from hosts import ISOLATED, Hosts, hosts
 from local_executor import LocalExecutor
 from object_store import ADDRESS, ObjectStore
+from ranks import Ranks
 from runs import MakeRecipe, run_here
 from stores import files_below
 from transformers import AutoModelForCausalLM
 
 from pipelines.cluster.actor_pool import executed_by
 from pipelines.commands.quickstart_world import TRAIN_OPENINGS, continuation, opening
-from pipelines.commands.run import run_stages
-from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
+from pipelines.commands.stages import PREPARE, REFERENCE
 from pipelines.commands.status import run_status
 from pipelines.evaluate.history import read_history
 from pipelines.evaluate.schedule import Scheduler
@@ -157,6 +157,7 @@ def test_a_run_survives_hosts_and_its_driver(
     recipe_in: MakeRecipe,
     tmp_path: Path,
     ray_cluster: None,
+    ranks: Ranks,
 ) -> None:
     """One host of three killed while scoring, then the driver; started again elsewhere as a job,
     one host cut off while training.
@@ -239,7 +240,7 @@ def test_a_run_survives_hosts_and_its_driver(
 
     whole = recipe_at(str(tmp_path / "whole"), recipe_in, inputs)
     run_here(whole, (PREPARE, REFERENCE))
-    run_stages(whole, (TRAIN,), lambda line: None, quiet=True)
+    ranks.train(whole)
     with store.as_local_directory("reference") as folder:
         assert files_below(folder, "*.parquet") == files_below(
             Path(whole.run_dir) / "reference", "*.parquet"

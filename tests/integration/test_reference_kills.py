@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import MakeRecipe
+from runs import MakeRecipe, run_here
 from stores import files_below
 
-from pipelines.commands.run import run_stages
 from pipelines.commands.stages import PREPARE, REFERENCE
 from pipelines.recipe.files import write_yaml
 from pipelines.recipe.schema import Recipe
@@ -45,7 +44,7 @@ def whole(
     recipe_in: MakeRecipe, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None
 ) -> Recipe:
     recipe = recipe_in(tmp_path_factory.mktemp("whole") / "run", *OPTIONS)
-    run_stages(recipe, (PREPARE, REFERENCE), lambda line: None)
+    run_here(recipe, (PREPARE, REFERENCE))
     assert len(files(recipe)) == 2 * SHARDS
     return recipe
 

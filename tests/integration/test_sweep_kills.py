@@ -19,7 +19,7 @@ from pipelines.train.metrics import read_metrics
 from pipelines.train.stage import TRAIN
 
 pytestmark = pytest.mark.slow
-LOSS, KL = "validation/loss", "validation/kl/reference_policy"
+LOSS, STEPS = "validation/loss", 40
 
 
 def write_sweep(recipe: Recipe, folder: Path, **top: object) -> Path:
@@ -51,9 +51,9 @@ def test_a_killed_trial_and_a_killed_driver_go_on_where_they_were(
     ray_environment: dict[str, str],
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """kill -9 of the first trial's process, then of the driver during the second trial, then
-    --resume; the best trial's metrics
-    are those of an uninterrupted run of best.yaml, bit for bit.
+    """An objective that no trial reports ends the sweep with the first trial. Repaired, it goes on
+    with the second: kill -9 of that trial's process, which is tried again, then of the driver, then
+    --resume. The trial's metrics are those of an uninterrupted run, bit for bit.
     """
     options = (
         "objective.name=sparsepo",
@@ -64,50 +64,57 @@ def test_a_killed_trial_and_a_killed_driver_go_on_where_they_were(
     pace = (
         "data.test_fraction=0",
         "train.epochs=9",
-        "train.max_steps=40",
+        f"train.max_steps={STEPS}",
         "train.checkpoint_every=1",
         "train.cpus_per_worker=1",
     )
     recipe = recipe_in(tmp_path / "unused", *options, *pace, "ray.num_cpus=2")
-    file = write_sweep(
-        recipe,
-        tmp_path,
-        space={"objective.beta": {"grid": [0.1, 0.5]}},
-        objectives=[{"metric": LOSS, "mode": "min"}],
-    )
+    space = {"objective.beta": {"grid": [0.1, 0.5]}}
+    wrong = write_sweep(recipe, tmp_path, space=space, objectives=[{"metric": "validation/los"}])
+    command = ["tune", str(wrong), "max_concurrent_trials=1"]
+    code, said = sparsepo(command, capfd)
+    assert code == 2
+    assert "'validation/los' is not reported: did you mean 'validation/loss'?" in said
     sweep = tmp_path / "sweep"
-    command, log = ["tune", str(file), "max_concurrent_trials=1"], tmp_path / "log"
+    (trained,) = sweep.glob("trials/*/train/manifest.json")
+    seen = trained.stat().st_mtime_ns
+
+    # The metric is not what trials have trained with: the file's repair is the same sweep.
+    write_sweep(recipe, tmp_path, space=space, objectives=[{"metric": LOSS, "mode": "min"}])
+    assert sparsepo(command, capfd) == (2, f"error: {sweep} holds a sweep that was interrupted: "
+        "add --resume to go on with it, or choose another run_dir\n")  # fmt: skip
+    command, log = [*command, "--resume"], tmp_path / "log"
     with started(command, log, ray_environment) as driver:
-        wait_for(lambda: steps_done("0000", sweep), 1, driver, log)
+        wait_for(lambda: steps_done("0001", sweep), 1, driver, log)
+        (first,) = sweep.glob("trials/0000-*/trial.json")
+        before = first.read_bytes()
+        assert json.loads(before)["status"] == "finished"
+        assert trained.stat().st_mtime_ns == seen, "nothing is trained twice"
         actor = actor_of_a_trial()
         assert actor is not None
         os.kill(actor, signal.SIGKILL)
-        assert steps_done("0000", sweep) < 40
-
-        wait_for(lambda: steps_done("0001", sweep), 3, driver, log)
-        first = next(sweep.glob("trials/0000-*/trial.json"))
-        before = first.read_bytes()
-        assert json.loads(before)["status"] == "finished", "the killed trial was tried again"
-        parts = sorted(first.parent.glob("train/metrics/*-train.jsonl"))
-        assert json.loads(parts[0].read_text().splitlines()[0])["step"] == 1
+        wait_for(lambda: int(actor_of_a_trial() not in (None, actor)), 1, driver, log)
+        again_at = steps_done("0001", sweep)
+        wait_for(lambda: steps_done("0001", sweep), again_at + 2, driver, log)
         kill(driver)
-    assert steps_done("0001", sweep) < 40
+    (second,) = sweep.glob("trials/0001-*")
+    assert steps_done("0001", sweep) < STEPS and not (second / "trial.json").exists()
 
-    assert sparsepo(command, capfd) == (2, f"error: {sweep} holds a sweep that was interrupted: "
-        "add --resume to go on with it, or choose another run_dir\n")  # fmt: skip
-    code, said = sparsepo([*command, "--resume"], capfd)
+    code, said = sparsepo(command, capfd)
     assert code == 0, said
     assert "Traceback" not in said
     assert first.read_bytes() == before, "what had finished was not run again"
     trials = json.loads((sweep / "trials.json").read_text())
     assert [trial["status"] for trial in trials] == ["finished", "finished"]
+    parts = sorted(second.glob("train/metrics/*-train.jsonl"))
+    assert json.loads(parts[0].read_text().splitlines()[0])["step"] == 1
 
-    best = str(sweep / "best.yaml")
-    whole = load_recipe(best, (f"run_dir={tmp_path}/whole",))
+    config = str(second / "config.yaml")
+    whole = load_recipe(config, (f"run_dir={tmp_path}/whole",))
     trainer_of(whole).run(lambda metrics: None)
     records = read_metrics(RunStore(f"{whole.run_dir}/train"))
     expected = [record for record in records if record.get("kind") == "validation"][-1]
-    counts = Run(load_recipe(best)).record(TRAIN).manifest()["counts"]
+    counts = Run(load_recipe(config)).record(TRAIN).manifest()["counts"]
     assert counts["validation"] == expected
 
 

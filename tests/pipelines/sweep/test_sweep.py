@@ -3,6 +3,7 @@ best.yaml.
 """
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -348,6 +349,41 @@ def test_the_pick(load: Load) -> None:
         pick(load(space, **two, pick={"where": [f"{KL} < 0"]}), trials)
     with pytest.raises(UserError, match="'validation/nothing' is reported by no trial"):
         pick(load(space, **two, pick={"metric": "validation/nothing"}), trials)
+
+
+def test_tpe_learns_from_results_and_keeps_conditions(load: Load) -> None:
+    """The result is best at beta = 0.3: what is suggested later lies nearer to it on the whole
+    than the first eight, which are drawn. Trials without a result are passed over.
+    """
+    from pipelines.sweep.search import searcher_of
+
+    sweep = load(
+        {
+            "mask.sharing": {"choice": ["common", "independent"]},
+            "mask.target_sparsity": {
+                "uniform": [0.2, 0.8],
+                "when": {"mask.sharing": "independent"},
+            },
+            "objective.beta": {"loguniform": [0.05, 2.0]},
+        },
+        searcher={"name": "tpe", "startup_trials": 8},
+        num_samples=32,
+        objectives=[{"metric": KL, "mode": "min"}],
+    )
+    searcher, distances, sharings = searcher_of(sweep), [], set()
+    for number in range(sweep.num_samples):
+        found = searcher.suggest(f"trial-{number}")
+        assert found["number"] == number
+        point = found["point"]
+        sharings.add(point["mask.sharing"])
+        assert ("mask.target_sparsity" in point) == (point["mask.sharing"] == "independent")
+        assert 0.2 <= point.get("mask.target_sparsity", 0.5) <= 0.8
+        assert 0.05 <= point["objective.beta"] <= 2.0
+        distances.append(abs(math.log(point["objective.beta"] / 0.3)))
+        result = None if number % 8 == 7 else {KL: distances[-1]}
+        searcher.on_trial_complete(f"trial-{number}", result)
+    assert sharings == {"common", "independent"}
+    assert sum(distances[-8:]) < 0.5 * sum(distances[:8])
 
 
 def test_means_and_spread_over_seeds() -> None:
