@@ -14,12 +14,12 @@ import secrets
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 from checkout import ROOT
+from processes import wait_while_it_goes_on
 
 from pipelines.cluster.session import free_port
 
@@ -243,12 +243,13 @@ class Hosts:
 
     def _wait_for_hosts(self, workers: int) -> None:
         """Until head and hosts are in the cluster: a driver on a host finds it from then on."""
-        deadline = time.monotonic() + 120
-        while (alive := self._alive()) < workers + 1:
-            assert time.monotonic() < deadline, f"{alive - 1} of {workers} hosts joined"
-            for number, process in self._processes.items():
-                assert process.poll() is None, self._log(number)
-            time.sleep(0.3)
+        wait_while_it_goes_on(lambda: self._alive() > workers, self._alive_and_well, 0.3)
+
+    def _alive_and_well(self) -> int:
+        """The same number, while no host has ended."""
+        for number, process in self._processes.items():
+            assert process.poll() is None, self._log(number)
+        return self._alive()
 
     def _alive(self) -> int:
         """Nodes that the head counts as alive."""
@@ -256,14 +257,15 @@ class Hosts:
         return sum(node["raylet"].get("state") == "ALIVE" for node in nodes)
 
     def _wait_for_dashboard(self) -> None:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
+        def answers() -> bool:
+            assert self._processes[0].poll() is None, self._log(0)
             with contextlib.suppress(OSError):
                 self._answer("/api/jobs/")
-                return
-            assert self._processes[0].poll() is None, self._log(0)
-            time.sleep(0.3)
-        raise AssertionError("the head's dashboard does not answer")
+                return True
+            return False
+
+        logs = self._folder / "host-0.log"
+        wait_while_it_goes_on(answers, lambda: logs.stat().st_size, 0.3)
 
     def _answer(self, path: str) -> bytes:
         request = urllib.request.Request(
