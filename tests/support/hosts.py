@@ -139,6 +139,15 @@ class Hosts:
         else:
             os.killpg(self._processes[number].pid, signal.SIGKILL)
 
+    def kinds(self) -> list[str]:
+        """For every node that the head counts as alive, its kind in an autoscaler's terms."""
+        nodes = json.loads(self._answer("/nodes?view=summary"))["data"]["summary"]
+        return [
+            node["raylet"].get("nodeTypeName", "")
+            for node in nodes
+            if node["raylet"].get("state") == "ALIVE"
+        ]
+
     def running(self) -> list[int]:
         return sorted(self._processes)
 
@@ -253,8 +262,7 @@ class Hosts:
 
     def _alive(self) -> int:
         """Nodes that the head counts as alive."""
-        nodes = json.loads(self._answer("/nodes?view=summary"))["data"]["summary"]
-        return sum(node["raylet"].get("state") == "ALIVE" for node in nodes)
+        return len(self.kinds())
 
     def _wait_for_dashboard(self) -> None:
         def answers() -> bool:

@@ -17,9 +17,18 @@ def started(
     arguments: list[str], log: Path, environment: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """`sparsepo ARGUMENTS` in a session of its own; what it prints goes into `log`."""
+    with started_as([sys.executable, "-m", "pipelines", *arguments], log, environment) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def started_as(
+    command: list[str], log: Path, environment: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Any command in the same way."""
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines", *arguments],
+            command,
             stdout=stream,
             stderr=stream,
             env=environment,
