@@ -192,7 +192,8 @@ class Hosts:
         command = [
             str(Path(sys.executable).parent / "ray"), "start", "--block", "--disable-usage-stats",
             f"--node-ip-address={self.ip(number)}",
-            f"--object-store-memory={128 * 2**20}", "--num-gpus=0", *options,
+            f"--object-store-memory={128 * 2**20}", "--num-gpus=0",
+            "--include-log-monitor=false", *options,
         ]  # fmt: skip
         environment = {
             **self.environment,
