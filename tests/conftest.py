@@ -45,15 +45,16 @@ LONGEST = (
     "integration/test_many_hosts.py",
     "integration/test_quickstart.py",
     "integration/test_training_failures.py",
-    "integration/test_autoscaling.py",
-    "integration/test_kill.py",
-    "integration/test_sweep_kills.py",
-    "pipelines/sweep/test_tune.py",
-    "pipelines/evaluate/test_schedule.py",
     "pipelines/train/test_objectives.py",
-    "pipelines/train/test_strategies.py",
-    "pipelines/evaluate/test_benchmarks.py",
+    "pipelines/sweep/test_tune.py",
+    "integration/test_autoscaling.py",
+    "integration/test_sweep_kills.py",
     "pipelines/commands/test_stages.py",
+    "pipelines/evaluate/test_schedule.py",
+    "pipelines/train/test_strategies.py",
+    "integration/test_kill.py",
+    "integration/test_reference_kills.py",
+    "pipelines/evaluate/test_benchmarks.py",
 )
 
 

@@ -126,30 +126,32 @@ def test_what_is_behind_is_stopped_and_what_diverges_is_marked(load: Load) -> No
     assert json.loads(Path(sweep.run_dir, "pareto.json").read_text())["front"][0]["trial"] == 0
 
 
-def test_a_searcher_and_repeated_seeds(load: Load) -> None:
-    """A point that TPE suggests, with two seeds: means, and their spread. What it suggests after
-    results is in test_sweep.py; a searcher that gets them from Ray is in test_many_hosts.py.
+def test_a_metric_that_no_trial_reports_ends_the_sweep_early_and_seeds_are_repeated(
+    load: Load,
+) -> None:
+    """The first seed's run is enough to say so. The file repaired, the sweep goes on with the
+    second: means, and their spread. Searchers are in test_sweep.py and test_many_hosts.py.
     """
+    space: dict[str, object] = {"objective.beta": {"grid": [0.3]}}
+    several = {"seeds": [0, 1], "max_failures": 0}
     sweep = load(
-        {
-            "mask.sharing": {"choice": ["common", "independent"]},
-            "mask.target_sparsity": {
-                "uniform": [0.2, 0.8],
-                "when": {"mask.sharing": "independent"},
-            },
-            "objective.beta": {"loguniform": [0.05, 2.0]},
-        },
-        "train.max_steps=2",
-        searcher={"name": "tpe", "startup_trials": 1},
-        num_samples=1,
-        seeds=[0, 1],
-        objectives=[{"metric": MARGIN}],
+        space, "train.max_steps=2", objectives=[{"metric": "validation/rewards/margin"}], **several
     )
-    run_tune(sweep, silent)
-    (row,) = rows(sweep)
+    with pytest.raises(
+        UserError,
+        match="'validation/rewards/margin' is not reported: did you mean "
+        "'validation/rewards/margins'",
+    ):
+        run_tune(sweep, silent)
+    (first,) = Path(sweep.run_dir).glob("trials/*/seed-*/train/manifest.json")
+    trained = first.stat().st_mtime_ns
+    assert first.parts[-3] == "seed-0"
+
+    repaired = load(space, "train.max_steps=2", objectives=[{"metric": MARGIN}], **several)
+    run_tune(repaired, silent, resume=True)
+    assert first.stat().st_mtime_ns == trained, "nothing is trained twice"
+    (row,) = rows(repaired)
     assert (row["trial"], row["status"]) == (0, "finished")
-    assert (row.get("mask.target_sparsity") is not None) == (row["mask.sharing"] == "independent")
-    assert 0.05 <= float(str(row["objective.beta"])) <= 2.0
     runs = [
         json.loads(Path(str(row["run_dir"]), f"seed-{seed}/train/{MANIFEST}").read_text())["counts"]
         for seed in (0, 1)
@@ -158,9 +160,9 @@ def test_a_searcher_and_repeated_seeds(load: Load) -> None:
     assert row[LOSS] == pytest.approx(sum(values) / 2, rel=1e-12)
     assert row[f"{LOSS}/std"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5, rel=1e-9)
     assert values[0] != values[1]
-    assert len(pq.read_table(f"{sweep.run_dir}/runs.parquet")) == 2
-    best = load_recipe(f"{sweep.run_dir}/best.yaml")
-    assert best.objective.model_dump()["beta"] == row["objective.beta"]
+    assert len(pq.read_table(f"{repaired.run_dir}/runs.parquet")) == 2
+    best = load_recipe(f"{repaired.run_dir}/best.yaml")
+    assert best.objective.model_dump()["beta"] == 0.3
 
 
 def test_more_than_the_cluster_has_is_named_before_anything_starts(load: Load) -> None:
