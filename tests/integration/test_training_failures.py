@@ -115,6 +115,7 @@ def train_without_memory(recipe: Recipe) -> None:
     for _ in while_it_goes_on(thread, train):
         if process is None:
             process = youngest_worker()
+            time.sleep(0.5)  # the dashboard works for every answer
         elif list(train.glob("checkpoints/step-*/state.json")) and not has_noted(train):
             with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
                 # Room for everything but a chunk of logits: beside what it takes between two.
