@@ -24,6 +24,7 @@ os.environ |= {
     "AWS_DEFAULT_REGION": "us-east-1",
 }
 
+from ranks import Ranks
 from runs import MakeRecipe, tiny_recipe
 
 from pipelines.commands.quickstart_world import (
@@ -44,15 +45,16 @@ LONGEST = (
     "integration/test_many_hosts.py",
     "integration/test_quickstart.py",
     "integration/test_training_failures.py",
-    "integration/test_autoscaling.py",
-    "integration/test_kill.py",
-    "integration/test_sweep_kills.py",
-    "pipelines/sweep/test_tune.py",
-    "pipelines/evaluate/test_schedule.py",
     "pipelines/train/test_objectives.py",
-    "pipelines/train/test_strategies.py",
-    "pipelines/evaluate/test_benchmarks.py",
+    "pipelines/sweep/test_tune.py",
+    "integration/test_autoscaling.py",
+    "integration/test_sweep_kills.py",
     "pipelines/commands/test_stages.py",
+    "pipelines/evaluate/test_schedule.py",
+    "pipelines/train/test_strategies.py",
+    "integration/test_kill.py",
+    "integration/test_reference_kills.py",
+    "pipelines/evaluate/test_benchmarks.py",
 )
 
 
@@ -127,6 +129,14 @@ def ray_environment(ray_cluster: None) -> Iterator[dict[str, str]]:
             seen, limit = free, time.monotonic() + 60
         assert time.monotonic() < limit, f"{free:g} CPUs are free a minute after the test"
         time.sleep(0.1)
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Ranks]:
+    """Two processes that train together, without Ray."""
+    pair = Ranks(2)
+    yield pair
+    pair.close()
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from pipelines.cluster.failures import told_in_a_line
 from pipelines.cluster.resources import Resources
 from pipelines.cluster.shared_paths import require_seen
 from pipelines.errors import Failure, StageFailed, UserError
+from pipelines.models import quick_imports
 from pipelines.recipe import RaySection
 
 Task = TypeVar("Task")
@@ -102,7 +103,8 @@ def run_tasks(
     if executor is not None:
         yield from executor.run_tasks(tasks, actor, facts, pool)
         return
-    import ray.data
+    with quick_imports():
+        import ray.data
     from ray import cloudpickle
 
     quieten_ray_data()
@@ -114,7 +116,7 @@ def run_tasks(
         [{"task": cloudpickle.dumps(task)} for task in tasks], override_num_blocks=blocks
     ).map_batches(
         _Worker,
-        fn_constructor_args=(actor, facts, actors.cpus, pool.paths),
+        fn_constructor_args=(cloudpickle.dumps((actor, facts)), actors.cpus, pool.paths),
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(
@@ -168,7 +170,8 @@ def run_alone(
 
 def quieten_ray_data() -> None:
     """Keep task order, and keep Ray Data's own bars and information lines off the terminal."""
-    import ray.data
+    with quick_imports():
+        import ray.data
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -187,7 +190,9 @@ def _alone(task: Any, actor: Callable[[Any], Any], facts: Any, paths: dict[str, 
 
     def work() -> Any:
         require_seen(paths)
-        return actor(facts)(task)
+        with quick_imports():
+            call = actor(facts)
+        return call(task)
 
     return _outcome_of(work)
 
@@ -203,17 +208,20 @@ def _outcome_of(work: Callable[[], Any]) -> "_Done | Failure":
 class _Worker:
     """The actor in Ray Data's terms: a batch of encoded tasks in, their encoded outcomes out."""
 
-    def __init__(
-        self, actor: Callable[[Any], Any], facts: Any, threads: int, paths: dict[str, str]
-    ) -> None:
-        import torch
+    def __init__(self, actor_and_facts: bytes, threads: int, paths: dict[str, str]) -> None:
+        from ray import cloudpickle
 
+        with quick_imports():
+            import torch
+
+            actor, facts = cloudpickle.loads(actor_and_facts)
         if not torch.cuda.is_available():
             torch.set_num_threads(min(threads, os.cpu_count() or 1))
         self._obstacle: Failure | None = None
         try:
             require_seen(paths)
-            self._actor = actor(facts)
+            with quick_imports():
+                self._actor = actor(facts)
         except (UserError, StageFailed) as error:
             self._obstacle = Failure.of(error)
 

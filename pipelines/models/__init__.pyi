@@ -45,6 +45,7 @@ from .loading import (
     reference_dtype as reference_dtype,
     without_weights as without_weights,
 )
+from .quick_imports import quick_imports as quick_imports
 from .readers import (
     check_generation as check_generation,
     check_readers as check_readers,

@@ -12,6 +12,7 @@ from pipelines.errors import UserError
 from pipelines.models.accelerator import device_kind, dtype_name
 from pipelines.models.contents import tokenizer_contents
 from pipelines.models.directories import base_dir, tokenizer_home
+from pipelines.models.quick_imports import quick_imports
 from pipelines.models.tensors import check_adapter
 from pipelines.models.trusted_code import refuse_foreign_code, refused_code, trusted_copy
 from pipelines.storage import CACHE, digest
@@ -28,9 +29,13 @@ def from_directory(auto_class: Any, directory: Path, what: str = "", **settings:
     try:
         refuse_foreign_code(directory)
         code = trusted_copy(directory, CACHE)
-        return auto_class.from_pretrained(
-            code or directory, local_files_only=True, trust_remote_code=code is not None, **settings
-        )
+        with quick_imports():
+            return auto_class.from_pretrained(
+                code or directory,
+                local_files_only=True,
+                trust_remote_code=code is not None,
+                **settings,
+            )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         refused = refused_code(directory) if "trust_remote_code" in str(error) else None
         raise UserError(f"model directory {directory}: {what}{refused or _line(error)}") from error
@@ -58,7 +63,8 @@ def _loaded_tokenizer(directory: str, contents: str) -> Any:
 
 def fresh_tokenizer(directory: str) -> Any:
     """As `load_tokenizer`, an object that nobody has used or changed."""
-    from transformers import AutoTokenizer
+    with quick_imports():
+        from transformers import AutoTokenizer
 
     tokenizer = from_directory(
         AutoTokenizer, tokenizer_home(Path(directory)), "no usable tokenizer: "

@@ -312,7 +312,11 @@ def _trial_of(sweep: Sweep, result: Any) -> Trial:
     config = _chosen(result.config)
     store = RunStore(sweep.trial_dir(config["number"], config["point"]))
     if store.exists(TRIAL):
-        return Trial.model_validate(store.read_json(TRIAL))
+        trial = Trial.model_validate(store.read_json(TRIAL))
+        if trial.status != "failed" or result.error is not None:
+            return trial
+        # Tune stopped it: its process saw its workers go, and had time to call that a failure.
+        store.delete(TRIAL)
     common = {"number": config["number"], "point": config["point"], "run_dir": store.root}
     if result.error is not None:
         message = failure_of(

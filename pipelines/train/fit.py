@@ -173,10 +173,13 @@ def _fit_within_memory(run: Run, facts: TrainingFacts, callbacks: Sequence[Any])
 
 
 def _fit(run: Run, facts: TrainingFacts, callbacks: Sequence[Any]) -> None:
-    import ray.train
-    from ray.exceptions import RayError
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from pipelines.models import quick_imports
+
+    with quick_imports():
+        import ray.train
+        from ray.exceptions import RayError
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
 
     recipe, train = run.recipe, run.recipe.train
     places = Resources.now(recipe.ray).training(train)

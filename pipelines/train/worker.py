@@ -18,11 +18,12 @@ def train_worker(config: dict[str, Any]) -> None:
     """
     import logging
 
-    import ray.train
-    import ray.train.torch
-
     from pipelines.cluster import require_seen
-    from pipelines.models import Placement
+    from pipelines.models import Placement, quick_imports
+
+    with quick_imports():
+        import ray.train
+        import ray.train.torch
 
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     require_seen(
@@ -65,13 +66,15 @@ def train_rank(
     """
     from dataclasses import asdict
 
-    import transformers
-
     from pipelines.errors import Failure, StageFailed, Superseded, UserError
-    from pipelines.models import is_out_of_memory
+    from pipelines.models import is_out_of_memory, quick_imports
     from pipelines.recipe import FAILURE, failure_files
     from pipelines.storage import RunStore
-    from pipelines.train.trainer import Trainer
+
+    with quick_imports():
+        import transformers
+
+        from pipelines.train.trainer import Trainer
 
     transformers.utils.logging.disable_progress_bar()
     store = RunStore(facts.root)
@@ -84,7 +87,8 @@ def train_rank(
     trainer: Trainer | None = None
     try:
         budget = remembered_budget(store) if facts.train.auto_microbatch else None
-        trainer = Trainer(facts, placement, threads, budget)
+        with quick_imports():  # of the model's own code
+            trainer = Trainer(facts, placement, threads, budget)
         trainer.run(report, is_preempted)
     except Superseded:
         return

@@ -5,11 +5,10 @@ Ray's autoscaler and its fake machines.
 import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
-import time
+from collections import Counter
 from pathlib import Path
 
 import psutil
@@ -17,6 +16,7 @@ import pytest
 import yaml
 from checkout import ROOT
 from hosts import Hosts, hosts
+from processes import wait_while_it_goes_on
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from runs import MakeRecipe
 
@@ -79,15 +79,8 @@ ENVIRONMENT = {
 
 
 def machines(cluster: Hosts) -> dict[str, int]:
-    shown = subprocess.run(
-        cluster.command(0, "ray", "status"), env=cluster.environment, capture_output=True, text=True
-    ).stdout
-    return {
-        name: int(count)
-        for count, name in re.findall(
-            r"(\d+) (spot_gpu|on_demand_gpu)", shown.partition("Pending:")[0]
-        )
-    }
+    """Without the head."""
+    return dict(Counter(kind for kind in cluster.kinds() if kind in ("spot_gpu", "on_demand_gpu")))
 
 
 def raylets(mark: str) -> list[int]:
@@ -173,16 +166,21 @@ def test_machines_come_for_a_job_are_replaced_while_it_trains_and_go_again(
                 stderr=subprocess.STDOUT,
             )
         counts: list[dict[str, int]] = []
-        is_taken = False
-        while job.poll() is None:
+
+        def has_trained() -> bool:
             counts.append(machines(cluster))
-            if not is_taken and list((run_dir / "train" / "checkpoints").glob("step-*/state.json")):
-                assert counts[-1] == {"spot_gpu": 1, "on_demand_gpu": 1}, (
-                    "spot machines come first, and no more of either than the run takes"
-                )
-                os.kill(raylets(str(tmp_path))[0], signal.SIGKILL)
-                is_taken = True
-            time.sleep(1)
+            return bool(list((run_dir / "train" / "checkpoints").glob("step-*/state.json")))
+
+        def got_done() -> tuple[list[int], int]:
+            """Machines, and files of the run."""
+            return sorted(counts[-1].values()), sum(len(names) for *_, names in os.walk(run_dir))
+
+        wait_while_it_goes_on(lambda: has_trained() or job.poll() is not None, got_done, 0.5)
+        assert counts[-1] == {"spot_gpu": 1, "on_demand_gpu": 1}, (
+            "spot machines come first, and no more of either than the run takes"
+        )
+        os.kill(raylets(str(tmp_path))[0], signal.SIGKILL)
+        wait_while_it_goes_on(lambda: has_trained() and job.poll() is not None, got_done, 0.5)
         said = log.read_text()
         assert job.returncode == 0, said[-9000:]
         assert "cluster: has 0 CPU and 0 GPU; waiting for 2 x 1 CPU" in said
@@ -194,7 +192,4 @@ def test_machines_come_for_a_job_are_replaced_while_it_trains_and_go_again(
         assert (
             json.loads((run_dir / "train" / "manifest.json").read_text())["counts"]["steps"] == 72
         )
-        limit = time.monotonic() + 90
-        while machines(cluster) and time.monotonic() < limit:
-            time.sleep(1)
-        assert machines(cluster) == {}
+        wait_while_it_goes_on(lambda: not machines(cluster), lambda: machines(cluster), 1.0)

@@ -12,11 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 from processes import kill, started, wait_for, wait_for_end
-from runs import MakeRecipe, trainer_of
+from runs import MakeRecipe, run_here, trainer_of
 from safetensors.torch import load_file
 from stores import files_below
 
-from pipelines.commands.run import run_stages
 from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
 from pipelines.recipe.files import write_yaml
 from pipelines.recipe.schema import Recipe
@@ -42,7 +41,7 @@ def whole(
 ) -> Recipe:
     """Pairs and a store that nobody interrupted."""
     recipe = recipe_in(tmp_path_factory.mktemp("whole") / "run", *OPTIONS)
-    run_stages(recipe, (PREPARE, REFERENCE), lambda line: None)
+    run_here(recipe, (PREPARE, REFERENCE))
     return recipe
 
 
@@ -86,7 +85,7 @@ def test_a_store_goes_on_after_its_driver_and_the_drivers_ray_have_died(
     whole: Recipe, recipe_in: MakeRecipe, tmp_path: Path
 ) -> None:
     """A Ray of its own dies with it: nothing is left that could still write (its agents look for it
-    once in a minute); another process on another Ray makes the rest.
+    once in a minute); another process makes the rest.
     """
     paths = {"pairs": f"{whole.run_dir}/pairs"}
     recipe = recipe_in(tmp_path / "run", *OPTIONS, paths=paths)
@@ -105,7 +104,7 @@ def test_a_store_goes_on_after_its_driver_and_the_drivers_ray_have_died(
     assert still_running(rays, seconds=60) == [], "its Ray outlives it"
     assert not (reference / "manifest.json").exists()
     assert shards() < 30, "killed before the last shard"
-    run_stages(recipe, (REFERENCE,), lambda line: None, quiet=True)
+    run_here(recipe, (REFERENCE,))
     assert files(recipe.run_dir) == files(whole.run_dir)
 
 
@@ -126,7 +125,7 @@ def test_an_interrupted_driver_ends_with_the_same_weights(
         os.kill(process.pid, signal.SIGINT)
         assert wait_for_end(process, newest) == 130
     assert not (train / "manifest.json").exists()
-    run_stages(recipe, (TRAIN,), lambda line: None, quiet=True)
+    run_here(recipe, (TRAIN,))
 
     trainer_of(whole).run(lambda metrics: None)
     assert tensors(recipe.run_dir) == tensors(whole.run_dir)

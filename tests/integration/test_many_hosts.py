@@ -9,8 +9,8 @@ import random
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -18,14 +18,15 @@ import pytest
 from hosts import ISOLATED, Hosts, hosts
 from local_executor import LocalExecutor
 from object_store import ADDRESS, ObjectStore
+from processes import kill, wait_for, wait_for_end, wait_while_it_goes_on
+from ranks import Ranks
 from runs import MakeRecipe, run_here
 from stores import files_below
 from transformers import AutoModelForCausalLM
 
 from pipelines.cluster.actor_pool import executed_by
 from pipelines.commands.quickstart_world import TRAIN_OPENINGS, continuation, opening
-from pipelines.commands.run import run_stages
-from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
+from pipelines.commands.stages import PREPARE, REFERENCE
 from pipelines.commands.status import run_status
 from pipelines.evaluate.history import read_history
 from pipelines.evaluate.schedule import Scheduler
@@ -103,24 +104,28 @@ def command_of(recipe: Recipe, folder: Path) -> list[str]:
     return ["run", str(file)]
 
 
-def sparsepo(cluster: Hosts, *arguments: str, **changed: str) -> subprocess.CompletedProcess[str]:
-    """The command line outside of all hosts, as a user has it on a laptop."""
+def sparsepo(
+    cluster: Hosts, object_store: ObjectStore, *arguments: str, **changed: str
+) -> subprocess.CompletedProcess[str]:
+    """The command line outside of all hosts, as a user has it on a laptop; waited for as long as
+    anybody asks the object store for anything.
+    """
+    command = [sys.executable, "-m", "pipelines", *arguments]
     environment = {**cluster.environment, "AWS_ENDPOINT_URL": ADDRESS, **changed}
-    return subprocess.run(
-        [sys.executable, "-m", "pipelines", *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=800,
-        check=False,
-    )
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as error:
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=error)
+        try:
+            code = wait_for_end(process, lambda: object_store.requests)
+        finally:
+            if process.poll() is None:
+                kill(process)
+        said = [stream.seek(0) or stream.read() for stream in (out, error)]
+    return subprocess.CompletedProcess(command, code, *said)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 300) -> None:
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.1)
+def checkpoints(store: RunStore) -> int:
+    names = store.names("train/checkpoints")
+    return sum(store.exists(f"train/checkpoints/{name}/state.json") for name in names)
 
 
 def host_of(cluster: Hosts, process_name: str) -> int:
@@ -133,7 +138,10 @@ def host_of(cluster: Hosts, process_name: str) -> int:
     return 0
 
 
-def test_wrong_and_missing_tokens_are_refused_in_one_line(cluster: Hosts, tmp_path: Path) -> None:
+def test_wrong_and_missing_tokens_are_refused_in_one_line(
+    cluster: Hosts, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    submit = ("submit", "--address", cluster.address, "status", "/nowhere")
     for changed, message in (
         (
             {"RAY_AUTH_TOKEN_PATH": "", "HOME": str(tmp_path)},
@@ -142,9 +150,7 @@ def test_wrong_and_missing_tokens_are_refused_in_one_line(cluster: Hosts, tmp_pa
         ({"RAY_AUTH_TOKEN": "wrong"}, "refuses the token of RAY_AUTH_TOKEN (HTTP status 403)"),
         ({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")}, "RAY_AUTH_TOKEN_PATH = "),
     ):
-        refused = sparsepo(
-            cluster, "submit", "--address", cluster.address, "status", "/nowhere", **changed
-        )
+        refused = sparsepo(cluster, object_store, *submit, **changed)
         assert refused.returncode == 2
         assert message in refused.stderr
         assert refused.stderr.count("\n") == 1, refused.stderr
@@ -157,6 +163,7 @@ def test_a_run_survives_hosts_and_its_driver(
     recipe_in: MakeRecipe,
     tmp_path: Path,
     ray_cluster: None,
+    ranks: Ranks,
 ) -> None:
     """One host of three killed while scoring, then the driver; started again elsewhere as a job,
     one host cut off while training.
@@ -175,20 +182,19 @@ def test_a_run_survives_hosts_and_its_driver(
         str(cluster.shared / "recipe.yaml"),
         "ray.address=auto",
     )
-    driver = subprocess.Popen(
-        first, env=cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    log = tmp_path / "log"
+    with log.open("wb") as stream:
+        driver = subprocess.Popen(first, env=cluster.environment, stdout=stream, stderr=stream)
 
     def shards() -> int:
-        assert driver.poll() is None, driver.communicate()[0]
         return len(store.names("reference/shards/reference_logps"))
 
-    wait_until(lambda: shards() >= 4)
+    wait_for(shards, 4, driver, log)
     cluster.kill_host(3)
     killed_at = shards()
     assert killed_at < SHARDS
     object_store.fail(3)
-    wait_until(lambda: shards() >= killed_at + 6)
+    wait_for(shards, killed_at + 6, driver, log)
     (inner,) = [
         p for p in psutil.Process(driver.pid).children(recursive=True) if "pipelines" in p.cmdline()
     ] or [psutil.Process(driver.pid)]
@@ -206,29 +212,18 @@ def test_a_run_survives_hosts_and_its_driver(
         "survivor",
         *command_of(recipe, tmp_path),
     )
-    submitted = sparsepo(cluster, *command)
+    submitted = sparsepo(cluster, object_store, *command)
     assert submitted.returncode == 0, submitted.stderr
     assert "submit: survivor on" in submitted.stdout
-    assert "survivor runs already" in sparsepo(cluster, *command).stdout
-    wait_until(
-        lambda: (
-            len(
-                [
-                    name
-                    for name in store.names("train/checkpoints")
-                    if store.exists(f"train/checkpoints/{name}/state.json")
-                ]
-            )
-            >= 1
-        )
-    )
+    assert "survivor runs already" in sparsepo(cluster, object_store, *command).stdout
+    wait_while_it_goes_on(lambda: checkpoints(store) >= 1, shards)
     training = host_of(cluster, "ray::RayTrainWorker")
     if ISOLATED:
         assert training in (1, 2, 4)
     cluster.cut_off(training or 2)
     assert not store.exists("train/manifest.json"), "training was not over"
     followed = sparsepo(
-        cluster, "job", "logs", "survivor", "--follow", "--address", cluster.address
+        cluster, object_store, "job", "logs", "survivor", "--follow", "--address", cluster.address
     )
     cluster.kill_host(training or 2)
     assert followed.returncode == 0, followed.stdout[-3000:] + followed.stderr
@@ -239,7 +234,7 @@ def test_a_run_survives_hosts_and_its_driver(
 
     whole = recipe_at(str(tmp_path / "whole"), recipe_in, inputs)
     run_here(whole, (PREPARE, REFERENCE))
-    run_stages(whole, (TRAIN,), lambda line: None, quiet=True)
+    ranks.train(whole)
     with store.as_local_directory("reference") as folder:
         assert files_below(folder, "*.parquet") == files_below(
             Path(whole.run_dir) / "reference", "*.parquet"
@@ -263,12 +258,15 @@ def test_a_run_survives_hosts_and_its_driver(
 
 @pytest.mark.skipif(not ISOLATED, reason="hosts share their disks without root")
 def test_a_local_path_is_refused_with_the_host_that_does_not_see_it(
-    cluster: Hosts, inputs: dict[str, str], recipe_in: MakeRecipe, tmp_path: Path
+    cluster: Hosts,
+    object_store: ObjectStore,
+    inputs: dict[str, str],
+    recipe_in: MakeRecipe,
+    tmp_path: Path,
 ) -> None:
     recipe = recipe_at("/tmp/mine", recipe_in, inputs)
-    refused = sparsepo(
-        cluster, "submit", "--address", cluster.address, "--follow", *command_of(recipe, tmp_path)
-    )
+    submit = ("submit", "--address", cluster.address, "--follow")
+    refused = sparsepo(cluster, object_store, *submit, *command_of(recipe, tmp_path))
     assert refused.returncode == 2
     assert "error: run_dir = /tmp/mine: the machine 10.77." in refused.stdout
     assert "does not see it: put it on a disk that every machine mounts" in refused.stdout
@@ -276,7 +274,11 @@ def test_a_local_path_is_refused_with_the_host_that_does_not_see_it(
 
 
 def test_a_sweep_on_three_hosts(
-    cluster: Hosts, inputs: dict[str, str], recipe_in: MakeRecipe, tmp_path: Path
+    cluster: Hosts,
+    object_store: ObjectStore,
+    inputs: dict[str, str],
+    recipe_in: MakeRecipe,
+    tmp_path: Path,
 ) -> None:
     """NSGA-II on reward and KL with an evaluation per trial, submitted: all trials end, three at
     a time.
@@ -310,7 +312,9 @@ def test_a_sweep_on_three_hosts(
     }
     file = tmp_path / "sweep.yaml"
     file.write_text(json.dumps(sweep))
-    done = sparsepo(cluster, "submit", "--address", cluster.address, "tune", str(file), "--follow")
+    done = sparsepo(
+        cluster, object_store, "submit", "--address", cluster.address, "tune", str(file), "--follow"
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
     assert "tune: 3 trials, 3 at a time" in done.stdout
     store = RunStore(f"{BUCKET}/sweep")

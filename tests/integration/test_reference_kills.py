@@ -7,18 +7,16 @@ The driver's death is in test_kill.py.
 
 import os
 import signal
-import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import MakeRecipe
+from processes import started_as, wait_for_end, wait_while_it_goes_on
+from runs import MakeRecipe, run_here
 from stores import files_below
 
-from pipelines.commands.run import run_stages
 from pipelines.commands.stages import PREPARE, REFERENCE
 from pipelines.recipe.files import write_yaml
 from pipelines.recipe.schema import Recipe
@@ -45,7 +43,7 @@ def whole(
     recipe_in: MakeRecipe, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None
 ) -> Recipe:
     recipe = recipe_in(tmp_path_factory.mktemp("whole") / "run", *OPTIONS)
-    run_stages(recipe, (PREPARE, REFERENCE), lambda line: None)
+    run_here(recipe, (PREPARE, REFERENCE))
     assert len(files(recipe)) == 2 * SHARDS
     return recipe
 
@@ -56,10 +54,7 @@ def scored(recipe: Recipe) -> int:
 
 
 def wait_for(recipe: Recipe, shards: int) -> None:
-    limit = time.monotonic() + 120
-    while scored(recipe) < shards:
-        assert time.monotonic() < limit, f"{scored(recipe)} of {shards} shards after two minutes"
-        time.sleep(0.01)
+    wait_while_it_goes_on(lambda: scored(recipe) >= shards, lambda: scored(recipe), 0.01)
 
 
 def test_killed_actors_change_nothing(whole: Recipe, recipe_in: MakeRecipe, tmp_path: Path) -> None:
@@ -78,7 +73,7 @@ def test_killed_actors_change_nothing(whole: Recipe, recipe_in: MakeRecipe, tmp_
         ]
         assert scored(recipe) < SHARDS, "the stage is still at work"
         os.kill(alive[0].pid, signal.SIGKILL)
-    thread.join(240)
+    wait_while_it_goes_on(lambda: not thread.is_alive(), lambda: scored(recipe))
     assert outcome and outcome[0]["counts"]["failed"] == {}
     assert files(recipe) == files(whole)
 
@@ -126,15 +121,14 @@ def test_a_killed_node_changes_nothing(
         "RAY_TMPDIR": "/tmp/ray",
         "RAY_AUTH_MODE": "disabled",
     }
-    done = subprocess.run(
-        [sys.executable, "-c", NODES, str(tmp_path / "recipe.yaml"), "2", "8"],
-        capture_output=True, text=True, timeout=400, env=environment,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    points = [
-        int(line.split()[4]) for line in done.stdout.splitlines() if line.startswith("killed")
-    ]
-    assert len(points) == 2 and max(points) < SHARDS, done.stdout
-    assert "failed rows: {}" in done.stdout
+    command = [sys.executable, "-c", NODES, str(tmp_path / "recipe.yaml"), "2", "8"]
+    log = tmp_path / "log"
+    with started_as(command, log, environment) as process:
+        code = wait_for_end(process, lambda: scored(recipe))
+    said = log.read_text()
+    assert code == 0, said[-3000:]
+    points = [int(line.split()[4]) for line in said.splitlines() if line.startswith("killed")]
+    assert len(points) == 2 and max(points) < SHARDS, said
+    assert "failed rows: {}" in said
     assert files(recipe) == files(whole)
     assert Run(recipe).record(REFERENCE).is_complete()

@@ -17,10 +17,9 @@ import psutil
 import pytest
 import torch
 from checkout import ROOT
-from runs import MakeRecipe, trainer_of
+from runs import MakeRecipe, run_here, trainer_of
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from pipelines.commands.run import run_stages
 from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
 from pipelines.commands.status import run_status
 from pipelines.recipe.schema import Recipe
@@ -90,7 +89,7 @@ def wide(
             "train.cpus_per_worker=1", "train.checkpoint_every=1", *overrides,
             paths=paths,
         )  # fmt: skip
-        run_stages(recipe, (PREPARE, REFERENCE), lambda line: None)
+        run_here(recipe, (PREPARE, REFERENCE))
         return recipe
 
     return make
@@ -116,6 +115,7 @@ def train_without_memory(recipe: Recipe) -> None:
     for _ in while_it_goes_on(thread, train):
         if process is None:
             process = youngest_worker()
+            time.sleep(0.5)  # the dashboard works for every answer
         elif list(train.glob("checkpoints/step-*/state.json")) and not has_noted(train):
             with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
                 # Room for everything but a chunk of logits: beside what it takes between two.

@@ -1,5 +1,5 @@
 """Actors' work in the test's own process, unless a test is about actors; a finished reference store
-and two ranks that tests share.
+that tests share.
 """
 
 import shutil
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from local_executor import LocalExecutor
-from ranks import Ranks
 from runs import MakeRecipe, run_here
 
 from pipelines.cluster.actor_pool import executed_by
@@ -42,11 +41,3 @@ def scored(
 def copied(scored: Recipe, recipe_in: MakeRecipe, tmp_path: Path) -> Recipe:
     shutil.copytree(scored.run_dir, tmp_path / "run")
     return recipe_in(tmp_path / "run", *KL)
-
-
-@pytest.fixture(scope="session")
-def ranks() -> Iterator[Ranks]:
-    """Two processes that train together, without Ray."""
-    pair = Ranks(2)
-    yield pair
-    pair.close()

@@ -14,12 +14,12 @@ import secrets
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 from checkout import ROOT
+from processes import wait_while_it_goes_on
 
 from pipelines.cluster.session import free_port
 
@@ -139,6 +139,15 @@ class Hosts:
         else:
             os.killpg(self._processes[number].pid, signal.SIGKILL)
 
+    def kinds(self) -> list[str]:
+        """For every node that the head counts as alive, its kind in an autoscaler's terms."""
+        nodes = json.loads(self._answer("/nodes?view=summary"))["data"]["summary"]
+        return [
+            node["raylet"].get("nodeTypeName", "")
+            for node in nodes
+            if node["raylet"].get("state") == "ALIVE"
+        ]
+
     def running(self) -> list[int]:
         return sorted(self._processes)
 
@@ -183,7 +192,8 @@ class Hosts:
         command = [
             str(Path(sys.executable).parent / "ray"), "start", "--block", "--disable-usage-stats",
             f"--node-ip-address={self.ip(number)}",
-            f"--object-store-memory={128 * 2**20}", "--num-gpus=0", *options,
+            f"--object-store-memory={128 * 2**20}", "--num-gpus=0",
+            "--include-log-monitor=false", *options,
         ]  # fmt: skip
         environment = {
             **self.environment,
@@ -243,27 +253,28 @@ class Hosts:
 
     def _wait_for_hosts(self, workers: int) -> None:
         """Until head and hosts are in the cluster: a driver on a host finds it from then on."""
-        deadline = time.monotonic() + 120
-        while (alive := self._alive()) < workers + 1:
-            assert time.monotonic() < deadline, f"{alive - 1} of {workers} hosts joined"
-            for number, process in self._processes.items():
-                assert process.poll() is None, self._log(number)
-            time.sleep(0.3)
+        wait_while_it_goes_on(lambda: self._alive() > workers, self._alive_and_well, 0.3)
+
+    def _alive_and_well(self) -> int:
+        """The same number, while no host has ended."""
+        for number, process in self._processes.items():
+            assert process.poll() is None, self._log(number)
+        return self._alive()
 
     def _alive(self) -> int:
         """Nodes that the head counts as alive."""
-        nodes = json.loads(self._answer("/nodes?view=summary"))["data"]["summary"]
-        return sum(node["raylet"].get("state") == "ALIVE" for node in nodes)
+        return len(self.kinds())
 
     def _wait_for_dashboard(self) -> None:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
+        def answers() -> bool:
+            assert self._processes[0].poll() is None, self._log(0)
             with contextlib.suppress(OSError):
                 self._answer("/api/jobs/")
-                return
-            assert self._processes[0].poll() is None, self._log(0)
-            time.sleep(0.3)
-        raise AssertionError("the head's dashboard does not answer")
+                return True
+            return False
+
+        logs = self._folder / "host-0.log"
+        wait_while_it_goes_on(answers, lambda: logs.stat().st_size, 0.3)
 
     def _answer(self, path: str) -> bytes:
         request = urllib.request.Request(

@@ -17,9 +17,18 @@ def started(
     arguments: list[str], log: Path, environment: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """`sparsepo ARGUMENTS` in a session of its own; what it prints goes into `log`."""
+    with started_as([sys.executable, "-m", "pipelines", *arguments], log, environment) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def started_as(
+    command: list[str], log: Path, environment: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Any command in the same way."""
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines", *arguments],
+            command,
             stdout=stream,
             stderr=stream,
             env=environment,
@@ -61,10 +70,17 @@ def wait_for(
 
 def wait_for_end(process: subprocess.Popen[bytes], done: Callable[[], object]) -> int:
     """The exit code, for as long as what `done()` returns goes on changing."""
+    wait_while_it_goes_on(lambda: process.poll() is not None, done)
+    return int(process.returncode)
+
+
+def wait_while_it_goes_on(
+    is_so: Callable[[], bool], done: Callable[[], object], pause_seconds: float = 0.05
+) -> None:
+    """Until `is_so()`, for as long as what `done()` returns goes on changing."""
     seen, limit = object(), 0.0
-    while process.poll() is None:
+    while not is_so():
         if (now := done()) != seen:
             seen, limit = now, time.monotonic() + _PATIENCE_SECONDS
         assert time.monotonic() < limit, f"no progress after {seen}"
-        time.sleep(0.05)
-    return process.returncode
+        time.sleep(pause_seconds)

@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 
 from pipelines.errors import Failure
+from pipelines.models import quick_imports
 from pipelines.recipe.run_paths import failure_files
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import Run
@@ -152,11 +153,12 @@ def _serve(connection: Connection, rank: int, world: int) -> None:
 
 
 def _train(facts: TrainingFacts, meeting: str, rank: int, world: int) -> Ended:
-    import torch
-    import torch.distributed as dist
+    with quick_imports():
+        import torch
+        import torch.distributed as dist
 
-    from pipelines.models.device import Placement
-    from pipelines.train.worker import train_rank
+        from pipelines.models.device import Placement
+        from pipelines.train.worker import train_rank
 
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
     end = Ended()

@@ -5,7 +5,7 @@ one line, and nothing written.
 from pathlib import Path
 
 import pytest
-from runs import MakeRecipe
+from runs import MakeRecipe, run_here
 
 from pipelines.cluster.shared_paths import local_paths
 from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
@@ -49,7 +49,7 @@ def test_workers_that_do_not_see_the_run_say_so_and_write_nothing(
     assert sorted(file.name for file in (run / "reference").rglob("*") if file.is_file()) == [
         "started.json"
     ]
-    REFERENCE.run(Run(recipe), print, True)
+    run_here(recipe, (REFERENCE,))
     with monkeypatch.context() as patched:
         patched.setattr(train, "local_paths", unseen)
         with pytest.raises(UserError, match=f"^{LINE}"):

@@ -277,7 +277,6 @@ def test_a_diverged_loss_stops_with_its_step_and_pairs(make_recipe: MakeRecipe) 
         train_here(recipe)
 
 
-@pytest.mark.actors
 @pytest.mark.slow
 def test_run_writes_everything_and_skips_it_the_second_time(
     make_recipe: MakeRecipe, tmp_path: Path
@@ -337,8 +336,8 @@ def test_run_writes_everything_and_skips_it_the_second_time(
 def test_one_and_two_workers_agree_and_a_changed_pair_shows(
     make_recipe: MakeRecipe, rows: list[dict[str, str]], ranks: Ranks, tmp_path: Path
 ) -> None:
-    """20 fp32 steps of one worker under Ray Train and of two ranks: relative difference of the
-    losses at most 1e-4; one other pair exceeds that tenfold.
+    """20 fp32 steps of one rank in this process and of two: relative difference of the losses at
+    most 1e-4; one other pair exceeds that tenfold. Ray Train's ranks are in test_strategies.py.
     """
 
     changed_file = tmp_path / "changed.jsonl"
@@ -363,8 +362,8 @@ def test_one_and_two_workers_agree_and_a_changed_pair_shows(
         assert len(found) == 20
         return found
 
-    one = scored("one", "pairs", "train.num_workers=1", "train.cpus_per_worker=1")
-    TRAIN.run(Run(one), print, True)
+    one = scored("one", "pairs", "train.num_workers=1")
+    train_here(one)
     expected = losses(one)
     two = scored("two", "pairs", "train.num_workers=2")
     ranks.train(two)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from runs import MakeRecipe, silent
+from runs import MakeRecipe, silent, train_here
 
 from pipelines.commands.run import run_stages
 from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
@@ -93,9 +93,8 @@ def test_three_objectives_one_reference_and_the_best_again(load: Load, tmp_path:
         ("prepare", "reference", "train"), "skipped"
     )
     again = load_recipe(best, (f"run_dir={tmp_path}/again",))
-    run_stages(again, (TRAIN,), silent, quiet=True)
     expected = Run(recipe).record(TRAIN).manifest()["counts"]["validation"]
-    found = Run(again).record(TRAIN).manifest()["counts"]["validation"]
+    found = train_here(again)["counts"]["validation"]
     assert found == expected, "bit for bit with the same threads"
     started = time.monotonic()
     assert run_tune(sweep, silent) == best
@@ -127,59 +126,16 @@ def test_what_is_behind_is_stopped_and_what_diverges_is_marked(load: Load) -> No
     assert json.loads(Path(sweep.run_dir, "pareto.json").read_text())["front"][0]["trial"] == 0
 
 
-def test_a_searcher_and_repeated_seeds(load: Load) -> None:
-    """TPE over a real objective with a condition, every point with two seeds: means, and their
-    spread.
+def test_a_metric_that_no_trial_reports_ends_the_sweep_early_and_seeds_are_repeated(
+    load: Load,
+) -> None:
+    """The first seed's run is enough to say so. The file repaired, the sweep goes on with the
+    second: means, and their spread. Searchers are in test_sweep.py and test_many_hosts.py.
     """
+    space: dict[str, object] = {"objective.beta": {"grid": [0.3]}}
+    several = {"seeds": [0, 1], "max_failures": 0}
     sweep = load(
-        {
-            "mask.sharing": {"choice": ["common", "independent"]},
-            "mask.target_sparsity": {
-                "uniform": [0.2, 0.8],
-                "when": {"mask.sharing": "independent"},
-            },
-            "objective.beta": {"loguniform": [0.05, 2.0]},
-        },
-        "train.max_steps=2",
-        searcher={"name": "tpe", "startup_trials": 1},
-        num_samples=2,
-        seeds=[0, 1],
-        objectives=[{"metric": MARGIN}],
-    )
-    run_tune(sweep, silent)
-    table = rows(sweep)
-    assert [row["trial"] for row in table] == [0, 1]
-    assert {row["status"] for row in table} == {"finished"}
-    for row in table:
-        assert (row.get("mask.target_sparsity") is not None) == (
-            row["mask.sharing"] == "independent"
-        )
-        assert 0.05 <= float(str(row["objective.beta"])) <= 2.0
-    for row in table:
-        runs = [
-            json.loads(Path(str(row["run_dir"]), f"seed-{seed}/train/{MANIFEST}").read_text())[
-                "counts"
-            ]
-            for seed in (0, 1)
-        ]
-        values = [named_metrics(run["validation"])[LOSS] for run in runs]
-        assert row[LOSS] == pytest.approx(sum(values) / 2, rel=1e-12)
-        assert row[f"{LOSS}/std"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5, rel=1e-9)
-        assert values[0] != values[1]
-    assert len(pq.read_table(f"{sweep.run_dir}/runs.parquet")) == 4
-    winner = max(table, key=lambda row: float(str(row[MARGIN])))
-    assert (
-        load_recipe(f"{sweep.run_dir}/best.yaml").objective.model_dump()["beta"]
-        == winner["objective.beta"]
-    )
-
-
-def test_a_metric_that_no_trial_reports_ends_the_sweep_early(load: Load) -> None:
-    sweep = load(
-        {"objective.beta": {"grid": [0.1, 0.2]}},
-        "train.max_steps=1",
-        objectives=[{"metric": "validation/rewards/margin"}],
-        max_concurrent_trials=1,
+        space, "train.max_steps=2", objectives=[{"metric": "validation/rewards/margin"}], **several
     )
     with pytest.raises(
         UserError,
@@ -187,21 +143,26 @@ def test_a_metric_that_no_trial_reports_ends_the_sweep_early(load: Load) -> None
         "'validation/rewards/margins'",
     ):
         run_tune(sweep, silent)
-    assert sum(path.exists() for path in Path(sweep.run_dir).glob("trials/*/train")) == 1, (
-        "the first one that finished was enough"
-    )
-    repaired = load(
-        {"objective.beta": {"grid": [0.1, 0.2]}},
-        "train.max_steps=1",
-        objectives=[{"metric": MARGIN}],
-        max_concurrent_trials=1,
-    )
-    first = next(Path(sweep.run_dir).glob("trials/*/train/manifest.json")).stat().st_mtime_ns
+    (first,) = Path(sweep.run_dir).glob("trials/*/seed-*/train/manifest.json")
+    trained = first.stat().st_mtime_ns
+    assert first.parts[-3] == "seed-0"
+
+    repaired = load(space, "train.max_steps=2", objectives=[{"metric": MARGIN}], **several)
     run_tune(repaired, silent, resume=True)
-    assert [row["status"] for row in rows(repaired)] == ["finished"] * 2
-    assert first in {
-        path.stat().st_mtime_ns for path in Path(sweep.run_dir).glob("trials/*/train/manifest.json")
-    }, "nothing is trained twice"
+    assert first.stat().st_mtime_ns == trained, "nothing is trained twice"
+    (row,) = rows(repaired)
+    assert (row["trial"], row["status"]) == (0, "finished")
+    runs = [
+        json.loads(Path(str(row["run_dir"]), f"seed-{seed}/train/{MANIFEST}").read_text())["counts"]
+        for seed in (0, 1)
+    ]
+    values = [named_metrics(run["validation"])[LOSS] for run in runs]
+    assert row[LOSS] == pytest.approx(sum(values) / 2, rel=1e-12)
+    assert row[f"{LOSS}/std"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5, rel=1e-9)
+    assert values[0] != values[1]
+    assert len(pq.read_table(f"{repaired.run_dir}/runs.parquet")) == 2
+    best = load_recipe(f"{repaired.run_dir}/best.yaml")
+    assert best.objective.model_dump()["beta"] == 0.3
 
 
 def test_more_than_the_cluster_has_is_named_before_anything_starts(load: Load) -> None:

@@ -1,0 +1,28 @@
+"""Import the large libraries in three quarters of the time."""
+
+import contextlib
+import gc
+import sys
+from collections.abc import Iterator
+
+_MANY = 200  # modules
+
+
+@contextlib.contextmanager
+def quick_imports() -> Iterator[None]:
+    """Leave Python's garbage collector off in this block.
+
+    Importing torch and transformers makes half a million objects that stay. The collector would
+    look through them again and again. What a block has left after many imports it looks at no more.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    before = len(sys.modules)
+    gc.disable()
+    try:
+        yield
+    finally:
+        if len(sys.modules) > before + _MANY:
+            gc.freeze()
+        gc.enable()
