@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -308,7 +309,8 @@ def test_other_library_versions_are_warned_of_when_a_store_is_extended(
     lines: list[str] = []
     more = recipe_in(copied.run_dir, "objective.name=mapo", "mask.kind=activation")
     run_stages(more, (REFERENCE,), lines.append, quiet=True)
-    assert f"was begun with torch 2.0.1, this is {torch.__version__}" in lines[-1]
+    now = version("torch")  # torch itself may say more, which build it is
+    assert f"was begun with torch 2.0.1, this is {now}" in lines[-1]
 
 
 def test_scoring_leaves_the_random_state_alone(scored: Recipe) -> None:
