@@ -390,7 +390,8 @@ def test_sft_then_sample(make_recipe: MakeRecipe, tmp_path: Path) -> None:
         "sample.max_prompts=60",
         run_dir=str(tmp_path / "s"),
     )
-    assert SAMPLE.run(Run(recipe), print, True)["counts"] == {"prompts": 60, "candidates": 180}
+    counts = SAMPLE.run(Run(recipe), print, True)["counts"]
+    assert (counts["prompts"], counts["candidates"], counts["rejected"]) == (60, 180, {})
     candidates = [
         json.loads(line)
         for line in (tmp_path / "s" / "sample" / "candidates.jsonl").read_text().splitlines()
