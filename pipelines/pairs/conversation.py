@@ -219,7 +219,7 @@ class ChatRenderer:
             raise RowRejected(f"chat template: {reason}") from reason
 
     def _pair(self, template: ChatTemplate, sides: list[Conversation]) -> RawPair:
-        first = self._first_scored(sides)
+        first = self._first_scored(template, sides)
         wholes = [template.render(side.messages, side.tools) for side in sides]
         for side in sides:
             require_written(template, side)
@@ -256,15 +256,16 @@ class ChatRenderer:
             return pair
         return replace(pair, rejected=texts[1], rejected_turns=turns[1])
 
-    def _first_scored(self, sides: list[Conversation]) -> int:
+    def _first_scored(self, template: ChatTemplate, sides: list[Conversation]) -> int:
         """The assistant's turn in which the sides part, or that is scored first of one alone."""
         messages = [side.messages for side in sides]
         if len(sides) == 1:
             if self._data.scored_turns == "last":
                 return len(messages[0]) - 1
             return next(n for n, message in enumerate(messages[0]) if _is_answer(message))
+        turns = enumerate(zip(*messages, strict=False))
         first = next(
-            (n for n, turn in enumerate(zip(*messages, strict=False)) if turn[0] != turn[1]), None
+            (n for n, (a, b) in turns if a != b and _reads_apart(template, sides, n)), None
         )
         if first is None:  # one goes on where the other ends
             if len(messages[0]) != len(messages[1]):
@@ -273,6 +274,17 @@ class ChatRenderer:
         if not all(_is_answer(side[first]) for side in messages):
             raise RowRejected("chosen and rejected have different prompts")
         return first
+
+
+def _reads_apart(template: ChatTemplate, sides: list[Conversation], number: int) -> bool:
+    """Whether a turn that differs reads differently: a field may be nothing to the template."""
+    if all(number == len(side.messages) - 1 for side in sides):
+        return True
+    try:
+        read = {template.render(side.messages[: number + 1], side.tools) for side in sides}
+    except TemplateRefused:  # no conversation ends there
+        return True
+    return len(read) > 1
 
 
 def _is_answer(message: Message) -> bool:

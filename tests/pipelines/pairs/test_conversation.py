@@ -244,6 +244,8 @@ def test_turns_that_are_scored() -> None:
     assert reason_of_encoding(row, tokenizer, max_response_tokens=4) == (
         "response truncated to nothing"
     )
+    marked = [{**message, "id": number} for number, message in enumerate(row["rejected"])]
+    assert encoded({**row, "rejected": marked}, tokenizer) == last, "no template reads the number"
     for other in (row["chosen"][:4], [*row["chosen"][:2], said("user", "no"), *row["chosen"][3:]]):
         assert reason({**row, "rejected": other}, tokenizer) == (
             "chosen and rejected have different prompts"
