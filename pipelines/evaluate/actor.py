@@ -57,7 +57,7 @@ class Evaluator:
         self._dtype = reference_dtype("auto", self._device)
         training = facts.training
         directory = resolve_model(facts.tokenizer, tokenizer_only=True)
-        self._tokenizer = training.chat.on(load_tokenizer(str(directory)))
+        self._tokenizer = load_tokenizer(str(directory))
         self._texts_of = TokenTexts(self._tokenizer)
         self._reference = load_reference(training.reference.model, self._device)
         self._start = (
@@ -253,10 +253,11 @@ class Evaluator:
         section = self._settings.leaderboard
         assert section is not None
         models = {"start": self._start, "policy": self._policy.causal_lm}
+        tokenizer = self._facts.training.chat.on(self._tokenizer)
         return [
             {
                 "model": who,
-                **run_tasks_of(section, model, self._tokenizer, self._ends, self._settings.seed),
+                **run_tasks_of(section, model, tokenizer, self._ends, self._settings.seed),
             }
             for who, model in models.items()
         ]

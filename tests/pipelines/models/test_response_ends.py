@@ -3,6 +3,8 @@ has an end of its own.
 """
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +223,31 @@ def test_candidates_and_programs_end_with_the_turn(chat_run: Recipe, tmp_path: P
     assert found["responses"] == ["two three"] * 2
     task = WritePrograms(0, start=0, task_ids=("T",), prompts=("junk",), num_samples=2)
     (program,) = Evaluator(facts_of(recipe))(task)["program"]
+    assert program["policy_texts"] == program["start_texts"] == ["one two three"] * 2
+
+
+def test_programs_are_asked_in_a_template_that_the_recipe_names(
+    chat_run: Recipe, tmp_path: Path
+) -> None:
+    """By its name among the tokenizer's: here one that asks as the tokenizer's own does."""
+    named = tmp_path / "tokenizer"
+    shutil.copytree(chat_run.model.name_or_path, named)
+    tokenizer = load_tokenizer(str(named))
+    (named / "additional_chat_templates").mkdir()
+    (named / "additional_chat_templates" / "mine.jinja").write_text(tokenizer.chat_template)
+    (tmp_path / "tasks.jsonl").write_text(
+        '{"task_id": "T", "prompt": "one", "entry_point": "f", "test": "x"}\n'
+    )
+    code = (
+        f"evaluate.code={{tasks: {tmp_path / 'tasks.jsonl'}, generation: {{max_new_tokens: 12, "
+        f"temperature: 0.05}}, apply_chat_template: true}}"
+    )
+    recipe = validate_recipe(chat_run.model_dump(mode="json"), [code])
+    facts = facts_of(recipe)
+    section = recipe.model.model_copy(update={"tokenizer": str(named)})
+    training = replace(facts.training, model=section, chat=ChatSettings("mine"))
+    task = WritePrograms(0, start=0, task_ids=("T",), prompts=("junk",), num_samples=2)
+    (program,) = Evaluator(replace(facts, training=training))(task)["program"]
     assert program["policy_texts"] == program["start_texts"] == ["one two three"] * 2
 
 
