@@ -84,16 +84,14 @@ def check_before(run: Run, stages: Sequence[Stage[Any]], is_settled: bool = True
         is_settled: whether `auto` is decided by the machines that the run will work on. Otherwise
             what earlier stages have left cannot be compared with it.
     """
-    if is_settled:
-        _check_records(run, stages)
     asked = [*_way(stages), *stages]
     if is_settled:
+        _check_records(run, stages)
         check_stages(run, asked)
+        _check_places(run, stages)
     else:
         for stage in dict.fromkeys(asked):
             stage.check(run)
-    if is_settled:
-        _check_places(run, stages)
     check_session(run.recipe.ray)
     resources = known_resources(run.recipe)
     for stage in stages:
