@@ -20,6 +20,7 @@ from typing import Any
 
 from pipelines.models import ChatSettings, ChatTemplate, Message, TemplateRefused, end_ids, last_of
 from pipelines.recipe import DataSection
+from sparsepo.batching.layouts import tokens_within
 
 _ANCHORS = ("\n", ".", "a", "a ")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
@@ -412,7 +413,7 @@ class PairEncoder:
                 raise RowRejected("empty prompt")
             prompt, responses[0] = responses[0][:1], responses[0][1:]
         weights = [
-            self._fitted(given, len(ids) - _spanned(context))
+            self._fitted(given, len(ids) - tokens_within(context))
             for given, ids, context in zip(
                 (pair.chosen_weights, pair.rejected_weights), responses, contexts, strict=False
             )
@@ -433,8 +434,8 @@ class PairEncoder:
                 contexts[i] = _cut_spans(contexts[i], limit)
                 truncated.append(name)
                 if (given := weights[i]) is not None:
-                    weights[i] = given[: limit - _spanned(contexts[i])]
-            if len(responses[i]) == _spanned(contexts[i]):
+                    weights[i] = given[: limit - tokens_within(contexts[i])]
+            if len(responses[i]) == tokens_within(contexts[i]):
                 raise RowRejected("response truncated to nothing")
         if len(responses) == 2 and responses[0] == responses[1]:
             raise RowRejected("chosen and rejected are identical after truncation")
@@ -588,10 +589,6 @@ def _around(scored: Sequence[Span], first: int, end: int) -> tuple[int, ...]:
     places = [first, *(place for span in scored for place in span), end]
     gaps = [(start, stop) for start, stop in zip(places[::2], places[1::2], strict=True)]
     return tuple(place - first for gap in gaps if gap[0] < gap[1] for place in gap)
-
-
-def _spanned(spans: Sequence[int]) -> int:
-    return sum(spans[1::2]) - sum(spans[::2])
 
 
 def _cut_spans(spans: Sequence[int], end: int) -> tuple[int, ...]:

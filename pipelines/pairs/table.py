@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pipelines.errors import UserError
 from pipelines.recipe import LENGTHS, MANIFEST, Run
 from pipelines.storage import RunStore
-from sparsepo.batching.layouts import PairLengths, TokenizedPair
+from sparsepo.batching.layouts import PairLengths, TokenizedPair, tokens_within
 
 SPLITS = ("train", "validation", "test")
 _ID_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -127,10 +127,8 @@ class TokenLengths:
 
 
 def _spanned(column: pa.ChunkedArray) -> _Int32:
-    """Tokens within the spans [start, stop, ...] of every row, [rows]."""
-    found: _Int32 = np.array(
-        [sum(row[1::2]) - sum(row[::2]) if row else 0 for row in column.to_pylist()], np.int32
-    )
+    """Tokens within the spans of every row, [rows]; a null has none."""
+    found: _Int32 = np.array([tokens_within(row or ()) for row in column.to_pylist()], np.int32)
     return found
 
 

@@ -78,7 +78,7 @@ class TokenizedPair:
         """Scored tokens of every response."""
         contexts = (self.chosen_context, self.rejected_context)
         return tuple(
-            int(len(response) - sum(context[1::2]) + sum(context[::2]))
+            len(response) - tokens_within(context)
             for response, context in zip(self.responses(), contexts, strict=False)
         )
 
@@ -229,6 +229,11 @@ def _check(pairs: Sequence[TokenizedPair]) -> None:
                     f"pair {i} has {len(pair.prompt)} prompt and {scored} scored response tokens: "
                     "both must be > 0"
                 )
+
+
+def tokens_within(spans: Sequence[int]) -> int:
+    """Tokens in spans, given as places [start, stop, start, stop, ...]."""
+    return int(sum(spans[1::2]) - sum(spans[::2]))
 
 
 def _without(length: int, context: Sequence[int]) -> npt.NDArray[np.int64]:
