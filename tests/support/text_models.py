@@ -78,7 +78,11 @@ def write_entailment(folder: Path, words: list[str]) -> Path:
 
 def write_reward_model(folder: Path, words: list[str]) -> Path:
     """An untrained scalar reward model on a decoder."""
-    tokenizer = word_tokenizer(words)
+    return save_reward_model(folder, word_tokenizer(words), pad_token_id=0)
+
+
+def save_reward_model(folder: Path, tokenizer: PreTrainedTokenizerFast, **more: Any) -> Path:
+    """Likewise, with any tokenizer. Args: more: of its configuration."""
     torch.manual_seed(2)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -87,7 +91,7 @@ def write_reward_model(folder: Path, words: list[str]) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_labels=1,
-        pad_token_id=0,
+        **more,
     )
     LlamaForSequenceClassification(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 import torch
 from chat_tokenizers import TEMPLATES, make_tokenizer
+from text_models import save_reward_model
 from transformers import (
     AutoModelForSequenceClassification,
-    LlamaConfig,
-    LlamaForSequenceClassification,
 )
 
 from pipelines.errors import UserError
@@ -26,19 +25,7 @@ Messages = list[dict[str, Any]]
 
 def judge_in(folder: Path, template: str | None, adds: str = "bos") -> RewardModelJudge:
     tokenizer = make_tokenizer("byte_level", adds, template)
-    torch.manual_seed(2)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_labels=1,
-        pad_token_id=tokenizer.eos_token_id,
-        initializer_range=0.3,
-    )
-    LlamaForSequenceClassification(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_reward_model(folder, tokenizer, pad_token_id=tokenizer.eos_token_id, initializer_range=0.3)
     return RewardModelJudge(model=str(folder))
 
 
