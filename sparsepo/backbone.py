@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sparsepo.batching.layouts import TokenizedPair, packed_layout, padded_layout
 from sparsepo.records import ModelInputs
+from sparsepo.rotary import settle_rows, short_row
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 _BLOCK = 128  # FlexAttention's block size
@@ -47,13 +48,21 @@ def transformer_of(causal_lm: Any) -> Any:
 def backbone_of(transformer: Any) -> Any:
     """The part of a transformers causal model that ends in its last hidden states.
 
-    Where `base_model` is the whole model (Llama 4's text model names a prefix that it does not
-    have), it is the first part that is a model of its own.
+    Of a model that reads more than text it is the part that reads text. Where `base_model` is the
+    whole model (Llama 4's text model names a prefix that it does not have), it is the first part
+    that is a model of its own.
     """
+    if reads_more_than_text(transformer):
+        return transformer.get_decoder()
     base = transformer.base_model
     if base is not transformer or transformer.get_output_embeddings() is None:
         return base
     return next((part for part in transformer.children() if hasattr(part, "config")), base)
+
+
+def reads_more_than_text(transformer: Any) -> bool:
+    """Whether a model has parts for images or sound beside its language model (Gemma 3)."""
+    return transformer.config.get_text_config() is not transformer.config
 
 
 def decoder_layers(transformer: Any) -> list[nn.Module]:
@@ -94,6 +103,7 @@ def checkpoint_activations(transformer: Any) -> None:
 def run_backbone(causal_lm: Any, inputs: ModelInputs) -> Any:
     """The backbone's output for inputs of either layout, without a cache."""
     transformer = transformer_of(causal_lm)
+    settle_rows(transformer)
     return backbone_of(transformer)(
         input_ids=inputs.input_ids,
         attention_mask=attention_argument(transformer, inputs),
@@ -143,16 +153,18 @@ def without_flex_attention(transformer: Any) -> Iterator[None]:
 
 
 @torch.no_grad()
-def enable_packing(transformer: Any) -> str | None:
+def enable_packing(transformer: Any, longest: int | None = None) -> str | None:
     """Prepare a model for packed rows: FlexAttention where the model has it and sits on one GPU.
 
     One packed row is compared with the same sequences apart. A response lies further from its
     prompt than any window that the config names. So a model is found that ignores masks or
     positions, or that masks by the place in the row, as GPT-Neo's local layers do.
 
+    Args:
+        longest: tokens of the longest sequence that will be read; None if any may come.
     Returns: None, or why packed rows would be wrong for this model.
     """
-    obstacle = packing_obstacle(transformer)
+    obstacle = packing_obstacle(transformer, longest)
     if obstacle is not None:
         return obstacle
     distance = max(_longest_span(transformer.config)[1] + 1, _SHORTEST_PROBE)
@@ -208,11 +220,17 @@ def enable_packing(transformer: Any) -> str | None:
 
 
 @torch.no_grad()
-def packing_obstacle(transformer: Any) -> str | None:
+def packing_obstacle(transformer: Any, longest: int | None = None) -> str | None:
     """What in a model's config and modules makes packed rows wrong; None if nothing does.
 
     The weights are not read: a model on the meta device will do.
+
+    Args:
+        longest: tokens of the longest sequence that will be read; None if any may come.
     """
+    limit = short_row(transformer.config)
+    if limit is not None and (longest is None or longest > limit):
+        return f"sequences beyond {limit} tokens have other rotary features (longrope)"
     windows = _windows(transformer.config)
     unknown = sorted(set(windows) - {FULL, SLIDING})
     if unknown:

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from sparsepo.activations import ActivationRecorder, select_hooks
-from sparsepo.backbone import backbone_of, decoder_layers, run_backbone, scored_rows, transformer_of
+from sparsepo.backbone import (
+    backbone_of,
+    decoder_layers,
+    run_backbone,
+    scored_rows,
+    state_size,
+    transformer_of,
+)
 from sparsepo.batching.layouts import TokenizedPair, padded_layout
 from sparsepo.compression import pack_topk, topk_of, unpack_topk
 from sparsepo.features import FEATURES
@@ -23,7 +30,9 @@ from sparsepo.records import Features, ModelInputs, TokenScores
 # Config fields of transformers models that change logits after the head's matrix product.
 _SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 _MULTIPLIED_BY = ("logit_scale", "lm_head_multiplier")
-_DIVIDED_BY = ("logits_scaling",)
+_DIVIDED_BY = ("logits_scaling", "logits_mup_width_multiplier")
+_BEFORE_HEAD = {"modernbert-decoder": "lm_head"}  # a module, by the model's type
+_MULTIPLIED_IN = {"hyperclovax": ("logits_scaling",)}  # where others divide
 
 
 def head_of(causal_lm: Any) -> LMHead:
@@ -44,14 +53,26 @@ def head_of(causal_lm: Any) -> LMHead:
             f"the LM head of {type(transformer).__name__} is a {type(layer).__name__}: leave it "
             "out of peft's target modules"
         )
-    config = transformer.config
+    config = transformer.config.get_text_config()
     scale = 1.0
-    for name in _MULTIPLIED_BY:
-        scale *= float(getattr(config, name, None) or 1.0)
-    for name in _DIVIDED_BY:
-        scale /= float(getattr(config, name, None) or 1.0)
+    factors = (*_MULTIPLIED_BY, *_MULTIPLIED_IN.get(config.model_type, ()))
+    for name in (*_MULTIPLIED_BY, *_DIVIDED_BY):
+        factor = float(getattr(config, name, None) or 1.0)
+        scale = scale * factor if name in factors else scale / factor
     softcap = next((float(cap) for name in _SOFTCAPS if (cap := getattr(config, name, None))), None)
-    return LMHead(layer.weight, getattr(layer, "bias", None), softcap, scale)
+    rows = getattr(config, "unpadded_vocab_size", None)
+    bias = getattr(layer, "bias", None)
+    return LMHead(layer.weight[:rows], None if bias is None else bias[:rows], softcap, scale)
+
+
+def head_input(causal_lm: Any, states: Tensor) -> Tensor:
+    """What the LM head reads [..., d] for last hidden states [..., d].
+
+    They are the same but where a model has layers of its own before the head (ModernBERT decoder).
+    """
+    transformer = transformer_of(causal_lm)
+    before = _BEFORE_HEAD.get(transformer.config.model_type)
+    return states if before is None else transformer.get_submodule(before)(states)
 
 
 @torch.no_grad()
@@ -74,7 +95,7 @@ def verify_head(causal_lm: Any) -> None:
     hidden = backbone_of(transformer)(input_ids=ids, use_cache=False).last_hidden_state
     head = head_of(causal_lm)  # on another GPU than the inputs if the model is spread over several
     found = (
-        head.logits(hidden.flatten(0, 1).to(head.weight.device))
+        head.logits(head_input(causal_lm, hidden).flatten(0, 1).to(head.weight.device))
         .view_as(expected)
         .to(expected.device)
     )
@@ -104,7 +125,7 @@ def verify_head(causal_lm: Any) -> None:
 def scored_states(causal_lm: Any, inputs: ModelInputs) -> Tensor:
     """The hidden states [S, d] that the LM head turns into the scored tokens' logits."""
     output = run_backbone(causal_lm, inputs)
-    return scored_rows(output.last_hidden_state, inputs)
+    return head_input(causal_lm, scored_rows(output.last_hidden_state, inputs))
 
 
 class PolicyModel(nn.Module):
@@ -197,6 +218,21 @@ class PolicyModel(nn.Module):
         )
 
 
+def _layer_state(output: Any, inputs: ModelInputs, width: int) -> Tensor:
+    """The states [R, T, width] that a decoder layer gives.
+
+    Raises: ValueError if it gives anything else, as layers with several residual streams do.
+    """
+    state: Tensor = output[0] if isinstance(output, tuple | list) else output
+    expected = (*inputs.input_ids.shape, width)
+    if tuple(state.shape) != expected:
+        raise ValueError(
+            f"states of all layers: a layer gives {list(state.shape)}, one state per token is "
+            f"{list(expected)}"
+        )
+    return state
+
+
 class ReferenceModel:
     """The frozen reference: a micro-batch in, features of its scored tokens out.
 
@@ -235,29 +271,30 @@ class ReferenceModel:
                 f"the reference model does not make {sorted(names - set(known))}: it makes "
                 f"{', '.join(known)}"
             )
+        transformer = transformer_of(self.causal_lm)
         hooks = (
-            select_hooks(transformer_of(self.causal_lm).config, self._hooks)
+            select_hooks(transformer.config.get_text_config(), self._hooks)
             if "activation_mask" in names
             else ()
         )
         recorder = ActivationRecorder(
-            backbone_of(transformer_of(self.causal_lm)),
+            backbone_of(transformer),
             [h for h in hooks if h != "logits"],
             "sigmoid_mean" if self._mapping == "sigmoid" else "mean",
         )
-        inner: list[Tensor] = []  # outputs of all layers but the last, at the scored rows alone
-        layers_wanted = (
-            decoder_layers(transformer_of(self.causal_lm))[:-1]
-            if "reference_layers" in names
-            else []
-        )
+        layers = decoder_layers(transformer) if "reference_layers" in names else []
+        width = transformer.config.get_text_config().hidden_size
+        # The last layer's state is the backbone's output, normalised as the head reads it; its own
+        # where the backbone projects it to another width (OPT 350M).
+        is_projected = state_size(transformer.config) != width
+        inner: list[Tensor] = []
         hooked = [
             layer.register_forward_hook(
                 lambda _, __, out: inner.append(
-                    scored_rows(out[0] if isinstance(out, tuple) else out, inputs)
+                    scored_rows(_layer_state(out, inputs, width), inputs)
                 )
             )
-            for layer in layers_wanted
+            for layer in (layers if is_projected else layers[:-1])
         ]
         try:
             with recorder:
@@ -271,12 +308,14 @@ class ReferenceModel:
         def scored(values: Tensor) -> Tensor:
             return scored_rows(values, inputs).to(device)
 
-        hidden = scored(output.last_hidden_state)
+        last = scored(output.last_hidden_state)
+        hidden = head_input(self.causal_lm, last)
         labels, response_index = inputs.labels.to(device), inputs.response_index.to(device)
         logps = score_tokens(hidden, self.head, labels)[0] if "reference_logps" in names else None
-        layers = None
-        if "reference_layers" in names:
-            layers = torch.stack([*(states.to(device) for states in inner), hidden], dim=1)
+        states = None
+        if layers:
+            inner = inner if is_projected else [*inner, last]
+            states = torch.stack([state.to(device) for state in inner], dim=1)
         weights = None
         if "activation_mask" in names:
             recorded = {
@@ -295,6 +334,6 @@ class ReferenceModel:
             reference_topk=pack_topk(topk_of(hidden, self.head, self._topk))
             if "reference_topk" in names
             else None,
-            reference_layers=layers,
+            reference_layers=states,
             activation_mask=weights,
         )

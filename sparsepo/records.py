@@ -71,7 +71,7 @@ class Features(_TensorRecord):
         reference_hidden: [S, d], input of the reference's LM head.
         reference_topk: uint8 [S, 6k + 4], the reference's k most likely tokens (compression.py).
         reference_layers: [S, L, d], outputs of layers 1..L; the last has the final normalisation
-            applied.
+            applied, unless the model projects it to another width.
         activation_mask: float [S], MaPO's weight per token.
         scorer_log_ratios: float [S], log-probability under the positive minus under the negative
             scorer, nats (TIS-DPO).

@@ -23,7 +23,7 @@ from .directories import (
     resolve_model as resolve_model,
     tokenizer_home as tokenizer_home,
 )
-from .families import batch_layout as batch_layout
+from .families import STREAMS as STREAMS, family_of as family_of
 from .fingerprints import (
     model_shape as model_shape,
     tokenizer_fingerprint as tokenizer_fingerprint,
@@ -36,6 +36,7 @@ from .hardware import (
     peak_tflops as peak_tflops,
     sustained_tflops as sustained_tflops,
 )
+from .layout import batch_layout as batch_layout
 from .loading import (
     compute_device as compute_device,
     from_directory as from_directory,
@@ -49,6 +50,7 @@ from .quick_imports import quick_imports as quick_imports
 from .readers import (
     check_generation as check_generation,
     check_readers as check_readers,
+    longest_row as longest_row,
     models_are_here as models_are_here,
     num_known_tokens as num_known_tokens,
 )

@@ -1,26 +1,43 @@
-"""What a family of models can do."""
+"""Families of models by what `config.json` calls them: those that are refused, and what some lack.
 
-from collections.abc import Sequence
-from typing import Any, Literal
+No library is imported.
+"""
 
-from pipelines.errors import UserError
-from sparsepo.batching.batch_layout import BatchLayout
+from pathlib import Path
+
+from pipelines.models.directories import model_config
+
+_ENCODER = "they are encoders, and their head reads other states than the last layer's"
+# Families that transformers loads as causal language models and that are not tuned here.
+REFUSED = {
+    **dict.fromkeys(
+        (
+            "bert", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert",
+            "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta",
+            "xlm-roberta-xl", "xmod",
+        ),
+        _ENCODER,
+    ),
+    "xlm": "they are encoders",
+    "cpmant": "a token sees what follows it in the prompt",
+    "xlnet": "a token sees what follows it",
+    "prophetnet": "they predict several tokens at once",
+    "reformer": "a sequence is cut into chunks of one length, and gradients exist while they train "
+    "alone",
+    "blt": "they read bytes in patches of a model of its own",
+    "gemma4_assistant": "they draft tokens for another model",
+    "gemma4_unified_assistant": "they draft tokens for another model",
+    "git": "they are captioners of images",
+    "phi4_multimodal": "their parts for images and sound lie within the language model",
+    "musicgen": "their tokens are sound",
+    "musicgen_melody": "their tokens are sound",
+}  # fmt: skip
+# Families whose layers hand on several states per token.
+STREAMS = frozenset(
+    ("deepseek_v4", "gemma3n", "gemma3n_text", "hy_v4", "qwen4_exp", "qwen4_exp_text")
+)
 
 
-def batch_layout(
-    setting: str,
-    wanted: Literal["auto", "packed", "padded"],
-    models: Sequence[Any],
-    budget: int,
-    is_balanced: bool = False,
-) -> BatchLayout:
-    """The layout that all the models take; prepares them for it.
-
-    Args:
-        setting: the recipe's key, for the error. budget: tokens per batch, padding included.
-    Raises: UserError naming what stands against `packed` where it is asked for.
-    """
-    try:
-        return BatchLayout.choose(wanted, models, budget, is_balanced)
-    except ValueError as error:
-        raise UserError(f"{setting}={wanted}: {error}") from error
+def family_of(directory: Path) -> str:
+    """The model type of a model directory, of the base for an adapter; "" if it says none."""
+    return str(model_config(directory).get("model_type") or "")

@@ -24,6 +24,7 @@ from pipelines.models.directories import (
     tokenizer_home,
     weight_files,
 )
+from pipelines.models.families import REFUSED, family_of
 from pipelines.models.trusted_code import code_hash, may_run
 from pipelines.storage import file_hash, remembered
 
@@ -199,6 +200,10 @@ def check_family(key: str, directory: Path) -> None:
 
     if may_run(base_dir(directory)):
         return
+    if (family := family_of(directory)) in REFUSED:
+        raise UserError(
+            f"{key} = {directory}: models of type {family!r} are not tuned: {REFUSED[family]}"
+        )
     found = remembered("family", lambda: [config_contents(directory), _read_with()], answer)
     if found is not None:
         raise UserError(

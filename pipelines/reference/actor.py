@@ -151,7 +151,13 @@ class ShardScorer:
         return self._layout_for(list(self._scorers))
 
     def _layout_for(self, models: list[Any]) -> BatchLayout:
-        return batch_layout("reference.layout", self._settings.layout, models, self._budget)
+        return batch_layout(
+            "reference.layout",
+            self._settings.layout,
+            models,
+            self._budget,
+            longest=self._facts.reference.longest,
+        )
 
     def __call__(self, task: ShardTask) -> ScoredShard:
         try:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipelines.models import longest_row
 from pipelines.recipe import ActivationMaskConfig, Recipe, StageRecord
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ class FrozenReference:
     Attributes:
         name: a directory, or a name that every machine resolves to a copy of its own.
         dtype: auto, float32 or bfloat16. hooks, mapping: of the activation mask.
-        topk: outcomes kept of a distribution, where only the likeliest are.
+        topk: outcomes kept of a distribution, where only the likeliest are. longest: tokens of the
+            longest sequence that it reads.
     """
 
     name: str
@@ -29,6 +31,7 @@ class FrozenReference:
     hooks: str | tuple[str, ...]
     mapping: "ActivationMapping"
     topk: int
+    longest: int
 
     @classmethod
     def of(cls, recipe: Recipe) -> "FrozenReference":
@@ -45,6 +48,7 @@ class FrozenReference:
             hooks,
             mapping,
             recipe.reference.topk or 64,
+            longest_row(recipe),
         )
 
 

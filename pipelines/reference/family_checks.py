@@ -7,7 +7,7 @@ which takes seconds.
 from pathlib import Path
 
 from pipelines.errors import UserError
-from pipelines.models import model_shape, resolve_model
+from pipelines.models import STREAMS, family_of, longest_row, resolve_model
 from pipelines.recipe import ActivationMaskConfig, Recipe
 from pipelines.reference.origins import reference_model_dir
 
@@ -36,11 +36,10 @@ def check_hooks(recipe: Recipe) -> None:
             "states of all layers (reference_layers; a mask of kind *_last reads the last layer "
             "alone)",
         )
-        shape = model_shape(Path(reference))
-        if shape.state_size != shape.hidden_size:
+        if (family := family_of(Path(reference))) in STREAMS:
             raise UserError(
-                f"states of all layers: {reference} ends in states of {shape.state_size}, its "
-                f"layers in {shape.hidden_size}"
+                f"states of all layers: {reference}: models of type {family!r} hand on several "
+                "states per token; a mask of kind *_last reads the last layer alone"
             )
     asked = {
         "train.gradient_checkpointing=true": train.gradient_checkpointing,
@@ -58,7 +57,7 @@ def check_hooks(recipe: Recipe) -> None:
             from sparsepo.backbone import packing_obstacle
 
             model = without_weights(directory)
-            obstacle = packing_obstacle(model)
+            obstacle = packing_obstacle(model, longest_row(recipe))
             if obstacle is not None:
                 raise UserError(
                     f"{setting}.layout=packed: {type(model).__name__} cannot: {obstacle}; use "

@@ -25,13 +25,18 @@ def build_mask(config: MaskConfig, reference_config: Any, seed: int) -> TokenMas
     if not isinstance(config, LearnedMaskConfig):
         return MASKS[config.kind](**config.options())
     names = ("layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps")
-    norm_eps = next((float(v) for n in names if (v := getattr(reference_config, n, None))), 1e-5)
+    norm_eps = next(
+        (float(v) for n in names if (v := getattr(reference_config.get_text_config(), n, None))),
+        1e-5,
+    )
+    text = reference_config.get_text_config()
+    reads_layers = "reference_layers" in config.required_features()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return MASKS[config.kind](
             **config.options(),
-            hidden_size=state_size(reference_config),
-            num_layers=reference_config.num_hidden_layers,
-            initializer_range=getattr(reference_config, "initializer_range", 0.02),
+            hidden_size=text.hidden_size if reads_layers else state_size(reference_config),
+            num_layers=text.num_hidden_layers,
+            initializer_range=getattr(text, "initializer_range", 0.02),
             norm_eps=norm_eps,
         )

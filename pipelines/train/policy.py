@@ -135,7 +135,14 @@ def choose_layout(
         facts.train, facts.model.name_or_path, facts.gpus_per_run, placement.device
     )
     budget = wanted if most is None else min(wanted, most)
-    return batch_layout("train.layout", facts.train.layout, models, budget, is_balanced=True)
+    return batch_layout(
+        "train.layout",
+        facts.train.layout,
+        models,
+        budget,
+        is_balanced=True,
+        longest=facts.reference.model.longest,
+    )
 
 
 def build_policy(

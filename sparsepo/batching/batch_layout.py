@@ -44,17 +44,19 @@ class BatchLayout:
         models: Sequence[Any],
         budget: int,
         is_balanced: bool = False,
+        longest: int | None = None,
     ) -> "BatchLayout":
         """The layout that all the models take; prepares them for it.
 
         Args:
-            budget: tokens per batch, padding included.
+            budget: tokens per batch, padding included. longest: tokens of the longest sequence;
+                None if any may come.
         Raises: ValueError naming what stands against `packed` where it is asked for.
         """
         if wanted == "padded":
             return cls("padded", budget, is_balanced)
         for model in models:
-            obstacle = enable_packing(transformer_of(model))
+            obstacle = enable_packing(transformer_of(model), longest)
             if obstacle is not None:
                 if wanted == "packed":
                     raise ValueError(

@@ -114,19 +114,21 @@ def padded_layout(pairs: Sequence[TokenizedPair], pad_multiple: int = 1) -> Mode
     width = -(-longest // pad_multiple) * pad_multiple
     input_ids = np.zeros((len(sequences), width), dtype=np.int64)
     attention_mask = np.zeros((len(sequences), width), dtype=np.int64)
+    position_ids = np.tile(np.arange(width, dtype=np.int64), (len(sequences), 1))
     score_rows, labels, response_index = [], [], []
     for row, (index, prompt, response, places) in enumerate(sequences):
         end = len(prompt) + len(response)
         input_ids[row, : len(prompt)] = prompt
         input_ids[row, len(prompt) : end] = response
         attention_mask[row, :end] = 1
+        position_ids[row, end:] = end - 1  # a row's largest position is its own
         score_rows.append(row * width + len(prompt) - 1 + places)
         labels.append(np.asarray(response, dtype=np.int64)[places])
         response_index.append(np.full(len(places), index))
     return ModelInputs(
         input_ids=torch.from_numpy(input_ids),
         attention_mask=torch.from_numpy(attention_mask),
-        position_ids=torch.arange(width).expand(len(sequences), width),
+        position_ids=torch.from_numpy(position_ids),
         score_rows=torch.from_numpy(np.concatenate(score_rows)),
         labels=torch.from_numpy(np.concatenate(labels)),
         response_index=torch.from_numpy(np.concatenate(response_index)),

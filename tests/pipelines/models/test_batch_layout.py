@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipelines.errors import UserError
-from pipelines.models.families import batch_layout
+from pipelines.models.layout import batch_layout
 from pipelines.models.loading import load_causal_lm
 from sparsepo import TokenizedPair, packed_layout
 from sparsepo.batching.batch_layout import BatchLayout
