@@ -250,7 +250,7 @@ def _follow(cluster: "Cluster", job: "Job") -> None:
         )
     print(f"{job.id}: {job.status.lower()}", file=sys.stderr)
     if code := exit_code_of(job):
-        raise typer.Exit(code)
+        sys.exit(code)
 
 
 @app.command()
@@ -436,16 +436,27 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(error), 3)
     except StageFailed as error:
         _fail(str(error), 1)
-    except KeyboardInterrupt:
-        _fail(_INTERRUPTED, 130)
     except Exception as error:
         if type(error).__module__.split(".")[0] in ("click", "typer"):
             shown = getattr(error, "format_message", lambda: _INTERRUPTED)()
             _fail(shown, getattr(error, "exit_code", 2))
         raise
+    if code == 130:  # what typer makes of Ctrl-C
+        _fail_at_once(_INTERRUPTED, code)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(message: str, code: int) -> None:
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+def _fail_at_once(message: str, code: int) -> None:
+    """End without Python's own clearing up: a stage's thread may still be in Ray.
+
+    It would run on while the interpreter is taken down, and crash. Nothing is lost: whoever holds
+    files or processes has let go of them by now.
+    """
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(code)

@@ -124,6 +124,7 @@ def test_an_interrupted_driver_ends_with_the_same_weights(
         wait_for(newest, 3, process, log)
         os.kill(process.pid, signal.SIGINT)
         assert wait_for_end(process, newest) == 130
+    assert "error: interrupted; run the same command again to resume" in log.read_text()
     assert not (train / "manifest.json").exists()
     run_here(recipe, (TRAIN,))
 

@@ -1,5 +1,6 @@
 """The quickstart's world, and the whole of it in one go without a network."""
 
+import contextlib
 import json
 import os
 import random
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from checkout import ROOT
+from processes import started_as, wait_for_end
 
 from evaluation.metrics import vader_scores
 from pipelines.commands import quickstart_world as world
@@ -55,14 +57,27 @@ def without_network(command: list[str]) -> list[str]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """(directory in which the quickstart has run, what it printed)."""
     folder = tmp_path_factory.mktemp("checkout")
-    done = subprocess.run(
-        without_network([sys.executable, "-m", "pipelines", "quickstart", "--quiet"]),
-        capture_output=True,
-        text=True,
-        cwd=folder,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return folder, done.stdout
+    command = without_network([sys.executable, "-m", "pipelines", "quickstart", "--quiet"])
+    return folder, said_by(command, folder, dict(os.environ))
+
+
+def said_by(command: list[str], folder: Path, environment: dict[str, str]) -> str:
+    """What a command prints that runs in a folder, for as long as it writes there or prints."""
+    log = folder / "printed.log"
+
+    def written() -> tuple[int, int]:
+        """Files and their bytes; files come and go meanwhile."""
+        sizes = []
+        for path in folder.rglob("*"):
+            with contextlib.suppress(OSError):
+                sizes.append(path.stat().st_size)
+        return len(sizes), sum(sizes)
+
+    with started_as(command, log, environment, folder) as process:
+        code = wait_for_end(process, written)
+    text = log.read_text()
+    assert code == 0, text[-3000:]
+    return text
 
 
 @pytest.mark.slow
@@ -96,7 +111,6 @@ def recipe_of(document: str) -> tuple[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_the_walk_through_of_the_documents_runs_as_it_stands(
     finished: tuple[Path, str], ray_environment: dict[str, str]
 ) -> None:
@@ -109,15 +123,8 @@ def test_the_walk_through_of_the_documents_runs_as_it_stands(
     script = "".join(shell_blocks("index.md") + shell_blocks("recipes.md"))
     assert script.count("sparsepo ") >= 10
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", "-ec", script],
-        cwd=folder,
-        env={**ray_environment, "PATH": path},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-1500:]
-    assert "prepare: already done, skipped" in done.stdout, "the second run of the same recipe"
+    said = said_by(["bash", "-ec", script], folder, {**ray_environment, "PATH": path})
+    assert "prepare: already done, skipped" in said, "the second run of the same recipe"
     for report in ("comparison", "runs/comparison"):
         assert list((folder / report).rglob("index.html"))
     assert (folder / "runs" / "base" / "sft" / "train" / "model" / "model.safetensors").is_file()

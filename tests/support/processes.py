@@ -23,15 +23,19 @@ def started(
 
 @contextlib.contextmanager
 def started_as(
-    command: list[str], log: Path, environment: dict[str, str] | None = None
+    command: list[str],
+    log: Path,
+    environment: dict[str, str] | None = None,
+    folder: Path | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Any command in the same way."""
+    """Any command in the same way, in that folder."""
     with log.open("wb") as stream:
         process = subprocess.Popen(
             command,
             stdout=stream,
             stderr=stream,
             env=environment,
+            cwd=folder,
             start_new_session=True,
             # A shell's background jobs inherit an ignored SIGINT, which would make Ctrl-C mean
             # nothing here.

@@ -62,8 +62,8 @@ class Ranks:
         store = Run(recipe).paths.train
         for name in failure_files(store):
             raise Failure(**store.read_json(name)).error()
-        for rank, end in enumerate(ends):
-            assert end.failure is None, f"rank {rank}: {end.trace}"
+        traces = [f"rank {rank}: {end.trace}" for rank, end in enumerate(ends) if end.failure]
+        assert not traces, "\n".join(traces)
 
     def ends(self, recipe: Recipe) -> list[Ended]:
         """Train, and say of every rank how it ended.
