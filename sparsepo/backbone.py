@@ -65,6 +65,19 @@ def reads_more_than_text(transformer: Any) -> bool:
     return transformer.config.get_text_config() is not transformer.config
 
 
+def freeze_other_parts(transformer: Any) -> None:
+    """Keep what a model has for images or sound as it is: text trains its language model alone.
+
+    A parameter that no gradient reaches would still decay.
+    """
+    if not reads_more_than_text(transformer):
+        return
+    trained = {*backbone_of(transformer).parameters()}
+    trained |= {*transformer.get_output_embeddings().parameters()}
+    for parameter in transformer.parameters():
+        parameter.requires_grad_(parameter.requires_grad and parameter in trained)
+
+
 def decoder_layers(transformer: Any) -> list[nn.Module]:
     """The decoder layers of a transformers model, in order. ValueError if they are not found."""
     count = transformer.config.get_text_config().num_hidden_layers
@@ -308,8 +321,9 @@ def _longest_span(config: Any) -> tuple[str, int]:
 
 
 def _positions(config: Any) -> int:
-    """Tokens between the ends of the longest sequence that the model takes."""
-    return (getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31) - 3 * _ENDS
+    """Tokens between the ends of the longest sequence that the model takes, or reads in one way."""
+    most = getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31
+    return min(most, short_row(config) or most) - 3 * _ENDS
 
 
 def _probe_pairs(config: Any, distance: int) -> list[TokenizedPair]:

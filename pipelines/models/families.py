@@ -3,7 +3,10 @@
 No library is imported.
 """
 
+from importlib import metadata
 from pathlib import Path
+
+from packaging.version import Version
 
 from pipelines.models.directories import model_config
 
@@ -32,10 +35,23 @@ REFUSED = {
     "musicgen": "their tokens are sound",
     "musicgen_melody": "their tokens are sound",
 }  # fmt: skip
+# Refused before this version of transformers.
+REFUSED_BEFORE = {"doge": ("5.23", "padding counts among the places that a token keeps")}
 # Families whose layers hand on several states per token.
 STREAMS = frozenset(
     ("deepseek_v4", "gemma3n", "gemma3n_text", "hy_v4", "qwen4_exp", "qwen4_exp_text")
 )
+
+
+def why_refused(family: str) -> str | None:
+    """Why models of a family are not tuned here; None if they are, or the family is unknown."""
+    if family in REFUSED:
+        return REFUSED[family]
+    since, reason = REFUSED_BEFORE.get(family, ("0", ""))
+    installed = metadata.version("transformers")
+    if Version(installed) < Version(since):
+        return f"{reason} in transformers {installed}; {since} mends it"
+    return None
 
 
 def family_of(directory: Path) -> str:

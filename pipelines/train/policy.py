@@ -31,6 +31,7 @@ from sparsepo import ReferenceModel
 from sparsepo.backbone import (
     checkpoint_activations,
     decoder_layers,
+    freeze_other_parts,
     has_decoder_layers,
     transformer_of,
 )
@@ -57,6 +58,7 @@ def load_policy_model(facts: TrainingFacts, placement: Placement) -> Any:
     causal_lm = load_causal_lm(
         str(directory), placement.compute if lora else placement.weights, placement.device
     )
+    freeze_other_parts(causal_lm)
     if lora is None:
         return causal_lm
     with torch.random.fork_rng():

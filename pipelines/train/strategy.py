@@ -126,7 +126,7 @@ class Sharded(Strategy):
         # FSDP2 finds the outputs to hook by their tensors: it has to see inside the record.
         if TokenScores not in torch.utils._pytree.SUPPORTED_NODES:
             torch.utils._pytree.register_dataclass(TokenScores)
-        is_adapted = any(not p.requires_grad for p in policy.causal_lm.parameters())
+        is_adapted = hasattr(policy.causal_lm, "peft_config")
         replicated = set(policy.masks.parameters())
         replicated |= (
             {p for p in policy.causal_lm.parameters() if p.requires_grad} if is_adapted else set()

@@ -22,10 +22,16 @@ from sparsepo import (
     padded_layout,
 )
 from sparsepo.activations import FAMILIES as TABLES, select_hooks
-from sparsepo.backbone import decoder_layers, has_decoder_layers
+from sparsepo.backbone import (
+    backbone_of,
+    decoder_layers,
+    freeze_other_parts,
+    has_decoder_layers,
+    reads_more_than_text,
+)
 from sparsepo.masks import UniformMask
-from sparsepo.model import verify_head
-from sparsepo.records import ModelInputs
+from sparsepo.model import head_of, verify_head
+from sparsepo.records import Features, ModelInputs
 
 BETA = 0.5
 # Families whose rows are not packed, and what is said of it; the table of docs/families.md has all.
@@ -245,3 +251,87 @@ def test_hook_points_are_asked_for_by_who_needs_them_alone(case: str) -> None:
     assert len(decoder_layers(model)) == 2
     with pytest.raises(ValueError, match=rf"no activation hook table for model type '{case}'"):
         ReferenceModel(model, hooks="mlp").features(inputs, ["activation_mask"])
+
+
+LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.5],
+    "long_factor": [4.0, 8.0],
+    "original_max_position_embeddings": 12,
+}
+
+
+@pytest.mark.parametrize("family", ["phi3", "llama", "phimoe", "minicpm3"])
+def test_rows_of_longrope_models_do_not_see_each_other(family: str) -> None:
+    """Short rows beside long ones have the scores and gradients that they have alone."""
+    more = {
+        "phi3": {"original_max_position_embeddings": 12},
+        "phimoe": {"rope_parameters": {**LONG, "short_mscale": 1.1, "long_mscale": 1.3}},
+        "minicpm3": {"rope_parameters": {**LONG, "factor": 4.0}},
+    }.get(family, {})
+    options = {"rope_parameters": LONG, **more}
+    pairs = [
+        TokenizedPair([3, 4, 5], [6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16], [7, 8]),
+        TokenizedPair([9, 3], [5, 6, 7], [4] * 20),
+        TokenizedPair([9, 3], [5, 6], [4]),
+    ]
+    model = tiny_model(family, **options)
+    expected = plain_logps(model, pairs)
+    torch.cat(expected).sum().backward()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    inputs = padded_layout(pairs)
+    found = PolicyModel(model, UniformMask())(inputs, Features()).policy_logps
+    torch.testing.assert_close(found, torch.cat(expected), atol=1e-5, rtol=1e-4)
+    found.sum().backward()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(
+            dict(model.named_parameters())[name].grad, gradient, atol=1e-4, rtol=1e-3
+        )
+    with torch.no_grad():  # it matters: one set of frequencies for all rows is another result
+        fresh = tiny_model(family, **options)
+        mixed = fresh(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).logits
+    mixed = mixed.log_softmax(-1).flatten(0, 1)[inputs.score_rows, inputs.labels]
+    assert float((mixed - found.detach()).abs().max()) > 1e-3
+
+
+def test_packed_rows_of_a_longrope_model_hold_while_all_sequences_are_short() -> None:
+    model = tiny_model("llama", rope_parameters={**LONG, "original_max_position_embeddings": 64})
+    refused = "sequences beyond 64 tokens have other rotary features (longrope)"
+    assert enable_packing(model) == enable_packing(model, longest=65) == refused
+    assert enable_packing(model, longest=64) is None
+    pairs = draw_pairs(5, vocabulary=29)
+    with torch.no_grad():
+        expected = torch.cat(plain_logps(model, pairs))
+        found = PolicyModel(model, UniformMask())(packed_layout(pairs, 150), Features())
+    torch.testing.assert_close(found.policy_logps, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_rows_of_the_head_beyond_the_vocabulary_are_left_out() -> None:
+    """Inkling's head has more rows than its logits have tokens."""
+    model = tiny_model("inkling_text", vocabulary=32, unpadded_vocab_size=29)
+    assert head_of(model).weight.shape[0] == 29
+    pairs = draw_pairs(3, vocabulary=29)
+    with torch.no_grad():
+        found = PolicyModel(model, UniformMask())(padded_layout(pairs), Features()).policy_logps
+        expected = torch.cat(plain_logps(model, pairs))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "fuyu", "gemma4"])
+def test_the_language_model_of_a_composite_one_is_run(family: str) -> None:
+    model = tiny_model(family)
+    assert reads_more_than_text(model)
+    text = backbone_of(model)
+    assert text.config.model_type in ("gemma3_text", "persimmon", "gemma4_text")
+    layers = decoder_layers(model)
+    assert all(any(layer is part for part in text.modules()) for layer in layers)
+    freeze_other_parts(model)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained and not [name for name in trained if "vision" in name or "embed_vision" in name]
+    pairs = draw_pairs(3, vocabulary=29)
+    scores = PolicyModel(model, UniformMask())(padded_layout(pairs), Features())
+    scores.policy_logps.sum().backward()
+    reached = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert reached == trained
