@@ -6,6 +6,7 @@ that are left out are named with the reason (LEFT_OUT).
 """
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,10 @@ import transformers
 from packaging.version import Version
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from pipelines.models.families import STREAMS
+from sparsepo.activations import available_hooks
+from sparsepo.backbone import enable_packing, has_decoder_layers
 
 # What a field of a configuration is called -> what it is in a tiny model; the first that fits.
 SIZES: tuple[tuple[str, int], ...] = (
@@ -242,3 +247,40 @@ def is_here(family: str) -> bool:
     return (
         family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and Version(transformers.__version__) >= since
     )
+
+
+def row_of(family: str) -> tuple[str, str, str, str]:
+    """A row of the table in docs/families.md: family, rows, hook points, states of all layers."""
+    model = tiny_model(family)
+    obstacle = enable_packing(model)
+    # What torch says of a mask that does not fit is another text in every version.
+    reason = re.sub(r"(a mask of its own) \(.*", r"\1", obstacle or "", flags=re.DOTALL)
+    rows = "packed" if obstacle is None else f"padded: {_in_short(reason)}"
+    try:
+        hooks = str(len(available_hooks(model.config.get_text_config())))
+    except ValueError:
+        hooks = "logits alone"
+    layers = "yes"
+    if family in STREAMS:
+        layers = "no: several states per token"
+    elif not has_decoder_layers(model):
+        layers = "no: no plain list of layers"
+    return family, rows, hooks, layers
+
+
+def _in_short(reason: str) -> str:
+    reason = re.sub(r"its states in packed rows differ by .*", "it ignores positions or masks", reason)
+    return re.sub(r" \(.*", "", reason, flags=re.DOTALL)
+
+
+def documented(page: Path) -> dict[str, tuple[str, ...]]:
+    """Family -> its row of the table in a page."""
+    rows = re.findall(r"^\| (`.*) \|$", page.read_text(), re.MULTILINE)
+    cells = [tuple(cell.strip(" `") for cell in row.split("|")) for row in rows]
+    return {row[0]: row for row in cells}
+
+
+if __name__ == "__main__":
+    for parameters in matrix():
+        found = row_of(parameters.values[0])
+        print(f"| `{found[0]}` | {found[1]} | {found[2]} | {found[3]} |", flush=True)
