@@ -77,30 +77,29 @@ def select_hooks(config: Any, hooks: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def _points(config: Any) -> list[HookPoint]:
-    return [
-        point
-        for point in family_of(config.model_type).points
-        if not _obstacle(config, point) and (point.layers is None or any(_layers_of(config, point)))
-    ]
+    return [point for point in family_of(config.model_type).points if not _obstacles(config, point)]
 
 
 def _absent(config: Any) -> dict[str, str]:
     """Points that the family's table has and this config has not -> why."""
     present = {point.name for point in _points(config)}
-    return {
-        point.name: _obstacle(config, point) or getattr(point.layers, "reason", "")
-        for point in family_of(config.model_type).points
-        if point.name not in present
-    }
+    reasons: dict[str, list[str]] = {}
+    for point in family_of(config.model_type).points:
+        found = _obstacles(config, point)
+        if point.name not in present and len(found) < len(reasons.get(point.name, [*found, ""])):
+            reasons[point.name] = found
+    return {name: ", ".join(found) for name, found in reasons.items()}
 
 
-def _obstacle(config: Any, point: HookPoint) -> str:
-    """The config's settings that a point cannot exist with; "" if there are none."""
-    against = [name for name, value in point.when.items() if getattr(config, name, None) != value]
-    against += [
-        name for name, value in point.unless.items() if getattr(config, name, None) == value
-    ]
-    return ", ".join(f"{name}={getattr(config, name, None)!r}" for name in against)
+def _obstacles(config: Any, point: HookPoint) -> list[str]:
+    """Settings of the config that a point cannot exist with, or why no layer has it."""
+    names = [name for name, value in point.when.items() if getattr(config, name, None) != value]
+    names += [name for name, value in point.unless.items() if getattr(config, name, None) == value]
+    if names:
+        return [f"{name}={getattr(config, name, None)!r}" for name in names]
+    if point.layers is not None and not any(_layers_of(config, point)):
+        return [point.layers.reason]
+    return []
 
 
 def _layers_of(config: Any, point: HookPoint) -> list[bool]:
