@@ -39,6 +39,8 @@ def family_of(model_type: str) -> Family:
 def available_hooks(config: Any) -> tuple[str, ...]:
     """Names of the hook points of a transformers config's family, "logits" last.
 
+    Of a config of more than text it is the family of the text part.
+
     Raises: ValueError for an unknown family.
     """
     return (*(point.name for point in _points(config)), "logits")
@@ -71,21 +73,24 @@ def select_hooks(config: Any, hooks: str | Iterable[str]) -> tuple[str, ...]:
         reasons = [f"{name}: {why}" for name, why in _absent(config).items() if name in missing]
         why = f" ({'; '.join(reasons)})" if reasons else ""
         raise ValueError(
-            f"{asked}{why}: model type {config.model_type!r} offers {', '.join(names)}"
+            f"{asked}{why}: model type {config.get_text_config().model_type!r} offers "
+            f"{', '.join(names)}"
         )
     return chosen
 
 
 def _points(config: Any) -> list[HookPoint]:
-    return [point for point in family_of(config.model_type).points if not _obstacles(config, point)]
+    text = config.get_text_config()
+    return [point for point in family_of(text.model_type).points if not _obstacles(text, point)]
 
 
 def _absent(config: Any) -> dict[str, str]:
     """Points that the family's table has and this config has not -> why."""
-    present = {point.name for point in _points(config)}
+    text = config.get_text_config()
+    present = {point.name for point in _points(text)}
     reasons: dict[str, list[str]] = {}
-    for point in family_of(config.model_type).points:
-        found = _obstacles(config, point)
+    for point in family_of(text.model_type).points:
+        found = _obstacles(text, point)
         if point.name not in present and len(found) < len(reasons.get(point.name, [*found, ""])):
             reasons[point.name] = found
     return {name: ", ".join(found) for name, found in reasons.items()}
@@ -122,7 +127,7 @@ class ActivationRecorder:
     ) -> None:
         self._backbone = backbone
         config: Any = backbone.config
-        self._config = config
+        self._config = config.get_text_config()
         self._reduction = reduction
         wanted = set(hooks)
         self._points = [p for p in _points(config) if p.name in wanted] if wanted else []

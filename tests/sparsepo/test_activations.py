@@ -18,6 +18,7 @@ from transformers import (
     BertConfig,
     BloomConfig,
     FalconConfig,
+    Gemma3Config,
     GPTNeoXConfig,
     MixtralConfig,
     OPTConfig,
@@ -382,6 +383,8 @@ def test_selection_by_type_and_by_name() -> None:
     assert select_hooks(config, ["attn.q", "logits"]) == ("attn.q", "logits")
     with pytest.raises(ValueError, match=r"\['attn.nothing'\].*attn.v_out"):
         select_hooks(config, ["attn.nothing"])
+    of_text = available_hooks(CONFIG_MAPPING["gemma3_text"]())
+    assert select_hooks(Gemma3Config(), "all") == of_text  # of more than text: its text part
 
 
 @pytest.mark.parametrize(

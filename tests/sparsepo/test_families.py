@@ -20,8 +20,9 @@ from sparsepo import (
     packed_layout,
     padded_layout,
 )
-from sparsepo.activations import FAMILIES as TABLES, select_hooks
+from sparsepo.activations import select_hooks
 from sparsepo.backbone import decoder_layers
+from sparsepo.hook_tables import FAMILIES as TABLES
 from sparsepo.masks import UniformMask
 from sparsepo.model import verify_head
 from sparsepo.records import ModelInputs
@@ -224,7 +225,7 @@ def test_encoders_that_see_what_follows_are_refused() -> None:
     verify_head(build("bert-generation", is_decoder=True))
 
 
-@pytest.mark.parametrize("case", ["granite", "gpt_neo", "mamba"])
+@pytest.mark.parametrize("case", ["llama4_text", "recurrent_gemma", "mamba"])
 def test_hook_points_are_asked_for_by_who_needs_them_alone(case: str) -> None:
     """The logits are every family's; states of all layers are too; any other point needs the
     table.

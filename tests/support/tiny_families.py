@@ -208,6 +208,14 @@ PLAIN: dict[str, dict[str, Any]] = {
     },
     "bloom": {"n_layer": 2, "n_head": 4},
     "mamba": {"state_size": 4},
+    "cohere": {"num_key_value_heads": 2, "logit_scale": 0.5},
+    "llama4_text": {
+        "num_key_value_heads": 2,
+        "head_dim": 4,
+        "intermediate_size_mlp": 24,
+        "num_local_experts": 2,
+        "attention_chunk_size": 4,
+    },
 }
 
 
