@@ -102,7 +102,7 @@ Points = tuple[HookPoint, ...]
 
 WHOLE = Rotary()
 FIRST = Rotary(features="first")
-OWN = Rotary(features="first", own=True)
+OWN = Rotary(own=True)
 
 # Layers whose MLP is one MLP. A mixture has an activation per expert, of the tokens sent there: no
 # tensor means there what mlp.post_act means elsewhere.
@@ -129,10 +129,7 @@ DENSE_BY_INTERVAL = Layers(
 _NO_ROTARY = "no layer has a rotary embedding"
 ROTARY_BY_LIST = Layers(lambda config, layer: bool(config.no_rope_layers[layer]), _NO_ROTARY)
 ROTARY_IN_WINDOWS = Layers(
-    lambda config, layer: (
-        config.layer_types[layer] == "sliding_attention" and config.sliding_window is not None
-    ),
-    _NO_ROTARY,
+    lambda config, layer: config.layer_types[layer] == "sliding_attention", _NO_ROTARY
 )
 ROTARY_IN_WINDOWS_IF_ANY = Layers(
     lambda config, layer: (

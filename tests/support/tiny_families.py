@@ -82,12 +82,14 @@ _SHORT_YARN = _YARN | {"factor": 2.0, "original_max_position_embeddings": 16}
 _BLOOM = {"vocab_size": 19, "hidden_size": 16, "n_layer": 2, "n_head": 4}
 _FALCON_GROUPS = _NARROW | {"new_decoder_architecture": True, "num_kv_heads": 2}
 _OPT = _NARROW | {"ffn_dim": 24, "word_embed_proj_dim": 8}
+_ERNIE = _WIDE | {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 12}
 MORE_HOOKED: dict[str, dict[str, Any]] = {
     "apertus": _NARROW | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
     "arcee": _WIDE,
     "biogpt": _NARROW,
     "bitnet": _NARROW,
     "bloom": _BLOOM,
+    "bloom-in_slices": _BLOOM | {"pretraining_tp": 2, "slow_but_exact": True},
     "bloom-normed_stream": _BLOOM | {"apply_residual_connection_post_layernorm": True},
     "codegen": GPT_SIZES | {"n_embd": 32, "n_head": 8, "n_ctx": 32, "rotary_dim": 2},
     "cohere": _NARROW,
@@ -96,19 +98,20 @@ MORE_HOOKED: dict[str, dict[str, Any]] = {
     "cwm": _WIDE | _WINDOWS | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
     "deepseek_v2": _LATENT | _ROUTED,
     "deepseek_v3": _LATENT | _ROUTED,
-    "deepseek_v3-halves": _LATENT
-    | _ROUTED
-    | {"first_k_dense_replace": 0, "rope_interleave": False, "q_lora_rank": None},
+    "deepseek_v3-mixtures": _LATENT | _ROUTED | {"first_k_dense_replace": 0},
     "dots1": _WIDE | _ROUTED,
     "ernie4_5": _WIDE,
-    "ernie4_5_moe": _WIDE
-    | {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 12, "moe_layer_start_index": 1},
+    "ernie4_5_moe": _ERNIE | {"moe_layer_start_index": 1},
+    "ernie4_5_moe-every_second": _ERNIE | {"moe_layer_start_index": 0, "moe_layer_interval": 2},
+    "ernie4_5_moe-first": _ERNIE | {"moe_layer_start_index": 0, "moe_layer_end_index": 0},
     "exaone4": _WIDE | _WINDOWS,
     "exaone4-full": _WIDE | {"sliding_window": None, "layer_types": ["full_attention"] * 2},
     "falcon": _FALCON_GROUPS,
     "falcon-one_norm": _FALCON_GROUPS | {"num_ln_in_parallel_attn": 1},
     "falcon-multi_query": _NARROW | {"multi_query": True},
     "falcon-sequential": _NARROW | {"multi_query": False, "parallel_attn": False},
+    "falcon-groups_alibi": _FALCON_GROUPS | {"alibi": True},
+    "falcon-multi_query_alibi": _NARROW | {"multi_query": True, "alibi": True},
     "falcon-alibi": _NARROW | {"multi_query": False, "alibi": True},
     "flex_olmo": _MOE,
     "gemma": _WIDE,
@@ -160,6 +163,7 @@ MORE_HOOKED: dict[str, dict[str, Any]] = {
     "olmo3": _NARROW | _WINDOWS,
     "olmoe": _NARROW | _EXPERTS | {"num_local_experts": 4, "clip_qkv": 0.3},
     "opt": _OPT,
+    "opt-not_normed": _OPT | {"_remove_final_layer_norm": True},
     "opt-normed_after": _OPT | {"do_layer_norm_before": False},
     "persimmon": _NARROW | {"qk_layernorm": True, "partial_rotary_factor": 0.5},
     "persimmon-unnormed": _NARROW | {"qk_layernorm": False, "partial_rotary_factor": 0.5},
@@ -187,6 +191,16 @@ MORE_HOOKED: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 32,
     },
     "youtu": _LATENT,
+}
+MORE_HOOKED |= {
+    f"{case}-{name}": MORE_HOOKED[case] | form
+    for case in ("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "youtu")
+    for name, form in {
+        "whole_q": {"q_lora_rank": None},
+        "halves": {"rope_interleave": False},
+        "whole_q_halves": {"q_lora_rank": None, "rope_interleave": False},
+    }.items()
+    if case != "deepseek_v2" or name == "whole_q"
 }
 # For what has nothing to do with hook points, and their sizes.
 PLAIN_SIZES = {
