@@ -3,12 +3,14 @@ hooks written here see.
 """
 
 import contextlib
+import re
 import sys
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from checkout import ROOT
 from tiny_families import CONFIGS, MORE_HOOKED, draw_pairs
 from torch import Tensor, nn
 from transformers import (
@@ -78,6 +80,8 @@ def test_every_family_has_a_case() -> None:
     types = [name for family in FAMILIES for name in family.model_types]
     assert sorted(types) == sorted({case.split("-")[0] for case in HOOKED})
     assert len(types) >= 12 + 25
+    listed = (ROOT / "docs" / "method.md").read_text().split("The model types are")[1]
+    assert re.findall(r"`(\w+)`", listed.split("`mask.hooks`")[0]) == sorted(types)
 
 
 @dataclass

@@ -106,10 +106,11 @@ MORE_HOOKED: dict[str, dict[str, Any]] = {
     "ernie4_5_moe-first": _ERNIE | {"moe_layer_start_index": 0, "moe_layer_end_index": 0},
     "exaone4": _WIDE | _WINDOWS,
     "exaone4-full": _WIDE | {"sliding_window": None, "layer_types": ["full_attention"] * 2},
-    "falcon": _FALCON_GROUPS,
+    "falcon": _FALCON_GROUPS | {"multi_query": False},
     "falcon-one_norm": _FALCON_GROUPS | {"num_ln_in_parallel_attn": 1},
     "falcon-multi_query": _NARROW | {"multi_query": True},
-    "falcon-sequential": _NARROW | {"multi_query": False, "parallel_attn": False},
+    "falcon-sequential": _NARROW
+    | {"multi_query": False, "parallel_attn": False, "num_ln_in_parallel_attn": 1},
     "falcon-groups_alibi": _FALCON_GROUPS | {"alibi": True},
     "falcon-multi_query_alibi": _NARROW | {"multi_query": True, "alibi": True},
     "falcon-alibi": _NARROW | {"multi_query": False, "alibi": True},
