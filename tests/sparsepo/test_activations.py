@@ -346,13 +346,13 @@ def activation(owner: nn.Module, states: Tensor) -> Tensor:
         return act(first(states))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if not re.match("bloom|mpt|gpt_neo$|falcon.*alibi", c)]
+)
 def test_packed_rows_record_what_padded_rows_do(case: str) -> None:
-    """Of every family whose rows are packed, at the scored tokens."""
+    """At the scored tokens. Models of ALiBi and GPT-Neo are not packed."""
     model = build(case)
-    if enable_packing(model) is not None:
-        assert case.split("-")[0] not in {c.split("-")[0] for c in CONFIGS}
-        return
+    assert enable_packing(model) is None
     pairs = draw_pairs(4)
     found = []
     for inputs in (padded_layout(pairs), packed_layout(pairs, row_tokens=60)):
