@@ -20,9 +20,8 @@ from sparsepo import (
     packed_layout,
     padded_layout,
 )
-from sparsepo.activations import select_hooks
+from sparsepo.activations import FAMILIES as TABLES, select_hooks
 from sparsepo.backbone import decoder_layers
-from sparsepo.hook_tables import FAMILIES as TABLES
 from sparsepo.masks import UniformMask
 from sparsepo.model import verify_head
 from sparsepo.records import ModelInputs
