@@ -1,293 +1,25 @@
 """Read a reference model's activations at MaPO's hook points from an unmodified transformers model.
 
-A family is a declarative table of hook points: where the tensor of each named point is found in
-terms of the family's own modules. To support a new family add one `Family` entry; nothing else
-changes. Tensors are reduced over features the moment they appear, so recording costs [batch, time]
-per point and never stores an activation.
+`sparsepo/hook_tables.py` says where each family shows a point. Tensors are reduced over features
+the moment they appear, so recording costs [batch, time] per point and never stores an activation.
 Source: hook names and types as in the released SparsePO code (arXiv:2410.05102).
 """
 
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from operator import attrgetter
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
+from sparsepo.hook_points import Family, HookPoint, Rotary
+from sparsepo.hook_tables import FAMILIES
+
 HookType = Literal["mlp", "attn", "resid", "logits"]
 HOOK_TYPES: tuple[HookType, ...] = ("mlp", "attn", "resid", "logits")
 Reduction = Literal["mean", "sigmoid_mean"]
-
-
-@dataclass(frozen=True)
-class HookPoint:
-    """One named tensor: the input or output of a module.
-
-    Attributes:
-        name: the released code's name, for example "attn.q".
-        module: path below the backbone, "{i}" standing for the block index; without it the point
-            exists once.
-        side: which end of the module carries the tensor.
-        part: cuts the tensor: "heads_0..2" = q, k or v of each head's q|k|v triple (GPT-NeoX),
-            "qkv_0..2" = q, k or v of one projection with all q heads first (GPT-2, Phi-3),
-            "heads_first" = all of a [batch, heads, time, features] tensor, None = all of it.
-        rotary: the part after rotary embedding, recomputed from what the attention module was
-            given.
-        when: (name, value) of the config field without which the point does not exist.
-    """
-
-    name: str
-    module: str
-    side: Literal["input", "output"] = "output"
-    part: str | None = None
-    rotary: bool = False
-    when: tuple[str, bool] | None = None
-
-    @property
-    def type(self) -> str:
-        return self.name.split(".")[0]
-
-
-@dataclass(frozen=True)
-class Family:
-    """Hook points of one transformers architecture.
-
-    Attributes:
-        model_types: as in a transformers config. blocks: path of the list of blocks below the
-            backbone.
-        attention: name of a block's attention module, which is given the rotary embedding.
-        points: in the order the forward reaches them.
-    """
-
-    model_types: tuple[str, ...]
-    blocks: str
-    attention: str
-    points: tuple[HookPoint, ...]
-
-
-GPT_NEOX = Family(
-    model_types=("gpt_neox",),
-    blocks="layers",
-    attention="attention",
-    points=(
-        HookPoint("resid.post_emb", "emb_dropout"),
-        HookPoint("resid.torso.input_ln_attn", "layers.{i}.input_layernorm"),
-        HookPoint("attn.q", "layers.{i}.attention.query_key_value", part="heads_0"),
-        HookPoint("attn.k", "layers.{i}.attention.query_key_value", part="heads_1"),
-        HookPoint("attn.v", "layers.{i}.attention.query_key_value", part="heads_2"),
-        HookPoint(
-            "attn.post_rota_emb_q",
-            "layers.{i}.attention.query_key_value",
-            part="heads_0",
-            rotary=True,
-        ),
-        HookPoint(
-            "attn.post_rota_emb_k",
-            "layers.{i}.attention.query_key_value",
-            part="heads_1",
-            rotary=True,
-        ),
-        HookPoint("attn.v_out", "layers.{i}.attention.dense", side="input"),
-        HookPoint("resid.torso.delta_attn", "layers.{i}.post_attention_dropout"),
-        HookPoint(
-            "resid.torso.post_attn",
-            "layers.{i}.post_attention_layernorm",
-            side="input",
-            when=("use_parallel_residual", False),
-        ),
-        HookPoint("resid.torso.post_ln_attn", "layers.{i}.post_attention_layernorm"),
-        HookPoint("mlp.post_act", "layers.{i}.mlp.dense_4h_to_h", side="input"),
-        HookPoint("resid.torso.delta_mlp", "layers.{i}.post_mlp_dropout"),
-        HookPoint("resid.torso.post_mlp", "layers.{i}"),
-        HookPoint("resid.post_ln_f", "final_layer_norm"),
-    ),
-)
-
-GPT2 = Family(
-    model_types=("gpt2",),
-    blocks="h",
-    attention="attn",
-    points=(
-        HookPoint("resid.post_emb", "drop"),
-        HookPoint("resid.torso.input_ln_attn", "h.{i}.ln_1"),
-        HookPoint("attn.q", "h.{i}.attn.c_attn", part="qkv_0"),
-        HookPoint("attn.k", "h.{i}.attn.c_attn", part="qkv_1"),
-        HookPoint("attn.v", "h.{i}.attn.c_attn", part="qkv_2"),
-        HookPoint("attn.v_out", "h.{i}.attn.c_proj", side="input"),
-        # The release names the residual stream after attention "delta_attn" in this family.
-        HookPoint("resid.torso.delta_attn", "h.{i}.ln_2", side="input"),
-        HookPoint("resid.torso.post_ln_attn", "h.{i}.ln_2"),
-        HookPoint("mlp.post_act", "h.{i}.mlp.c_proj", side="input"),
-        HookPoint("resid.torso.delta_mlp", "h.{i}.mlp"),
-        HookPoint("resid.torso.post_mlp", "h.{i}"),
-        HookPoint("resid.post_ln_f", "ln_f"),
-    ),
-)
-
-
-_Projections = tuple[HookPoint, HookPoint, HookPoint]
-
-
-def _projections(q: str = "q_proj", k: str = "k_proj", part: str | None = None) -> _Projections:
-    """q, k and v of a block with a projection each.
-
-    q and k are read at the named modules, where they are last normalised.
-    """
-    return (
-        HookPoint("attn.q", f"layers.{{i}}.self_attn.{q}", part=part),
-        HookPoint("attn.k", f"layers.{{i}}.self_attn.{k}", part=part),
-        HookPoint("attn.v", "layers.{i}.self_attn.v_proj"),
-    )
-
-
-def _decoder(
-    model_types: tuple[str, ...],
-    projections: _Projections,
-    embedding: HookPoint,
-    delta_attn: str,
-    delta_mlp: str,
-    input_norm: str | None = "input_layernorm",
-    mlp_norm: str | None = "post_attention_layernorm",
-) -> Family:
-    """The Llama block and its relatives: rotary attention and gated MLP, one after the other.
-
-    delta_attn, delta_mlp: modules of a block whose output joins the residual stream. input_norm,
-    mlp_norm: modules that normalise before attention and MLP, if any does.
-    """
-    q, k, v = projections
-    block = "layers.{i}"
-    return Family(
-        model_types=model_types,
-        blocks="layers",
-        attention="self_attn",
-        points=(
-            embedding,
-            *(
-                [HookPoint("resid.torso.input_ln_attn", f"{block}.{input_norm}")]
-                if input_norm
-                else []
-            ),
-            q,
-            k,
-            v,
-            replace(q, name="attn.post_rota_emb_q", rotary=True),
-            replace(k, name="attn.post_rota_emb_k", rotary=True),
-            HookPoint("attn.v_out", f"{block}.self_attn.o_proj", side="input"),
-            HookPoint("resid.torso.delta_attn", f"{block}.{delta_attn}"),
-            HookPoint("resid.torso.post_attn", f"{block}.{mlp_norm or 'mlp'}", side="input"),
-            *([HookPoint("resid.torso.post_ln_attn", f"{block}.{mlp_norm}")] if mlp_norm else []),
-            HookPoint("mlp.post_act", f"{block}.mlp.down_proj", side="input"),
-            HookPoint("resid.torso.delta_mlp", f"{block}.{delta_mlp}"),
-            HookPoint("resid.torso.post_mlp", block),
-            HookPoint("resid.post_ln_f", "norm"),
-        ),
-    )
-
-
-_EMBEDDING = HookPoint("resid.post_emb", "embed_tokens")
-_SCALED_EMBEDDING = HookPoint("resid.post_emb", "layers.0", side="input")
-# Outputs of attention and MLP that are normalised before they join the stream.
-_NORMALISED = ("post_attention_layernorm", "post_feedforward_layernorm")
-_FUSED = (
-    HookPoint("attn.q", "layers.{i}.self_attn.qkv_proj", part="qkv_0"),
-    HookPoint("attn.k", "layers.{i}.self_attn.qkv_proj", part="qkv_1"),
-    HookPoint("attn.v", "layers.{i}.self_attn.qkv_proj", part="qkv_2"),
-)
-
-LLAMA = _decoder(("llama", "mistral", "qwen2"), _projections(), _EMBEDDING, "self_attn", "mlp")
-QWEN3 = _decoder(("qwen3",), _projections("q_norm", "k_norm"), _EMBEDDING, "self_attn", "mlp")
-PHI3 = _decoder(("phi3",), _FUSED, _EMBEDDING, "self_attn", "mlp")
-GEMMA2 = _decoder(
-    ("gemma2",),
-    _projections(),
-    _SCALED_EMBEDDING,
-    *_NORMALISED,
-    mlp_norm="pre_feedforward_layernorm",
-)
-GEMMA3 = _decoder(
-    ("gemma3_text",),
-    _projections("q_norm", "k_norm", "heads_first"),
-    _SCALED_EMBEDDING,
-    *_NORMALISED,
-    mlp_norm="pre_feedforward_layernorm",
-)
-# No normalisation before attention and MLP: only their outputs are normalised, and q and k as a
-# whole.
-OLMO2 = _decoder(
-    ("olmo2",),
-    _projections("q_norm", "k_norm"),
-    _EMBEDDING,
-    *_NORMALISED,
-    input_norm=None,
-    mlp_norm=None,
-)
-
-# Attention and MLP side by side behind one normalisation. The release takes v_out after the output
-# projection and post_ln_f before the final normalisation in this family; here both mean what they
-# mean elsewhere.
-GPTJ = Family(
-    model_types=("gptj",),
-    blocks="h",
-    attention="attn",
-    points=(
-        HookPoint("resid.post_emb", "drop"),
-        HookPoint("resid.torso.input_ln_attn", "h.{i}.ln_1"),
-        HookPoint("attn.q", "h.{i}.attn.q_proj"),
-        HookPoint("attn.k", "h.{i}.attn.k_proj"),
-        HookPoint("attn.v", "h.{i}.attn.v_proj"),
-        HookPoint("attn.post_rota_emb_q", "h.{i}.attn.q_proj", rotary=True),
-        HookPoint("attn.post_rota_emb_k", "h.{i}.attn.k_proj", rotary=True),
-        HookPoint("attn.v_out", "h.{i}.attn.out_proj", side="input"),
-        HookPoint("resid.torso.delta_attn", "h.{i}.attn"),
-        HookPoint("mlp.post_act", "h.{i}.mlp.fc_out", side="input"),
-        HookPoint("resid.torso.delta_mlp", "h.{i}.mlp"),
-        HookPoint("resid.torso.post_mlp", "h.{i}"),
-        HookPoint("resid.post_ln_f", "ln_f"),
-    ),
-)
-
-GPT_BIGCODE = Family(
-    model_types=("gpt_bigcode",),
-    blocks="h",
-    attention="attn",
-    points=(
-        HookPoint("resid.post_emb", "drop"),
-        HookPoint("resid.torso.input_ln_attn", "h.{i}.ln_1"),
-        *(
-            HookPoint(
-                f"attn.{name}",
-                "h.{i}.attn.c_attn",
-                part=f"{rule}_{index}",
-                when=("multi_query", multi_query),
-            )
-            for rule, multi_query in (("qkv", True), ("heads", False))
-            for index, name in enumerate("qkv")
-        ),
-        HookPoint("attn.v_out", "h.{i}.attn.c_proj", side="input"),
-        # As in GPT-2, the release names the residual stream after attention "delta_attn".
-        HookPoint("resid.torso.delta_attn", "h.{i}.ln_2", side="input"),
-        HookPoint("resid.torso.post_ln_attn", "h.{i}.ln_2"),
-        HookPoint("mlp.post_act", "h.{i}.mlp.c_proj", side="input"),
-        HookPoint("resid.torso.delta_mlp", "h.{i}.mlp"),
-        HookPoint("resid.torso.post_mlp", "h.{i}"),
-        HookPoint("resid.post_ln_f", "ln_f"),
-    ),
-)
-
-FAMILIES: tuple[Family, ...] = (
-    GPT_NEOX,
-    GPT2,
-    LLAMA,
-    QWEN3,
-    PHI3,
-    GEMMA2,
-    GEMMA3,
-    OLMO2,
-    GPTJ,
-    GPT_BIGCODE,
-)
 
 
 def family_of(model_type: str) -> Family:
@@ -298,7 +30,7 @@ def family_of(model_type: str) -> Family:
     known = ", ".join(name for family in FAMILIES for name in family.model_types)
     raise ValueError(
         f"no activation hook table for model type {model_type!r} (known: {known}): looked for a "
-        "Family with this model type in sparsepo/activations.py; add one that names, per hook "
+        "Family with this model type in sparsepo/hook_tables.py; add one that names, per hook "
         "point, the module below the model's backbone that carries it, like "
         "HookPoint('attn.v_out', 'layers.{i}.self_attn.o_proj', side='input')"
     )
@@ -306,6 +38,8 @@ def family_of(model_type: str) -> Family:
 
 def available_hooks(config: Any) -> tuple[str, ...]:
     """Names of the hook points of a transformers config's family, "logits" last.
+
+    Of a config of more than text it is the family of the text part.
 
     Raises: ValueError for an unknown family.
     """
@@ -317,42 +51,75 @@ def select_hooks(config: Any, hooks: str | Iterable[str]) -> tuple[str, ...]:
 
     The logits alone need no hook table: every family has them.
 
-    Raises: ValueError naming the unknown name and what is allowed.
+    Raises: ValueError naming what is unknown or absent, why, and what is allowed.
     """
     hooks = hooks if isinstance(hooks, str) else tuple(hooks)
     if hooks in ("logits", ("logits",)):
         return ("logits",)
     names = available_hooks(config)
+    if hooks == "all":
+        return names
     if isinstance(hooks, str):
-        if hooks == "all":
-            return names
         if hooks not in HOOK_TYPES:
             raise ValueError(f"hooks={hooks!r} is neither 'all' nor one of {', '.join(HOOK_TYPES)}")
-        return tuple(name for name in names if name.split(".")[0] == hooks)
-    unknown = [name for name in hooks if name not in names]
-    if unknown or not hooks:
+        asked = f"hooks={hooks!r}"
+        chosen = tuple(name for name in names if name.split(".")[0] == hooks)
+        missing = [] if chosen else [n for n in _absent(config) if n.split(".")[0] == hooks]
+    else:
+        chosen = hooks
+        missing = [name for name in hooks if name not in names]
+        asked = f"hooks {missing or 'list is empty'}"
+    if missing or not chosen:
+        reasons = [f"{name}: {why}" for name, why in _absent(config).items() if name in missing]
+        why = f" ({'; '.join(reasons)})" if reasons else ""
         raise ValueError(
-            f"hooks {unknown or 'list is empty'}: model type {config.model_type!r} offers "
+            f"{asked}{why}: model type {config.get_text_config().model_type!r} offers "
             f"{', '.join(names)}"
         )
-    return hooks
+    return chosen
 
 
 def _points(config: Any) -> list[HookPoint]:
-    return [
-        p
-        for p in family_of(config.model_type).points
-        if p.when is None or bool(getattr(config, p.when[0])) == p.when[1]
-    ]
+    text = config.get_text_config()
+    return [point for point in family_of(text.model_type).points if not _obstacles(text, point)]
+
+
+def _absent(config: Any) -> dict[str, str]:
+    """Points that the family's table has and this config has not -> why."""
+    text = config.get_text_config()
+    present = {point.name for point in _points(text)}
+    reasons: dict[str, list[str]] = {}
+    for point in family_of(text.model_type).points:
+        found = _obstacles(text, point)
+        if point.name not in present and len(found) < len(reasons.get(point.name, [*found, ""])):
+            reasons[point.name] = found
+    return {name: ", ".join(found) for name, found in reasons.items()}
+
+
+def _obstacles(config: Any, point: HookPoint) -> list[str]:
+    """Settings of the config that a point cannot exist with, or why no layer has it."""
+    names = [name for name, value in point.when.items() if getattr(config, name, None) != value]
+    names += [name for name, value in point.unless.items() if getattr(config, name, None) == value]
+    if names:
+        return [f"{name}={getattr(config, name, None)!r}" for name in names]
+    if point.layers is not None and not any(_layers_of(config, point)):
+        return [point.layers.reason]
+    return []
+
+
+def _layers_of(config: Any, point: HookPoint) -> list[bool]:
+    """Whether each layer has the point."""
+    rule = point.layers
+    return [rule is None or rule.has(config, layer) for layer in range(config.num_hidden_layers)]
 
 
 class ActivationRecorder:
     """Context manager that records the reduced activation of each chosen hook point.
 
     It records during forwards of a backbone. After a forward, `recorded[name][layer]` is float32
-    [batch, time]; layer is 0 for points that exist once. Without hooks nothing is recorded, and any
-    family will do. The logits are not a backbone activation: `activation_mask` computes them from
-    the last hidden states.
+    [batch, time], for the layers that have the point; layer is 0 for points that exist once.
+    Without hooks nothing is recorded, and any family will do. The logits are not a backbone
+    activation: `activation_mask` computes them from the last hidden states.
     """
 
     def __init__(
@@ -360,11 +127,13 @@ class ActivationRecorder:
     ) -> None:
         self._backbone = backbone
         config: Any = backbone.config
-        self._config = config
+        self._config = config.get_text_config()
         self._reduction = reduction
         wanted = set(hooks)
         self._points = [p for p in _points(config) if p.name in wanted] if wanted else []
-        self._attention_inputs: dict[str, Any] = {}
+        self._shape: tuple[int, int] = (0, 0)  # batch, time of the forward
+        self._attention: tuple[nn.Module, dict[str, Any]] | None = None  # and what it was given
+        self._beside: dict[str, Tensor] = {}
         self._handles: list[Any] = []
         self.recorded: dict[str, dict[int, Tensor]] = {}
 
@@ -372,31 +141,14 @@ class ActivationRecorder:
         if not self._points:
             return self
         family = family_of(self._config.model_type)
-        blocks = _submodule(self._backbone, family.blocks, "blocks", self._config.model_type)
-        num_layers = len(blocks)  # type: ignore[arg-type]
-        if any(point.rotary for point in self._points):
-            for layer in range(num_layers):
-                path = f"{family.blocks}.{layer}.{family.attention}"
-                attention = _submodule(
-                    self._backbone, path, "post-rotary q and k", self._config.model_type
-                )
-                self._handles.append(
-                    attention.register_forward_pre_hook(
-                        self._keep_attention_inputs, with_kwargs=True
-                    )
-                )
+        self._handles.append(
+            self._backbone.register_forward_pre_hook(self._keep_shape, with_kwargs=True)
+        )
         for point in self._points:
-            for layer in range(num_layers if "{i}" in point.module else 1):
-                path = point.module.replace("{i}", str(layer))
-                module = _submodule(self._backbone, path, point.name, self._config.model_type)
-                if point.side == "input":
-                    self._handles.append(
-                        module.register_forward_pre_hook(self._on_input(point, layer))
-                    )
-                else:
-                    self._handles.append(
-                        module.register_forward_hook(self._on_output(point, layer))
-                    )
+            for layer, has_point in enumerate(_layers_of(self._config, point)):
+                if not has_point or (layer > 0 and "{i}" not in point.module):
+                    continue
+                self._attach(point, layer, f"{family.blocks}.{layer}.{family.attention}")
         return self
 
     def __exit__(
@@ -408,76 +160,138 @@ class ActivationRecorder:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._beside.clear()
+        self._attention = None
 
-    def _keep_attention_inputs(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self._attention_inputs = {"module": module, **kwargs}
+    def _attach(self, point: HookPoint, layer: int, attention: str) -> None:
+        if point.rotary:
+            self._handles.append(
+                self._module(attention, "post-rotary q and k").register_forward_pre_hook(
+                    self._keep_attention, with_kwargs=True
+                )
+            )
+        beside = point.beside and point.beside.replace("{i}", str(layer))
+        if beside:
+            self._handles.append(
+                self._module(beside, point.name).register_forward_hook(self._keep_beside(beside))
+            )
+        module = self._module(point.module.replace("{i}", str(layer)), point.name)
 
-    def _on_input(self, point: HookPoint, layer: int) -> Callable[[nn.Module, Any], None]:
-        def hook(module: nn.Module, args: Any) -> None:
-            self._record(point, layer, args[0])
+        def on_input(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            self._record(point, layer, args[0] if args else kwargs["hidden_states"], beside)
 
-        return hook
+        def on_output(module: nn.Module, args: Any, output: Any) -> None:
+            self._record(point, layer, output[0] if isinstance(output, tuple) else output, beside)
 
-    def _on_output(self, point: HookPoint, layer: int) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            self._record(point, layer, output[0] if isinstance(output, tuple) else output)
+        self._handles.append(
+            module.register_forward_pre_hook(on_input, with_kwargs=True)
+            if point.side == "input"
+            else module.register_forward_hook(on_output)
+        )
 
-        return hook
+    def _module(self, path: str, purpose: str) -> nn.Module:
+        try:
+            return self._backbone.get_submodule(path)
+        except AttributeError as error:
+            raise ValueError(
+                f"model type {self._config.model_type!r}: module {path!r} for {purpose} not found "
+                f"in {type(self._backbone).__name__}; its hook table in sparsepo/hook_tables.py "
+                "does not fit this version of transformers"
+            ) from error
 
-    def _record(self, point: HookPoint, layer: int, value: Tensor) -> None:
+    def _keep_shape(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        tokens = args[0] if args else kwargs.get("input_ids")
+        tokens = kwargs["inputs_embeds"] if tokens is None else tokens
+        self._shape = (tokens.shape[0], tokens.shape[1])
+
+    def _keep_attention(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        self._attention = (module, kwargs)
+
+    def _keep_beside(self, path: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def keep(module: nn.Module, args: Any, output: Tensor) -> None:
+            self._beside[path] = output
+
+        return keep
+
+    def _record(self, point: HookPoint, layer: int, value: Tensor, beside: str | None) -> None:
         if point.part == "heads_first":
             value = value.transpose(1, 2)
-        elif point.part is not None:
-            rule, index = point.part.rsplit("_", 1)
-            heads, head_dim = self._config.num_attention_heads, self._head_dim()
-            if rule == "heads":
-                value = value.unflatten(-1, (heads, -1)).chunk(3, dim=-1)[int(index)]
-            else:
-                rest = (value.shape[-1] - heads * head_dim) // 2
-                value = value.split([heads * head_dim, rest, rest], dim=-1)[int(index)]
-        if point.rotary:
-            value = self._rotate(value)
+        value = value.reshape(*self._shape, -1)  # some layers fold batch and time, or add a head
+        if point.part is not None and point.part != "heads_first":
+            value = _cut(value, point.part, self._config, self._beside[beside] if beside else None)
+        if point.clip is not None:
+            limit = attrgetter(point.clip)(self._config)
+            value = value if limit is None else value.clamp(-limit, limit)
+        if point.scale is not None:
+            value = value * getattr(self._config, point.scale)
+        if point.rotary is not None:
+            value = self._rotate(value, point.rotary)
         value = value.float().flatten(2)
         reduced = value.mean(-1) if self._reduction == "mean" else value.sigmoid().mean(-1)
         self.recorded.setdefault(point.name, {})[layer] = reduced
 
-    def _head_dim(self) -> int:
-        return int(
-            getattr(self._config, "head_dim", None)
-            or self._config.hidden_size // self._config.num_attention_heads
+    def _rotate(self, value: Tensor, rotary: Rotary) -> Tensor:
+        """What the attention's own rotary embedding makes of q or k.
+
+        [batch, time, heads, features] or, with heads folded into the features, [batch, time, ...]
+        -> [batch, time, heads, features].
+        """
+        if value.ndim == 3:
+            value = value.unflatten(-1, (-1, _head_dim(self._config)))
+        assert self._attention is not None, "q and k are projected within the attention"
+        module, given = self._attention
+        apply: Any = getattr(sys.modules[type(module).__module__], rotary.function)
+        if rotary.own:
+            own: Any = module
+            angles = own.embed_positions.to(value.device)[given["position_ids"]].to(value.dtype)
+            sin, cos = angles.chunk(2, dim=-1)
+            width = own.rotary_dim or value.shape[-1]
+            return torch.cat([apply(value[..., :width], sin, cos), value[..., width:]], dim=-1)
+        turns = given["position_embeddings"]
+        turns = (turns,) if isinstance(turns, Tensor) else turns  # complex, or cosines and sines
+        width = size = value.shape[-1]
+        if rotary.features != "all":
+            width = turns[0].shape[-1] * (2 if turns[0].is_complex() else 1)
+        start = size - width if rotary.features == "last" else 0
+        by_head = value[..., start : start + width].transpose(1, 2)
+        rotated: Tensor = apply(by_head, by_head, *turns)[0]
+        return torch.cat(
+            [value[..., :start], rotated.transpose(1, 2), value[..., start + width :]], dim=-1
         )
 
-    def _rotate(self, value: Tensor) -> Tensor:
-        """Apply the attention module's own rotary embedding.
 
-        [batch, time, heads or features, ...] -> the same.
-        """
-        if value.ndim == 3:  # a projection's output: heads still folded into the features
-            value = value.unflatten(-1, (-1, self._head_dim()))
-        module = self._attention_inputs["module"]
-        apply: Any = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb")  # noqa: B009
-        if hasattr(
-            module, "embed_positions"
-        ):  # GPT-J: sines and cosines are the attention's own, of the first rotary_dim features
-            sin, cos = (
-                module.embed_positions[self._attention_inputs["position_ids"]]
-                .to(value.dtype)
-                .chunk(2, dim=-1)
-            )
-            width = module.rotary_dim or value.shape[-1]
-            return torch.cat([apply(value[..., :width], sin, cos), value[..., width:]], dim=-1)
-        cos, sin = self._attention_inputs["position_embeddings"]
-        by_head = value.transpose(1, 2)
-        rotated: Tensor = apply(by_head, by_head, cos, sin)[0]
-        return rotated.transpose(1, 2)
+def _head_dim(config: Any) -> int:
+    return int(
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
 
 
-def _submodule(backbone: nn.Module, path: str, purpose: str, model_type: str) -> nn.Module:
-    try:
-        return backbone.get_submodule(path)
-    except AttributeError as error:
-        raise ValueError(
-            f"model type {model_type!r}: module {path!r} for {purpose} not found in "
-            f"{type(backbone).__name__}; its hook table in sparsepo/activations.py does not fit "
-            "this version of transformers"
-        ) from error
+def _cut(value: Tensor, part: str, config: Any, beside: Tensor | None) -> Tensor:
+    """A part, by the rules of `HookPoint`, of a tensor [batch, time, features].
+
+    -> [batch, time, features] or [batch, time, heads, features].
+    """
+    heads, head_dim = config.num_attention_heads, _head_dim(config)
+    rule, _, index = part.rpartition("_")
+    parts: Iterable[Tensor]
+    if part == "per_head":
+        return value.unflatten(-1, (heads, -1))
+    if rule == "heads":
+        parts = value.unflatten(-1, (heads, -1)).chunk(3, dim=-1)
+    elif rule == "qkv":
+        rest = (value.shape[-1] - heads * head_dim) // 2
+        parts = value.split([heads * head_dim, rest, rest], dim=-1)
+    elif rule == "groups":
+        groups = value.unflatten(-1, (config.num_kv_heads, -1, head_dim))
+        parts = (g.flatten(2, 3) for g in groups.split([groups.shape[3] - 2, 1, 1], dim=3))
+    elif rule == "shards":
+        q, v, k = (p.flatten(2) for p in value.unflatten(-1, (4, -1)).chunk(3, dim=-1))
+        parts = (q, k, v)
+    else:
+        by_head = value.unflatten(-1, (heads, -1))
+        k, v = by_head.split([config.qk_nope_head_dim, config.v_head_dim], dim=-1)
+        if beside is not None:
+            shared = beside[..., config.kv_lora_rank :].unsqueeze(2).expand(-1, -1, heads, -1)
+            k = torch.cat([k, shared], dim=-1)
+        parts = (value, k, v)
+    return tuple(parts)[int(index)]

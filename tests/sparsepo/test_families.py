@@ -218,7 +218,7 @@ def test_encoders_that_see_what_follows_are_refused() -> None:
     verify_head(tiny_model("bert-generation", is_decoder=True))
 
 
-@pytest.mark.parametrize("case", ["granite", "gpt_neo", "mamba"])
+@pytest.mark.parametrize("case", ["llama4_text", "mamba"])
 def test_hook_points_are_asked_for_by_who_needs_them_alone(case: str) -> None:
     """The logits are every family's; states of all layers are too; any other point needs the
     table.

@@ -1,5 +1,5 @@
-"""Families without a table of hook points through the stages; what needs hooks is refused before
-any work.
+"""Families of all kinds through the stages; what a family does not have is refused before any
+work.
 """
 
 from collections.abc import Callable
@@ -58,7 +58,7 @@ def make(model_of: Callable[[str], Path], recipe_in: MakeRecipe, tmp_path: Path)
     return build
 
 
-@pytest.mark.parametrize("case", PLAIN)
+@pytest.mark.parametrize("case", ["llama4_text", "mamba"])
 def test_what_needs_hooks_is_refused_by_name_before_any_work(case: str, make: MakeRecipe) -> None:
     """`plan` and `run` alike; plain DPO and masks over the last layer are planned."""
     assert run_plan(make(case, "objective.name=dpo"))["train"]["parameters"] > 0
@@ -72,6 +72,18 @@ def test_what_needs_hooks_is_refused_by_name_before_any_work(case: str, make: Ma
             UserError,
             match=rf"mask.hooks: no activation hook table for model type '{case}' \(known: "
             r"gpt_neox",
+        ):
+            command(refused)
+    assert not Path(refused.run_dir).exists()
+
+
+def test_points_that_a_family_lacks_are_refused_before_any_work(make: MakeRecipe) -> None:
+    refused = make("mixtral", "objective.name=mapo", "mask.kind=activation", "mask.hooks=mlp")
+    for command in (run_plan, lambda recipe: run_stages(recipe, (PREPARE,), pytest.fail)):
+        with pytest.raises(
+            UserError,
+            match=r"mask.hooks: hooks='mlp' \(mlp.post_act: its experts have an activation each\): "
+            r"model type 'mixtral' offers resid.post_emb",
         ):
             command(refused)
     assert not Path(refused.run_dir).exists()
@@ -141,6 +153,56 @@ def test_the_stages_score_and_train_them(make: MakeRecipe, tmp_path: Path) -> No
     for recipe, layout in ((opt, "shared"), (neo, "padded")):
         trainer = trainer_of(recipe)
         assert trainer.layout.kind == layout
+        trainer.run(lambda metrics: None)
+        trainer.close()
+        first, second = (r for r in read_metrics(trainer.store) if "kind" not in r)
+        assert first["rewards/margins"] == pytest.approx(0, abs=1e-5)
+        assert first["kl/reference_policy"] < 1e-6 < second["kl/reference_policy"]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_mapo_weighs_tokens_by_their_activations(make: MakeRecipe, tmp_path: Path) -> None:
+    """Of a mixture, of ALiBi and of parallel blocks: from a plan to a policy that has moved. The
+    weights are computed anew, from hooks on one module of each layer.
+    """
+    projections = {
+        "mixtral": "layers.{}.self_attn.o_proj",
+        "bloom": "h.{}.self_attention.dense",
+        "cohere": "layers.{}.self_attn.o_proj",
+    }
+    for case, path in projections.items():
+        recipe = make(
+            case,
+            "objective.name=mapo",
+            "mask.kind=activation",
+            "mask.hooks=[attn.v_out]",
+            "train.micro_batch_tokens=256",
+            f"paths.pairs={tmp_path}/pairs",
+        )
+        assert run_plan(recipe)["reference"]["bytes_per_scored_token"] > 0
+        run_stages(recipe, (PREPARE, REFERENCE), lambda line: None)
+        pairs = open_pairs(Run(recipe))
+        stored = (
+            open_reference(run_facts(Run(recipe)), pairs)
+            .features("train", range(3), ["activation_mask"])
+            .activation_mask
+        )
+        model = AutoModelForCausalLM.from_pretrained(recipe.model.name_or_path, dtype=torch.float32)
+        seen: list[torch.Tensor] = []
+        for layer in range(2):
+            model.base_model.get_submodule(path.format(layer)).register_forward_pre_hook(
+                lambda module, args, seen=seen: seen.append(args[0].mean(-1)[0])
+            )
+        expected = []
+        for pair in pairs.pairs("train", range(3)):
+            for response in pair.responses():
+                seen.clear()
+                model(input_ids=torch.tensor([[*pair.prompt, *response]]))
+                rows = [means[len(pair.prompt) - 1 : -1] for means in seen]
+                spans = [(row - row.min()) / (row.max() - row.min()) for row in rows]
+                expected.append(torch.stack(spans).mean(0))
+        torch.testing.assert_close(stored, torch.cat(expected).detach(), atol=1e-4, rtol=1e-3)
+        trainer = trainer_of(recipe)
         trainer.run(lambda metrics: None)
         trainer.close()
         first, second = (r for r in read_metrics(trainer.store) if "kind" not in r)
