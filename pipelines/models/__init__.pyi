@@ -51,6 +51,7 @@ from .readers import (
     check_readers as check_readers,
     models_are_here as models_are_here,
     num_known_tokens as num_known_tokens,
+    padded_vocabularies as padded_vocabularies,
 )
 from .response_ends import (
     ResponseEnds as ResponseEnds,

@@ -22,6 +22,8 @@ class FrozenReference:
         name: a directory, or a name that every machine resolves to a copy of its own.
         dtype: auto, float32 or bfloat16. hooks, mapping: of the activation mask.
         topk: outcomes kept of a distribution, where only the likeliest are.
+        vocabulary: rows over which it is compared with the policy where one of them has more, None
+            for all.
     """
 
     name: str
@@ -29,9 +31,10 @@ class FrozenReference:
     hooks: str | tuple[str, ...]
     mapping: "ActivationMapping"
     topk: int
+    vocabulary: int | None = None
 
     @classmethod
-    def of(cls, recipe: Recipe) -> "FrozenReference":
+    def of(cls, recipe: Recipe, vocabulary: int | None = None) -> "FrozenReference":
         """The starting policy, its adapter included, unless another reference is named."""
         mask = recipe.mask
         hooks, mapping = (
@@ -45,6 +48,7 @@ class FrozenReference:
             hooks,
             mapping,
             recipe.reference.topk or 64,
+            vocabulary,
         )
 
 
@@ -96,7 +100,9 @@ class ReferenceFacts:
     model: FrozenReference
 
 
-def reference_facts(recipe: Recipe, record: StageRecord | None) -> ReferenceFacts:
+def reference_facts(
+    recipe: Recipe, record: StageRecord | None, vocabulary: int | None
+) -> ReferenceFacts:
     """The facts of a recipe, from the record of its reference stage.
 
     A stage that is not finished has no failed rows yet; `open_reference` refuses it.
@@ -115,7 +121,7 @@ def reference_facts(recipe: Recipe, record: StageRecord | None) -> ReferenceFact
         recipe.online_features(),
         stored,
         {split: frozenset(map(int, rows)) for split, rows in failed.items()},
-        FrozenReference.of(recipe),
+        FrozenReference.of(recipe, vocabulary),
     )
 
 

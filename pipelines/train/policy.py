@@ -37,7 +37,7 @@ from sparsepo.backbone import (
 from sparsepo.batching.batch_layout import BatchLayout
 from sparsepo.kernels.token_scoring import LMHead
 from sparsepo.masks import LearnedMasks, TokenMasks
-from sparsepo.model import PolicyModel
+from sparsepo.model import PolicyModel, cut_vocabulary
 
 
 def build_masks(facts: TrainingFacts) -> TokenMasks:
@@ -157,7 +157,7 @@ def build_policy(
             layer.compile(
                 dynamic=False
             )  # rows come in few widths, and kernels for one width are faster
-    policy = PolicyModel(causal_lm, build_masks(facts), head).to(device)
+    policy = PolicyModel(causal_lm, build_masks(facts), head, facts.vocabulary).to(device)
     strategy.spread(policy)
     return policy
 
@@ -211,14 +211,17 @@ def open_policy(
 ) -> PolicyModel:
     """The trained policy with its masks, in eval mode; adapters are merged.
 
+    It is cut to the rows over which it is compared with the reference.
+
     Args:
         step: of a checkpoint; None is the published model. head: of the reference, for the masks.
     Raises: UserError if a file of the checkpoint cannot be read.
     """
     store, masks = RunStore(facts.root), build_masks(facts)
+    vocabulary = facts.reference.model.vocabulary
     if step is None:
         with store.as_local_directory(MODEL) as folder:
-            causal_lm = load_causal_lm(str(folder), dtype, device)
+            causal_lm = load_causal_lm(str(folder), dtype, device, vocabulary=vocabulary)
         if isinstance(masks, LearnedMasks):
             with store.as_local_directory(MASKS) as folder:
                 masks = LearnedMasks.from_pretrained(folder)
@@ -234,4 +237,6 @@ def open_policy(
     if facts.train.lora is not None:
         policy.causal_lm = policy.causal_lm.merge_and_unload()
     policy.causal_lm.to(dtype)
+    if vocabulary is not None:
+        cut_vocabulary(policy.causal_lm, vocabulary)
     return policy.to(device).eval()
