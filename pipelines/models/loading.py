@@ -108,13 +108,9 @@ def load_causal_lm(
         **spread,
     )
     if is_adapter:
-        from peft import PeftModel
+        from pipelines.models.adapters import merged_adapter
 
-        try:
-            merged = PeftModel.from_pretrained(model, directory).merge_and_unload(safe_merge=True)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"model directory {directory}: {_line(error)}") from error
-        model = merged.to(dtype).requires_grad_(True)  # peft froze the base
+        model = merged_adapter(model, Path(directory)).to(dtype)
     model = model.eval() if spread else model.to(device).eval()
     try:
         verify_head(model)

@@ -59,7 +59,7 @@ OBJECTIVES = {
     "log-probabilities": ("objective={name: dpo}", "train.lora={rank: 4}"),
     "online": (
         "objective={name: sparsepo}",
-        "mask={kind: learned, model: simple_all, couple: independent}",
+        "mask={kind: learned, sharing: independent, adam_eps: 1.0e-3}",
         "reference.mode=online",
     ),
     "activations": (
@@ -194,14 +194,19 @@ def test_a_store_is_refused_to_a_policy_that_it_was_not_scored_for(
     assert not (tmp_path / "cut-cut" / "reference").exists(), "it took the store that was there"
 
 
-def test_plan_says_in_a_line_what_is_compared(numbers: Any) -> None:
-    recipe, _ = numbers("stored", "padded", "cut")
+def test_plan_says_in_a_line_what_is_compared(models: Models, make_recipe: MakeRecipe) -> None:
+    reference = f"model.reference={models['reference, cut']}"
+    recipe = make_recipe(f"model.name_or_path={models['policy, padded']}", reference)
     tokens = padded_vocabularies(recipe)
     assert tokens is not None
     assert run_plan(recipe)["reference"]["vocabulary"] == (
         f"the policy has {tokens.policy} rows of embeddings, the reference {tokens.reference}: "
         f"compared over the {tokens.reference} that both have"
     )
-    assert "vocabulary" not in run_plan(numbers("stored", "cut", "cut")[0])["reference"]
-    assert "vocabulary" not in Run(numbers("stored", "cut", "cut")[0]).record(TRAIN).inputs
     assert Run(recipe).record(TRAIN).inputs["vocabulary"] == tokens.reference
+    cut = make_recipe(f"model.name_or_path={models['policy, cut']}", reference)
+    assert "vocabulary" not in run_plan(cut)["reference"]
+    assert "vocabulary" not in Run(cut).record(TRAIN).inputs
+    # What is not compared with the reference is trained as it is.
+    alone = make_recipe(f"model.name_or_path={models['policy, padded']}", reference, "objective.name=simpo")
+    assert "vocabulary" not in Run(alone).record(TRAIN).inputs
