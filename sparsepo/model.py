@@ -31,10 +31,10 @@ def head_of(causal_lm: Any) -> LMHead:
 
     The model may be one that peft has wrapped.
 
-    Raises: ValueError if the model has no output embeddings, or peft has replaced them.
+    Raises: ValueError if the model has no output embeddings, or peft has put an adapter on them.
     """
     transformer = transformer_of(causal_lm)
-    layer = transformer.get_output_embeddings()
+    layer = _trained_copy(transformer.get_output_embeddings())
     if layer is None:
         raise ValueError(
             f"{type(transformer).__name__} has no LM head (get_output_embeddings() is None)"
@@ -52,6 +52,14 @@ def head_of(causal_lm: Any) -> LMHead:
         scale /= float(getattr(config, name, None) or 1.0)
     softcap = next((float(cap) for name in _SOFTCAPS if (cap := getattr(config, name, None))), None)
     return LMHead(layer.weight, getattr(layer, "bias", None), softcap, scale)
+
+
+def _trained_copy(layer: Any) -> Any:
+    """The layer itself, or the whole copy that peft trains in its place (modules_to_save)."""
+    copies = getattr(layer, "modules_to_save", None)
+    if not isinstance(copies, nn.ModuleDict):
+        return layer
+    return copies[layer.active_adapters[0]]
 
 
 @torch.no_grad()

@@ -1,4 +1,5 @@
 from .accelerator import device_kind as device_kind, dtype_name as dtype_name
+from .adapters import merged as merged, merged_adapter as merged_adapter
 from .chat_template import (
     ChatSettings as ChatSettings,
     ChatTemplate as ChatTemplate,

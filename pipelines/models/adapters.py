@@ -24,18 +24,27 @@ def merged_adapter(base: Any, directory: Path) -> Any:
         if rows is not None and len(base.get_input_embeddings().weight) != rows:
             _resize(base, rows)
         loaded = PeftModel.from_pretrained(base, directory)
-        is_tied = _untie(loaded.get_base_model())
-        merged = loaded.merge_and_unload(safe_merge=True)
-        for layer in (merged.get_input_embeddings(), merged.get_output_embeddings()):
+        whole = merged(loaded)
+        for layer in (whole.get_input_embeddings(), whole.get_output_embeddings()):
             if not bool(layer.weight.isfinite().all()):
                 raise ValueError("it does not hold all rows of the embeddings and the head")
     except (OSError, ValueError, RuntimeError, IndexError, TypeError, AttributeError) as error:
         raise UserError(
             f"model directory {directory}: {str(error).strip().partition(chr(10))[0]}"
         ) from error
+    return whole.requires_grad_(True)  # peft froze the base
+
+
+def merged(adapted: Any) -> Any:
+    """A model of peft's, merged: the transformers model with the logits that it had before.
+
+    Raises: ValueError if a weight would not be a number.
+    """
+    is_tied = _untie(adapted.get_base_model())
+    whole = adapted.merge_and_unload(safe_merge=True)
     if is_tied:
-        _tie_again(merged)
-    return merged.requires_grad_(True)  # peft froze the base
+        _tie_again(whole)
+    return whole
 
 
 def _resize(base: Any, rows: int) -> None:
@@ -64,16 +73,16 @@ def _untie(transformer: Any) -> bool:
     return bool(shared)
 
 
-def _tie_again(merged: Any) -> None:
-    """Share the weights of table and head again where they are the same, else say that they are
-    two: a model that is saved would lose one of them.
+def _tie_again(whole: Any) -> None:
+    """Share the weights of table and head again where they are the same, and say in the
+    configuration what is so: a model that is saved would lose one of them.
     """
     import torch
 
-    table, head = merged.get_input_embeddings(), merged.get_output_embeddings()
-    if torch.equal(table.weight, head.weight):
+    table, head = whole.get_input_embeddings(), whole.get_output_embeddings()
+    is_tied = torch.equal(table.weight, head.weight)
+    if is_tied:
         head.weight = table.weight
-        return
-    for config in (merged.config, merged.config.get_text_config()):
-        config.tie_word_embeddings = False
-    merged.all_tied_weights_keys = merged.get_expanded_tied_weights_keys(all_submodels=True)
+    for config in (whole.config, whole.config.get_text_config()):
+        config.tie_word_embeddings = is_tied  # peft may have changed it on its way
+    whole.all_tied_weights_keys = whole.get_expanded_tied_weights_keys(all_submodels=True)

@@ -120,7 +120,7 @@ def check_adapter(directory: Path) -> None:
     if "quantization_config" in model_config(base):
         return  # its weights are packed: their shapes say nothing
     own = tensor_shapes(directory / ADAPTER_WEIGHTS)
-    whole = _resized(model_tensors(base), own, directory, base)
+    whole = _resized(model_tensors(base), own, settings, directory, base)
     _check_tokens(directory, settings, whole, base)
     if settings.get("lora_bias"):
         _check_bias(directory, own, whole)
@@ -155,33 +155,60 @@ def _check_kind(directory: Path, settings: dict[str, Any]) -> None:
             )
 
 
-def _resized(whole: Shapes, own: Shapes, directory: Path, base: Path) -> Shapes:
-    """The base's shapes once its embeddings are as many as the adapter brings.
+def _resized(
+    whole: Shapes, own: Shapes, settings: dict[str, Any], directory: Path, base: Path
+) -> Shapes:
+    """The base's shapes once its embeddings are as many as an adapter brings that was trained on
+    a resized one.
 
-    Raises: UserError if it brings others than the base's, and not all of them.
+    Raises: UserError if there are more than in the base, and the adapter does not hold them all.
     """
-    brought = _whole_tables(own)
+    brought = set(_whole_tables(own).values())
     tables = {name: shape for name, shape in whole.items() if TABLE.search(name)}
     heads = {name: shape for name, shape in whole.items() if HEAD.search(name)}
-    rows = next(iter(brought.values()), None)
-    found = {shape[0] for shape in tables.values()}
-    if rows is None or set(brought.values()) != {rows} or found <= {rows}:
+    old = max((shape[0] for shape in tables.values()), default=None)
+    if old is None or len(brought) != 1 or brought == {old}:
         return whole
+    (rows,) = brought
     is_tied = model_config(base).get("tie_word_embeddings") is True or not heads
-    held = {bool(HEAD.search(name)) for name in brought}
-    if held != {True, False} and not is_tied:
-        lacks, has = ("embeddings", "head") if held == {True} else ("head", "embeddings")
-        raise UserError(
-            f"adapter {directory}: its {has} have {rows} rows, its base {base} has {max(found)} "
-            f"and the {lacks}'s new rows are not in the adapter: save the resized base that it "
-            "was trained on, and name it as base_model_name_or_path in adapter_config.json"
+    held = _held(own, settings, is_tied)
+    if held == {"embeddings", "head"}:
+        return whole | {name: (rows, *shape[1:]) for name, shape in (tables | heads).items()}
+    if rows < old:
+        return whole
+    has = "head" if held == {"head"} else "embeddings"
+    lacks = "embeddings" if has == "head" else "head"
+    raise UserError(
+        f"adapter {directory}: its {has} have {rows} rows, its base {base} has {old}, and new rows "
+        f"of the {lacks} are not in the adapter: save the resized base that it was trained on, and "
+        "name it as base_model_name_or_path in adapter_config.json"
+    )
+
+
+def _held(own: Shapes, settings: dict[str, Any], is_tied: bool) -> set[str]:
+    """Which of embeddings and head all rows are known of, from an adapter's own tensors.
+
+    Where both share their weights, the base's part of one tells those of the other; the copy that
+    was trained in its place does not.
+    """
+    copied = settings.get("modules_to_save") or []
+    found = set()
+    for name in own:
+        target = _WRAPPER.sub("", name)
+        is_head = HEAD.search(target) is not None
+        if not is_head and TABLE.search(target) is None:
+            continue
+        found.add("head" if is_head else "embeddings")
+        module = target.removesuffix(".weight").rpartition(".")[2]
+        is_copy = ".modules_to_save." in name or (
+            module in copied and ".original_module." not in name
         )
-    return whole | {name: (rows, *shape[1:]) for name, shape in (tables | heads).items()}
+        if is_tied and not is_copy:
+            found |= {"head", "embeddings"}
+    return found
 
 
-def _check_tokens(
-    directory: Path, settings: dict[str, Any], whole: Shapes, base: Path
-) -> None:
+def _check_tokens(directory: Path, settings: dict[str, Any], whole: Shapes, base: Path) -> None:
     """UserError for single tokens that are trained and beyond the embeddings."""
     named = settings.get("trainable_token_indices") or settings.get("token_indices") or []
     ids = [i for some in named.values() for i in some] if isinstance(named, dict) else named

@@ -34,7 +34,8 @@ def models(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Models:
     folder = tmp_path_factory.mktemp("vocabularies")
     tokens = len(AutoTokenizer.from_pretrained(model_dir))
     found = {}
-    for name, seed, rows in (("policy", 0, -(-(tokens + 1) // 64) * 64), ("reference", 1, tokens + 5)):
+    sizes = {"policy": -(-(tokens + 1) // 64) * 64, "reference": tokens + 5}
+    for seed, (name, rows) in enumerate(sizes.items()):
         model = AutoModelForCausalLM.from_pretrained(model_dir)
         torch.manual_seed(seed)
         with torch.no_grad():
@@ -208,5 +209,5 @@ def test_plan_says_in_a_line_what_is_compared(models: Models, make_recipe: MakeR
     assert "vocabulary" not in run_plan(cut)["reference"]
     assert "vocabulary" not in Run(cut).record(TRAIN).inputs
     # What is not compared with the reference is trained as it is.
-    alone = make_recipe(f"model.name_or_path={models['policy, padded']}", reference, "objective.name=simpo")
+    alone = recipe.model_copy(update={"objective": make_recipe("objective.name=simpo").objective})
     assert "vocabulary" not in Run(alone).record(TRAIN).inputs
