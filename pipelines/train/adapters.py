@@ -12,6 +12,8 @@ from pipelines.models import ADAPTER_CONFIG
 from pipelines.recipe import LoraSection
 from sparsepo import head_of
 
+_PATTERNS = ("rank_pattern", "alpha_pattern")
+
 
 def adapted(
     causal_lm: Any, lora: LoraSection, directory: Path, weights: torch.dtype, name: str
@@ -54,6 +56,8 @@ def adapted(
     _check_names("modules_to_save", lora.modules_to_save, modules)
     if isinstance(wanted, tuple):
         _check_names("target_modules", wanted, modules, f"; linear layers are {', '.join(linear)}")
+    for key in _PATTERNS:
+        _check_compiles(key, getattr(lora, key))
     try:
         found = get_peft_model(causal_lm, settings, autocast_adapter_dtype=weights == torch.float32)
     except (ValueError, TypeError, NotImplementedError) as error:
@@ -62,7 +66,7 @@ def adapted(
             f"{str(error).splitlines()[0]}; linear layers are {', '.join(linear)}"
         ) from error
     targets = found.base_model.targeted_module_names
-    for key in ("rank_pattern", "alpha_pattern"):
+    for key in _PATTERNS:
         _check_patterns(key, getattr(lora, key), targets)
     try:
         head_of(found)
@@ -88,15 +92,19 @@ def _check_names(key: str, names: Iterable[str], paths: Iterable[str], more: str
             raise UserError(f"train.lora.{key}: the model has no module {name!r}{more}")
 
 
+def _check_compiles(key: str, patterns: Iterable[str]) -> None:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"train.lora.{key}: {pattern!r} is no pattern: {error}") from error
+
+
 def _check_patterns(key: str, patterns: Iterable[str], adapted: Iterable[str]) -> None:
     """UserError for a pattern that no layer with an adapter has: it would change nothing."""
     known = list(adapted)
     for pattern in patterns:
-        try:
-            found = any(re.fullmatch(rf"(.*\.)?({pattern})", path) for path in known)
-        except re.error as error:
-            raise UserError(f"train.lora.{key}: {pattern!r} is no pattern: {error}") from error
-        if not found:
+        if not any(re.fullmatch(rf"(.*\.)?({pattern})", path) for path in known):
             names = sorted({path.rsplit(".", 1)[-1] for path in known})
             raise UserError(
                 f"train.lora.{key}: {pattern!r} is no layer with an adapter; these are "
