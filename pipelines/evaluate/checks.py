@@ -97,13 +97,13 @@ def _check_engine(recipe: Recipe) -> None:
         return
     from pipelines.evaluate.vllm_generation import require_vllm
 
-    require_vllm()
     sizes = padded_vocabularies(recipe)
     if sizes is not None and sizes.common < sizes.policy:
         raise UserError(
             f"generation.engine = 'vllm': it would draw from all rows, and {sizes}; take "
             "engine=transformers"
         )
+    require_vllm()
     lora = recipe.train.lora
     if not RunPaths.of(recipe).train.is_local or (lora is not None and lora.save == "adapter"):
         raise _no_whole_weights(RunPaths.of(recipe))

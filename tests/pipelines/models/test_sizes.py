@@ -191,8 +191,9 @@ def test_a_reference_without_tokens_in_use_has_no_distribution_to_compare(
         f"over the {size - 3} that both have, and the tokenizer uses {size - 1} (",
     )
     assert padded_vocabularies(make_recipe(f"model.reference={small}", lost)) is None
-    padded = make_recipe("objective.name=tdpo1", *options, f"model.reference={with_rows('p', 999)}")
-    assert run_plan(padded)["train"]["steps"] > 0
+    padded = with_rows("padded", size + 5)
+    recipe = make_recipe("objective.name=tdpo1", *options, f"model.reference={padded}")
+    assert run_plan(recipe)["train"]["steps"] > 0
 
 
 def test_a_special_token_that_nothing_says_may_lie_beyond_the_embeddings(
