@@ -139,6 +139,13 @@ def test_resumed_is_uninterrupted(kind: str, make: MakeRecipe) -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.parametrize("kind", WANTED)
+def test_checkpointed_activations_change_nothing(kind: str, make: MakeRecipe) -> None:
+    plain = trained(make("plain", WANTED[kind]))
+    found = trained(make("checkpointed", WANTED[kind], "train.gradient_checkpointing=true"))
+    torch.testing.assert_close(curve(found), curve(plain), rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", WANTED)
 def test_two_ranks_do_what_one_does(kind: str, make: MakeRecipe, ranks: Ranks) -> None:

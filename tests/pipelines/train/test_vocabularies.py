@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from ranks import Ranks
 from runs import MakeRecipe, run_here, silent
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -127,6 +128,31 @@ def test_training_is_that_of_the_pair_without_padding(
     found, expected = numbers(case, *PAIRS[padding])[1], numbers(case, "cut", "cut")[1]
     assert [r["step"] for r in expected if "kind" not in r] == [1, 2, 3]
     same(found, expected)
+
+
+@pytest.mark.slow
+def test_sharded_ranks_cut_the_head_too(
+    numbers: Any, ranks: Ranks, models: Models, recipe_in: MakeRecipe, tmp_path: Path
+) -> None:
+    one, expected = numbers("stored", "padded", "cut")
+    recipe = recipe_in(
+        tmp_path / "fsdp",
+        f"model.name_or_path={models['policy, padded']}",
+        f"model.reference={models['reference, cut']}",
+        *OBJECTIVES["stored"],
+        "objective.beta=0.5",
+        "train.max_steps=3",
+        "data.validation_fraction=0.1",
+        "train.validate_every=3",
+        "train.strategy=fsdp",
+        "train.num_workers=2",
+        paths={"pairs": one.paths.pairs, "reference": f"{one.run_dir}/reference"},
+    )
+    ranks.train(recipe)
+    found = list(read_metrics(Run(recipe).paths.train))
+    for key in ("loss", "grad_norm", "kl/reference_policy"):
+        same([r[key] for r in found if key in r], [r[key] for r in expected if key in r], key)
+    assert len([r for r in found if "grad_norm" in r]) == 3
 
 
 @pytest.mark.parametrize("padding", PAIRS)

@@ -284,6 +284,9 @@ BAD: dict[str, Bad] = {
         ["train.lora={target_modules: [q_proj], rank_pattern: {up_proj: 2}}"],
         "train.lora.rank_pattern: 'up_proj' is no layer with an adapter",
     ),
+    "a rank below one": (
+        ["train.lora={rank_pattern: {q_proj: 0}}"], "train.lora.rank_pattern.q_proj = 0: input sho"
+    ),
     "a scale of no pattern": (
         ["train.lora={alpha_pattern: {'[': 2}}"], "alpha_pattern: '[' is no pattern"
     ),
