@@ -40,10 +40,10 @@ def head_of(causal_lm: Any) -> LMHead:
 
     The model may be one that peft has wrapped.
 
-    Raises: ValueError if the model has no output embeddings, or peft has replaced them.
+    Raises: ValueError if the model has no output embeddings, or peft has put an adapter on them.
     """
     transformer = transformer_of(causal_lm)
-    layer = transformer.get_output_embeddings()
+    layer = _trained_copy(transformer.get_output_embeddings())
     if layer is None:
         raise ValueError(
             f"{type(transformer).__name__} has no LM head (get_output_embeddings() is None)"
@@ -73,6 +73,14 @@ def head_input(causal_lm: Any, states: Tensor) -> Tensor:
     transformer = transformer_of(causal_lm)
     before = _BEFORE_HEAD.get(transformer.config.model_type)
     return states if before is None else transformer.get_submodule(before)(states)
+
+
+def _trained_copy(layer: Any) -> Any:
+    """The layer itself, or the whole copy that peft trains in its place (modules_to_save)."""
+    copies = getattr(layer, "modules_to_save", None)
+    if not isinstance(copies, nn.ModuleDict):
+        return layer
+    return copies[layer.active_adapters[0]]
 
 
 @torch.no_grad()
@@ -122,6 +130,26 @@ def verify_head(causal_lm: Any) -> None:
         )
 
 
+def cut_vocabulary(causal_lm: Any, rows: int) -> None:
+    """Keep the first rows of embeddings and head, in place; a model with no more stays as it is.
+
+    Raises: ValueError if the model cannot be cut.
+    """
+    if len(head_of(causal_lm).weight) <= rows:
+        return
+    try:
+        causal_lm.resize_token_embeddings(rows, mean_resizing=False)
+    except (NotImplementedError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"{type(causal_lm).__name__} cannot be cut to {rows} embeddings: {error}"
+        ) from error
+    left = len(head_of(causal_lm).weight)
+    if left != rows:
+        raise ValueError(
+            f"{type(causal_lm).__name__} was cut to {rows} embeddings, its head still has {left}"
+        )
+
+
 def scored_states(causal_lm: Any, inputs: ModelInputs) -> Tensor:
     """The hidden states [S, d] that the LM head turns into the scored tokens' logits."""
     output = run_backbone(causal_lm, inputs)
@@ -136,17 +164,24 @@ class PolicyModel(nn.Module):
         masks: the token masks; trained together with the policy when they have parameters, under
             LoRA too.
         reference_head: the frozen reference's head, kept as buffers; required for token_kl.
+        vocabulary: distributions are over the head's first rows alone, where a reference has no
+            more; by default over all.
     """
 
     reference_weight: Tensor | None
     reference_bias: Tensor | None
 
     def __init__(
-        self, causal_lm: nn.Module, masks: TokenMasks, reference_head: LMHead | None = None
+        self,
+        causal_lm: nn.Module,
+        masks: TokenMasks,
+        reference_head: LMHead | None = None,
+        vocabulary: int | None = None,
     ) -> None:
         super().__init__()
         self.causal_lm: Any = causal_lm
         self.masks = masks
+        self.vocabulary = vocabulary
         self._reference_head = reference_head
         # Not persistent: the reference's head is stored once, with the reference.
         self.register_buffer(
@@ -192,7 +227,7 @@ class PolicyModel(nn.Module):
         with torch.autocast(device, enabled=False):
             policy_logps, token_kl = score_tokens(
                 hidden,
-                head_of(self.causal_lm),
+                head_of(self.causal_lm).cut(self.vocabulary),
                 inputs.labels,
                 features.reference_hidden if uses_kl else None,
                 reference_head if uses_kl else None,

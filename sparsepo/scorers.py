@@ -21,22 +21,24 @@ Pooling = Literal["mean", "first", "last"]
 def scorer_log_ratios(positive: Any, negative: Any, inputs: ModelInputs) -> Tensor:
     """[S] log-probability of each scored token under the positive minus the negative scorer, nats.
 
+    Scorers with different numbers of embeddings are compared over the rows that both have.
+
     Args:
         positive, negative: causal language models over the same tokens, in eval mode. The positive
             one prefers good responses (for example tuned on chosen ones), the negative one bad
             responses.
-    Raises: ValueError if their vocabularies differ.
+    Raises: ValueError for a token that one of them lacks.
     Source: Liu et al., arXiv:2410.04350.
     """
     heads = head_of(positive), head_of(negative)
-    if heads[0].weight.shape[0] != heads[1].weight.shape[0]:
-        raise ValueError(
-            f"the scorers' vocabularies differ: {heads[0].weight.shape[0]} and "
-            f"{heads[1].weight.shape[0]}"
-        )
+    sizes = [len(head.weight) for head in heads]
+    rows = min(sizes)
+    if len(set(sizes)) > 1 and bool((inputs.input_ids >= rows).any()):
+        largest = int(inputs.input_ids.max())
+        raise ValueError(f"token {largest} is beyond a scorer's vocabulary of {rows}")
     return (
-        score_tokens(scored_states(positive, inputs), heads[0], inputs.labels)[0]
-        - score_tokens(scored_states(negative, inputs), heads[1], inputs.labels)[0]
+        score_tokens(scored_states(positive, inputs), heads[0].cut(rows), inputs.labels)[0]
+        - score_tokens(scored_states(negative, inputs), heads[1].cut(rows), inputs.labels)[0]
     )
 
 

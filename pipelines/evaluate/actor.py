@@ -63,7 +63,12 @@ class Evaluator:
         self._start = (
             self._reference.causal_lm
             if facts.starts_from_reference()
-            else load_causal_lm(str(resolve_model(facts.start)), self._dtype, self._device)
+            else load_causal_lm(
+                str(resolve_model(facts.start)),
+                self._dtype,
+                self._device,
+                vocabulary=training.reference.model.vocabulary,
+            )
         )
         self._objective = build_objective(training.objective)
         self._pairs = read_pairs(RunStore(training.pairs_root))

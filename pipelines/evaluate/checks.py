@@ -7,6 +7,7 @@ from pipelines.models import (
     ChatSettings,
     check_generation,
     load_tokenizer,
+    padded_vocabularies,
     resolve_model,
 )
 from pipelines.recipe import (
@@ -96,6 +97,12 @@ def _check_engine(recipe: Recipe) -> None:
         return
     from pipelines.evaluate.vllm_generation import require_vllm
 
+    sizes = padded_vocabularies(recipe)
+    if sizes is not None and sizes.common < sizes.policy:
+        raise UserError(
+            f"generation.engine = 'vllm': it would draw from all rows, and {sizes}; take "
+            "engine=transformers"
+        )
     require_vllm()
     lora = recipe.train.lora
     if not RunPaths.of(recipe).train.is_local or (lora is not None and lora.save == "adapter"):

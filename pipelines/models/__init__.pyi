@@ -1,4 +1,5 @@
 from .accelerator import device_kind as device_kind, dtype_name as dtype_name
+from .adapters import merged as merged, merged_adapter as merged_adapter
 from .chat_template import (
     ChatSettings as ChatSettings,
     ChatTemplate as ChatTemplate,
@@ -53,6 +54,7 @@ from .readers import (
     longest_row as longest_row,
     models_are_here as models_are_here,
     num_known_tokens as num_known_tokens,
+    padded_vocabularies as padded_vocabularies,
 )
 from .response_ends import (
     ResponseEnds as ResponseEnds,

@@ -78,17 +78,22 @@ def fresh_tokenizer(directory: str) -> Any:
 
 
 def load_causal_lm(
-    directory: str, dtype: "torch.dtype", device: "torch.device | str" = "cpu", num_gpus: int = 1
+    directory: str,
+    dtype: "torch.dtype",
+    device: "torch.device | str" = "cpu",
+    num_gpus: int = 1,
+    vocabulary: int | None = None,
 ) -> Any:
     """A causal language model in eval mode, without gradient checkpointing; an adapter is merged.
 
     Args:
         num_gpus: more than one spreads the layers over the first GPUs that this process sees.
+        vocabulary: embeddings beyond so many are left out.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    from sparsepo import verify_head
+    from sparsepo.model import cut_vocabulary, verify_head
 
     base = base_dir(Path(directory))
     is_adapter = base != Path(directory)
@@ -103,16 +108,14 @@ def load_causal_lm(
         **spread,
     )
     if is_adapter:
-        from peft import PeftModel
+        from pipelines.models.adapters import merged_adapter
 
-        try:
-            merged = PeftModel.from_pretrained(model, directory).merge_and_unload(safe_merge=True)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"model directory {directory}: {_line(error)}") from error
-        model = merged.to(dtype).requires_grad_(True)  # peft froze the base
+        model = merged_adapter(model, Path(directory)).to(dtype)
     model = model.eval() if spread else model.to(device).eval()
     try:
         verify_head(model)
+        if vocabulary is not None:
+            cut_vocabulary(model, vocabulary)
     except ValueError as error:
         raise UserError(f"model directory {directory}: {error}") from error
     return model

@@ -3,6 +3,7 @@
 Configurations and headers say so; nothing is loaded but the tokenizer.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.errors import UserError
@@ -38,8 +39,7 @@ def check_readers(recipe: Recipe) -> None:
 
     It is no causal language model, its embeddings lack tokens of the tokenizer, its positions are
     fewer than the longest row, an adapter does not fit its base, a scorer has another vocabulary,
-    or the policy's and the reference's distributions are over different numbers of tokens where
-    both are compared.
+    or one of policy and reference lacks tokens of the other where their distributions are compared.
     """
     tokenizer = resolve_model(
         recipe.model.tokenizer or recipe.model.name_or_path, tokenizer_only=True
@@ -62,7 +62,44 @@ def check_readers(recipe: Recipe) -> None:
         check_positions(key, directory, longest_row(recipe), _ROW)
     wanted = recipe.required_features() | recipe.stored_features()
     if compared := sorted(_DISTRIBUTIONS & wanted):
-        _check_distributions(recipe, found, compared[0])
+        _check_distributions(recipe, found, compared[0], tokenizer)
+
+
+@dataclass(frozen=True)
+class Vocabularies:
+    """Embeddings of the policy and of its reference, where one has more of them as padding."""
+
+    policy: int
+    reference: int
+
+    @property
+    def common(self) -> int:
+        """The rows that both have, over which they are compared."""
+        return min(self.policy, self.reference)
+
+    def __str__(self) -> str:
+        return (
+            f"the policy has {self.policy} rows of embeddings, the reference {self.reference}: "
+            f"compared over the {self.common} that both have"
+        )
+
+
+def padded_vocabularies(recipe: Recipe) -> Vocabularies | None:
+    """The sizes of a policy and a reference that differ by embeddings which no token uses.
+
+    None where both have as many, and where the tokenizer uses rows that one of them lacks: these
+    are no padding, so nothing is cut.
+    """
+    if recipe.model.reference is None:
+        return None
+    policy, reference = map(resolve_model, (recipe.model.name_or_path, recipe.model.reference))
+    check_family("model.reference", reference)
+    found = Vocabularies(embedding_rows(policy), embedding_rows(reference))
+    if found.policy == found.reference:
+        return None
+    name = recipe.model.tokenizer or recipe.model.name_or_path
+    used = tokens_in_use(resolve_model(name, tokenizer_only=True))
+    return found if used["largest"] < found.common else None
 
 
 def models_are_here(recipe: Recipe) -> bool:
@@ -143,16 +180,20 @@ def _vocabulary(directory: Path) -> str:
     return found
 
 
-def _check_distributions(recipe: Recipe, found: dict[str, Path], feature: str) -> None:
-    """UserError if a KL would compare distributions over different numbers of tokens."""
+def _check_distributions(
+    recipe: Recipe, found: dict[str, Path], feature: str, tokenizer: Path
+) -> None:
+    """UserError if a KL would compare distributions of which one lacks tokens in use."""
     if "model.reference" not in found:
         return
     policy, reference = found["model.name_or_path"], found["model.reference"]
     own, other = embedding_rows(policy), embedding_rows(reference)
-    if own != other:
+    used = tokens_in_use(tokenizer)
+    if own != other and used["largest"] >= min(own, other):
         raise UserError(
             f"model.reference = {reference}: it has {other} tokens, the policy {policy} has "
             f"{own}; objective.name = {recipe.objective.name} compares their distributions "
-            f"({feature}): take a reference with as many, or resize one of them "
+            f"({feature}) over the {min(own, other)} that both have, and the tokenizer uses "
+            f"{used['largest']} ({used['name']!r}): take a reference that has it, or resize it "
             "(model.resize_token_embeddings)"
         )

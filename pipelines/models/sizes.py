@@ -6,16 +6,27 @@ from typing import Any
 from pipelines.errors import UserError
 from pipelines.models.directories import base_dir, model_config
 from pipelines.models.fingerprints import ask_tokenizer, model_shape
-from pipelines.models.tensors import HEAD, TABLE, check_adapter, model_tensors
+from pipelines.models.tensors import (
+    HEAD,
+    TABLE,
+    adapter_rows,
+    check_adapter,
+    model_tensors,
+)
 from pipelines.models.trusted_code import may_run
 
 
 def embedding_rows(directory: Path) -> int:
-    """Ids that a model has embeddings for, of the base for an adapter.
+    """Ids that a model has embeddings for; of the base for an adapter that brings none.
 
     Raises: UserError if configuration and weights disagree, or an adapter does not fit its base.
     """
     check_adapter(directory)
+    own, brought = _own_rows(directory), adapter_rows(directory)
+    return own if brought is None else brought
+
+
+def _own_rows(directory: Path) -> int:
     base = base_dir(directory)
     config = model_config(base)
     said = (config.get("text_config") or {}).get("vocab_size", config.get("vocab_size"))

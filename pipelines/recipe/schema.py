@@ -1,6 +1,6 @@
 """The recipe's schema; objectives and masks have modules of their own."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -174,15 +174,24 @@ class ReferenceSection(Section):
 class LoraSection(Section):
     """Low-rank adapters on the policy through peft; masks stay trainable.
 
-    target_modules: peft's own choice for the model by default. save: adapter = the adapter alone,
-    naming its base; merged = whole weights.
+    target_modules: names of layers; peft's own choice for the model by default; all-linear = all
+    but the head. use_dora: a trained magnitude beside the direction. use_rslora: scaled by the root
+    of the rank. bias: trained beside the adapters. modules_to_save: modules that are trained and
+    saved whole. rank_pattern, alpha_pattern: by name of layer, other than rank and alpha. save:
+    adapter = the adapter alone, naming its base; merged = whole weights.
     """
 
     STAGE = "train"
     rank: int = Field(16, ge=1)
     alpha: float = Field(32.0, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: tuple[str, ...] | None = None
+    target_modules: Literal["all-linear"] | tuple[str, ...] | None = None
+    use_dora: bool = False
+    use_rslora: bool = False
+    bias: Literal["none", "all", "lora_only"] = "none"
+    modules_to_save: tuple[str, ...] = ()
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     save: Literal["adapter", "merged"] = "adapter"
 
 

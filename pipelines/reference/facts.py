@@ -24,6 +24,8 @@ class FrozenReference:
         dtype: auto, float32 or bfloat16. hooks, mapping: of the activation mask.
         topk: outcomes kept of a distribution, where only the likeliest are. longest: tokens of the
             longest sequence that it reads.
+        vocabulary: rows over which it is compared with the policy where one of them has more, None
+            for all.
     """
 
     name: str
@@ -32,9 +34,10 @@ class FrozenReference:
     mapping: "ActivationMapping"
     topk: int
     longest: int
+    vocabulary: int | None = None
 
     @classmethod
-    def of(cls, recipe: Recipe) -> "FrozenReference":
+    def of(cls, recipe: Recipe, vocabulary: int | None = None) -> "FrozenReference":
         """The starting policy, its adapter included, unless another reference is named."""
         mask = recipe.mask
         hooks, mapping = (
@@ -49,6 +52,7 @@ class FrozenReference:
             mapping,
             recipe.reference.topk or 64,
             longest_row(recipe),
+            vocabulary,
         )
 
 
@@ -100,7 +104,9 @@ class ReferenceFacts:
     model: FrozenReference
 
 
-def reference_facts(recipe: Recipe, record: StageRecord | None) -> ReferenceFacts:
+def reference_facts(
+    recipe: Recipe, record: StageRecord | None, vocabulary: int | None
+) -> ReferenceFacts:
     """The facts of a recipe, from the record of its reference stage.
 
     A stage that is not finished has no failed rows yet; `open_reference` refuses it.
@@ -119,7 +125,7 @@ def reference_facts(recipe: Recipe, record: StageRecord | None) -> ReferenceFact
         recipe.online_features(),
         stored,
         {split: frozenset(map(int, rows)) for split, rows in failed.items()},
-        FrozenReference.of(recipe),
+        FrozenReference.of(recipe, vocabulary),
     )
 
 

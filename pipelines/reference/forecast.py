@@ -3,7 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from pipelines.models import compute_device, dtype_name, hf_config, reference_dtype
+from pipelines.models import (
+    compute_device,
+    dtype_name,
+    hf_config,
+    padded_vocabularies,
+    reference_dtype,
+)
 from pipelines.recipe import Recipe, Run
 from pipelines.reference.cost import count_parameters
 from pipelines.reference.formats import formats_of, head_bytes, stored_bytes
@@ -67,9 +73,11 @@ def forecast_reference(run: Run, data: dict[str, Any], tflops: float) -> dict[st
         else 0
     )
     training = 2 * parameters * tokens["train"] * epochs / (tflops * 1e12) / 3600
+    sizes = padded_vocabularies(recipe)
     return {
         "mode": recipe.reference_mode() if recipe.required_features() else "not needed",
         "features": features,
+        **({} if sizes is None else {"vocabulary": str(sizes)}),
         "bytes_per_scored_token": sum(per_token.values()),
         "bytes_per_token_by_feature": per_token,
         "bytes_per_pair": sum(per_pair.values()),

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines.models import model_config, model_shape, resolve_model
+from pipelines.models import model_config, model_shape, padded_vocabularies, resolve_model
 from pipelines.recipe import Recipe
 from pipelines.reference.origins import reference_model_dir
 from sparsepo.features import FEATURES
@@ -98,8 +98,9 @@ def head_bytes(recipe: Recipe, features: Iterable[str], dtype: str) -> int:
     """Size of the stored LM head, which goes with the hidden states."""
     if "reference_hidden" not in features:
         return 0
-    shape = model_shape(Path(reference_model_dir(recipe)))
-    return shape.vocabulary * shape.state_size * value_bytes(dtype)
+    shape, sizes = model_shape(Path(reference_model_dir(recipe))), padded_vocabularies(recipe)
+    rows = shape.vocabulary if sizes is None else sizes.common
+    return rows * shape.state_size * value_bytes(dtype)
 
 
 def embedding_size(recipe: Recipe, reference_dir: Path) -> int:

@@ -13,7 +13,11 @@ def load_reference(
 ) -> ReferenceModel:
     """The frozen reference model with its hooks, on a device or spread over several GPUs."""
     loaded = load_causal_lm(
-        str(resolve_model(model.name)), reference_dtype(model.dtype, device), device, num_gpus
+        str(resolve_model(model.name)),
+        reference_dtype(model.dtype, device),
+        device,
+        num_gpus,
+        model.vocabulary,
     )
     return ReferenceModel(loaded, model.hooks, model.mapping, model.topk)
 

@@ -102,7 +102,7 @@ def scoring_facts(run: Run, record: StageRecord, features: Iterable[str]) -> Sco
         record.store.root,
         record.fingerprint(),
         recipe.reference,
-        replace(FrozenReference.of(recipe), dtype=dtype),
+        replace(FrozenReference.of(recipe, record.inputs.get("vocabulary")), dtype=dtype),
         OtherModels.of(recipe),
         formats_of(recipe, features, dtype),
     )

@@ -36,11 +36,13 @@ class ReferenceInputs:
         model: the frozen reference. dtype: in which it runs here. origins: feature -> how it is
             made, beyond what settings and weights say; of all features that the recipe needs or
             stores.
+        vocabulary: rows of its embeddings that are used, None for all.
     """
 
     model: Located
     dtype: str
     origins: dict[str, str]
+    vocabulary: int | None
 
 
 def _check(run: Run, start_ray: Callable[[], None], say: Say, quiet: bool) -> None:
@@ -103,15 +105,18 @@ class Reference(Stage[ReferenceInputs]):
 
     def resolve(self, recipe: Recipe) -> ReferenceInputs:
         """UserError if a model does not exist."""
-        from pipelines.models import dtype_name, weights_fingerprint
+        from pipelines.models import dtype_name, padded_vocabularies, weights_fingerprint
         from pipelines.reference.cost import scoring_device
         from pipelines.reference.origins import origins_of, reference_model_dir
 
         directory = reference_model_dir(recipe)
+        fingerprint = weights_fingerprint(Path(directory))
+        sizes = padded_vocabularies(recipe)
         return ReferenceInputs(
-            Located(directory, weights_fingerprint(Path(directory))),
+            Located(directory, fingerprint),
             dtype_name(recipe.reference.dtype, scoring_device()),
             origins_of(recipe, recipe.required_features() | recipe.stored_features()),
+            None if sizes is None or sizes.common == sizes.reference else sizes.common,
         )
 
     def settings(self, recipe: Recipe, inputs: ReferenceInputs) -> dict[str, Any]:
@@ -130,8 +135,10 @@ class Reference(Stage[ReferenceInputs]):
         # Each by name, so that a refusal can say what of the pairs differs: the template, a
         # truncation, a file.
         pairs = earlier[PREPARE.name]
-        return {"weights": inputs.model.fingerprint} | {
-            f"pairs.{key}": value for key, value in {**pairs.settings, **pairs.inputs}.items()
+        return {
+            "weights": inputs.model.fingerprint,
+            **({} if inputs.vocabulary is None else {"vocabulary": inputs.vocabulary}),
+            **{f"pairs.{key}": value for key, value in {**pairs.settings, **pairs.inputs}.items()},
         }
 
     def is_done(self, run: Run) -> bool:
@@ -202,10 +209,15 @@ REFERENCE = Reference()
 
 def run_facts(run: Run) -> "ReferenceFacts":
     """What workers need of a run's reference; it is not looked at if nothing of it is wanted."""
+    from pipelines.models import padded_vocabularies
     from pipelines.reference.facts import reference_facts
 
-    wanted = run.recipe.required_features()
-    return reference_facts(run.recipe, run.record(REFERENCE) if wanted else None)
+    wanted, sizes = run.recipe.required_features(), padded_vocabularies(run.recipe)
+    return reference_facts(
+        run.recipe,
+        run.record(REFERENCE) if wanted else None,
+        None if sizes is None else sizes.common,
+    )
 
 
 def check_reference(run: Run, quiet: bool = False) -> "tuple[dict[str, Any], list[Damage]]":

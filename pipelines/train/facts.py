@@ -16,6 +16,7 @@ class TrainingFacts:
         root: of the stage's store. pairs_root: of the pairs. reference: where features come from.
         model, objective, mask, train: the recipe's sections.
         base: fingerprint of the weights that training keeps, None if it changes them.
+        vocabulary: rows of the policy's head over which its distributions are, None for all.
         gpus_per_run: what the run may take; a fraction of a GPU has that much of its memory.
         chat: the template that the recipe sets.
         run_dir, settings: name and recipe, for trackers.
@@ -29,6 +30,7 @@ class TrainingFacts:
     mask: MaskConfig
     train: TrainSection
     base: str | None
+    vocabulary: int | None
     gpus_per_run: float | None
     chat: ChatSettings
     run_dir: str

@@ -15,13 +15,16 @@ from pipelines.models import (
     load_causal_lm,
     load_tokenizer,
     may_run,
+    merged,
+    merged_adapter,
     micro_batch_tokens,
     publish_code,
     resolve_model,
     without_weights,
 )
-from pipelines.recipe import MASKS, MODEL, LoraSection, Recipe
+from pipelines.recipe import MASKS, MODEL, Recipe
 from pipelines.storage import RunStore
+from pipelines.train.adapters import adapted
 from pipelines.train.builders import build_mask
 from pipelines.train.checkpoint import load_checkpoint
 from pipelines.train.facts import TrainingFacts
@@ -38,7 +41,7 @@ from sparsepo.backbone import (
 from sparsepo.batching.batch_layout import BatchLayout
 from sparsepo.kernels.token_scoring import LMHead
 from sparsepo.masks import LearnedMasks, TokenMasks
-from sparsepo.model import PolicyModel
+from sparsepo.model import PolicyModel, cut_vocabulary
 
 
 def build_masks(facts: TrainingFacts) -> TokenMasks:
@@ -63,7 +66,7 @@ def load_policy_model(facts: TrainingFacts, placement: Placement) -> Any:
         return causal_lm
     with torch.random.fork_rng():
         torch.manual_seed(facts.train.seed)
-        return _adapted(causal_lm, lora, directory, placement.weights, name)
+        return adapted(causal_lm, lora, directory, placement.weights, name)
 
 
 def count_adapter_parameters(recipe: Recipe) -> int:
@@ -72,7 +75,7 @@ def count_adapter_parameters(recipe: Recipe) -> int:
         return 0
     directory = resolve_model(recipe.model.name_or_path)
     with torch.device("meta"):
-        found = _adapted(
+        found = adapted(
             without_weights(directory),
             recipe.train.lora,
             directory,
@@ -80,43 +83,6 @@ def count_adapter_parameters(recipe: Recipe) -> int:
             recipe.model.name_or_path,
         )
     return sum(p.numel() for p in found.parameters() if p.requires_grad)
-
-
-def _adapted(
-    causal_lm: Any, lora: LoraSection, directory: Path, weights: torch.dtype, name: str
-) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    if lora.save == "adapter" and (directory / ADAPTER_CONFIG).is_file():
-        raise UserError(
-            f"train.lora.save = adapter: the starting model {directory} is an adapter itself; use "
-            "train.lora.save=merged"
-        )
-    settings = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]
-        lora_dropout=lora.dropout,
-        target_modules=None if lora.target_modules is None else list(lora.target_modules),
-        task_type="CAUSAL_LM",
-    )
-    try:
-        found = get_peft_model(causal_lm, settings, autocast_adapter_dtype=weights == torch.float32)
-    except ValueError as error:
-        names = sorted(
-            {
-                name.rsplit(".", 1)[-1]
-                for name, m in causal_lm.named_modules()
-                if isinstance(m, torch.nn.Linear)
-            }
-        )
-        raise UserError(
-            f"train.lora.target_modules = {settings.target_modules}: "
-            f"{str(error).splitlines()[0]}; linear layers are {', '.join(names)}"
-        ) from error
-    found.peft_config["default"].base_model_name_or_path = (
-        str(directory) if Path(name).is_dir() else name
-    )
-    return found.eval()
 
 
 def choose_layout(
@@ -166,7 +132,7 @@ def build_policy(
             layer.compile(
                 dynamic=False
             )  # rows come in few widths, and kernels for one width are faster
-    policy = PolicyModel(causal_lm, build_masks(facts), head).to(device)
+    policy = PolicyModel(causal_lm, build_masks(facts), head, facts.vocabulary).to(device)
     strategy.spread(policy)
     return policy
 
@@ -192,10 +158,13 @@ def write_model(
     if facts.train.lora is not None:
         (folder / "README.md").unlink(missing_ok=True)  # ours is written at the end of the stage
         if facts.train.lora.save == "merged":
-            merged = load_causal_lm(str(folder), strategy.placement.weights)
+            start = load_causal_lm(
+                str(resolve_model(facts.model.name_or_path)), torch.float32
+            )  # as it is on disk, which may be an adapter too
+            whole = merged_adapter(start, folder).to(strategy.placement.weights)
             for file in folder.iterdir():
                 file.unlink()
-            merged.save_pretrained(folder)
+            whole.save_pretrained(folder)
     model = facts.model
     directory = resolve_model(model.tokenizer or model.name_or_path, tokenizer_only=True)
     tokenizer = facts.chat.on(load_tokenizer(str(directory)))
@@ -220,14 +189,17 @@ def open_policy(
 ) -> PolicyModel:
     """The trained policy with its masks, in eval mode; adapters are merged.
 
+    It is cut to the rows over which it is compared with the reference.
+
     Args:
         step: of a checkpoint; None is the published model. head: of the reference, for the masks.
     Raises: UserError if a file of the checkpoint cannot be read.
     """
     store, masks = RunStore(facts.root), build_masks(facts)
+    vocabulary = facts.reference.model.vocabulary
     if step is None:
         with store.as_local_directory(MODEL) as folder:
-            causal_lm = load_causal_lm(str(folder), dtype, device)
+            causal_lm = load_causal_lm(str(folder), dtype, device, vocabulary=vocabulary)
         if isinstance(masks, LearnedMasks):
             with store.as_local_directory(MASKS) as folder:
                 masks = LearnedMasks.from_pretrained(folder)
@@ -241,6 +213,8 @@ def open_policy(
             f"{store.root}/{step_folder(step)}: cannot be read: {str(error).splitlines()[0]}"
         ) from error
     if facts.train.lora is not None:
-        policy.causal_lm = policy.causal_lm.merge_and_unload()
+        policy.causal_lm = merged(policy.causal_lm)
     policy.causal_lm.to(dtype)
+    if vocabulary is not None:
+        cut_vocabulary(policy.causal_lm, vocabulary)
     return policy.to(device).eval()

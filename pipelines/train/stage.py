@@ -21,6 +21,7 @@ from pipelines.reference import REFERENCE, run_facts
 from pipelines.storage import RunStore
 from pipelines.train.steps import completed_steps
 from pipelines.train.tracker_checks import check_trackers
+from sparsepo.features import FEATURES
 
 if TYPE_CHECKING:
     from pipelines.cluster import Resources
@@ -31,10 +32,15 @@ _SHOWN = (("loss", "loss"), ("rewards/accuracies", "accuracy"))
 
 @dataclass(frozen=True)
 class TrainInputs:
-    """The model that is trained, and how the features of other models are made."""
+    """The model that is trained, and how the features of other models are made.
+
+    Attributes:
+        vocabulary: rows of the policy's head over which its distributions are, None for all.
+    """
 
     start: Located
     origins: dict[str, str]
+    vocabulary: int | None
 
 
 class Train(Stage[TrainInputs]):
@@ -55,7 +61,9 @@ class Train(Stage[TrainInputs]):
 
         directory = starting_model(recipe)
         return TrainInputs(
-            Located(str(directory), weights_fingerprint(directory)), feature_origins(recipe)
+            Located(str(directory), weights_fingerprint(directory)),
+            feature_origins(recipe),
+            _vocabulary(recipe),
         )
 
     def settings(self, recipe: Recipe, inputs: TrainInputs) -> dict[str, Any]:
@@ -67,7 +75,9 @@ class Train(Stage[TrainInputs]):
     def fingerprints(
         self, recipe: Recipe, inputs: TrainInputs, earlier: Mapping[str, StageRecord]
     ) -> dict[str, Any]:
-        found = {"weights": inputs.start.fingerprint}
+        found: dict[str, Any] = {"weights": inputs.start.fingerprint}
+        if inputs.vocabulary is not None:
+            found["vocabulary"] = inputs.vocabulary
         if REFERENCE.name not in earlier:
             return found | {"pairs": earlier[PREPARE.name].fingerprint()}
         return found | {"reference": earlier[REFERENCE.name].fingerprint(), **inputs.origins}
@@ -130,6 +140,17 @@ class Train(Stage[TrainInputs]):
 TRAIN = Train()
 
 
+def _vocabulary(recipe: Recipe) -> int | None:
+    """Rows of the policy's head that a reference which it is compared with has, None for all."""
+    from pipelines.models import padded_vocabularies
+
+    wanted = recipe.required_features()
+    if not any(FEATURES[name].origin == "reference" for name in wanted):
+        return None
+    sizes = padded_vocabularies(recipe)
+    return None if sizes is None or sizes.common == sizes.policy else sizes.common
+
+
 def training_facts(run: Run) -> "TrainingFacts":
     """The facts of a run whose pairs and reference are there.
 
@@ -148,6 +169,7 @@ def training_facts(run: Run) -> "TrainingFacts":
         recipe.mask,
         recipe.train,
         None if recipe.train.lora is None else run.inputs(TRAIN).start.fingerprint,
+        run.inputs(TRAIN).vocabulary,
         recipe.ray.gpus_per_run,
         ChatSettings.of(recipe.data),
         recipe.run_dir,

@@ -20,6 +20,7 @@ from sparsepo.model import PolicyModel
 from sparsepo.records import TokenScores
 
 _BUCKET_ELEMENTS = 2**24
+_ADAPTER = ".lora_"  # what peft calls the parts of an adapter
 
 
 class Strategy(ABC):
@@ -115,7 +116,8 @@ class Replicated(Strategy):
 class Sharded(Strategy):
     """FSDP2: every decoder layer is gathered when it runs.
 
-    Masks and adapters are small and stay whole on every rank.
+    Masks and adapters are small and stay whole on every rank. Modules that are trained whole beside
+    adapters, and biases, are sharded like the others.
     """
 
     aligns_micro_batches = True
@@ -126,11 +128,12 @@ class Sharded(Strategy):
         # FSDP2 finds the outputs to hook by their tensors: it has to see inside the record.
         if TokenScores not in torch.utils._pytree.SUPPORTED_NODES:
             torch.utils._pytree.register_dataclass(TokenScores)
-        is_adapted = hasattr(policy.causal_lm, "peft_config")
         replicated = set(policy.masks.parameters())
-        replicated |= (
-            {p for p in policy.causal_lm.parameters() if p.requires_grad} if is_adapted else set()
-        )
+        replicated |= {
+            p
+            for name, p in policy.causal_lm.named_parameters()
+            if p.requires_grad and _ADAPTER in name
+        }
         placement = self.placement
         mixed = (
             MixedPrecisionPolicy(param_dtype=placement.compute, reduce_dtype=placement.weights)

@@ -45,6 +45,18 @@ class LMHead:
             bias=None if self.bias is None else self.bias.detach(),
         )
 
+    def cut(self, rows: int | None) -> "LMHead":
+        """The head over its first rows alone; the whole one for None. Gradients reach these rows.
+
+        Raises: ValueError if it has fewer.
+        """
+        if rows is None or rows == len(self.weight):
+            return self
+        if not 0 < rows < len(self.weight):
+            raise ValueError(f"a head of {len(self.weight)} rows cannot be cut to {rows}")
+        bias = None if self.bias is None else self.bias[:rows]
+        return replace(self, weight=self.weight[:rows], bias=bias)
+
     @property
     def shape(self) -> vocabulary.Shape:
         return vocabulary.Shape(self.softcap, self.scale)

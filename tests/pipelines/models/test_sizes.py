@@ -25,6 +25,7 @@ from pipelines.commands.submit import packaged_command
 from pipelines.errors import UserError
 from pipelines.models.directories import max_positions
 from pipelines.models.loading import load_causal_lm
+from pipelines.models.readers import padded_vocabularies
 from pipelines.models.sizes import embedding_rows, tokens_in_use
 from pipelines.models.tensors import check_adapter, model_tensors
 from pipelines.pairs.prepare import _rows_of_task
@@ -167,7 +168,7 @@ def test_reference_and_scorers_are_looked_at_too(
 def test_more_embeddings_than_tokens_are_fine(
     with_rows: Callable[[str, int], Path], make_recipe: MakeRecipe, size: int
 ) -> None:
-    """Padded to a multiple of 64; a reference of another size where no distribution is compared."""
+    """Padded to a multiple of 64, in the policy or in the reference."""
     padded = with_rows("padded", (size + 63) // 64 * 64 + 64)
     assert run_plan(make_recipe(f"model.name_or_path={padded}"))["train"]["steps"] > 0
     assert run_plan(make_recipe(f"model.reference={padded}"))["train"]["steps"] > 0
@@ -175,19 +176,24 @@ def test_more_embeddings_than_tokens_are_fine(
 
 
 @pytest.mark.parametrize("options", [("objective.name=tdpo1",), ("reference.topk=4",)])
-def test_compared_distributions_are_over_the_same_tokens(
+def test_a_reference_without_tokens_in_use_has_no_distribution_to_compare(
     with_rows: Callable[[str, int], Path],
     make_recipe: MakeRecipe,
     size: int,
     options: tuple[str, ...],
 ) -> None:
-    padded = with_rows("padded", size + 5)
+    """Rows that one of the two has and the tokenizer uses are no padding, which could be cut."""
+    small, lost = with_rows("small", size - 3), "reference.max_failed_fraction=0.5"
     refused(
-        make_recipe("objective.name=tdpo1", *options, f"model.reference={padded}"),
-        f"model.reference = {padded}: it has {size + 5} tokens, the policy",
-        f"has {size};",
-        "objective.name = tdpo1 compares their distributions",
+        make_recipe("objective.name=tdpo1", *options, f"model.reference={small}", lost),
+        f"model.reference = {small}: it has {size - 3} tokens, the policy",
+        f"has {size}; objective.name = tdpo1 compares their distributions",
+        f"over the {size - 3} that both have, and the tokenizer uses {size - 1} (",
     )
+    assert padded_vocabularies(make_recipe(f"model.reference={small}", lost)) is None
+    padded = with_rows("padded", size + 5)
+    recipe = make_recipe("objective.name=tdpo1", *options, f"model.reference={padded}")
+    assert run_plan(recipe)["train"]["steps"] > 0
 
 
 def test_a_special_token_that_nothing_says_may_lie_beyond_the_embeddings(
@@ -263,19 +269,17 @@ def adapter_on(base: Path, folder: Path, rows: int | None = None, **settings: An
 def test_an_adapter_with_resized_embeddings_names_both_sizes(
     model_dir: Path, make_recipe: MakeRecipe, size: int, tmp_path: Path
 ) -> None:
-    """Saved whole, and as an adapter of the embeddings."""
+    """Unless it brings all of them (test_merged_adapters.py)."""
     q = {"target_modules": ["q_proj"]}
-    whole = adapter_on(
-        model_dir, tmp_path / "whole", size + 5, modules_to_save=["embed_tokens"], **q
-    )
+    half = adapter_on(model_dir, tmp_path / "half", size + 5, modules_to_save=["embed_tokens"], **q)
+    held = load_file(half / "adapter_model.safetensors")
+    copies = {n: t for n, t in held.items() if "original" not in n and "lm_head" not in n}
+    save_file(copies, half / "adapter_model.safetensors")
     refused(
-        make_recipe(f"model.name_or_path={whole}"),
-        f"adapter {whole}: ",
-        f" has {size + 5} x 128, its base {model_dir} has {size} x 128: resize the base's "
-        f"embeddings (model.resize_token_embeddings({size + 5}))",
+        make_recipe(f"model.name_or_path={half}"),
+        f"adapter {half}: its embeddings have {size + 5} rows, its base {model_dir} has {size}, "
+        "and new rows of the head are not in the adapter: save the resized base",
     )
-    low = adapter_on(model_dir, tmp_path / "low", size + 5, target_modules=["embed_tokens"])
-    refused(make_recipe(f"model.reference={low}"), f"its base {model_dir} has {size} x 128")
     # Of a change that is low-rank alone, both halves say the size: [rank, tokens], [width, rank].
     change = adapter_on(model_dir, tmp_path / "change", target_modules=["embed_tokens"])
     halves = load_file(change / "adapter_model.safetensors")

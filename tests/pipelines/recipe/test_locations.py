@@ -31,7 +31,8 @@ ALL = MODELS | DATA | FILES | DIRECTORIES | STORES | {"run_dir", "ray.temp_dir"}
 # Texts of the schema that name nothing on a disk.
 OTHER_TEXTS = {
     "data.sources[].split", "data.sources[].subset", "data.sources[].data_dir", "mask.hooks",
-    "mask.hooks[]", "train.lora.target_modules[]", "train.selection.metric",
+    "mask.hooks[]", "train.lora.target_modules[]", "train.lora.modules_to_save[]",
+    "train.selection.metric",
     "train.tracker_project", "train.tracker_group", "evaluate.reward.label",
     "evaluate.judge.label", "evaluate.judge.base_url", "evaluate.judge.api_key_env",
     "evaluate.summarization.entailment_label", "evaluate.leaderboard.tasks[]",

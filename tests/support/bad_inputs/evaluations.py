@@ -34,6 +34,26 @@ def _judge_with(template: str) -> Make:
     return make
 
 
+def _padded(world: World) -> Options:
+    """A policy with five rows of embeddings that no token uses, and a reference without."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(world.model / "model.safetensors")
+    for name, table in weights.items():
+        if "embed_tokens" in name or "lm_head" in name:
+            rows = len(table)
+            weights[name] = torch.cat([table, torch.zeros(5, table.shape[1])])
+    folder = world.copy(vocab_size=rows + 5)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return [
+        f"model.name_or_path={folder}",
+        f"model.reference={world.model}",
+        "evaluate.benchmarks=[sentiment]",
+        "evaluate.generation.engine=vllm",
+    ]
+
+
 _TASK = {"task_id": "a", "prompt": "def f(x):\n" + "    # the plot\n" * 60, "entry_point": "f"}
 _SUMMARIES = "evaluate.benchmarks=[summarization]"
 
@@ -88,6 +108,9 @@ BAD: dict[str, Bad] = {
     "no engine": (
         ["evaluate.benchmarks=[sentiment]", "evaluate.generation.engine=vllm"],
         "vLLM is not installed",
+    ),
+    "an engine that would draw padding": (
+        _padded, "generation.engine = 'vllm': it would draw from all rows, and the policy has"
     ),
     "no judge": (_judged("kind: reward_model, model: /nowhere"), "evaluate.judge.model: model '/n"),
     "a judge of several outputs": (

@@ -240,6 +240,22 @@ BAD: dict[str, Bad] = {
         lambda w: ["train.lora={save: adapter}", f"model.name_or_path={_real_adapter(w)}"],
         "is an adapter itself",
     ),
+    "an adapter of virtual tokens": (
+        lambda w: [f"model.reference={w.adapter(peft_type='PROMPT_TUNING')}"],
+        "peft_type = 'PROMPT_TUNING' cannot be merged into its base",
+    ),
+    "an adapter for a part of the tokens": (
+        lambda w: [f"model.name_or_path={w.adapter(alora_invocation_tokens=[5])}"],
+        "alora_invocation_tokens = [5]: it changes the tokens after an invocation alone",
+    ),
+    "an adapter of repeated layers": (
+        lambda w: [f"model.name_or_path={w.adapter(layer_replication=[[0, 1], [0, 1]])}"],
+        "layer_replication = [[0, 1], [0, 1]]: its model has layers of the base several times",
+    ),
+    "an adapter of a token that is not there": (
+        lambda w: [f"model.reference={w.adapter(trainable_token_indices=[3, 99999])}"],
+        "it trains token 99999, its base",
+    ),
     "a word without an embedding": (
         _another_word, "the largest id in use is", "('newword'), but the model's embeddings have"
     ),
@@ -254,6 +270,26 @@ BAD: dict[str, Bad] = {
     ),
     "samples that are too long": (["evaluate.generation.max_new_tokens=500"], "are 524 tokens"),
     "no such hook": ([*_MAPO, "mask.hooks=[attn.nothing]"], "mask.hooks"),
+    "an adapter on the head": (
+        ["train.lora={target_modules: [q_proj, lm_head]}"],
+        "leave it out of peft's target modules",
+    ),
+    "no such module to train whole": (
+        ["train.lora={modules_to_save: [lm_heads]}"], "the model has no module 'lm_heads'"
+    ),
+    "one of the layers for adapters": (
+        ["train.lora={target_modules: [q_proj, nothing]}"], "the model has no module 'nothing'"
+    ),
+    "a rank of no layer": (
+        ["train.lora={target_modules: [q_proj], rank_pattern: {up_proj: 2}}"],
+        "train.lora.rank_pattern: 'up_proj' is no layer with an adapter",
+    ),
+    "a rank below one": (
+        ["train.lora={rank_pattern: {q_proj: 0}}"], "train.lora.rank_pattern.q_proj = 0: input sho"
+    ),
+    "a scale of no pattern": (
+        ["train.lora={alpha_pattern: {'[': 2}}"], "alpha_pattern: '[' is no pattern"
+    ),
     "no such layer for adapters": (
         ["train.lora={target_modules: [nothing]}"], "linear layers are"
     ),

@@ -1,0 +1,112 @@
+"""Fresh adapters on the policy, as `train.lora` asks; what peft would ignore is refused."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.errors import UserError
+from pipelines.models import ADAPTER_CONFIG
+from pipelines.recipe import LoraSection
+from sparsepo import head_of
+
+_PATTERNS = ("rank_pattern", "alpha_pattern")
+
+
+def adapted(
+    causal_lm: Any, lora: LoraSection, directory: Path, weights: torch.dtype, name: str
+) -> Any:
+    """The model with adapters, wrapped by peft; what is trained has the dtype of `weights`.
+
+    Args:
+        directory: of the starting model. name: as the recipe has it.
+    Raises: UserError naming the key that peft refuses, or that nothing in the model answers to.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    if lora.save == "adapter" and (directory / ADAPTER_CONFIG).is_file():
+        raise UserError(
+            f"train.lora.save = adapter: the starting model {directory} is an adapter itself; use "
+            "train.lora.save=merged"
+        )
+    wanted = lora.target_modules
+    settings = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        lora_dropout=lora.dropout,
+        target_modules=list(wanted) if isinstance(wanted, tuple) else wanted,
+        use_dora=lora.use_dora,
+        use_rslora=lora.use_rslora,
+        bias=lora.bias,
+        modules_to_save=list(lora.modules_to_save) or None,
+        rank_pattern=dict(lora.rank_pattern),
+        alpha_pattern=dict(lora.alpha_pattern),
+        task_type="CAUSAL_LM",
+    )
+    modules = {path: type(module).__name__ for path, module in causal_lm.named_modules() if path}
+    linear = sorted(
+        {
+            path.rsplit(".", 1)[-1]
+            for path, m in causal_lm.named_modules()
+            if isinstance(m, torch.nn.Linear)
+        }
+    )
+    _check_names("modules_to_save", lora.modules_to_save, modules)
+    if isinstance(wanted, tuple):
+        _check_names("target_modules", wanted, modules, f"; linear layers are {', '.join(linear)}")
+    for key in _PATTERNS:
+        _check_compiles(key, getattr(lora, key))
+    try:
+        found = get_peft_model(causal_lm, settings, autocast_adapter_dtype=weights == torch.float32)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise UserError(
+            f"train.lora.target_modules = {settings.target_modules}: "
+            f"{str(error).splitlines()[0]}; linear layers are {', '.join(linear)}"
+        ) from error
+    targets = found.base_model.targeted_module_names
+    for key in _PATTERNS:
+        _check_patterns(key, getattr(lora, key), targets)
+    try:
+        head_of(found)
+    except ValueError as error:
+        raise UserError(
+            f"train.lora.target_modules = {settings.target_modules}: {error}; to train it whole, "
+            "name it in train.lora.modules_to_save"
+        ) from error
+    for parameter in found.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(weights)
+    found.peft_config["default"].base_model_name_or_path = (
+        str(directory) if Path(name).is_dir() else name
+    )
+    return found.eval()
+
+
+def _check_names(key: str, names: Iterable[str], paths: Iterable[str], more: str = "") -> None:
+    """UserError for a name that no module has: peft would do without it."""
+    known = list(paths)
+    for name in names:
+        if not any(path == name or path.endswith(f".{name}") for path in known):
+            raise UserError(f"train.lora.{key}: the model has no module {name!r}{more}")
+
+
+def _check_compiles(key: str, patterns: Iterable[str]) -> None:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"train.lora.{key}: {pattern!r} is no pattern: {error}") from error
+
+
+def _check_patterns(key: str, patterns: Iterable[str], adapted: Iterable[str]) -> None:
+    """UserError for a pattern that no layer with an adapter has: it would change nothing."""
+    known = list(adapted)
+    for pattern in patterns:
+        if not any(re.fullmatch(rf"(.*\.)?({pattern})", path) for path in known):
+            names = sorted({path.rsplit(".", 1)[-1] for path in known})
+            raise UserError(
+                f"train.lora.{key}: {pattern!r} is no layer with an adapter; these are "
+                f"{', '.join(names)}"
+            )
