@@ -17,6 +17,7 @@ from pipelines.cluster import (
 )
 from pipelines.commands.stages import RUN, STAGES
 from pipelines.errors import UserError
+from pipelines.models import check_families
 from pipelines.pairs import PREPARE
 from pipelines.recipe import CONFIG, MANIFEST, Recipe, Run, Say, Stage, write_yaml
 
@@ -85,6 +86,9 @@ def check_before(run: Run, stages: Sequence[Stage[Any]], is_settled: bool = True
             what earlier stages have left cannot be compared with it.
     """
     asked = [*_way(stages), *stages]
+    # First of all: what cannot be a model's has no tokenizer to ask either.
+    if _way(stages):
+        check_families(run.recipe)
     if is_settled:
         _check_records(run, stages)
         check_stages(run, asked)

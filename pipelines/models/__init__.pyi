@@ -24,7 +24,11 @@ from .directories import (
     resolve_model as resolve_model,
     tokenizer_home as tokenizer_home,
 )
-from .families import STREAMS as STREAMS, family_of as family_of
+from .families import (
+    STREAMS as STREAMS,
+    family_of as family_of,
+    num_experts as num_experts,
+)
 from .fingerprints import (
     model_shape as model_shape,
     tokenizer_fingerprint as tokenizer_fingerprint,
@@ -33,6 +37,7 @@ from .fingerprints import (
 from .generation import generate as generate, generation_config as generation_config
 from .hardware import (
     activation_bytes_per_token as activation_bytes_per_token,
+    feed_forward_size as feed_forward_size,
     micro_batch_tokens as micro_batch_tokens,
     peak_tflops as peak_tflops,
     sustained_tflops as sustained_tflops,
@@ -49,6 +54,7 @@ from .loading import (
 )
 from .quick_imports import quick_imports as quick_imports
 from .readers import (
+    check_families as check_families,
     check_generation as check_generation,
     check_readers as check_readers,
     longest_row as longest_row,

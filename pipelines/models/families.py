@@ -5,12 +5,14 @@ No library is imported.
 
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from packaging.version import Version
 
 from pipelines.models.directories import model_config
 
 _ENCODER = "they are encoders, and their head reads other states than the last layer's"
+_ALONE = "transformers does not load their language model again once it is saved alone"
 # Families that transformers loads as causal language models and that are not tuned here.
 REFUSED = {
     **dict.fromkeys(
@@ -32,15 +34,22 @@ REFUSED = {
     "gemma4_unified_assistant": "they draft tokens for another model",
     "git": "they are captioners of images",
     "phi4_multimodal": "their parts for images and sound lie within the language model",
+    "emu3": _ALONE,
+    "mllama": _ALONE,
     "musicgen": "their tokens are sound",
     "musicgen_melody": "their tokens are sound",
 }  # fmt: skip
 # Refused before this version of transformers.
 REFUSED_BEFORE = {"doge": ("5.23", "padding counts among the places that a token keeps")}
+# Rows of the embeddings beyond vocab_size, by family.
+MORE_ROWS = {"moshi": 1}
 # Families whose layers hand on several states per token.
 STREAMS = frozenset(
     ("deepseek_v4", "gemma3n", "gemma3n_text", "hy_v4", "qwen4_exp", "qwen4_exp_text")
 )
+
+
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
 def why_refused(family: str) -> str | None:
@@ -52,6 +61,14 @@ def why_refused(family: str) -> str | None:
     if Version(installed) < Version(since):
         return f"{reason} in transformers {installed}; {since} mends it"
     return None
+
+
+def num_experts(config: Any) -> int:
+    """Experts of a feed-forward layer, as a transformers configuration says; 0 without any."""
+    text = config.get_text_config()
+    parts = (text, getattr(text, "ffn_config", None))
+    found = [getattr(part, name, None) for part in parts for name in _EXPERTS]
+    return max((count for count in found if isinstance(count, int)), default=0)
 
 
 def family_of(directory: Path) -> str:

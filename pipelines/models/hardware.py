@@ -61,6 +61,12 @@ def peak_tflops(name: str) -> float | None:
     return _PEAK_TFLOPS[max(matches, key=len)] if matches else None
 
 
+def feed_forward_size(config: Any) -> int:
+    """Features within a feed-forward layer, of the widest where layers differ."""
+    found = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
+    return int(max(found) if isinstance(found, list | tuple) else found or 4 * config.hidden_size)
+
+
 def activation_bytes_per_token(config: Any, itemsize: int, checkpointing: bool) -> int:
     """What a forward keeps for the backward, per token.
 
@@ -69,10 +75,7 @@ def activation_bytes_per_token(config: Any, itemsize: int, checkpointing: bool) 
     Measured: 36 d bytes per layer in bfloat16 for GPT-NeoX (ffn = 4 d).
     """
     width, layers = config.hidden_size, config.num_hidden_layers
-    inner = (
-        getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * width
-    )
-    layer = itemsize * (8 * width + 3 * inner)
+    layer = itemsize * (8 * width + 3 * feed_forward_size(config))
     return int(layers * itemsize * width + layer if checkpointing else layers * layer)
 
 

@@ -36,7 +36,7 @@ def from_directory(auto_class: Any, directory: Path, what: str = "", **settings:
                 trust_remote_code=code is not None,
                 **settings,
             )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except Exception as error:  # a family's own configuration or tokenizer may raise anything
         refused = refused_code(directory) if "trust_remote_code" in str(error) else None
         raise UserError(f"model directory {directory}: {what}{refused or _line(error)}") from error
 
@@ -100,13 +100,20 @@ def load_causal_lm(
     check_adapter(Path(directory))
     spread = {"device_map": "balanced"} if num_gpus > 1 else {}
     # An adapter is added in float32, or its update would be rounded to the base's precision.
-    model = from_directory(
+    model, found = from_directory(
         AutoModelForCausalLM,
         base,
         dtype=torch.float32 if is_adapter else dtype,
         use_safetensors=True,
+        output_loading_info=True,
         **spread,
     )
+    if missing := sorted(found["missing_keys"]):
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(
+            f"model directory {base}: its weights lack {missing[0]}{others}, which its "
+            "configuration asks for: they would be random"
+        )
     if is_adapter:
         from pipelines.models.adapters import merged_adapter
 

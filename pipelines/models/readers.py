@@ -34,6 +34,12 @@ def readers(recipe: Recipe) -> dict[str, str]:
     return {key: name for key, name in named.items() if name is not None}
 
 
+def check_families(recipe: Recipe) -> None:
+    """UserError for a model of the recipe that is of no family that is tuned here."""
+    for key, name in readers(recipe).items():
+        check_family(key, resolve_model(name))
+
+
 def check_readers(recipe: Recipe) -> None:
     """UserError for a model that cannot read the recipe's pairs, or not beside the others.
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from pipelines.errors import UserError
 from pipelines.models.directories import base_dir, model_config
+from pipelines.models.families import MORE_ROWS, family_of
 from pipelines.models.fingerprints import ask_tokenizer, model_shape
 from pipelines.models.tensors import (
     HEAD,
@@ -34,14 +35,14 @@ def _own_rows(directory: Path) -> int:
     tables = {name: shape[0] for name, shape in tensors.items() if TABLE.search(name)}
     if said is not None and not may_run(base) and "quantization_config" not in config:
         heads = {name: shape[0] for name, shape in tensors.items() if HEAD.search(name)}
-        wrong = {} if said in tables.values() else tables
+        wrong = {} if said + MORE_ROWS.get(family_of(base), 0) in tables.values() else tables
         for name, rows in (wrong | heads).items():
             if rows != said:
                 raise UserError(
                     f"model directory {base}: config.json says vocab_size = {said}, {name} has "
                     f"{rows} rows"
                 )
-    found = set(tables.values())
+    found = {rows - MORE_ROWS.get(family_of(base), 0) for rows in tables.values()}
     if len(found) == 1:
         return found.pop()
     return int(said) if said is not None else model_shape(directory).vocabulary

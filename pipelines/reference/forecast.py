@@ -6,6 +6,7 @@ from typing import Any
 from pipelines.models import (
     compute_device,
     dtype_name,
+    feed_forward_size,
     hf_config,
     padded_vocabularies,
     reference_dtype,
@@ -60,7 +61,7 @@ def forecast_reference(run: Run, data: dict[str, Any], tflops: float) -> dict[st
     }
     total = stored_bytes(formats, data) + head_bytes(recipe, features, name)
     config = hf_config(directory).get_text_config()
-    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    inner = feed_forward_size(config)
     budget = batch_tokens(recipe.reference, device)
     # One layer's working set, the states that are kept, and the head's chunk in float32 with its
     # softmax.

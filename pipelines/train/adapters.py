@@ -11,6 +11,7 @@ from pipelines.errors import UserError
 from pipelines.models import ADAPTER_CONFIG
 from pipelines.recipe import LoraSection
 from sparsepo import head_of
+from sparsepo.backbone import backbone_of, reads_more_than_text
 
 _PATTERNS = ("rank_pattern", "alpha_pattern")
 
@@ -37,6 +38,7 @@ def adapted(
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout,
         target_modules=list(wanted) if isinstance(wanted, tuple) else wanted,
+        exclude_modules=_beside_text(causal_lm),
         use_dora=lora.use_dora,
         use_rslora=lora.use_rslora,
         bias=lora.bias,
@@ -82,6 +84,15 @@ def adapted(
         str(directory) if Path(name).is_dir() else name
     )
     return found.eval()
+
+
+def _beside_text(causal_lm: Any) -> str | None:
+    """A pattern of the modules beside the language model of a composite one; None in others."""
+    if not reads_more_than_text(causal_lm):
+        return None
+    text = backbone_of(causal_lm)
+    path = next(path for path, module in causal_lm.named_modules() if module is text)
+    return rf"(?!{re.escape(path)}\.).*"
 
 
 def _check_names(key: str, names: Iterable[str], paths: Iterable[str], more: str = "") -> None:

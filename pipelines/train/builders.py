@@ -30,7 +30,7 @@ def build_mask(config: MaskConfig, reference_config: Any, seed: int) -> TokenMas
         1e-5,
     )
     text = reference_config.get_text_config()
-    reads_layers = "reference_layers" in config.required_features()
+    reads_layers = "reference_layers" in config.requires()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return MASKS[config.kind](

@@ -10,6 +10,7 @@ from pipelines.models import (
     compute_device,
     hf_config,
     micro_batch_tokens,
+    num_experts,
     reference_dtype,
 )
 from pipelines.recipe import Recipe, Run
@@ -19,6 +20,8 @@ from pipelines.train.policy import count_adapter_parameters
 from pipelines.train.start import starting_model
 from sparsepo.backbone import state_size
 from sparsepo.kernels.token_scoring import CHUNK_ELEMENTS, FUSED_CHUNK_ELEMENTS
+
+_ROUTERS = "the routers' balancing loss and jitter are off, the objective alone is trained"
 
 
 def forecast_training(run: Run, data: dict[str, Any], tflops: float) -> dict[str, Any]:
@@ -71,6 +74,7 @@ def forecast_training(run: Run, data: dict[str, Any], tflops: float) -> dict[str
         * parameters
         * tokens
     )
+    experts = num_experts(config)
     return {
         "steps": steps,
         "pairs_per_step": train.global_batch_size,
@@ -84,6 +88,7 @@ def forecast_training(run: Run, data: dict[str, Any], tflops: float) -> dict[str
         "flops": int(flops),
         "hours": flops / (tflops * 1e12 * train.num_workers) / 3600,
         "assumed_tflops": tflops,
+        **({"routers": f"{experts} experts: {_ROUTERS}"} if experts > 1 else {}),
     }
 
 

@@ -138,8 +138,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
 # Configurations with parts for images or sound, and the family of their text part. AutoModel makes
 # the whole model of some, the text part alone of the others.
 COMPOSITES: dict[str, dict[str, Any]] = {
-    "emu3": {}, "fuyu": {}, "gemma3": {}, "gemma4": {}, "gemma4_unified": {}, "got_ocr2": {},
-    "llama4": {}, "mllama": {}, "moss_transcribe_diarize": {}, "qwen3_5": {}, "qwen3_5_moe": {},
+    "fuyu": {}, "gemma3": {}, "gemma4": {}, "gemma4_unified": {}, "got_ocr2": {},
+    "llama4": {}, "moss_transcribe_diarize": {}, "qwen3_5": {}, "qwen3_5_moe": {},
     "qwen4_exp": {},
 }  # fmt: skip
 # Those that the suite has in its usual form.
@@ -269,7 +269,9 @@ def row_of(family: str) -> tuple[str, str, str, str]:
 
 
 def _in_short(reason: str) -> str:
-    reason = re.sub(r"its states in packed rows differ by .*", "it ignores positions or masks", reason)
+    reason = re.sub(
+        r"its states in packed rows differ by .*", "it ignores positions or masks", reason
+    )
     return re.sub(r" \(.*", "", reason, flags=re.DOTALL)
 
 

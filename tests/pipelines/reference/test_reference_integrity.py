@@ -264,7 +264,7 @@ def test_facts_of_an_online_reference_read_no_store(copied: Recipe) -> None:
     assert (facts.stored, facts.failed) == (frozenset(), {})
     assert facts.online == facts.wanted == {"reference_logps", "reference_hidden"}
     assert facts.model == FrozenReference(
-        str(copied.model.name_or_path), "auto", "all", "zn_rescale", 64
+        str(copied.model.name_or_path), "auto", "all", "zn_rescale", 64, 48
     )
 
 
