@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from pipelines.errors import UserError
 from pipelines.models import TRUSTED_CODE, quick_imports
 from pipelines.recipe import RaySection
+from pipelines.storage import spent
 
 Result = TypeVar("Result")
 _API_SERVER = "RAY_API_SERVER_ADDRESS"
@@ -58,12 +59,13 @@ def ray_session(config: RaySection) -> Iterator[None]:
     address = cluster_address(config)
     if address:
         try:
-            ray.init(
-                address=address,
-                runtime_env=_environment(),
-                logging_level=logging.WARNING,
-                log_to_driver=config.worker_logs,
-            )
+            with spent("ray"):
+                ray.init(
+                    address=address,
+                    runtime_env=_environment(),
+                    logging_level=logging.WARNING,
+                    log_to_driver=config.worker_logs,
+                )
         except (ConnectionError, ray.exceptions.AuthenticationError) as error:
             raise UserError(f"ray.address = {address!r}: {str(error).splitlines()[0]}") from error
     else:
@@ -79,7 +81,8 @@ def ray_session(config: RaySection) -> Iterator[None]:
         port = free_port()
         os.environ[_API_SERVER] = f"http://127.0.0.1:{port}"
         try:
-            _start_local(config, port)
+            with spent("ray"):
+                _start_local(config, port)
         except OSError as error:
             if config.temp_dir is None:
                 raise
@@ -89,7 +92,8 @@ def ray_session(config: RaySection) -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        with spent("ray"):
+            ray.shutdown()
         if not address:
             os.environ.pop(_API_SERVER, None)
 

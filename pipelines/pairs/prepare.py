@@ -30,10 +30,11 @@ from pipelines.pairs.detection import Detected, detect
 from pipelines.pairs.forms import Form
 from pipelines.pairs.row_plan import RowPlan, digest_of
 from pipelines.pairs.sources import Chunk, chunks_of, left_out, read_rows, sampled_rows
-from pipelines.pairs.tasks import ReadTask, block_of, outcome_of, result_of, rows_of
+from pipelines.pairs.tasks import ReadTask, block_of, outcome_of, result_of, rows_of, spans_of
 from pipelines.pairs.unpaired import num_parts, pairs_of_rows
 from pipelines.pairs.writer import write_shards
 from pipelines.recipe import REJECTED_ROWS, DataSection, Recipe, Source, StageRecord
+from pipelines.storage import Span, add_spans, recorded, spent
 
 # Rows of a source that are looked at before any work, if none of them makes a pair.
 _LOOKED_AT = 10_000
@@ -54,18 +55,22 @@ def run_prepare(
         usable row at all.
     """
     check_readers(recipe)
-    tasks, layouts = _tasks(recipe)
+    with spent("rows"):
+        tasks, layouts = _tasks(recipe)
     has_chat = any(task.form.is_chat for task in tasks)
-    encoding = decisions(load_tokenizer(tokenizer_dir), recipe.data, has_chat)
+    with spent("load"):
+        encoding = decisions(load_tokenizer(tokenizer_dir), recipe.data, has_chat)
     record.begin()
     with told_in_a_line("prepare", "lower data.rows_per_task or ray.num_cpus"):
-        blocks = _tokenised(
-            tasks, recipe, recipe.model.tokenizer or recipe.model.name_or_path, known_tokens
-        ).to_arrow_refs()
-        plan = _plan(recipe.data, blocks)
-        counts, checksums = write_shards(
-            plan, blocks, record.store, local_paths(recipe), recipe.data.shard_pairs, quiet
-        )
+        with spent("ray"):  # what its tasks do meanwhile comes before it
+            blocks = _tokenised(
+                tasks, recipe, recipe.model.tokenizer or recipe.model.name_or_path, known_tokens
+            ).to_arrow_refs()
+            plan = _plan(recipe.data, blocks)
+        with spent("write"):
+            counts, checksums = write_shards(
+                plan, blocks, record.store, local_paths(recipe), recipe.data.shard_pairs, quiet
+            )
     record.store.write_bytes(
         REJECTED_ROWS, "".join(json.dumps(row) + "\n" for row in plan.rejected_rows()).encode()
     )
@@ -235,15 +240,17 @@ def _plan(data: DataSection, blocks: list[Any]) -> RowPlan:
     waiting = [digest.remote(block, data) for block in blocks]
     plan = RowPlan(data)
     for number, pending in enumerate(waiting):
-        plan.add(result_of(ray.get(pending)))
+        outcome, spans = ray.get(pending)
+        add_spans(spans)
+        plan.add(result_of(outcome))
         waiting[number] = None  # the object store may forget it
     plan.settle()
     return plan
 
 
-def _digest(block: pa.Table, data: DataSection) -> pa.Table | Failure:
-    """Ray task: the block's digest, or what the block failed with."""
-    return outcome_of(lambda: digest_of(result_of(rows_of(block)), data))
+def _digest(block: pa.Table, data: DataSection) -> tuple[pa.Table | Failure, list[Span]]:
+    """Ray task: the block's digest, or what it failed with, and where its tasks' time went."""
+    return outcome_of(lambda: digest_of(result_of(rows_of(block)), data)), spans_of(block)
 
 
 def _run_task(
@@ -259,7 +266,9 @@ def _run_task(
         require_seen(paths)
         return list(_rows_of_task(ReadTask.of_batch(batch), data, tokenizer_name, known_tokens))
 
-    return block_of(outcome_of(rows))
+    with recorded() as spans, spent("rows"):
+        outcome = outcome_of(rows)
+    return block_of(outcome, spans)
 
 
 def _rows_of_task(

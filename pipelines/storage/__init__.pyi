@@ -7,8 +7,18 @@ from .hashes import (
     file_state as file_state,
 )
 from .row_group_cache import RowGroupCache as RowGroupCache
+from .spans import (
+    KINDS as KINDS,
+    REST as REST,
+    Span as Span,
+    add_spans as add_spans,
+    recorded as recorded,
+    spent as spent,
+    split_of as split_of,
+)
 from .store import RunStore as RunStore, filesystem_of as filesystem_of
 from .task_results import TaskResults as TaskResults
+from .user_key import user_key as user_key
 from .trees import (
     Tree as Tree,
     folder_of_pattern as folder_of_pattern,

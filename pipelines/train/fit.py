@@ -29,13 +29,14 @@ from pipelines.recipe import (
     MASKS,
     METRICS,
     MODEL,
+    SPANS,
     Run,
     StageRecord,
     TrainSection,
     failure_files,
 )
 from pipelines.reference import usable_rows
-from pipelines.storage import RunStore
+from pipelines.storage import RunStore, Span, add_spans, spent
 from pipelines.train.facts import TrainingFacts
 from pipelines.train.metrics import read_metrics
 from pipelines.train.model_card import model_card
@@ -116,7 +117,8 @@ def finish_training(run: Run, record: StageRecord, num_pairs: int) -> dict[str, 
         f"{MODEL}/README.md",
         model_card(recipe, counts, run.paths.pairs.read_json(MANIFEST)["counts"]).encode(),
     )
-    return record.finish(counts, {path: store.checksum(path) for path in _published(store)})
+    with spent("write"):
+        return record.finish(counts, {path: store.checksum(path) for path in _published(store)})
 
 
 def _num_steps(train: TrainSection, num_pairs: int) -> int:
@@ -211,10 +213,20 @@ def _fit(run: Run, facts: TrainingFacts, callbacks: Sequence[Any]) -> None:
     )
     try:
         with second_choice(recipe, places, lambda text: tqdm.write(text, file=sys.stderr)):
-            interruptible(trainer.fit)
+            with spent("ray"):
+                interruptible(trainer.fit)
     except (ray.train.TrainingFailedError, RayError) as error:  # of its workers, its controller
         _raise_failure(run.paths.train)
         raise failure_of(error, "training", _LIGHTER).error() from error
+    finally:
+        _take_spans(run.paths.train)
+
+
+def _take_spans(store: RunStore) -> None:
+    """Where the time of the first worker went; of each one that was started again."""
+    if store.exists(SPANS):
+        add_spans([Span(*span) for span in store.read_json(SPANS)])
+        store.delete(SPANS)
 
 
 def _raise_failure(store: RunStore) -> None:

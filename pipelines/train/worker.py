@@ -16,6 +16,24 @@ def train_worker(config: dict[str, Any]) -> None:
 
     `config`: facts (TrainingFacts), threads, paths (that this machine has to see).
     """
+    from dataclasses import astuple
+
+    from pipelines.recipe import SPANS
+    from pipelines.storage import RunStore, recorded
+
+    import ray.train
+
+    with recorded() as spans:
+        try:
+            _train(config)
+        finally:
+            if ray.train.get_context().get_world_rank() == 0:
+                store = RunStore(config["facts"].root)
+                earlier = store.read_json(SPANS) if store.exists(SPANS) else []
+                store.write_json(SPANS, [*earlier, *map(astuple, spans)])
+
+
+def _train(config: dict[str, Any]) -> None:
     import logging
 
     from pipelines.cluster import require_seen
