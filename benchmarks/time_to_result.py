@@ -79,6 +79,7 @@ def trl_script(options: argparse.Namespace) -> None:
         options.work / "trl",
         precompute=True,
         precision=options.precision,
+        max_length=2 * options.max_tokens,
         accumulation=max(1, options.global_batch // options.trl_batch),
         learning_rate=options.learning_rate,
         callbacks=[Clock()],
@@ -102,8 +103,8 @@ def recipe_of(options: argparse.Namespace, name: str, variant: str) -> Path:
         "model": {"name_or_path": options.model},
         "data": {
             "sources": [{"path": str(options.pairs), "form": "text"}],
-            "max_prompt_tokens": 1024,
-            "max_response_tokens": 1024,
+            "max_prompt_tokens": options.max_tokens,
+            "max_response_tokens": options.max_tokens,
         },
         "objective": {"name": "dpo"},
         "train": {
@@ -149,6 +150,7 @@ def run_trl(options: argparse.Namespace, name: str, caches: Path) -> dict[str, A
         "--pairs": options.pairs,
         "--precision": options.precision,
         "--trl-batch": options.trl_batch,
+        "--max-tokens": options.max_tokens,
         "--global-batch": options.global_batch,
         "--learning-rate": options.learning_rate,
         "--work": options.work,
@@ -204,6 +206,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", default="", help="directory of the tokenizer, for a shape")
     parser.add_argument("--pairs", type=Path, required=True, help="prompt, chosen, rejected")
     parser.add_argument("--count", type=int, default=5976)
+    parser.add_argument("--max-tokens", type=int, default=512, help="of a prompt, of a response")
     parser.add_argument("--global-batch", type=int, default=64)
     parser.add_argument("--trl-batch", type=int, default=16, help="pairs per forward of TRL")
     parser.add_argument("--precision", choices=("bfloat16", "mixed", "float32"), default="bfloat16")

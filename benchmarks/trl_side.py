@@ -15,6 +15,7 @@ def dpo_trainer(
     precision: str = "bfloat16",
     checkpointing: bool = False,
     lora: int = 0,
+    max_length: int = 4096,
     accumulation: int = 1,
     learning_rate: float = 1e-7,
     callbacks: list[Any] | None = None,
@@ -41,9 +42,7 @@ def dpo_trainer(
     if lora:
         from peft import LoraConfig
 
-        adapters = {
-            "peft_config": LoraConfig(r=lora, lora_alpha=2 * lora, task_type="CAUSAL_LM")
-        }
+        adapters = {"peft_config": LoraConfig(r=lora, lora_alpha=2 * lora, task_type="CAUSAL_LM")}
     return trl.DPOTrainer(
         model=model,
         args=trl.DPOConfig(
@@ -51,7 +50,7 @@ def dpo_trainer(
             precompute_ref_log_probs=precompute,
             per_device_train_batch_size=batch,
             gradient_accumulation_steps=accumulation,
-            max_length=4096,
+            max_length=max_length,
             max_steps=max_steps,
             num_train_epochs=1,
             learning_rate=learning_rate,

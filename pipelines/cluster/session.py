@@ -30,9 +30,12 @@ def cluster_address(config: RaySection) -> str | None:
 
 
 @contextlib.contextmanager
-def ray_session(config: RaySection) -> Iterator[None]:
+def ray_session(config: RaySection, tunes: bool = False) -> Iterator[None]:
     """Ray for the duration of a command; leaves a session that was already there alone.
 
+    Args:
+        tunes: whether Ray Tune may stop a training. What that leaves is found through the
+            dashboard's state API, whose ten processes a session of our own does without else.
     Raises: UserError for a ray.address that does not answer or refuses the token, or a ray.temp_dir
         that Ray cannot use.
     """
@@ -79,10 +82,11 @@ def ray_session(config: RaySection) -> Iterator[None]:
         # Ray Train's clean-up of placement groups asks the dashboard's state API, and finds it by
         # itself only where no other Ray runs on this machine. Ray's processes inherit the variable.
         port = free_port()
-        os.environ[_API_SERVER] = f"http://127.0.0.1:{port}"
+        if tunes:
+            os.environ[_API_SERVER] = f"http://127.0.0.1:{port}"
         try:
             with spent("ray"):
-                _start_local(config, port)
+                _start_local(config, port, tunes)
         except OSError as error:
             if config.temp_dir is None:
                 raise
@@ -120,14 +124,19 @@ def _environment() -> dict[str, Any] | None:
     return {"env_vars": {TRUSTED_CODE: listed}} if listed and _JOB not in os.environ else None
 
 
-def _start_local(config: RaySection, port: int) -> None:
+def has_state_api(config: RaySection) -> bool:
+    """Whether the command's Ray has the dashboard's state API."""
+    return cluster_address(config) is not None or _API_SERVER in os.environ
+
+
+def _start_local(config: RaySection, port: int, has_dashboard: bool) -> None:
     import ray
 
     ray.init(
         address="local",
         num_cpus=config.num_cpus,
         num_gpus=config.num_gpus,
-        include_dashboard=True,
+        include_dashboard=has_dashboard,
         dashboard_host="127.0.0.1",
         dashboard_port=port,
         logging_level=logging.WARNING,

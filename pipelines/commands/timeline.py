@@ -74,7 +74,12 @@ def read_times(run_dir: str) -> list[dict[str, Any]]:
     for part in sorted(parts, key=lambda part: part["started_at"]):
         record = found.setdefault(
             part["name"],
-            {"name": part["name"], "times": 0, "seconds": 0.0, "split": dict.fromkeys(part["split"], 0.0)},
+            {
+                "name": part["name"],
+                "times": 0,
+                "seconds": 0.0,
+                "split": dict.fromkeys(part["split"], 0.0),
+            },
         )
         record["times"] += 1
         record["seconds"] += part["seconds"]

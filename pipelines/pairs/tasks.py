@@ -52,9 +52,7 @@ class ReadTask:
         return cls(**{**fields, "form": Form(**fields["form"]), "chunks": chunks})
 
 
-def block_of(
-    outcome: Sequence[dict[str, Any]] | Failure, spans: Sequence[Span] = ()
-) -> pa.Table:
+def block_of(outcome: Sequence[dict[str, Any]] | Failure, spans: Sequence[Span] = ()) -> pa.Table:
     """Rows with ROW_SCHEMA's names, or what ended the task, as a block of a Ray Data set.
 
     Args:

@@ -18,7 +18,6 @@ from .spans import (
 )
 from .store import RunStore as RunStore, filesystem_of as filesystem_of
 from .task_results import TaskResults as TaskResults
-from .user_key import user_key as user_key
 from .trees import (
     Tree as Tree,
     folder_of_pattern as folder_of_pattern,
@@ -29,3 +28,4 @@ from .trees import (
     special_kind as special_kind,
     tree_below as tree_below,
 )
+from .user_key import user_key as user_key

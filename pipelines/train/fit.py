@@ -18,6 +18,7 @@ from tqdm import tqdm
 from pipelines.cluster import (
     Resources,
     failure_of,
+    has_state_api,
     interruptible,
     local_paths,
     second_choice,
@@ -188,7 +189,7 @@ def _fit(run: Run, facts: TrainingFacts, callbacks: Sequence[Any]) -> None:
     elastic = (
         {} if train.min_workers is None else {"elastic_resize_monitor_interval_s": _RESIZE_SECONDS}
     )
-    trainer = TorchTrainer(
+    trainer = (TorchTrainer if has_state_api(recipe.ray) else _without_cleaner(TorchTrainer))(
         train_worker,
         train_loop_config={
             "facts": facts,
@@ -212,14 +213,34 @@ def _fit(run: Run, facts: TrainingFacts, callbacks: Sequence[Any]) -> None:
         ),
     )
     try:
-        with second_choice(recipe, places, lambda text: tqdm.write(text, file=sys.stderr)):
-            with spent("ray"):
-                interruptible(trainer.fit)
+        with second_choice(recipe, places, _say), spent("ray"):
+            interruptible(trainer.fit)
     except (ray.train.TrainingFailedError, RayError) as error:  # of its workers, its controller
         _raise_failure(run.paths.train)
         raise failure_of(error, "training", _LIGHTER).error() from error
     finally:
         _take_spans(run.paths.train)
+
+
+def _without_cleaner(trainer: Any) -> Any:
+    """A trainer class that starts no actor to free a dead controller's places.
+
+    The actor asks the state API, a session without which ends with its controller.
+    """
+
+    class Trainer(trainer):  # type: ignore[misc]
+        def _create_default_callbacks(self) -> list[Any]:
+            return [
+                callback
+                for callback in super()._create_default_callbacks()
+                if type(callback).__name__ != "PlacementGroupCleanerCallback"
+            ]
+
+    return Trainer
+
+
+def _say(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)
 
 
 def _take_spans(store: RunStore) -> None:

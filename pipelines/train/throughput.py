@@ -50,7 +50,9 @@ class Throughput:
             "tokens_per_second": sum(lengths) / seconds,
         }
         if self._peak is not None:
-            flops = sum(self.flops_per_token * n + self._attention * n * n / 2 for n in shared_lengths)
+            flops = sum(
+                self.flops_per_token * n + self._attention * n * n / 2 for n in shared_lengths
+            )
             found["mfu"] = flops / seconds / self._peak
         found["memory_gib"] = self._memory_gib()
         return found
