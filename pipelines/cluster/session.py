@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
@@ -16,6 +17,7 @@ from pipelines.recipe import RaySection
 from pipelines.storage import spent
 
 Result = TypeVar("Result")
+_NOISE = b"Set ray log level from environment variable"
 _API_SERVER = "RAY_API_SERVER_ADDRESS"
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
 
@@ -62,7 +64,7 @@ def ray_session(config: RaySection, tunes: bool = False) -> Iterator[None]:
     address = cluster_address(config)
     if address:
         try:
-            with spent("ray"):
+            with spent("ray"), _without_noise():
                 ray.init(
                     address=address,
                     runtime_env=_environment(),
@@ -85,7 +87,7 @@ def ray_session(config: RaySection, tunes: bool = False) -> Iterator[None]:
         if tunes:
             os.environ[_API_SERVER] = f"http://127.0.0.1:{port}"
         try:
-            with spent("ray"):
+            with spent("ray"), _without_noise():
                 _start_local(config, port, tunes)
         except OSError as error:
             if config.temp_dir is None:
@@ -122,6 +124,32 @@ def _environment() -> dict[str, Any] | None:
     """
     listed = os.environ.get(TRUSTED_CODE)
     return {"env_vars": {TRUSTED_CODE: listed}} if listed and _JOB not in os.environ else None
+
+
+@contextlib.contextmanager
+def _without_noise() -> Iterator[None]:
+    """Keep one line of Ray's start off the terminal: that it is as quiet as we have asked it to be.
+
+    It comes from below Python, so that what the process writes is held back meanwhile.
+    """
+    try:
+        sys.stderr.flush()
+        kept = os.dup(2)
+    except (OSError, ValueError, AttributeError):  # there is no such output
+        yield
+        return
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            held.seek(0)
+            for line in held:
+                if _NOISE not in line:
+                    os.write(2, line)
 
 
 def has_state_api(config: RaySection) -> bool:

@@ -21,6 +21,8 @@ ROW_SCHEMA = pa.schema([*PAIR_SCHEMA, ("reason", pa.string()), ("place", pa.stri
 # Of its first row: where the time of the task went.
 _BLOCK_SCHEMA = pa.schema([*ROW_SCHEMA, ("failure", pa.string()), ("spans", pa.string())])
 Result = TypeVar("Result")
+# Makes of a function one that starts it as a task and returns a reference to its result.
+Start = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,26 @@ class ReadTask:
         fields = json.loads(text)
         chunks = tuple(Chunk(**chunk) for chunk in fields["chunks"])
         return cls(**{**fields, "form": Form(**fields["form"]), "chunks": chunks})
+
+
+def elsewhere(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As a task of Ray."""
+    import ray
+
+    started: Callable[..., Any] = ray.remote(function).remote
+    return started
+
+
+def here(function: Callable[..., Any]) -> Callable[..., Any]:
+    """In this process, at once: a process for it would cost more than its work."""
+    import ray
+
+    def call(*given: Any) -> Any:
+        return ray.put(
+            function(*(ray.get(g) if isinstance(g, ray.ObjectRef) else g for g in given))
+        )
+
+    return call
 
 
 def block_of(outcome: Sequence[dict[str, Any]] | Failure, spans: Sequence[Span] = ()) -> pa.Table:
