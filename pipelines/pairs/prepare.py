@@ -240,7 +240,7 @@ def _blocks(
     tasks: list[ReadTask], recipe: Recipe, known_tokens: int | None, start: Start
 ) -> list[Any]:
     """References to the blocks of rows that the tasks make, in their order."""
-    given = {
+    given: dict[str, Any] = {
         "data": recipe.data,
         "tokenizer_name": recipe.model.tokenizer or recipe.model.name_or_path,
         "known_tokens": known_tokens,
