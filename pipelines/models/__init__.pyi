@@ -31,7 +31,6 @@ from .fingerprints import (
 )
 from .generation import generate as generate, generation_config as generation_config
 from .hardware import (
-    CompileForecast as CompileForecast,
     activation_bytes_per_token as activation_bytes_per_token,
     compile_forecast as compile_forecast,
     micro_batch_tokens as micro_batch_tokens,

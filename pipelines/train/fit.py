@@ -189,7 +189,7 @@ def _fit(run: Run, facts: TrainingFacts, callbacks: Sequence[Any]) -> None:
     elastic = (
         {} if train.min_workers is None else {"elastic_resize_monitor_interval_s": _RESIZE_SECONDS}
     )
-    trainer = (TorchTrainer if has_state_api(recipe.ray) else _without_cleaner(TorchTrainer))(
+    trainer = _lean(TorchTrainer, has_state_api(recipe.ray))(
         train_worker,
         train_loop_config={
             "facts": facts,
@@ -222,19 +222,18 @@ def _fit(run: Run, facts: TrainingFacts, callbacks: Sequence[Any]) -> None:
         _take_spans(run.paths.train)
 
 
-def _without_cleaner(trainer: Any) -> Any:
-    """A trainer class that starts no actor to free a dead controller's places.
+def _lean(trainer: Any, has_state_api: bool) -> Any:
+    """A trainer class without the actors of Ray Train that have nothing to do here.
 
-    The actor asks the state API, a session without which ends with its controller.
+    There are no Ray data sets to manage. What frees the places of a dead controller asks the state
+    API; a session without that ends with its controller.
     """
+    idle = {"DatasetsCallback", *(() if has_state_api else ("PlacementGroupCleanerCallback",))}
 
     class Trainer(trainer):  # type: ignore[misc]
         def _create_default_callbacks(self) -> list[Any]:
-            return [
-                callback
-                for callback in super()._create_default_callbacks()
-                if type(callback).__name__ != "PlacementGroupCleanerCallback"
-            ]
+            found = super()._create_default_callbacks()
+            return [each for each in found if type(each).__name__ not in idle]
 
     return Trainer
 
