@@ -34,6 +34,7 @@ from typing import Any
 
 import torch
 from shapes import model_directory
+from trl_side import dpo_trainer
 
 from pipelines.cluster.session import ray_session
 from pipelines.commands.run import run_stages
@@ -198,20 +199,11 @@ def measured_trl(
     """DPOTrainer over whole batches of the rows, its reference log-probabilities computed before
     or in every step.
     """
-    import trl
-    from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import TrainerCallback
 
     free_memory()
     steps = max(options.warmup + 2, min(options.trl_pairs, len(rows)) // batch)
     rows, tokens = rows[: steps * batch], tokens[: steps * batch]
-    on_gpu = torch.cuda.is_available()
-    dtype = torch.bfloat16 if options.precision == "bfloat16" else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=dtype, attn_implementation="sdpa"
-    ).to("cuda" if on_gpu else "cpu")
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     times: list[float] = []
 
     class Clock(TrainerCallback):
@@ -219,36 +211,17 @@ def measured_trl(
             synchronize()
             times.append(time.perf_counter())
 
-    adapters = {}
-    if options.lora:
-        from peft import LoraConfig
-
-        adapters = {
-            "peft_config": LoraConfig(
-                r=options.lora, lora_alpha=2 * options.lora, task_type="CAUSAL_LM"
-            )
-        }
-    trainer = trl.DPOTrainer(
-        model=model,
-        args=trl.DPOConfig(
-            output_dir=str(work / "trl"),
-            precompute_ref_log_probs=precompute,
-            per_device_train_batch_size=batch,
-            max_length=4096,
-            max_steps=steps,
-            learning_rate=1e-7,
-            bf16=on_gpu and options.precision != "float32",
-            use_cpu=not on_gpu,
-            gradient_checkpointing=options.checkpointing,
-            logging_steps=1000,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        ),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
+    trainer = dpo_trainer(
+        directory,
+        rows,
+        batch,
+        work / "trl",
+        precompute=precompute,
+        max_steps=steps,
+        precision=options.precision,
+        checkpointing=options.checkpointing,
+        lora=options.lora,
         callbacks=[Clock()],
-        **adapters,
     )
     trainer.train()
     seconds = times[-1] - times[options.warmup - 1]
@@ -260,7 +233,7 @@ def measured_trl(
         "tokens_per_second": pairs * statistics.mean(tokens) / seconds,
         "peak_gib": peak_gib(),
     }
-    del trainer, model
+    del trainer
     free_memory()
     return found
 

@@ -109,7 +109,7 @@ def ray_cluster() -> Iterator[None]:
     """One local Ray with two CPUs for all tests of the session."""
     from pipelines.cluster.session import ray_session
 
-    with ray_session(RaySection(num_cpus=2)):
+    with ray_session(RaySection(num_cpus=2), tunes=True):
         yield
 
 

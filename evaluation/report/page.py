@@ -78,6 +78,7 @@ class RunView:
             numbers.
         samples: of held-out prompts, both models. responses: tokens with weights for the heatmap.
         history: numbers of evaluated checkpoints, with step and passed (None without gates).
+        timeline: where the time of the stages before went, as a table of text.
     """
 
     name: str
@@ -90,6 +91,7 @@ class RunView:
     samples: list[dict[str, Any]] = field(default_factory=list)
     responses: list[dict[str, Any]] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
+    timeline: str = ""
 
 
 def render_report(runs: Sequence[RunView], title: str) -> str:

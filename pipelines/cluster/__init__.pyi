@@ -15,6 +15,7 @@ from .resources import Resources as Resources, Share as Share
 from .session import (
     check_session as check_session,
     cluster_address as cluster_address,
+    has_state_api as has_state_api,
     interruptible as interruptible,
     ray_session as ray_session,
 )

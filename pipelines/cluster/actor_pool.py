@@ -17,6 +17,7 @@ from pipelines.cluster.shared_paths import require_seen
 from pipelines.errors import Failure, StageFailed, UserError
 from pipelines.models import quick_imports
 from pipelines.recipe import RaySection
+from pipelines.storage import Span, add_spans, recorded, spent
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -132,11 +133,17 @@ def run_tasks(
         told_in_a_line(pool.label, pool.lighter),
         tqdm(total=len(tasks), desc=pool.label, unit="task", disable=quiet) as progress,
     ):
-        for batch in dataset.iter_batches(
-            batch_size=None, batch_format="pyarrow", prefetch_batches=0
-        ):
+        batches = iter(
+            dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        )
+        while True:
+            with spent("ray"):  # what its actors do meanwhile comes before it
+                batch = next(batches, None)
+            if batch is None:
+                return
             for encoded in batch["outcome"].to_pylist():
-                outcome = cloudpickle.loads(encoded)
+                outcome, spans = cloudpickle.loads(encoded)
+                add_spans(spans)
                 if isinstance(outcome, Failure):
                     raise outcome.error()
                 progress.update(1)
@@ -209,6 +216,11 @@ class _Worker:
     """The actor in Ray Data's terms: a batch of encoded tasks in, their encoded outcomes out."""
 
     def __init__(self, actor_and_facts: bytes, threads: int, paths: dict[str, str]) -> None:
+        with recorded() as spans:
+            self._start(actor_and_facts, threads, paths)
+        self._spans: list[Span] = spans  # that no outcome has told of yet
+
+    def _start(self, actor_and_facts: bytes, threads: int, paths: dict[str, str]) -> None:
         from ray import cloudpickle
 
         with quick_imports():
@@ -231,5 +243,8 @@ class _Worker:
         outcomes = [self._outcome(cloudpickle.loads(task)) for task in batch["task"].to_pylist()]
         return pa.table({"outcome": [cloudpickle.dumps(outcome) for outcome in outcomes]})
 
-    def _outcome(self, task: Any) -> "_Done | Failure":
-        return self._obstacle or _outcome_of(lambda: self._actor(task))
+    def _outcome(self, task: Any) -> "tuple[_Done | Failure, list[Span]]":
+        with recorded() as spans, spent("compute"):
+            outcome = self._obstacle or _outcome_of(lambda: self._actor(task))
+        before, self._spans = self._spans, []
+        return outcome, before + spans

@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
@@ -13,8 +14,10 @@ from typing import Any, TypeVar
 from pipelines.errors import UserError
 from pipelines.models import TRUSTED_CODE, quick_imports
 from pipelines.recipe import RaySection
+from pipelines.storage import spent
 
 Result = TypeVar("Result")
+_NOISE = b"Set ray log level from environment variable"
 _API_SERVER = "RAY_API_SERVER_ADDRESS"
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
 
@@ -29,9 +32,12 @@ def cluster_address(config: RaySection) -> str | None:
 
 
 @contextlib.contextmanager
-def ray_session(config: RaySection) -> Iterator[None]:
+def ray_session(config: RaySection, tunes: bool = False) -> Iterator[None]:
     """Ray for the duration of a command; leaves a session that was already there alone.
 
+    Args:
+        tunes: whether Ray Tune may stop a training. What that leaves is found through the
+            dashboard's state API, whose ten processes a session of our own does without else.
     Raises: UserError for a ray.address that does not answer or refuses the token, or a ray.temp_dir
         that Ray cannot use.
     """
@@ -58,12 +64,13 @@ def ray_session(config: RaySection) -> Iterator[None]:
     address = cluster_address(config)
     if address:
         try:
-            ray.init(
-                address=address,
-                runtime_env=_environment(),
-                logging_level=logging.WARNING,
-                log_to_driver=config.worker_logs,
-            )
+            with spent("ray"), _without_noise():
+                ray.init(
+                    address=address,
+                    runtime_env=_environment(),
+                    logging_level=logging.WARNING,
+                    log_to_driver=config.worker_logs,
+                )
         except (ConnectionError, ray.exceptions.AuthenticationError) as error:
             raise UserError(f"ray.address = {address!r}: {str(error).splitlines()[0]}") from error
     else:
@@ -77,9 +84,11 @@ def ray_session(config: RaySection) -> Iterator[None]:
         # Ray Train's clean-up of placement groups asks the dashboard's state API, and finds it by
         # itself only where no other Ray runs on this machine. Ray's processes inherit the variable.
         port = free_port()
-        os.environ[_API_SERVER] = f"http://127.0.0.1:{port}"
+        if tunes:
+            os.environ[_API_SERVER] = f"http://127.0.0.1:{port}"
         try:
-            _start_local(config, port)
+            with spent("ray"), _without_noise():
+                _start_local(config, port, tunes)
         except OSError as error:
             if config.temp_dir is None:
                 raise
@@ -89,7 +98,8 @@ def ray_session(config: RaySection) -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        with spent("ray"):
+            ray.shutdown()
         if not address:
             os.environ.pop(_API_SERVER, None)
 
@@ -116,14 +126,45 @@ def _environment() -> dict[str, Any] | None:
     return {"env_vars": {TRUSTED_CODE: listed}} if listed and _JOB not in os.environ else None
 
 
-def _start_local(config: RaySection, port: int) -> None:
+@contextlib.contextmanager
+def _without_noise() -> Iterator[None]:
+    """Keep one line of Ray's start off the terminal: that it is as quiet as we have asked it to be.
+
+    It comes from below Python, so that what the process writes is held back meanwhile.
+    """
+    try:
+        sys.stderr.flush()
+        kept = os.dup(2)
+    except (OSError, ValueError, AttributeError):  # there is no such output
+        yield
+        return
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            held.seek(0)
+            for line in held:
+                if _NOISE not in line:
+                    os.write(2, line)
+
+
+def has_state_api(config: RaySection) -> bool:
+    """Whether the command's Ray has the dashboard's state API."""
+    return cluster_address(config) is not None or _API_SERVER in os.environ
+
+
+def _start_local(config: RaySection, port: int, has_dashboard: bool) -> None:
     import ray
 
     ray.init(
         address="local",
         num_cpus=config.num_cpus,
         num_gpus=config.num_gpus,
-        include_dashboard=True,
+        include_dashboard=has_dashboard,
         dashboard_host="127.0.0.1",
         dashboard_port=port,
         logging_level=logging.WARNING,

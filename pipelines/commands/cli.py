@@ -8,6 +8,7 @@ import inspect
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,6 +38,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. train.learning_rate=1e-5"),
 ]
+_BEGAN = time.time()
 _INTERRUPTED = "interrupted; run the same command again to resume (a sweep: with --resume)"
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no summaries.")]
 
@@ -284,9 +286,18 @@ def plan(
 
 
 @app.command()
-def status(run_dir: Annotated[str, typer.Argument(metavar="RUN")]) -> None:
+def status(
+    run_dir: Annotated[str, typer.Argument(metavar="RUN")],
+    timeline: Annotated[
+        bool, typer.Option("--timeline", help="Where the time of a run went, in seconds, instead.")
+    ] = False,
+) -> None:
     """What of a run or sweep is done, what failed, where the outputs are."""
-    from pipelines.commands.status import run_status
+    from pipelines.commands.status import run_status, run_timeline
+
+    if timeline:
+        print("\n".join(run_timeline(run_dir)))
+        return
 
     for row in run_status(run_dir):
         print(f"{row['stage']:<10} {row['state']:<12} {row['detail']:<60} {row['path']}")
@@ -334,7 +345,7 @@ def _stages(
             chosen.insert(chosen.index(stage.follows) + 1, stage)
         else:
             raise UserError(stage.refuse_absent(loaded))
-    run_stages(loaded, chosen, say, quiet)
+    run_stages(loaded, chosen, say, quiet, _BEGAN)
     for hint in hints:
         say(hint)
     for stage in stages:

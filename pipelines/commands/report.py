@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from evaluation.report import RunView, render_report
+from pipelines.commands.timeline import read_times, timeline_lines
 from pipelines.errors import UserError
 from pipelines.evaluate import read_history, read_results
 from pipelines.recipe import (
@@ -54,7 +55,7 @@ def _view(run_dir: str) -> RunView:
     text = store.read_bytes(CONFIG).decode()
     recipe = from_yaml(text)
     evaluation = store.at("evaluation")
-    paths = RunPaths.at(run_dir)
+    paths, times = RunPaths.at(run_dir), read_times(run_dir)
     return RunView(
         name=recipe["objective"]["name"],
         recipe=recipe,
@@ -66,6 +67,7 @@ def _view(run_dir: str) -> RunView:
         samples=_lines(evaluation, SAMPLES),
         responses=_lines(evaluation, TOKENS),
         history=_checkpoints(evaluation),
+        timeline="\n".join(timeline_lines(times)) if times else "",
     )
 
 

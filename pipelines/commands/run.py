@@ -16,23 +16,44 @@ from pipelines.cluster import (
     wait_for_workers,
 )
 from pipelines.commands.stages import RUN, STAGES
+from pipelines.commands.timeline import CommandTimes
 from pipelines.errors import UserError
 from pipelines.models import check_families
 from pipelines.pairs import PREPARE
-from pipelines.recipe import CONFIG, MANIFEST, Recipe, Run, Say, Stage, write_yaml
+from pipelines.recipe import CONFIG, MANIFEST, Recipe, Run, RunPaths, Say, Stage, write_yaml
 
 
 def run_stages(
-    recipe: Recipe, stages: Sequence[Stage[Any]], say: Say, quiet: bool = False
+    recipe: Recipe,
+    stages: Sequence[Stage[Any]],
+    say: Say,
+    quiet: bool = False,
+    began: float | None = None,
 ) -> dict[str, str]:
     """Run the stages in order; returns the name of each -> "done" or "skipped".
 
     Everything that can be wrong with the input is checked before Ray starts. A stage alone does not
-    run the ones before.
+    run the ones before. Where the time went is kept in the run directory.
+
+    Args:
+        began: when the command did, seconds since the epoch; now by default.
     """
-    outcome = {}
+    outcome: dict[str, str] = {}
     for stage in stages:
         stage.check_recipe(recipe)
+    with CommandTimes(RunPaths.of(recipe).run, time.time() if began is None else began) as times:
+        _run_stages(recipe, stages, say, quiet, times, outcome)
+    return outcome
+
+
+def _run_stages(
+    recipe: Recipe,
+    stages: Sequence[Stage[Any]],
+    say: Say,
+    quiet: bool,
+    times: CommandTimes,
+    outcome: dict[str, str],
+) -> None:
     with LazyRay(recipe, say) as start_ray:
         run = settled(recipe, start_ray)
         check_before(run, stages)
@@ -49,13 +70,13 @@ def run_stages(
             _require_earlier(run, stage)
             check_pairs(run, [*_way(stages), *stages[number:]])
             check_room(run, stages[number:])
-            counts = stage.run(run, say, quiet)["counts"]
+            with times.stage(stage.name):
+                counts = stage.run(run, say, quiet)["counts"]
             outcome[stage.name] = "done"
             summary = stage.summary(counts)
             took = f"done in {time.monotonic() - started:.1f} s"
             words = [stage.name, *([took] if stage.has_record else []), summary]
             say(": ".join(word for word in words if word))
-    return outcome
 
 
 def settled(recipe: Recipe, start_ray: Callable[[], None]) -> Run:

@@ -37,6 +37,7 @@ from .fingerprints import (
 from .generation import generate as generate, generation_config as generation_config
 from .hardware import (
     activation_bytes_per_token as activation_bytes_per_token,
+    compile_forecast as compile_forecast,
     feed_forward_size as feed_forward_size,
     micro_batch_tokens as micro_batch_tokens,
     peak_tflops as peak_tflops,

@@ -4,6 +4,7 @@ Nothing is measured.
 """
 
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipelines.models.directories import resolve_model
@@ -39,6 +40,37 @@ _GPU_UTILISATION = 0.4  # of the peak, in a forward pass over text
 _CPU_CORE_TFLOPS = 0.025  # sustained, float32
 _LARGEST_MICRO_BATCH, _SMALLEST_MICRO_BATCH, _CPU_MICRO_BATCH = 16384, 2048, 2048  # tokens
 _ACTIVATION_SHARE = 0.35  # of a GPU's memory
+# Of compiled decoder layers: two graphs of one layer with their backwards, on a machine that has
+# compiled nothing yet; what they save of a step's arithmetic; and of the launches of a layer's
+# kernels, forward and backward, in every micro-batch.
+_COMPILE_SECONDS = 25.0
+_SAVED_SHARE, _SAVED_LAYER_SECONDS = 0.3, 1.5e-3
+
+
+@dataclass(frozen=True)
+class CompileForecast:
+    """Seconds that compiling the decoder layers takes and saves in a training, by assumptions."""
+
+    seconds: float
+    saved_seconds: float
+
+    @property
+    def pays(self) -> bool:
+        return self.saved_seconds > self.seconds
+
+
+def compile_forecast(
+    flops: float, micro_batches: float, layers: int, tflops: float, workers: int
+) -> CompileForecast:
+    """Whether compiling the decoder layers of a training pays on GPUs.
+
+    Args:
+        flops, micro_batches: of the whole training, all workers together. layers: of the model.
+            tflops: that one device sustains.
+    """
+    arithmetic = flops / (tflops * 1e12)
+    launches = micro_batches * layers * _SAVED_LAYER_SECONDS
+    return CompileForecast(_COMPILE_SECONDS, (_SAVED_SHARE * arithmetic + launches) / workers)
 
 
 def sustained_tflops(device: str, name: str | None = None) -> float:

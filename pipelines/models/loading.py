@@ -15,7 +15,7 @@ from pipelines.models.directories import base_dir, tokenizer_home
 from pipelines.models.quick_imports import quick_imports
 from pipelines.models.tensors import check_adapter
 from pipelines.models.trusted_code import refuse_foreign_code, refused_code, trusted_copy
-from pipelines.storage import CACHE, digest
+from pipelines.storage import CACHE, digest, spent
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ def from_directory(auto_class: Any, directory: Path, what: str = "", **settings:
     try:
         refuse_foreign_code(directory)
         code = trusted_copy(directory, CACHE)
-        with quick_imports():
+        with quick_imports(), spent("load"):
             return auto_class.from_pretrained(
                 code or directory,
                 local_files_only=True,
@@ -77,6 +77,7 @@ def fresh_tokenizer(directory: str) -> Any:
     return tokenizer
 
 
+@spent("load")
 def load_causal_lm(
     directory: str,
     dtype: "torch.dtype",
@@ -90,10 +91,11 @@ def load_causal_lm(
         num_gpus: more than one spreads the layers over the first GPUs that this process sees.
         vocabulary: embeddings beyond so many are left out.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
+    with quick_imports():
+        import torch
+        from transformers import AutoModelForCausalLM
 
-    from sparsepo.model import cut_vocabulary, verify_head
+        from sparsepo.model import cut_vocabulary, verify_head
 
     base = base_dir(Path(directory))
     is_adapter = base != Path(directory)

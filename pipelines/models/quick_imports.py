@@ -5,6 +5,8 @@ import gc
 import sys
 from collections.abc import Iterator
 
+from pipelines.storage import spent
+
 _MANY = 200  # modules
 
 
@@ -16,12 +18,14 @@ def quick_imports() -> Iterator[None]:
     look through them again and again. What a block has left after many imports it looks at no more.
     """
     if not gc.isenabled():
-        yield
+        with spent("imports"):
+            yield
         return
     before = len(sys.modules)
     gc.disable()
     try:
-        yield
+        with spent("imports"):
+            yield
     finally:
         if len(sys.modules) > before + _MANY:
             gc.freeze()

@@ -11,11 +11,18 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
-from pipelines.cluster import local_paths, quieten_ray_data, require_seen, told_in_a_line
+from pipelines.cluster import (
+    cluster_address,
+    local_paths,
+    quieten_ray_data,
+    require_seen,
+    told_in_a_line,
+)
 from pipelines.errors import Failure, UserError
 from pipelines.models import check_readers, load_tokenizer, resolve_model
 from pipelines.pairs.conversation import (
@@ -30,11 +37,24 @@ from pipelines.pairs.detection import Detected, detect
 from pipelines.pairs.forms import Form
 from pipelines.pairs.row_plan import RowPlan, digest_of
 from pipelines.pairs.sources import Chunk, chunks_of, left_out, read_rows, sampled_rows
-from pipelines.pairs.tasks import ReadTask, block_of, outcome_of, result_of, rows_of
+from pipelines.pairs.tasks import (
+    ReadTask,
+    Start,
+    block_of,
+    elsewhere,
+    here,
+    outcome_of,
+    result_of,
+    rows_of,
+    spans_of,
+)
 from pipelines.pairs.unpaired import num_parts, pairs_of_rows
 from pipelines.pairs.writer import write_shards
 from pipelines.recipe import REJECTED_ROWS, DataSection, Recipe, Source, StageRecord
+from pipelines.storage import Span, add_spans, recorded, spent
 
+_TEXT = ("jsonl", "array", "csv")  # kinds of chunks whose bounds are bytes
+_SMALL_BYTES = 2**23  # some seconds of work
 # Rows of a source that are looked at before any work, if none of them makes a pair.
 _LOOKED_AT = 10_000
 
@@ -54,18 +74,20 @@ def run_prepare(
         usable row at all.
     """
     check_readers(recipe)
-    tasks, layouts = _tasks(recipe)
+    with spent("rows"):
+        tasks, layouts = _tasks(recipe)
     has_chat = any(task.form.is_chat for task in tasks)
-    encoding = decisions(load_tokenizer(tokenizer_dir), recipe.data, has_chat)
+    with spent("load"):
+        encoding = decisions(load_tokenizer(tokenizer_dir), recipe.data, has_chat)
     record.begin()
     with told_in_a_line("prepare", "lower data.rows_per_task or ray.num_cpus"):
-        blocks = _tokenised(
-            tasks, recipe, recipe.model.tokenizer or recipe.model.name_or_path, known_tokens
-        ).to_arrow_refs()
-        plan = _plan(recipe.data, blocks)
-        counts, checksums = write_shards(
-            plan, blocks, record.store, local_paths(recipe), recipe.data.shard_pairs, quiet
-        )
+        start = here if _is_small(tasks, recipe) else elsewhere
+        with spent("ray"):  # what its tasks do meanwhile comes before it
+            blocks = _blocks(tasks, recipe, known_tokens, start)
+            plan = _plan(recipe.data, blocks, start)
+        with spent("write"):
+            paths, pairs = local_paths(recipe), recipe.data.shard_pairs
+            counts, checksums = write_shards(plan, blocks, record.store, paths, pairs, quiet, start)
     record.store.write_bytes(
         REJECTED_ROWS, "".join(json.dumps(row) + "\n" for row in plan.rejected_rows()).encode()
     )
@@ -201,49 +223,67 @@ def _check_features(recipe: Recipe, source: Source, form: Form) -> None:
         )
 
 
-def _tokenised(
-    tasks: list[ReadTask], recipe: Recipe, tokenizer: str, known_tokens: int | None
-) -> Any:
-    import ray.data
+def _is_small(tasks: list[ReadTask], recipe: Recipe) -> bool:
+    """Whether this process is done with the tasks before another has imported what they need.
 
-    quieten_ray_data()
+    It has imported that itself. On a cluster the work is the machines'.
+    """
+    chunks = [chunk for task in tasks for chunk in task.chunks]
     return (
-        ray.data.from_items([task.item() for task in tasks], override_num_blocks=len(tasks))
-        .map_batches(
-            _run_task,
-            batch_size=1,
-            batch_format="pyarrow",
-            fn_kwargs={
-                "data": recipe.data,
-                "tokenizer_name": tokenizer,
-                "known_tokens": known_tokens,
-                "paths": local_paths(recipe),
-            },
-        )
-        .materialize()
+        cluster_address(recipe.ray) is None
+        and all(chunk.kind in _TEXT for chunk in chunks)
+        and sum(chunk.stop - chunk.start for chunk in chunks) <= _SMALL_BYTES
     )
 
 
-def _plan(data: DataSection, blocks: list[Any]) -> RowPlan:
+def _blocks(
+    tasks: list[ReadTask], recipe: Recipe, known_tokens: int | None, start: Start
+) -> list[Any]:
+    """References to the blocks of rows that the tasks make, in their order."""
+    given: dict[str, Any] = {
+        "data": recipe.data,
+        "tokenizer_name": recipe.model.tokenizer or recipe.model.name_or_path,
+        "known_tokens": known_tokens,
+        "paths": local_paths(recipe),
+    }
+    items = [task.item() for task in tasks]
+    if start is here:
+        run = here(partial(_run_task, **given))
+        return [run(pa.Table.from_pylist([item])) for item in items]
+    import ray.data
+
+    quieten_ray_data()
+    blocks: list[Any] = (
+        ray.data.from_items(items, override_num_blocks=len(items))
+        .map_batches(_run_task, batch_size=1, batch_format="pyarrow", fn_kwargs=given)
+        .materialize()
+        .to_arrow_refs()
+    )
+    return blocks
+
+
+def _plan(data: DataSection, blocks: list[Any], start: Start) -> RowPlan:
     """Decide on all rows from a digest of every block.
 
     Raises: UserError or StageFailed of a task.
     """
     import ray
 
-    digest = ray.remote(_digest)
-    waiting = [digest.remote(block, data) for block in blocks]
+    digest = start(_digest)
+    waiting = [digest(block, data) for block in blocks]
     plan = RowPlan(data)
     for number, pending in enumerate(waiting):
-        plan.add(result_of(ray.get(pending)))
+        outcome, spans = ray.get(pending)
+        add_spans(spans)
+        plan.add(result_of(outcome))
         waiting[number] = None  # the object store may forget it
     plan.settle()
     return plan
 
 
-def _digest(block: pa.Table, data: DataSection) -> pa.Table | Failure:
-    """Ray task: the block's digest, or what the block failed with."""
-    return outcome_of(lambda: digest_of(result_of(rows_of(block)), data))
+def _digest(block: pa.Table, data: DataSection) -> tuple[pa.Table | Failure, list[Span]]:
+    """Ray task: the block's digest, or what it failed with, and where its tasks' time went."""
+    return outcome_of(lambda: digest_of(result_of(rows_of(block)), data)), spans_of(block)
 
 
 def _run_task(
@@ -259,7 +299,9 @@ def _run_task(
         require_seen(paths)
         return list(_rows_of_task(ReadTask.of_batch(batch), data, tokenizer_name, known_tokens))
 
-    return block_of(outcome_of(rows))
+    with recorded() as spans, spent("rows"):
+        outcome = outcome_of(rows)
+    return block_of(outcome, spans)
 
 
 def _rows_of_task(

@@ -5,7 +5,7 @@ Ray Data carries items and blocks of columns. They are encoded and decoded here,
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -14,11 +14,15 @@ from pipelines.errors import Failure, StageFailed, UserError
 from pipelines.pairs.forms import Form
 from pipelines.pairs.sources import Chunk
 from pipelines.pairs.table import PAIR_SCHEMA
+from pipelines.storage import Span
 
 # A row of a source: a pair, or the reason why it is none and where that stands (file:line).
 ROW_SCHEMA = pa.schema([*PAIR_SCHEMA, ("reason", pa.string()), ("place", pa.string())])
-_BLOCK_SCHEMA = pa.schema([*ROW_SCHEMA, ("failure", pa.string())])
+# Of its first row: where the time of the task went.
+_BLOCK_SCHEMA = pa.schema([*ROW_SCHEMA, ("failure", pa.string()), ("spans", pa.string())])
 Result = TypeVar("Result")
+# Makes of a function one that starts it as a task and returns a reference to its result.
+Start = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 @dataclass(frozen=True)
@@ -50,11 +54,44 @@ class ReadTask:
         return cls(**{**fields, "form": Form(**fields["form"]), "chunks": chunks})
 
 
-def block_of(outcome: Sequence[dict[str, Any]] | Failure) -> pa.Table:
-    """Rows with ROW_SCHEMA's names, or what ended the task, as a block of a Ray Data set."""
+def elsewhere(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As a task of Ray."""
+    import ray
+
+    started: Callable[..., Any] = ray.remote(function).remote
+    return started
+
+
+def here(function: Callable[..., Any]) -> Callable[..., Any]:
+    """In this process, at once: a process for it would cost more than its work."""
+    import ray
+
+    def call(*given: Any) -> Any:
+        return ray.put(
+            function(*(ray.get(g) if isinstance(g, ray.ObjectRef) else g for g in given))
+        )
+
+    return call
+
+
+def block_of(outcome: Sequence[dict[str, Any]] | Failure, spans: Sequence[Span] = ()) -> pa.Table:
+    """Rows with ROW_SCHEMA's names, or what ended the task, as a block of a Ray Data set.
+
+    Args:
+        spans: where the time of the task went; an outcome without a row cannot tell it.
+    """
     if isinstance(outcome, Failure):
         outcome = [{"failure": json.dumps(asdict(outcome))}]
-    return pa.Table.from_pylist(list(outcome), schema=_BLOCK_SCHEMA)
+    told = json.dumps([astuple(span) for span in spans])
+    rows = [{**row, "spans": told} if at == 0 else row for at, row in enumerate(outcome)]
+    return pa.Table.from_pylist(rows, schema=_BLOCK_SCHEMA)
+
+
+def spans_of(block: pa.Table) -> list[Span]:
+    """Where the time of the tasks that share a block went."""
+    return [
+        Span(*span) for told in block["spans"].drop_null().to_pylist() for span in json.loads(told)
+    ]
 
 
 def rows_of(block: pa.Table) -> pa.Table | Failure:

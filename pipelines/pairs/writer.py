@@ -23,7 +23,7 @@ from pipelines.pairs.table import (
     lengths_path,
     shard_name,
 )
-from pipelines.pairs.tasks import outcome_of, result_of
+from pipelines.pairs.tasks import Start, outcome_of, result_of
 from pipelines.storage import RunStore
 
 _SHARDS_PER_CPU = 2
@@ -53,6 +53,7 @@ def write_shards(
     paths: dict[str, str],
     shard_pairs: int,
     quiet: bool,
+    start: Start,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Write every shard, and the lengths of every split's rows in one file.
 
@@ -60,7 +61,7 @@ def write_shards(
 
     Args:
         blocks: references to the tables that the plan was made from, in order. paths: `local_paths`
-            of the run.
+            of the run. start: how tasks are.
     Raises: UserError or StageFailed of a write.
     """
     written: dict[str, list[TokenLengths]] = {split: [] for split in SPLITS}
@@ -70,7 +71,7 @@ def write_shards(
     with tqdm(
         total=sum(map(plan.num_pairs, SPLITS)), desc="prepare", unit="pair", disable=quiet
     ) as progress:
-        for outcome in _written(plan.shards(shard_pairs), blocks, store.root, paths):
+        for outcome in _written(plan.shards(shard_pairs), blocks, store.root, paths, start):
             shard = result_of(outcome)
             written[shard.split].append(shard.lengths)
             checksums[shard.path] = shard.sha256
@@ -95,20 +96,22 @@ def write_shards(
 
 
 def _written(
-    shards: Iterator[ShardRows], blocks: Sequence[Any], root: str, paths: dict[str, str]
+    shards: Iterator[ShardRows],
+    blocks: Sequence[Any],
+    root: str,
+    paths: dict[str, str],
+    start: Start,
 ) -> Iterator[WrittenShard | Failure]:
     """What became of every shard, in order; a few per CPU are under way."""
     import ray
 
-    write = ray.remote(_write)
+    write = start(_write)
     most = _SHARDS_PER_CPU * max(1, int(Resources.now().cpus()))
     under_way: list[Any] = []
     for shard in shards:
         # In a list, the references are not fetched before the task starts: it takes one block at a
         # time.
-        under_way.append(
-            write.remote(shard, [blocks[block] for block, _, _ in shard.parts], root, paths)
-        )
+        under_way.append(write(shard, [blocks[block] for block, _, _ in shard.parts], root, paths))
         if len(under_way) == most:
             yield ray.get(under_way.pop(0))
     while under_way:

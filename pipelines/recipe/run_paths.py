@@ -8,6 +8,9 @@ from pipelines.storage import RunStore
 
 # Of a run, and of every stage's folder.
 CONFIG, STARTED, MANIFEST, FAILURE = "config.yaml", "started.json", "manifest.json", "failure-"
+# Where a run's time went, and what the workers of a stage say of it.
+TIMELINE, SPANS = "timeline", "spans.json"
+COMPILED = "compiled"
 # Of prepare.
 LENGTHS, REJECTED_ROWS = "lengths", "rejected_rows.jsonl"
 # Of reference.
@@ -89,6 +92,12 @@ class RunPaths:
     @property
     def report(self) -> RunStore:
         return self.run.at("report")
+
+    @property
+    def compiled(self) -> RunStore:
+        """Of compiled code, beside the pairs: runs that share them share it."""
+        parent = self.pairs_root.rstrip("/").rpartition("/")[0]
+        return RunStore(f"{parent}/{COMPILED}" if parent else COMPILED)
 
     @property
     def ray(self) -> RunStore:

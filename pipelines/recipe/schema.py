@@ -220,8 +220,8 @@ class TrainSection(Section):
     holds the model; fsdp = sharded (FSDP2). layout: packed shares the prompt between both responses
     and packs pairs where the model allows it. micro_batch_tokens: tokens per forward and backward,
     padding included. auto_microbatch: halve it when memory runs out, and go on from the last
-    checkpoint. compile: torch.compile the decoder layers (by default on GPUs). min_workers: go on
-    with so many when workers are lost.
+    checkpoint. compile: torch.compile the decoder layers (by default on GPUs, where that is to
+    pay). min_workers: go on with so many when workers are lost.
     """
 
     STAGE = "train"

@@ -7,6 +7,15 @@ from .hashes import (
     file_state as file_state,
 )
 from .row_group_cache import RowGroupCache as RowGroupCache
+from .spans import (
+    KINDS as KINDS,
+    REST as REST,
+    Span as Span,
+    add_spans as add_spans,
+    recorded as recorded,
+    spent as spent,
+    split_of as split_of,
+)
 from .store import RunStore as RunStore, filesystem_of as filesystem_of
 from .task_results import TaskResults as TaskResults
 from .trees import (
@@ -19,3 +28,4 @@ from .trees import (
     special_kind as special_kind,
     tree_below as tree_below,
 )
+from .user_key import user_key as user_key

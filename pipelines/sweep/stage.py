@@ -71,7 +71,7 @@ def run_tune(sweep: Sweep, say: Say, quiet: bool = False, resume: bool = False) 
             )
     first = sweep.recipe_at(sweep.sample_of_points()[0], sweep.run_dir)
     check_trials(sweep)
-    with ray_session(first.ray):
+    with ray_session(first.ray, tunes=True):
         if cluster_address(first.ray):
             wait_for_workers(first, say)
             check_shared(first)

@@ -1,6 +1,6 @@
 """What the driver knows of a training, for its ranks and for those who load what it made."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.models import ChatSettings
@@ -20,6 +20,7 @@ class TrainingFacts:
         gpus_per_run: what the run may take; a fraction of a GPU has that much of its memory.
         chat: the template that the recipe sets.
         run_dir, settings: name and recipe, for trackers.
+        compiled: root of the store of compiled code. key: signs what lies there.
     """
 
     root: str
@@ -35,3 +36,5 @@ class TrainingFacts:
     chat: ChatSettings
     run_dir: str
     settings: dict[str, Any]
+    compiled: str
+    key: bytes = field(repr=False)

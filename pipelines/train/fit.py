@@ -18,6 +18,7 @@ from tqdm import tqdm
 from pipelines.cluster import (
     Resources,
     failure_of,
+    has_state_api,
     interruptible,
     local_paths,
     second_choice,
@@ -29,13 +30,14 @@ from pipelines.recipe import (
     MASKS,
     METRICS,
     MODEL,
+    SPANS,
     Run,
     StageRecord,
     TrainSection,
     failure_files,
 )
 from pipelines.reference import usable_rows
-from pipelines.storage import RunStore
+from pipelines.storage import RunStore, Span, add_spans, spent
 from pipelines.train.facts import TrainingFacts
 from pipelines.train.metrics import read_metrics
 from pipelines.train.model_card import model_card
@@ -116,7 +118,8 @@ def finish_training(run: Run, record: StageRecord, num_pairs: int) -> dict[str, 
         f"{MODEL}/README.md",
         model_card(recipe, counts, run.paths.pairs.read_json(MANIFEST)["counts"]).encode(),
     )
-    return record.finish(counts, {path: store.checksum(path) for path in _published(store)})
+    with spent("write"):
+        return record.finish(counts, {path: store.checksum(path) for path in _published(store)})
 
 
 def _num_steps(train: TrainSection, num_pairs: int) -> int:
@@ -186,7 +189,7 @@ def _fit(run: Run, facts: TrainingFacts, callbacks: Sequence[Any]) -> None:
     elastic = (
         {} if train.min_workers is None else {"elastic_resize_monitor_interval_s": _RESIZE_SECONDS}
     )
-    trainer = TorchTrainer(
+    trainer = _lean(TorchTrainer, has_state_api(recipe.ray))(
         train_worker,
         train_loop_config={
             "facts": facts,
@@ -210,11 +213,40 @@ def _fit(run: Run, facts: TrainingFacts, callbacks: Sequence[Any]) -> None:
         ),
     )
     try:
-        with second_choice(recipe, places, lambda text: tqdm.write(text, file=sys.stderr)):
+        with second_choice(recipe, places, _say), spent("ray"):
             interruptible(trainer.fit)
     except (ray.train.TrainingFailedError, RayError) as error:  # of its workers, its controller
         _raise_failure(run.paths.train)
         raise failure_of(error, "training", _LIGHTER).error() from error
+    finally:
+        _take_spans(run.paths.train)
+
+
+def _lean(trainer: Any, has_state_api: bool) -> Any:
+    """A trainer class without the actors of Ray Train that have nothing to do here.
+
+    There are no Ray data sets to manage. What frees the places of a dead controller asks the state
+    API; a session without that ends with its controller.
+    """
+    idle = {"DatasetsCallback", *(() if has_state_api else ("PlacementGroupCleanerCallback",))}
+
+    class Trainer(trainer):  # type: ignore[misc]
+        def _create_default_callbacks(self) -> list[Any]:
+            found = super()._create_default_callbacks()
+            return [each for each in found if type(each).__name__ not in idle]
+
+    return Trainer
+
+
+def _say(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)
+
+
+def _take_spans(store: RunStore) -> None:
+    """Where the time of the first worker went; of each one that was started again."""
+    if store.exists(SPANS):
+        add_spans([Span(*span) for span in store.read_json(SPANS)])
+        store.delete(SPANS)
 
 
 def _raise_failure(store: RunStore) -> None:

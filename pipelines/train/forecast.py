@@ -7,6 +7,7 @@ import torch
 from pipelines.models import (
     Placement,
     activation_bytes_per_token,
+    compile_forecast,
     compute_device,
     hf_config,
     micro_batch_tokens,
@@ -75,6 +76,9 @@ def forecast_training(run: Run, data: dict[str, Any], tflops: float) -> dict[str
         * tokens
     )
     experts = num_experts(config)
+    compiled = _compiled(
+        run, flops, tokens / budget, config.num_hidden_layers, tflops, device.type == "cuda"
+    )
     return {
         "steps": steps,
         "pairs_per_step": train.global_batch_size,
@@ -89,6 +93,22 @@ def forecast_training(run: Run, data: dict[str, Any], tflops: float) -> dict[str
         "hours": flops / (tflops * 1e12 * train.num_workers) / 3600,
         "assumed_tflops": tflops,
         **({"routers": f"{experts} experts: {_ROUTERS}"} if experts > 1 else {}),
+        **compiled,
+    }
+
+
+def _compiled(
+    run: Run, flops: float, micro_batches: float, layers: int, tflops: float, on_gpu: bool
+) -> dict[str, Any]:
+    """Whether the decoder layers are compiled, and what that is expected to take and to save."""
+    wanted, train = run.recipe.train.compile, run.recipe.train
+    if not on_gpu:
+        return {"compile": bool(wanted)}
+    found = compile_forecast(flops, micro_batches, layers, tflops, train.num_workers)
+    return {
+        "compile": found.pays if wanted is None else wanted,
+        "compile_seconds": found.seconds,
+        "compile_saves_seconds": found.saved_seconds,
     }
 
 

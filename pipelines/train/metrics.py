@@ -1,7 +1,8 @@
 """Training metrics: JSON lines in numbered parts, mirrored to the trackers.
 
 A part is published whole and covers consecutive steps; none crosses a checkpoint, so that resuming
-discards exactly the steps beyond it.
+discards exactly the steps beyond it. The last part is published again with the steps that follow,
+until it is full or a checkpoint ends it.
 """
 
 import json
@@ -14,6 +15,8 @@ from pipelines.storage import RunStore
 from pipelines.train.trackers import Tracker
 
 _FLUSH_SECONDS = 1.0
+_FULL = 200  # records
+_LOOKS = 5  # at a directory whose files are replaced meanwhile
 
 
 class MetricsWriter:
@@ -33,6 +36,7 @@ class MetricsWriter:
     ) -> None:
         self._store, self._trackers, self._may_write = store, trackers, may_write
         self._pending: list[dict[str, Any]] = []
+        self._last_part: tuple[str, list[dict[str, Any]]] | None = None
         self._last_flush = time.monotonic()
         for name in store.names(METRICS):
             if _last_step(name) > resume_step:
@@ -41,6 +45,11 @@ class MetricsWriter:
     def add(self, record: dict[str, Any]) -> None:
         """Queue one record (it has a "step"); publishes at most once a second."""
         self._pending.append(record)
+        self._track(record)
+        if time.monotonic() - self._last_flush > _FLUSH_SECONDS:
+            self.flush()
+
+    def _track(self, record: dict[str, Any]) -> None:
         numbers = {
             key: float(value)
             for key, value in record.items()
@@ -48,8 +57,6 @@ class MetricsWriter:
         }
         for tracker in self._trackers:
             tracker.log(record["step"], numbers)
-        if time.monotonic() - self._last_flush > _FLUSH_SECONDS:
-            self.flush()
 
     def add_apart(self, record: dict[str, Any]) -> None:
         """Publish one record of another kind ("validation", "warning") as a part of its own.
@@ -57,8 +64,8 @@ class MetricsWriter:
         It comes after what is pending.
         """
         self.flush()
-        self.add(record)
-        self.flush()
+        self._track(record)
+        self._publish([record])
 
     def warn(self, step: int, messages: Sequence[str]) -> None:
         """Publish warnings beside those that a step has already."""
@@ -75,20 +82,33 @@ class MetricsWriter:
     def checkpoint(self) -> None:
         """Publish what is pending, the trackers' too; called before every checkpoint."""
         self.flush()
+        self._last_part = None
         for tracker in self._trackers:
             tracker.save()
 
     def flush(self) -> None:
-        """Publish what is pending."""
+        """Publish what is pending, in one part with the steps before it."""
         self._last_flush = time.monotonic()
-        if self._pending and self._may_write():
-            first, last = self._pending[0]["step"], self._pending[-1]["step"]
-            lines = "".join(json.dumps(record) + "\n" for record in self._pending)
-            kind = self._pending[0].get("kind", "train")
-            self._store.write_bytes(
-                f"{METRICS}/part-{first:08d}-{last:08d}-{kind}.jsonl", lines.encode()
-            )
+        if self._pending:
+            replaced, earlier = self._last_part or ("", [])
+            records = [*earlier, *self._pending]
+            name = self._publish(records)
+            if name and replaced:
+                self._store.delete(replaced)
+            self._last_part = (name, records) if name and len(records) < _FULL else None
         self._pending = []
+
+    def _publish(self, records: Sequence[dict[str, Any]]) -> str:
+        """The path of the part that holds these records; empty if this worker may not write."""
+        self._last_flush = time.monotonic()
+        if not self._may_write():
+            return ""
+        first, last = records[0]["step"], records[-1]["step"]
+        kind = records[0].get("kind", "train")
+        path = f"{METRICS}/part-{first:08d}-{last:08d}-{kind}.jsonl"
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        self._store.write_bytes(path, lines.encode())
+        return path
 
     def close(self) -> None:
         self.flush()
@@ -104,13 +124,25 @@ def read_metrics(store: RunStore) -> Iterator[dict[str, Any]]:
     A worker group that outlives its killed driver for a moment may log a step that its successor
     logs too: one is kept.
     """
+    for look in range(_LOOKS):
+        try:
+            found = _records_of(store)
+            break
+        except FileNotFoundError:  # a part was replaced by a longer one
+            if look == _LOOKS - 1:
+                raise
+    for key in sorted(found):
+        yield found[key]
+
+
+def _records_of(store: RunStore) -> dict[tuple[int, str], dict[str, Any]]:
+    """(step, kind) -> record of every part that is listed."""
     found: dict[tuple[int, str], dict[str, Any]] = {}
     for name in store.names(METRICS):
         for line in store.read_bytes(f"{METRICS}/{name}").splitlines():
             record = json.loads(line)
             found[record["step"], record.get("kind", "train")] = record
-    for key in sorted(found):
-        yield found[key]
+    return found
 
 
 def _last_step(part: str) -> int:

@@ -1,5 +1,6 @@
 """The model that is trained: loaded, adapted, laid out, compiled, spread, and written out again."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from pipelines.storage import RunStore
 from pipelines.train.adapters import adapted
 from pipelines.train.builders import build_mask
 from pipelines.train.checkpoint import load_checkpoint
+from pipelines.train.compilation import Compilation, num_widths
 from pipelines.train.facts import TrainingFacts
 from pipelines.train.steps import step_folder
 from pipelines.train.strategy import Strategy, strategy_of
@@ -35,7 +37,6 @@ from sparsepo.backbone import (
     checkpoint_activations,
     decoder_layers,
     freeze_other_parts,
-    has_decoder_layers,
     transformer_of,
 )
 from sparsepo.batching.batch_layout import BatchLayout
@@ -103,7 +104,7 @@ def choose_layout(
         facts.train, facts.model.name_or_path, facts.gpus_per_run, placement.device
     )
     budget = wanted if most is None else min(wanted, most)
-    return batch_layout(
+    layout = batch_layout(
         "train.layout",
         facts.train.layout,
         models,
@@ -111,10 +112,15 @@ def choose_layout(
         is_balanced=True,
         longest=facts.reference.model.longest,
     )
+    return replace(layout, num_widths=num_widths())
 
 
 def build_policy(
-    facts: TrainingFacts, causal_lm: Any, head: LMHead | None, strategy: Strategy
+    facts: TrainingFacts,
+    causal_lm: Any,
+    head: LMHead | None,
+    strategy: Strategy,
+    compilation: Compilation | None,
 ) -> PolicyModel:
     """Policy and masks on the rank's device: checkpointed, compiled, spread as asked for."""
     train = facts.train
@@ -123,15 +129,8 @@ def build_policy(
         checkpoint_activations(transformer)
         if train.lora is not None:
             transformer.enable_input_require_grads()
-    if (
-        train.compile
-        if train.compile is not None
-        else device.type == "cuda" and has_decoder_layers(transformer)
-    ):
-        for layer in decoder_layers(transformer):
-            layer.compile(
-                dynamic=False
-            )  # rows come in few widths, and kernels for one width are faster
+    if compilation is not None:
+        compilation.compile(decoder_layers(transformer))
     policy = PolicyModel(causal_lm, build_masks(facts), head, facts.vocabulary).to(device)
     strategy.spread(policy)
     return policy

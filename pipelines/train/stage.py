@@ -18,7 +18,7 @@ from pipelines.recipe import (
     stage_settings,
 )
 from pipelines.reference import REFERENCE, run_facts
-from pipelines.storage import RunStore
+from pipelines.storage import RunStore, user_key
 from pipelines.train.steps import completed_steps
 from pipelines.train.tracker_checks import check_trackers
 from sparsepo.features import FEATURES
@@ -174,6 +174,8 @@ def training_facts(run: Run) -> "TrainingFacts":
         ChatSettings.of(recipe.data),
         recipe.run_dir,
         recipe.model_dump(mode="json"),
+        run.paths.compiled.root,
+        user_key(),
     )
 
 

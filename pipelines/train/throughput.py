@@ -28,7 +28,7 @@ class Throughput:
         world: int,
     ) -> None:
         # Forward 2 FLOP per parameter and token, backward 4: half of it for the weights' gradients.
-        self._per_token = (4 if is_adapted else 6) * parameters + 2 * frozen_parameters
+        self.flops_per_token = (4 if is_adapted else 6) * parameters + 2 * frozen_parameters
         text = config.get_text_config()
         self._attention = (4 if is_adapted else 6) * 2 * text.num_hidden_layers * text.hidden_size
         self._device, self._world = device, world
@@ -50,7 +50,9 @@ class Throughput:
             "tokens_per_second": sum(lengths) / seconds,
         }
         if self._peak is not None:
-            flops = sum(self._per_token * n + self._attention * n * n / 2 for n in shared_lengths)
+            flops = sum(
+                self.flops_per_token * n + self._attention * n * n / 2 for n in shared_lengths
+            )
             found["mfu"] = flops / seconds / self._peak
         found["memory_gib"] = self._memory_gib()
         return found

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from pipelines.errors import Diverged, Failure, StageFailed
-from pipelines.models import Placement, as_floats
+from pipelines.models import Placement, as_floats, compile_forecast, sustained_tflops
 from pipelines.pairs import read_pairs
 from pipelines.recipe import LearnedMaskConfig
 from pipelines.reference import feature_source, load_reference, usable_rows
-from pipelines.storage import RunStore
+from pipelines.storage import RunStore, spent
 from pipelines.train.builders import build_objective
 from pipelines.train.checkpoint import (
     Checkpointer,
@@ -30,6 +30,7 @@ from pipelines.train.checkpoint import (
     newest_intact,
     read_state,
 )
+from pipelines.train.compilation import Compilation
 from pipelines.train.facts import TrainingFacts
 from pipelines.train.metrics import MetricsWriter
 from pipelines.train.micro_batches import Cut, MicroBatch, MicroBatchLoader
@@ -44,7 +45,7 @@ from pipelines.train.steps import completed_steps
 from pipelines.train.strategy import strategy_of
 from pipelines.train.throughput import Throughput
 from pipelines.train.trackers import build_trackers
-from sparsepo.backbone import transformer_of
+from sparsepo.backbone import has_decoder_layers, transformer_of
 from sparsepo.batching.sampling import Sampler
 from sparsepo.masks import CollapseWatch, LearnedMasks
 from sparsepo.objectives import CoupledBatch, CoupledObjective
@@ -84,6 +85,7 @@ class Trainer:
         micro_batch_tokens: the largest budget to use, after memory ran out with the recipe's.
     """
 
+    @spent("load")
     def __init__(
         self,
         facts: TrainingFacts,
@@ -94,6 +96,8 @@ class Trainer:
         self.facts, self.placement = facts, placement
         self._began = time.monotonic()
         self.is_one_pair_each = False  # in this step: no smaller budget would help
+        # Of this rank's rows in the last pass: real tokens, and all places with padding.
+        self.tokens, self.places = 0, 0
         self.store = RunStore(facts.root)
         attempt = uuid.uuid4().hex[:8]
         claimed = (attempt, claim(self.store, attempt)) if placement.rank == 0 else None
@@ -172,7 +176,12 @@ class Trainer:
         )
         if online is not None:
             self.strategy.spread_frozen(online.causal_lm)
-        self.model = build_policy(facts, causal_lm, self.source.head(), self.strategy)
+        self.lengths = self.pairs.lengths("train")
+        self.shared_lengths = self.pairs.lengths("train", shared=True)
+        self.compilation = self._compilation(causal_lm)
+        self.model = build_policy(
+            facts, causal_lm, self.source.head(), self.strategy, self.compilation
+        )
         self.loader = MicroBatchLoader(
             self.pairs,
             self.source,
@@ -181,8 +190,26 @@ class Trainer:
             self.strategy.aligns_micro_batches,
             self.objective.uses_rejected,
         )
-        self.lengths = self.pairs.lengths("train")
-        self.shared_lengths = self.pairs.lengths("train", shared=True)
+
+    def _compilation(self, causal_lm: Any) -> Compilation | None:
+        """What compiles the layers, if that is asked for or pays."""
+        facts, placement = self.facts, self.placement
+        transformer = transformer_of(causal_lm)
+        wanted = facts.train.compile
+        if wanted is None and placement.device.type == "cuda" and has_decoder_layers(transformer):
+            pairs = self.num_steps * facts.train.global_batch_size
+            tokens = float(self.shared_lengths[self.rows["train"]].mean()) * pairs
+            wanted = compile_forecast(
+                tokens * self.throughput.flops_per_token,
+                tokens / self.layout.budget,
+                transformer.config.get_text_config().num_hidden_layers,
+                sustained_tflops("cuda", torch.cuda.get_device_name(placement.device)),
+                placement.world,
+            ).pays
+        if not wanted:
+            return None
+        store = RunStore(facts.compiled) if placement.rank == 0 else None
+        return Compilation(store, facts.key, placement.device)
 
     def _build_optimizer(self) -> torch.optim.AdamW:
         train, mask = self.facts.train, self.facts.mask
@@ -210,6 +237,7 @@ class Trainer:
             fused=fused or None,
         )
 
+    @spent("compute")
     def run(
         self,
         report: Callable[[dict[str, Any]], None],
@@ -255,11 +283,12 @@ class Trainer:
                 latest["checkpoint_path"] = f"{self.store.root}/checkpoints"
             if validated or "checkpoint_path" in latest:
                 report(latest)
-        self._raise_together(self.checkpoints.failure(wait=True))
-        self._publish()
-        if self.metrics is not None:
-            self.metrics.close()
-        self.placement.barrier()
+        with spent("write"):
+            self._raise_together(self.checkpoints.failure(wait=True))
+            self._publish()
+            if self.metrics is not None:
+                self.metrics.close()
+            self.placement.barrier()
 
     def optimizer_step(
         self, is_preempted: Callable[[], bool] = lambda: False
@@ -308,6 +337,8 @@ class Trainer:
             "learning_rate": self.facts.train.learning_rate * scale,
             "grad_norm": grad_norm,
             **rates,
+            "padding_fraction": 1 - self.tokens / max(1, self.places),
+            **(self.compilation.counts() if self.compilation else {}),
             "elapsed_seconds": time.monotonic() - self._began,
         }, preempted
 
@@ -333,10 +364,13 @@ class Trainer:
         coupling = self._coupling(rows, cuts)
         self._enter_mode(training=backward)  # again: both passes draw the same dropout
         totals: Metrics = {}
+        self.tokens, self.places = 0, 0
         failure = self.checkpoints.failure()
         for number, batch in enumerate(self.loader.stream(cuts, then)):
             if backward and number == len(cuts) - 1:
                 self.strategy.expect_last_backward()
+            self.tokens += int(batch.inputs.attention_mask.sum())
+            self.places += batch.inputs.attention_mask.numel()
             scores = self._forward(batch)
             loss: Tensor | None = None
             if not (batch.cut.is_filler or failure):
@@ -471,6 +505,7 @@ class Trainer:
             return 0.5 * (1 + math.cos(math.pi * progress))
         return 1 - progress if train.schedule == "linear" else 1.0
 
+    @spent("write")
     def _checkpoint(self, latest: dict[str, Any]) -> None:
         if self.metrics is not None:
             self.metrics.checkpoint()
@@ -483,6 +518,8 @@ class Trainer:
             "selection_value": self.selection.value_of(latest),
         }
         self.checkpoints.save(self.step, state)
+        if self.compilation is not None:
+            self.compilation.keep()
 
     def _publish(self) -> None:
         """Write the model and its masks: of the last step, or of the best validation."""
@@ -504,6 +541,8 @@ class Trainer:
     def close(self) -> None:
         """Stop the threads of a run that has ended or failed."""
         self.checkpoints.close()
+        if self.compilation is not None:
+            self.compilation.close()
 
 
 def _means(summed: Sums) -> dict[str, float]:

@@ -3,11 +3,12 @@
 Ray unpickles it in the controller too, which needs none of the heavy imports: they happen inside.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipelines.models import Placement
+    from pipelines.storage import Span
     from pipelines.train.facts import TrainingFacts
 
 
@@ -16,6 +17,31 @@ def train_worker(config: dict[str, Any]) -> None:
 
     `config`: facts (TrainingFacts), threads, paths (that this machine has to see).
     """
+    from pipelines.storage import recorded
+
+    with recorded() as spans:
+        try:
+            _train(config)
+        finally:
+            _tell(config["facts"].root, spans)
+
+
+def _tell(root: str, spans: "Sequence[Span]") -> None:
+    """Leave word of where the first rank's time went, beside that of groups before it."""
+    from dataclasses import astuple
+
+    import ray.train
+
+    from pipelines.recipe import SPANS
+    from pipelines.storage import RunStore
+
+    if ray.train.get_context().get_world_rank() == 0:
+        store = RunStore(root)
+        earlier = store.read_json(SPANS) if store.exists(SPANS) else []
+        store.write_json(SPANS, [*earlier, *map(astuple, spans)])
+
+
+def _train(config: dict[str, Any]) -> None:
     import logging
 
     from pipelines.cluster import require_seen

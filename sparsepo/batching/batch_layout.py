@@ -4,6 +4,7 @@ Batches stay within a token budget. Batches and padding are a pure function of t
 and the budget.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from sparsepo.batching.layouts import (
 from sparsepo.records import ModelInputs
 
 _ROW_MULTIPLE = 128  # FlexAttention's block size
-_SMALLEST_SHARE = 16  # of the budget
+_WIDTHS = 16  # of full rows, or of balanced ones by default
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,16 @@ class BatchLayout:
     padded: every response its own sequence; shared: one row per pair, the prompt once; packed: one
     row of many pairs.
 
-    is_balanced: packed rows of about equal width, rounded up to a sixteenth of the budget;
-    otherwise full rows and a rest, rounded up to the budget or a half, quarter, ... of it.
+    is_balanced: packed rows of about equal width, rounded up to a share of the budget; otherwise
+    full rows and a rest, rounded up to the budget or a half, quarter, ... of it.
+    num_widths: how many widths balanced rows may have; None rounds them up to FlexAttention's
+    block alone, for kernels that take any width.
     """
 
     kind: Literal["padded", "shared", "packed"]
     budget: int
     is_balanced: bool = False
+    num_widths: int | None = _WIDTHS
 
     @classmethod
     def choose(
@@ -98,13 +102,14 @@ class BatchLayout:
         return packed_layout(pairs, row_tokens=tokens, pad_multiple=self._row_width(tokens))
 
     def _row_width(self, tokens: int) -> int:
-        """Few widths, because every width is compiled once."""
+        """Few widths where every width is compiled once."""
         if self.is_balanced:
-            step = -(-self.budget // _SMALLEST_SHARE // _ROW_MULTIPLE) * _ROW_MULTIPLE
+            share = 1 if self.num_widths is None else self.budget / self.num_widths
+            step = math.ceil(share / _ROW_MULTIPLE) * _ROW_MULTIPLE
             return -(-tokens // step) * step
         width = max(_ROW_MULTIPLE, -(-self.budget // _ROW_MULTIPLE) * _ROW_MULTIPLE)
         while (
-            width > max(_ROW_MULTIPLE, self.budget // _SMALLEST_SHARE)
+            width > max(_ROW_MULTIPLE, self.budget // _WIDTHS)
             and tokens <= width // 2
             and width // 2 % _ROW_MULTIPLE == 0
         ):

@@ -1,0 +1,105 @@
+"""Where the time of a process goes: named spans, kept until a command adds them up.
+
+Several processes may work in one moment. It counts once, for the first of KINDS that is under way
+then: a device at work comes before what is prepared beside it.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+# compile: torch.compile. compute: steps, scoring, sampling. load: weights, checkpoints, read and
+# placed. rows: sources read, tokenised and cut. write: files published. imports: of libraries.
+# ray: Ray's start, its workers' and their end.
+KINDS = ("compile", "compute", "load", "rows", "write", "imports", "ray")
+REST = "rest"  # none of them
+
+
+@dataclass(frozen=True)
+class Span:
+    """Some time of one kind; start and stop in seconds since the epoch, by the machine's clock."""
+
+    kind: str
+    start: float
+    stop: float
+
+
+class _Recording:
+    """The spans of a thread so far, and what is under way: (kind, since), the innermost last."""
+
+    def __init__(self) -> None:
+        self.found: list[Span] = []
+        self.open: list[tuple[str, float]] = []
+
+    def close_innermost(self, now: float) -> None:
+        if self.open:
+            kind, since = self.open[-1]
+            self.found.append(Span(kind, since, now))
+
+
+_RECORDED: ContextVar[_Recording | None] = ContextVar("spans", default=None)
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[Span]]:
+    """Keep the spans of this block, by this thread, in the list that it yields.
+
+    They are kept for an outer block too.
+    """
+    outer, own = _RECORDED.get(), _Recording()
+    token = _RECORDED.set(own)
+    try:
+        yield own.found
+    finally:
+        _RECORDED.reset(token)
+        if outer is not None:
+            outer.found.extend(own.found)
+
+
+@contextlib.contextmanager
+def spent(kind: str) -> Iterator[None]:
+    """Count the block's time as `kind`, one of KINDS, if somebody records.
+
+    A block within counts as its own kind, and not as this one.
+    """
+    recording = _RECORDED.get()
+    if recording is None:
+        yield
+        return
+    start = time.time()
+    recording.close_innermost(start)
+    recording.open.append((kind, start))
+    try:
+        yield
+    finally:
+        stop = time.time()
+        recording.close_innermost(stop)
+        recording.open.pop()
+        if recording.open:
+            recording.open[-1] = (recording.open[-1][0], stop)
+
+
+def add_spans(spans: Sequence[Span]) -> None:
+    """Count spans of another process or thread too, if somebody records."""
+    recording = _RECORDED.get()
+    if recording is not None:
+        recording.found.extend(spans)
+
+
+def split_of(start: float, stop: float, spans: Sequence[Span]) -> dict[str, float]:
+    """Seconds of every kind between start and stop, and the rest; they add up to stop - start."""
+    found = dict.fromkeys((*KINDS, REST), 0.0)
+    edges = sorted(
+        (min(max(edge, start), stop), change, KINDS.index(span.kind))
+        for span in spans
+        for edge, change in ((span.start, 1), (span.stop, -1))
+    )
+    under_way = [0] * len(KINDS)
+    at = start
+    for edge, change, kind in [*edges, (stop, 0, 0)]:
+        now = next((name for name, n in zip(KINDS, under_way, strict=True) if n > 0), REST)
+        found[now] += edge - at
+        at, under_way[kind] = edge, under_way[kind] + change
+    return found

@@ -1,0 +1,118 @@
+"""torch.compile of the decoder layers: counted, timed, and kept for whoever compiles the same.
+
+What was compiled lies in torch's caches of this machine, and in their portable form beside the
+pairs, where restarts, trials and other machines find it. torch reads that form with pickle: it is
+signed with a key of the user's own, and left alone where the signature is another's.
+"""
+
+import hashlib
+import hmac
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipelines.storage import RunStore, Span, add_spans, digest
+
+_SIGNATURE_BYTES = 32
+# How rows of several widths are compiled: dynamic (one graph for all), automatic (one for the first
+# width, one for all others), static-N (one per width, of which there are N). For benchmarks.
+_SHAPES = "SPARSEPO_COMPILED_SHAPES"
+_DYNAMIC = {"static": False, "automatic": None, "dynamic": True}
+_DEFAULT = "dynamic"
+
+
+def num_widths() -> int | None:
+    """How many widths rows are rounded up to; None where any width will do."""
+    number = _shapes().partition("-")[2]
+    return int(number) if number else None
+
+
+def _shapes() -> str:
+    return os.environ.get(_SHAPES, _DEFAULT)
+
+
+class Compilation:
+    """Compiles the layers of one process and counts what that took.
+
+    Args:
+        store: where the portable form lies; None keeps none. key: that signs it.
+    """
+
+    def __init__(self, store: RunStore | None, key: bytes, device: torch.device) -> None:
+        from torch._dynamo.callback import on_compile_end, on_compile_start
+
+        self._store, self._key = store, key
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        self._path = f"{digest([torch.__version__, name])[:16]}.bin"
+        self._before = _counted()
+        self._kept, self._since = 0, 0.0
+        self.seconds = 0.0
+        self._spans: list[Span] = []
+        on_compile_start(self._started)
+        on_compile_end(self._ended)
+        self.is_loaded = self._load()
+
+    def compile(self, layers: Sequence[nn.Module]) -> None:
+        for layer in layers:
+            layer.compile(dynamic=_DYNAMIC[_shapes().partition("-")[0]])
+
+    def counts(self) -> dict[str, float]:
+        """compilations: graphs that were traced, each for forward and backward. compiled_parts:
+        forwards and backwards for which code was generated. compiled_parts_found: those that a
+        cache held. compile_seconds: of all that.
+        """
+        now = {key: value - self._before[key] for key, value in _counted().items()}
+        return {**now, "compile_seconds": self.seconds}
+
+    def keep(self) -> None:
+        """Write the portable form if code was generated since it was written last."""
+        made = int(self.counts()["compiled_parts"])
+        if self._store is None or made == self._kept:
+            return
+        self._kept = made
+        found = torch.compiler.save_cache_artifacts()
+        if found is not None:
+            self._store.write_bytes(self._path, self._sign(found[0]) + found[0])
+
+    def close(self) -> None:
+        """Count no more; the time goes to who records this thread's."""
+        from torch._dynamo.callback import callback_handler
+
+        callback_handler.remove_start_callback(self._started)
+        callback_handler.remove_end_callback(self._ended)
+        add_spans(self._spans)
+
+    def _load(self) -> bool:
+        if self._store is None or not self._store.exists(self._path):
+            return False
+        whole = self._store.read_bytes(self._path)
+        signature, artifacts = whole[:_SIGNATURE_BYTES], whole[_SIGNATURE_BYTES:]
+        if not hmac.compare_digest(signature, self._sign(artifacts)):
+            return False
+        return torch.compiler.load_cache_artifacts(artifacts) is not None
+
+    def _sign(self, artifacts: bytes) -> bytes:
+        return hmac.digest(self._key, artifacts, hashlib.sha256)
+
+    def _started(self, args: Any) -> None:
+        self._since = time.time()
+
+    def _ended(self, args: Any) -> None:
+        now = time.time()
+        self.seconds += now - self._since
+        self._spans.append(Span("compile", self._since, now))
+
+
+def _counted() -> dict[str, int]:
+    from torch._dynamo.utils import counters
+
+    inductor = counters["inductor"]
+    return {
+        "compilations": counters["stats"]["unique_graphs"],
+        "compiled_parts": inductor["fxgraph_cache_miss"] + inductor["fxgraph_cache_bypass"],
+        "compiled_parts_found": inductor["fxgraph_cache_hit"],
+    }

@@ -1,0 +1,59 @@
+"""Where time went: what counts when several things happen at once."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from pipelines.commands.timeline import CommandTimes, read_times, timeline_lines
+from pipelines.storage.spans import REST, Span, recorded, spent, split_of
+from pipelines.storage.store import RunStore
+
+
+def test_a_moment_counts_once_and_all_add_up() -> None:
+    """Of 10 s: an actor computes from 4 to 8 and compiles from 5 to 6, another loads from 3 to 9,
+    the driver waits for Ray from 1 to 20. What lies outside is left out.
+    """
+    spans = [
+        Span("ray", 1, 20),
+        Span("load", 3, 9),
+        Span("compute", 4, 8),
+        Span("compile", 5, 6),
+        Span("rows", -5, -1),
+    ]
+    found = {kind: seconds for kind, seconds in split_of(0, 10, spans).items() if seconds}
+    assert found == {REST: 1, "ray": 2 + 1, "load": 1 + 1, "compute": 3, "compile": 1}
+    assert sum(found.values()) == 10
+
+
+def test_a_block_within_another_is_not_counted_twice() -> None:
+    with recorded() as found:
+        with spent("load"), spent("imports"):
+            pass
+        with spent("load"):
+            pass
+    assert [span.kind for span in found] == ["load", "imports", "load", "load"]
+    for before, after in itertools.pairwise(found):
+        assert before.start <= before.stop <= after.start
+
+
+def test_a_commands_times_are_all_of_its_time(tmp_path: Path) -> None:
+    """Two commands: a stage that worked twice, one that failed; the sums are the walls'."""
+    store = RunStore(str(tmp_path))
+    for _ in range(2):
+        with CommandTimes(store, began=0.0) as times:
+            with times.stage("prepare"), spent("rows"):
+                pass
+            with pytest.raises(KeyError), times.stage("train"):
+                raise KeyError
+    parts = [store.read_json(f"timeline/{name}") for name in store.names("timeline")]
+    assert len(parts) == 6
+    found = {record["name"]: record for record in read_times(str(tmp_path))}
+    assert list(found) == ["prepare", "train", "command"] and found["prepare"]["times"] == 2
+    for record in found.values():
+        assert sum(record["split"].values()) == pytest.approx(record["seconds"])
+    # Both began at 0 and ended now: the wall time of each is in the parts, whole.
+    ended = max(part["started_at"] + part["seconds"] for part in parts if part["started_at"] > 0)
+    total = sum(record["seconds"] for record in found.values())
+    assert total == pytest.approx(2 * ended, abs=2)
+    assert timeline_lines(list(found.values()))[-1].startswith("all")
