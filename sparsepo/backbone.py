@@ -21,6 +21,7 @@ from sparsepo.rotary import settle_rows, short_row
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 _BLOCK = 128  # FlexAttention's block size
+_NARROWEST_HEAD = 16  # features, of FlexAttention's kernels
 # Config fields that may say how far back a layer sees, other than `sliding_window`, which our masks
 # follow.
 _SPAN = re.compile(r"window|chunk_size|local_att|block_size|topk|span|stride")
@@ -224,12 +225,21 @@ def enable_packing(transformer: Any, longest: int | None = None) -> str | None:
         device.type == "cuda"
         and len(set(getattr(transformer, "hf_device_map", {"": 0}).values())) == 1
     )
-    if on_one_gpu and getattr(transformer, "_supports_flex_attn", False):
+    if on_one_gpu and getattr(transformer, "_supports_flex_attn", False) and _is_wide(transformer):
         # Beyond its limit of recompilations torch silently computes attention densely: room for
         # every row width and model.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
         transformer.set_attn_implementation("flex_attention")
     return None
+
+
+def _is_wide(transformer: Any) -> bool:
+    """Whether every head has the features that FlexAttention's kernels need at least."""
+    text = transformer.config.get_text_config()
+    heads = getattr(text, "num_attention_heads", None)
+    widths = [getattr(text, "head_dim", None) or (text.hidden_size // heads if heads else None)]
+    widths += [getattr(text, "v_head_dim", None)]
+    return all(width >= _NARROWEST_HEAD for width in widths if isinstance(width, int))
 
 
 @torch.no_grad()
