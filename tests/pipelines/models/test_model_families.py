@@ -40,6 +40,7 @@ from pipelines.recipe.stage import Run
 from pipelines.reference.stage import run_facts
 from pipelines.reference.store import open_reference
 from pipelines.train.metrics import read_metrics
+from sparsepo.backbone import backbone_of, decoder_layers
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 OPTIONS = (
@@ -180,6 +181,56 @@ def test_weights_that_a_directory_lacks_are_not_made_up(tmp_path: Path) -> None:
         UserError, match="its weights lack model.layers.1.mlp.up_proj.weight and 1 more"
     ):
         load_causal_lm(str(tmp_path), torch.float32)
+
+
+@pytest.mark.parametrize("family", ["opt", "gemma3", "deepseek_v3"])
+def test_learned_masks_read_stored_states_of_every_width(
+    family: str, made: Callable[..., Recipe]
+) -> None:
+    """OPT projects its last state: the store holds its layers' own width for masks over all of
+    them, the projected one for masks over the last.
+    """
+    for architecture, feature in (
+        ("simple_all", "reference_layers"),
+        ("simple_last", "reference_hidden"),
+    ):
+        recipe = made(
+            family, "objective.name=sparsepo", "mask.kind=learned", "reference.mode=stored",
+            f"mask.architecture={architecture}",
+        )  # fmt: skip
+        assert run_plan(recipe)["train"]["mask_parameters"] > 0
+        run_here(recipe, (PREPARE, REFERENCE, TRAIN))
+        table = open_pairs(Run(recipe))
+        (pair,) = table.pairs("train", range(1))
+        store = open_reference(run_facts(Run(recipe)), table)
+        found = getattr(store.features("train", range(1), [feature]), feature)
+        model = load_causal_lm(str(recipe.model.name_or_path), torch.float32)
+        own: list[torch.Tensor] = []  # what the last layer gives, before a projection
+        decoder_layers(model)[-1].register_forward_hook(
+            lambda _, __, out, own=own: own.append(out[0] if isinstance(out, tuple) else out)
+        )
+        rows = []
+        for response in pair.responses():
+            ids = torch.tensor([[*pair.prompt, *response]])
+            with torch.no_grad():
+                states = model(input_ids=ids, output_hidden_states=True).hidden_states
+                last = backbone_of(model)(input_ids=ids).last_hidden_state
+            final = last if last.shape[-1] == own[-1].shape[-1] else own[-1]
+            every = torch.stack([*states[1:-1], final], 2)
+            both = every if feature == "reference_layers" else last
+            rows.append(both[0, len(pair.prompt) - 1 : -1])
+        torch.testing.assert_close(found, torch.cat(rows), atol=1e-4, rtol=1e-3)
+
+
+def test_adapters_of_a_composite_model_are_its_language_models(
+    made: Callable[..., Recipe],
+) -> None:
+    recipe = made("gemma3", "train.lora={rank: 2, target_modules: all-linear}")
+    assert run_plan(recipe)["train"]["adapter_parameters"] > 0
+    run_here(recipe, (PREPARE, REFERENCE, TRAIN))
+    saved = Path(recipe.run_dir) / "train" / "model" / "adapter_model.safetensors"
+    names = list(load_file(saved))
+    assert names and all(".language_model.layers." in name for name in names)
 
 
 def test_plan_says_of_mixtures_that_their_routers_have_no_loss(
