@@ -39,6 +39,7 @@ REFUSED = {
     "musicgen": "their tokens are sound",
     "musicgen_melody": "their tokens are sound",
 }  # fmt: skip
+ENCODERS_UNLESS_SAID = ("bert-generation",)
 # Refused before this version of transformers.
 REFUSED_BEFORE = {"doge": ("5.23", "padding counts among the places that a token keeps")}
 # Rows of the embeddings beyond vocab_size, by family.
@@ -52,10 +53,13 @@ STREAMS = frozenset(
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
-def why_refused(family: str) -> str | None:
-    """Why models of a family are not tuned here; None if they are, or the family is unknown."""
+def why_refused(directory: Path) -> str | None:
+    """Why models of a directory's family are not tuned; None if they are, or it is unknown."""
+    family = family_of(directory)
     if family in REFUSED:
         return REFUSED[family]
+    if family in ENCODERS_UNLESS_SAID and not model_config(directory).get("is_decoder"):
+        return "they are encoders unless their configuration says is_decoder"
     since, reason = REFUSED_BEFORE.get(family, ("0", ""))
     installed = metadata.version("transformers")
     if Version(installed) < Version(since):

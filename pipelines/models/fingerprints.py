@@ -200,8 +200,8 @@ def check_family(key: str, directory: Path) -> None:
 
     if may_run(base_dir(directory)):
         return
-    family = family_of(directory)
-    if reason := why_refused(family):
+    if reason := why_refused(directory):
+        family = family_of(directory)
         raise UserError(f"{key} = {directory}: models of type {family!r} are not tuned: {reason}")
     found = remembered("family", lambda: [config_contents(directory), _read_with()], answer)
     if found is not None:

@@ -311,6 +311,14 @@ def test_families_that_are_not_tuned_are_refused_by_name(
     )  # fmt: skip
 
 
+def test_an_encoder_that_is_not_set_to_decode_is_refused(made: Callable[..., Recipe]) -> None:
+    recipe = made("bert-generation")
+    assert run_plan(recipe)["train"]["parameters"] > 0
+    config = Path(recipe.model.name_or_path) / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"is_decoder": False}))
+    _refused(recipe, "models of type 'bert-generation' are not tuned: they are encoders unless")
+
+
 def test_every_family_of_transformers_is_in_the_matrix_or_named_with_a_reason() -> None:
     known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
     assert not known - {*FAMILIES, *COMPOSITES, *REFUSED, *LEFT_OUT, *SINCE}
