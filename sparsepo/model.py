@@ -307,11 +307,7 @@ class ReferenceModel:
                 f"{', '.join(known)}"
             )
         transformer = transformer_of(self.causal_lm)
-        hooks = (
-            select_hooks(transformer.config.get_text_config(), self._hooks)
-            if "activation_mask" in names
-            else ()
-        )
+        hooks = select_hooks(transformer.config, self._hooks) if "activation_mask" in names else ()
         recorder = ActivationRecorder(
             backbone_of(transformer),
             [h for h in hooks if h != "logits"],

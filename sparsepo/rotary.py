@@ -49,10 +49,7 @@ def settle_rows(transformer: nn.Module) -> None:
 def _of_each_row(
     module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor] | None:
-    """The sines and cosines [R, T, d] of a rotary embedding, row by row.
-
-    The width tells without a look at the device whether a row may be long.
-    """
+    """The cosines and sines [R, T, d] of a rotary embedding, row by row; None leaves them."""
     named = dict(zip(("x", "position_ids", "layer_type"), args, strict=False)) | kwargs
     kind, positions = named.get("layer_type"), named["position_ids"]
     parameters = module.config.rope_parameters

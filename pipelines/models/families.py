@@ -48,23 +48,22 @@ MORE_ROWS = {"moshi": 1}
 STREAMS = frozenset(
     ("deepseek_v4", "gemma3n", "gemma3n_text", "hy_v4", "qwen4_exp", "qwen4_exp_text")
 )
-
-
+# What configurations call the number of experts.
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
-def why_refused(directory: Path) -> str | None:
+def refusal_of(directory: Path) -> str | None:
     """Why models of a directory's family are not tuned; None if they are, or it is unknown."""
     family = family_of(directory)
-    if family in REFUSED:
-        return REFUSED[family]
+    reason = REFUSED.get(family)
     if family in ENCODERS_UNLESS_SAID and not model_config(directory).get("is_decoder"):
-        return "they are encoders unless their configuration says is_decoder"
-    since, reason = REFUSED_BEFORE.get(family, ("0", ""))
-    installed = metadata.version("transformers")
-    if Version(installed) < Version(since):
-        return f"{reason} in transformers {installed}; {since} mends it"
-    return None
+        reason = "they are encoders unless their configuration says is_decoder"
+    elif family in REFUSED_BEFORE:
+        since, why = REFUSED_BEFORE[family]
+        installed = metadata.version("transformers")
+        if Version(installed) < Version(since):
+            reason = f"{why} in transformers {installed}; {since} mends it"
+    return f"models of type {family!r} are not tuned: {reason}" if reason else None
 
 
 def num_experts(config: Any) -> int:

@@ -24,7 +24,7 @@ from pipelines.models.directories import (
     tokenizer_home,
     weight_files,
 )
-from pipelines.models.families import family_of, why_refused
+from pipelines.models.families import refusal_of
 from pipelines.models.trusted_code import code_hash, may_run
 from pipelines.storage import file_hash, remembered
 
@@ -200,9 +200,8 @@ def check_family(key: str, directory: Path) -> None:
 
     if may_run(base_dir(directory)):
         return
-    if reason := why_refused(directory):
-        family = family_of(directory)
-        raise UserError(f"{key} = {directory}: models of type {family!r} are not tuned: {reason}")
+    if refusal := refusal_of(directory):
+        raise UserError(f"{key} = {directory}: {refusal}")
     found = remembered("family", lambda: [config_contents(directory), _read_with()], answer)
     if found is not None:
         raise UserError(
