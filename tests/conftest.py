@@ -22,6 +22,8 @@ os.environ |= {
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",
     "AWS_DEFAULT_REGION": "us-east-1",
+    # Ray makes its workers yield to everything else (15); beside other work the tests would starve.
+    "RAY_worker_niceness": "0",
 }
 
 from ranks import Ranks
