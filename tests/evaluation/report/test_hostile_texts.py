@@ -76,7 +76,7 @@ def texts_of(page: str) -> list[str]:
 
 
 def least_shown(page: str, names: set[str]) -> int:
-    """How often the figures show each name at least, which begins with a space of no width if with `_`."""
+    """How often the figures show the rarest name; before a `_` is a space of no width."""
     found = Counter(text.removeprefix("\u200b") for text in texts_of(page))
     return min(found[name] for name in names)
 
