@@ -166,7 +166,7 @@ def test_the_audit_counts_what_is_meant_and_nothing_else(tmp_path: Path) -> None
 def test_the_audit_of_the_locks_ends_as_it_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """2 without an advisory (nothing was audited), 0 with one about others, 1 with one of its own."""
+    """2 without an advisory (nothing was audited), 0 with one about others, 1 with one of ours."""
     assert audit.main(tmp_path) == 2
     (tmp_path / "a.json").write_text(json.dumps(advisory()))
     assert audit.main(tmp_path) == 0

@@ -133,3 +133,12 @@ def test_a_literal_dollar_is_no_formula() -> None:
     for name in HOSTILE:
         shown, is_formula = Text(0, 0, "")._preprocess_math(literal(name))
         assert (shown.removeprefix("\u200b"), is_formula) == (readable(name), False)
+
+
+def test_pages_load_nothing() -> None:
+    """Neither page names another file, nor does its style: what it shows is inside."""
+    sweep = sweep_view([(REWARD, "max"), (KL, "min")], "recipe")
+    for page in (render_report([view("one")], "Title"), render_sweep(sweep)):
+        named = re.findall(r"""(?:src|href|action|data|poster)\s*=\s*["']([^"']*)""", page)
+        assert {name.partition(";")[0] for name in named if name[:1] != "#"} <= {"data:image/png"}
+        assert not re.search(r"url\((?!#)|@import|<(link|iframe|object|embed|base)\b", page)

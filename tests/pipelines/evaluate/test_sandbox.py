@@ -4,9 +4,11 @@ are in test_hostile_programs.py.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,48 @@ def test_network_is_out_of_reach() -> None:
             assert verdict.status == "failed" and (
                 "unreachable" in verdict.message or "refused" in verdict.message
             ), verdict
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root sees a process of another user whole")
+def test_a_sandbox_has_namespaces_of_its_own() -> None:
+    """As the kernel says of a running program, seen from outside; its rights too."""
+    program = "import time\ndef f():\n    time.sleep(2)\n    return 1\n"
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run_program, program, "assert f() == 1\n", Limits(wall_seconds=60))
+        found: list[Path] = []
+        while not running.done() and len(found) < 2:
+            found = [p for p in Path("/proc").glob("[0-9]*") if _uid(p) >= sandbox._UIDS]
+            found = [p for p in found if b"candidate" in _command(p) or b"tester" in _command(p)]
+        spaces = [_namespaces(p) for p in found]
+        status = [(p / "status").read_text() for p in found]
+        assert running.result().status == "passed"
+    assert len(spaces) == 2
+    here = _namespaces(Path("/proc/self"))
+    for name in here:
+        assert len({spaces[0][name], spaces[1][name], here[name]}) == 3, name
+    for text in status:
+        rights = dict(re.findall(r"^(\w+):\s+(\w+)$", text, re.M))
+        assert (rights["NoNewPrivs"], rights["Seccomp"]) == ("1", "2")
+        assert {rights[f"Cap{kind}"] for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {"0" * 16}
+
+
+def _namespaces(process: Path) -> dict[str, str]:
+    names = ("mnt", "pid", "net", "ipc", "uts")
+    return {name: str((process / "ns" / name).readlink()) for name in names}
+
+
+def _command(process: Path) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes()[-40:]
+    except OSError:
+        return b""
+
+
+def _uid(process: Path) -> int:
+    try:
+        return process.stat().st_uid
+    except OSError:
+        return -1
 
 
 def test_files_and_secrets_are_out_of_reach(
