@@ -123,7 +123,10 @@ def own_root(prefixes, disk_bytes):
 
 def drop_privileges(uid, limits, steps):
     for name, value in limits.items():
-        resource.setrlimit(getattr(resource, name), (value, value))
+        kind = getattr(resource, name)
+        most = resource.getrlimit(kind)[1]
+        value = value if most == resource.RLIM_INFINITY else min(value, most)
+        resource.setrlimit(kind, (value, value))
     if uid:
         os.setgroups([])
         os.setresgid(uid, uid, uid)

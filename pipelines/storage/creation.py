@@ -51,14 +51,14 @@ def _uploaded(address: str, data: bytes) -> bool | None:
     except ImportError:
         return None
     place = urlsplit(address)
-    client: Any = boto3.client("s3")
     try:
+        client: Any = boto3.client("s3")
         client.put_object(
             Bucket=place.netloc, Key=place.path.lstrip("/"), Body=data, IfNoneMatch="*"
         )
     except ClientError as error:
         status = error.response["ResponseMetadata"]["HTTPStatusCode"]
         return False if status in _EXISTS else None
-    except BotoCoreError:
+    except (BotoCoreError, ValueError):  # no region, no credentials, no such address
         return None
     return True
