@@ -29,7 +29,6 @@ _INIT = (Path(__file__).parent / "sandbox_init.py").read_text()
 _PROGRAM = (Path(__file__).parent / "sandbox_program.py").read_text()
 _ISOLATED, _MEMORY = b"isolated", b"memory"  # what sandbox_init.py reports
 _LONGEST_ANSWER, _LONGEST_MESSAGE = 2**16, 300  # bytes, characters
-_SEALS = fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
 _UIDS = 1 << 30  # above any account; each sandbox its own, so that process limits count it alone
 _numbers = itertools.count(os.getpid() << 12)
 
@@ -211,7 +210,8 @@ def _start(
         with open(source, "wb", closefd=False) as file:
             file.write(text.encode(errors="surrogatepass"))  # what is no text fails inside
         os.lseek(source, 0, os.SEEK_SET)
-        fcntl.fcntl(source, *_SEALS)
+        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
+        fcntl.fcntl(source, fcntl.F_ADD_SEALS, seals)
         return subprocess.Popen(
             [interpreter, "-I", "-S", "-B", "-c", _INIT, json.dumps(settings)],
             stdin=source,
@@ -230,7 +230,10 @@ def _spare_user() -> int:
     if os.geteuid() != 0:
         return 0
     user = _UIDS + next(_numbers) % _UIDS
-    for line in Path("/proc/self/uid_map").read_text().splitlines():
+    users = Path("/proc/self/uid_map")
+    if not users.exists():  # a kernel without namespaces of users
+        return user
+    for line in users.read_text().splitlines():
         first, _, count = map(int, line.split())
         if first <= user < first + count:
             return user

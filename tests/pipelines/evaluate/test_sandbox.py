@@ -338,6 +338,27 @@ def test_no_end_of_a_program_speaks_for_the_sandbox() -> None:
     assert [v.status for v in verdicts] == ["failed"] * len(programs) + ["passed"], verdicts
 
 
+def test_a_verdict_is_cut_whoever_gives_it() -> None:
+    """The tests themselves, which can find the way out, say 7 MB, nonsense, or what draws on a
+    terminal.
+    """
+    said = [
+        "{'passed': False, 'message': 'x' * 7_000_000}",
+        "{'passed': True}",
+        "{'passed': 1, 'message': 'x'}",
+        "[1]",
+        "{'passed': False, 'message': 5 * ['\\x1b[2J\\n']}",
+        "{'passed': False, 'message': 'y' * 60_000}",
+    ]
+    tests = "assert f() == 1\nimport __main__, os\nfor to in range(3, 12):\n    try:\n"
+    tests += "        __main__.send({}, to)\n    except OSError:\n        pass\nos._exit(0)\n"
+    program = "def f():\n    return 1\n"
+    verdicts = run_programs([(program, tests.replace("{}", text)) for text in said], LIMITS)
+    assert {v.status for v in verdicts} == {"failed"}
+    assert all(len(v.message) <= 300 and v.message.isprintable() for v in verdicts)
+    assert verdicts[-1].message == "y" * 300
+
+
 def test_without_isolation_nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the kernel refuses namespaces (the call's answer is replaced by that refusal), the
     program leaves no trace.
