@@ -111,6 +111,7 @@ def recipe_of(options: argparse.Namespace, name: str, variant: str) -> Path:
             "global_batch_size": options.global_batch,
             "learning_rate": options.learning_rate,
             "precision": options.precision,
+            "num_workers": options.workers,
             "checkpoint_every": 1_000_000,
             "compile": {"off": False, "auto": None}.get(variant, True),
         },
@@ -213,6 +214,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-6)
     parser.add_argument("--variants", default="auto", help="comma separated; see above")
     parser.add_argument("--rounds", type=int, default=1, help="of first and second each")
+    parser.add_argument("--workers", type=int, default=1, help="of the pipeline's training")
     parser.add_argument("--without-trl", action="store_true")
     parser.add_argument("--side", choices=("all", "trl"), default="all", help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, required=True)
