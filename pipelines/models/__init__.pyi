@@ -43,6 +43,7 @@ from .hardware import (
     peak_tflops as peak_tflops,
     sustained_tflops as sustained_tflops,
 )
+from .job_sampler import JobSampler as JobSampler
 from .layout import batch_layout as batch_layout
 from .loading import (
     compute_device as compute_device,
