@@ -199,4 +199,4 @@ class CapturedSampler:
 def _apart(found: Tensor, expected: Tensor) -> Tensor:
     """Per row, the distance beside the norm; a constant on all logits counts for nothing."""
     expected, found = (x - x.mean(-1, keepdim=True) for x in (expected, found))
-    return (found - expected).norm(dim=-1) / expected.norm(dim=-1)
+    return (found - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(1e-6)

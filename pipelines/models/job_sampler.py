@@ -81,8 +81,7 @@ class JobSampler:
             name = type(transformer_of(causal_lm)).__name__
             reason = (str(error) or type(error).__name__).splitlines()[0]
             self.warnings.append(
-                f"{name} is sampled in batches: its decoding "
-                f"cannot be captured ({reason})"
+                f"{name} is sampled in batches: its decoding cannot be captured ({reason})"
             )
             return None
         return kept[1]

@@ -178,4 +178,6 @@ def test_what_cannot_be_captured_is_drawn_in_batches_and_said_once() -> None:
     batches = [generate(model, ENDS, prompts[i : i + 2], settings, 10 + i) for i in (0, 2, 4)]
     assert found == [ids for batch in batches for ids in batch]
     (warning,) = sampler.warnings
-    assert warning.startswith("MambaForCausalLM is sampled in batches: its decoding cannot be captured")
+    assert warning.startswith(
+        "MambaForCausalLM is sampled in batches: its decoding cannot be captured"
+    )
