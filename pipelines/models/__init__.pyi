@@ -11,8 +11,8 @@ from .chat_template import (
     template_file_text as template_file_text,
 )
 from .device import (
+    LateNumbers as LateNumbers,
     Placement as Placement,
-    as_floats as as_floats,
     is_out_of_memory as is_out_of_memory,
 )
 from .directories import (
