@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pipelines.cluster import Pool, local_paths, run_alone, run_tasks
+from pipelines.cluster import Pool, local_paths, pool_gpus, run_alone, run_tasks
 from pipelines.errors import UserError
 from pipelines.evaluate.actor import Evaluator
 from pipelines.evaluate.checks import check_evaluation, check_weights, wants_vllm
@@ -83,7 +83,6 @@ def run_evaluate(
     training = training_facts(run)
     facts = EvaluationFacts.of(settings, record.store, training, step, ends)
     usable = usable_rows(training.reference, pairs, settings.split)
-    tasks = evaluation_tasks(settings, pairs, usable)
     pool = Pool(
         "evaluate",
         recipe.ray,
@@ -91,6 +90,7 @@ def run_evaluate(
         settings.num_actors,
         lighter="lower evaluate.num_actors or evaluate.sequences_per_batch",
     )
+    tasks = evaluation_tasks(settings, pairs, usable, pool_gpus(pool))
     record.begin()
     parts = TaskResults(record.store)
     todo = parts.missing(tasks)
@@ -114,7 +114,7 @@ def run_evaluate(
         "tokenizer: sampling goes on after it"
         for token in (facts.ends.left_out if samples else ())
     ]
-    warnings += judged
+    warnings += [*judged, *dict.fromkeys(found.warnings)]
     manifest = record.finish(
         {"benchmarks": sorted(results), "results": results, "warnings": warnings}
     )

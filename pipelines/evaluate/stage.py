@@ -320,6 +320,7 @@ class Sample(Stage[SampleInputs]):
             f"{counts['candidates']} candidates for {counts['prompts']} prompts, scored"
             + (f"; {sum(counts['rejected'].values())} rows dropped ({reasons})" if reasons else "")
             + "".join(f"\n{line}" for line in counts["layouts"])
+            + "".join(f"\nwarning: {line}" for line in counts.get("warnings", ()))
         )
 
     def detail(self, counts: dict[str, Any]) -> str:

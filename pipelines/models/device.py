@@ -1,7 +1,7 @@
 """Device, precision and the exchange between ranks in training: decided here and nowhere else."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -72,12 +72,27 @@ class Placement:
             dist.barrier()
 
 
-def as_floats(metrics: dict[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[float, float]]:
-    """(sum, count) tensors as numbers, with one synchronisation for all of them."""
-    if not metrics:
-        return {}
-    flat = torch.stack([value.double() for pair in metrics.values() for value in pair]).tolist()
-    return {key: (flat[2 * i], flat[2 * i + 1]) for i, key in enumerate(metrics)}
+class LateNumbers:
+    """Numbers on their way from a device, which goes on with its work meanwhile.
+
+    Args:
+        values: scalar tensors, all on one device; they travel as one copy in float64.
+    """
+
+    def __init__(self, values: Sequence[Tensor]) -> None:
+        self._event: torch.cuda.Event | None = None
+        self._host = torch.stack([value.double() for value in values]) if values else None
+        if self._host is not None and self._host.is_cuda:
+            pinned = torch.empty(len(values), dtype=torch.float64, pin_memory=True)
+            self._host = pinned.copy_(self._host, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def read(self) -> list[float]:
+        """Waits for what the device was given before these numbers."""
+        if self._event is not None:
+            self._event.synchronize()
+        return [] if self._host is None else self._host.tolist()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
