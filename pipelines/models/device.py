@@ -64,12 +64,29 @@ class Placement:
         if self.world == 1:
             return [value]
         gathered: list[Any] = [None] * self.world
-        dist.all_gather_object(gathered, value)
+        dist.all_gather_object(gathered, value, _host_group())
         return gathered
 
     def barrier(self) -> None:
         if self.world > 1:
             dist.barrier()
+
+
+_host_groups: dict[Any, Any] = {}  # by the group of all ranks; there is one at a time
+
+
+def _host_group() -> Any:
+    """All ranks, joined without their devices.
+
+    NCCL carries bytes through the device: it would wait for all work that this has been given.
+    """
+    everybody = dist.group.WORLD
+    if dist.get_backend() != "nccl":
+        return everybody
+    if everybody not in _host_groups:
+        _host_groups.clear()
+        _host_groups[everybody] = dist.new_group(backend="gloo")
+    return _host_groups[everybody]
 
 
 class LateNumbers:
