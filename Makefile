@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Two at a time, a file in one process; Ray's workers and the tests' own threads share the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-quick test-exhaustive lint docs install clean
+.PHONY: quickstart test test-quick test-exhaustive lint docs lock audit install clean
 
 install: .venv/.installed
 
@@ -34,6 +34,14 @@ test-exhaustive: lint
 
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -f .ci/mkdocs.yml
+
+# Every package for this PYTHON, with hashes: locks/pythonX.Y.txt. Asks the package index.
+lock:
+	$(PYTHON) .ci/lock.py
+
+# The locks against advisories on this machine (a clone of pypa/advisory-database): ADVISORIES=DIR.
+audit: install
+	$(BIN)/python .ci/audit.py "$(ADVISORIES)"
 
 clean:
 	rm -rf .venv build site *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -14,6 +14,7 @@ Do not let length, order or style decide by themselves. Think in a sentence or t
 exactly one of these verdicts:
 [[A]] if reply A is better, [[B]] if reply B is better, [[C]] if they are equally good."""
 _QUESTION = "[Conversation]\n{prompt}\n\n[Reply A]\n{a}\n\n[Reply B]\n{b}"
+_MARKS: dict[str, Literal["a", "b", "tie"]] = {"A": "a", "B": "b", "C": "tie"}
 _VERDICT = re.compile(r"\[\[\s*([ABC])\s*\]\]")
 
 
@@ -35,8 +36,12 @@ def parse_verdict(answer: str) -> Literal["a", "b", "tie"] | None:
     marks = _VERDICT.findall(answer)
     if not marks:
         return None
-    found: dict[str, Literal["a", "b", "tie"]] = {"A": "a", "B": "b", "C": "tie"}
-    return found[marks[-1]]
+    return _MARKS[marks[-1]]
+
+
+def verdict_mark(verdict: Literal["a", "b", "tie"]) -> str:
+    """The mark that parse_verdict() reads as this verdict."""
+    return next(f"[[{letter}]]" for letter, meant in _MARKS.items() if meant == verdict)
 
 
 def joint_verdict(policy_first: str | None, policy_second: str | None) -> Verdict:

@@ -31,7 +31,7 @@ def line_chart(
     for name, x, y in series:
         colour = COLOURS[names.index(name) % len(COLOURS)]
         axes.plot(x, y, color=colour, alpha=0.25, linewidth=1)
-        axes.plot(x, _running_mean(y), color=colour, linewidth=1.8, label=name)
+        axes.plot(x, _running_mean(y), color=colour, linewidth=1.8, label=literal(name))
     if reference is not None:
         axes.axhline(reference, color="#999", linewidth=0.8, linestyle=":")
     if len(series) > 1:
@@ -60,7 +60,7 @@ def frontier_chart(points: Sequence[dict[str, Any]], reward_name: str) -> str:
             fmt="o",
             color="#777" if point.get("is_start") else COLOURS[point.get("run", i) % len(COLOURS)],
             capsize=3,
-            label=point["name"],
+            label=literal(point["name"]),
         )
     axes.legend(frameon=False, fontsize=8)
     axes.set_xlim(left=min(-0.2, axes.get_xlim()[0]))
@@ -78,7 +78,7 @@ def profile_chart(title: str, x_label: str, y_label: str, series: Sequence[Serie
             markersize=3,
             color=COLOURS[i % len(COLOURS)],
             linewidth=1.6,
-            label=name,
+            label=literal(name),
         )
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     if len(series) > 1:
@@ -102,7 +102,7 @@ def bar_chart(
         axes.bar(
             [i], [value["mean"]], yerr=error, color=COLOURS[i % len(COLOURS)], width=0.6, capsize=3
         )
-    axes.set_xticks(range(len(bars)), [name for name, _ in bars], fontsize=8)
+    axes.set_xticks(range(len(bars)), [literal(name) for name, _ in bars], fontsize=8)
     if chance is not None:
         axes.axhline(chance, color="#333", linewidth=1, linestyle="--", label=f"chance {chance:g}")
         axes.legend(frameon=False, fontsize=8)
@@ -112,13 +112,24 @@ def bar_chart(
 def new_axes(title: str, x_label: str, y_label: str) -> tuple[Any, Any]:
     """An empty figure in this package's style, and its axes."""
     figure, axes = plt.subplots(figsize=(5.2, 3.1), layout="constrained")
-    axes.set_title(title, fontsize=10, loc="left")
-    axes.set_xlabel(x_label, fontsize=9)
-    axes.set_ylabel(y_label, fontsize=9)
+    axes.set_title(literal(title), fontsize=10, loc="left")
+    axes.set_xlabel(literal(x_label), fontsize=9)
+    axes.set_ylabel(literal(y_label), fontsize=9)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
     return figure, axes
+
+
+def literal(text: str) -> str:
+    """A name as matplotlib shows it: no formula between dollars, no entry left out for its `_`."""
+    shown = readable(text).replace("$", r"\$")
+    return f"\u200b{shown}" if shown.startswith("_") else shown
+
+
+def readable(text: str) -> str:
+    """A text that can be written: of a pair of surrogates its character, of a single one a mark."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _running_mean(values: Sequence[float], share: float = 0.1) -> list[float]:

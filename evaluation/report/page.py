@@ -124,9 +124,17 @@ def render_report(runs: Sequence[RunView], title: str) -> str:
         else "",
         "examples": {r.name: _examples(r) for r in runs},
         "heatmaps": {r.name: _heatmap(r) for r in runs},
-        "data_json": Markup(json.dumps({r.name: r.results for r in runs}).replace("</", "<\\/")),
+        "data_json": Markup(_embedded({r.name: r.results for r in runs})),
     }
-    return environment.get_template("template.html.j2").render(context)
+    return figures.readable(environment.get_template("template.html.j2").render(context))
+
+
+def _embedded(value: Any) -> str:
+    """JSON that a page may hold in a script element: no text of it begins or ends anything."""
+    text = json.dumps(value)
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
 
 
 def _warnings(run: RunView) -> list[str]:

@@ -16,7 +16,7 @@ from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 
-from evaluation.report.figures import COLOURS, as_png, as_svg, new_axes
+from evaluation.report.figures import COLOURS, as_png, as_svg, literal, new_axes, readable
 
 BETA = "objective.beta"
 # The share of response tokens with weight zero: of held-out responses, or of the last training
@@ -107,8 +107,10 @@ def render_sweep(view: SweepView) -> str:
     order = sorted(view.measured(), key=lambda t: t.metrics[first], reverse=mode == "max")
     rest = [t for t in view.trials if t not in order]
     figures = [Markup(as_svg(figure)) for _, figure in _figures(view)]
-    return environment.get_template("sweep.html.j2").render(
-        view=view, trials=order + rest, figures=figures
+    return readable(
+        environment.get_template("sweep.html.j2").render(
+            view=view, trials=order + rest, figures=figures
+        )
     )
 
 
@@ -161,11 +163,11 @@ def _frontier(view: SweepView, label: str, values: Sequence[float | None]) -> An
             value = colour_of.get(trial.number)
             colour = "#bbb" if value is None or norm is None else _colour(norm, value)
             _point(axes, trial, x, y, colour, marker)
-        axes.plot([], [], marker, color="#555", label=name or None)
+        axes.plot([], [], marker, color="#555", label=literal(name) or None)
     _ring(axes, view, x, y)
     if norm is not None:
         figure.colorbar(
-            ScalarMappable(norm, _COLOUR_MAP), ax=axes, label=_leaf(label)
+            ScalarMappable(norm, _COLOUR_MAP), ax=axes, label=literal(_leaf(label))
         ).ax.tick_params(labelsize=8)
     axes.legend(frameon=False, fontsize=7)
     return figure
@@ -189,7 +191,7 @@ def _frontier_by_series(view: SweepView) -> Any:
             color=colour,
             linewidth=1,
             marker=marker,
-            label=name,
+            label=literal(name),
         )
     _ring(axes, view, x, y)
     axes.legend(frameon=False, fontsize=7)
@@ -236,7 +238,7 @@ def _against(view: SweepView, key: str, metric: str) -> Any:
             len({t.point[key] for t in shown}) == len(shown)
             and len(view.keys) - (view.series_key is not None) == 1
         )
-        axes.plot([], [], "o", color=colour, label=name or None)
+        axes.plot([], [], "o", color=colour, label=literal(name) or None)
         if is_line:
             axes.plot(
                 [t.point[key] for t in shown],
@@ -281,16 +283,15 @@ def _parallel(view: SweepView) -> Any:
         axes.axvline(x, color="#999", linewidth=0.8)
         for height, text in heights[column][1]:
             axes.annotate(
-                text,
+                literal(text),
                 (x, height),
                 textcoords="offset points",
                 xytext=(3, 0),
                 fontsize=6.5,
                 va="center",
             )
-    axes.set_xticks(
-        range(len(columns)), [_leaf(column).replace("/", "/\n") for column in columns], fontsize=7
-    )
+    ticks = [literal(_leaf(column).replace("/", "/\n")) for column in columns]
+    axes.set_xticks(range(len(columns)), ticks, fontsize=7)
     axes.set_yticks([])
     axes.grid(visible=False)
     axes.set_xlim(-0.2, len(columns) - 0.4)

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import http.client
+import json
 import logging
 import os
 import re
@@ -12,12 +14,18 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin, urlsplit
 
 from pipelines.errors import StageFailed, UserError
 from pipelines.recipe import Say
 
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+_REDIRECTS = (301, 302, 303, 307, 308)
+_LARGEST_LIST = 2**28  # bytes
 _POLL_SECONDS, _PATIENCE_SECONDS = 1.0, 120.0
 
 
@@ -70,15 +78,13 @@ class Cluster:
         # Read by Ray when it is imported, and preferred by its client over what it is told.
         os.environ["RAY_AUTH_MODE"] = "token" if token else "disabled"
         os.environ["RAY_API_SERVER_ADDRESS"] = self.address
-        from ray.job_submission import JobSubmissionClient
-
         for chatty in (
             "ray.dashboard.modules.dashboard_sdk",
             "ray.dashboard.modules.job.sdk",
             "ray._private.runtime_env.packaging",
         ):
             logging.getLogger(chatty).setLevel(logging.WARNING)
-        self._client = JobSubmissionClient(self.address)
+        self._client = _client(self.address, token)
 
     def jobs(self) -> list[Job]:
         """Jobs that `sparsepo submit` has started, oldest first."""
@@ -219,41 +225,85 @@ def _token() -> tuple[str | None, str]:
 
 def _check_access(address: str, token: str | None, place: str, say: Say) -> None:
     """A question without the token first: a cluster that answers it lets everybody in."""
-    open_to_all = _answer(address, None)
-    if open_to_all == 200:
+    status = _status(address, None)
+    if status == 200:
         say(
             f"warning: {address} answers without a token: whoever reaches it can run code there. "
             "Start Ray with RAY_AUTH_MODE=token (docs/clusters.md)"
         )
         return
-    if open_to_all not in (401, 403):
+    if status not in (401, 403):
         raise UserError(
-            f"--address {address}: no Ray dashboard answers there (HTTP status {open_to_all})"
+            f"--address {address}: no Ray dashboard answers there (HTTP status {status})"
         )
     if token is None:
         raise UserError(
             f"{address} wants a token: put the cluster's into ~/.ray/auth_token, or name its file "
             "in RAY_AUTH_TOKEN_PATH"
         )
-    if (refused := _answer(address, token)) != 200:
+    if (refused := _status(address, token)) != 200:
         raise UserError(f"{address} refuses the token of {place} (HTTP status {refused})")
 
 
-def _answer(address: str, token: str | None) -> int:
-    """The status of a question for the cluster's jobs."""
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Python's own takes the token along to any host."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+def _status(address: str, token: str | None) -> int:
+    """The status of a question for the cluster's jobs; 200 only with a list of jobs.
+
+    Raises: UserError if nothing answers, or another page does (a login's, say), or a redirect.
+    """
     request = urllib.request.Request(
         f"{address}/api/jobs/", headers={"Authorization": f"Bearer {token}"} if token else {}
     )
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            found: int = answer.status
-            return found
+        with urllib.request.build_opener(_NoRedirects).open(request, timeout=30) as answer:
+            status: int = answer.status
+            try:
+                is_list = isinstance(json.loads(answer.read(_LARGEST_LIST)), list)
+            except ValueError:
+                is_list = False
     except urllib.error.HTTPError as error:
+        if error.code in _REDIRECTS:
+            raise UserError(_redirected(address, error.headers.get("Location"))) from error
         return error.code
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise UserError(
             f"--address {address}: nothing answers there ({getattr(error, 'reason', error)})"
         ) from error
+    if status != 200 or not is_list:
+        raise UserError(
+            f"--address {address}: no Ray dashboard answers there (HTTP status {status}, but no "
+            "list of jobs: a login page, perhaps)"
+        )
+    return status
+
+
+def _redirected(address: str, location: str | None) -> str:
+    """The line that refuses a redirect; of its target no more than the host."""
+    host = urlsplit(urljoin(address, location or "")).netloc.rpartition("@")[2]
+    return (
+        f"--address {address}: it redirects to {host}, and the token follows no redirect; name "
+        "the dashboard itself"
+    )
+
+
+def _client(address: str, token: str | None) -> "JobSubmissionClient":
+    """Ray's client, following no redirect: what it sends holds the token and the job."""
+    from ray.job_submission import JobSubmissionClient
+
+    class Client(JobSubmissionClient):
+        def _do_request(self, method: str, endpoint: str, **kwargs: Any) -> Any:
+            response = super()._do_request(method, endpoint, allow_redirects=False, **kwargs)
+            if response.status_code in _REDIRECTS:
+                raise UserError(_redirected(address, response.headers.get("Location")))
+            return response
+
+    return Client(address, headers={"Authorization": f"Bearer {token}"} if token else None)
 
 
 def _job(details: Any) -> Job:

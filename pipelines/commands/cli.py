@@ -176,12 +176,19 @@ def submit(
         list[str] | None,
         typer.Option(metavar="NAME[=VALUE]", help="An environment variable for the job."),
     ] = None,
+    public_env: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=VALUE]",
+            help="One that jobs do not need as a rule; whoever uses the cluster can read it.",
+        ),
+    ] = None,
 ) -> None:
     """Run a command as a job of a Ray cluster; submitted again while it runs, it is found again."""
     from pipelines.commands.submit import submit as start
 
     program: Any = typer.main.get_command(app)
-    cluster, job = start(command, program, address, name, env or (), _say(False))
+    cluster, job = start(command, program, address, name, env or (), public_env or (), _say(False))
     if follow:
         _follow(cluster, job)
     else:

@@ -8,7 +8,6 @@ name that a repeated submission finds again, so that retries do not run it twice
 import contextlib
 import hashlib
 import json
-import os
 import re
 import shlex
 import shutil
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.cluster import Cluster, Job
+from pipelines.commands.job_environment import job_environment
 from pipelines.commands.stages import stages_of
 from pipelines.errors import UserError
 from pipelines.models import check_readers, models_are_here
@@ -28,9 +28,6 @@ from pipelines.sweep import RECIPE, is_sweep, load_sweep
 PACKAGES = ("sparsepo", "pipelines", "evaluation")
 PACKAGE_LIMIT_BYTES = 20 * 2**20  # the code and a recipe are one; more is a mistake
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,99}")
-# Variables that hold keys by their names: what a job's environment holds, everybody who may use the
-# cluster can read.
-_SECRET = re.compile(r"(^|_)(KEY|KEYS|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)($|_)", re.I)
 
 
 def submit(
@@ -39,17 +36,18 @@ def submit(
     address: str | None,
     name: str | None,
     forwarded: Sequence[str],
+    public: Sequence[str],
     say: Say,
 ) -> tuple[Cluster, Job]:
     """Start a command as a job, or find the job that already runs it.
 
     Args:
         command: as after `sparsepo`. program: its click command, which checks the options. name: of
-            the job; made from command and recipe by default. forwarded: NAME or NAME=VALUE of
-            environment variables for the job.
+            the job; made from command and recipe by default. forwarded, public:
+            NAME or NAME=VALUE of environment variables for the job (job_environment.py).
     Raises: UserError for a command that would fail on the cluster too, before anything is sent.
     """
-    environment = _environment(forwarded)
+    environment = job_environment(forwarded, public, say)
     with packaged_command(command, program) as (package, resolved):
         size = sum(path.stat().st_size for path in package.rglob("*") if path.is_file())
         if size > PACKAGE_LIMIT_BYTES:
@@ -189,19 +187,3 @@ def _checked_name(name: str) -> str:
             "or digit"
         )
     return name
-
-
-def _environment(forwarded: Sequence[str]) -> dict[str, str]:
-    """Variables for the job. UserError for one that is not set, or that holds a key by its name."""
-    found = {}
-    for item in forwarded:
-        name, sign, value = item.partition("=")
-        if _SECRET.search(name):
-            raise UserError(
-                f"--env {name}: everybody who may use the cluster can read a job's environment; "
-                "set keys on its machines (docs/clusters.md)"
-            )
-        if not sign and name not in os.environ:
-            raise UserError(f"--env {name}: not set here; write {name}=VALUE")
-        found[name] = value if sign else os.environ[name]
-    return found

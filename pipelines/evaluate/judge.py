@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
-from evaluation.judging import joint_verdict, judge_messages, parse_verdict
+from evaluation.judging import joint_verdict, judge_messages, parse_verdict, verdict_mark
 from pipelines.errors import StageFailed, UserError
+from pipelines.evaluate.key_traces import KeyTraces
 from pipelines.recipe import OpenAIJudge
 from pipelines.storage import RunStore, digest
 
@@ -98,6 +99,7 @@ class EndpointJudge:
     def __init__(self, settings: OpenAIJudge, store: RunStore) -> None:
         self._settings, self._store = settings, store
         self._key = judge_key(settings)
+        self._traces = KeyTraces(self._key)
         self._known: dict[str, str] = {}
         for name in store.names(_ANSWERS):
             self._known |= store.read_json(f"{_ANSWERS}/{name}")
@@ -172,7 +174,7 @@ class EndpointJudge:
             verdict = None if text is None else parse_verdict(text)
             if text is not None and verdict is not None:
                 with self._lock:
-                    self._fresh[key] = text
+                    self._fresh[key] = self._kept(text, verdict)
                     full = len(self._fresh) >= _KEPT_TOGETHER
                 if full:
                     self._keep()
@@ -200,13 +202,13 @@ class EndpointJudge:
         except (APIError, ValueError):
             return None
         try:
-            return self._without_key(str(completion.choices[0].message.content))
+            return str(completion.choices[0].message.content)
         except (AttributeError, IndexError, TypeError):
             return None
 
     def _refused(self, response: Any) -> None:
         """Keep why the endpoint refused, and raise if it will do so again."""
-        status, said = response.status_code, self._without_key(response.text.strip())[:200]
+        status, said = response.status_code, self._traces.cut(response.text.strip())[:200]
         where = f"the judge {self._settings.model} at {self._settings.base_url}"
         if 300 <= status < 400:
             raise UserError(
@@ -218,9 +220,10 @@ class EndpointJudge:
         if status in _REFUSED:
             raise _Refused(self._reason)
 
-    def _without_key(self, text: str) -> str:
-        """An endpoint may repeat what it was sent; a key as short as a word is a placeholder."""
-        return text.replace(self._key, "***") if self._key and len(self._key) >= 8 else text
+    def _kept(self, text: str, verdict: Answer) -> str:
+        """An answer as it may be kept; its mark alone if the key's traces go through that."""
+        cut = self._traces.cut(text)
+        return cut if parse_verdict(cut) == verdict else verdict_mark(verdict)
 
     def _keep(self) -> None:
         """Publish new answers as a file of their own."""

@@ -4,6 +4,7 @@ Of several processes on several machines, one does it.
 """
 
 import contextlib
+import json
 import os
 import socket
 import threading
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import StageFailed, UserError
+from pipelines.storage.creation import create
 from pipelines.storage.store import RunStore
 
 _FOLDER = "claims"
@@ -25,9 +27,9 @@ _FOLDER = "claims"
 class ClaimTimes:
     """The times of a claim, in seconds.
 
-    A claim is renewed every `renew`, counts as abandoned after `abandoned` without renewal, and has
-    to stand for `settle` before it is believed. settle must exceed the time that a write takes;
-    clocks of the machines must agree within `abandoned`.
+    A claim is renewed every `renew`, and counts as abandoned after `abandoned` without renewal.
+    One that was not made on a local disk has to stand for `settle` before it is believed; settle
+    must exceed the time that a write takes.
     """
 
     renew: float = 20.0
@@ -38,11 +40,13 @@ class ClaimTimes:
 class Claims:
     """Named claims below a store.
 
-    Neither a lock service nor exclusive creation is needed, which object stores do not have.
+    Where the store makes a file only if it is not there, one of several makes it. On a local disk
+    that one has the claim. On an object store, which may ignore the condition, and when a claim is
+    taken over, it is left to settle and read again: the last writer of several has it.
 
-    A claim is written, left to settle and read again: the last writer of several has it. Claims of
-    processes that have died on this machine are free at once, others when they have not been
-    renewed.
+    Claims of processes of this machine and process namespace that have died are free at once.
+    Others are, and such as cannot be read, when they have not been renewed. The store's clock tells
+    how long ago that was; clocks of machines do not count.
     """
 
     def __init__(self, store: RunStore, times: ClaimTimes | None = None) -> None:
@@ -50,6 +54,7 @@ class Claims:
         self._me = {
             "holder": uuid.uuid4().hex,
             "host": socket.gethostname(),
+            "processes": _process_namespace(),
             "pid": os.getpid(),
             "boot": _start_of(os.getpid()),
         }
@@ -69,47 +74,87 @@ class Claims:
         finally:
             done.set()
             renewing.join()
-            self._store.delete(path)
+            if self._is_mine(path):
+                self._store.delete(path)
 
     def _taken(self, path: str) -> bool:
-        if self._is_held(path):
-            return False
-        self._write(path)
-        time.sleep(self._times.settle)
-        found = self._read(path)
-        return found is not None and found["holder"] == self._me["holder"]
-
-    def _is_held(self, path: str) -> bool:
-        """Whether somebody else who still lives has the claim."""
         found = self._read(path)
         if found is None:
+            made = create(self._store, path, self._claim())
+            if made is False or (made and self._store.is_local):
+                return made
+            if made is None:
+                self._store.write_bytes(path, self._claim())
+        elif self._is_held(path, found):
             return False
-        if found["host"] == self._me["host"]:
-            return _start_of(found["pid"]) == found["boot"] is not None
-        return bool(time.time() - found["time"] < self._times.abandoned)
+        else:
+            self._store.write_bytes(path, self._claim())
+        time.sleep(self._times.settle)
+        return self._is_mine(path)
+
+    def _is_mine(self, path: str) -> bool:
+        found = self._read(path)
+        return found is not None and found.get("holder") == self._me["holder"]
+
+    def _is_held(self, path: str, found: dict[str, Any]) -> bool:
+        """Whether somebody else who still lives has the claim."""
+        here = self._me["processes"]
+        pid, boot = found.get("pid"), found.get("boot")
+        if here is not None and found.get("processes") == here and isinstance(pid, int):
+            return _start_of(pid) == boot is not None
+        return self._age_seconds(path) < self._times.abandoned
+
+    def _age_seconds(self, path: str) -> float:
+        """Since the claim was written, by the clock that also dates a file written now."""
+        name, now = path.rpartition("/")[2], f"now-{uuid.uuid4().hex}"
+        folder = self._store.at(_FOLDER)
+        folder.write_bytes(now, b"")
+        try:
+            written = {found: changed for found, _, changed in folder.files()}
+        finally:
+            folder.delete(now)
+        return (written[now] - written.get(name, 0)) / 1e9
 
     def _read(self, path: str) -> dict[str, Any] | None:
+        """The claim, or None if there is none; empty if it cannot be read."""
         try:
-            found: dict[str, Any] = self._store.read_json(path)
+            found = json.loads(self._store.read_bytes(path))
         except FileNotFoundError:
             return None
-        return found
+        except (ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
-    def _write(self, path: str) -> None:
-        self._store.write_json(path, {**self._me, "time": time.time()})
+    def _claim(self) -> bytes:
+        """The time is for people."""
+        return (json.dumps({**self._me, "time": time.time()}, indent=2) + "\n").encode()
 
     def _renew(self, path: str, done: threading.Event) -> None:
         while not done.wait(self._times.renew):
             with contextlib.suppress(
                 StageFailed, UserError
             ):  # a store that is away may come back before the claim counts as abandoned
-                self._write(path)
+                if not self._is_mine(path):
+                    return  # taken over while this process was held up: not taken back
+                self._store.write_bytes(path, self._claim())
+
+
+def _process_namespace() -> str | None:
+    """What tells processes with equal numbers apart: the running kernel and its namespace of them.
+
+    Hosts and containers may share a name. None where the system does not say.
+    """
+    try:
+        kernel = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{kernel} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return None
 
 
 def _start_of(pid: int) -> str | None:
-    """When a process of this machine started, in the kernel's ticks; None if it does not run.
+    """When a process of this namespace started, in the kernel's ticks; None if it does not run.
 
-    Pids are used again, starts are not.
+    Numbers of processes are used again, starts are not.
     """
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]

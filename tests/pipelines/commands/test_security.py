@@ -40,6 +40,7 @@ from pipelines.recipe.files import write_yaml
 from pipelines.recipe.stage import Run
 from pipelines.storage.hashes import CACHE
 from pipelines.storage.store import RunStore
+from pipelines.storage.user_key import user_key
 from pipelines.train.policy import count_adapter_parameters
 from pipelines.train.stage import TRAIN
 from pipelines.train.start import starting_model
@@ -423,6 +424,48 @@ def test_every_call_that_could_run_a_models_code_says_whether() -> None:
     assert len(calls) >= 6, calls
 
 
+def calls(file: str, *names: str) -> list[dict[str, ast.expr]]:
+    """Named arguments of every call of these functions, by their last names, in a file."""
+    return [
+        {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg}
+        for node in ast.walk(ast.parse((ROOT / file).read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in names
+    ]
+
+
+def test_the_harness_is_not_told_to_run_code() -> None:
+    """Its switches for unsafe tasks and for models' code are off unless they are named."""
+    found = calls("pipelines/evaluate/leaderboard.py", "simple_evaluate", "TaskManager")
+    assert len(found) == 2
+    for arguments in found:
+        assert not {"confirm_run_unsafe_code", "model_args", "trust_remote_code"} & arguments.keys()
+    import inspect
+
+    from lm_eval import simple_evaluate
+
+    assert inspect.signature(simple_evaluate).parameters["confirm_run_unsafe_code"].default is False
+
+
+def test_a_local_dashboard_listens_on_loopback() -> None:
+    """Every start of Ray that joins no cluster says so."""
+    starts = []
+    for file in sorted((ROOT / "pipelines").rglob("*.py")):
+        starts += calls(str(file.relative_to(ROOT)), "init")
+    own = [arguments for arguments in starts if "dashboard_port" in arguments]
+    assert len(own) == 1 and sum("log_to_driver" in arguments for arguments in starts) == 2
+    assert ast.literal_eval(own[0]["dashboard_host"]) == "127.0.0.1"
+
+
+def test_the_users_key_is_read_by_its_user_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made once, with no right for others."""
+    monkeypatch.setattr(sys.modules["pipelines.storage.user_key"], "CACHE", tmp_path / "cache")
+    key = user_key()
+    assert user_key() == key and len(key) == 32
+    assert (tmp_path / "cache" / "key").stat().st_mode & 0o777 == 0o600
+
+
 @pytest.mark.slow
 def test_no_key_and_no_pickle_in_what_a_run_leaves(
     make_recipe: MakeRecipe, model_dir: Path, tmp_path: Path, ray_logs: Path
@@ -603,11 +646,19 @@ def test_a_sweeps_package_has_the_recipes_it_names(make_recipe: MakeRecipe, tmp_
         (("status", "/runs/x", "--name", "a b"), "--name 'a b': letters, digits"),
         (
             ("status", "/runs/x", "--env", "WANDB_API_KEY"),
-            "--env WANDB_API_KEY: everybody who may use the cluster can read",
+            "--env WANDB_API_KEY: by its name it holds a secret, and everybody who may use",
         ),
         (
-            ("status", "/runs/x", "--env", "NOT_SET_HERE"),
-            "--env NOT_SET_HERE: not set here; write NOT_SET_HERE=VALUE",
+            ("status", "/runs/x", "--env", "NCCL_NOT_SET_HERE"),
+            "--env NCCL_NOT_SET_HERE: not set here; write NCCL_NOT_SET_HERE=VALUE",
+        ),
+        (
+            ("status", "/runs/x", "--env", "MLFLOW_TRACKING_URI=http://x"),
+            "--env MLFLOW_TRACKING_URI: not among the variables that a job needs",
+        ),
+        (
+            ("status", "/runs/x", "--public-env", "PGPASSWORD=x"),
+            "--public-env PGPASSWORD: by its name it holds a secret",
         ),
     ],
 )

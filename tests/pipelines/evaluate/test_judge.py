@@ -3,6 +3,7 @@ endpoints that are slow, wrong or away.
 """
 
 import ast
+import base64
 import json
 import logging
 import os
@@ -306,6 +307,7 @@ def test_the_key_follows_no_redirect(
     assert not told_elsewhere and told
 
 
+@pytest.mark.parametrize("key", ["s3cret-key", "pw9-x", "[[A]]-[[B]]"])
 @pytest.mark.parametrize("status", [200, 400, 401, 500])
 def test_what_an_endpoint_repeats_of_the_key_is_kept_nowhere(
     endpoint: Any,
@@ -314,13 +316,19 @@ def test_what_an_endpoint_repeats_of_the_key_is_kept_nowhere(
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
     status: int,
+    key: str,
 ) -> None:
-    """It answers with the header that it was sent: as a verdict, and as an error."""
-    monkeypatch.setenv("JUDGE_KEY", "s3cret-key")
+    """It answers with the header that it was sent, and that in base64: as a verdict, and as an
+    error. A verdict is read before the key is cut.
+    """
+    monkeypatch.setenv("JUDGE_KEY", key)
     caplog.set_level(logging.DEBUG)
-    address, told = endpoint(
-        lambda headers, count: (status, {}, said(f"{headers['authorization']} [[A]]"))
-    )
+
+    def repeated(headers: dict[str, str]) -> str:
+        sent = headers["authorization"]
+        return f"{sent} {base64.b64encode(sent.split()[1].encode()).decode()} [[A]]"
+
+    address, told = endpoint(lambda headers, count: (status, {}, said(repeated(headers))))
     message = ""
     try:
         found = ask(tmp_path, address, api_key_env="JUDGE_KEY", max_tries=1)
@@ -328,10 +336,12 @@ def test_what_an_endpoint_repeats_of_the_key_is_kept_nowhere(
     except (UserError, StageFailed) as error:
         message = str(error)
         assert f"{status} " in message and "***" in message
-    assert "s3cret-key" in str(told)
+    assert key in str(told)
     files = [f.read_text() for f in tmp_path.rglob("*") if f.is_file()]
     assert (status == 200) == bool(files)
-    assert "s3cret-key" not in "".join([message, caplog.text, *capfd.readouterr(), *files])
+    everything = "".join([message, caplog.text, *capfd.readouterr(), *files])
+    assert key not in everything
+    assert base64.b64encode(key.encode()).decode().rstrip("=") not in everything
 
 
 def test_a_question_is_asked_as_often_as_the_recipe_says(

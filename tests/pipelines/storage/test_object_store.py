@@ -5,7 +5,6 @@ its way.
 import gc
 import gzip
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,13 +24,6 @@ from pipelines.recipe.schema import DataSection, Recipe, Source
 from pipelines.storage.row_group_cache import RowGroupCache
 from pipelines.storage.store import RunStore
 from sparsepo import TokenizedPair
-
-
-@pytest.fixture(scope="module")
-def object_store() -> Iterator[ObjectStore]:
-    server = ObjectStore()
-    yield server
-    server.stop()
 
 
 def test_files_are_whole_or_absent(object_store: ObjectStore) -> None:

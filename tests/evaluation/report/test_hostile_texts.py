@@ -1,0 +1,144 @@
+"""Names and texts that mean something to HTML, scripts or matplotlib are shown as they are."""
+
+import json
+import re
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+from report_views import view
+from test_sweep_report import KL, REWARD, view as sweep_view
+
+from evaluation.report import render_report
+from evaluation.report.figures import literal
+from evaluation.report.sweep import BETA, SweepView, render_sweep, sweep_figures
+
+pytestmark = pytest.mark.filterwarnings("ignore:Glyph|constrained_layout:UserWarning")
+
+# As a run's name, a method's, a value's: what HTML, scripts and matplotlib read their own way.
+HOSTILE = [
+    "<!--<script>", "-->", "</script><script>alert(1)</script>", "</SCRIPT >", "<![CDATA[", "]]>",
+    "a & b &lt; c", '"onload="x', "'", "{{ 7 * 7 }}", "{% raw %}", "\u2028line\u2029",
+    "$x$", "$", "a $b$ c $d", r"\$x\$", "$\\frac{1}{0}$", "$\\nonsense$", "_hidden", "_", "",
+    "\ud800", "a\udfffb", "\ud83d\ude00", "tab\tnew\nline", "{x}", "%s", "\\u003c",
+]  # fmt: skip
+
+
+def readable(text: str) -> str:
+    """What such a text is on a page: pairs of surrogates are a character, single ones a mark."""
+    whole = text.replace("\ud83d\ude00", "\U0001f600")
+    return "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in whole)
+
+
+class Page(HTMLParser):
+    """What a browser makes of a page: its scripts, the texts of its cells and of its figures."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.scripts: list[str] = []
+        self.cells: list[str] = []
+        self.comments: list[str] = []
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self._open.append(tag)
+        if tag == "script":
+            self.scripts.append("")
+        if tag in ("td", "th"):
+            self.cells.append("")
+        assert not any(name.startswith("on") for name, _ in attributes), attributes
+
+    def handle_endtag(self, tag: str) -> None:
+        while self._open and self._open.pop() != tag:
+            pass
+
+    def handle_comment(self, data: str) -> None:
+        self.comments.append(data)
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] == "script":
+            self.scripts[-1] += data
+        elif self.cells and "td" in self._open:
+            self.cells[-1] += data
+
+
+def texts_of(page: str) -> list[str]:
+    """Of its figures, by a reader of XML; a formula would be many texts in other fonts."""
+    found = []
+    for figure in re.findall(r"<svg.*?</svg>", page, re.S):
+        root = ElementTree.fromstring(figure)
+        found += ["".join(e.itertext()) for e in root.iter() if e.tag.endswith("text")]
+    return found
+
+
+def least_shown(page: str, names: set[str]) -> int:
+    """How often the figures show the rarest name; before a `_` is a space of no width."""
+    found = Counter(text.removeprefix("\u200b") for text in texts_of(page))
+    return min(found[name] for name in names)
+
+
+ONE_LINE = {readable(name) for name in HOSTILE if name and "\n" not in name}
+
+
+def test_a_report_shows_names_as_they_are() -> None:
+    """In its table, in its figures and in its data, which is one script that nothing ends."""
+    plain_names = [f"run {number}" for number in range(len(HOSTILE))]
+    plain = Page(render_report([view(name) for name in plain_names], "Title"))
+    hostile = [
+        replace(view(name), samples=[{**view("x").samples[0], "prompt": name}]) for name in HOSTILE
+    ]
+    text = render_report(hostile, "".join(HOSTILE))
+    page = Page(text)
+    assert len(page.scripts) == len(plain.scripts)
+    assert page.comments == plain.comments, "those of the figures' own"
+    assert len(page.cells) == len(plain.cells)
+    assert {readable(name) for name in HOSTILE} <= set(page.cells)
+    (data,) = [script for script in page.scripts if script.lstrip().startswith("{")]
+    assert {readable(key) for key in json.loads(data)} == {readable(name) for name in HOSTILE}
+    assert not set("<>&") & set(data)
+    assert least_shown(text, ONE_LINE) >= 3, "in each figure's legend"
+    text.encode()
+
+
+def test_a_sweep_shows_names_as_they_are() -> None:
+    """Of its methods: in the table, in the figures, in the figures' own files."""
+
+    def sweep(names: list[str]) -> SweepView:
+        base = sweep_view([(REWARD, "max"), (KL, "min")], "recipe")
+        trials = [
+            replace(base.trials[number % 5], number=number, point={"recipe": name, BETA: 0.1})
+            for number, name in enumerate(names)
+        ]
+        return replace(base, trials=trials, title=names[0], rule=names[-1])
+
+    first, hostile = sweep([f"method {n}" for n in range(len(HOSTILE))]), sweep(HOSTILE)
+    text = render_sweep(hostile)
+    plain, page = Page(render_sweep(first)), Page(text)
+    assert page.comments == plain.comments and page.scripts == plain.scripts
+    assert len(page.cells) == len(plain.cells)
+    labels = {name.rsplit("/", 1)[-1] for name in ONE_LINE}  # as the page abbreviates recipes
+    assert least_shown(text, labels) >= 4, "in legends and on the axis of methods"
+    assert all(any(label in cell for cell in page.cells) for label in labels)
+    text.encode()
+    assert sweep_figures(hostile).keys() == sweep_figures(first).keys()
+
+
+def test_a_literal_dollar_is_no_formula() -> None:
+    from matplotlib.text import Text
+
+    for name in HOSTILE:
+        shown, is_formula = Text(0, 0, "")._preprocess_math(literal(name))
+        assert (shown.removeprefix("\u200b"), is_formula) == (readable(name), False)
+
+
+def test_pages_load_nothing() -> None:
+    """Neither page names another file, nor does its style: what it shows is inside."""
+    sweep = sweep_view([(REWARD, "max"), (KL, "min")], "recipe")
+    for page in (render_report([view("one")], "Title"), render_sweep(sweep)):
+        named = re.findall(r"""(?:src|href|action|data|poster)\s*=\s*["']([^"']*)""", page)
+        assert {name.partition(";")[0] for name in named if name[:1] != "#"} <= {"data:image/png"}
+        assert not re.search(r"url\((?!#)|@import|<(link|iframe|object|embed|base)\b", page)
