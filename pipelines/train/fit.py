@@ -27,9 +27,9 @@ from pipelines.errors import Failure, StageFailed, UserError
 from pipelines.pairs import open_pairs
 from pipelines.recipe import (
     MANIFEST,
-    MASKS,
     METRICS,
     MODEL,
+    PUBLISHED,
     SPANS,
     Run,
     StageRecord,
@@ -92,7 +92,7 @@ def finish_training(run: Run, record: StageRecord, num_pairs: int) -> dict[str, 
     Raises: StageFailed if they left no model.
     """
     recipe, store = run.recipe, record.store
-    if not store.exists(MODEL):
+    if not (store.exists(MODEL) and store.exists(PUBLISHED)):
         raise StageFailed(
             "training ended without a model: another command has taken over this run, or see the "
             "workers' output above"
@@ -118,8 +118,9 @@ def finish_training(run: Run, record: StageRecord, num_pairs: int) -> dict[str, 
         f"{MODEL}/README.md",
         model_card(recipe, counts, run.paths.pairs.read_json(MANIFEST)["counts"]).encode(),
     )
-    with spent("write"):
-        return record.finish(counts, {path: store.checksum(path) for path in _published(store)})
+    manifest = record.finish(counts, store.read_json(PUBLISHED))
+    store.delete(PUBLISHED)
+    return manifest
 
 
 def _num_steps(train: TrainSection, num_pairs: int) -> int:
@@ -147,16 +148,6 @@ def _cure(store: RunStore) -> str:
     return f"remove {store.root}/{MANIFEST} and run `sparsepo train` again" + (
         f" (it goes on from step {steps[-1]})" if steps else ""
     )
-
-
-def _published(store: RunStore) -> list[str]:
-    """The published model's files: weights, configuration, tokenizer and masks, but no card."""
-    return [
-        f"{folder}/{name}"
-        for folder in (MODEL, MASKS)
-        for name in store.names(folder)
-        if name.endswith((".safetensors", ".json"))
-    ]
 
 
 def _fit_within_memory(run: Run, facts: TrainingFacts, callbacks: Sequence[Any]) -> None:
