@@ -1,6 +1,7 @@
 """Connect to Ray: a running cluster if one is named, else a private one on this machine."""
 
 import contextlib
+import inspect
 import logging
 import os
 import socket
@@ -49,6 +50,8 @@ def ray_session(config: RaySection, tunes: bool = False) -> Iterator[None]:
         ("TOKENIZERS_PARALLELISM", "false"),
         ("RAY_BACKEND_LOG_LEVEL", "fatal"),
         ("RAY_worker_maximum_startup_concurrency", "16"),
+        # Threads that wait sleep: spinning, they would keep others of this machine from working.
+        ("OMP_WAIT_POLICY", "PASSIVE"),
         # Look for new log files twice a second instead of ten times.
         ("RAY_LOG_MONITOR_MANY_FILES_THRESHOLD", "0"),
     ):
@@ -160,17 +163,41 @@ def has_state_api(config: RaySection) -> bool:
 def _start_local(config: RaySection, port: int, has_dashboard: bool) -> None:
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=config.num_cpus,
-        num_gpus=config.num_gpus,
-        include_dashboard=has_dashboard,
-        dashboard_host="127.0.0.1",
-        dashboard_port=port,
-        logging_level=logging.WARNING,
-        log_to_driver=config.worker_logs,
-        _temp_dir=config.temp_dir,
-    )
+    with _few_processes():
+        ray.init(
+            address="local",
+            num_cpus=config.num_cpus,
+            num_gpus=config.num_gpus,
+            include_dashboard=has_dashboard,
+            dashboard_host="127.0.0.1",
+            dashboard_port=port,
+            logging_level=logging.WARNING,
+            log_to_driver=config.worker_logs,
+            _temp_dir=config.temp_dir,
+        )
+
+
+@contextlib.contextmanager
+def _few_processes() -> Iterator[None]:
+    """Start a Ray of our own without what asks a cloud for machines, and at once.
+
+    The agent of its node takes any free port. It would try one port only, for four seconds, where
+    another Ray of this machine has that; `ray.init` has no option for it, `ray start` has.
+    """
+    from ray._private import parameter
+
+    every = parameter.RayParams
+    settings = {"no_monitor": True, "dashboard_agent_listen_port": free_port()}
+    known = inspect.signature(every).parameters
+
+    def chosen(**given: Any) -> Any:
+        return every(**given, **{k: v for k, v in settings.items() if k in known})
+
+    parameter.RayParams = chosen
+    try:
+        yield
+    finally:
+        parameter.RayParams = every
 
 
 def free_port() -> int:
