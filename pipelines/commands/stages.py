@@ -59,6 +59,15 @@ STAGES: tuple[Stage[Any], ...] = (
     SAMPLE, PREPARE, REFERENCE, TRAIN, EVALUATE, EXECUTE, REPORT,
 )  # fmt: skip
 RUN = tuple(stage for stage in STAGES if stage.in_run)
+# What their processes import first, most of their time to start. None asks for devices.
+IMPORTED_EARLY = (
+    "torch",
+    "ray.data",
+    "transformers.models.auto.modeling_auto",
+    "pipelines.reference.actor",
+    "pipelines.train.lean_trainer",
+    "pipelines.train.trainer",
+)
 
 
 def on_request(stages: Sequence[Stage[Any]]) -> tuple[Stage[Any], ...]:

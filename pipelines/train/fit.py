@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from pipelines.cluster import (
     Resources,
+    cluster_address,
     failure_of,
     has_state_api,
     interruptible,
@@ -173,14 +174,16 @@ def _fit(run: Run, facts: TrainingFacts, callbacks: Sequence[Any]) -> None:
         import ray.train
         from ray.exceptions import RayError
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
+
+        from pipelines.train.lean_trainer import LeanTrainer, OwnRayTrainer
 
     recipe, train = run.recipe, run.recipe.train
     places = Resources.now(recipe.ray).training(train)
     elastic = (
         {} if train.min_workers is None else {"elastic_resize_monitor_interval_s": _RESIZE_SECONDS}
     )
-    trainer = _lean(TorchTrainer, has_state_api(recipe.ray))(
+    trainer_class = OwnRayTrainer if cluster_address(recipe.ray) is None else LeanTrainer
+    trainer = trainer_class(
         train_worker,
         train_loop_config={
             "facts": facts,
@@ -203,6 +206,7 @@ def _fit(run: Run, facts: TrainingFacts, callbacks: Sequence[Any]) -> None:
             callbacks=list(callbacks),
         ),
     )
+    trainer.has_state_api = has_state_api(recipe.ray)
     try:
         with second_choice(recipe, places, _say), spent("ray"):
             interruptible(trainer.fit)
@@ -211,22 +215,6 @@ def _fit(run: Run, facts: TrainingFacts, callbacks: Sequence[Any]) -> None:
         raise failure_of(error, "training", _LIGHTER).error() from error
     finally:
         _take_spans(run.paths.train)
-
-
-def _lean(trainer: Any, has_state_api: bool) -> Any:
-    """A trainer class without the actors of Ray Train that have nothing to do here.
-
-    There are no Ray data sets to manage. What frees the places of a dead controller asks the state
-    API; a session without that ends with its controller.
-    """
-    idle = {"DatasetsCallback", *(() if has_state_api else ("PlacementGroupCleanerCallback",))}
-
-    class Trainer(trainer):  # type: ignore[misc]
-        def _create_default_callbacks(self) -> list[Any]:
-            found = super()._create_default_callbacks()
-            return [each for each in found if type(each).__name__ not in idle]
-
-    return Trainer
 
 
 def _say(line: str) -> None:
