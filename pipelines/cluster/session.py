@@ -184,7 +184,7 @@ def has_state_api(config: RaySection) -> bool:
 def _start_local(config: RaySection, port: int, has_dashboard: bool) -> None:
     import ray
 
-    with _few_processes():
+    with _few_processes(config.worker_logs, has_dashboard):
         ray.init(
             address="local",
             num_cpus=config.num_cpus,
@@ -199,26 +199,36 @@ def _start_local(config: RaySection, port: int, has_dashboard: bool) -> None:
 
 
 @contextlib.contextmanager
-def _few_processes() -> Iterator[None]:
-    """Start a Ray of our own without what asks a cloud for machines, and at once.
+def _few_processes(shows_logs: bool, has_dashboard: bool) -> Iterator[None]:
+    """Start a Ray of our own at once, and without processes that nobody asks for anything.
 
-    The agent of its node takes any free port. It would try one port only, for four seconds, where
-    another Ray of this machine has that; `ray.init` has no option for it, `ray start` has.
+    One asks a cloud for machines, one reads workers' logs, which are rarely shown, and one counts
+    Ray's users in place of a dashboard. The agent of the node takes any free port: it would try one
+    port only, for four seconds, where another Ray of this machine has that. `ray.init` has no
+    option for any of it.
     """
-    from ray._private import parameter
+    from ray._private import node, parameter
 
-    every = parameter.RayParams
-    settings = {"no_monitor": True, "dashboard_agent_listen_port": free_port()}
+    every, start = parameter.RayParams, node.Node.start_api_server
+    settings = {
+        "no_monitor": True,
+        "include_log_monitor": shows_logs,
+        "dashboard_agent_listen_port": free_port(),
+    }
     known = inspect.signature(every).parameters
 
     def chosen(**given: Any) -> Any:
         return every(**given, **{k: v for k, v in settings.items() if k in known})
 
+    def without(self: Any, **given: Any) -> None:
+        self._webui_url = ""
+
     parameter.RayParams = chosen
+    node.Node.start_api_server = start if has_dashboard else without
     try:
         yield
     finally:
-        parameter.RayParams = every
+        parameter.RayParams, node.Node.start_api_server = every, start
 
 
 def free_port() -> int:

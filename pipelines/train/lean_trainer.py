@@ -8,10 +8,13 @@ of its processes have.
 
 from typing import Any
 
-import ray
-from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.execution.controller import TrainController
-from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from pipelines.models import quick_imports
+
+with quick_imports():
+    import ray
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.execution.controller import TrainController
+    from ray.train.v2._internal.execution.worker_group import RayTrainWorker, WorkerGroup
 
 _WITHOUT_WORK = {"DatasetsCallback"}  # there are no Ray data sets to manage
 # Frees the places of a dead controller through the state API; a session without that ends with its
@@ -44,7 +47,13 @@ class OwnRayTrainer(LeanTrainer):
         return ray.get(controller.get_result.remote())
 
 
+class _Worker(RayTrainWorker):
+    """Its process imports this module first, and so what the worker needs in the quick way."""
+
+
 class _WorkerGroup(WorkerGroup):
+    _worker_cls = _Worker
+
     @staticmethod
     def _get_worker_runtime_env(custom_runtime_env: Any) -> Any:
         return custom_runtime_env

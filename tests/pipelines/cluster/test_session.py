@@ -30,17 +30,19 @@ def test_a_scratch_folder_is_as_long_as_sockets_below_it_allow(
 
 
 def test_a_ray_of_our_own_starts_few_processes_and_waits_for_no_port(ray_cluster: None) -> None:
-    """No monitor of a cloud, a free port instead of the one that every Ray would have, and threads
-    that sleep while they wait.
+    """No monitors of a cloud and of logs, a free port instead of the one that every Ray would have,
+    and threads that sleep while they wait.
     """
-    from ray._private import parameter, ray_constants
+    from ray._private import node, parameter, ray_constants
     from ray._private.worker import _global_node
 
     assert ray_constants.PROCESS_TYPE_RAYLET in _global_node.all_processes
     assert ray_constants.PROCESS_TYPE_MONITOR not in _global_node.all_processes
     usual = ray_constants.DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
     assert _global_node.dashboard_agent_listen_port != usual
+    assert ray_constants.PROCESS_TYPE_LOG_MONITOR not in _global_node.all_processes
     assert parameter.RayParams().dashboard_agent_listen_port == usual, "Ray is as it was"
+    assert node.Node.start_api_server.__name__ == "start_api_server"
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
