@@ -38,7 +38,10 @@ class Report(Stage[None]):
         return False
 
     def run(self, run: Run, say: Say, quiet: bool) -> dict[str, Any]:
-        from pipelines.commands.report import run_report
+        from pipelines.models import quick_imports
+
+        with quick_imports():
+            from pipelines.commands.report import run_report
 
         return {"counts": {"page": run_report([run.recipe.run_dir])}}
 
