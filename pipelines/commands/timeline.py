@@ -78,13 +78,13 @@ def read_times(run_dir: str) -> list[dict[str, Any]]:
                 "name": part["name"],
                 "times": 0,
                 "seconds": 0.0,
-                "split": dict.fromkeys(part["split"], 0.0),
+                "split": dict.fromkeys((*KINDS, REST), 0.0),
             },
         )
         record["times"] += 1
         record["seconds"] += part["seconds"]
         for kind, seconds in part["split"].items():
-            record["split"][kind] += seconds
+            record["split"][kind] = record["split"].get(kind, 0.0) + seconds
     return sorted(found.values(), key=lambda record: record["name"] == AROUND)
 
 

@@ -8,6 +8,7 @@ from pipelines.models import (
     check_generation,
     load_tokenizer,
     padded_vocabularies,
+    quick_imports,
     resolve_model,
 )
 from pipelines.recipe import (
@@ -30,7 +31,6 @@ def check_evaluation(recipe: Recipe) -> None:
         installed, a model, task file, key or chat template that is not there.
     """
     from pipelines.evaluate.leaderboard import check_tasks
-    from pipelines.evaluate.text_scorer import check_text_models
 
     settings, wanted = recipe.evaluate, recipe.evaluate.benchmarks
     if not recipe.objective.declared.uses_rejected:
@@ -40,13 +40,16 @@ def check_evaluation(recipe: Recipe) -> None:
         )
     check_held_out(recipe)
     if settings.sampled_benchmarks():
+        with quick_imports():
+            from pipelines.evaluate.text_scorer import check_text_models
+
         check_generation(
             recipe,
             "evaluate.generation",
             longest_prompt(recipe),
             settings.generation.max_new_tokens,
         )
-    check_text_models(settings)
+        check_text_models(settings)
     _check_engine(recipe)
     chat = ChatSettings.of(recipe.data)
     asking = {"code": settings.code, "leaderboard": settings.leaderboard}

@@ -64,6 +64,7 @@ from .run_paths import (
     MISSING as MISSING,
     MODEL as MODEL,
     PAGE as PAGE,
+    PUBLISHED as PUBLISHED,
     REJECTED_ROWS as REJECTED_ROWS,
     RESULTS as RESULTS,
     RUNS as RUNS,

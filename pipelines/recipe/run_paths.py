@@ -27,6 +27,7 @@ MODEL, MASKS, CHECKPOINTS, METRICS, BOARD = (
     "tensorboard",
 )
 MEMORY, ATTEMPT, STATE = "memory.json", "attempt.json", "state.json"
+PUBLISHED = "published.json"  # checksums of what the workers have published, for the driver
 # Of evaluate, execute and schedule.
 SAMPLES, TOKENS = "samples/samples.jsonl", "samples/tokens.jsonl"
 CODE_SAMPLES = "samples/code.jsonl"

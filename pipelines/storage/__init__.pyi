@@ -5,6 +5,7 @@ from .hashes import (
     digest as digest,
     file_hash as file_hash,
     file_state as file_state,
+    hashes_of_written as hashes_of_written,
 )
 from .row_group_cache import RowGroupCache as RowGroupCache
 from .spans import (

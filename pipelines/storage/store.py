@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines.errors import StageFailed, UserError
+from pipelines.storage.hashes import fsync
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -277,9 +278,9 @@ class RunStore:
         if self.is_local:
             target = self.local_path(path)
             target.parent.mkdir(parents=True, exist_ok=True)
-            _fsync(source)
+            fsync(source)
             os.rename(source, target)
-            _fsync(target.parent)
+            fsync(target.parent)
             return
         with self._publishing(path) as spool, source.open("rb") as stream:
             shutil.copyfileobj(stream, spool, 2**22)
@@ -296,11 +297,11 @@ class RunStore:
             staged = target.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
             shutil.move(source, staged)
             for file in staged.rglob("*"):
-                _fsync(file)
+                fsync(file)
             if target.exists():
                 shutil.rmtree(target)
             os.rename(staged, target)
-            _fsync(target.parent)
+            fsync(target.parent)
             return
         self.delete(path)
         for file in sorted(p for p in source.rglob("*") if p.is_file()):
@@ -397,7 +398,7 @@ class RunStore:
             finally:
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                     os.unlink(temporary)
-            _fsync(Path(folder))
+            fsync(Path(folder))
         except OSError as error:
             if error.errno not in _WRITE_ERRORS:
                 raise
@@ -482,11 +483,3 @@ def row_groups(table: pa.Table) -> Iterator[pa.Table]:
             rows = max(1, rows // 2)
         yield table.slice(start, rows)
         start += rows
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from pipelines.cluster import (
     Resources,
+    cluster_address,
     failure_of,
     has_state_api,
     interruptible,
@@ -27,9 +28,9 @@ from pipelines.errors import Failure, StageFailed, UserError
 from pipelines.pairs import open_pairs
 from pipelines.recipe import (
     MANIFEST,
-    MASKS,
     METRICS,
     MODEL,
+    PUBLISHED,
     SPANS,
     Run,
     StageRecord,
@@ -92,7 +93,7 @@ def finish_training(run: Run, record: StageRecord, num_pairs: int) -> dict[str, 
     Raises: StageFailed if they left no model.
     """
     recipe, store = run.recipe, record.store
-    if not store.exists(MODEL):
+    if not (store.exists(MODEL) and store.exists(PUBLISHED)):
         raise StageFailed(
             "training ended without a model: another command has taken over this run, or see the "
             "workers' output above"
@@ -118,8 +119,9 @@ def finish_training(run: Run, record: StageRecord, num_pairs: int) -> dict[str, 
         f"{MODEL}/README.md",
         model_card(recipe, counts, run.paths.pairs.read_json(MANIFEST)["counts"]).encode(),
     )
-    with spent("write"):
-        return record.finish(counts, {path: store.checksum(path) for path in _published(store)})
+    manifest = record.finish(counts, store.read_json(PUBLISHED))
+    store.delete(PUBLISHED)
+    return manifest
 
 
 def _num_steps(train: TrainSection, num_pairs: int) -> int:
@@ -149,16 +151,6 @@ def _cure(store: RunStore) -> str:
     )
 
 
-def _published(store: RunStore) -> list[str]:
-    """The published model's files: weights, configuration, tokenizer and masks, but no card."""
-    return [
-        f"{folder}/{name}"
-        for folder in (MODEL, MASKS)
-        for name in store.names(folder)
-        if name.endswith((".safetensors", ".json"))
-    ]
-
-
 def _fit_within_memory(run: Run, facts: TrainingFacts, callbacks: Sequence[Any]) -> None:
     """Train; with train.auto_microbatch again with half the budget.
 
@@ -182,14 +174,16 @@ def _fit(run: Run, facts: TrainingFacts, callbacks: Sequence[Any]) -> None:
         import ray.train
         from ray.exceptions import RayError
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
+
+        from pipelines.train.lean_trainer import LeanTrainer, OwnRayTrainer
 
     recipe, train = run.recipe, run.recipe.train
     places = Resources.now(recipe.ray).training(train)
     elastic = (
         {} if train.min_workers is None else {"elastic_resize_monitor_interval_s": _RESIZE_SECONDS}
     )
-    trainer = _lean(TorchTrainer, has_state_api(recipe.ray))(
+    trainer_class = OwnRayTrainer if cluster_address(recipe.ray) is None else LeanTrainer
+    trainer = trainer_class(
         train_worker,
         train_loop_config={
             "facts": facts,
@@ -212,6 +206,7 @@ def _fit(run: Run, facts: TrainingFacts, callbacks: Sequence[Any]) -> None:
             callbacks=list(callbacks),
         ),
     )
+    trainer.has_state_api = has_state_api(recipe.ray)
     try:
         with second_choice(recipe, places, _say), spent("ray"):
             interruptible(trainer.fit)
@@ -220,22 +215,6 @@ def _fit(run: Run, facts: TrainingFacts, callbacks: Sequence[Any]) -> None:
         raise failure_of(error, "training", _LIGHTER).error() from error
     finally:
         _take_spans(run.paths.train)
-
-
-def _lean(trainer: Any, has_state_api: bool) -> Any:
-    """A trainer class without the actors of Ray Train that have nothing to do here.
-
-    There are no Ray data sets to manage. What frees the places of a dead controller asks the state
-    API; a session without that ends with its controller.
-    """
-    idle = {"DatasetsCallback", *(() if has_state_api else ("PlacementGroupCleanerCallback",))}
-
-    class Trainer(trainer):  # type: ignore[misc]
-        def _create_default_callbacks(self) -> list[Any]:
-            found = super()._create_default_callbacks()
-            return [each for each in found if type(each).__name__ not in idle]
-
-    return Trainer
 
 
 def _say(line: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.errors import Diverged, Failure, StageFailed
+from pipelines.errors import Diverged, Failure, StageFailed, UserError
 from pipelines.models import Placement, compile_forecast, sustained_tflops
 from pipelines.pairs import read_pairs
 from pipelines.recipe import LearnedMaskConfig
@@ -26,6 +26,7 @@ from pipelines.train.checkpoint import (
     Retention,
     check_files,
     claim,
+    goes_on,
     load_checkpoint,
     newest_intact,
     read_state,
@@ -39,8 +40,8 @@ from pipelines.train.policy import (
     build_policy,
     choose_layout,
     load_policy_model,
-    write_model,
 )
+from pipelines.train.publish import Publication
 from pipelines.train.selection import Selection
 from pipelines.train.steps import completed_steps
 from pipelines.train.strategy import strategy_of
@@ -150,6 +151,12 @@ class Trainer:
         self.watch = CollapseWatch(facts.mask.masked_terms(), state.get("collapse_streaks"))
         self.runaway = RunawayWatch(state.get("runaway"))
         self.selection = Selection(facts.train.selection, state.get("selection"))
+        if self.step < self.num_steps and not (self.selection.has_ended or goes_on(state)):
+            raise UserError(
+                f"{self.store.root}: the checkpoint of step {self.step} was the last of its run "
+                f"and holds no optimizer state, but {self.num_steps} steps are asked for: choose "
+                "another run_dir"
+            )
         keep_best = max(
             facts.train.selection.keep_best, int(facts.train.selection.publish == "best")
         )
@@ -284,14 +291,13 @@ class Trainer:
                 improved = self.selection.observe(self.step, validated)
                 latest |= validated
             if saves or preempted or improved or self.selection.has_ended:
-                self._checkpoint(latest)
+                self._checkpoint(latest, is_last=last or self.selection.has_ended)
                 if preempted:
                     self._raise_together(self.checkpoints.failure(wait=True))
                 latest["checkpoint_path"] = f"{self.store.root}/checkpoints"
             if validated or "checkpoint_path" in latest:
                 report(latest)
         with spent("write"):
-            self._raise_together(self.checkpoints.failure(wait=True))
             self._publish()
             if self.metrics is not None:
                 self.metrics.close()
@@ -555,7 +561,7 @@ class Trainer:
         return 1 - progress if train.schedule == "linear" else 1.0
 
     @spent("write")
-    def _checkpoint(self, latest: dict[str, Any]) -> None:
+    def _checkpoint(self, latest: dict[str, Any], is_last: bool = False) -> None:
         if self.metrics is not None:
             self.metrics.checkpoint()
         state = {
@@ -566,26 +572,33 @@ class Trainer:
             "selection": self.selection.state(),
             "selection_value": self.selection.value_of(latest),
         }
-        self.checkpoints.save(self.step, state)
+        self.checkpoints.save(self.step, state, is_last)
         if self.compilation is not None:
             self.compilation.keep()
 
     def _publish(self) -> None:
-        """Write the model and its masks: of the last step, or of the best validation."""
-        best = self.selection.best_step
-        if self.facts.train.selection.publish == "best" and best is not None and best != self.step:
+        """Publish the model and its masks: of the last step, or of the best validation.
+
+        They are written while the last checkpoint is, and get their names after it.
+        """
+        best, copies = self.selection.best_step, self.checkpoints.copies(self.step)
+        published = self.facts.train.selection.publish
+        if published == "best" and best is not None and best != self.step:
             check_files(self.store, best, self.placement)
             load_checkpoint(self.store, best, self.model, None, self.strategy, self.facts.base)
-        is_first = self.placement.rank == 0
-        folder = self.store.staging_directory() if is_first else None
-        write_model(self.facts, self.model.causal_lm, self.strategy, folder)
-        if folder is None:
-            return
-        self.store.publish_directory(folder, "model")
-        if isinstance(self.model.masks, LearnedMasks):
-            folder = self.store.staging_directory()
-            self.model.masks.save_pretrained(folder)
-            self.store.publish_directory(folder, "masks")
+            copies = {}
+        publication, failure = Publication(self.store), None
+        try:
+            try:
+                publication.stage(self.facts, self.model, self.strategy, copies)
+            except (UserError, StageFailed) as error:
+                failure = Failure.of(error)
+            unsaved = self.checkpoints.failure(wait=True)
+            self._raise_together(unsaved or failure)
+        except BaseException:
+            publication.discard()
+            raise
+        publication.publish()
 
     def close(self) -> None:
         """Stop the threads of a run that has ended or failed."""
