@@ -21,32 +21,37 @@ def uniform_numbers(seeds: Sequence[int], count: int) -> Tensor:
     return torch.from_numpy((np.stack(rows).astype(np.float64) + 0.5) / _STEPS)
 
 
-def draw_tokens(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:
-    """One token [n] per row of float32 logits [n, V]: the likeliest at temperature 0.
+def draw_tokens(
+    logits: Tensor, uniform: Tensor, temperature: float, top_p: float
+) -> tuple[Tensor, Tensor]:
+    """One token [n] per row of logits [n, V]: the likeliest at temperature 0.
 
     Else it is the first whose cumulative probability exceeds the row's uniform number. Temperature
-    and top_p are those of transformers' `generate`.
+    and top_p are those of transformers' `generate`, in float32 as there.
 
     Args:
         uniform: float64 [n].
+    Returns: tokens, and bool [n]: whether a row's logits are numbers.
     """
     from transformers import TopPLogitsWarper
 
     if temperature == 0:
-        return logits.argmax(-1)
-    scores = logits / temperature
+        return logits.argmax(-1), logits.amax(-1).isfinite()
+    scores = logits if temperature == 1 else logits.float() / temperature
     if top_p < 1:
-        scores = TopPLogitsWarper(top_p)(None, scores)
-    return _by_cumulative(scores.softmax(-1), uniform[:, None])
+        scores = TopPLogitsWarper(top_p)(None, scores.float())
+    return _by_cumulative(scores.softmax(-1, dtype=torch.float32), uniform[:, None])
 
 
-def _by_cumulative(probabilities: Tensor, uniform: Tensor) -> Tensor:
+def _by_cumulative(probabilities: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """In float64, in two steps: the part of the vocabulary, then the token in it.
 
     A token of probability 0 is never drawn.
     """
     num_rows, vocabulary = probabilities.shape
-    parts = F.pad(probabilities, (0, -vocabulary % _PART)).view(num_rows, -1, _PART)
+    if missing := -vocabulary % _PART:
+        probabilities = F.pad(probabilities, (0, missing))
+    parts = probabilities.view(num_rows, -1, _PART)
     until = parts.sum(-1, dtype=torch.float64).cumsum(-1)
     wanted = uniform * until[:, -1:]
     # Logits that are no numbers would point beyond the end.
@@ -57,4 +62,4 @@ def _by_cumulative(probabilities: Tensor, uniform: Tensor) -> Tensor:
     # The same sum in another order may come out smaller by a rounding.
     rest = torch.minimum(rest, inside[:, -1:] * (1 - 2.0**-40))
     token = part * _PART + torch.searchsorted(inside, rest, right=True)
-    return token[:, 0].clamp(max=vocabulary - 1)
+    return token[:, 0].clamp(max=vocabulary - 1), until[:, -1].isfinite()

@@ -127,13 +127,14 @@ def test_tokens_follow_their_cumulative_probability() -> None:
     logits = 3 * torch.randn(600, generator=chance)
     logits[[0, 255, 256, 511, 512, 599]] = -torch.inf
     uniform = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
-    found = draw_tokens(logits.expand(1000, -1), uniform, 1.0, 1.0)
+    found, is_finite = draw_tokens(logits.expand(1000, -1), uniform, 1.0, 1.0)
+    assert bool(is_finite.all())
     cumulative = logits.softmax(-1).double().numpy().cumsum()
     expected = np.searchsorted(cumulative, uniform.numpy() * cumulative[-1], side="right")
     assert found.tolist() == expected.tolist()
     assert not torch.isinf(logits[found]).any()
     edges = torch.tensor([2.0**-33, 1 - 2.0**-33], dtype=torch.float64)
-    assert draw_tokens(logits.expand(2, -1), edges, 1.0, 1.0).tolist() == [1, 598]
+    assert draw_tokens(logits.expand(2, -1), edges, 1.0, 1.0)[0].tolist() == [1, 598]
 
 
 def test_uniform_numbers_are_those_of_their_seed() -> None:
@@ -160,9 +161,11 @@ def test_a_sample_depends_on_its_prompt_and_seed_alone(model_dir: Path) -> None:
     assert prompts[0] == prompts[2] and found[0] != found[2], "another seed, another sample"
 
 
-def test_logits_that_are_no_numbers_are_an_error(model_dir: Path) -> None:
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_are_an_error(model_dir: Path, temperature: float) -> None:
     model = load_causal_lm(str(model_dir), torch.float32)
-    sampler = CapturedSampler(model, ENDS, GenerationSection(max_new_tokens=3), 64, 4)
+    settings = GenerationSection(max_new_tokens=3, temperature=temperature)
+    sampler = CapturedSampler(model, ENDS, settings, 64, 4)
     model.get_output_embeddings().weight.data[50] = torch.nan
     with pytest.raises(ValueError, match="not finite"):
         sampler([[5, 6]], [0])
