@@ -15,6 +15,7 @@ from pipelines.models.generation import generate
 from pipelines.models.job_sampler import JobSampler
 from pipelines.models.loading import load_causal_lm
 from pipelines.models.response_ends import ResponseEnds
+from pipelines.models.row_attention import _by_kernel, _by_mask
 from pipelines.models.token_draws import draw_tokens, uniform_numbers
 from pipelines.recipe.evaluation import GenerationSection
 
@@ -56,7 +57,7 @@ def test_a_family_is_decoded_as_its_own_forward_says_or_refused(family: str) -> 
     sampler = JobSampler(ENDS)
     prompts = prompts_of(7, 29, longest=12)
     made = sampler._sampler(model, prompts, settings)
-    if family in ("llama", "gpt_neox", "gpt2", "qwen3", "gemma3_text", "mistral"):
+    if family in ("llama", "gpt_neox", "gpt2", "qwen3", "cohere2", "gemma3", "mixtral", "phi"):
         assert made is not None
     if made is None:
         (warning,) = sampler.warnings
@@ -135,6 +136,25 @@ def test_tokens_follow_their_cumulative_probability() -> None:
     assert not torch.isinf(logits[found]).any()
     edges = torch.tensor([2.0**-33, 1 - 2.0**-33], dtype=torch.float64)
     assert draw_tokens(logits.expand(2, -1), edges, 1.0, 1.0)[0].tolist() == [1, 598]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize(("width", "group"), [(64, 3), (80, 1), (128, 4), (256, 17)])
+def test_the_kernel_attends_as_torch_does(width: int, group: int, window: int | None) -> None:
+    """Rows of 1 to 700 columns of 768; what lies beyond a row's columns is no number."""
+    chance = torch.Generator("cuda").manual_seed(0)
+    shapes = ((5, 2, group, width), (5, 2, 768, width), (5, 2, 768, width))
+    query, key, value = (
+        torch.randn(shape, generator=chance, device="cuda", dtype=torch.bfloat16)
+        for shape in shapes
+    )
+    last = torch.tensor([0, 63, 64, 300, 699], device="cuda")
+    expected = _by_mask(query, key, value, last, 0.1, window)
+    for row, column in enumerate(last.tolist()):
+        key[row, :, column + 1 :] = value[row, :, column + 1 :] = torch.nan
+    found = _by_kernel(query, key, value, last, 0.1, window)
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
 
 
 def test_uniform_numbers_are_those_of_their_seed() -> None:
