@@ -11,12 +11,13 @@ import torch
 from scipy.stats import chisquare
 
 from pipelines.models.captured import CapturedSampler
+from pipelines.models.draw_kernel import drawn_by_kernel
 from pipelines.models.generation import generate
 from pipelines.models.job_sampler import JobSampler
 from pipelines.models.loading import load_causal_lm
 from pipelines.models.response_ends import ResponseEnds
 from pipelines.models.row_attention import _by_kernel, _by_mask
-from pipelines.models.token_draws import draw_tokens, uniform_numbers
+from pipelines.models.token_draws import _drawn_by_torch, draw_tokens, uniform_numbers
 from pipelines.recipe.evaluation import GenerationSection
 
 ENDS = ResponseEnds((3, 4))
@@ -155,6 +156,23 @@ def test_the_kernel_attends_as_torch_does(width: int, group: int, window: int | 
         key[row, :, column + 1 :] = value[row, :, column + 1 :] = torch.nan
     found = _by_kernel(query, key, value, last, 0.1, window)
     torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("top_p", [1.0, 0.95, 0.3, 0.001])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_kernel_draws_as_torch_does(dtype: torch.dtype, top_p: float) -> None:
+    """But for rows whose number is within a rounding of a border; -inf and NaN among the logits."""
+    chance = torch.Generator("cuda").manual_seed(0)
+    logits = 3 * torch.randn(512, 49_153, generator=chance, device="cuda").to(dtype)
+    logits[::2, 7::3] = -torch.inf
+    uniform = uniform_numbers(range(512), 1)[:, 0].cuda()
+    found, is_finite = drawn_by_kernel(logits, uniform, 0.8, top_p)
+    expected, _ = _drawn_by_torch(logits, uniform, 0.8, top_p)
+    assert float((found == expected).float().mean()) > 0.98
+    assert bool(is_finite.all())
+    logits[5, 40_000] = torch.nan
+    assert drawn_by_kernel(logits, uniform, 0.8, top_p)[1].logical_not().nonzero().tolist() == [[5]]
 
 
 def test_uniform_numbers_are_those_of_their_seed() -> None:
