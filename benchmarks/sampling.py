@@ -60,12 +60,14 @@ class Plain:
     def __init__(self, model: Any, settings: GenerationSection, ends: ResponseEnds, batch: int):
         self.name, self._batch = f"plain-{batch}", batch
         self._draw = lambda prompts: generate(model, ends, prompts, settings, 0)
+        short = settings.model_copy(update={"max_new_tokens": 4})
+        self._warm_up = lambda prompts: generate(model, ends, prompts, short, 0)
 
     def start(self, prompts: Tokens) -> None:
-        self._draw(prompts[: self._batch])
+        self._warm_up(prompts[: self._batch])
 
     def round(self, prompts: Tokens) -> Tokens:
-        some = prompts[: max(self._batch, min(len(prompts), 512))]
+        some = prompts[: max(self._batch, 512)]
         batches = [some[at : at + self._batch] for at in range(0, len(some), self._batch)]
         return [ids for batch in batches for ids in self._draw(batch)]
 
@@ -131,13 +133,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="smollm2-135m", help="a directory, or a shape")
-    parser.add_argument("--prompts", type=int, default=4096)
+    parser.add_argument("--prompts", type=int, default=8192)
     parser.add_argument("--lengths", default="32,224", help="fewest and most tokens of a prompt")
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--mean-length", type=int, default=0, help="0: all have --new-tokens")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--batches", default="32,64,128,256,512,1024,2048")
+    parser.add_argument("--batches", default="256,1024,2048")
     parser.add_argument("--sides", default="plain,captured,continuous")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--limit", type=float, default=540, help="seconds after which none begins")

@@ -11,7 +11,7 @@ from pipelines.recipe import GenerationSection
 from pipelines.storage import digest
 
 Way = Literal["batches", "captured"]
-CAPTURED_TASK = 4096  # samples of a captured task
+CAPTURED_TASK = 8192  # samples of a captured task
 _STEP_SECONDS = 0.03  # of `generate`, whatever the batch
 _LEAST_SECONDS = 30.0  # of a job that is captured
 

@@ -129,7 +129,7 @@ class CapturedSampler:
         self._going[index] = True
 
     def _logits(self) -> Tensor:
-        """float32 [rows, V] of the token after each row's last; its keys and values are kept."""
+        """[rows, V] of the token after each row's last; its keys and values are kept."""
         with row_attention(self._causal_lm, self._places):
             output = self._causal_lm(
                 input_ids=self._tokens[:, None],
@@ -137,14 +137,14 @@ class CapturedSampler:
                 past_key_values=self._cache,
                 use_cache=True,
             )
-        return output.logits[:, -1].float()
+        return output.logits[:, -1]
 
     def _step(self) -> None:
         """One token more for every row that goes on, without a look at any of them."""
         logits, settings = self._logits(), self._settings
         uniform = self._uniform.gather(1, self._counts[:, None])[:, 0]
-        token = draw_tokens(logits, uniform, settings.temperature, settings.top_p)
-        self._is_finite &= logits.amax(-1).isfinite().logical_or(~self._going).all()
+        token, is_finite = draw_tokens(logits, uniform, settings.temperature, settings.top_p)
+        self._is_finite &= (is_finite | ~self._going).all()
         self._drawn.scatter_(1, self._counts[:, None], token[:, None])
         self._tokens.copy_(torch.where(self._going, token, self._tokens))
         self._counts += self._going
@@ -180,7 +180,7 @@ class CapturedSampler:
         ids = torch.randint(len(self._is_end), (len(lengths), longest), generator=chance)
         prompts = [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
         self._admit(list(range(len(lengths))), prompts, [0] * len(lengths))
-        found = self._logits()[: len(lengths)]
+        found = self._logits()[: len(lengths)].float()
         self._going.zero_()
         ids, cache = ids.to(self._device), DynamicCache(config=self._causal_lm.config)
         whole = self._causal_lm(input_ids=ids, use_cache=False).logits

@@ -1,6 +1,5 @@
 """Samples of a large job: captured where the model's family allows it, else in batches."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +11,10 @@ from pipelines.models.response_ends import ResponseEnds
 from pipelines.recipe import GenerationSection
 from sparsepo.backbone import backbone_of, transformer_of
 
-_MOST_ROWS, _FEWEST_ROWS = 1024, 32
-_COLUMNS = 256  # a cache has a multiple of them
-_CACHE_SHARE = 0.2  # of a GPU's memory; two models sample in turn beside a third
-_LOGITS = 2**27  # of one step
+_MOST_ROWS, _ROWS = 2048, 32  # and a multiple of these
+_COLUMNS = 64  # a cache has a multiple of them
+_MODELS, _CACHE_SHARE = 3, 0.3  # of the memory beside so many models, two of which sample in turn
+_LOGITS = 2**28  # of one step
 
 
 class JobSampler:
@@ -102,8 +101,9 @@ def _num_rows(causal_lm: Any, size: int, samples: int) -> int:
     per_column = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
     fitting = min(_MOST_ROWS, _LOGITS // causal_lm.get_output_embeddings().weight.shape[0])
     if device.type == "cuda":
-        memory = _CACHE_SHARE * torch.cuda.get_device_properties(device).total_memory
-        fitting = min(fitting, int(memory / (per_column * size)))
-        if fitting < _FEWEST_ROWS:
-            raise NotImplementedError(f"caches of {fitting} rows fill the memory")
-    return min(2 ** int(math.log2(fitting)), 2 ** math.ceil(math.log2(max(samples, _FEWEST_ROWS))))
+        weights = sum(parameter.nbytes for parameter in causal_lm.parameters())
+        memory = torch.cuda.get_device_properties(device).total_memory - _MODELS * weights
+        fitting = min(fitting, int(_CACHE_SHARE * memory / (per_column * size)))
+    if fitting < _ROWS:
+        raise NotImplementedError(f"caches of {max(0, fitting)} rows fill the memory")
+    return min(fitting // _ROWS, -(-samples // _ROWS)) * _ROWS

@@ -124,8 +124,8 @@ def test_captured_candidates_depend_on_no_task_and_no_batch(
     prompts = sorted({row["prompt"] for row in rows})[:12]
     facts = sampling_facts(sampling(), Run(sampling()).inputs(SAMPLE).ends)
     settings = facts.settings.model_copy(update={"batch_prompts": 4})
-    (whole,) = sampling_tasks(prompts * 200, settings, gpus=1)[:1]
-    assert whole.way == "captured" and len(whole.prompts) == 4096 // 3
+    (whole,) = sampling_tasks(prompts * 400, settings, gpus=1)[:1]
+    assert whole.way == "captured" and len(whole.prompts) == 8192 // 3
     assert {task.way for task in sampling_tasks(prompts * 200, settings, gpus=0)} == {"batches"}
     assert {task.way for task in sampling_tasks(prompts, settings, gpus=1)} == {"batches"}
     actor, other = CandidateSampler(facts), CandidateSampler(facts)

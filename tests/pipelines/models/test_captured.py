@@ -11,11 +11,13 @@ import torch
 from scipy.stats import chisquare
 
 from pipelines.models.captured import CapturedSampler
+from pipelines.models.draw_kernel import drawn_by_kernel
 from pipelines.models.generation import generate
 from pipelines.models.job_sampler import JobSampler
 from pipelines.models.loading import load_causal_lm
 from pipelines.models.response_ends import ResponseEnds
-from pipelines.models.token_draws import draw_tokens, uniform_numbers
+from pipelines.models.row_attention import _by_kernel, _by_mask
+from pipelines.models.token_draws import _drawn_by_torch, draw_tokens, uniform_numbers
 from pipelines.recipe.evaluation import GenerationSection
 
 ENDS = ResponseEnds((3, 4))
@@ -56,7 +58,7 @@ def test_a_family_is_decoded_as_its_own_forward_says_or_refused(family: str) -> 
     sampler = JobSampler(ENDS)
     prompts = prompts_of(7, 29, longest=12)
     made = sampler._sampler(model, prompts, settings)
-    if family in ("llama", "gpt_neox", "gpt2", "qwen3", "gemma3_text", "mistral"):
+    if family in ("llama", "gpt_neox", "gpt2", "qwen3", "cohere2", "gemma3", "mixtral", "phi"):
         assert made is not None
     if made is None:
         (warning,) = sampler.warnings
@@ -127,13 +129,50 @@ def test_tokens_follow_their_cumulative_probability() -> None:
     logits = 3 * torch.randn(600, generator=chance)
     logits[[0, 255, 256, 511, 512, 599]] = -torch.inf
     uniform = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
-    found = draw_tokens(logits.expand(1000, -1), uniform, 1.0, 1.0)
+    found, is_finite = draw_tokens(logits.expand(1000, -1), uniform, 1.0, 1.0)
+    assert bool(is_finite.all())
     cumulative = logits.softmax(-1).double().numpy().cumsum()
     expected = np.searchsorted(cumulative, uniform.numpy() * cumulative[-1], side="right")
     assert found.tolist() == expected.tolist()
     assert not torch.isinf(logits[found]).any()
     edges = torch.tensor([2.0**-33, 1 - 2.0**-33], dtype=torch.float64)
-    assert draw_tokens(logits.expand(2, -1), edges, 1.0, 1.0).tolist() == [1, 598]
+    assert draw_tokens(logits.expand(2, -1), edges, 1.0, 1.0)[0].tolist() == [1, 598]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize(("width", "group"), [(64, 3), (80, 1), (128, 4), (256, 17)])
+def test_the_kernel_attends_as_torch_does(width: int, group: int, window: int | None) -> None:
+    """Rows of 1 to 700 columns of 768; what lies beyond a row's columns is no number."""
+    chance = torch.Generator("cuda").manual_seed(0)
+    shapes = ((5, 2, group, width), (5, 2, 768, width), (5, 2, 768, width))
+    query, key, value = (
+        torch.randn(shape, generator=chance, device="cuda", dtype=torch.bfloat16)
+        for shape in shapes
+    )
+    last = torch.tensor([0, 63, 64, 300, 699], device="cuda")
+    expected = _by_mask(query, key, value, last, 0.1, window)
+    for row, column in enumerate(last.tolist()):
+        key[row, :, column + 1 :] = value[row, :, column + 1 :] = torch.nan
+    found = _by_kernel(query, key, value, last, 0.1, window)
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("top_p", [1.0, 0.95, 0.3, 0.001])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_kernel_draws_as_torch_does(dtype: torch.dtype, top_p: float) -> None:
+    """But for rows whose number is within a rounding of a border; -inf and NaN among the logits."""
+    chance = torch.Generator("cuda").manual_seed(0)
+    logits = 3 * torch.randn(512, 49_153, generator=chance, device="cuda").to(dtype)
+    logits[::2, 7::3] = -torch.inf
+    uniform = uniform_numbers(range(512), 1)[:, 0].cuda()
+    found, is_finite = drawn_by_kernel(logits, uniform, 0.8, top_p)
+    expected, _ = _drawn_by_torch(logits, uniform, 0.8, top_p)
+    assert float((found == expected).float().mean()) > 0.98
+    assert bool(is_finite.all())
+    logits[5, 40_000] = torch.nan
+    assert drawn_by_kernel(logits, uniform, 0.8, top_p)[1].logical_not().nonzero().tolist() == [[5]]
 
 
 def test_uniform_numbers_are_those_of_their_seed() -> None:
@@ -160,9 +199,11 @@ def test_a_sample_depends_on_its_prompt_and_seed_alone(model_dir: Path) -> None:
     assert prompts[0] == prompts[2] and found[0] != found[2], "another seed, another sample"
 
 
-def test_logits_that_are_no_numbers_are_an_error(model_dir: Path) -> None:
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_are_an_error(model_dir: Path, temperature: float) -> None:
     model = load_causal_lm(str(model_dir), torch.float32)
-    sampler = CapturedSampler(model, ENDS, GenerationSection(max_new_tokens=3), 64, 4)
+    settings = GenerationSection(max_new_tokens=3, temperature=temperature)
+    sampler = CapturedSampler(model, ENDS, settings, 64, 4)
     model.get_output_embeddings().weight.data[50] = torch.nan
     with pytest.raises(ValueError, match="not finite"):
         sampler([[5, 6]], [0])
