@@ -24,7 +24,12 @@ from torch import Tensor
 
 from pipelines.errors import UserError
 from pipelines.pairs import PairTable, shard_name
-from pipelines.recipe import HEAD_FILE, HEAD_SETTINGS, MANIFEST
+from pipelines.recipe import (
+    HEAD_FILE,
+    HEAD_SETTINGS,
+    MANIFEST,
+    read_manifest,
+)
 from pipelines.reference.facts import ReferenceFacts
 from pipelines.reference.formats import FeatureFormat
 from pipelines.storage import RowGroupCache, RunStore
@@ -365,7 +370,7 @@ def open_reference(facts: ReferenceFacts, pairs: PairTable) -> ReferenceStore:
         raise UserError(
             f"{store.root} has no finished reference stage: run `sparsepo reference` first"
         )
-    manifest = store.read_json(MANIFEST)
+    manifest = read_manifest(store)
     if manifest["fingerprint"] != facts.fingerprint:
         raise UserError(
             f"{store.root} holds another run's reference stage: its fingerprint is "

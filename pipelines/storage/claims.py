@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import StageFailed, UserError
+from pipelines.errors import DamagedFile, StageFailed, UserError
+from pipelines.storage.records import Fields, read_record, write_record
 from pipelines.storage.store import RunStore
 
 _FOLDER = "claims"
+_FIELDS: Fields = {"holder": str, "host": str, "pid": int, "time": (int, float)}
 
 
 @dataclass(frozen=True)
@@ -77,26 +79,30 @@ class Claims:
         self._write(path)
         time.sleep(self._times.settle)
         found = self._read(path)
-        return found is not None and found["holder"] == self._me["holder"]
+        return found is not None and found.get("holder") == self._me["holder"]
 
     def _is_held(self, path: str) -> bool:
-        """Whether somebody else who still lives has the claim."""
+        """Whether somebody else who still lives has the claim, as far as it can be read."""
         found = self._read(path)
         if found is None:
             return False
+        if not found:  # damaged: whoever wrote it may live, and renews it then
+            changed = self._store.changed_at(path)
+            return time.time() - changed < self._times.abandoned
         if found["host"] == self._me["host"]:
             return _start_of(found["pid"]) == found["boot"] is not None
         return bool(time.time() - found["time"] < self._times.abandoned)
 
     def _read(self, path: str) -> dict[str, Any] | None:
         try:
-            found: dict[str, Any] = self._store.read_json(path)
+            return read_record(self._store, path, _FIELDS)
         except FileNotFoundError:
             return None
-        return found
+        except DamagedFile:
+            return {}
 
     def _write(self, path: str) -> None:
-        self._store.write_json(path, {**self._me, "time": time.time()})
+        write_record(self._store, path, {**self._me, "time": time.time()})
 
     def _renew(self, path: str, done: threading.Event) -> None:
         while not done.wait(self._times.renew):

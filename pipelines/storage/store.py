@@ -51,6 +51,7 @@ _WRITE_ERRORS = frozenset(
         errno.EACCES,
         errno.EPERM,
         errno.EEXIST,
+        errno.EISDIR,
         errno.ENOTDIR,
         errno.EFBIG,
         errno.ENAMETOOLONG,
@@ -204,6 +205,10 @@ class RunStore:
         """Bytes of a file; -1 if it does not exist."""
         info = self._info(path)
         return int(info.size) if info.is_file else -1
+
+    def changed_at(self, path: str) -> float:
+        """When a file or folder was changed, in seconds since the epoch; 0 if it is not there."""
+        return float((self._info(path).mtime_ns or 0) / 1e9)
 
     def read_bytes(self, path: str) -> bytes:
         def read() -> bytes:
