@@ -14,7 +14,7 @@ from typing import Any
 
 from pipelines.errors import UserError
 from pipelines.models.trusted_code import refuse_foreign_code
-from pipelines.storage import CACHE, RunStore, parse_json
+from pipelines.storage import CACHE, RunStore, parse_json, special_kind
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -38,6 +38,9 @@ def resolve_model(name_or_path: str, tokenizer_only: bool = False) -> Path:
         if path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1:
             raise UserError(f"model {name_or_path!r}: no such directory")
         path = _from_hub(name_or_path)
+    for file in sorted(path.iterdir()):
+        if file.exists() and (kind := special_kind(file.stat().st_mode)):
+            raise UserError(f"model directory {path}: {file.name} is {kind}, which is not read")
     if (path / ADAPTER_CONFIG).is_file():
         _check_adapter(path)
         return path.resolve()
@@ -171,7 +174,7 @@ def json_list_of(file: Path) -> list[dict[str, Any]]:
 
 def _json(file: Path) -> Any:
     try:
-        return parse_json(file.read_bytes())
+        return parse_json(file.read_bytes()) if file.is_file() else None
     except (ValueError, OSError):
         return None
 

@@ -15,7 +15,7 @@ from yaml import YAMLError
 from pipelines.errors import UserError
 from pipelines.recipe.interpolation import refuse_resolvers, refuse_unresolved
 from pipelines.recipe.keys import explain, is_tag
-from pipelines.recipe.location import refuse_impossible, with_absolute_paths
+from pipelines.recipe.location import is_file, refuse_impossible, with_absolute_paths
 from pipelines.recipe.schema import Recipe
 from pipelines.storage import RunStore, damaged, read_whole
 
@@ -62,11 +62,12 @@ def _text_of(name: str, kind: Literal["recipe", "sweep"]) -> str:
             raise UserError(f"{kind} {name!r}: no such file")
         return store.read_bytes(file).decode()
     path, known = Path(name), packaged(kind)
-    if not path.is_file() and name not in known:
+    is_there = is_file(path)
+    if not is_there and name not in known:
         raise UserError(
             f"{kind} {name!r}: no such file, nor a packaged {kind} ({', '.join(known)})"
         )
-    return (path if path.is_file() else known[name]).read_text()
+    return (path if is_there else known[name]).read_text()
 
 
 def validate_recipe(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.errors import DamagedFile
 from pipelines.storage.hashes import digest
 from pipelines.storage.store import RunStore
+from pipelines.storage.trees import special_kind
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,6 +45,8 @@ def read_whole(store: RunStore, path: str, cure: str = AGAIN) -> bytes:
     Raises: FileNotFoundError; DamagedFile for a folder in its place, or a disk that cannot read it.
     """
     try:
+        if store.is_local and (kind := special_kind(store.local_path(path).stat().st_mode)):
+            raise damaged(store, path, f"it is {kind}", cure)
         return store.read_bytes(path)
     except FileNotFoundError:
         raise
@@ -94,6 +97,8 @@ def _value_of(store: RunStore, path: str, content: bytes, cure: str) -> Any:
         raise damaged(store, path, "it is not UTF-8", cure) from error
     except ValueError as error:
         why = "it is empty" if not content else f"it is not JSON ({error})"
+        if content.lstrip()[:9].lower().startswith((b"<html", b"<!doctype")):
+            why = "it is a web page: is what answers there the store itself (AWS_ENDPOINT_URL)?"
         raise damaged(store, path, why, cure) from error
 
 
