@@ -11,6 +11,7 @@ from damage.readers import Reader
 from damage.world import World, linked
 from pipelines.errors import UserError
 
+_WRITTEN_ANEW = ("config.yaml", "attempt.json", "schedule/state.json")
 _CURES = ("remove", "restore", "run ", "write ", "set ", "choose", "take ", "give", "add ", "name ")
 
 
@@ -58,7 +59,7 @@ def wrong_of(
     world = linked(base.folder, there)
     path = world.path(kind.path)
     damage_file(path, name, kind.damages)
-    before = world.contents(but=path)
+    before = world.states(but=path)
     found = read(world, reader)
     if isinstance(found.error, UserError):
         text = str(found.error)
@@ -68,8 +69,9 @@ def wrong_of(
             return f"the file is not named: {text}"
         if not kind.is_input and not any(word in text for word in _CURES):
             return f"no cure: {text}"
-        lost = [file for file, content in before.items() if world.contents().get(file) != content]
-        lost = [file for file in lost if "/timeline/" not in file and "config.yaml" not in file]
+        now = world.states(but=path)
+        lost = [file for file, state in before.items() if now.get(file) != state]
+        lost = [file for file in lost if not file.endswith(_WRITTEN_ANEW)]
         return f"{found.line()}; other files changed: {lost}" if lost else ""
     if found.error is not None:
         return found.line()

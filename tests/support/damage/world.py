@@ -91,13 +91,17 @@ class World:
         assert found, f"nothing is called {pattern}"
         return found[0]
 
-    def contents(self, but: Path | None = None) -> dict[str, bytes]:
-        """Every file below the folder but one."""
-        return {
-            str(path.relative_to(self.folder)): path.read_bytes()
-            for path in sorted(self.folder.rglob("*"))
-            if path.is_file() and path != but
-        }
+    def states(self, but: Path) -> dict[str, tuple[int, int, int]]:
+        """Inode, size and time of every file below the folder but one: others if it changed."""
+        found = {}
+        for folder, _, names in os.walk(self.folder):
+            for path in (Path(folder, name) for name in names):
+                stat = path.stat()
+                if path != but and but not in path.parents:
+                    found[str(path.relative_to(self.folder))] = (
+                        stat.st_ino, stat.st_size, stat.st_mtime_ns,
+                    )  # fmt: skip
+        return found
 
 
 def _stopped(recipe: Recipe, stage: Stage[Any], after: int) -> None:
