@@ -209,8 +209,9 @@ class ShardScorer:
                     writers[name].write(pa.table(arrays, schema=schemas[name]))
                 failures |= {window.first + row: reason for row, reason in window.failures.items()}
                 tokens += sum(sum(pair.num_scored()) for pair in window.pairs)
+        head = {}
         if "reference_hidden" in features and number == 0:
-            write_head(self._store, self._reference.head)
+            head = {"head": write_head(self._store, self._reference.head)}
         failed = {str(row): reason for row, reason in sorted(failures.items())}
         marker: dict[str, Any] = {"tokens": tokens, "failed": failed, "device": self._device_name()}
         for name, writer in writers.items():
@@ -218,7 +219,7 @@ class ShardScorer:
                 {"topk_error": topk_error}
                 if name == "reference_topk" and topk_error is not None
                 else {}
-            )
+            ) | (head if name == "reference_hidden" else {})
             write_record(
                 self._store,
                 marker_path(name, split, number),

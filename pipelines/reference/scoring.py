@@ -44,7 +44,7 @@ from pipelines.storage import (
 
 CALLS_AT_ONCE = 3  # shards in work in one actor: one is scored, others are read or written
 _READERS = 32  # markers that are read at a time
-_MARKER = {"bytes": int, "sha256": str, "tokens": int, "failed": dict, "device": str}
+_MARKER = {"bytes": int}
 
 
 def run_reference(
@@ -238,7 +238,8 @@ def _finish(
                 tokens[name] += marker["tokens"]
                 topk_error = marker.get("topk_error", topk_error)
                 start += pairs.shard_rows(split, number)
-    if "reference_hidden" in added:
+            outputs |= markers.get((split, 0), {}).get("head", {})
+    if "reference_hidden" in added and HEAD_FILE not in outputs:  # an earlier version's markers
         outputs |= {
             name: {"sha256": store.checksum(name), "bytes": store.size(name)}
             for name in (HEAD_FILE, HEAD_SETTINGS)

@@ -53,6 +53,11 @@ def read_trials(store: RunStore) -> list[Trial]:
         raise damaged(store, path, "it lists no trials", cure) from error
 
 
+def published_tables(store: RunStore) -> dict[str, str]:
+    """sha256 of what is read again of a sweep's results, by path."""
+    return {path: store.checksum(path) for path in (f"{TRIALS}.json",)}
+
+
 def publish_results(sweep: Sweep, trials: Sequence[Trial], say: Say) -> str:
     """Write every result of a sweep; returns the path of best.yaml.
 

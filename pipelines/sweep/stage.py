@@ -28,10 +28,10 @@ from pipelines.cluster import (
 from pipelines.errors import UserError
 from pipelines.evaluate import EVALUATE
 from pipelines.pairs import PREPARE, open_pairs
-from pipelines.recipe import STARTED, TRIAL, TRIALS, Recipe, Run, Say, Stage, StageRecord
+from pipelines.recipe import STARTED, TRIAL, Recipe, Run, Say, Stage, StageRecord
 from pipelines.reference import REFERENCE, run_facts, usable_rows
 from pipelines.storage import RunStore, digest
-from pipelines.sweep.results import publish_results, read_trials
+from pipelines.sweep.results import publish_results, published_tables, read_trials
 from pipelines.sweep.shared_stores import SharedStores, trial_recipe
 from pipelines.sweep.space import ASHA, Sweep
 from pipelines.sweep.trial import LISTED, missing_metric, run_trial
@@ -105,7 +105,7 @@ def run_tune(sweep: Sweep, say: Say, quiet: bool = False, resume: bool = False) 
             "shared_seconds": shared_seconds,
             "seconds": seconds,
         },
-        {table: store.checksum(table) for table in (f"{TRIALS}.json",)},
+        published_tables(store),
     )
     return best
 

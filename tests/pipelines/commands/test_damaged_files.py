@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from damage.damages import FOLDER
 from damage.kinds import KINDS, Kind
-from damage.outcomes import Outcome, read, wrong_of
+from damage.outcomes import Outcome, read, world_for, wrong_of
 from damage.readers import Reader
-from damage.world import World, linked, make_world
+from damage.world import World, make_world
 
 
 class Table:
@@ -26,7 +26,8 @@ class Table:
         found = []
         for reader in readers:
             if reader not in self._whole:
-                self._whole[reader] = read(linked(self._base.folder, self._there), reader)
+                world = world_for(reader, self._base, self._there)
+                self._whole[reader] = read(world, reader)
                 error = self._whole[reader].error
                 assert error is None, f"{reader.__name__} of what is not damaged: {error!r}"
             for name in names:
@@ -34,6 +35,9 @@ class Table:
                 if wrong := wrong_of(*given):
                     found.append(f"{name}, {reader.__name__}: {wrong}")
         return found
+
+    def check(self, kind: Kind, readers: tuple[Reader, ...], names: list[str]) -> None:
+        assert not (wrong := self.wrong(kind, readers, names)), "\n".join(wrong)
 
 
 @pytest.fixture(scope="module")
@@ -57,18 +61,18 @@ def test_a_damaged_file_is_named_or_done_without(table: Table, name: str) -> Non
     kind = KINDS[name]
     names = ["truncated", "other types inside"] if kind.is_input else [*kind.damages, FOLDER]
     names = [damage for damage in names if damage == FOLDER or damage in kind.damages]
-    assert not table.wrong(kind, kind.readers, names)
+    table.check(kind, kind.readers, names)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.slow])
 def test_a_flipped_bit_changes_no_result(table: Table, name: str) -> None:
     kind = KINDS[name]
-    assert not table.wrong(kind, kind.slow[-1:], ["a flipped bit"])
+    table.check(kind, kind.slow[-1:], ["a flipped bit"])
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", KINDS)
 def test_every_damage_before_every_reader(table: Table, name: str) -> None:
     kind = KINDS[name]
-    assert not table.wrong(kind, kind.readers + kind.slow, [*kind.damages, FOLDER])
+    table.check(kind, kind.readers + kind.slow, [*kind.damages, FOLDER])

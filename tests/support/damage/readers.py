@@ -31,6 +31,19 @@ Said = list[str]
 Reader = Callable[[World, Said], Any]
 
 
+_GATES = "evaluation/checkpoints/step-00000002/gates.json"
+
+
+def after(before: Callable[[World], object]) -> Callable[[Reader], Reader]:
+    """Marks a reader of a world in which something has happened before."""
+
+    def mark(reader: Reader) -> Reader:
+        reader.before = before  # type: ignore[attr-defined]
+        return reader
+
+    return mark
+
+
 def _hashes(folder: Path, *patterns: str) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -132,33 +145,31 @@ def train(world: World, said: Said) -> Any:
     return _hashes(world.folder / "half/train", "model/*.safetensors", "masks/*.safetensors")
 
 
-def _lent_training(world: World) -> None:
+def _lend_training(world: World) -> None:
     """A finished training for the stages after it, where that of `half` is not."""
-    shutil.rmtree(world.folder / "half/train")
-    shutil.copytree(world.folder / "run/train", world.folder / "half/train")
-    for name in ("manifest.json",):
-        shutil.copy(world.folder / "run/reference" / name, world.folder / "half/reference" / name)
+    for stage in ("reference", "train"):
+        shutil.rmtree(world.folder / "half" / stage)
+        shutil.copytree(world.folder / "run" / stage, world.folder / "half" / stage)
 
 
+@after(_lend_training)
 def evaluate(world: World, said: Said) -> Any:
     """Go on with parts that are there."""
-    _stages(world, said, "half", REFERENCE)
-    _lent_training(world)
     _stages(world, said, "half", EVALUATE)
     folder = world.folder / "half/evaluation"
     return _hashes(folder, "samples/*", "*.json") | {"manifest.json": None, "started.json": None}
 
 
+@after(lambda world: shutil.rmtree(world.folder / "run/evaluation"))
 def evaluate_again(world: World, said: Said) -> Any:
     """An evaluation whose results are to be made anew, by the trained model."""
-    shutil.rmtree(world.folder / "run/evaluation")
     _stages(world, said, "run", EVALUATE)
     folder = world.folder / "run/evaluation"
     return _hashes(folder, "samples/*", "preference.json", "masks.json")
 
 
+@after(lambda world: (world.folder / "run/evaluation/code/manifest.json").unlink())
 def execute(world: World, said: Said) -> Any:
-    (world.folder / "run/evaluation/code/manifest.json").unlink()
     _stages(world, said, "run", EXECUTE)
     return _hashes(world.folder / "run/evaluation/code", "verdicts.jsonl")
 
@@ -168,9 +179,9 @@ def sample(world: World, said: Said) -> Any:
     return _hashes(world.folder / "half/sample", "candidates.jsonl")
 
 
+@after(lambda world: shutil.rmtree(world.folder / "run/evaluation/checkpoints/step-00000004"))
 def schedule(world: World, said: Said) -> Any:
-    """A tick of which one checkpoint is left."""
-    shutil.rmtree(world.folder / "run/evaluation/checkpoints/step-00000004", ignore_errors=True)
+    """A tick that one checkpoint is left for."""
     with executed_by(LocalExecutor()):
         scheduler = Scheduler(Run(world.recipe()), lambda: None, said.append, True, QUICK)
         scheduler._first_time()
@@ -178,9 +189,9 @@ def schedule(world: World, said: Said) -> Any:
     return outcome.evaluated, outcome.failures
 
 
+@after(lambda world: (world.folder / "run" / _GATES).unlink())
 def look_at_gates(world: World, said: Said) -> Any:
     """A tick after a scheduler that was killed before it looked at the gates."""
-    (world.folder / "run/evaluation/checkpoints/step-00000002/gates.json").unlink()
     return schedule(world, said)
 
 

@@ -25,12 +25,13 @@ from pipelines.recipe.files import load_recipe, validate_recipe, write_yaml
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import Run, Stage
 from pipelines.storage.claims import ClaimTimes
+from pipelines.storage.records import write_record
 from pipelines.storage.store import RunStore
 from pipelines.sweep.files import load_sweep
-from pipelines.sweep.results import publish_results
+from pipelines.sweep.results import publish_results, published_tables
 from pipelines.sweep.space import Sweep
 from pipelines.sweep.stage import sweep_record
-from pipelines.sweep.trial_record import Trial
+from pipelines.sweep.trial_record import Trial, write_trial
 
 QUICK = ClaimTimes(renew=5.0, abandoned=30.0, settle=0.0)
 CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
@@ -136,7 +137,8 @@ def make_world(folder: Path, model: Path, rows: Sequence[dict[str, str]]) -> Wor
     with executed_by(LocalExecutor()):
         Scheduler(Run(recipe), lambda: None, silent, True, QUICK).tick()
     claim = {"holder": "z", "host": "elsewhere", "pid": 1, "boot": "1", "time": 0.0}
-    RunStore(f"{recipe.run_dir}/evaluation").write_json("claims/step-00000004.json", claim)
+    write_record(RunStore(f"{recipe.run_dir}/evaluation"), "claims/step-00000004.json", claim)
+    os.utime(f"{recipe.run_dir}/evaluation/claims/step-00000004.json", (0, 0))
     run_here(recipe, (REPORT,))
     _sweep(world, recipe)
     return world
@@ -167,14 +169,14 @@ def _half(world: World, recipe: Recipe) -> None:
     """A run whose stages were stopped: some of their results are there."""
     half, there = world.recipe("half"), world.folder / "half"
     shutil.copytree(world.folder / "run", there)
-    _without(there, "train/checkpoints/step-00000006", "train/metrics/part-00000006*")
+    _without(there, "train/checkpoints/step-00000006", "train/metrics/part-0000000[56]*")
     _without(there, "sample", "reference/manifest.json", "reference/*/train-00001.parquet")
     _without(there, "reference/shards/*/train-00001.json")
     _stopped(half, EVALUATE, 2)
     _without(there, "train/manifest.json", "train/model", "train/masks")
     store = RunStore(str(there / "train"))
-    store.write_json("memory.json", {"micro_batch_tokens": 512, "step": 1, "was": 1024})
-    store.write_json("failure-0.json", {"kind": "stage", "message": "out of luck"})
+    write_record(store, "memory.json", {"micro_batch_tokens": 512, "step": 1, "was": 1024})
+    write_record(store, "failure-0.json", {"kind": "stage", "message": "out of luck"})
     _stopped(half, SAMPLE, 1)
 
 
@@ -201,11 +203,12 @@ def _sweep(world: World, recipe: Recipe) -> None:
             number=number, point=point, run_dir=store.root, status="finished", metrics=metrics,
             runs={"0": metrics}, seconds=1.0,
         )  # fmt: skip
-        store.write_json("trial.json", trial.model_dump(mode="json"))
+        write_trial(store, trial)
         store.write_bytes("config.yaml", write_yaml(recipe).encode())
+        shutil.copytree(f"{recipe.run_dir}/train", f"{store.root}/train")
         trials.append(trial)
     publish_results(sweep, trials, silent)
-    record.finish({"trials": 2, "finished": 2})
+    record.finish({"trials": 2, "finished": 2}, published_tables(record.store))
 
 
 def linked(base: Path, there: Path) -> World:
