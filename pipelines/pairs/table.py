@@ -282,13 +282,13 @@ class PairTable:
         table = read_parquet(self._store, path, None, LENGTH_SCHEMA, _CURE)
         if missing := [name for name in _PARTS if name not in table.column_names]:
             raise damaged(self._store, path, f"it has no column {missing[0]}", _CURE)
-        self._compare(path)
         found = TokenLengths.read(table.combine_chunks())
         if found.num_rows != self.num_rows(split):
             raise UserError(
                 f"{self._store.root}/{path} has {found.num_rows} rows, the {split} pairs have "
                 f"{self.num_rows(split)}: it is not the file that was written there"
             )
+        self._compare(path)
         return found
 
 

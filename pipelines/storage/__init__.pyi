@@ -15,7 +15,6 @@ from .records import (
     read_parquet as read_parquet,
     read_record as read_record,
     read_whole as read_whole,
-    reading_parquet as reading_parquet,
     write_record as write_record,
 )
 from .row_group_cache import RowGroupCache as RowGroupCache

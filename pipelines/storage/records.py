@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import DamagedFile
@@ -156,30 +156,20 @@ def read_parquet(
         schema: the types that columns of these names must have; they need not be there.
     Raises: FileNotFoundError; DamagedFile if it is no such table.
     """
-    table: pa.Table = reading_parquet(store, path, lambda: store.read_table(path, columns), cure)
+    import pyarrow as pa
+
+    try:
+        table = store.read_table(path, columns)
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(store, path, _said(error), cure) from error
     for name in table.column_names:
         if schema is not None and name in schema.names:
             found, wanted = table.schema.field(name).type, schema.field(name).type
             if found != wanted:
                 raise damaged(store, path, f"{name} has the type {found}, not {wanted}", cure)
     return table
-
-
-def reading_parquet(
-    store: RunStore, path: str, action: Callable[[], Any], cure: str = AGAIN
-) -> Any:
-    """What `action`, which reads a Parquet file, returns.
-
-    Raises: FileNotFoundError; DamagedFile for what Parquet's own checks and checksums find.
-    """
-    import pyarrow as pa
-
-    try:
-        return action()
-    except FileNotFoundError:
-        raise
-    except (pa.ArrowException, OSError) as error:
-        raise damaged(store, path, _said(error), cure) from error
 
 
 def _tuple(types: type | tuple[type, ...]) -> tuple[type, ...]:
