@@ -82,7 +82,7 @@ def model_tensors(directory: Path) -> Shapes:
     elif (base / _INDEX).is_file():
         try:
             listed = set(json_of(base / _INDEX)["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (UserError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{base / _INDEX}: names no files of weights") from error
         missing = sorted(name for name in listed if not (base / name).is_file())
         if missing:

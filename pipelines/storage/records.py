@@ -54,10 +54,15 @@ def read_whole(store: RunStore, path: str, cure: str = AGAIN) -> bytes:
         raise damaged(store, path, _said(error), cure) from error
 
 
-def write_record(store: RunStore, path: str, value: Mapping[str, Any]) -> None:
-    """Publish a JSON object with its seal."""
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with its seal; the order of its keys stays."""
     plain = json.loads(json.dumps(value))  # as it will be read
-    store.write_json(path, {**plain, SEAL: digest(plain)})
+    return {**plain, SEAL: digest(plain)}
+
+
+def write_record(store: RunStore, path: str, value: Mapping[str, Any]) -> None:
+    """Publish a JSON object with its seal, for people too: its keys are sorted."""
+    store.write_json(path, sealed(value))
 
 
 def read_record(

@@ -1,11 +1,12 @@
 """Results of small tasks kept as they come, so that a killed stage goes on where it was."""
 
+import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 from pipelines.errors import DamagedFile
-from pipelines.storage.records import read_record, write_record
+from pipelines.storage.records import read_record, sealed
 from pipelines.storage.store import RunStore
 
 _FOLDER, _RESULT = "parts", "result"
@@ -54,7 +55,8 @@ class TaskResults:
     def add(self, tasks: Sequence[NamedTask], results: Iterable[Any]) -> None:
         """Keep results as they arrive, in the order of the tasks."""
         for task, result in zip(tasks, results, strict=True):
-            write_record(self._store, f"{_FOLDER}/{_name(task)}", {_RESULT: result})
+            content = json.dumps(sealed({_RESULT: result})).encode()
+            self._store.write_bytes(f"{_FOLDER}/{_name(task)}", content)
 
     def results(self, tasks: Sequence[NamedTask]) -> Iterator[Any]:
         """Every task's result, in order."""

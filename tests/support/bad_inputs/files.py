@@ -279,8 +279,7 @@ BAD: dict[str, Bad] = DAMAGED | {
     ),
     "rows of which almost all would be cut off": (
         lambda w: w.rows(*[{**_PAIR, "chosen": "a b " * 2**20 + "c"}] * 3),
-        "no usable training pair in ",
-        "its texts have over 4,194,304 characters: 3",
+        "none of its first rows can be read; file.jsonl:1: its texts have over 4,194,304 char",
     ),
     "nothing rejected": (
         lambda w: w.rows({"prompt": "a", "chosen": "b"}, form="chosen_only"),

@@ -172,7 +172,7 @@ BAD: dict[str, Bad] = {
     "weights of less than no rows": (
         _negative, "model.safetensors: not a safetensors file, or cut off"
     ),
-    "an adapter of no base": (
+    "an adapter of a list of bases": (
         lambda w: [f"model.name_or_path={w.adapter(base_model_name_or_path=['x'])}"],
         "its adapter_config.json names no base_model_name_or_path",
     ),
