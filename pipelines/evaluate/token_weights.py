@@ -70,7 +70,8 @@ def _path(number: int) -> str:
 
 def _responses(store: RunStore, number: int) -> Records:
     cure = "remove evaluation/parts, and run `sparsepo evaluate` again"
-    table = read_parquet(store, _path(number), _SCHEMA.names, _SCHEMA, cure).combine_chunks()
+    names = _SCHEMA.names
+    table = read_parquet(store, _path(number), names, _SCHEMA, cure, names).combine_chunks()
     prompts = table["prompt_hash"].to_pylist()
     columns: dict[str, list[Any]] = {}
     for name in (*_SCORES, "is_key"):

@@ -49,7 +49,7 @@ _LAYER = re.compile(r"\.\d+(?=\.)")
 def tensor_shapes(file: Path) -> Shapes:
     """Name -> shape of the tensors of a safetensors file.
 
-    Raises: UserError if it is none.
+    Raises: UserError if it is none, is cut off, or its header says what cannot be.
     """
     try:
         with file.open("rb") as stream:
@@ -64,6 +64,9 @@ def tensor_shapes(file: Path) -> Shapes:
         }
         if any(size < 0 for shape in found.values() for size in shape):
             raise ValueError("a shape is below zero")
+        spans = [entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"]
+        if 8 + size + max((stop for _, stop in spans), default=0) != file.stat().st_size:
+            raise ValueError("the file ends elsewhere than its header says")
         return found
     except (struct.error, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise UserError(

@@ -176,7 +176,9 @@ class PairTable:
         path = f"{shard_name(split, number)}.parquet"
         if not self._store.exists(path):
             raise UserError(f"{self._store.root}/{path} is missing: the pairs are incomplete")
-        table = read_parquet(self._store, path, list(names), PAIR_SCHEMA, _CURE).combine_chunks()
+        needed = [name for name in names if name in _ID_COLUMNS]
+        given = (list(names), PAIR_SCHEMA, _CURE, needed)
+        table = read_parquet(self._store, path, *given).combine_chunks()
         if table.num_rows != self._sizes[split][number]:
             raise damaged(
                 self._store,
@@ -279,9 +281,7 @@ class PairTable:
             )
         if not self._store.exists(path):
             raise UserError(f"{self._store.root}/{path} is missing: the pairs are incomplete")
-        table = read_parquet(self._store, path, None, LENGTH_SCHEMA, _CURE)
-        if missing := [name for name in _PARTS if name not in table.column_names]:
-            raise damaged(self._store, path, f"it has no column {missing[0]}", _CURE)
+        table = read_parquet(self._store, path, None, LENGTH_SCHEMA, _CURE, _PARTS)
         found = TokenLengths.read(table.combine_chunks())
         if found.num_rows != self.num_rows(split):
             raise UserError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import DamagedFile
@@ -154,11 +154,13 @@ def read_parquet(
     columns: list[str] | None = None,
     schema: pa.Schema | None = None,
     cure: str = AGAIN,
+    needed: Sequence[str] = (),
 ) -> pa.Table:
     """A table, or the named columns of it.
 
     Args:
         schema: the types that columns of these names must have; they need not be there.
+        needed: columns that must.
     Raises: FileNotFoundError; DamagedFile if it is no such table.
     """
     import pyarrow as pa
@@ -169,6 +171,8 @@ def read_parquet(
         raise
     except (pa.ArrowException, OSError) as error:
         raise damaged(store, path, _said(error), cure) from error
+    if missing := [name for name in needed if name not in table.column_names]:
+        raise damaged(store, path, f"it has no column {missing[0]}", cure)
     for name in table.column_names:
         if schema is not None and name in schema.names:
             found, wanted = table.schema.field(name).type, schema.field(name).type

@@ -131,6 +131,8 @@ def test_tables(store: RunStore) -> None:
     wrong = pa.schema([("a", pa.string())])
     found = said(store, read_parquet, "file", None, wrong)
     assert found == "a has the type int64, not string"
+    found = said(store, read_parquet, "file", ["a", "c"], schema, needed=["c"])
+    assert found == "it has no column c"
     store.write_bytes("file", store.read_bytes("file")[:-20])
     assert "Parquet" in said(store, read_parquet, "file")
 
