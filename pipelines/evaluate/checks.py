@@ -1,6 +1,7 @@
 """What an evaluation needs besides the trained model, and of it: known before anything runs."""
 
 from pipelines.errors import UserError
+from pipelines.evaluate.facts import read_key_words
 from pipelines.evaluate.held_out import check_held_out
 from pipelines.models import (
     ADAPTER_CONFIG,
@@ -64,6 +65,7 @@ def check_evaluation(recipe: Recipe) -> None:
                     f"evaluate.{name}.apply_chat_template: the tokenizer of {tokenizer} has no "
                     "chat template; set data.chat_template"
                 )
+    read_key_words(settings)
     if "leaderboard" in wanted and settings.leaderboard is not None:
         check_tasks(settings.leaderboard)
     if "code" in wanted and settings.code is not None:

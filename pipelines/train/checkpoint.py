@@ -28,10 +28,25 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipelines.errors import DamagedCheckpoint, Failure, StageFailed, Superseded, UserError
+from pipelines.errors import (
+    DamagedCheckpoint,
+    DamagedFile,
+    Failure,
+    StageFailed,
+    Superseded,
+    UserError,
+)
 from pipelines.models import Placement
 from pipelines.recipe import ATTEMPT, CHECKPOINTS, STATE
-from pipelines.storage import RunStore, digest, hashes_of_written
+from pipelines.storage import (
+    RunStore,
+    digest,
+    hashes_of_written,
+    parse_json,
+    read_record,
+    read_whole,
+    write_record,
+)
 from pipelines.train.steps import completed_steps, step_folder
 from pipelines.train.strategy import Strategy
 
@@ -39,6 +54,7 @@ _STARTS = "starts"
 _GOES_ON = "goes_on"  # whether a file holds the optimizer's state too
 _SEAL = "sha256"  # of state.json's own contents, and of a file in it
 _NOTE = ".json"  # beside a rank's file: its size and checksum, until state.json has them
+_NOTED = {"bytes": int, _SEAL: str}
 _BASE = "causal_lm."  # where parameters that do not train are not stored
 _POLL_SECONDS, _PATIENCE_SECONDS = 0.05, 3600.0
 
@@ -47,11 +63,11 @@ def read_state(store: RunStore, step: int) -> dict[str, Any]:
     """The state of a checkpoint. Raises: DamagedCheckpoint if it is not what was written."""
     path = f"{step_folder(step)}/{STATE}"
     try:
-        state: dict[str, Any] = store.read_json(path)
+        state: dict[str, Any] = parse_json(read_whole(store, path))
         seal = state.pop(_SEAL, None)
     except FileNotFoundError as error:
         raise DamagedCheckpoint(f"{store.root}/{path} is missing") from error
-    except (ValueError, AttributeError, RecursionError) as error:
+    except (ValueError, AttributeError, TypeError, DamagedFile) as error:
         raise DamagedCheckpoint(
             f"{store.root}/{path} is damaged: it is not what was written"
         ) from error
@@ -150,7 +166,7 @@ def claim(store: RunStore, attempt: str) -> list[int]:
     An older group that still lives commits nothing from here on, so that what all ranks resume from
     stays the newest.
     """
-    store.write_json(ATTEMPT, {"attempt": attempt})
+    write_record(store, ATTEMPT, {"attempt": attempt})
     return completed_steps(store)
 
 
@@ -265,7 +281,7 @@ class Checkpointer:
 
         This one's driver is gone then, or was started twice.
         """
-        return bool(self._store.read_json(ATTEMPT)["attempt"] == self._attempt)
+        return bool(read_record(self._store, ATTEMPT, {"attempt": str})["attempt"] == self._attempt)
 
     def close(self) -> None:
         """Stop waiting for other ranks' files: the group ends."""
@@ -324,7 +340,7 @@ class Checkpointer:
                 left.unlink()
             staged.rmdir()
         if placement.rank > 0:
-            self._store.write_json(own + _NOTE, written)
+            write_record(self._store, own + _NOTE, written)
             return
         others = [self._file(rank) for rank in range(1, placement.world)]
         deadline = time.monotonic() + _PATIENCE_SECONDS
@@ -338,7 +354,9 @@ class Checkpointer:
             raise Superseded
         files = {
             self._file(0): written,
-            **{file: self._store.read_json(f"{folder}/{file}{_NOTE}") for file in others},
+            **{
+                file: read_record(self._store, f"{folder}/{file}{_NOTE}", _NOTED) for file in others
+            },
         }
         write_state(self._store, step, {**state, "files": files})
         self._tidy(step, folder, set(files))

@@ -6,7 +6,6 @@ failure.
 """
 
 import contextlib
-import json
 import sys
 import threading
 import uuid
@@ -24,7 +23,12 @@ from pipelines.cluster import (
     local_paths,
     second_choice,
 )
-from pipelines.errors import Failure, StageFailed, UserError
+from pipelines.errors import (
+    DamagedFile,
+    Failure,
+    StageFailed,
+    UserError,
+)
 from pipelines.pairs import open_pairs
 from pipelines.recipe import (
     MANIFEST,
@@ -36,14 +40,28 @@ from pipelines.recipe import (
     StageRecord,
     TrainSection,
     failure_files,
+    read_manifest,
 )
 from pipelines.reference import usable_rows
-from pipelines.storage import RunStore, Span, add_spans, spent
+from pipelines.storage import (
+    RunStore,
+    Span,
+    add_spans,
+    read_record,
+    spent,
+)
 from pipelines.train.facts import TrainingFacts
-from pipelines.train.metrics import read_metrics
+from pipelines.train.metrics import (
+    read_metrics,
+    read_part,
+)
 from pipelines.train.model_card import model_card
 from pipelines.train.steps import completed_steps
-from pipelines.train.worker import remembered_budget, train_worker
+from pipelines.train.worker import (
+    remembered_budget,
+    spans_told,
+    train_worker,
+)
 from sparsepo.batching.sampling import Sampler
 
 # What the progress bar shows of a step.
@@ -117,9 +135,11 @@ def finish_training(run: Run, record: StageRecord, num_pairs: int) -> dict[str, 
         counts["validation"] = validations[-1]
     store.write_bytes(
         f"{MODEL}/README.md",
-        model_card(recipe, counts, run.paths.pairs.read_json(MANIFEST)["counts"]).encode(),
+        model_card(recipe, counts, read_manifest(run.paths.pairs)["counts"]).encode(),
     )
-    manifest = record.finish(counts, store.read_json(PUBLISHED))
+    logged = [f"{METRICS}/{name}" for name in store.names(METRICS)]
+    outputs = read_record(store, PUBLISHED) | {path: store.checksum(path) for path in logged}
+    manifest = record.finish(counts, outputs)
     store.delete(PUBLISHED)
     return manifest
 
@@ -136,12 +156,21 @@ def check_published(store: RunStore) -> None:
     """
     if not store.exists(MANIFEST):
         return  # published a moment ago, and its driver was killed before it said so
-    for path, expected in store.read_json(MANIFEST)["outputs"].items():
-        if not store.exists(path) or store.checksum(path) != expected:
+    for path, expected in read_manifest(store)["outputs"].items():
+        if path.startswith(f"{METRICS}/"):
+            continue  # who shows them looks at them
+        if not _is_as_written(store, path, expected):
             raise UserError(
                 f"{store.root}/{path} is missing or damaged: it is not what training published; "
                 f"{_cure(store)}"
             )
+
+
+def _is_as_written(store: RunStore, path: str, expected: str) -> bool:
+    try:
+        return store.checksum(path) == expected
+    except OSError:  # it is not there, or a folder is
+        return False
 
 
 def _cure(store: RunStore) -> str:
@@ -224,13 +253,14 @@ def _say(line: str) -> None:
 def _take_spans(store: RunStore) -> None:
     """Where the time of the first worker went; of each one that was started again."""
     if store.exists(SPANS):
-        add_spans([Span(*span) for span in store.read_json(SPANS)])
+        add_spans([Span(*span) for span in spans_told(store)])
         store.delete(SPANS)
 
 
 def _raise_failure(store: RunStore) -> None:
     for name in failure_files(store):
-        raise Failure(**store.read_json(name)).error()
+        found = read_record(store, name, {"kind": str, "message": str})
+        raise Failure(found["kind"], found["message"]).error()
 
 
 @contextlib.contextmanager
@@ -280,6 +310,6 @@ def _progress(store: RunStore, steps: int, quiet: bool) -> Iterator[None]:
 
 def _records(store: RunStore, name: str) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in store.read_bytes(f"{METRICS}/{name}").splitlines()]
-    except FileNotFoundError:  # a resuming worker discards parts beyond its checkpoint
+        return read_part(store, name)
+    except (FileNotFoundError, DamagedFile):  # a resuming worker discards parts
         return []

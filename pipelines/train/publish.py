@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from pipelines.recipe import MASKS, MODEL, PUBLISHED
-from pipelines.storage import RunStore, hashes_of_written
+from pipelines.storage import RunStore, hashes_of_written, write_record
 from pipelines.train.facts import TrainingFacts
 from pipelines.train.policy import write_model
 from pipelines.train.strategy import Strategy
@@ -60,7 +60,7 @@ class Publication:
     def publish(self) -> None:
         """Give everything its name, and leave the checksums to the driver."""
         if self._folders:
-            self._store.write_json(PUBLISHED, self._hashes)
+            write_record(self._store, PUBLISHED, self._hashes)
         for name, folder in self._folders.items():
             self._store.publish_directory(folder, name)
 

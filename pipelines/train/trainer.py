@@ -127,6 +127,8 @@ class Trainer:
         if placement.device.type == "cpu":
             torch.set_num_threads(min(self.threads, os.cpu_count() or 1))
         self.pairs = read_pairs(RunStore(facts.pairs_root))
+        for split in ("train", "validation"):
+            self.pairs.check(split, slice(placement.rank, None, placement.world))
         self.objective = build_objective(facts.objective)
         self.rows = {
             split: usable_rows(facts.reference, self.pairs, split)
