@@ -13,6 +13,10 @@ bare:  the same batches, already laid out, through the backbone and the chunked 
        nothing is kept.
 trl:   DPOTrainer's own precompute_ref_log_probs over the same rows, for every batch size asked for.
 ray:   the whole stage through Ray, its start and the loading of the model included.
+
+With --actors or --gpus-per-model only the stage through Ray is measured, for each combination. Its
+steady rate is that of the shards that were finished after every actor had finished two and before
+the last two of each.
 """
 
 import argparse
@@ -145,6 +149,52 @@ def trl_seconds(
     return found[-1]
 
 
+def steady_rate(stage: Path, feature: str, lengths: Any, shard_pairs: int, actors: int) -> float:
+    """Tokens per second between the first and the last shards, by the times of their markers."""
+    markers = sorted(
+        (stage / "shards" / feature).glob("*.json"), key=lambda path: path.stat().st_mtime
+    )
+    inner = markers[2 * actors - 1 : len(markers) - 2 * actors]
+    if len(inner) < 2:
+        raise SystemExit(f"{len(markers)} shards are too few for {actors} actors")
+    numbers = [int(path.stem.rsplit("-", 1)[-1]) for path in inner[1:]]
+    tokens = sum(int(lengths[n * shard_pairs : (n + 1) * shard_pairs].sum()) for n in numbers)
+    return tokens / (inner[-1].stat().st_mtime - inner[0].stat().st_mtime)
+
+
+def measure_actors(options: argparse.Namespace, recipe_in: Callable[..., Any]) -> None:
+    """Print a JSON line for each number of actors and of GPUs per copy of the model."""
+    results = []
+    first = recipe_in("first")
+    with ray_session(first.ray):
+        run_stages(first, (PREPARE,), lambda line: None, quiet=True)
+        pairs = open_pairs(Run(first))
+        lengths = pairs.lengths("train")
+        for gpus in (int(number) for number in options.gpus_per_model.split(",")):
+            for actors in (int(number) for number in options.actors.split(",")):
+                recipe = recipe_in("ray", num_actors=actors, gpus_per_model=gpus)
+                started = time.perf_counter()
+                REFERENCE.run(Run(recipe), print, True)
+                seconds = time.perf_counter() - started
+                stage = options.work / "ray" / "reference"
+                feature = sorted(recipe.stored_features())[0]
+                rate = steady_rate(stage, feature, lengths, options.shard_pairs, actors)
+                record = {
+                    "side": "ray",
+                    "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+                    "torch": torch.__version__,
+                    "model": options.model,
+                    "features": options.features,
+                    "actors": actors,
+                    "gpus_per_model": gpus,
+                    "steady_tokens_per_second": rate,
+                    "whole": rates(seconds, 0.0, pairs.num_rows("train"), int(lengths.sum())),
+                }
+                print(json.dumps(record), flush=True)
+                results.append(record)
+    print(json.dumps({"benchmark": "reference_stage", "results": results}))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -175,6 +225,8 @@ def main() -> None:
         "--trl-rows", type=int, default=None, help="rows that TRL scores; all by default"
     )
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--actors", default="", help="comma separated; see above")
+    parser.add_argument("--gpus-per-model", default="", help="comma separated; see above")
     parser.add_argument("--ray", action="store_true", help="run the stage through Ray too")
     parser.add_argument("--work", type=Path, required=True)
     options = parser.parse_args()
@@ -184,7 +236,7 @@ def main() -> None:
     rows_file = options.work / "pairs.jsonl"
     write_pairs(options.pairs, rows_file, options.limit, options.repeat)
     wanted = WANTED[options.features]
-    base = {
+    base: dict[str, Any] = {
         "model": {"name_or_path": str(directory)},
         "data": {
             "sources": [{"path": str(rows_file), "form": "text"}],
@@ -202,10 +254,16 @@ def main() -> None:
         "paths": {"pairs": str(options.work / "prepared" / str(options.repeat))},
     }
 
-    def recipe_in(name: str) -> Any:
+    def recipe_in(name: str, **reference: int) -> Any:
         shutil.rmtree(options.work / name, ignore_errors=True)
-        return validate_recipe({**base, "run_dir": str(options.work / name)})
+        body = {**base, "reference": {**base["reference"], **reference}}
+        return validate_recipe({**body, "run_dir": str(options.work / name)})
 
+    if options.actors or options.gpus_per_model:
+        options.actors = options.actors or "1"
+        options.gpus_per_model = options.gpus_per_model or "1"
+        measure_actors(options, recipe_in)
+        return
     recipe = recipe_in("stage")
     with ray_session(recipe.ray):
         run_stages(recipe, (PREPARE,), lambda line: None, quiet=True)

@@ -89,6 +89,9 @@ def model_directory(model: str, tokenizer: str, work: Path) -> Path:
                 AutoConfig.for_model(settings.pop("model_type"), **settings), dtype=torch.bfloat16
             )
         built.save_pretrained(folder)
+        del built
+        if device == "cuda":
+            torch.cuda.empty_cache()
         for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
             if (Path(tokenizer) / name).is_file():
                 shutil.copy(Path(tokenizer) / name, folder / name)

@@ -12,9 +12,11 @@ first:  caches of compiled code empty (TORCHINDUCTOR_CACHE_DIR, TRITON_CACHE_DIR
 second: the same command again in a new run directory, with those caches kept.
 
 Prints a JSON line per process as it ends: its wall seconds, and `split`, where they went, of each
-stage and in all. TRL's is measured within its script; what is before and after is `start`. The last
-line has the ratios of the medians. Weights are random where --model is a shape. The pairs are
-repeated with a mark where --count asks for more than there are.
+stage and in all. TRL's is measured within its script; what is before and after is `start`. After
+every round a line has the medians so far and their ratios. --results keeps the lines of processes
+in a file and counts those that are there already: rounds of several calls add up. Weights are
+random where --model is a shape. The pairs are repeated with a mark where --count asks for more than
+there are.
 
 --variants: how the training's layers are compiled, each a side of its own: auto (as the recipe's
 default decides), off, and dynamic, automatic, static-16, static-4, static-2 (one graph for all
@@ -111,6 +113,7 @@ def recipe_of(options: argparse.Namespace, name: str, variant: str) -> Path:
             "global_batch_size": options.global_batch,
             "learning_rate": options.learning_rate,
             "precision": options.precision,
+            "num_workers": options.workers,
             "checkpoint_every": 1_000_000,
             "compile": {"off": False, "auto": None}.get(variant, True),
         },
@@ -198,6 +201,44 @@ def run_pipeline(
     return found
 
 
+class Results:
+    """Lines of processes, printed as they come, and the medians of them and of earlier calls.
+
+    Args:
+        common: what names the measurement; earlier lines of another do not count.
+    """
+
+    def __init__(self, file: Path | None, common: dict[str, Any]) -> None:
+        self._file, self._common = file, common
+        self._seconds: dict[tuple[str, str], list[float]] = {}
+        lines = file.read_text().splitlines() if file is not None and file.exists() else []
+        for found in map(json.loads, lines):
+            if common.items() <= found.items():
+                self._add(found)
+
+    def _add(self, found: dict[str, Any]) -> None:
+        self._seconds.setdefault((found["side"], found["turn"]), []).append(found["seconds"])
+
+    def take(self, side: str, turn: str, found: dict[str, Any]) -> None:
+        line = {"side": side, "turn": turn, **self._common, **found}
+        self._add(line)
+        print(json.dumps(line), flush=True)
+        if self._file is not None:
+            with self._file.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def say(self) -> None:
+        """Medians in seconds, how many they are of, and each side's share of TRL's."""
+        medians = {key: statistics.median(values) for key, values in self._seconds.items()}
+        summary: dict[str, Any] = {}
+        for (side, turn), median in medians.items():
+            summary[f"{side}/{turn}"] = median
+            summary[f"{side}/{turn}/runs"] = len(self._seconds[side, turn])
+            if side != "trl" and ("trl", turn) in medians:
+                summary[f"{side}/{turn}/of_trl"] = median / medians["trl", turn]
+        print(json.dumps({"benchmark": "time_to_result", **self._common, **summary}), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -213,7 +254,9 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-6)
     parser.add_argument("--variants", default="auto", help="comma separated; see above")
     parser.add_argument("--rounds", type=int, default=1, help="of first and second each")
+    parser.add_argument("--workers", type=int, default=1, help="of the pipeline's training")
     parser.add_argument("--without-trl", action="store_true")
+    parser.add_argument("--results", type=Path, help="file of lines that several calls share")
     parser.add_argument("--side", choices=("all", "trl"), default="all", help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, required=True)
     options = parser.parse_args()
@@ -243,8 +286,10 @@ def main() -> None:
         cwd=HERE.parent,
     ).stdout.split()[-1]
     sides = [*([] if options.without_trl else ["trl"]), *options.variants.split(",")]
-    seconds: dict[tuple[str, str], list[float]] = {}
-    common = {"model": name, "pairs": options.count, "python": platform.python_version()}
+    results = Results(
+        options.results,
+        {"model": name, "pairs": options.count, "python": platform.python_version()},
+    )
     for number in range(options.rounds):
         caches = {side: options.work / f"caches-{side}-{number}" for side in sides}
         for folder in caches.values():
@@ -258,17 +303,10 @@ def main() -> None:
                     if side == "trl"
                     else run_pipeline(options, run, side, caches[side])
                 )
-                seconds.setdefault((side, turn), []).append(found["seconds"])
-                print(json.dumps({"side": side, "turn": turn, **common, **found}), flush=True)
+                results.take(side, turn, found)
         for folder in caches.values():
             shutil.rmtree(folder, ignore_errors=True)
-    medians = {key: statistics.median(values) for key, values in seconds.items()}
-    summary: dict[str, Any] = {}
-    for (side, turn), median in medians.items():
-        summary[f"{side}/{turn}"] = median
-        if side != "trl" and ("trl", turn) in medians:
-            summary[f"{side}/{turn}/of_trl"] = median / medians["trl", turn]
-    print(json.dumps({"benchmark": "time_to_result", **common, **summary}), flush=True)
+        results.say()
 
 
 if __name__ == "__main__":

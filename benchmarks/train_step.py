@@ -11,11 +11,15 @@ every side, however often a side really computes the prompt; padding never count
 that of the GPU's allocator over a whole run.
 
 ray:   the train stage as a user runs it, over its steps after the warm-up; validation and the final
-       writing are outside.
+       writing are outside. --workers and --scaling measure it with several workers: weak gives each
+       --global-batch pairs a step, strong deals the same --global-batch pairs to all.
 bare:  the same model, optimizer and micro-batches, laid out and on the device before, without
        logging or checkpoints.
 trl:   DPOTrainer with precomputed or online reference, SDPA, without checkpointing, for every batch
        size asked for.
+
+With --cut-short the stage's command is interrupted once --steps are logged, before it writes its
+last checkpoint and its model: for models whose state fills a disk.
 
 State (weights, gradients, Adam) is bfloat16 with --precision bfloat16, and float32 with bfloat16
 compute with --precision mixed.
@@ -24,10 +28,14 @@ compute with --precision mixed.
 import argparse
 import gc
 import json
+import os
 import platform
 import random
 import shutil
+import signal
 import statistics
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -121,24 +129,54 @@ def write_synthetic_pairs(tokenizer_dir: Path, lengths: str, count: int, target:
             file.write(json.dumps(row) + "\n")
 
 
-def measured_ray(recipe: Recipe, warmup: int) -> dict[str, float]:
+def measured_ray(recipe: Recipe, warmup: int, cut_short: bool = False) -> dict[str, float]:
     """The train stage under Ray: rates from its own log."""
-    TRAIN.run(Run(recipe), print, True)
-    first, *records = [
-        r for r in read_metrics(RunStore(f"{recipe.run_dir}/train")) if "kind" not in r
-    ][warmup - 1 :]
+    store = RunStore(f"{recipe.run_dir}/train")
+    if cut_short:
+        train_until_logged(recipe, store, recipe.train.max_steps or 0)
+    else:
+        TRAIN.run(Run(recipe), print, True)
+    steps = [r for r in read_metrics(store) if "kind" not in r]
+    first, *records = steps[warmup - 1 : recipe.train.max_steps]
     seconds = records[-1]["elapsed_seconds"] - first["elapsed_seconds"]
     tokens = sum(r["tokens_per_second"] * r["step_seconds"] for r in records)
     pairs = sum(r["pairs_per_second"] * r["step_seconds"] for r in records)
     found = {
+        "steps": len(records),
         "pairs_per_second": pairs / seconds,
         "tokens_per_second": tokens / seconds,
         "median_step_seconds": statistics.median(r["step_seconds"] for r in records),
+        "step_seconds": [round(r["step_seconds"], 4) for r in records],
+        "first_step_after_seconds": first["elapsed_seconds"],
         "peak_gib": records[-1]["memory_gib"],
     }
     return found | (
         {"mfu": statistics.median(r["mfu"] for r in records)} if "mfu" in records[-1] else {}
     )
+
+
+def train_until_logged(recipe: Recipe, store: RunStore, steps: int) -> None:
+    """`sparsepo train` on this process's Ray, interrupted once so many steps are logged."""
+    import ray
+
+    file = Path(f"{recipe.run_dir}.json")  # which is YAML too
+    longer = recipe.model_copy(
+        update={"train": recipe.train.model_copy(update={"max_steps": steps + 50})}
+    )
+    file.write_text(longer.model_dump_json())
+    with file.with_suffix(".log").open("w") as log:
+        command = subprocess.Popen(
+            [sys.executable, "-m", "pipelines", "train", str(file), "--quiet"],
+            env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+            stdout=log,
+            stderr=log,
+        )
+        while sum("kind" not in r for r in read_metrics(store)) < steps:
+            time.sleep(1.0)
+            if command.poll() is not None:
+                raise SystemExit(f"sparsepo train: {file.with_suffix('.log').read_text()[-3000:]}")
+        command.send_signal(signal.SIGINT)
+        command.wait()
 
 
 def measured_bare(recipe: Recipe, steps: int, warmup: int) -> dict[str, float]:
@@ -266,7 +304,7 @@ def main() -> None:
     parser.add_argument("--layout", choices=("auto", "packed", "padded"), default="auto")
     parser.add_argument("--strategy", choices=("ddp", "fsdp"), default="ddp")
     parser.add_argument(
-        "--global-batch", type=int, default=8, help="pairs per optimizer step and worker"
+        "--global-batch", type=int, default=8, help="pairs per optimizer step (weak: and worker)"
     )
     parser.add_argument("--micro-batch-tokens", type=int, default=None)
     parser.add_argument("--no-compile", action="store_true")
@@ -279,7 +317,15 @@ def main() -> None:
     parser.add_argument(
         "--workers",
         default="1",
-        help="comma separated worker counts of the ray side (weak scaling)",
+        help="comma separated worker counts of the ray side",
+    )
+    parser.add_argument(
+        "--scaling",
+        default="weak",
+        help="comma separated: weak, strong; what --global-batch means with several workers",
+    )
+    parser.add_argument(
+        "--cut-short", action="store_true", help="stop the ray side once --steps are logged"
     )
     parser.add_argument(
         "--trl-batches", default="8,16,32", help="batch sizes of TRL, comma separated"
@@ -306,11 +352,11 @@ def main() -> None:
             "".join(line + "\n" for line in options.pairs.read_text().splitlines()[: options.count])
         )
 
-    def recipe_of(method: str, name: str, workers: int = 1) -> Recipe:
+    def recipe_of(method: str, name: str, workers: int = 1, scaling: str = "weak") -> Recipe:
         run_dir = options.work / name
         shutil.rmtree(run_dir, ignore_errors=True)
         train = {
-            "global_batch_size": options.global_batch * workers,
+            "global_batch_size": options.global_batch * (workers if scaling == "weak" else 1),
             "learning_rate": 1e-7,
             "max_steps": options.steps,
             "precision": options.precision,
@@ -318,7 +364,7 @@ def main() -> None:
             "strategy": options.strategy,
             "micro_batch_tokens": options.micro_batch_tokens,
             "gradient_checkpointing": options.checkpointing,
-            "compile": False if options.no_compile else None,
+            "compile": not options.no_compile,
             "num_workers": workers,
             "checkpoint_every": 1_000_000,
             "lora": {"rank": options.lora, "alpha": 2 * options.lora} if options.lora else None,
@@ -356,19 +402,30 @@ def main() -> None:
         "checkpointing": options.checkpointing,
     }
     methods = options.methods.split(",")
+    # One worker alone is the same under both.
+    counts = [int(number) for number in options.workers.split(",")]
+    scalings = options.scaling.split(",")
+    runs = [
+        (scaling, workers)
+        for scaling in scalings
+        for workers in counts
+        if workers > 1 or scaling == scalings[0]
+    ]
     stages = (PREPARE, REFERENCE) if {"ray", "bare"} & set(sides) else (PREPARE,)
     with ray_session(recipe_of(methods[0], "first").ray):
         for method in methods:
-            for workers in (int(number) for number in options.workers.split(",")):
-                recipe = recipe_of(method, f"{method}-{workers}", workers)
+            for scaling, workers in runs:
+                recipe = recipe_of(method, f"{method}-{scaling}-{workers}", workers, scaling)
                 run_stages(recipe, stages, lambda line: None, quiet=True)
                 if "ray" in sides:
-                    rate = measured_ray(recipe, options.warmup)
+                    rate = measured_ray(recipe, options.warmup, options.cut_short)
                     results.append(
                         say(
                             side="ray",
                             method=method,
                             workers=workers,
+                            scaling=scaling,
+                            pairs_per_step=recipe.train.global_batch_size,
                             strategy=options.strategy,
                             **common,
                             **rate,

@@ -8,7 +8,11 @@ class UserError(Exception):
     """The user's input is wrong: names the thing, the value and what is allowed. Exit code 2."""
 
 
-class DamagedCheckpoint(UserError):
+class DamagedFile(UserError):
+    """A file of ours is not what was written: says which, why, and what to do."""
+
+
+class DamagedCheckpoint(DamagedFile):
     """A checkpoint is not what was written: says which file, and why."""
 
 

@@ -261,6 +261,11 @@ class ObjectiveOutput:
     metrics: Metrics = field(default_factory=dict)
 
 
+def on_device(number: float, like: Tensor) -> Tensor:
+    """A number as float32 beside a tensor, without a wait for the device."""
+    return torch.full((), float(number), device=like.device)
+
+
 def segment_sum(values: Tensor, index: Tensor, num_segments: int) -> Tensor:
     """Sum values [S] with equal index: [num_segments].
 

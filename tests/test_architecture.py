@@ -270,8 +270,9 @@ def test_ray_is_the_engine() -> None:
     assert {"ray.data.from_items", "ray.data.ActorPoolStrategy"} <= calls("cluster/actor_pool.py")
     for file in ("reference/scoring", "evaluate/benchmarks", "evaluate/sample", "evaluate/execute"):
         assert "run_tasks" in calls(f"{file}.py"), file
-    assert {"_lean(TorchTrainer, has_state_api(recipe.ray))", "ScalingConfig"} <= calls(
-        "train/fit.py"
+    assert {"trainer_class", "ScalingConfig"} <= calls("train/fit.py")
+    assert (
+        "class LeanTrainer(TorchTrainer)" in (ROOT / "pipelines/train/lean_trainer.py").read_text()
     )
     assert {"tune.Tuner", "tune.Tuner.restore"} <= calls("sweep/stage.py")
 

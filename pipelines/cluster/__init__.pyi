@@ -1,5 +1,6 @@
 from .actor_pool import (
     Pool as Pool,
+    pool_gpus as pool_gpus,
     quieten_ray_data as quieten_ray_data,
     run_alone as run_alone,
     run_tasks as run_tasks,

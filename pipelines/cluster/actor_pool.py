@@ -83,6 +83,11 @@ def executed_by(executor: Executor) -> Iterator[None]:
         _EXECUTOR.reset(token)
 
 
+def pool_gpus(pool: Pool) -> float:
+    """GPUs for a pool's actors; 0 where something else does their work."""
+    return 0.0 if _EXECUTOR.get() is not None else Resources.now(pool.ray).gpus()
+
+
 def run_tasks(
     tasks: Sequence[Task],
     actor: Callable[[Facts], Callable[[Task], Result]],

@@ -1,16 +1,18 @@
 """Connect to Ray: a running cluster if one is named, else a private one on this machine."""
 
 import contextlib
+import inspect
 import logging
 import os
 import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
+from pipelines.cluster.resources import Resources
 from pipelines.errors import UserError
 from pipelines.models import TRUSTED_CODE, quick_imports
 from pipelines.recipe import RaySection
@@ -19,6 +21,10 @@ from pipelines.storage import spent
 Result = TypeVar("Result")
 _NOISE = b"Set ray log level from environment variable"
 _API_SERVER = "RAY_API_SERVER_ADDRESS"
+_PRELOADS = "RAY_preload_python_modules"  # which Ray gives to every process that it starts
+# Ray starts a process per CPU at once: with fewer they would keep the command from its work, with
+# more they would fill the memory (half a GiB each).
+_SPARE_CPUS = range(8, 33)
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
 
 # What Ray puts below its directory, and how long a socket's path may be.
@@ -32,10 +38,14 @@ def cluster_address(config: RaySection) -> str | None:
 
 
 @contextlib.contextmanager
-def ray_session(config: RaySection, tunes: bool = False) -> Iterator[None]:
+def ray_session(
+    config: RaySection, tunes: bool = False, preloaded: Sequence[str] = ()
+) -> Iterator[None]:
     """Ray for the duration of a command; leaves a session that was already there alone.
 
     Args:
+        preloaded: modules that processes of a Ray of our own import as they start, where that pays.
+            None may ask which devices there are: a process's own are said to it later.
         tunes: whether Ray Tune may stop a training. What that leaves is found through the
             dashboard's state API, whose ten processes a session of our own does without else.
     Raises: UserError for a ray.address that does not answer or refuses the token, or a ray.temp_dir
@@ -45,10 +55,13 @@ def ray_session(config: RaySection, tunes: bool = False) -> Iterator[None]:
     for name, value in (
         ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2"),
         ("RAY_AIR_NEW_OUTPUT", "0"),
+        ("RAY_WARN_BLOCKING_GET_INSIDE_ASYNC", "0"),
         ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1"),
         ("TOKENIZERS_PARALLELISM", "false"),
         ("RAY_BACKEND_LOG_LEVEL", "fatal"),
         ("RAY_worker_maximum_startup_concurrency", "16"),
+        # Threads that wait sleep: spinning, they would keep others of this machine from working.
+        ("OMP_WAIT_POLICY", "PASSIVE"),
         # Look for new log files twice a second instead of ten times.
         ("RAY_LOG_MONITOR_MANY_FILES_THRESHOLD", "0"),
     ):
@@ -81,6 +94,8 @@ def ray_session(config: RaySection, tunes: bool = False) -> Iterator[None]:
             "RAY_enable_metrics_collection",
         ):
             os.environ.setdefault(name, "0")
+        if preloaded and preloads(Resources.of_this_machine(config)):
+            os.environ.setdefault(_PRELOADS, ",".join(preloaded))
         # Ray Train's clean-up of placement groups asks the dashboard's state API, and finds it by
         # itself only where no other Ray runs on this machine. Ray's processes inherit the variable.
         port = free_port()
@@ -102,6 +117,15 @@ def ray_session(config: RaySection, tunes: bool = False) -> Iterator[None]:
             ray.shutdown()
         if not address:
             os.environ.pop(_API_SERVER, None)
+
+
+def preloads(machine: Resources) -> bool:
+    """Whether processes import what they will need before they are asked for anything.
+
+    Not where there are several GPUs. A process is told later which of them is its own, and no
+    library must have looked at them by then. None does today.
+    """
+    return machine.total("CPU") in _SPARE_CPUS and machine.total("GPU") <= 1
 
 
 def check_session(config: RaySection) -> None:
@@ -160,17 +184,51 @@ def has_state_api(config: RaySection) -> bool:
 def _start_local(config: RaySection, port: int, has_dashboard: bool) -> None:
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=config.num_cpus,
-        num_gpus=config.num_gpus,
-        include_dashboard=has_dashboard,
-        dashboard_host="127.0.0.1",
-        dashboard_port=port,
-        logging_level=logging.WARNING,
-        log_to_driver=config.worker_logs,
-        _temp_dir=config.temp_dir,
-    )
+    with _few_processes(config.worker_logs, has_dashboard):
+        ray.init(
+            address="local",
+            num_cpus=config.num_cpus,
+            num_gpus=config.num_gpus,
+            include_dashboard=has_dashboard,
+            dashboard_host="127.0.0.1",
+            dashboard_port=port,
+            logging_level=logging.WARNING,
+            log_to_driver=config.worker_logs,
+            _temp_dir=config.temp_dir,
+        )
+
+
+@contextlib.contextmanager
+def _few_processes(shows_logs: bool, has_dashboard: bool) -> Iterator[None]:
+    """Start a Ray of our own at once, and without processes that nobody asks for anything.
+
+    One asks a cloud for machines, one reads workers' logs, which are rarely shown, and one counts
+    Ray's users in place of a dashboard. The agent of the node takes any free port: it would try one
+    port only, for four seconds, where another Ray of this machine has that. `ray.init` has no
+    option for any of it.
+    """
+    from ray._private import node, parameter
+
+    every, start = parameter.RayParams, node.Node.start_api_server
+    settings = {
+        "no_monitor": True,
+        "include_log_monitor": shows_logs,
+        "dashboard_agent_listen_port": free_port(),
+    }
+    known = inspect.signature(every).parameters
+
+    def chosen(**given: Any) -> Any:
+        return every(**given, **{k: v for k, v in settings.items() if k in known})
+
+    def without(self: Any, **given: Any) -> None:
+        self._webui_url = ""
+
+    parameter.RayParams = chosen
+    node.Node.start_api_server = start if has_dashboard else without
+    try:
+        yield
+    finally:
+        parameter.RayParams, node.Node.start_api_server = every, start
 
 
 def free_port() -> int:

@@ -1,6 +1,5 @@
 """report: one self-contained page for a run, or a comparison of several."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,11 +16,16 @@ from pipelines.recipe import (
     SAMPLES,
     TOKENS,
     RunPaths,
+    check_config,
     checkpoint_folder,
-    from_yaml,
+    read_config,
+    read_manifest,
 )
-from pipelines.storage import RunStore
+from pipelines.storage import RunStore, read_lines, read_record
 from pipelines.train import read_metrics
+
+_AGAIN = "restore it, or remove evaluation/manifest.json and run `sparsepo evaluate` again"
+_LOOK_AGAIN = "remove it and run `sparsepo schedule`, which looks at the gates again"
 
 
 def run_report(run_dirs: Sequence[str], output: str | None = None) -> str:
@@ -52,16 +56,18 @@ def _view(run_dir: str) -> RunView:
         raise UserError(
             f"{store.root} holds no finished training run (no {CONFIG} or no train/{MANIFEST})"
         )
-    text = store.read_bytes(CONFIG).decode()
-    recipe = from_yaml(text)
+    recipe, text = read_config(store, CONFIG)
     evaluation = store.at("evaluation")
+    made = read_manifest(train)
+    for manifest in (made, *([read_manifest(evaluation)] if evaluation.exists(MANIFEST) else [])):
+        check_config(store, CONFIG, recipe, manifest["settings"])
     paths, times = RunPaths.at(run_dir), read_times(run_dir)
     return RunView(
         name=recipe["objective"]["name"],
         recipe=recipe,
         recipe_yaml=text,
-        counts=train.read_json(MANIFEST)["counts"],
-        data_counts=paths.pairs.read_json(MANIFEST)["counts"],
+        counts=made["counts"],
+        data_counts=read_manifest(paths.pairs)["counts"],
         metrics=list(read_metrics(train)),
         results=read_results(evaluation),
         samples=_lines(evaluation, SAMPLES),
@@ -79,7 +85,7 @@ def _checkpoints(evaluation: RunStore) -> list[dict[str, Any]]:
             continue
         gates = f"{checkpoint_folder(row['step'])}/{GATES}"
         found = (
-            evaluation.read_json(gates)
+            read_record(evaluation, gates, {"passed": bool, "failures": list}, _LOOK_AGAIN)
             if evaluation.exists(gates)
             else {"passed": None, "failures": []}
         )
@@ -105,4 +111,5 @@ def _labels(run_dirs: Sequence[str], views: Sequence[RunView]) -> list[str]:
 def _lines(store: RunStore, path: str) -> list[dict[str, Any]]:
     if not store.exists(path):
         return []
-    return [json.loads(line) for line in store.read_bytes(path).splitlines()]
+    known = read_manifest(store)["outputs"].get(path) if store.exists(MANIFEST) else None
+    return read_lines(store, path, None, known, _AGAIN, may_be_empty=True)

@@ -15,12 +15,13 @@ from pipelines.cluster import (
     ray_session,
     wait_for_workers,
 )
-from pipelines.commands.stages import RUN, STAGES
+from pipelines.commands.stages import IMPORTED_EARLY, RUN, STAGES
 from pipelines.commands.timeline import CommandTimes
 from pipelines.errors import UserError
 from pipelines.models import check_families
 from pipelines.pairs import PREPARE
 from pipelines.recipe import CONFIG, MANIFEST, Recipe, Run, RunPaths, Say, Stage, write_yaml
+from pipelines.storage import spent
 
 
 def run_stages(
@@ -55,8 +56,9 @@ def _run_stages(
     outcome: dict[str, str],
 ) -> None:
     with LazyRay(recipe, say) as start_ray:
-        run = settled(recipe, start_ray)
-        check_before(run, stages)
+        with spent("checks"):
+            run = settled(recipe, start_ray)
+            check_before(run, stages)
         if _way(stages):
             run.paths.run.write_bytes(CONFIG, write_yaml(run.recipe).encode())
         for number, stage in enumerate(stages):
@@ -172,7 +174,7 @@ class LazyRay:
 
     def __init__(self, recipe: Recipe, say: Say = print) -> None:
         self._recipe, self._say = recipe, say
-        self._session = ray_session(recipe.ray)
+        self._session = ray_session(recipe.ray, preloaded=IMPORTED_EARLY)
         self._started = False
 
     def __enter__(self) -> Callable[[], None]:

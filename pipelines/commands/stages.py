@@ -38,7 +38,10 @@ class Report(Stage[None]):
         return False
 
     def run(self, run: Run, say: Say, quiet: bool) -> dict[str, Any]:
-        from pipelines.commands.report import run_report
+        from pipelines.models import quick_imports
+
+        with quick_imports():
+            from pipelines.commands.report import run_report
 
         return {"counts": {"page": run_report([run.recipe.run_dir])}}
 
@@ -59,6 +62,15 @@ STAGES: tuple[Stage[Any], ...] = (
     SAMPLE, PREPARE, REFERENCE, TRAIN, EVALUATE, EXECUTE, REPORT,
 )  # fmt: skip
 RUN = tuple(stage for stage in STAGES if stage.in_run)
+# What their processes import first, most of their time to start. None asks for devices.
+IMPORTED_EARLY = (
+    "torch",
+    "ray.data",
+    "transformers.models.auto.modeling_auto",
+    "pipelines.reference.actor",
+    "pipelines.train.lean_trainer",
+    "pipelines.train.trainer",
+)
 
 
 def on_request(stages: Sequence[Stage[Any]]) -> tuple[Stage[Any], ...]:

@@ -11,8 +11,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipelines.recipe import TIMELINE, RunPaths
-from pipelines.storage import KINDS, REST, RunStore, recorded, split_of
+from pipelines.storage import (
+    KINDS,
+    REST,
+    Fields,
+    RunStore,
+    read_record,
+    recorded,
+    split_of,
+    write_record,
+)
 
+_NUMBER = (int, float)
+_PART: Fields = {"name": str, "started_at": _NUMBER, "seconds": _NUMBER, "split": dict}
 AROUND = "command"  # before, between and after its stages
 
 
@@ -60,7 +71,7 @@ class CommandTimes:
 
     def _write(self, name: str, start: float, split: dict[str, float]) -> None:
         body = {"name": name, "started_at": start, "seconds": sum(split.values()), "split": split}
-        self._store.write_json(f"{TIMELINE}/{name}-{uuid.uuid4().hex[:12]}.json", body)
+        write_record(self._store, f"{TIMELINE}/{name}-{uuid.uuid4().hex[:12]}.json", body)
 
 
 def read_times(run_dir: str) -> list[dict[str, Any]]:
@@ -69,7 +80,10 @@ def read_times(run_dir: str) -> list[dict[str, Any]]:
     Those of a stage that worked several times are added up.
     """
     store = RunPaths.at(run_dir).run
-    parts = [store.read_json(f"{TIMELINE}/{name}") for name in store.names(TIMELINE)]
+    cure = "remove it: the table lacks its seconds then"
+    parts = [
+        read_record(store, f"{TIMELINE}/{name}", _PART, cure) for name in store.names(TIMELINE)
+    ]
     found: dict[str, dict[str, Any]] = {}
     for part in sorted(parts, key=lambda part: part["started_at"]):
         record = found.setdefault(
@@ -78,13 +92,13 @@ def read_times(run_dir: str) -> list[dict[str, Any]]:
                 "name": part["name"],
                 "times": 0,
                 "seconds": 0.0,
-                "split": dict.fromkeys(part["split"], 0.0),
+                "split": dict.fromkeys((*KINDS, REST), 0.0),
             },
         )
         record["times"] += 1
         record["seconds"] += part["seconds"]
         for kind, seconds in part["split"].items():
-            record["split"][kind] += seconds
+            record["split"][kind] = record["split"].get(kind, 0.0) + seconds
     return sorted(found.values(), key=lambda record: record["name"] == AROUND)
 
 

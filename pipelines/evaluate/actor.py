@@ -4,6 +4,7 @@ The benchmarks' numbers are made of its results elsewhere.
 """
 
 import itertools
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +14,7 @@ from evaluation.key_tokens import key_token_labels
 from pipelines.evaluate.facts import EvaluationFacts
 from pipelines.evaluate.leaderboard import run_tasks_of
 from pipelines.evaluate.prompts import CodePrompts, prompt_ids
+from pipelines.evaluate.sampling_way import sample_seed
 from pipelines.evaluate.tasks import (
     Drawn,
     EvaluationTask,
@@ -24,6 +26,7 @@ from pipelines.evaluate.tasks import (
 )
 from pipelines.evaluate.token_weights import write_weights
 from pipelines.models import (
+    JobSampler,
     TokenTexts,
     compute_device,
     generate,
@@ -53,6 +56,7 @@ class Evaluator:
 
     def __init__(self, facts: EvaluationFacts) -> None:
         self._facts, self._settings, self._ends = facts, facts.settings, facts.ends
+        self._job_sampler = JobSampler(facts.ends)
         self._device = compute_device()
         self._dtype = reference_dtype("auto", self._device)
         training = facts.training
@@ -91,9 +95,9 @@ class Evaluator:
             case ScorePairs():
                 return self._score_pairs(task)
             case SamplePrompts():
-                return {"sample": self._sample(task)}
+                return {"sample": self._sample(task), "warnings": self._job_sampler.warnings}
             case WritePrograms():
-                return {"program": self._programs(task)}
+                return {"program": self._programs(task), "warnings": self._job_sampler.warnings}
             case RunLeaderboard():
                 return {"leaderboard": self._leaderboard()}
 
@@ -201,7 +205,11 @@ class Evaluator:
         stored = self._pairs.values(split, task.rows, columns)
         settings = self._settings.generation.model_copy(update={"temperature": task.temperature})
         drawn = task.drawn or self._drawn(
-            prompts, settings, task.temperature_number * 1009 + task.number, 1
+            task,
+            prompts,
+            [("reply", task.temperature_number, at) for at in task.order],
+            settings,
+            task.temperature_number * 1009 + task.number,
         )
         kl = self._sequence_kl(prompts, [samples[0] for samples in drawn.policy])
         records = []
@@ -234,7 +242,12 @@ class Evaluator:
         asked = CodePrompts(self._tokenizer, section, self._facts.training.chat)
         prompts = [asked(prompt) for prompt in task.prompts]
         drawn = task.drawn or self._drawn(
-            prompts, section.generation, task.start * 1009 + task.number, task.num_samples
+            task,
+            prompts,
+            [("program", name) for name in task.task_ids],
+            section.generation,
+            task.start * 1009 + task.number,
+            range(task.start, task.start + task.num_samples),
         )
         return [
             {
@@ -268,13 +281,35 @@ class Evaluator:
         ]
 
     def _drawn(
-        self, prompts: list[list[int]], settings: GenerationSection, number: int, num_samples: int
+        self,
+        task: SamplePrompts | WritePrograms,
+        prompts: list[list[int]],
+        names: Sequence[tuple[Any, ...]],
+        settings: GenerationSection,
+        number: int,
+        samples: Sequence[int] = (0,),
     ) -> Drawn:
-        seed = self._settings.seed * 1_000_003 + number
+        """Samples by both models.
+
+        Args:
+            names: of the prompts, for seeds of their own. number: of the task, for one seed.
+            samples: numbers of each prompt's samples.
+        """
+        seed, count = self._settings.seed, len(samples)
 
         def by(model: Any) -> list[list[list[int]]]:
-            flat = generate(model, self._ends, prompts, settings, seed, num_samples)
-            return [flat[i * num_samples : (i + 1) * num_samples] for i in range(len(prompts))]
+            if task.way == "captured":
+                flat = self._job_sampler(
+                    model,
+                    [prompt for prompt in prompts for _ in samples],
+                    settings,
+                    [sample_seed(seed, *name, k) for name in names for k in samples],
+                    self._settings.sequences_per_batch,
+                )
+            else:
+                one_seed = seed * 1_000_003 + number
+                flat = generate(model, self._ends, prompts, settings, one_seed, count)
+            return [flat[i * count : (i + 1) * count] for i in range(len(prompts))]
 
         return Drawn(policy=by(self._policy.causal_lm), start=by(self._start))
 

@@ -3,6 +3,7 @@
 They run in Ray Data actor pools.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pipelines.cluster import Pool, local_paths, run_alone, run_tasks
+from pipelines.cluster import Pool, local_paths, pool_gpus, run_alone, run_tasks
 from pipelines.errors import UserError
 from pipelines.evaluate.actor import Evaluator
 from pipelines.evaluate.checks import check_evaluation, check_weights, wants_vllm
@@ -80,10 +81,10 @@ def run_evaluate(
     )
     pairs = open_pairs(run)
     require_held_out(recipe, {split: pairs.num_rows(split) for split in SPLITS})
+    pairs.check(settings.split)
     training = training_facts(run)
     facts = EvaluationFacts.of(settings, record.store, training, step, ends)
     usable = usable_rows(training.reference, pairs, settings.split)
-    tasks = evaluation_tasks(settings, pairs, usable)
     pool = Pool(
         "evaluate",
         recipe.ray,
@@ -91,6 +92,7 @@ def run_evaluate(
         settings.num_actors,
         lighter="lower evaluate.num_actors or evaluate.sequences_per_batch",
     )
+    tasks = evaluation_tasks(settings, pairs, usable, pool_gpus(pool))
     record.begin()
     parts = TaskResults(record.store)
     todo = parts.missing(tasks)
@@ -106,7 +108,7 @@ def run_evaluate(
         ask(judge, found.samples, quiet)
     masks = _masks(tasks, facts, parts, pool.paths) if "masks" in settings.benchmarks else {}
     results = benchmark_results(settings, found, masks)
-    _write(record.store, found, results)
+    outputs = _write(record.store, found, results)
     append_history(run.paths.evaluation, results, record, step)
     samples = found.samples or found.programs or found.leaderboard
     warnings = [
@@ -114,9 +116,9 @@ def run_evaluate(
         "tokenizer: sampling goes on after it"
         for token in (facts.ends.left_out if samples else ())
     ]
-    warnings += judged
+    warnings += [*judged, *dict.fromkeys(found.warnings)]
     manifest = record.finish(
-        {"benchmarks": sorted(results), "results": results, "warnings": warnings}
+        {"benchmarks": sorted(results), "results": results, "warnings": warnings}, outputs
     )
     parts.clear()
     record.store.delete(TOKEN_WEIGHTS)
@@ -161,14 +163,18 @@ def _masks(
     return totals | next(parts.results([ranking]))
 
 
-def _write(store: RunStore, found: Found, results: dict[str, dict[str, Any]]) -> None:
+def _write(store: RunStore, found: Found, results: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Write samples and numbers; returns file -> sha256 of what is read again."""
+    lines = {TOKENS: _lines(found.shown)}
     if found.samples:
-        store.write_bytes(SAMPLES, _lines(found.samples))
+        lines[SAMPLES] = _lines(found.samples)
     if found.programs:
-        store.write_bytes(CODE_SAMPLES, _lines(found.by_programming_task()))
-    store.write_bytes(TOKENS, _lines(found.shown))
+        lines[CODE_SAMPLES] = _lines(found.by_programming_task())
+    for path, content in lines.items():
+        store.write_bytes(path, content)
     for name, result in results.items():
         store.write_json(f"{name}.json", result)
+    return {path: hashlib.sha256(content).hexdigest() for path, content in lines.items()}
 
 
 def _lines(records: Records) -> bytes:

@@ -1,6 +1,7 @@
 """What an evaluation needs besides the trained model, and of it: known before anything runs."""
 
 from pipelines.errors import UserError
+from pipelines.evaluate.facts import read_key_words
 from pipelines.evaluate.held_out import check_held_out
 from pipelines.models import (
     ADAPTER_CONFIG,
@@ -8,6 +9,7 @@ from pipelines.models import (
     check_generation,
     load_tokenizer,
     padded_vocabularies,
+    quick_imports,
     resolve_model,
 )
 from pipelines.recipe import (
@@ -30,7 +32,6 @@ def check_evaluation(recipe: Recipe) -> None:
         installed, a model, task file, key or chat template that is not there.
     """
     from pipelines.evaluate.leaderboard import check_tasks
-    from pipelines.evaluate.text_scorer import check_text_models
 
     settings, wanted = recipe.evaluate, recipe.evaluate.benchmarks
     if not recipe.objective.declared.uses_rejected:
@@ -40,13 +41,16 @@ def check_evaluation(recipe: Recipe) -> None:
         )
     check_held_out(recipe)
     if settings.sampled_benchmarks():
+        with quick_imports():
+            from pipelines.evaluate.text_scorer import check_text_models
+
         check_generation(
             recipe,
             "evaluate.generation",
             longest_prompt(recipe),
             settings.generation.max_new_tokens,
         )
-    check_text_models(settings)
+        check_text_models(settings)
     _check_engine(recipe)
     chat = ChatSettings.of(recipe.data)
     asking = {"code": settings.code, "leaderboard": settings.leaderboard}
@@ -61,6 +65,7 @@ def check_evaluation(recipe: Recipe) -> None:
                     f"evaluate.{name}.apply_chat_template: the tokenizer of {tokenizer} has no "
                     "chat template; set data.chat_template"
                 )
+    read_key_words(settings)
     if "leaderboard" in wanted and settings.leaderboard is not None:
         check_tasks(settings.leaderboard)
     if "code" in wanted and settings.code is not None:

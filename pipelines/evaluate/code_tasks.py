@@ -1,11 +1,11 @@
 """The programming tasks of the code benchmark."""
 
-import json
 from pathlib import Path
 
 from evaluation.benchmarks.code import CodeTask, code_tasks
 from pipelines.errors import UserError
 from pipelines.recipe import CodeSection
+from pipelines.storage import parse_json
 
 
 def read_code_tasks(section: CodeSection) -> list[CodeTask]:
@@ -17,11 +17,15 @@ def read_code_tasks(section: CodeSection) -> list[CodeTask]:
     if not path.is_file():
         raise UserError(f"evaluate.code.tasks = {section.tasks!r}: no such file")
     rows = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"evaluate.code.tasks = {section.tasks!r}: {error}") from error
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             raise UserError(f"{path}, row {number}: not JSON ({error})") from error
         if not isinstance(row, dict):

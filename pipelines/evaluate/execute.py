@@ -9,13 +9,23 @@ from typing import Any
 
 from evaluation.benchmarks.code import code_benchmark
 from pipelines.cluster import Pool, local_paths, run_tasks
+from pipelines.errors import UserError
 from pipelines.evaluate.code_tasks import read_code_tasks
 from pipelines.evaluate.history import append_history
 from pipelines.evaluate.sandbox import Limits, require_isolation, run_programs
-from pipelines.recipe import CODE_SAMPLES, VERDICTS, CodeSection, Run, StageRecord
-from pipelines.storage import TaskResults
+from pipelines.recipe import (
+    CODE_SAMPLES,
+    MANIFEST,
+    VERDICTS,
+    CodeSection,
+    Run,
+    StageRecord,
+    read_manifest,
+)
+from pipelines.storage import TaskResults, read_lines
 
 _PROGRAMS_PER_TASK = 64
+_SAMPLED = {"task_id": str, "start_texts": list, "policy_texts": list}
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,11 @@ def run_execute(run: Run, record: StageRecord, quiet: bool = False) -> dict[str,
     evaluation = run.paths.evaluation
     require_isolation()
     record.begin()
-    samples = [json.loads(line) for line in evaluation.read_bytes(CODE_SAMPLES).splitlines()]
+    known = read_manifest(evaluation)["outputs"].get(CODE_SAMPLES)
+    cure = f"remove {MANIFEST} beside its folder and run `sparsepo evaluate` again"
+    samples = read_lines(evaluation, CODE_SAMPLES, _SAMPLED, known, cure)
+    if unknown := sorted({row["task_id"] for row in samples} - tasks.keys()):
+        raise UserError(f"evaluate.code.tasks = {section.tasks!r}: no task is {unknown[0]!r} now")
     programs = [
         (row["task_id"], who, tasks[row["task_id"]].program(text), tasks[row["task_id"]].tests)
         for row in samples

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.errors import UserError
 from pipelines.models import ResponseEnds
 from pipelines.recipe import EvaluateSection
 from pipelines.storage import RunStore
@@ -34,9 +35,7 @@ class EvaluationFacts:
         step: int | None,
         ends: ResponseEnds,
     ) -> "EvaluationFacts":
-        words = settings.key_words
-        known = None if words is None else frozenset(Path(words).read_text().lower().split())
-        return cls(settings, store.root, training, step, ends, known)
+        return cls(settings, store.root, training, step, ends, read_key_words(settings))
 
     @property
     def start(self) -> str:
@@ -51,3 +50,14 @@ class EvaluationFacts:
     def starts_from_reference(self) -> bool:
         """Whether the starting model is the reference."""
         return self.training.reference.model.name == self.start
+
+
+def read_key_words(settings: EvaluateSection) -> frozenset[str] | None:
+    """The words of evaluate.key_words in lower case. Raises: UserError for no file of texts."""
+    words = settings.key_words
+    if words is None:
+        return None
+    try:
+        return frozenset(Path(words).read_text(encoding="utf-8").lower().split())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"evaluate.key_words = {words!r}: {error}") from error

@@ -3,8 +3,19 @@
 import time
 from typing import Any
 
-from pipelines.recipe import EXECUTED, HISTORY, MANIFEST, StageRecord
-from pipelines.storage import RunStore
+from pipelines.recipe import (
+    EXECUTED,
+    HISTORY,
+    MANIFEST,
+    StageRecord,
+    checkpoint_folder,
+    read_manifest,
+)
+from pipelines.storage import (
+    RunStore,
+    damaged,
+    read_parquet,
+)
 
 
 def append_history(
@@ -34,9 +45,25 @@ def read_history(store: RunStore) -> list[dict[str, Any]]:
     rows = [
         {"step": None, **row}
         for name in store.names(HISTORY)
-        for row in store.read_table(f"{HISTORY}/{name}").to_pylist()
+        for row in _row(store, f"{HISTORY}/{name}")
     ]
     return sorted(rows, key=lambda row: (row["step"] is None, row["step"] or 0))
+
+
+def _row(store: RunStore, path: str) -> list[dict[str, Any]]:
+    """The row of a history's file; that of a checkpoint compared with its evaluation's manifest."""
+    cure = "remove it: the history lacks that evaluation then"
+    rows: list[dict[str, Any]] = read_parquet(store, path, cure=cure).to_pylist()
+    for row in rows:
+        step = row.get("step")
+        if not {"time", "fingerprint"} <= row.keys() or not isinstance(step, int | None):
+            raise damaged(store, path, "it is no row of a history", cure)
+        known = store.at(checkpoint_folder(step)) if step is not None else None
+        if known is not None and known.exists(MANIFEST):
+            for name, value in numbers_of(read_results(known)).items():
+                if name in row and row[name] not in (value, None) and value == value:
+                    raise damaged(store, path, f"{name} is not the manifest's", cure)
+    return rows
 
 
 def numbers_of(results: dict[str, dict[str, Any]]) -> dict[str, float]:
@@ -67,5 +94,5 @@ def read_results(evaluation: RunStore) -> dict[str, dict[str, Any]]:
     results: dict[str, dict[str, Any]] = {}
     for store in (evaluation, evaluation.at(EXECUTED)):
         if store.exists(MANIFEST):
-            results |= store.read_json(MANIFEST)["counts"]["results"]
+            results |= read_manifest(store)["counts"]["results"]
     return results

@@ -4,6 +4,7 @@ Both orders are asked, nonsense is asked again, and answers are kept.
 """
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -13,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from tqdm import tqdm
 
 from evaluation.judging import joint_verdict, judge_messages, parse_verdict, verdict_mark
-from pipelines.errors import StageFailed, UserError
+from pipelines.errors import DamagedFile, StageFailed, UserError
 from pipelines.evaluate.key_traces import KeyTraces
 from pipelines.recipe import OpenAIJudge
-from pipelines.storage import RunStore, digest
+from pipelines.storage import RunStore, digest, read_record, write_record
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -102,7 +103,12 @@ class EndpointJudge:
         self._traces = KeyTraces(self._key)
         self._known: dict[str, str] = {}
         for name in store.names(_ANSWERS):
-            self._known |= store.read_json(f"{_ANSWERS}/{name}")
+            try:
+                answers = read_record(store, f"{_ANSWERS}/{name}")
+            except DamagedFile as error:
+                print(f"{error}: its questions are asked again", file=sys.stderr, flush=True)
+                continue
+            self._known |= {key: text for key, text in answers.items() if isinstance(text, str)}
         self._fresh: dict[str, str] = {}
         self._reason = "answers had no verdict in them"
         self._lock = threading.Lock()
@@ -231,7 +237,7 @@ class EndpointJudge:
             fresh, self._fresh = self._fresh, {}
         if fresh:
             self._known |= fresh
-            self._store.write_json(f"{_ANSWERS}/{digest(sorted(fresh))}.json", fresh)
+            write_record(self._store, f"{_ANSWERS}/{digest(sorted(fresh))}.json", fresh)
 
 
 def _same(policy_first: Answer | None, policy_second: Answer | None) -> bool:

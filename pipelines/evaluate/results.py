@@ -30,11 +30,13 @@ class Found:
     samples: Records = field(default_factory=list)
     programs: Records = field(default_factory=list)
     leaderboard: Records = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, tasks: Sequence[EvaluationTask], results: Iterable[dict[str, Any]]) -> "Found":
         found = cls()
         for task, result in zip(tasks, results, strict=True):
+            found.warnings += result.get("warnings", ())
             match task:
                 case ScorePairs():
                     found.pairs += result["pair"]

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from pipelines.cluster import Pool, local_paths, run_tasks
+from pipelines.cluster import Pool, local_paths, pool_gpus, run_tasks
 from pipelines.evaluate.rewards import Reward, build_reward
+from pipelines.evaluate.sampling_way import CAPTURED_TASK, Way, sample_seed, way_of
 from pipelines.models import (
+    JobSampler,
     ResponseEnds,
     compute_device,
     generate,
@@ -41,19 +43,20 @@ def run_sample(
     prompts = first_prompts(coming, recipe.sample.seed, recipe.sample.max_prompts)
     if not prompts:
         raise coming.none()
-    tasks = _tasks(prompts, recipe.sample.batch_prompts)
+    pool = Pool("sample", recipe.ray, local_paths(recipe), lighter="lower sample.batch_prompts")
+    tasks = sampling_tasks(prompts, recipe.sample, pool_gpus(pool))
     record.begin()
     record.store.sweep_temporary()
     parts = TaskResults(record.store)
     todo = parts.missing(tasks)
-    pool = Pool("sample", recipe.ray, local_paths(recipe), lighter="lower sample.batch_prompts")
     parts.add(todo, run_tasks(todo, CandidateSampler, sampling_facts(recipe, ends), pool, quiet))
-    _publish(record.store, parts.results(tasks))
+    warnings = _publish(record.store, parts.results(tasks))
     counts = {
         "prompts": len(prompts),
         "candidates": len(prompts) * recipe.sample.num_candidates,
         "rejected": dict(sorted(coming.reasons.items())),
         "layouts": coming.lines,
+        "warnings": warnings,
     }
     manifest = record.finish(counts, {CANDIDATES: record.store.checksum(CANDIDATES)})
     parts.clear()
@@ -71,10 +74,11 @@ class DrawCandidates:
     number: int
     batch_prompts: int
     prompts: tuple[Prompt, ...]
+    way: Way = "batches"
 
     @property
     def kind(self) -> str:
-        return f"candidates{self.batch_prompts}-"
+        return f"{'drawn' if self.way == 'batches' else self.way}{self.batch_prompts}-"
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,7 @@ class CandidateSampler:
 
     def __init__(self, facts: SamplingFacts) -> None:
         self._settings, self._ends = facts.settings, facts.ends
+        self._job_sampler = JobSampler(facts.ends)
         device = compute_device()
         self._tokenizer = load_tokenizer(_tokenizer_of(facts))
         self._encoder = PromptEncoder(self._tokenizer, facts.data)
@@ -119,15 +124,13 @@ class CandidateSampler:
     def _reward(self) -> Reward:
         return build_reward(self._settings.reward)
 
-    def __call__(self, task: DrawCandidates) -> list[dict[str, Any]]:
-        """Per prompt: prompt (and tools), responses and their scores."""
-        settings, count = self._settings, self._settings.num_candidates
-        ids = [self._encoder(prompt) for prompt in task.prompts]
-        seed = settings.seed * 1_000_003 + task.number
-        drawn = generate(self._model, self._ends, ids, settings.generation, seed, count)
+    def __call__(self, task: DrawCandidates) -> dict[str, list[Any]]:
+        """Candidates: per prompt the prompt (and tools), responses and scores; and warnings."""
+        count = self._settings.num_candidates
+        drawn = self._drawn(task)
         texts = [self._ends.text(self._tokenizer, sample) for sample in drawn]
         scores = self._reward(texts)
-        return [
+        candidates = [
             {
                 **_columns(prompt),
                 "responses": texts[i * count : (i + 1) * count],
@@ -135,6 +138,26 @@ class CandidateSampler:
             }
             for i, prompt in enumerate(task.prompts)
         ]
+        return {"candidates": candidates, "warnings": self._job_sampler.warnings}
+
+    def _drawn(self, task: DrawCandidates) -> list[list[int]]:
+        """Token ids of the candidates, prompt by prompt."""
+        settings, count = self._settings, self._settings.num_candidates
+        ids = [self._encoder(prompt) for prompt in task.prompts]
+        if task.way == "batches":
+            seed = settings.seed * 1_000_003 + task.number
+            return generate(self._model, self._ends, ids, settings.generation, seed, count)
+        return self._job_sampler(
+            self._model,
+            [prompt for prompt in ids for _ in range(count)],
+            settings.generation,
+            [
+                sample_seed(settings.seed, "candidate", task.number + i, k)
+                for i in range(len(ids))
+                for k in range(count)
+            ],
+            settings.batch_prompts * count,
+        )
 
 
 def _columns(prompt: Prompt) -> dict[str, Any]:
@@ -144,21 +167,29 @@ def _columns(prompt: Prompt) -> dict[str, Any]:
     return {"prompt": prompt.messages, **({"tools": prompt.tools} if prompt.tools else {})}
 
 
-def _tasks(prompts: Sequence[Prompt], size: int) -> list[DrawCandidates]:
+def sampling_tasks(
+    prompts: Sequence[Prompt], settings: SampleSection, gpus: float
+) -> list[DrawCandidates]:
+    batch, count = settings.batch_prompts, settings.num_candidates
+    way = way_of(gpus, len(prompts) * count, batch * count, settings.generation)
+    size = max(1, CAPTURED_TASK // count) if way == "captured" else batch
     return [
-        DrawCandidates(first, size, tuple(prompts[first : first + size]))
+        DrawCandidates(first, size, tuple(prompts[first : first + size]), way)
         for first in range(0, len(prompts), size)
     ]
 
 
-def _publish(store: RunStore, results: Iterable[list[dict[str, Any]]]) -> None:
-    """Write the candidates line by line."""
+def _publish(store: RunStore, results: Iterable[dict[str, list[Any]]]) -> list[str]:
+    """Write the candidates line by line; returns the distinct warnings."""
     folder = store.staging_directory()
+    warnings: dict[str, None] = {}
     try:
         with (folder / CANDIDATES).open("w") as lines:
             for found in results:
-                lines.writelines(json.dumps(candidates) + "\n" for candidates in found)
+                lines.writelines(json.dumps(prompt) + "\n" for prompt in found["candidates"])
+                warnings |= dict.fromkeys(found["warnings"])
         store.publish_file(folder / CANDIDATES, CANDIDATES)
+        return list(warnings)
     finally:
         shutil.rmtree(folder)
 

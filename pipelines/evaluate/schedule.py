@@ -21,7 +21,7 @@ from zoneinfo import ZoneInfo
 import httpx
 
 from evaluation.gates import GateFailure, gate_failures
-from pipelines.errors import DamagedCheckpoint, UserError
+from pipelines.errors import DamagedCheckpoint, DamagedFile, UserError
 from pipelines.evaluate.history import numbers_of, read_results
 from pipelines.evaluate.stage import EVALUATE, checkpoint_record
 from pipelines.recipe import (
@@ -35,7 +35,7 @@ from pipelines.recipe import (
     ScheduleSection,
     checkpoint_folder,
 )
-from pipelines.storage import Claims, ClaimTimes, RunStore
+from pipelines.storage import Claims, ClaimTimes, RunStore, read_record, write_record
 from pipelines.train import TRAIN, completed_steps
 
 _LONGEST_WAIT_SECONDS = 30.0
@@ -138,7 +138,12 @@ class Scheduler:
         """
         now = datetime.now(UTC)
         if self._store.exists(LAST_TICK):
-            last = datetime.fromisoformat(self._store.read_json(LAST_TICK)["last_tick"])
+            try:
+                told = read_record(self._store, LAST_TICK, {"last_tick": str})["last_tick"]
+                last = datetime.fromisoformat(told)
+            except (DamagedFile, ValueError) as error:
+                self._say(f"schedule: {error}; looked at now, and it is written anew")
+                return now
             missed = next_time(self._recipe.schedule, last)
             if missed <= now:
                 self._say(f"schedule: the time {missed.isoformat()} has passed, made up for now")
@@ -147,7 +152,7 @@ class Scheduler:
 
     def tick(self) -> Outcome:
         """Evaluate what is new, once."""
-        self._store.write_json(LAST_TICK, {"last_tick": datetime.now(UTC).isoformat()})
+        write_record(self._store, LAST_TICK, {"last_tick": datetime.now(UTC).isoformat()})
         outcome = Outcome()
         for step in self.unevaluated():
             if self._stopping.is_set():
@@ -233,8 +238,10 @@ class Scheduler:
             self._call(step, failures)
         # Last: a scheduler that was killed before this looks at the gates again, and tells the
         # webhook again.
-        self._step_store(step).write_json(
-            GATES, {"passed": not failures, "failures": [f.as_dict() for f in failures]}
+        write_record(
+            self._step_store(step),
+            GATES,
+            {"passed": not failures, "failures": [f.as_dict() for f in failures]},
         )
         return Outcome([step], failures)
 

@@ -98,7 +98,10 @@ class Evaluate(Stage[EvaluateInputs]):
 
     def run(self, run: Run, say: Say, quiet: bool, step: int | None = None) -> dict[str, Any]:
         """Args: step: of a checkpoint; None is the published model."""
-        from pipelines.evaluate.benchmarks import run_evaluate
+        from pipelines.models import quick_imports
+
+        with quick_imports():
+            from pipelines.evaluate.benchmarks import run_evaluate
 
         return run_evaluate(run, checkpoint_record(run, step), ends_of(run), quiet, step)
 
@@ -320,6 +323,7 @@ class Sample(Stage[SampleInputs]):
             f"{counts['candidates']} candidates for {counts['prompts']} prompts, scored"
             + (f"; {sum(counts['rejected'].values())} rows dropped ({reasons})" if reasons else "")
             + "".join(f"\n{line}" for line in counts["layouts"])
+            + "".join(f"\nwarning: {line}" for line in counts.get("warnings", ()))
         )
 
     def detail(self, counts: dict[str, Any]) -> str:

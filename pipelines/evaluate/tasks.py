@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pipelines.evaluate.code_tasks import read_code_tasks
+from pipelines.evaluate.sampling_way import CAPTURED_TASK, Way, way_of
 from pipelines.pairs import PairTable
 from pipelines.recipe import EvaluateSection
 
 PAIRS_SHOWN = 6  # the first ones, whose responses are kept token by token
 _PAIRS_PER_TASK, _TEXTS_PER_TASK = 128, 64
+_PREFIX: dict[Way, str] = {"batches": "", "captured": "captured_"}  # of a task's kind
 Records = list[dict[str, Any]]
 Item = TypeVar("Item")
 
@@ -67,10 +69,11 @@ class SamplePrompts:
     temperature: float
     temperature_number: int
     drawn: Drawn | None = None
+    way: Way = "batches"
 
     @property
     def kind(self) -> str:
-        return f"replies{self.temperature_number}"
+        return f"{_PREFIX[self.way]}replies{self.temperature_number}"
 
 
 @dataclass(frozen=True)
@@ -87,10 +90,11 @@ class WritePrograms:
     prompts: tuple[str, ...]
     num_samples: int
     drawn: Drawn | None = None
+    way: Way = "batches"
 
     @property
     def kind(self) -> str:
-        return f"programs{self.start}"
+        return f"{_PREFIX[self.way]}programs{self.start}"
 
 
 @dataclass(frozen=True)
@@ -120,11 +124,12 @@ EvaluationTask = ScorePairs | SamplePrompts | WritePrograms | RunLeaderboard
 
 
 def evaluation_tasks(
-    settings: EvaluateSection, pairs: PairTable, usable: Sequence[int]
+    settings: EvaluateSection, pairs: PairTable, usable: Sequence[int], gpus: float = 0
 ) -> list[EvaluationTask]:
     """What the evaluating actors do.
 
-    It is a function of settings and pairs: a resumed evaluation has the same tasks.
+    It is a function of settings, pairs and whether there are GPUs: a resumed evaluation has the
+    same tasks.
 
     Args:
         usable: rows of the split that can be scored.
@@ -136,9 +141,9 @@ def evaluation_tasks(
             for number, rows in _chunks(usable[: settings.max_pairs], _PAIRS_PER_TASK)
         ]
     if settings.sampled_benchmarks():
-        tasks += _sampling(settings, pairs, usable)
+        tasks += _sampling(settings, pairs, usable, gpus)
     if "code" in settings.benchmarks:
-        tasks += _programming(settings)
+        tasks += _programming(settings, gpus)
     if "leaderboard" in settings.benchmarks:
         tasks.append(RunLeaderboard())
     return tasks
@@ -152,7 +157,7 @@ def text_tasks(samples: Records, scorers: Sequence[str]) -> list[ScoreTexts]:
 
 
 def _sampling(
-    settings: EvaluateSection, pairs: PairTable, usable: Sequence[int]
+    settings: EvaluateSection, pairs: PairTable, usable: Sequence[int], gpus: float
 ) -> Iterable[SamplePrompts]:
     first: dict[str, int] = {}
     prompts = pairs.column(settings.split, "prompt_hash")
@@ -162,22 +167,28 @@ def _sampling(
     lengths = pairs.pair_lengths(settings.split, [row for _, row in chosen])
     # Prompts of one length need no padding beside each other.
     chosen.sort(key=lambda item: lengths[item[0]].prompt)
-    for t, temperature in enumerate(settings.sampling_temperatures()):
-        for number, items in _chunks(chosen, settings.sequences_per_batch):
+    temperatures, batch = settings.sampling_temperatures(), settings.sequences_per_batch
+    way = way_of(gpus, len(temperatures) * len(chosen), batch, settings.generation)
+    for t, temperature in enumerate(temperatures):
+        for number, items in _chunks(chosen, CAPTURED_TASK if way == "captured" else batch):
             yield SamplePrompts(
                 number,
                 rows=tuple(row for _, row in items),
                 order=tuple(at for at, _ in items),
                 temperature=temperature,
                 temperature_number=t,
+                way=way,
             )
 
 
-def _programming(settings: EvaluateSection) -> Iterable[WritePrograms]:
+def _programming(settings: EvaluateSection, gpus: float) -> Iterable[WritePrograms]:
     assert settings.code is not None
-    at_once = min(settings.code.num_samples, settings.sequences_per_batch)
-    prompts_each = max(1, settings.sequences_per_batch // at_once)
     found = sorted(read_code_tasks(settings.code), key=lambda task: len(task.prompt))
+    batch, samples = settings.sequences_per_batch, len(found) * settings.code.num_samples
+    way = way_of(gpus, samples, batch, settings.code.generation)
+    size = CAPTURED_TASK if way == "captured" else batch
+    at_once = min(settings.code.num_samples, size)
+    prompts_each = max(1, size // at_once)
     for number, items in _chunks(found, prompts_each):
         for start in range(0, settings.code.num_samples, at_once):
             yield WritePrograms(
@@ -186,6 +197,7 @@ def _programming(settings: EvaluateSection) -> Iterable[WritePrograms]:
                 task_ids=tuple(task.task_id for task in items),
                 prompts=tuple(task.prompt for task in items),
                 num_samples=min(at_once, settings.code.num_samples - start),
+                way=way,
             )
 
 

@@ -12,7 +12,10 @@ import pyarrow as pa
 
 from pipelines.evaluate.tasks import RankWeights, Records
 from pipelines.recipe import TOKEN_WEIGHTS, EvaluateSection
-from pipelines.storage import RunStore
+from pipelines.storage import (
+    RunStore,
+    read_parquet,
+)
 
 _SCORES = ("reward_mask", "kl_mask", "token_kl")
 _SCHEMA = pa.schema(
@@ -66,7 +69,9 @@ def _path(number: int) -> str:
 
 
 def _responses(store: RunStore, number: int) -> Records:
-    table = store.read_table(_path(number)).combine_chunks()
+    cure = "remove evaluation/parts, and run `sparsepo evaluate` again"
+    names = _SCHEMA.names
+    table = read_parquet(store, _path(number), names, _SCHEMA, cure, names).combine_chunks()
     prompts = table["prompt_hash"].to_pylist()
     columns: dict[str, list[Any]] = {}
     for name in (*_SCORES, "is_key"):

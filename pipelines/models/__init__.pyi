@@ -11,8 +11,8 @@ from .chat_template import (
     template_file_text as template_file_text,
 )
 from .device import (
+    LateNumbers as LateNumbers,
     Placement as Placement,
-    as_floats as as_floats,
     is_out_of_memory as is_out_of_memory,
 )
 from .directories import (
@@ -43,6 +43,7 @@ from .hardware import (
     peak_tflops as peak_tflops,
     sustained_tflops as sustained_tflops,
 )
+from .job_sampler import JobSampler as JobSampler
 from .layout import batch_layout as batch_layout
 from .loading import (
     compute_device as compute_device,

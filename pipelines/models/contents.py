@@ -1,14 +1,13 @@
 """The content of a directory's files, as far as tokenizers and configurations depend on it."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UserError
 from pipelines.models.directories import ADAPTER_CONFIG, base_dir, tokenizer_home
-from pipelines.storage import file_state
+from pipelines.storage import file_state, parse_json
 
 _TEMPLATES = "additional_chat_templates"  # the one folder that a tokenizer reads besides its own
 # Their strings may name further files, elsewhere too.
@@ -79,7 +78,7 @@ def _content(file: Path) -> str | list[int]:
 def _strings(file: Path) -> Iterator[str]:
     """All strings of a JSON file that may be a path."""
     try:
-        waiting = [json.loads(file.read_bytes())]
+        waiting = [parse_json(file.read_bytes())]
     except (OSError, ValueError):
         return
     while waiting:

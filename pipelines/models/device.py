@@ -1,7 +1,7 @@
 """Device, precision and the exchange between ranks in training: decided here and nowhere else."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -64,7 +64,7 @@ class Placement:
         if self.world == 1:
             return [value]
         gathered: list[Any] = [None] * self.world
-        dist.all_gather_object(gathered, value)
+        dist.all_gather_object(gathered, value, _host_group())
         return gathered
 
     def barrier(self) -> None:
@@ -72,12 +72,44 @@ class Placement:
             dist.barrier()
 
 
-def as_floats(metrics: dict[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[float, float]]:
-    """(sum, count) tensors as numbers, with one synchronisation for all of them."""
-    if not metrics:
-        return {}
-    flat = torch.stack([value.double() for pair in metrics.values() for value in pair]).tolist()
-    return {key: (flat[2 * i], flat[2 * i + 1]) for i, key in enumerate(metrics)}
+_host_groups: dict[Any, Any] = {}  # by the group of all ranks; there is one at a time
+
+
+def _host_group() -> Any:
+    """All ranks, joined without their devices.
+
+    NCCL carries bytes through the device: it would wait for all work that this has been given.
+    """
+    everybody = dist.group.WORLD
+    if dist.get_backend() != "nccl":
+        return everybody
+    if everybody not in _host_groups:
+        _host_groups.clear()
+        _host_groups[everybody] = dist.new_group(backend="gloo")
+    return _host_groups[everybody]
+
+
+class LateNumbers:
+    """Numbers on their way from a device, which goes on with its work meanwhile.
+
+    Args:
+        values: scalar tensors, all on one device; they travel as one copy in float64.
+    """
+
+    def __init__(self, values: Sequence[Tensor]) -> None:
+        self._event: torch.cuda.Event | None = None
+        self._host = torch.stack([value.double() for value in values]) if values else None
+        if self._host is not None and self._host.is_cuda:
+            pinned = torch.empty(len(values), dtype=torch.float64, pin_memory=True)
+            self._host = pinned.copy_(self._host, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def read(self) -> list[float]:
+        """Waits for what the device was given before these numbers."""
+        if self._event is not None:
+            self._event.synchronize()
+        return [] if self._host is None else self._host.tolist()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipelines.errors import UserError
 from pipelines.models.trusted_code import refuse_foreign_code
-from pipelines.storage import CACHE, RunStore
+from pipelines.storage import CACHE, RunStore, parse_json, special_kind
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -38,6 +38,9 @@ def resolve_model(name_or_path: str, tokenizer_only: bool = False) -> Path:
         if path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1:
             raise UserError(f"model {name_or_path!r}: no such directory")
         path = _from_hub(name_or_path)
+    for file in sorted(path.iterdir()):
+        if file.exists() and (kind := special_kind(file.stat().st_mode)):
+            raise UserError(f"model directory {path}: {file.name} is {kind}, which is not read")
     if (path / ADAPTER_CONFIG).is_file():
         _check_adapter(path)
         return path.resolve()
@@ -58,7 +61,7 @@ def base_dir(directory: Path) -> Path:
     if not (directory / ADAPTER_CONFIG).is_file():
         return directory
     name = json_of(directory / ADAPTER_CONFIG).get("base_model_name_or_path")
-    if not name:
+    if not isinstance(name, str) or not name:
         raise UserError(
             f"adapter {directory}: its {ADAPTER_CONFIG} names no base_model_name_or_path"
         )
@@ -171,16 +174,21 @@ def json_list_of(file: Path) -> list[dict[str, Any]]:
 
 def _json(file: Path) -> Any:
     try:
-        return json.loads(file.read_bytes())
-    except (ValueError, RecursionError):
+        return parse_json(file.read_bytes()) if file.is_file() else None
+    except (ValueError, OSError):
         return None
 
 
 def max_positions(directory: Path) -> int | None:
     """Longest sequence the model was built for, or None if its config does not say."""
     config = model_config(directory)
-    for part in (config, config.get("text_config") or {}):
+    text = config.get("text_config")
+    for part in (config, text if isinstance(text, dict) else {}):
         value = part.get("max_position_embeddings") or part.get("n_positions")
+        if value and not isinstance(value, int):
+            raise UserError(
+                f"{base_dir(directory) / 'config.json'}: its number of positions is {value!r}"
+            )
         if value:
             return int(value)
     return None
@@ -190,4 +198,8 @@ def weight_files(directory: Path) -> list[Path]:
     """The safetensors files that make up a model: the base's, then an adapter's."""
     base = base_dir(directory)
     adapter = [] if base == directory else [directory / ADAPTER_WEIGHTS]
-    return sorted(base.glob("*.safetensors")) + adapter
+    files = sorted(base.glob("*.safetensors")) + adapter
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"model directory {file.parent}: {file.name} is no file")
+    return files

@@ -5,7 +5,6 @@ of its chat template and what the model's generation_config lists. A response in
 ends it.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,12 @@ from typing import Any
 
 from pipelines.errors import UserError
 from pipelines.models.chat_template import ChatSettings, ChatTemplate, special_ids
-from pipelines.models.directories import base_dir, model_config, resolve_model
+from pipelines.models.directories import (
+    base_dir,
+    json_of,
+    model_config,
+    resolve_model,
+)
 from pipelines.models.fingerprints import ask_tokenizer
 
 
@@ -111,10 +115,14 @@ def _listed_ends(directory: Path) -> list[int]:
     it.
     """
     file = base_dir(directory) / "generation_config.json"
-    found = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
-    if not file.is_file():
-        config = model_config(directory)
-        found = config.get("eos_token_id", config.get("text_config", {}).get("eos_token_id"))
-    return [
-        int(token) for token in (found if isinstance(found, list) else [found]) if token is not None
-    ]
+    if file.exists():
+        found = json_of(file).get("eos_token_id")
+    else:
+        config, file = model_config(directory), file.with_name("config.json")
+        text = config.get("text_config")
+        inner = text.get("eos_token_id") if isinstance(text, dict) else None
+        found = config.get("eos_token_id", inner)
+    ends = [token for token in (found if isinstance(found, list) else [found]) if token is not None]
+    if wrong := [token for token in ends if not isinstance(token, int) or token < 0]:
+        raise UserError(f"{file}: eos_token_id is {wrong[0]!r}, and is to be a token id or several")
+    return ends

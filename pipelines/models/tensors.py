@@ -1,6 +1,5 @@
 """Shapes of a model's and an adapter's tensors, from safetensors headers. Nothing is loaded."""
 
-import json
 import re
 import struct
 from collections.abc import Iterable
@@ -15,6 +14,7 @@ from pipelines.models.directories import (
     json_of,
     model_config,
 )
+from pipelines.storage import parse_json
 
 Shapes = dict[str, tuple[int, ...]]
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -49,20 +49,26 @@ _LAYER = re.compile(r"\.\d+(?=\.)")
 def tensor_shapes(file: Path) -> Shapes:
     """Name -> shape of the tensors of a safetensors file.
 
-    Raises: UserError if it is none.
+    Raises: UserError if it is none, is cut off, or its header says what cannot be.
     """
     try:
         with file.open("rb") as stream:
             (size,) = struct.unpack("<Q", stream.read(8))
             if size > file.stat().st_size:
                 raise ValueError("the header is longer than the file")
-            header = json.loads(stream.read(size))
-        return {
+            header = parse_json(stream.read(size))
+        found = {
             name: tuple(map(int, entry["shape"]))
             for name, entry in header.items()
             if name != "__metadata__"
         }
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        if any(size < 0 for shape in found.values() for size in shape):
+            raise ValueError("a shape is below zero")
+        spans = [entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"]
+        if 8 + size + max((stop for _, stop in spans), default=0) != file.stat().st_size:
+            raise ValueError("the file ends elsewhere than its header says")
+        return found
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise UserError(
             f"{file}: not a safetensors file, or cut off ({file.stat().st_size} bytes)"
         ) from error
@@ -78,8 +84,8 @@ def model_tensors(directory: Path) -> Shapes:
         files = [base / _WHOLE]
     elif (base / _INDEX).is_file():
         try:
-            listed = set(json.loads((base / _INDEX).read_bytes())["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            listed = set(json_of(base / _INDEX)["weight_map"].values())
+        except (UserError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{base / _INDEX}: names no files of weights") from error
         missing = sorted(name for name in listed if not (base / name).is_file())
         if missing:

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipelines.errors import UserError
+from pipelines.storage import parse_json
 
 TRUSTED_CODE = "SPARSEPO_TRUSTED_CODE"
 # A configuration may name another file of this form in its place (`configuration_files`).
@@ -218,7 +219,7 @@ def _hash(files: dict[str, bytes]) -> str:
 
 def _config(name: str, content: bytes) -> dict[str, Any]:
     try:
-        loaded = json.loads(content)
+        loaded = parse_json(content)
     except ValueError as error:
         raise UserError(f"{name} of the model is not JSON: {error}") from error
     if not isinstance(loaded, dict):

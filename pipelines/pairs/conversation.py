@@ -521,11 +521,11 @@ class PairEncoder:
         if pair.rejected is not None:
             texts.append(pair.rejected)
         contexts: list[tuple[int, ...]] = [() for _ in texts]
-        ids = self.prompt(prompt)
+        given = _ids(self._tokenizer, prompt) if prompt else []
+        ids = _begun(self._tokenizer, given, self._adds_bos)
         if not prompt:
             alone = [_ids(self._tokenizer, text) for text in texts]
             return ids, [self._ended(found) for found in alone], contexts, 0
-        given = _ids(self._tokenizer, prompt)
         found = [_continued(self._tokenizer, given, prompt, text) for text in texts]
         # Where no ids continue the prompt's, its last ones are part of the responses.
         kept = min(kept for kept, _, _ in found)
@@ -603,7 +603,11 @@ def text_prompt_ids(tokenizer: Any, text: str, has_bos: bool | None = None) -> l
     Args:
         has_bos: whether BOS stands in front; as the tokenizer's own encoding by default.
     """
-    ids = [int(id_) for id_ in tokenizer(text, add_special_tokens=False).input_ids] if text else []
+    return _begun(tokenizer, _ids(tokenizer, text) if text else [], has_bos)
+
+
+def _begun(tokenizer: Any, ids: list[int], has_bos: bool | None) -> list[int]:
+    """The ids of a text that a model continues, with BOS in front where it belongs there."""
     bos = tokenizer.bos_token_id
     needs_bos = adds_bos(tokenizer) if has_bos is None else has_bos
     return [bos, *ids] if needs_bos and ids[:1] != [bos] else ids

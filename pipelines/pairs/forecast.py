@@ -13,7 +13,13 @@ from pipelines.pairs.row_readers import SourceRow
 from pipelines.pairs.sources import Chunk, read_rows
 from pipelines.pairs.table import SPLITS
 from pipelines.pairs.unpaired import pairs_of_rows
-from pipelines.recipe import MANIFEST, Recipe, Run, Source
+from pipelines.recipe import (
+    MANIFEST,
+    Recipe,
+    Run,
+    Source,
+    read_manifest,
+)
 
 _SAMPLED_ROWS = 300
 _ESTIMATED = ("pairs", "model_tokens", "shared_tokens", "scored_tokens")
@@ -29,7 +35,7 @@ def forecast_pairs(run: Run, tokenizer_dir: str, known_tokens: int | None) -> di
     """
     recipe, store = run.recipe, run.paths.pairs
     if store.exists(MANIFEST):
-        counts = store.read_json(MANIFEST)["counts"]
+        counts = read_manifest(store)["counts"]
         return {
             "exact": True,
             **{key: counts[key] for key in (*_ESTIMATED, "shards", "rejected")},

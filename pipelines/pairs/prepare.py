@@ -88,9 +88,9 @@ def run_prepare(
         with spent("write"):
             paths, pairs = local_paths(recipe), recipe.data.shard_pairs
             counts, checksums = write_shards(plan, blocks, record.store, paths, pairs, quiet, start)
-    record.store.write_bytes(
-        REJECTED_ROWS, "".join(json.dumps(row) + "\n" for row in plan.rejected_rows()).encode()
-    )
+    lines = "".join(json.dumps(row) + "\n" for row in plan.rejected_rows()).encode()
+    record.store.write_bytes(REJECTED_ROWS, lines)
+    checksums[REJECTED_ROWS] = hashlib.sha256(lines).hexdigest()
     counts["rejected"] = dict(sorted(plan.reasons.items()))
     counts["exact_duplicates"] = plan.num_duplicates
     counts["layouts"] = layouts

@@ -14,6 +14,7 @@ import lzma
 import re
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -210,9 +211,11 @@ def _array_records(stream: Any, line: int, at: int) -> Iterator[Record]:
     """Elements of an array without its first bracket; the last record of a whole one has a fault
     of "end".
     """
-    buffer, start, scan, depth, is_text = b"", 0, 0, 0, False
+    buffer, start, scan, depth, is_text = bytearray(), 0, 0, 0, False
     while block := stream.read(_BLOCK_BYTES):
-        buffer, scan, at, start = buffer[start:] + block, scan - start, at + start, 0
+        del buffer[:start]  # what is left stays where it is: an element may be many blocks long
+        buffer += block
+        scan, at, start = scan - start, at + start, 0
         while found := (_IN_TEXT if is_text else _OUTSIDE_TEXT).search(buffer, scan):
             mark, scan = found.group(), found.end()
             if is_text and mark == b"\\":
@@ -227,7 +230,7 @@ def _array_records(stream: Any, line: int, at: int) -> Iterator[Record]:
             elif depth:
                 depth -= mark in b"]}"
             else:
-                text = buffer[start : found.start()]
+                text = bytes(buffer[start : found.start()])
                 begins = line + text[: len(text) - len(text.lstrip())].count(b"\n")
                 line += text.count(b"\n")
                 start = scan
@@ -285,7 +288,7 @@ def csv_header(record: Record, uri: str) -> tuple[str, ...]:
     cells = record.text
     if record.fault:
         raise UserError(f"data source {uri}, line {record.line}: the header is not valid UTF-8")
-    again = next((cell for i, cell in enumerate(cells) if cell in cells[:i]), None)
+    again = next((cell for cell, number in Counter(cells).items() if number > 1), None)
     if again is not None:
         raise UserError(f"data source {uri}: two columns are called {again!r}")
     return tuple(cells)

@@ -4,7 +4,6 @@ Everything comes from the stored token ids, so it is what training reads.
 """
 
 import itertools
-import json
 import re
 from bisect import bisect_left
 from collections import defaultdict
@@ -18,9 +17,11 @@ from pipelines.models import TokenTexts, load_tokenizer, resolve_model, special_
 from pipelines.pairs.form_lines import place_of
 from pipelines.pairs.sources import Chunk, chunks_of, read_rows
 from pipelines.pairs.table import SPLITS, PairTable, open_pairs
-from pipelines.recipe import MANIFEST, REJECTED_ROWS, Recipe, Run, Source
+from pipelines.recipe import MANIFEST, REJECTED_ROWS, Recipe, Run, Source, read_manifest
+from pipelines.storage import RunStore, read_lines
 
 _PLACES = 3
+_CURE = f"restore it, or remove {MANIFEST} beside it and run `sparsepo prepare` again"
 _COLUMNS = (
     *("source", "row", "prompt_ids", "chosen_ids", "rejected_ids", "chosen_context"),
     *("rejected_context", "chosen_score", "rejected_score", "truncated"),
@@ -49,7 +50,10 @@ def shown(run: Run, count: int, is_terminal: bool = False) -> Iterator[str]:
     """
     recipe, store = run.recipe, run.paths.pairs
     pairs, marks = open_pairs(run), COLOURS if is_terminal else PLAIN
-    counts = store.read_json(MANIFEST)["counts"]
+    manifest = read_manifest(store)
+    counts = manifest["counts"]
+    for split in SPLITS:
+        pairs.check(split)
     yield from map(_visible, counts.get("layouts", ()))
     for kind, ends in counts.get("encoding", {}).items():
         bos = "no BOS" if ends["bos"] == "none" else f"BOS from the {ends['bos']}"
@@ -62,8 +66,11 @@ def shown(run: Run, count: int, is_terminal: bool = False) -> Iterator[str]:
         yield ""
         yield from _pair(number, split, dict(zip(_COLUMNS, values, strict=True)), recipe, writer)
     yield ""
-    rejected = store.read_bytes(REJECTED_ROWS).decode().splitlines()
-    yield from _dropped([json.loads(line) for line in rejected], recipe)
+    yield from _dropped(_rejected(store, manifest["outputs"].get(REJECTED_ROWS)), recipe)
+
+
+def _rejected(store: RunStore, hash_: str | None) -> list[dict[str, Any]]:
+    return read_lines(store, REJECTED_ROWS, {"reason": str}, hash_, _CURE, may_be_empty=True)
 
 
 def _some(pairs: PairTable, recipe: Recipe) -> Iterator[tuple[str, int]]:

@@ -16,6 +16,7 @@ from typing import Any
 from pyarrow import fs
 
 from pipelines.errors import UserError
+from pipelines.pairs.bounds import too_long
 from pipelines.pairs.row_readers import (
     SourceRow,
     arrow_batches,
@@ -142,7 +143,15 @@ def source_fingerprint(source: Source) -> str:
 
 
 def read_rows(chunk: Chunk) -> Iterator[SourceRow]:
-    """Every row of a chunk, also those that cannot be read."""
+    """Every row of a chunk, also those that cannot be read or are too long to be."""
+    for row in _read_rows(chunk):
+        if fault := too_long(row.values):
+            yield SourceRow(row.number, None, row.place, fault)
+        else:
+            yield row
+
+
+def _read_rows(chunk: Chunk) -> Iterator[SourceRow]:
     if chunk.kind == "huggingface":
         data = _hub_dataset(chunk.path, chunk.subset, chunk.data_dir, chunk.split, chunk.numbers)
         for number, index in enumerate(range(chunk.start, chunk.stop), chunk.first_row):

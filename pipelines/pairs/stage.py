@@ -102,8 +102,10 @@ class Prepare(Stage[PrepareInputs]):
         }
 
     def check(self, run: Run) -> None:
-        from pipelines.models import check_readers
-        from pipelines.pairs.prepare import check_sources
+        from pipelines.models import check_readers, quick_imports
+
+        with quick_imports():
+            from pipelines.pairs.prepare import check_sources
 
         known = run.inputs(self).known_tokens
         check_readers(run.recipe)

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.errors import UserError
-from pipelines.recipe import LENGTHS, MANIFEST, Run
-from pipelines.storage import RunStore
+from pipelines.recipe import LENGTHS, MANIFEST, Run, read_manifest
+from pipelines.storage import RunStore, damaged, read_parquet
 from sparsepo.batching.layouts import PairLengths, TokenizedPair, tokens_within
 
 SPLITS = ("train", "validation", "test")
@@ -47,6 +47,7 @@ PAIR_SCHEMA = pa.schema(
     ]
 )
 _PARTS = ("prompt", "chosen", "rejected")
+_CURE = f"restore it, or remove {MANIFEST} beside it and run `sparsepo prepare` again"
 LENGTH_SCHEMA = pa.schema([(part, pa.int32()) for part in (*_PARTS, "context")])
 
 
@@ -175,7 +176,40 @@ class PairTable:
         path = f"{shard_name(split, number)}.parquet"
         if not self._store.exists(path):
             raise UserError(f"{self._store.root}/{path} is missing: the pairs are incomplete")
-        return self._store.read_table(path, list(names)).combine_chunks()
+        needed = [name for name in names if name in _ID_COLUMNS]
+        given = (list(names), PAIR_SCHEMA, _CURE, needed)
+        table = read_parquet(self._store, path, *given).combine_chunks()
+        if table.num_rows != self._sizes[split][number]:
+            raise damaged(
+                self._store,
+                path,
+                f"it has {table.num_rows} rows, the manifest says {self._sizes[split][number]}",
+                _CURE,
+            )
+        return table
+
+    def check(self, split: str, part: slice = slice(None)) -> None:
+        """Compare the files of some of a split's shards with the manifest.
+
+        What pages and footers have no checksum for is found so, before anything is computed.
+
+        Args:
+            part: of the shards' numbers.
+        Raises: DamagedFile naming the first shard that is not what prepare wrote.
+        """
+        for number in range(self.num_shards(split))[part]:
+            self._compare(f"{shard_name(split, number)}.parquet")
+
+    def _compare(self, path: str) -> None:
+        expected = self._outputs.get(path)
+        if not expected or not self._store.exists(path):
+            return
+        try:
+            found = self._store.checksum(path)
+        except OSError as error:
+            raise damaged(self._store, path, str(error), _CURE) from error
+        if found != expected:
+            raise damaged(self._store, path, "its sha256 is not the manifest's", _CURE)
 
     def locate(self, split: str, row: int) -> tuple[int, int]:
         """(shard, row within the shard); IndexError outside the split."""
@@ -247,12 +281,14 @@ class PairTable:
             )
         if not self._store.exists(path):
             raise UserError(f"{self._store.root}/{path} is missing: the pairs are incomplete")
-        found = TokenLengths.read(self._store.read_table(path).combine_chunks())
+        table = read_parquet(self._store, path, None, LENGTH_SCHEMA, _CURE, _PARTS)
+        found = TokenLengths.read(table.combine_chunks())
         if found.num_rows != self.num_rows(split):
             raise UserError(
                 f"{self._store.root}/{path} has {found.num_rows} rows, the {split} pairs have "
                 f"{self.num_rows(split)}: it is not the file that was written there"
             )
+        self._compare(path)
         return found
 
 
@@ -296,4 +332,4 @@ def open_pairs(run: Run) -> PairTable:
 
 def read_pairs(store: RunStore) -> PairTable:
     """The finished pairs in a store."""
-    return PairTable(store, store.read_json(MANIFEST))
+    return PairTable(store, read_manifest(store))

@@ -11,9 +11,10 @@ from .evaluation import (
     VaderReward as VaderReward,
 )
 from .files import (
-    from_yaml as from_yaml,
+    check_config as check_config,
     load_recipe as load_recipe,
     override as override,
+    read_config as read_config,
     read_mapping as read_mapping,
     set_keys as set_keys,
     to_yaml as to_yaml,
@@ -36,7 +37,11 @@ from .masks import (
     NoMask as NoMask,
 )
 from .objectives import ObjectiveConfig as ObjectiveConfig, SFTConfig as SFTConfig
-from .record import StageRecord as StageRecord
+from .record import (
+    StageRecord as StageRecord,
+    read_manifest as read_manifest,
+    read_started as read_started,
+)
 from .run_paths import (
     ATTEMPT as ATTEMPT,
     BEST as BEST,
@@ -64,6 +69,7 @@ from .run_paths import (
     MISSING as MISSING,
     MODEL as MODEL,
     PAGE as PAGE,
+    PUBLISHED as PUBLISHED,
     REJECTED_ROWS as REJECTED_ROWS,
     RESULTS as RESULTS,
     RUNS as RUNS,

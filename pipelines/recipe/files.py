@@ -15,9 +15,9 @@ from yaml import YAMLError
 from pipelines.errors import UserError
 from pipelines.recipe.interpolation import refuse_resolvers, refuse_unresolved
 from pipelines.recipe.keys import explain, is_tag
-from pipelines.recipe.location import refuse_impossible, with_absolute_paths
+from pipelines.recipe.location import is_file, refuse_impossible, with_absolute_paths
 from pipelines.recipe.schema import Recipe
-from pipelines.storage import RunStore
+from pipelines.storage import RunStore, damaged, read_whole
 
 _FLOAT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 _PART = re.compile(r"[^.\[\]]+")
@@ -41,8 +41,10 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
 def read_mapping(name: str, kind: Literal["recipe", "sweep"]) -> dict[str, Any]:
     """Read a YAML mapping from a file (on an object store too), or a packaged one by its name."""
     try:
-        loaded = OmegaConf.create(_text_of(name, kind))
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        text = _text_of(name, kind)
+        # What is neither a mapping nor a list (a number, a word) is no configuration to OmegaConf.
+        loaded = OmegaConf.create(text) if isinstance(yaml.safe_load(text), dict) else None
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{kind} {name!r} is not valid YAML: {_first_line(error)}") from error
     if not isinstance(loaded, DictConfig):
         raise UserError(f"{kind} {name!r} must be a mapping of keys to values")
@@ -60,11 +62,12 @@ def _text_of(name: str, kind: Literal["recipe", "sweep"]) -> str:
             raise UserError(f"{kind} {name!r}: no such file")
         return store.read_bytes(file).decode()
     path, known = Path(name), packaged(kind)
-    if not path.is_file() and name not in known:
+    is_there = is_file(path)
+    if not is_there and name not in known:
         raise UserError(
             f"{kind} {name!r}: no such file, nor a packaged {kind} ({', '.join(known)})"
         )
-    return (path if path.is_file() else known[name]).read_text()
+    return (path if is_there else known[name]).read_text()
 
 
 def validate_recipe(
@@ -168,6 +171,57 @@ def from_yaml(text: str) -> dict[str, Any]:
     """A recipe's mapping from what `write_yaml` wrote."""
     found: Any = OmegaConf.to_container(OmegaConf.create(text))
     return found
+
+
+def read_config(store: RunStore, path: str) -> tuple[dict[str, Any], str]:
+    """The mapping and the text of a configuration that a run has written.
+
+    Raises: FileNotFoundError; DamagedFile if it is none, or lacks what every run has.
+    """
+    cure = "restore it, or give the run's command again, which writes it anew"
+    try:
+        text = read_whole(store, path, cure).decode()
+        mapping = OmegaConf.to_container(OmegaConf.create(text))
+    except UnicodeDecodeError as error:
+        raise damaged(store, path, "it is not UTF-8", cure) from error
+    except (YAMLError, OmegaConfBaseException, AssertionError, RecursionError) as error:
+        raise damaged(store, path, f"it is not YAML ({_first_line(error)})", cure) from error
+    found: Any = mapping if isinstance(mapping, dict) else {}
+    name, places = (_inner(found, *keys) for keys in (("objective", "name"), ("paths",)))
+    if not isinstance(name, str) or not isinstance(places, dict):
+        raise damaged(store, path, "it has no objective.name or no paths", cure)
+    for key, place in places.items():
+        if not isinstance(place, str | None):
+            raise damaged(store, path, f"paths.{key} is no path", cure)
+    return found, text
+
+
+def check_config(
+    store: RunStore, path: str, mapping: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    """DamagedFile if a configuration says otherwise than the settings of a stage that it made."""
+    for key, value in settings.items():
+        parts = _PART.findall(key)
+        said = _inner(mapping, *(int(part) if part.isdigit() else part for part in parts))
+        if said not in (_NOTHING, value):
+            raise damaged(
+                store,
+                path,
+                f"it says {key} = {said}, and the stage was made with {value}",
+                "restore it, or give the run's command again, which writes it anew",
+            )
+
+
+_NOTHING = object()
+
+
+def _inner(value: Any, *keys: str | int) -> Any:
+    for key in keys:
+        try:
+            value = value[key]
+        except (KeyError, IndexError, TypeError):
+            return _NOTHING
+    return value
 
 
 def set_keys(mapping: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

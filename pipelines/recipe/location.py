@@ -107,7 +107,7 @@ def with_absolute_paths(section: Schema, directory: Path) -> Schema:
 def refuse_impossible(section: BaseModel) -> None:
     """UserError for a local path that no file can have."""
     for key, text, _ in locations(section):
-        if not text.startswith("/"):
+        if "://" in text:
             continue
         shown = repr(text if len(text) <= 80 else f"{text[:77]}...")
         longest = max(len(os.fsencode(part)) for part in text.split("/"))
@@ -131,10 +131,18 @@ def _location(value: Any, content: Content) -> Location | None:
     return next((mark for mark in content.marks if isinstance(mark, Location)), None)
 
 
+def is_file(path: Path) -> bool:
+    """Whether a regular file is there; no name that no file can have raises."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def _is_there(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # no name of a file, or none that this user may look at
+    except (OSError, ValueError):  # no name of a file, or none that this user may look at
         return False
 
 

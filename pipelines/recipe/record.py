@@ -15,9 +15,10 @@ from typing import Any
 
 from pipelines.errors import UserError
 from pipelines.recipe.run_paths import MANIFEST, STARTED
-from pipelines.storage import RunStore, digest
+from pipelines.storage import RunStore, digest, read_record, write_record
 
 SCHEMA_VERSION = 2
+_SETTLED = {"schema_version": int, "settings": dict, "inputs": dict}
 _LIBRARIES = ("torch", "transformers", "ray", "pyarrow", "tokenizers", "sparsepo")
 
 
@@ -47,7 +48,7 @@ class StageRecord:
         """
         if not self.store.exists(MANIFEST):
             return False
-        self._compare(self.store.read_json(MANIFEST))
+        self._compare(read_manifest(self.store))
         return True
 
     def check(self) -> None:
@@ -55,28 +56,28 @@ class StageRecord:
 
         Nothing is written.
         """
-        for name in (STARTED, MANIFEST):
-            if self.store.exists(name):
-                self._compare(self.store.read_json(name))
+        if self.store.exists(STARTED):
+            self._compare(read_started(self.store))
+        if self.store.exists(MANIFEST):
+            self._compare(read_manifest(self.store))
 
     def begin(self) -> None:
         """Record that the stage starts; refuses a place where another configuration started."""
         if self.store.exists(STARTED):
-            self._compare(self.store.read_json(STARTED))
+            self._compare(read_started(self.store))
         else:
-            self.store.write_json(STARTED, self._body())
+            write_record(self.store, STARTED, self._body())
 
     def finish(
         self, counts: dict[str, Any], outputs: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         """Publish the manifest: the stage is complete from here on. Returns it."""
         manifest = {**self._body(), "counts": counts, "outputs": outputs or {}}
-        self.store.write_json(MANIFEST, manifest)
+        write_record(self.store, MANIFEST, manifest)
         return manifest
 
     def manifest(self) -> dict[str, Any]:
-        loaded: dict[str, Any] = self.store.read_json(MANIFEST)
-        return loaded
+        return read_manifest(self.store)
 
     def version_changes(self) -> list[str]:
         """What has another version now than when this stage began, one line each.
@@ -85,7 +86,7 @@ class StageRecord:
         """
         if not self.store.exists(STARTED):
             return []
-        then, now = self.store.read_json(STARTED)["versions"], library_versions()
+        then, now = read_started(self.store).get("versions", {}), library_versions()
         return [
             f"{self.store.root} was begun with {name} {then.get(name, 'unknown')}, this is "
             f"{version}; their rounding may differ"
@@ -121,6 +122,18 @@ class StageRecord:
                         f"was {_short(theirs.get(key))}, now it is {_short(ours.get(key))}; "
                         f"choose another run_dir or restore the {kind}"
                     )
+
+
+def read_manifest(store: RunStore) -> dict[str, Any]:
+    """The manifest of a finished stage. Raises: DamagedFile if it is not what was written."""
+    cure = "restore it, or remove it and run its stage again, which goes on from what is there"
+    return read_record(store, MANIFEST, {**_SETTLED, "counts": dict, "outputs": dict}, cure)
+
+
+def read_started(store: RunStore) -> dict[str, Any]:
+    """What a stage was begun with. Raises: DamagedFile if it is not what was written."""
+    cure = "restore it, or remove it and run its stage again"
+    return read_record(store, STARTED, _SETTLED, cure)
 
 
 def library_versions() -> dict[str, str]:

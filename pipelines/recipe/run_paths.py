@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pipelines.recipe.files import from_yaml
+from pipelines.recipe.files import read_config
 from pipelines.recipe.schema import Recipe
 from pipelines.storage import RunStore
 
@@ -27,6 +27,7 @@ MODEL, MASKS, CHECKPOINTS, METRICS, BOARD = (
     "tensorboard",
 )
 MEMORY, ATTEMPT, STATE = "memory.json", "attempt.json", "state.json"
+PUBLISHED = "published.json"  # checksums of what the workers have published, for the driver
 # Of evaluate, execute and schedule.
 SAMPLES, TOKENS = "samples/samples.jsonl", "samples/tokens.jsonl"
 CODE_SAMPLES = "samples/code.jsonl"
@@ -58,7 +59,7 @@ class RunPaths:
         store = RunStore(run_dir)
         found = {}
         if store.exists(CONFIG):
-            found = from_yaml(store.read_bytes(CONFIG).decode())["paths"]
+            found = read_config(store, CONFIG)[0]["paths"]
         return cls._at(run_dir, found.get("pairs"), found.get("reference"))
 
     @classmethod

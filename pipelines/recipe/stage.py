@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
-from pipelines.recipe.record import StageRecord
+from pipelines.recipe.record import StageRecord, read_manifest, read_started
 from pipelines.recipe.run_paths import MANIFEST, STARTED, RunPaths, failure_files
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.section import stage_settings
-from pipelines.storage import RunStore
+from pipelines.storage import RunStore, read_record
 
 Say = Callable[[str], None]  # takes a line for the user
 Inputs = TypeVar("Inputs")
@@ -222,10 +222,11 @@ class Stage(ABC, Generic[Inputs]):
         """
         store = self.folder(paths)
         if store.exists(MANIFEST):
-            manifest = store.read_json(MANIFEST)
-            detail = f"{self.detail(manifest['counts'])}, {manifest['written_at']}"
+            manifest = read_manifest(store)
+            detail = f"{self.detail(manifest['counts'])}, {manifest.get('written_at', '')}"
             return [self.row("done", detail, store)]
         if store.exists(STARTED):
+            read_started(store)  # or says that it is damaged
             failure = _failure_of(store)
             detail = self.progress(store) if failure is None else f"failed: {failure}"
             return [self.row("unfinished", detail, store)]
@@ -246,6 +247,6 @@ class Stage(ABC, Generic[Inputs]):
 def _failure_of(store: RunStore) -> str | None:
     """What ended a stage's workers, if they left word of it."""
     for name in failure_files(store):
-        found: str = store.read_json(name)["message"]
+        found: str = read_record(store, name, {"message": str})["message"]
         return found
     return None

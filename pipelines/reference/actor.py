@@ -27,7 +27,10 @@ from pipelines.reference.formats import FeatureFormat
 from pipelines.reference.model import batch_tokens, load_reference
 from pipelines.reference.other_models import PromptEmbedder, load_scorers
 from pipelines.reference.store import ColumnBuilder, feature_path, feature_schema, write_head
-from pipelines.storage import RunStore
+from pipelines.storage import (
+    RunStore,
+    write_record,
+)
 from sparsepo import ReferenceModel
 from sparsepo.batching.batch_layout import BatchLayout
 from sparsepo.batching.layouts import TokenizedPair
@@ -171,6 +174,7 @@ class ShardScorer:
     def _score_shard(self, task: ShardTask) -> ScoredShard:
         split, number, features = task.split, task.number, task.features
         texts = ("prompt",) if "prompt_embedding" in features else ()
+        self._pairs.check(split, slice(number, number + 1))
         table = self._pairs.shard(split, number, (*TOKEN_COLUMNS, *texts))
         formats = {name: self._facts.formats[name] for name in features}
         schemas = {
@@ -205,8 +209,9 @@ class ShardScorer:
                     writers[name].write(pa.table(arrays, schema=schemas[name]))
                 failures |= {window.first + row: reason for row, reason in window.failures.items()}
                 tokens += sum(sum(pair.num_scored()) for pair in window.pairs)
+        head = {}
         if "reference_hidden" in features and number == 0:
-            write_head(self._store, self._reference.head)
+            head = {"head": write_head(self._store, self._reference.head)}
         failed = {str(row): reason for row, reason in sorted(failures.items())}
         marker: dict[str, Any] = {"tokens": tokens, "failed": failed, "device": self._device_name()}
         for name, writer in writers.items():
@@ -214,8 +219,9 @@ class ShardScorer:
                 {"topk_error": topk_error}
                 if name == "reference_topk" and topk_error is not None
                 else {}
-            )
-            self._store.write_json(
+            ) | (head if name == "reference_hidden" else {})
+            write_record(
+                self._store,
                 marker_path(name, split, number),
                 {**marker, **extra, "sha256": writer.sha256, "bytes": writer.num_bytes},
             )

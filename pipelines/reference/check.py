@@ -1,6 +1,5 @@
 """`reference --check` and `--repair`: is every file there, whole and this store's own?"""
 
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from pipelines.reference.store import (
     damaged,
     feature_path,
 )
-from pipelines.storage import RunStore
+from pipelines.storage import RunStore, parse_json
 
 _READERS = 4
 
@@ -151,8 +150,12 @@ def _problem(
                 )
         else:
             settings = manifest["outputs"].get(HEAD_SETTINGS)
-            json.loads(store.read_bytes(HEAD_SETTINGS))
-            if settings is not None and store.checksum(HEAD_SETTINGS) != settings["sha256"]:
+            try:
+                parse_json(store.read_bytes(HEAD_SETTINGS))
+                found = store.checksum(HEAD_SETTINGS)
+            except (OSError, ValueError) as error:
+                raise damaged(store, HEAD_SETTINGS, str(error)) from error
+            if settings is not None and found != settings["sha256"]:
                 raise damaged(store, HEAD_SETTINGS, "its sha256 is not the manifest's")
         if store.checksum(path) != expected["sha256"]:
             raise damaged(store, path, "its sha256 is not the manifest's")

@@ -7,13 +7,18 @@ on kills.
 
 import json
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 from pipelines.cluster import Pool, local_paths, run_tasks
-from pipelines.errors import StageFailed, UserError
+from pipelines.errors import (
+    DamagedFile,
+    StageFailed,
+    UserError,
+)
 from pipelines.pairs import SPLITS, PairTable, open_pairs
 from pipelines.recipe import (
     FAILED_ROWS,
@@ -24,6 +29,7 @@ from pipelines.recipe import (
     Recipe,
     Run,
     StageRecord,
+    read_manifest,
 )
 from pipelines.reference.actor import Scoring, ShardScorer, ShardTask, marker_path
 from pipelines.reference.facts import FrozenReference, OtherModels
@@ -31,10 +37,14 @@ from pipelines.reference.family_checks import check_hooks
 from pipelines.reference.formats import formats_of, head_bytes, stored_bytes
 from pipelines.reference.origins import check_origins
 from pipelines.reference.store import feature_path
-from pipelines.storage import RunStore
+from pipelines.storage import (
+    RunStore,
+    read_record,
+)
 
 CALLS_AT_ONCE = 3  # shards in work in one actor: one is scored, others are read or written
 _READERS = 32  # markers that are read at a time
+_MARKER = {"bytes": int}
 
 
 def run_reference(
@@ -143,12 +153,22 @@ def scored_shards(
         if marker_path(feature, split, number).rpartition("/")[2] in markers
     ]
     with ThreadPoolExecutor(_READERS) as pool:
-        read = pool.map(lambda shard: store.read_json(marker_path(feature, *shard)), found)
+        read = pool.map(lambda shard: _marker(store, marker_path(feature, *shard)), found)
         return {
             shard: marker
             for shard, marker in zip(found, read, strict=True)
-            if sizes.get(feature_path(feature, *shard)) == marker["bytes"]
+            if marker is not None and sizes.get(feature_path(feature, *shard)) == marker["bytes"]
         }
+
+
+def _marker(store: RunStore, path: str) -> dict[str, Any] | None:
+    """What a shard's marker says; None for a damaged one, whose shard is scored again."""
+    try:
+        return read_record(store, path, _MARKER)
+    except DamagedFile as error:
+        print(f"{error}: scored again", file=sys.stderr, flush=True)
+        store.delete(path)
+        return None
 
 
 def _score(
@@ -218,7 +238,8 @@ def _finish(
                 tokens[name] += marker["tokens"]
                 topk_error = marker.get("topk_error", topk_error)
                 start += pairs.shard_rows(split, number)
-    if "reference_hidden" in added:
+            outputs |= markers.get((split, 0), {}).get("head", {})
+    if "reference_hidden" in added and HEAD_FILE not in outputs:  # an earlier version's markers
         outputs |= {
             name: {"sha256": store.checksum(name), "bytes": store.size(name)}
             for name in (HEAD_FILE, HEAD_SETTINGS)
@@ -283,7 +304,7 @@ def _check_disk(
     recipe, store = run.recipe, record.store
     if not store.is_local or not tasks:
         return
-    counts = run.paths.pairs.read_json(MANIFEST)["counts"]
+    counts = read_manifest(run.paths.pairs)["counts"]
     dtype = record.settings["reference.dtype"]
     share = len(tasks) / sum(pairs.num_shards(split) for split in SPLITS)
     needed = stored_bytes(formats_of(recipe, features, dtype), counts) * share

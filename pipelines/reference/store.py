@@ -24,7 +24,12 @@ from torch import Tensor
 
 from pipelines.errors import UserError
 from pipelines.pairs import PairTable, shard_name
-from pipelines.recipe import HEAD_FILE, HEAD_SETTINGS, MANIFEST
+from pipelines.recipe import (
+    HEAD_FILE,
+    HEAD_SETTINGS,
+    MANIFEST,
+    read_manifest,
+)
 from pipelines.reference.facts import ReferenceFacts
 from pipelines.reference.formats import FeatureFormat
 from pipelines.storage import RowGroupCache, RunStore
@@ -149,13 +154,19 @@ class ColumnBuilder:
         )
 
 
-def write_head(store: RunStore, head: LMHead) -> None:
-    """Publish the reference's LM head once per store."""
+def write_head(store: RunStore, head: LMHead) -> dict[str, dict[str, Any]]:
+    """Publish the reference's LM head once per store; returns what its files are to be."""
     tensors = {"weight": head.weight.detach().cpu().contiguous()}
     if head.bias is not None:
         tensors["bias"] = head.bias.detach().cpu().contiguous()
-    store.write_json(HEAD_SETTINGS, {"softcap": head.softcap, "scale": head.scale})
-    store.write_bytes(HEAD_FILE, save(tensors))
+    settings = {"softcap": head.softcap, "scale": head.scale}
+    written = {HEAD_SETTINGS: json.dumps(settings).encode(), HEAD_FILE: save(tensors)}
+    for path, content in written.items():
+        store.write_bytes(path, content)
+    return {
+        path: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+        for path, content in written.items()
+    }
 
 
 class ReferenceStore:
@@ -365,7 +376,7 @@ def open_reference(facts: ReferenceFacts, pairs: PairTable) -> ReferenceStore:
         raise UserError(
             f"{store.root} has no finished reference stage: run `sparsepo reference` first"
         )
-    manifest = store.read_json(MANIFEST)
+    manifest = read_manifest(store)
     if manifest["fingerprint"] != facts.fingerprint:
         raise UserError(
             f"{store.root} holds another run's reference stage: its fingerprint is "

@@ -5,6 +5,18 @@ from .hashes import (
     digest as digest,
     file_hash as file_hash,
     file_state as file_state,
+    hashes_of_written as hashes_of_written,
+)
+from .records import (
+    Fields as Fields,
+    damaged as damaged,
+    parse_json as parse_json,
+    read_lines as read_lines,
+    read_list as read_list,
+    read_parquet as read_parquet,
+    read_record as read_record,
+    read_whole as read_whole,
+    write_record as write_record,
 )
 from .row_group_cache import RowGroupCache as RowGroupCache
 from .spans import (

@@ -6,6 +6,8 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,40 @@ def file_hash(file: Path) -> str:
     if isinstance(found, list) and found[:-1] == state and isinstance(found[-1], str):
         return found[-1]
     started = time.time_ns()
-    with file.open("rb") as stream:
-        value = hashlib.file_digest(stream, "sha256").hexdigest()
+    value = _sha256(file)
     if started - max(state[1:]) > _SETTLED_NS and file_state(file) == state:
         write_whole(CACHE / _HASHES, json.dumps({**_hashes(), path: [*state, value]}))
     return value
+
+
+def hashes_of_written(files: Sequence[Path], is_local: bool) -> list[str]:
+    """sha256 of files that this process has just written, while they are forced to the disk.
+
+    Neither waits for the other: one takes a processor, the other the disk.
+
+    Args:
+        is_local: whether they stay on this disk; those that will be uploaded are not forced to it.
+    """
+    with ThreadPoolExecutor(max(1, 2 * len(files)), thread_name_prefix="written") as pool:
+        hashes = [pool.submit(_sha256, file) for file in files]
+        forced = [pool.submit(fsync, file) for file in (files if is_local else ())]
+        for each in forced:
+            each.result()
+        return [each.result() for each in hashes]
+
+
+def fsync(path: Path) -> None:
+    """Force a file's bytes, or a folder's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def file_state(file: Path) -> list[int]:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 # compile: torch.compile. compute: steps, scoring, sampling. load: weights, checkpoints, read and
 # placed. rows: sources read, tokenised and cut. write: files published. imports: of libraries.
-# ray: Ray's start, its workers' and their end.
-KINDS = ("compile", "compute", "load", "rows", "write", "imports", "ray")
+# ray: Ray's start, its workers' and their end. checks: what a command looks at before any work.
+KINDS = ("compile", "compute", "load", "rows", "write", "imports", "ray", "checks")
 REST = "rest"  # none of them
 
 

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines.errors import StageFailed, UserError
+from pipelines.storage.hashes import fsync
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 ROW_GROUP_BYTES = 4 * 2**20
 _TEMPORARY = ".tmp-"
+_NAME_BYTES = 255
 _SPOOLED_BYTES = 2**26  # of an upload that is kept in memory; the rest waits on the local disk
 _WAITS_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
 # What an object store says that no repetition will change.
@@ -51,6 +53,7 @@ _WRITE_ERRORS = frozenset(
         errno.EACCES,
         errno.EPERM,
         errno.EEXIST,
+        errno.EISDIR,
         errno.ENOTDIR,
         errno.EFBIG,
         errno.ENAMETOOLONG,
@@ -96,6 +99,12 @@ class RunStore:
         self.root = root if "://" in root else os.path.abspath(os.path.expanduser(root))
         self._fs, self._path = filesystem_of(root)
         self.is_local = isinstance(self._fs, fs.LocalFileSystem)
+        longest = max(len(os.fsencode(part)) for part in self._path.split("/"))
+        if self.is_local and longest > _NAME_BYTES:
+            raise UserError(
+                f"{self.root[:80]}...: a name in it has {longest} bytes, at most {_NAME_BYTES} are "
+                "possible"
+            )
 
     def at(self, *parts: str) -> RunStore:
         """The store rooted at a sub-directory."""
@@ -124,6 +133,12 @@ class RunStore:
             with contextlib.suppress(OSError):  # who may write need not be allowed to ask
                 if self._fs.get_file_info(bucket).type == fs.FileType.NotFound:
                     raise UserError(f"cannot write {self.root}: no bucket is called {bucket!r}")
+                nothing = self._full(f"{_TEMPORARY}{uuid.uuid4().hex}")
+                if self._fs.get_file_info(nothing).type != fs.FileType.NotFound:
+                    raise UserError(
+                        f"cannot write {self.root}: what answers there is no object store, it has "
+                        "a file of every name: set AWS_ENDPOINT_URL to the store's own address"
+                    )
             return
         place = self.nearest()
         if not place.is_dir():
@@ -205,6 +220,10 @@ class RunStore:
         info = self._info(path)
         return int(info.size) if info.is_file else -1
 
+    def changed_at(self, path: str) -> float:
+        """When a file or folder was changed, in seconds since the epoch; 0 if it is not there."""
+        return float((self._info(path).mtime_ns or 0) / 1e9)
+
     def read_bytes(self, path: str) -> bytes:
         def read() -> bytes:
             with self._fs.open_input_stream(self._full(path), compression=None) as stream:
@@ -277,9 +296,9 @@ class RunStore:
         if self.is_local:
             target = self.local_path(path)
             target.parent.mkdir(parents=True, exist_ok=True)
-            _fsync(source)
+            fsync(source)
             os.rename(source, target)
-            _fsync(target.parent)
+            fsync(target.parent)
             return
         with self._publishing(path) as spool, source.open("rb") as stream:
             shutil.copyfileobj(stream, spool, 2**22)
@@ -296,11 +315,11 @@ class RunStore:
             staged = target.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
             shutil.move(source, staged)
             for file in staged.rglob("*"):
-                _fsync(file)
+                fsync(file)
             if target.exists():
                 shutil.rmtree(target)
             os.rename(staged, target)
-            _fsync(target.parent)
+            fsync(target.parent)
             return
         self.delete(path)
         for file in sorted(p for p in source.rglob("*") if p.is_file()):
@@ -381,6 +400,9 @@ class RunStore:
                     spool.seek(0)
                     with self._fs.open_output_stream(full, compression=None) as stream:
                         shutil.copyfileobj(spool, stream, 2**22)
+                    kept = self._fs.get_file_info(full)
+                    if not kept.is_file or kept.size != spool.tell():  # a proxy's page, say
+                        raise OSError(f"{spool.tell()} bytes were sent and are not there")
 
                 self.trying(upload, path)
             return
@@ -397,7 +419,7 @@ class RunStore:
             finally:
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                     os.unlink(temporary)
-            _fsync(Path(folder))
+            fsync(Path(folder))
         except OSError as error:
             if error.errno not in _WRITE_ERRORS:
                 raise
@@ -482,11 +504,3 @@ def row_groups(table: pa.Table) -> Iterator[pa.Table]:
             rows = max(1, rows // 2)
         yield table.slice(start, rows)
         start += rows
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

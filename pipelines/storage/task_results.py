@@ -1,12 +1,16 @@
 """Results of small tasks kept as they come, so that a killed stage goes on where it was."""
 
 import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
+from pipelines.errors import DamagedFile
+from pipelines.storage.records import read_record, sealed
 from pipelines.storage.store import RunStore
 
-_FOLDER = "parts"
+_FOLDER, _RESULT = "parts", "result"
+_FIELDS = {_RESULT: (dict, list)}
 
 
 class NamedTask(Protocol):
@@ -34,19 +38,30 @@ class TaskResults:
         self._store = store
 
     def missing(self, tasks: Sequence[Task]) -> list[Task]:
-        """The tasks without a result, in order."""
+        """The tasks without a result, in order; a damaged result counts as none, and is said."""
         known = set(self._store.names(_FOLDER))
-        return [task for task in tasks if _name(task) not in known]
+        return [task for task in tasks if _name(task) not in known or not self._is_whole(task)]
+
+    def _is_whole(self, task: NamedTask) -> bool:
+        path = f"{_FOLDER}/{_name(task)}"
+        try:
+            read_record(self._store, path, _FIELDS)
+        except DamagedFile as error:
+            print(f"{error}: done again", file=sys.stderr, flush=True)
+            self._store.delete(path)
+            return False
+        return True
 
     def add(self, tasks: Sequence[NamedTask], results: Iterable[Any]) -> None:
         """Keep results as they arrive, in the order of the tasks."""
         for task, result in zip(tasks, results, strict=True):
-            self._store.write_bytes(f"{_FOLDER}/{_name(task)}", json.dumps(result).encode())
+            content = json.dumps(sealed({_RESULT: result})).encode()
+            self._store.write_bytes(f"{_FOLDER}/{_name(task)}", content)
 
     def results(self, tasks: Sequence[NamedTask]) -> Iterator[Any]:
         """Every task's result, in order."""
         for task in tasks:
-            yield self._store.read_json(f"{_FOLDER}/{_name(task)}")
+            yield read_record(self._store, f"{_FOLDER}/{_name(task)}", _FIELDS)[_RESULT]
 
     def clear(self) -> None:
         self._store.delete(_FOLDER)

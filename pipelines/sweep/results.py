@@ -12,12 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from pydantic import ValidationError
 
 from evaluation.frontier import knee_point, pareto_front
 from evaluation.report.sweep import SweepView, TrialView, render_sweep, sweep_figures
 from pipelines.errors import StageFailed, UserError
-from pipelines.recipe import BEST, CONFIG, FRONT, RUNS, TRIALS, Say, from_yaml, set_keys, to_yaml
-from pipelines.storage import RunStore
+from pipelines.recipe import (
+    BEST,
+    CONFIG,
+    FRONT,
+    MANIFEST,
+    RUNS,
+    TRIALS,
+    Say,
+    check_config,
+    read_config,
+    read_manifest,
+    set_keys,
+    to_yaml,
+)
+from pipelines.storage import RunStore, damaged, read_list
 from pipelines.sweep.space import RECIPE, Goal, Point, Sweep
 from pipelines.sweep.trial_record import Trial, is_number
 
@@ -27,9 +41,21 @@ _COMPARISONS = {"<=": operator.le, "<": operator.lt, ">=": operator.ge, ">": ope
 
 
 def read_trials(store: RunStore) -> list[Trial]:
-    """The trials of a finished sweep, as its table has them."""
-    rows = store.read_json(f"{TRIALS}.json")
-    return [Trial.model_validate(row) for row in rows]
+    """The trials of a finished sweep, as its table has them.
+
+    Raises: DamagedFile if it is not what was written.
+    """
+    path, cure = f"{TRIALS}.json", f"restore it, or remove {MANIFEST} and add --resume"
+    rows = read_list(store, path, read_manifest(store)["outputs"].get(path), cure)
+    try:
+        return [Trial.model_validate(row) for row in rows]
+    except ValidationError as error:
+        raise damaged(store, path, "it lists no trials", cure) from error
+
+
+def published_tables(store: RunStore) -> dict[str, str]:
+    """sha256 of what is read again of a sweep's results, by path."""
+    return {path: store.checksum(path) for path in (f"{TRIALS}.json",)}
 
 
 def publish_results(sweep: Sweep, trials: Sequence[Trial], say: Say) -> str:
@@ -134,7 +160,11 @@ def _recipe_of(trial: Trial) -> str:
     folder = (
         f"{trial.run_dir}/seed-{next(iter(trial.runs))}" if len(trial.runs) > 1 else trial.run_dir
     )
-    mapping = from_yaml(RunStore(folder).read_bytes(CONFIG).decode())
+    store = RunStore(folder)
+    mapping, _ = read_config(store, CONFIG)
+    trained = store.at("train")
+    if trained.exists(MANIFEST):
+        check_config(store, CONFIG, mapping, read_manifest(trained)["settings"])
     return to_yaml(set_keys(mapping, {"ray.cpus_per_run": None, "ray.gpus_per_run": None}))
 
 

@@ -31,11 +31,15 @@ from pipelines.pairs import PREPARE, open_pairs
 from pipelines.recipe import STARTED, TRIAL, Recipe, Run, Say, Stage, StageRecord
 from pipelines.reference import REFERENCE, run_facts, usable_rows
 from pipelines.storage import RunStore, digest
-from pipelines.sweep.results import publish_results, read_trials
+from pipelines.sweep.results import publish_results, published_tables, read_trials
 from pipelines.sweep.shared_stores import SharedStores, trial_recipe
 from pipelines.sweep.space import ASHA, Sweep
 from pipelines.sweep.trial import LISTED, missing_metric, run_trial
-from pipelines.sweep.trial_record import Trial, is_number
+from pipelines.sweep.trial_record import (
+    Trial,
+    is_number,
+    read_trial,
+)
 from pipelines.train import TRAIN, require_validation
 from sparsepo.batching.sampling import Sampler
 
@@ -100,7 +104,8 @@ def run_tune(sweep: Sweep, say: Say, quiet: bool = False, resume: bool = False) 
             "stage_runs": runs,
             "shared_seconds": shared_seconds,
             "seconds": seconds,
-        }
+        },
+        published_tables(store),
     )
     return best
 
@@ -312,7 +317,7 @@ def _trial_of(sweep: Sweep, result: Any) -> Trial:
     config = _chosen(result.config)
     store = RunStore(sweep.trial_dir(config["number"], config["point"]))
     if store.exists(TRIAL):
-        trial = Trial.model_validate(store.read_json(TRIAL))
+        trial = read_trial(store)
         if trial.status != "failed" or result.error is not None:
             return trial
         # Tune stopped it: its process saw its workers go, and had time to call that a failure.

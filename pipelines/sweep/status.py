@@ -1,23 +1,32 @@
 """What `status` says of a sweep: one row per trial, and one of the whole."""
 
-from pipelines.recipe import BEST, MANIFEST, PAGE, STARTED, TRIAL, TRIALS
+from pipelines.recipe import (
+    BEST,
+    MANIFEST,
+    PAGE,
+    STARTED,
+    TRIAL,
+    TRIALS,
+    read_manifest,
+    read_started,
+)
 from pipelines.storage import RunStore
-from pipelines.sweep.trial_record import Trial
+from pipelines.sweep.trial_record import read_trial
 
 
 def is_sweep_folder(store: RunStore) -> bool:
-    return store.exists(STARTED) and store.read_json(STARTED)["stage"] == "tune"
+    return store.exists(STARTED) and read_started(store).get("stage") == "tune"
 
 
 def sweep_status(store: RunStore) -> list[dict[str, str]]:
     """Rows of `status`: stage, state, detail, path."""
-    done = store.exists(MANIFEST)
+    done = store.exists(MANIFEST) and bool(read_manifest(store))
     rows = []
     for name in store.names(TRIALS):
         place = store.at(TRIALS, name)
         label = f"trial {int(name.split('-')[0])}"
         if place.exists(TRIAL):
-            trial = Trial.model_validate(place.read_json(TRIAL))
+            trial = read_trial(place)
             detail = trial.message or f"{len(trial.runs)} runs, {trial.seconds:.0f} s"
             rows.append(_row(label, trial.status, detail, place))
         else:

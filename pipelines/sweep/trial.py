@@ -7,18 +7,19 @@ are repeated.
 """
 
 import difflib
+import sys
 import time
 from collections.abc import Mapping
 from statistics import fmean, stdev
 from typing import Any
 
-from pipelines.errors import Diverged, StageFailed, Superseded, UserError
+from pipelines.errors import DamagedFile, Diverged, StageFailed, Superseded, UserError
 from pipelines.evaluate import EVALUATE, numbers_of
 from pipelines.recipe import CONFIG, MISSING, TRIAL, Recipe, Run, write_yaml
-from pipelines.storage import RunStore
+from pipelines.storage import RunStore, read_record, write_record
 from pipelines.sweep.shared_stores import SharedStores, trial_recipe
 from pipelines.sweep.space import Point, Sweep
-from pipelines.sweep.trial_record import Trial
+from pipelines.sweep.trial_record import Trial, read_trial, write_trial
 from pipelines.train import TRAIN
 
 LISTED = "listed"  # where Ray Tune's config holds a point that was listed beforehand
@@ -41,7 +42,7 @@ def run_trial(config: dict[str, Any], settings: dict[str, Any]) -> None:
     chosen = config.get(LISTED, config)
     number, point = chosen["number"], chosen["point"]
     store = RunStore(sweep.trial_dir(number, point))
-    known = Trial.model_validate(store.read_json(TRIAL)) if store.exists(TRIAL) else None
+    known = _known(store)
     if known is not None and (known.status != "failed" or known.session == settings["session"]):
         trial = known
     else:
@@ -65,9 +66,8 @@ def run_trial(config: dict[str, Any], settings: dict[str, Any]) -> None:
                 trial.runs[str(recipe.train.seed)] = run
                 missing = missing_objectives(sweep, run)
                 if missing and sweep.has_one_method():
-                    RunStore(sweep.run_dir).write_json(
-                        MISSING, {"session": settings["session"], "message": missing}
-                    )
+                    told = {"session": settings["session"], "message": missing}
+                    write_record(RunStore(sweep.run_dir), MISSING, told)
                     raise UserError(missing)
                 trial.message = missing
         except Superseded:
@@ -79,12 +79,24 @@ def run_trial(config: dict[str, Any], settings: dict[str, Any]) -> None:
         trial.seconds = time.monotonic() - started
         if trial.status == "finished":
             trial.metrics = joined(list(trial.runs.values()))
-        store.write_json(TRIAL, trial.model_dump(mode="json"))
+        write_trial(store, trial)
     if trial.status == "failed":
         raise StageFailed(trial.message)
     tune.report(
         {**trial.metrics, "step": trial.metrics.get("train/step", 0.0), "status": trial.status}
     )
+
+
+def _known(store: RunStore) -> Trial | None:
+    """What a trial has left; a damaged file counts as none, and its stages say what is done."""
+    try:
+        return read_trial(store)
+    except FileNotFoundError:
+        return None
+    except DamagedFile as error:
+        print(f"{error}: gone on with", file=sys.stderr, flush=True)
+        store.delete(TRIAL)
+        return None
 
 
 def seed_recipes(sweep: Sweep, number: int, point: Point) -> list[Recipe]:
@@ -154,8 +166,10 @@ def missing_objectives(sweep: Sweep, run: Metrics) -> str:
 def missing_metric(sweep: Sweep, session: str) -> str | None:
     """What a trial of this session found missing that no other will report either."""
     store = RunStore(sweep.run_dir)
-    found = store.read_json(MISSING) if store.exists(MISSING) else {}
-    return found["message"] if found.get("session") == session else None
+    if not store.exists(MISSING):
+        return None
+    found = read_record(store, MISSING, {"session": str, "message": str})
+    return str(found["message"]) if found["session"] == session else None
 
 
 def _check_reported(sweep: Sweep, session: str) -> None:

@@ -3,7 +3,10 @@
 import math
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
+
+from pipelines.recipe import TRIAL
+from pipelines.storage import RunStore, damaged, read_record, write_record
 
 
 class Trial(BaseModel):
@@ -24,6 +27,19 @@ class Trial(BaseModel):
     runs: dict[str, dict[str, float]] = {}
     seconds: float = 0.0
     session: str = ""
+
+
+def read_trial(store: RunStore) -> Trial:
+    """What became of a trial. Raises: DamagedFile if it is not what was written."""
+    cure = "remove it and add --resume to the sweep's command, which goes on with that trial"
+    try:
+        return Trial.model_validate(read_record(store, TRIAL, {"number": int}, cure))
+    except ValidationError as error:
+        raise damaged(store, TRIAL, "it is no trial's", cure) from error
+
+
+def write_trial(store: RunStore, trial: Trial) -> None:
+    write_record(store, TRIAL, trial.model_dump(mode="json"))
 
 
 def is_number(value: Any) -> bool:

@@ -8,11 +8,12 @@ number wrote. A folder counts only with its state.json, which rank 0 writes last
 names is there; a partial one is never resumed from. Ranks do not talk to each other while they
 write: a rank that dies leaves nobody waiting.
 
+The last checkpoint of a run holds no optimizer state: no step follows it.
+
 state.json holds the sha256 of every file and of itself: a flipped bit is found before anything is
 read. What is not trained, the base under adapters, is not stored: state.json names its fingerprint.
 """
 
-import hashlib
 import json
 import sys
 import threading
@@ -20,7 +21,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,16 +28,33 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipelines.errors import DamagedCheckpoint, Failure, StageFailed, Superseded, UserError
+from pipelines.errors import (
+    DamagedCheckpoint,
+    DamagedFile,
+    Failure,
+    StageFailed,
+    Superseded,
+    UserError,
+)
 from pipelines.models import Placement
 from pipelines.recipe import ATTEMPT, CHECKPOINTS, STATE
-from pipelines.storage import RunStore, digest
+from pipelines.storage import (
+    RunStore,
+    digest,
+    hashes_of_written,
+    parse_json,
+    read_record,
+    read_whole,
+    write_record,
+)
 from pipelines.train.steps import completed_steps, step_folder
 from pipelines.train.strategy import Strategy
 
 _STARTS = "starts"
+_GOES_ON = "goes_on"  # whether a file holds the optimizer's state too
 _SEAL = "sha256"  # of state.json's own contents, and of a file in it
 _NOTE = ".json"  # beside a rank's file: its size and checksum, until state.json has them
+_NOTED = {"bytes": int, _SEAL: str}
 _BASE = "causal_lm."  # where parameters that do not train are not stored
 _POLL_SECONDS, _PATIENCE_SECONDS = 0.05, 3600.0
 
@@ -46,11 +63,11 @@ def read_state(store: RunStore, step: int) -> dict[str, Any]:
     """The state of a checkpoint. Raises: DamagedCheckpoint if it is not what was written."""
     path = f"{step_folder(step)}/{STATE}"
     try:
-        state: dict[str, Any] = store.read_json(path)
+        state: dict[str, Any] = parse_json(read_whole(store, path))
         seal = state.pop(_SEAL, None)
     except FileNotFoundError as error:
         raise DamagedCheckpoint(f"{store.root}/{path} is missing") from error
-    except (ValueError, AttributeError, RecursionError) as error:
+    except (ValueError, AttributeError, TypeError, DamagedFile) as error:
         raise DamagedCheckpoint(
             f"{store.root}/{path} is damaged: it is not what was written"
         ) from error
@@ -67,6 +84,11 @@ def write_state(store: RunStore, step: int, state: dict[str, Any]) -> None:
     """Publish the state of a checkpoint, which is complete from here on."""
     state = json.loads(json.dumps(state))  # as it will be read
     store.write_json(f"{step_folder(step)}/{STATE}", {**state, _SEAL: digest(state)})
+
+
+def goes_on(state: Mapping[str, Any]) -> bool:
+    """Whether training can go on from a state: there is none yet, or not of a run's last save."""
+    return bool(state.get(_GOES_ON, True))
 
 
 def check_files(store: RunStore, step: int, placement: Placement) -> None:
@@ -144,7 +166,7 @@ def claim(store: RunStore, attempt: str) -> list[int]:
     An older group that still lives commits nothing from here on, so that what all ranks resume from
     stays the newest.
     """
-    store.write_json(ATTEMPT, {"attempt": attempt})
+    write_record(store, ATTEMPT, {"attempt": attempt})
     return completed_steps(store)
 
 
@@ -207,20 +229,42 @@ class Checkpointer:
         self._parameters = stored_parameters(model)
         self._owners = _owners(self._parameters, strategy)
         self._host: dict[str, Tensor] = {}
+        self._last: tuple[int, dict[str, Tensor]] = 0, {}  # step and copies of a run's last save
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._stopping = threading.Event()
 
-    def save(self, step: int, state: dict[str, Any]) -> None:
+    def save(self, step: int, state: dict[str, Any], is_last: bool = False) -> None:
         """Start writing the state after `step` optimizer steps.
 
         It waits for the save before, and writes nothing if that failed.
+
+        Args:
+            is_last: no step will follow this one, so that the optimizer's state is left out.
         """
         if self.failure(wait=True):
             return
         placement = self._strategy.placement
         state = {"step": step, "world": placement.world, "base": self._base, **state}
-        self._pending = self._pool.submit(self._write, step, self._copied(), state)
+        copied = self._copied(is_last)
+        if is_last:
+            self._last = step, copied[0]
+        state[_GOES_ON] = not is_last
+        self._pending = self._pool.submit(self._write, step, copied, state)
+
+    def copies(self, step: int) -> dict[str, Tensor]:
+        """Parameters that this rank holds and wrote in whole, as the run's last save copied them.
+
+        Nobody changes them any more. Empty if that was not of this step.
+        """
+        saved, copied = self._last
+        return {
+            name: copied[f"weights/{name}"]
+            for name, parameter in self._parameters.items()
+            if saved == step
+            and f"weights/{name}" in copied
+            and self._strategy.local_rows(parameter) is None
+        }
 
     def failure(self, wait: bool = False) -> Failure | None:
         """Why the last save failed on this rank.
@@ -237,13 +281,13 @@ class Checkpointer:
 
         This one's driver is gone then, or was started twice.
         """
-        return bool(self._store.read_json(ATTEMPT)["attempt"] == self._attempt)
+        return bool(read_record(self._store, ATTEMPT, {"attempt": str})["attempt"] == self._attempt)
 
     def close(self) -> None:
         """Stop waiting for other ranks' files: the group ends."""
         self._stopping.set()
 
-    def _tensors(self) -> Iterator[tuple[str, Tensor, int]]:
+    def _tensors(self, is_last: bool) -> Iterator[tuple[str, Tensor, int]]:
         """(name, rows that this rank writes, the first of them) of weights and optimizer state."""
         rank = self._strategy.placement.rank
         for name, parameter in self._parameters.items():
@@ -251,7 +295,8 @@ class Checkpointer:
             if span is None and self._owners[name] != rank:
                 continue
             start = 0 if span is None else span[0]
-            kinds = {"weights": parameter.detach(), **self._optimizer.state.get(parameter, {})}
+            moments = {} if is_last else self._optimizer.state.get(parameter, {})
+            kinds = {"weights": parameter.detach(), **moments}
             for kind, value in kinds.items():
                 local: Any = torch.as_tensor(value)
                 local = local.to_local() if hasattr(local, "to_local") else local
@@ -259,10 +304,10 @@ class Checkpointer:
                     continue  # a step counter is the same everywhere
                 yield f"{kind}/{name}", local, start if local.ndim else 0
 
-    def _copied(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+    def _copied(self, is_last: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
         starts = {}
         found: dict[str, Tensor] = {}
-        for name, tensor, start in self._tensors():
+        for name, tensor, start in self._tensors(is_last):
             if tensor.is_cuda:
                 if name not in self._host:
                     self._host[name] = torch.empty(
@@ -287,14 +332,15 @@ class Checkpointer:
         staged = self._store.staging_directory()
         try:
             save_file(tensors, staged / "shard", metadata)
-            written = {"bytes": (staged / "shard").stat().st_size, _SEAL: _sha256(staged / "shard")}
+            (sha256,) = hashes_of_written([staged / "shard"], self._store.is_local)
+            written = {"bytes": (staged / "shard").stat().st_size, _SEAL: sha256}
             self._store.publish_file(staged / "shard", own)
         finally:
             for left in staged.iterdir():
                 left.unlink()
             staged.rmdir()
         if placement.rank > 0:
-            self._store.write_json(own + _NOTE, written)
+            write_record(self._store, own + _NOTE, written)
             return
         others = [self._file(rank) for rank in range(1, placement.world)]
         deadline = time.monotonic() + _PATIENCE_SECONDS
@@ -308,7 +354,9 @@ class Checkpointer:
             raise Superseded
         files = {
             self._file(0): written,
-            **{file: self._store.read_json(f"{folder}/{file}{_NOTE}") for file in others},
+            **{
+                file: read_record(self._store, f"{folder}/{file}{_NOTE}", _NOTED) for file in others
+            },
         }
         write_state(self._store, step, {**state, "files": files})
         self._tidy(step, folder, set(files))
@@ -343,11 +391,6 @@ def _selection_value(store: RunStore, step: int) -> float | None:
     except DamagedCheckpoint:
         return None
     return value
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def load_checkpoint(

@@ -6,7 +6,6 @@ failure.
 """
 
 import contextlib
-import json
 import sys
 import threading
 import uuid
@@ -17,32 +16,52 @@ from tqdm import tqdm
 
 from pipelines.cluster import (
     Resources,
+    cluster_address,
     failure_of,
     has_state_api,
     interruptible,
     local_paths,
     second_choice,
 )
-from pipelines.errors import Failure, StageFailed, UserError
+from pipelines.errors import (
+    DamagedFile,
+    Failure,
+    StageFailed,
+    UserError,
+)
 from pipelines.pairs import open_pairs
 from pipelines.recipe import (
     MANIFEST,
-    MASKS,
     METRICS,
     MODEL,
+    PUBLISHED,
     SPANS,
     Run,
     StageRecord,
     TrainSection,
     failure_files,
+    read_manifest,
 )
 from pipelines.reference import usable_rows
-from pipelines.storage import RunStore, Span, add_spans, spent
+from pipelines.storage import (
+    RunStore,
+    Span,
+    add_spans,
+    read_record,
+    spent,
+)
 from pipelines.train.facts import TrainingFacts
-from pipelines.train.metrics import read_metrics
+from pipelines.train.metrics import (
+    read_metrics,
+    read_part,
+)
 from pipelines.train.model_card import model_card
 from pipelines.train.steps import completed_steps
-from pipelines.train.worker import remembered_budget, train_worker
+from pipelines.train.worker import (
+    remembered_budget,
+    spans_told,
+    train_worker,
+)
 from sparsepo.batching.sampling import Sampler
 
 # What the progress bar shows of a step.
@@ -92,7 +111,7 @@ def finish_training(run: Run, record: StageRecord, num_pairs: int) -> dict[str, 
     Raises: StageFailed if they left no model.
     """
     recipe, store = run.recipe, record.store
-    if not store.exists(MODEL):
+    if not (store.exists(MODEL) and store.exists(PUBLISHED)):
         raise StageFailed(
             "training ended without a model: another command has taken over this run, or see the "
             "workers' output above"
@@ -116,10 +135,13 @@ def finish_training(run: Run, record: StageRecord, num_pairs: int) -> dict[str, 
         counts["validation"] = validations[-1]
     store.write_bytes(
         f"{MODEL}/README.md",
-        model_card(recipe, counts, run.paths.pairs.read_json(MANIFEST)["counts"]).encode(),
+        model_card(recipe, counts, read_manifest(run.paths.pairs)["counts"]).encode(),
     )
-    with spent("write"):
-        return record.finish(counts, {path: store.checksum(path) for path in _published(store)})
+    logged = [f"{METRICS}/{name}" for name in store.names(METRICS)]
+    outputs = read_record(store, PUBLISHED) | {path: store.checksum(path) for path in logged}
+    manifest = record.finish(counts, outputs)
+    store.delete(PUBLISHED)
+    return manifest
 
 
 def _num_steps(train: TrainSection, num_pairs: int) -> int:
@@ -134,12 +156,21 @@ def check_published(store: RunStore) -> None:
     """
     if not store.exists(MANIFEST):
         return  # published a moment ago, and its driver was killed before it said so
-    for path, expected in store.read_json(MANIFEST)["outputs"].items():
-        if not store.exists(path) or store.checksum(path) != expected:
+    for path, expected in read_manifest(store)["outputs"].items():
+        if path.startswith(f"{METRICS}/"):
+            continue  # who shows them looks at them
+        if not _is_as_written(store, path, expected):
             raise UserError(
                 f"{store.root}/{path} is missing or damaged: it is not what training published; "
                 f"{_cure(store)}"
             )
+
+
+def _is_as_written(store: RunStore, path: str, expected: str) -> bool:
+    try:
+        return store.checksum(path) == expected
+    except OSError:  # it is not there, or a folder is
+        return False
 
 
 def _cure(store: RunStore) -> str:
@@ -147,16 +178,6 @@ def _cure(store: RunStore) -> str:
     return f"remove {store.root}/{MANIFEST} and run `sparsepo train` again" + (
         f" (it goes on from step {steps[-1]})" if steps else ""
     )
-
-
-def _published(store: RunStore) -> list[str]:
-    """The published model's files: weights, configuration, tokenizer and masks, but no card."""
-    return [
-        f"{folder}/{name}"
-        for folder in (MODEL, MASKS)
-        for name in store.names(folder)
-        if name.endswith((".safetensors", ".json"))
-    ]
 
 
 def _fit_within_memory(run: Run, facts: TrainingFacts, callbacks: Sequence[Any]) -> None:
@@ -182,14 +203,16 @@ def _fit(run: Run, facts: TrainingFacts, callbacks: Sequence[Any]) -> None:
         import ray.train
         from ray.exceptions import RayError
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
+
+        from pipelines.train.lean_trainer import LeanTrainer, OwnRayTrainer
 
     recipe, train = run.recipe, run.recipe.train
     places = Resources.now(recipe.ray).training(train)
     elastic = (
         {} if train.min_workers is None else {"elastic_resize_monitor_interval_s": _RESIZE_SECONDS}
     )
-    trainer = _lean(TorchTrainer, has_state_api(recipe.ray))(
+    trainer_class = OwnRayTrainer if cluster_address(recipe.ray) is None else LeanTrainer
+    trainer = trainer_class(
         train_worker,
         train_loop_config={
             "facts": facts,
@@ -212,6 +235,7 @@ def _fit(run: Run, facts: TrainingFacts, callbacks: Sequence[Any]) -> None:
             callbacks=list(callbacks),
         ),
     )
+    trainer.has_state_api = has_state_api(recipe.ray)
     try:
         with second_choice(recipe, places, _say), spent("ray"):
             interruptible(trainer.fit)
@@ -222,22 +246,6 @@ def _fit(run: Run, facts: TrainingFacts, callbacks: Sequence[Any]) -> None:
         _take_spans(run.paths.train)
 
 
-def _lean(trainer: Any, has_state_api: bool) -> Any:
-    """A trainer class without the actors of Ray Train that have nothing to do here.
-
-    There are no Ray data sets to manage. What frees the places of a dead controller asks the state
-    API; a session without that ends with its controller.
-    """
-    idle = {"DatasetsCallback", *(() if has_state_api else ("PlacementGroupCleanerCallback",))}
-
-    class Trainer(trainer):  # type: ignore[misc]
-        def _create_default_callbacks(self) -> list[Any]:
-            found = super()._create_default_callbacks()
-            return [each for each in found if type(each).__name__ not in idle]
-
-    return Trainer
-
-
 def _say(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
 
@@ -245,13 +253,14 @@ def _say(line: str) -> None:
 def _take_spans(store: RunStore) -> None:
     """Where the time of the first worker went; of each one that was started again."""
     if store.exists(SPANS):
-        add_spans([Span(*span) for span in store.read_json(SPANS)])
+        add_spans([Span(*span) for span in spans_told(store)])
         store.delete(SPANS)
 
 
 def _raise_failure(store: RunStore) -> None:
     for name in failure_files(store):
-        raise Failure(**store.read_json(name)).error()
+        found = read_record(store, name, {"kind": str, "message": str})
+        raise Failure(found["kind"], found["message"]).error()
 
 
 @contextlib.contextmanager
@@ -301,6 +310,6 @@ def _progress(store: RunStore, steps: int, quiet: bool) -> Iterator[None]:
 
 def _records(store: RunStore, name: str) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in store.read_bytes(f"{METRICS}/{name}").splitlines()]
-    except FileNotFoundError:  # a resuming worker discards parts beyond its checkpoint
+        return read_part(store, name)
+    except (FileNotFoundError, DamagedFile):  # a resuming worker discards parts
         return []

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from pipelines.recipe import METRICS
-from pipelines.storage import RunStore
+from pipelines.recipe import MANIFEST, METRICS, read_manifest
+from pipelines.storage import RunStore, read_lines
 from pipelines.train.trackers import Tracker
 
 _FLUSH_SECONDS = 1.0
@@ -137,12 +137,18 @@ def read_metrics(store: RunStore) -> Iterator[dict[str, Any]]:
 
 def _records_of(store: RunStore) -> dict[tuple[int, str], dict[str, Any]]:
     """(step, kind) -> record of every part that is listed."""
+    hashes = read_manifest(store)["outputs"] if store.exists(MANIFEST) else {}
     found: dict[tuple[int, str], dict[str, Any]] = {}
     for name in store.names(METRICS):
-        for line in store.read_bytes(f"{METRICS}/{name}").splitlines():
-            record = json.loads(line)
+        for record in read_part(store, name, hashes.get(f"{METRICS}/{name}")):
             found[record["step"], record.get("kind", "train")] = record
     return found
+
+
+def read_part(store: RunStore, name: str, hash_: str | None = None) -> list[dict[str, Any]]:
+    """The records of a part. Raises: DamagedFile if it is not what was written."""
+    cure = "restore it, or remove it: the metrics lack its steps then"
+    return read_lines(store, f"{METRICS}/{name}", {"step": int}, hash_, cure)
 
 
 def _last_step(part: str) -> int:

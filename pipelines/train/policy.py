@@ -1,5 +1,6 @@
 """The model that is trained: loaded, adapted, laid out, compiled, spread, and written out again."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -137,16 +138,24 @@ def build_policy(
 
 
 def write_model(
-    facts: TrainingFacts, causal_lm: Any, strategy: Strategy, folder: Path | None
+    facts: TrainingFacts,
+    causal_lm: Any,
+    strategy: Strategy,
+    folder: Path | None,
+    copies: Mapping[str, torch.Tensor],
 ) -> None:
     """The trained model in Hugging Face layout with its tokenizer, into the folder of rank 0.
 
     Every rank must call it, the others with None: a sharded model is put together one parameter at
     a time.
+
+    Args:
+        copies: parameters of the policy that lie on the host already, by name.
     """
     state = {}
     for name, parameter in causal_lm.named_parameters():
-        whole = strategy.full_tensor(parameter)
+        copy = copies.get(f"causal_lm.{name}")
+        whole = strategy.full_tensor(parameter) if copy is None else copy
         if folder is not None:
             state[name] = whole.cpu()
     if folder is None:

@@ -124,7 +124,9 @@ class Train(Stage[TrainInputs]):
         steps = completed_steps(store)
         memory = ""
         if store.exists(MEMORY):
-            found = store.read_json(MEMORY)
+            from pipelines.train.worker import read_memory
+
+            found = read_memory(store)
             memory = (
                 f"; out of memory at step {found['step']}: micro-batches of "
                 f"{found['micro_batch_tokens']} tokens since, {found['was']} before"

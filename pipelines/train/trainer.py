@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.errors import Diverged, Failure, StageFailed
-from pipelines.models import Placement, as_floats, compile_forecast, sustained_tflops
+from pipelines.errors import Diverged, Failure, StageFailed, UserError
+from pipelines.models import Placement, compile_forecast, sustained_tflops
 from pipelines.pairs import read_pairs
 from pipelines.recipe import LearnedMaskConfig
 from pipelines.reference import feature_source, load_reference, usable_rows
@@ -26,20 +26,22 @@ from pipelines.train.checkpoint import (
     Retention,
     check_files,
     claim,
+    goes_on,
     load_checkpoint,
     newest_intact,
     read_state,
 )
 from pipelines.train.compilation import Compilation
 from pipelines.train.facts import TrainingFacts
+from pipelines.train.late_steps import LatePass, Pass, Sums
 from pipelines.train.metrics import MetricsWriter
 from pipelines.train.micro_batches import Cut, MicroBatch, MicroBatchLoader
 from pipelines.train.policy import (
     build_policy,
     choose_layout,
     load_policy_model,
-    write_model,
 )
+from pipelines.train.publish import Publication
 from pipelines.train.selection import Selection
 from pipelines.train.steps import completed_steps
 from pipelines.train.strategy import strategy_of
@@ -47,6 +49,7 @@ from pipelines.train.throughput import Throughput
 from pipelines.train.trackers import build_trackers
 from sparsepo.backbone import has_decoder_layers, transformer_of
 from sparsepo.batching.sampling import Sampler
+from sparsepo.checks import checks_read_later
 from sparsepo.masks import CollapseWatch, LearnedMasks
 from sparsepo.objectives import CoupledBatch, CoupledObjective
 from sparsepo.records import Metrics, TokenScores, add_metrics
@@ -54,7 +57,23 @@ from sparsepo.runaway import RunawayWatch
 
 _STEPS_AHEAD = 8  # whose features are fetched from an object store
 _VALIDATION_PAIRS = 512  # between two exchanges of the ranks
-Sums = dict[str, tuple[float, float]]  # metric -> (sum, count)
+
+
+@dataclass(frozen=True)
+class LaunchedStep:
+    """A step that the device has been given, and whose numbers have not been read.
+
+    Attributes:
+        step: how many there are with it. learning_rate, record: what is known of it already.
+        started: by the monotonic clock.
+    """
+
+    step: int
+    rows: list[int]
+    numbers: LatePass
+    learning_rate: float
+    record: dict[str, Any]
+    started: float
 
 
 @dataclass(frozen=True)
@@ -96,8 +115,8 @@ class Trainer:
         self.facts, self.placement = facts, placement
         self._began = time.monotonic()
         self.is_one_pair_each = False  # in this step: no smaller budget would help
-        # Of this rank's rows in the last pass: real tokens, and all places with padding.
-        self.tokens, self.places = 0, 0
+        self._launched: list[LaunchedStep] = []
+        self._read_at = self._began  # when the last step's numbers were there
         self.store = RunStore(facts.root)
         attempt = uuid.uuid4().hex[:8]
         claimed = (attempt, claim(self.store, attempt)) if placement.rank == 0 else None
@@ -108,6 +127,8 @@ class Trainer:
         if placement.device.type == "cpu":
             torch.set_num_threads(min(self.threads, os.cpu_count() or 1))
         self.pairs = read_pairs(RunStore(facts.pairs_root))
+        for split in ("train", "validation"):
+            self.pairs.check(split, slice(placement.rank, None, placement.world))
         self.objective = build_objective(facts.objective)
         self.rows = {
             split: usable_rows(facts.reference, self.pairs, split)
@@ -132,6 +153,12 @@ class Trainer:
         self.watch = CollapseWatch(facts.mask.masked_terms(), state.get("collapse_streaks"))
         self.runaway = RunawayWatch(state.get("runaway"))
         self.selection = Selection(facts.train.selection, state.get("selection"))
+        if self.step < self.num_steps and not (self.selection.has_ended or goes_on(state)):
+            raise UserError(
+                f"{self.store.root}: the checkpoint of step {self.step} was the last of its run "
+                f"and holds no optimizer state, but {self.num_steps} steps are asked for: choose "
+                "another run_dir"
+            )
         keep_best = max(
             facts.train.selection.keep_best, int(facts.train.selection.publish == "best")
         )
@@ -254,37 +281,25 @@ class Trainer:
         if self.step == 0 and self.rows["validation"]:
             self._validate()
         while self.step < self.num_steps and not self.selection.has_ended:
-            record, preempted = self.optimizer_step(is_preempted)
-            warnings = self.watch.observe(record) + self.runaway.observe(record)
-            if self.metrics is not None:
-                self.metrics.add(record)
-                if warnings:
-                    self.metrics.add_apart(
-                        {"step": self.step, "kind": "warning", "messages": warnings}
-                    )
+            self._launch_step(is_preempted())
             last, improved, validated = self.step == self.num_steps, False, {}
-            latest: dict[str, Any] = dict(record)
-            if self.rows["validation"] and (
-                last or (train.validate_every and self.step % train.validate_every == 0)
-            ):
+            every = train.validate_every
+            is_due = last or (every is not None and self.step % every == 0)
+            validates = bool(self.rows["validation"]) and is_due
+            saves = last or self.step % train.checkpoint_every == 0
+            latest, preempted = self._read_steps(0 if validates or saves else self._steps_unread)
+            if validates:
                 validated = self._validate()
                 improved = self.selection.observe(self.step, validated)
                 latest |= validated
-            if (
-                last
-                or preempted
-                or improved
-                or self.selection.has_ended
-                or self.step % train.checkpoint_every == 0
-            ):
-                self._checkpoint(latest)
+            if saves or preempted or improved or self.selection.has_ended:
+                self._checkpoint(latest, is_last=last or self.selection.has_ended)
                 if preempted:
                     self._raise_together(self.checkpoints.failure(wait=True))
                 latest["checkpoint_path"] = f"{self.store.root}/checkpoints"
             if validated or "checkpoint_path" in latest:
                 report(latest)
         with spent("write"):
-            self._raise_together(self.checkpoints.failure(wait=True))
             self._publish()
             if self.metrics is not None:
                 self.metrics.close()
@@ -297,6 +312,37 @@ class Trainer:
 
         Every rank must call it.
         """
+        self._launch_step(is_preempted())
+        return self._read_step()
+
+    @property
+    def _steps_unread(self) -> int:
+        """Steps whose numbers may be on their way; none where the next one depends on them."""
+        masks = self.model.masks
+        return int(not (isinstance(masks, LearnedMasks) and masks.target_sparsity is not None))
+
+    def _read_steps(self, unread: int) -> tuple[dict[str, Any], bool]:
+        """Log the launched steps but the last few; with a preemption, these too.
+
+        Returns: the record of the last one that was read, and whether any rank's machine is about
+            to be taken away.
+        """
+        record: dict[str, Any] = {}
+        preempted = False
+        while len(self._launched) > (0 if preempted else unread):
+            record, flagged = self._read_step()
+            preempted = preempted or flagged
+            warnings = self.watch.observe(record) + self.runaway.observe(record)
+            if self.metrics is not None:
+                self.metrics.add(record)
+                if warnings:
+                    self.metrics.add_apart(
+                        {"step": record["step"], "kind": "warning", "messages": warnings}
+                    )
+        return dict(record), preempted
+
+    def _launch_step(self, flag: bool) -> None:
+        """Give the device one step. Every rank must call it."""
         started = time.monotonic()
         rows = self.rows_of_step(self.step)
         scale = self._learning_rate_factor(self.step)
@@ -312,35 +358,49 @@ class Trainer:
         )
         if self.step + _STEPS_AHEAD < self.num_steps:
             self.loader.prefetch("train", self.rows_of_step(self.step + _STEPS_AHEAD))
-        summed, preempted = self._score_batch(rows, cuts, then, backward=True, flag=is_preempted())
-        record = _means(summed)
-        grad_norm = float(self.strategy.clip(self.facts.train.max_grad_norm))
+        found = self._score_batch(rows, cuts, then, backward=True, flag=flag)
+        numbers = found.end(self.strategy.clip(self.facts.train.max_grad_norm))
+        self.optimizer.step()
+        self.step += 1
+        rate = self.facts.train.learning_rate * scale
+        record = {
+            "padding_fraction": 1 - found.tokens / max(1, found.places),
+            **(self.compilation.counts() if self.compilation else {}),
+        }
+        self._launched.append(LaunchedStep(self.step, rows, numbers, rate, record, started))
+
+    def _read_step(self) -> tuple[dict[str, Any], bool]:
+        """The record of the first launched step, and whether any rank's flag was set then.
+
+        Raises: Diverged if its loss or gradient is not finite. Steps after it were taken for
+            nothing; none of them is kept.
+        """
+        done = self._launched.pop(0)
+        found, (grad_norm,) = done.numbers.read(self.placement)
+        record = _means(found.sums)
         if not (math.isfinite(grad_norm) and math.isfinite(record["loss"])):
             raise Diverged(
                 f"loss {record['loss']} or gradient norm {grad_norm} is not finite at step "
-                f"{self.step + 1}; pairs {self._pair_ids('train', rows)}; "
+                f"{done.step}; pairs {self._pair_ids('train', done.rows)}; "
                 f"{self._last_checkpoint()}; try a smaller train.learning_rate or objective.beta"
             )
-        self.optimizer.step()
         if isinstance(self.model.masks, LearnedMasks):
             self.model.masks.control(record)
-        self.step += 1
+        now = time.monotonic()
+        seconds, self._read_at = now - max(done.started, self._read_at), now
         rates = self.throughput.record(
-            self.lengths[rows].tolist(),
-            self.shared_lengths[rows].tolist(),
-            time.monotonic() - started,
+            self.lengths[done.rows].tolist(), self.shared_lengths[done.rows].tolist(), seconds
         )
         return {
-            "step": self.step,
-            "epoch": self.step / self.sampler.steps_per_epoch,
+            "step": done.step,
+            "epoch": done.step / self.sampler.steps_per_epoch,
             **record,
-            "learning_rate": self.facts.train.learning_rate * scale,
+            "learning_rate": done.learning_rate,
             "grad_norm": grad_norm,
             **rates,
-            "padding_fraction": 1 - self.tokens / max(1, self.places),
-            **(self.compilation.counts() if self.compilation else {}),
-            "elapsed_seconds": time.monotonic() - self._began,
-        }, preempted
+            **done.record,
+            "elapsed_seconds": now - self._began,
+        }, found.flag
 
     def rows_of_step(self, step: int) -> list[int]:
         """Rows of the training split in the global batch of step 0, 1, ..."""
@@ -348,53 +408,49 @@ class Trainer:
 
     def _score_batch(
         self, rows: list[int], cuts: list[Cut], then: list[Cut], backward: bool, flag: bool = False
-    ) -> tuple[Sums, bool]:
-        """Sums of every metric over a global batch, of all ranks.
+    ) -> Pass:
+        """This rank's part of a global batch; its micro-batches back-propagate if asked to.
 
-        This rank's micro-batches back-propagate if asked to. Every rank must call it.
+        Every rank must call it. A rank that meets scores or weights that the objective refuses, or
+        could not write its checkpoint, says so when all read what they found: had it failed alone,
+        the others would wait in the next collective.
 
         Args:
             then: cuts of the next call.
-        Returns: the sums, and whether any rank's flag was set.
-        Raises: the error of one rank on every rank, if it meets scores or weights that the
-            objective refuses, or could not write its checkpoint. A rank that failed alone would
-            leave the others waiting in the next collective.
         """
         self._enter_mode(training=backward)
         coupling = self._coupling(rows, cuts)
         self._enter_mode(training=backward)  # again: both passes draw the same dropout
-        totals: Metrics = {}
-        self.tokens, self.places = 0, 0
-        failure = self.checkpoints.failure()
+        number_of_step = self.step + 1
+
+        def explain(cut: Cut, message: str) -> Failure:
+            pairs = self._pair_ids(cut.split, cut.rows)
+            text = f"step {number_of_step}: {message}; pairs {pairs}; {self._last_checkpoint()}"
+            return Failure("stage", text)
+
+        found = Pass(self.checkpoints.failure(), flag, explain)
         for number, batch in enumerate(self.loader.stream(cuts, then)):
             if backward and number == len(cuts) - 1:
                 self.strategy.expect_last_backward()
-            self.tokens += int(batch.inputs.attention_mask.sum())
-            self.places += batch.inputs.attention_mask.numel()
+            found.tokens += int(batch.inputs.attention_mask.sum())
+            found.places += batch.inputs.attention_mask.numel()
             scores = self._forward(batch)
             loss: Tensor | None = None
-            if not (batch.cut.is_filler or failure):
+            if not (batch.cut.is_filler or found.failure):
                 try:
-                    losses, metrics = self._losses(scores, batch, coupling)
-                    loss, totals = losses.sum() / len(rows), add_metrics(totals, metrics)
+                    with checks_read_later() as checks:
+                        losses, metrics = self._losses(scores, batch, coupling)
+                    loss = losses.sum() / len(rows)
+                    found.totals = add_metrics(found.totals, metrics)
+                    found.checks += [(batch.cut, check) for check in checks]
                 except ValueError as error:
-                    pairs = self._pair_ids(batch.cut.split, batch.cut.rows)
-                    failure = Failure(
-                        "stage",
-                        f"step {self.step + 1}: {error}; pairs {pairs}; {self._last_checkpoint()}",
-                    )
+                    found.failure = explain(batch.cut, str(error))
             if backward:
                 # Without a loss: the collectives of a backward, and no gradient.
                 (scores.policy_logps.sum() * 0.0 if loss is None else loss).backward()
         if backward:
             self.strategy.finish_gradients()
-        gathered = self.placement.gather((failure, as_floats(totals), flag))
-        summed: Sums = {}
-        for failed, part, _ in gathered:
-            if failed is not None:
-                raise failed.error()
-            summed = add_metrics(summed, part)
-        return summed, any(one for _, _, one in gathered)
+        return found
 
     def _raise_together(self, failure: Failure | None) -> None:
         for failed in self.placement.gather(failure):
@@ -480,7 +536,8 @@ class Trainer:
         cuts = [self.loader.cuts("validation", part) for part in parts] + [[]]
         summed: Sums = {}
         for part, now, then in zip(parts, cuts[:-1], cuts[1:], strict=True):
-            summed = add_metrics(summed, self._score_batch(part, now, then, backward=False)[0])
+            found = self._score_batch(part, now, then, backward=False).end()
+            summed = add_metrics(summed, found.read(self.placement)[0].sums)
         self.strategy.reshard()
         record = {f"validation/{key}": value for key, value in _means(summed).items()}
         if self.metrics is not None:
@@ -506,7 +563,7 @@ class Trainer:
         return 1 - progress if train.schedule == "linear" else 1.0
 
     @spent("write")
-    def _checkpoint(self, latest: dict[str, Any]) -> None:
+    def _checkpoint(self, latest: dict[str, Any], is_last: bool = False) -> None:
         if self.metrics is not None:
             self.metrics.checkpoint()
         state = {
@@ -517,26 +574,33 @@ class Trainer:
             "selection": self.selection.state(),
             "selection_value": self.selection.value_of(latest),
         }
-        self.checkpoints.save(self.step, state)
+        self.checkpoints.save(self.step, state, is_last)
         if self.compilation is not None:
             self.compilation.keep()
 
     def _publish(self) -> None:
-        """Write the model and its masks: of the last step, or of the best validation."""
-        best = self.selection.best_step
-        if self.facts.train.selection.publish == "best" and best is not None and best != self.step:
+        """Publish the model and its masks: of the last step, or of the best validation.
+
+        They are written while the last checkpoint is, and get their names after it.
+        """
+        best, copies = self.selection.best_step, self.checkpoints.copies(self.step)
+        published = self.facts.train.selection.publish
+        if published == "best" and best is not None and best != self.step:
             check_files(self.store, best, self.placement)
             load_checkpoint(self.store, best, self.model, None, self.strategy, self.facts.base)
-        is_first = self.placement.rank == 0
-        folder = self.store.staging_directory() if is_first else None
-        write_model(self.facts, self.model.causal_lm, self.strategy, folder)
-        if folder is None:
-            return
-        self.store.publish_directory(folder, "model")
-        if isinstance(self.model.masks, LearnedMasks):
-            folder = self.store.staging_directory()
-            self.model.masks.save_pretrained(folder)
-            self.store.publish_directory(folder, "masks")
+            copies = {}
+        publication, failure = Publication(self.store), None
+        try:
+            try:
+                publication.stage(self.facts, self.model, self.strategy, copies)
+            except (UserError, StageFailed) as error:
+                failure = Failure.of(error)
+            unsaved = self.checkpoints.failure(wait=True)
+            self._raise_together(unsaved or failure)
+        except BaseException:
+            publication.discard()
+            raise
+        publication.publish()
 
     def close(self) -> None:
         """Stop the threads of a run that has ended or failed."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipelines.models import Placement
-    from pipelines.storage import Span
+    from pipelines.storage import RunStore, Span
     from pipelines.train.facts import TrainingFacts
 
 
@@ -33,12 +33,25 @@ def _tell(root: str, spans: "Sequence[Span]") -> None:
     import ray.train
 
     from pipelines.recipe import SPANS
-    from pipelines.storage import RunStore
+    from pipelines.storage import RunStore, write_record
 
     if ray.train.get_context().get_world_rank() == 0:
         store = RunStore(root)
-        earlier = store.read_json(SPANS) if store.exists(SPANS) else []
-        store.write_json(SPANS, [*earlier, *map(astuple, spans)])
+        told = [*spans_told(store), *map(astuple, spans)]
+        write_record(store, SPANS, {"spans": told})
+
+
+def spans_told(store: "RunStore") -> list[list[Any]]:
+    """What workers have told of their time so far; nothing if that is damaged."""
+    from pipelines.errors import DamagedFile
+    from pipelines.recipe import SPANS
+    from pipelines.storage import read_record
+
+    try:
+        found: list[list[Any]] = read_record(store, SPANS, {"spans": list})["spans"]
+    except (FileNotFoundError, DamagedFile):
+        return []
+    return found
 
 
 def _train(config: dict[str, Any]) -> None:
@@ -95,7 +108,7 @@ def train_rank(
     from pipelines.errors import Failure, StageFailed, Superseded, UserError
     from pipelines.models import is_out_of_memory, quick_imports
     from pipelines.recipe import FAILURE, failure_files
-    from pipelines.storage import RunStore
+    from pipelines.storage import RunStore, write_record
 
     with quick_imports():
         import transformers
@@ -108,7 +121,7 @@ def train_rank(
         return
 
     def fail(error: Exception) -> None:
-        store.write_json(f"{FAILURE}{placement.rank}.json", asdict(Failure.of(error)))
+        write_record(store, f"{FAILURE}{placement.rank}.json", asdict(Failure.of(error)))
 
     trainer: Trainer | None = None
     try:
@@ -138,7 +151,17 @@ def remembered_budget(store: Any) -> int | None:
     """Tokens per micro-batch after memory ran out in this run, None if it never did."""
     from pipelines.recipe import MEMORY
 
-    return store.read_json(MEMORY)["micro_batch_tokens"] if store.exists(MEMORY) else None
+    return read_memory(store)["micro_batch_tokens"] if store.exists(MEMORY) else None
+
+
+def read_memory(store: Any) -> dict[str, Any]:
+    """What `note_memory` wrote. Raises: DamagedFile."""
+    from pipelines.recipe import MEMORY
+    from pipelines.storage import read_record
+
+    fields = dict.fromkeys(("micro_batch_tokens", "step", "was"), int)
+    cure = "remove it: training begins with train.micro_batch_tokens again"
+    return read_record(store, MEMORY, fields, cure)
 
 
 def note_memory(trainer: Any) -> Exception | None:
@@ -148,6 +171,7 @@ def note_memory(trainer: Any) -> Exception | None:
     """
     from pipelines.errors import StageFailed
     from pipelines.recipe import MEMORY
+    from pipelines.storage import write_record
 
     train, budget, step = trainer.facts.train, trainer.layout.budget, trainer.step + 1
     cure = "train.gradient_checkpointing=true, train.strategy=fsdp with more workers, train.lora"
@@ -163,5 +187,6 @@ def note_memory(trainer: Any) -> Exception | None:
             f"data.max_prompt_tokens or data.max_response_tokens, {cure}"
         )
     # From the budget of this group, whatever other ranks write: all of them halve the same number.
-    trainer.store.write_json(MEMORY, {"micro_batch_tokens": half, "step": step, "was": budget})
+    noted = {"micro_batch_tokens": half, "step": step, "was": budget}
+    write_record(trainer.store, MEMORY, noted)
     return None

@@ -3,7 +3,6 @@
 The weights are the reference's activations, seeded random numbers, or came with the data.
 """
 
-import math
 from abc import abstractmethod
 
 import torch
@@ -115,9 +114,9 @@ def keep_heaviest(
     order = by_weight[torch.argsort(response_index[by_weight], stable=True)]
     rank = torch.empty_like(order)
     rank[order] = position_in_response(response_index[order], num_responses)
-    lengths = segment_sum(torch.ones_like(response_index), response_index, num_responses).tolist()
-    # In Python's float64 and with a guard, so that 0.2 * 15 keeps 3 tokens and not 4.
-    kept = torch.tensor([math.ceil(fraction * n - 1e-9) for n in lengths], device=weights.device)
+    lengths = segment_sum(torch.ones_like(response_index), response_index, num_responses)
+    # In float64 and with a guard, so that 0.2 * 15 keeps 3 tokens and not 4.
+    kept = (fraction * lengths.double() - 1e-9).ceil()
     return torch.where(rank < kept[response_index], weights, 0.0)
 
 

@@ -55,7 +55,7 @@ from sparsepo.masks.declarations import (
     MaskWeighting,
     check_mask_options,
 )
-from sparsepo.records import Features, Metrics, segment_sum
+from sparsepo.records import Features, Metrics, on_device, segment_sum
 
 CONFIG_FILE, WEIGHTS_FILE = "mask_config.json", "masks.safetensors"
 _HIDDEN_UNITS = 200
@@ -396,7 +396,7 @@ def _response_means(scores: Tensor, response_index: Tensor, num_responses: int) 
 
 def _score_statistics(name: str, scores: Tensor, network: LearnedMask) -> Metrics:
     exact = scores.double()
-    tokens = torch.tensor(float(scores.numel()), device=scores.device)
+    tokens = on_device(scores.numel(), scores)
     near = ((scores + network.shift.detach()).abs() <= network.window).float()
     return {
         f"masks/{name}_score_mean": (exact.sum(), tokens),

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparsepo.checks import require
 from sparsepo.objectives.declarations import OBJECTIVES
-from sparsepo.records import Metrics, ObjectiveOutput, TokenScores, segment_sum
+from sparsepo.records import Metrics, ObjectiveOutput, TokenScores, on_device, segment_sum
 
 
 class Objective(ABC):
@@ -90,7 +91,7 @@ class PreferenceObjective(Objective):
         return self.assemble(scores, self.pair_losses(scores))
 
     def check(self, scores: TokenScores) -> None:
-        """Raises what __call__ promises. One device synchronisation."""
+        """Raises what __call__ promises, or leaves it to `checks_read_later`."""
         for feature in sorted(self.requires):
             scores.require("token_kl" if feature == "reference_hidden" else feature)
         check_tokens(scores)
@@ -102,7 +103,7 @@ class PreferenceObjective(Objective):
         losses = pair.losses + self.nll_coef * nll if self.nll_coef else pair.losses
         rewards, logps = pair.rewards.detach(), sums.detach()
         margins = rewards[:, 0] - rewards[:, 1]
-        pairs = torch.tensor(float(scores.num_pairs), device=losses.device)
+        pairs = on_device(scores.num_pairs, losses)
         metrics: Metrics = {
             "loss": (losses.detach().sum(), pairs),
             "rewards/chosen": (rewards[:, 0].sum(), pairs),
@@ -218,18 +219,19 @@ def check_tokens(scores: TokenScores) -> None:
         name: ~(weights.isfinite() & ((weights >= 0) | scores.signed_masks))
         for name, weights in masks.items()
     }
-    if not bool(torch.stack([empty.any(), *(bad.any() for bad in wrong.values())]).any()):
-        return
-    for pair, side in empty.nonzero().tolist():
-        raise ValueError(
-            f"every response needs at least one scored token: pair {pair}, "
-            f"{'rejected' if side else 'chosen'}"
-        )
-    for name, bad in wrong.items():
-        for at in bad.nonzero().flatten().tolist():
-            raise ValueError(
-                f"{name}[{at}]={float(masks[name][at])}: weights must be finite and >= 0"
+
+    def first() -> str:
+        for pair, side in empty.nonzero().tolist():
+            return (
+                f"every response needs at least one scored token: pair {pair}, "
+                f"{'rejected' if side else 'chosen'}"
             )
+        name, at = next(
+            (name, at) for name, bad in wrong.items() for at in bad.nonzero().flatten().tolist()
+        )
+        return f"{name}[{at}]={float(masks[name][at])}: weights must be finite and >= 0"
+
+    require(~torch.stack([empty.any(), *(bad.any() for bad in wrong.values())]).any(), first)
 
 
 def logistic_loss(logits: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -249,8 +251,8 @@ def mask_metrics(scores: TokenScores, beta: float) -> Metrics:
     the response (responses where either is constant are left out). masks/effective_beta: beta times
     the mean reward weight.
     """
-    responses = torch.tensor(float(2 * scores.num_pairs), device=scores.reward_mask.device)
-    tokens = torch.tensor(float(scores.reward_mask.numel()), device=scores.reward_mask.device)
+    responses = on_device(2 * scores.num_pairs, scores.reward_mask)
+    tokens = on_device(scores.reward_mask.numel(), scores.reward_mask)
     metrics: Metrics = dict(scores.mask_statistics)
     for name, weights in (("reward", scores.reward_mask.detach()), ("kl", scores.kl_mask.detach())):
         empty = weights.new_zeros(2 * scores.num_pairs)
@@ -294,7 +296,7 @@ def _kl_metrics(scores: TokenScores, pairs: Tensor) -> Metrics:
     if scores.token_kl is None:
         return {}
     kl = scores.per_response(scores.token_kl.detach())
-    tokens = torch.tensor(float(scores.token_kl.numel()), device=kl.device)
+    tokens = on_device(scores.token_kl.numel(), kl)
     return {
         "kl/reference_policy": (kl.sum(), 2 * pairs),
         "kl/reference_policy_chosen": (kl[:, 0].sum(), pairs),

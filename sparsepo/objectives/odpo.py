@@ -5,6 +5,7 @@ Source: Amini et al., arXiv:2402.10571.
 
 from torch import Tensor
 
+from sparsepo.checks import require
 from sparsepo.objectives.base import LogisticObjective, non_negative, positive
 from sparsepo.records import TokenScores
 
@@ -42,13 +43,17 @@ class ODPO(LogisticObjective, name="odpo"):
         super().check(scores)
         values = scores.require("preference_scores")
         # Written so that a score that is not a number fails too.
-        wrong = ~(values[:, 0] - values[:, 1] >= self.min_gap)
-        for pair in wrong.nonzero().flatten().tolist():
+        holds = values[:, 0] - values[:, 1] >= self.min_gap
+
+        def first() -> str:
+            pair = int((~holds).nonzero()[0, 0])
             chosen, rejected = values[pair].tolist()
-            raise ValueError(
+            return (
                 f"preference_scores of pair {pair}: chosen {chosen}, rejected {rejected}; chosen "
                 f"must be larger by min_gap={self.min_gap}"
             )
+
+        require(holds.all(), first)
 
     def logits_and_rewards(self, scores: TokenScores) -> tuple[Tensor, Tensor]:
         rewards = self.beta * scores.per_response(scores.log_ratios())

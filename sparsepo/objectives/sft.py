@@ -2,8 +2,9 @@
 
 import torch
 
+from sparsepo.checks import require
 from sparsepo.objectives.base import Objective
-from sparsepo.records import ObjectiveOutput, TokenScores
+from sparsepo.records import ObjectiveOutput, TokenScores, on_device
 
 
 class SFT(Objective, name="sft"):
@@ -14,12 +15,14 @@ class SFT(Objective, name="sft"):
 
     def __call__(self, scores: TokenScores) -> ObjectiveOutput:
         lengths = scores.lengths()[:, 0]
-        if scores.num_pairs == 0 or bool((lengths == 0).any()):
-            raise ValueError("every chosen response needs at least one scored token")
+        message = "every chosen response needs at least one scored token"
+        if scores.num_pairs == 0:
+            raise ValueError(message)
+        require((lengths > 0).all(), lambda: message)
         logps = scores.per_response(scores.policy_logps)[:, 0]
         losses = -logps / lengths
         zeros = torch.zeros_like(losses, requires_grad=False)
-        pairs = torch.tensor(float(scores.num_pairs), device=losses.device)
+        pairs = on_device(scores.num_pairs, losses)
         metrics = {
             "loss": (losses.detach().sum(), pairs),
             "nll_per_token": (-logps.detach().sum(), lengths.sum()),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sparsepo.objectives.base import LogisticObjective, positive
-from sparsepo.records import Metrics, TokenScores
+from sparsepo.records import Metrics, TokenScores, on_device
 
 
 class TISDPO(LogisticObjective, name="tis_dpo"):
@@ -58,6 +58,6 @@ class TISDPO(LogisticObjective, name="tis_dpo"):
         return {
             "weights/mean": (
                 weights.sum(),
-                torch.tensor(float(weights.numel()), device=weights.device),
+                on_device(weights.numel(), weights),
             )
         }

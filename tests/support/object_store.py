@@ -16,7 +16,9 @@ class ObjectStore:
     It listens on every address, so that hosts with a network of their own reach it too.
 
     Attributes:
-        requests: answered. sent: bytes of the answers, without their headers.
+        requests: answered. sent: bytes of the answers, without their headers. page: what every
+            request is answered with instead, as a proxy does. cut: whether answers end in their
+            middle.
     """
 
     def __init__(self) -> None:
@@ -30,6 +32,7 @@ class ObjectStore:
         self._answer = self._server._server.app
         self._server._server.app = self._serve
         self._failures = self.requests = self.sent = 0
+        self.page, self.cut = b"", False
         address = f"{ADDRESS}/bucket"
         urllib.request.urlopen(urllib.request.Request(address, method="PUT")).close()
 
@@ -39,12 +42,24 @@ class ObjectStore:
             self._failures -= 1
             start("503 Slow Down", [])
             return [b""]
+        if self.page:
+            start("200 OK", [("Content-Length", str(len(self.page)))])
+            return [self.page]
+        if self.cut:
+            return self._cut_off(environment, start)
         return self._counted(self._answer(environment, start))
 
     def _counted(self, parts: Iterable[bytes]) -> Iterator[bytes]:
         for part in parts:
             self.sent += len(part)
             yield part
+
+    def _cut_off(self, environment: Any, start: Any) -> list[bytes]:
+        """The headers of the right answer and half of its content."""
+        told: list[Any] = []
+        content = b"".join(self._answer(environment, lambda *given: told.append(given)))
+        start(*told[-1][:2])
+        return [content[: len(content) // 2]]
 
     def fail(self, requests: int) -> None:
         self._failures = requests

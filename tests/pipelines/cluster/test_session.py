@@ -1,10 +1,13 @@
-"""What of a session is known before Ray starts."""
+"""What of a session is known before Ray starts, and what the tests' own one has."""
 
+import importlib.util
 import os
 
 import pytest
 
-from pipelines.cluster.session import check_session
+from pipelines.cluster.resources import Resources
+from pipelines.cluster.session import check_session, preloads
+from pipelines.commands.stages import IMPORTED_EARLY
 from pipelines.errors import UserError
 from pipelines.recipe.schema import RaySection
 
@@ -24,3 +27,33 @@ def test_a_scratch_folder_is_as_long_as_sockets_below_it_allow(
         with pytest.raises(UserError, match=f"a path of {len(longest)} bytes at most"):
             check_session(RaySection(temp_dir=wrong))
         check_session(RaySection(temp_dir=wrong, address="auto"))
+
+
+def test_a_ray_of_our_own_starts_few_processes_and_waits_for_no_port(ray_cluster: None) -> None:
+    """No monitors of a cloud and of logs, a free port instead of the one that every Ray would have,
+    and threads that sleep while they wait.
+    """
+    from ray._private import node, parameter, ray_constants
+    from ray._private.worker import _global_node
+
+    assert ray_constants.PROCESS_TYPE_RAYLET in _global_node.all_processes
+    assert ray_constants.PROCESS_TYPE_MONITOR not in _global_node.all_processes
+    usual = ray_constants.DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
+    assert _global_node.dashboard_agent_listen_port != usual
+    assert ray_constants.PROCESS_TYPE_LOG_MONITOR not in _global_node.all_processes
+    assert parameter.RayParams().dashboard_agent_listen_port == usual, "Ray is as it was"
+    assert node.Node.start_api_server.__name__ == "start_api_server"
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "expected"),
+    [(2, 0, False), (7, 1, False), (8, 1, True), (16, 1, True), (32, 0, True), (33, 1, False),
+     (16, 2, False)],
+)  # fmt: skip
+def test_processes_import_early_where_processors_are_to_spare(
+    cpus: int, gpus: int, expected: bool
+) -> None:
+    """A process per CPU imports; with several GPUs none does before it knows its own."""
+    assert preloads(Resources(({"CPU": float(cpus), "GPU": float(gpus)},))) is expected
+    assert all(importlib.util.find_spec(name) is not None for name in IMPORTED_EARLY)

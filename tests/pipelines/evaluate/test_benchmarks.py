@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from by_hand import accept_files
 from local_executor import LocalExecutor
 from runs import MakeRecipe, run_here
 from text_models import write_encoder, write_entailment, write_reward_model
@@ -215,6 +216,7 @@ def test_programs_are_run_on_request_only(evaluated: Recipe) -> None:
             "    return 1\n" if row["task_id"] == "T/0" else "def two():\n    return 2\n"
         )
     store.write_bytes(CODE_SAMPLES, "".join(json.dumps(row) + "\n" for row in kept).encode())
+    accept_files(store)
     assert run_stages(evaluated, (EXECUTE,), lambda line: None) == {"execute": "done"}
     code = read_results(store)["code"]
     assert code["pass@1/after"]["mean"] == pytest.approx(1 / 3)

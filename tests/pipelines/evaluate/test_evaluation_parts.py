@@ -129,6 +129,40 @@ def test_what_reaches_the_driver_does_not_grow_with_tokens(
     assert sizes["tokens"][1] > 3 * sizes["tokens"][0]
 
 
+def test_a_large_evaluation_on_gpus_has_captured_tasks_of_other_names(
+    prepared: Callable[[int], Recipe],
+) -> None:
+    """48 tokens for every prompt at 40 temperatures, one at a time, are a minute of `generate`.
+
+    A third of them is none, and neither is the whole where there is no GPU or vLLM draws.
+    """
+    recipe = prepared(16)
+    pairs = open_pairs(Run(recipe))
+
+    def ways(gpus: float, temperatures: int, engine: str = "transformers") -> dict[str, int]:
+        settings = recipe.evaluate.model_copy(
+            update={
+                "benchmarks": ("sentiment",),
+                "temperatures": tuple(t / 100 for t in range(temperatures)),
+                "sequences_per_batch": 1,
+                "generation": recipe.evaluate.generation.model_copy(
+                    update={"engine": engine, "max_new_tokens": 48}
+                ),
+            }
+        )
+        found: dict[str, int] = {}
+        for task in evaluation_tasks(settings, pairs, range(PAIRS), gpus):
+            assert isinstance(task, SamplePrompts)
+            assert task.kind.startswith("captured_") == (task.way == "captured")
+            found[task.way] = found.get(task.way, 0) + 1
+        return found
+
+    prompts = ways(0, 1)["batches"]
+    assert ways(1, 40) == {"captured": 40}
+    assert ways(0, 40) == ways(1, 40, "vllm") == {"batches": 40 * prompts}
+    assert set(ways(1, max(1, 20 // prompts))) == {"batches"}
+
+
 def test_numbers_are_those_of_all_tokens_at_once(
     prepared: Callable[[int], Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:

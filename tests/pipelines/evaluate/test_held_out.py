@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from by_hand import unsealed
 from runs import MakeRecipe
 
 from pipelines.commands.cli import app
@@ -188,11 +189,9 @@ def test_a_split_that_prepare_leaves_empty_ends_the_run_there(
     # metrics need.
     shutil.copytree(f"{recipe.run_dir}/pairs", tmp_path / "pairs")
     place = {"pairs": str(tmp_path / "pairs")}
-    manifest = json.loads((tmp_path / "pairs" / "manifest.json").read_text())
+    manifest = unsealed(tmp_path / "pairs" / "manifest.json")
     manifest["settings"]["data.validation_fraction"] = 1e-6
-    started = json.loads((tmp_path / "pairs" / "started.json").read_text()) | {
-        "settings": manifest["settings"]
-    }
+    started = unsealed(tmp_path / "pairs" / "started.json") | {"settings": manifest["settings"]}
     (tmp_path / "pairs" / "manifest.json").write_text(json.dumps(manifest))
     (tmp_path / "pairs" / "started.json").write_text(json.dumps(started))
     both = ("data.test_fraction=1e-6", "data.validation_fraction=1e-6")

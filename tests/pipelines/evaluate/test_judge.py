@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 import pytest
+from by_hand import unsealed
 from text_models import write_constant_judge
 
 from pipelines.errors import StageFailed, UserError
@@ -100,7 +101,7 @@ def test_a_judge_that_always_says_a_is_found_inconsistent(
     found = EndpointJudge(judge(*server), store).compare(PROMPTS, OURS, THEIRS, quiet=True)
     assert found == [{"verdict": "tie", "consistent": False}] * 2
     (name,) = store.names("verdicts")
-    kept = store.read_json(f"verdicts/{name}")
+    kept = unsealed(tmp_path / "verdicts" / name)
     assert len(kept) == 4 and set(kept.values()) == {"A is better: [[A]]"}
     gone = EndpointJudge(judge(*server), store)
     gone._ask = None  # type: ignore[method-assign, assignment] - whoever asks now, fails

@@ -19,6 +19,7 @@ from pipelines.evaluate.sample import (
     DrawCandidates,
     first_prompts,
     sampling_facts,
+    sampling_tasks,
 )
 from pipelines.recipe.evaluation import ClassifierReward
 from pipelines.recipe.schema import Recipe
@@ -111,6 +112,37 @@ def test_candidates_are_the_same_whichever_actor_draws_them(
     assert [other(task) for task in reversed(tasks)] == found[::-1]
     assert found[0] != found[1]
     assert one(DrawCandidates(8, 8, tasks[0].prompts)) != found[0], "each task draws its own"
+
+
+def test_captured_candidates_depend_on_no_task_and_no_batch(
+    sampling: MakeRecipe, rows: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Candidates of a large job, cut into tasks in two ways: those of a prompt are the same.
+
+    Without GPUs they are drawn batch by batch, as small jobs are.
+    """
+    prompts = sorted({row["prompt"] for row in rows})[:12]
+    facts = sampling_facts(sampling(), Run(sampling()).inputs(SAMPLE).ends)
+    settings = facts.settings.model_copy(update={"batch_prompts": 4})
+    (whole,) = sampling_tasks(prompts * 400, settings, gpus=1)[:1]
+    assert whole.way == "captured" and len(whole.prompts) == 8192 // 3
+    assert {task.way for task in sampling_tasks(prompts * 200, settings, gpus=0)} == {"batches"}
+    assert {task.way for task in sampling_tasks(prompts, settings, gpus=1)} == {"batches"}
+    actor, other = CandidateSampler(facts), CandidateSampler(facts)
+
+    def drawn(actor: CandidateSampler, size: int) -> list[Any]:
+        tasks = [
+            DrawCandidates(first, size, tuple(prompts[first : first + size]), "captured")
+            for first in range(0, 12, size)
+        ]
+        return [found for task in tasks for found in actor(task)["candidates"]]
+
+    found = drawn(actor, 12)
+    assert drawn(other, 5) == found
+    assert actor(DrawCandidates(1, 12, tuple(prompts), "captured"))["candidates"] != found
+    assert len({text for each in found for text in each["responses"]}) > 25
+    kinds = {DrawCandidates(0, 8, (), way).kind for way in ("captured", "batches")}
+    assert len(kinds) == 2, "parts drawn in one way are not taken for the other's"
 
 
 def test_parts_of_another_batch_size_are_not_taken(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from by_hand import unsealed
 from processes import kill, started, wait_for, wait_for_end
 from runs import MakeRecipe, run_here
 
@@ -163,7 +164,7 @@ def test_a_planted_regression_trips_the_gate_and_the_webhook(
         shutil.rmtree(run / "train" / "checkpoints" / f"step-{step:08d}")
     release = run.parent / "release"
     shutil.copytree(published, release / "evaluation")
-    manifest = json.loads((release / "evaluation" / "manifest.json").read_text())
+    manifest = unsealed(release / "evaluation" / "manifest.json")
     manifest["counts"]["results"]["preference"]["accuracy/implicit_reward"]["mean"] += 0.5
     (release / "evaluation" / "manifest.json").write_text(json.dumps(manifest))
     gates = [

@@ -219,11 +219,12 @@ def test_candidates_and_programs_end_with_the_turn(chat_run: Recipe, tmp_path: P
     )
     recipe = validate_recipe(chat_run.model_dump(mode="json"), [sampling, code])
     sampler = CandidateSampler(sampling_facts(recipe, Run(recipe).inputs(SAMPLE).ends))
-    (found,) = sampler(DrawCandidates(0, batch_prompts=1, prompts=("four one",)))
-    assert found["responses"] == ["two three"] * 2
-    task = WritePrograms(0, start=0, task_ids=("T",), prompts=("junk",), num_samples=2)
-    (program,) = Evaluator(facts_of(recipe))(task)["program"]
-    assert program["policy_texts"] == program["start_texts"] == ["one two three"] * 2
+    for way in ("batches", "captured"):
+        found = sampler(DrawCandidates(0, batch_prompts=1, prompts=("four one",), way=way))
+        assert found["candidates"][0]["responses"] == ["two three"] * 2 and not found["warnings"]
+        task = WritePrograms(0, 0, task_ids=("T",), prompts=("junk",), num_samples=2, way=way)
+        (program,) = Evaluator(facts_of(recipe))(task)["program"]
+        assert program["policy_texts"] == program["start_texts"] == ["one two three"] * 2
 
 
 def test_programs_are_asked_in_a_template_that_the_recipe_names(

@@ -9,6 +9,7 @@ import io
 import json
 import lzma
 import random
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,10 +25,12 @@ import pipelines.pairs.prepare
 import pipelines.pairs.sources
 from pipelines.commands.plan import run_plan
 from pipelines.errors import UserError
+from pipelines.pairs.bounds import LONGEST
 from pipelines.pairs.detection import detect, form_of
 from pipelines.pairs.forms import pairs_of_row
 from pipelines.pairs.prepare import _rows_of_task, check_sources
 from pipelines.pairs.row_plan import RowPlan, digest_of
+from pipelines.pairs.row_readers import Record, _array_records, csv_header
 from pipelines.pairs.sources import Chunk, chunks_of, read_chunk, read_rows, sampled_rows
 from pipelines.pairs.tasks import ReadTask, block_of, rows_of
 from pipelines.recipe.schema import ColumnNames, DataSection, Source
@@ -328,3 +331,29 @@ def test_a_source_whose_rows_are_all_unreadable_says_the_first(tmp_path: Path) -
     source = Source(path=str(tmp_path / "f.jsonl"))
     with pytest.raises(UserError, match="none of its first rows can be read; f.jsonl:2: the line"):
         detect(source, sampled_rows(chunks_of(source, 10)))
+
+
+def test_headers_and_elements_are_read_in_the_time_of_their_length() -> None:
+    """100,000 columns, and an element of 40 blocks: seconds where every column, or block, was
+    looked at again for each that follows.
+    """
+    began = time.process_time()
+    names = [f"c{number}" for number in range(100_000)]
+    assert csv_header(Record(1, 1, 1, names), "f.csv") == tuple(names)
+    with pytest.raises(UserError, match="two columns are called 'c7'"):
+        csv_header(Record(1, 1, 1, [*names, "c7"]), "f.csv")
+    text = b'{"a": "' + b"x" * (40 * 2**20) + b'"}'
+    element, end = _array_records(io.BytesIO(text + b"]"), 1, 1)
+    assert element.text == text and (end.text, end.fault) == (None, "end")
+    assert time.process_time() - began < 10
+
+
+def test_a_row_is_not_read_beyond_a_million_tokens(tmp_path: Path) -> None:
+    """Its texts count together; the rows beside it are kept."""
+    texts = [{"a": "x"}, {"a": ["x" * LONGEST], "b": {"c": "y"}}, {"a": "x" * (LONGEST - 1)}]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in texts))
+    (chunk,) = chunks_of(Source(path=str(file)), 10)
+    found = list(read_rows(chunk))
+    assert [row.fault for row in found] == ["", "its texts have over 4,194,304 characters", ""]
+    assert [row.values for row in found] == [texts[0], None, texts[2]]

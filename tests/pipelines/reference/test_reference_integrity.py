@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from by_hand import unsealed
 from ray import cloudpickle
 from runs import CPU, MakeRecipe, silent
 from stores import all_features, store_files
@@ -242,8 +243,7 @@ def test_the_facts_say_which_store_is_meant(copied: Recipe) -> None:
     pairs = open_pairs(Run(copied))
     open_reference(facts, pairs)
     path = Path(copied.run_dir) / "reference" / "manifest.json"
-    manifest = json.loads(path.read_text())
-    path.write_text(json.dumps({**manifest, "fingerprint": "0" * 32}))
+    path.write_text(json.dumps({**unsealed(path), "fingerprint": "0" * 32}))
     with pytest.raises(UserError, match=f"its fingerprint is {'0' * 32}, not {facts.fingerprint}"):
         open_reference(facts, pairs)
     path.unlink()
@@ -303,7 +303,7 @@ def test_other_library_versions_are_warned_of_when_a_store_is_extended(
     copied: Recipe, recipe_in: MakeRecipe
 ) -> None:
     started = Path(copied.run_dir) / "reference" / "started.json"
-    record = json.loads(started.read_text())
+    record = unsealed(started)
     record["versions"]["torch"] = "2.0.1"
     started.write_text(json.dumps(record))
     lines: list[str] = []

@@ -21,6 +21,7 @@ from pipelines.pairs.prepare import _run_task
 from pipelines.pairs.sources import Chunk, chunks_of, left_out, read_chunk, source_fingerprint
 from pipelines.pairs.tasks import ReadTask, result_of, rows_of
 from pipelines.recipe.schema import DataSection, Recipe, Source
+from pipelines.storage.records import read_record, write_record
 from pipelines.storage.row_group_cache import RowGroupCache
 from pipelines.storage.store import RunStore
 from sparsepo import TokenizedPair
@@ -61,6 +62,43 @@ def test_passing_errors_are_waited_out(
     with pytest.raises(StageFailed, match="s3://bucket/patience/file: still failing after 1 tries"):
         store.read_bytes("file")
     object_store.fail(0)
+
+
+def test_what_answers_with_pages_is_no_object_store(
+    object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A login page for every request: no write is believed, nothing read is taken for a record."""
+    store = RunStore("s3://bucket/behind")
+    write_record(store, "manifest.json", {"counts": {}})
+    monkeypatch.setattr(pipelines.storage.store, "_WAITS_SECONDS", ())
+    object_store.page = b"<!DOCTYPE html><html>Log in</html>"
+    try:
+        with pytest.raises(UserError, match="cannot write .*: what answers there is no object st"):
+            store.check_writable()
+        with pytest.raises(StageFailed, match="behind/file: .* 3 bytes were sent and are not the"):
+            store.write_bytes("file", b"abc")
+        with pytest.raises(UserError, match="manifest.json is damaged: it is a web page"):
+            read_record(store, "manifest.json")
+    finally:
+        object_store.page = b""
+    assert store.names() == ["manifest.json"]
+    assert read_record(store, "manifest.json") == {"counts": {}}
+
+
+@pytest.mark.slow
+def test_answers_that_are_cut_off_are_no_content(
+    object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = RunStore("s3://bucket/short")
+    store.write_bytes("file", b"x" * 1000)
+    monkeypatch.setattr(pipelines.storage.store, "_WAITS_SECONDS", ())
+    object_store.cut = True
+    try:
+        with pytest.raises(StageFailed, match="s3://bucket/short/file: still failing after 1 tri"):
+            store.read_bytes("file")
+    finally:
+        object_store.cut = False
+    assert store.read_bytes("file") == b"x" * 1000
 
 
 def test_lasting_errors_are_one_line(object_store: ObjectStore) -> None:

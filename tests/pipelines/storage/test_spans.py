@@ -57,3 +57,13 @@ def test_a_commands_times_are_all_of_its_time(tmp_path: Path) -> None:
     total = sum(record["seconds"] for record in found.values())
     assert total == pytest.approx(2 * ended, abs=2)
     assert timeline_lines(list(found.values()))[-1].startswith("all")
+
+
+def test_a_run_of_another_version_has_other_kinds(tmp_path: Path) -> None:
+    """A kind that it did not know is 0; one that is not known any more is in no column."""
+    store = RunStore(str(tmp_path))
+    part = {"name": "train", "started_at": 1.0, "seconds": 3.0, "split": {"ray": 2.0, "old": 1.0}}
+    store.write_json("timeline/train-a.json", part)
+    (found,) = read_times(str(tmp_path))
+    assert found["split"]["checks"] == 0 and found["split"]["ray"] == 2
+    assert timeline_lines([found])[1].split()[:3] == ["train", "1", "3.0"]

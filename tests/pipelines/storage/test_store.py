@@ -9,8 +9,11 @@ import pyarrow as pa
 import pytest
 import torch
 
+from pipelines.commands.report import run_report
+from pipelines.commands.status import run_status
 from pipelines.errors import UserError
 from pipelines.models.device import Placement
+from pipelines.recipe.files import load_recipe
 from pipelines.recipe.stage import StageRecord
 from pipelines.storage.store import ROW_GROUP_BYTES, RunStore
 from sparsepo.batching.cutting import rank_share, token_budget_batches
@@ -174,3 +177,11 @@ def test_precision_is_chosen_in_one_place() -> None:
     )
     low = Placement.choose("bfloat16", cpu, 0, 1)
     assert (low.weights, low.compute, low.uses_autocast) == (torch.bfloat16, torch.bfloat16, False)
+
+
+def test_a_place_that_no_folder_can_be_called_is_one_line(tmp_path: Path) -> None:
+    for read in (run_status, lambda place: run_report([place])):
+        with pytest.raises(UserError, match="a name in it has 300 bytes, at most 255 are possible"):
+            read(f"{tmp_path}/{'x' * 300}")
+    with pytest.raises(UserError, match="no such file, nor a packaged recipe"):
+        load_recipe("x" * 300)

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from pipelines.commands.plan import run_plan
 from pipelines.commands.run import run_stages
 from pipelines.commands.stages import PREPARE
-from pipelines.errors import UserError
+from pipelines.errors import Diverged, UserError
 from pipelines.models.device import Placement
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import Run
@@ -373,14 +373,69 @@ def test_a_metric_that_validations_lack_is_named(make: MakeRecipe) -> None:
 
 
 def test_a_machine_that_will_be_taken_away_leaves_a_checkpoint(make: MakeRecipe) -> None:
+    """Told of before step 3: all ranks know it one step later, when they read that step."""
     recipe = make("run", "train.max_steps=5", "train.checkpoint_every=1000")
     trainer = trainer_of(recipe)
     seen: list[int] = []
     trainer.run(
         lambda metrics: seen.append(metrics["step"]), is_preempted=lambda: trainer.step == 2
     )
-    assert seen == [3, 5]
-    assert completed_steps(RunStore(f"{recipe.run_dir}/train")) == [3, 5]
+    assert seen == [4, 5]
+    assert completed_steps(RunStore(f"{recipe.run_dir}/train")) == [4, 5]
+
+
+TIMES = ("step_seconds", "elapsed_seconds", "memory_gib", "pairs_per_second", "tokens_per_second")
+
+
+@pytest.mark.parametrize("masks", [(), ("mask.target_sparsity=0.4",)])
+def test_numbers_read_a_step_late_are_those_read_at_once(
+    make: MakeRecipe, masks: tuple[str, ...]
+) -> None:
+    """Records, with those around a validation and a checkpoint, and weights: the same bits.
+
+    A mask that is held at a sparsity needs each step's numbers before the next one.
+    """
+    options = ("train.max_steps=6", "train.validate_every=3", "train.checkpoint_every=4", *masks)
+    late, at_once = (trainer_of(make(name, *options)) for name in ("late", "at-once"))
+    unread: list[int] = []
+    read = late._read_step
+
+    def noted() -> Any:
+        unread.append(len(late._launched))
+        return read()
+
+    late._read_step = noted  # type: ignore[method-assign]
+    late.run(lambda metrics: None)
+    assert max(unread) == (1 if masks else 2)
+    records = [r for r in read_metrics(late.store) if "kind" not in r]
+    expected = [at_once.optimizer_step()[0] for _ in range(6)]
+    assert [r["step"] for r in records] == [1, 2, 3, 4, 5, 6]
+    for found, wanted in zip(records, expected, strict=True):
+        assert list(found) == list(wanted)
+        assert all(found[key] == wanted[key] for key in found if key not in TIMES)
+    for found, wanted in zip(late.model.parameters(), at_once.model.parameters(), strict=True):
+        assert torch.equal(found, wanted)
+    late.close()
+    at_once.close()
+
+
+def test_a_step_that_diverges_is_named_and_leaves_no_checkpoint(make: MakeRecipe) -> None:
+    """The loss of step 3 is no number, step 4 is under way when it is read; the last good
+    checkpoint is that of step 2.
+    """
+    trainer = trainer_of(make("run", "train.max_steps=6", "train.checkpoint_every=2"))
+    launch = trainer._launch_step
+
+    def broken(flag: bool) -> None:
+        if trainer.step == 2:
+            next(trainer.model.causal_lm.parameters()).data.fill_(math.nan)
+        launch(flag)
+
+    trainer._launch_step = broken  # type: ignore[method-assign]
+    with pytest.raises(Diverged, match="not finite at step 3; .*last good checkpoint: step 2"):
+        trainer.run(lambda metrics: None)
+    assert completed_steps(trainer.store) == [2]
+    trainer.close()
 
 
 def test_balanced_batches_hold_every_row_once_within_the_budget() -> None:

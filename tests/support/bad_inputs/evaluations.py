@@ -58,6 +58,17 @@ _TASK = {"task_id": "a", "prompt": "def f(x):\n" + "    # the plot\n" * 60, "ent
 _SUMMARIES = "evaluate.benchmarks=[summarization]"
 
 BAD: dict[str, Bad] = {
+    "key words that are no text": (
+        lambda w: [f"evaluate.key_words={w.file(bytes(range(128, 200)), 'words.txt')}"],
+        "evaluate.key_words = ", "can't decode byte",
+    ),
+    "tasks that are no text": (
+        lambda w: [
+            "evaluate.benchmarks=[code]",
+            f"evaluate.code={{tasks: {w.file(bytes(range(128, 200)), 'tasks.jsonl')}}}",
+        ],
+        "evaluate.code.tasks = ", "can't decode byte",
+    ),
     "no words": (["evaluate.key_words=/nowhere"], "key_words = '/nowhere': no such file"),
     "no programming tasks": (
         ["evaluate.benchmarks=[code]", "evaluate.code={tasks: /nowhere}"],

@@ -277,6 +277,10 @@ BAD: dict[str, Bad] = DAMAGED | {
         lambda w: w.rows({"prompt": "p", "chosen": "[{'role': 1}]", "rejected": "b"}),
         "chosen is the text of messages (JSON)",
     ),
+    "rows of which almost all would be cut off": (
+        lambda w: w.rows(*[{**_PAIR, "chosen": "a b " * 2**20 + "c"}] * 3),
+        "none of its first rows can be read; file.jsonl:1: its texts have over 4,194,304 char",
+    ),
     "nothing rejected": (
         lambda w: w.rows({"prompt": "a", "chosen": "b"}, form="chosen_only"),
         "has no rejected responses",

@@ -1,6 +1,7 @@
 """Models, tokenizers and adapters that are not there, are torn, or do not fit."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -134,7 +135,50 @@ def _another_word(world: World) -> Options:
 
 _MAPO = ["objective.name=mapo", "mask.kind=activation"]
 
+
+def _with_pipe(world: World) -> Options:
+    """Whoever opens it waits for ever."""
+    folder = world.without("generation_config.json")
+    os.mkfifo(folder / "generation_config.json")
+    return [f"model.name_or_path={folder}"]
+
+
+def _with_ends(world: World) -> Options:
+    folder = world.copy()
+    (folder / "generation_config.json").write_text('{"eos_token_id": {"first": 1}}')
+    return [f"model.name_or_path={folder}"]
+
+
+def _negative(world: World) -> Options:
+    """A header of safetensors that tells of less than no rows."""
+    folder = world.copy()
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    next(value for key, value in header.items() if key != "__metadata__")["shape"] = [-1, 4]
+    told = json.dumps(header).encode()
+    file.write_bytes(len(told).to_bytes(8, "little") + told + content[8 + size :])
+    return [f"model.name_or_path={folder}"]
+
+
 BAD: dict[str, Bad] = {
+    "a model with a FIFO": (
+        _with_pipe, "model directory ", ": generation_config.json is a FIFO, which is not read"
+    ),
+    "ends that are no tokens": (
+        _with_ends, "generation_config.json: eos_token_id is {'first': 1}, and is to be a token id"
+    ),
+    "weights of less than no rows": (
+        _negative, "model.safetensors: not a safetensors file, or cut off"
+    ),
+    "an adapter of a list of bases": (
+        lambda w: [f"model.name_or_path={w.adapter(base_model_name_or_path=['x'])}"],
+        "its adapter_config.json names no base_model_name_or_path",
+    ),
+    "a name that no model can have": (
+        [f"model.name_or_path={'x' * 300}"], "a name in it has 300 bytes, at most 255 are possible"
+    ),
     "no model": (["model.name_or_path=/nowhere"], "model '/nowhere': no such directory"),
     "no reference": (["model.reference=/nowhere"], "model '/nowhere': no such directory"),
     "no tokenizer": (["model.tokenizer=/nowhere"], "model '/nowhere': no such directory"),

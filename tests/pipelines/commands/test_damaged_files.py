@@ -1,0 +1,78 @@
+"""Every kind of file that the program reads, damaged in every way, before every reader of it.
+
+Right is one line that names the file and a cure, with all else as it was, or the result that there
+is without the damage. The table is tests/support/damage/kinds.py.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from damage.damages import FOLDER
+from damage.kinds import KINDS, Kind
+from damage.outcomes import Outcome, read, world_for, wrong_of
+from damage.readers import Reader
+from damage.world import World, make_world
+
+
+class Table:
+    """Reads damaged copies of one world; what its readers find undamaged is found once."""
+
+    def __init__(self, base: World, there: Path) -> None:
+        self._base, self._there = base, there
+        self._whole: dict[Reader, Outcome] = {}
+
+    def wrong(self, kind: Kind, readers: tuple[Reader, ...], names: list[str]) -> list[str]:
+        found = []
+        for reader in readers:
+            if reader not in self._whole:
+                world = world_for(reader, self._base, self._there)
+                self._whole[reader] = read(world, reader)
+                error = self._whole[reader].error
+                assert error is None, f"{reader.__name__} of what is not damaged: {error!r}"
+            for name in names:
+                given = (self._base, self._there, kind, name, reader, self._whole[reader])
+                if wrong := wrong_of(*given):
+                    found.append(f"{name}, {reader.__name__}: {wrong}")
+        return found
+
+    def check(self, kind: Kind, readers: tuple[Reader, ...], names: list[str]) -> None:
+        assert not (wrong := self.wrong(kind, readers, names)), "\n".join(wrong)
+
+
+@pytest.fixture(scope="module")
+def table(
+    tmp_path_factory: pytest.TempPathFactory,
+    model_dir: Path,
+    rows: list[dict[str, str]],
+    ray_cluster: None,
+) -> Iterator[Table]:
+    folder = tmp_path_factory.mktemp("damage")
+    (folder / "world").mkdir()
+    world = make_world(folder / "world", model_dir, rows)
+    base = World((world.folder).rename(folder / "base"))
+    before = base.states(but=folder)
+    yield Table(base, folder / "world")
+    assert base.states(but=folder) == before, "a reader has written into a file in its place"
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_damaged_file_is_named_or_done_without(table: Table, name: str) -> None:
+    kind = KINDS[name]
+    names = ["truncated", "other types inside"] if kind.is_input else [*kind.damages, FOLDER]
+    names = [damage for damage in names if damage == FOLDER or damage in kind.damages]
+    table.check(kind, kind.readers, names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.slow])
+def test_a_flipped_bit_changes_no_result(table: Table, name: str) -> None:
+    kind = KINDS[name]
+    table.check(kind, kind.slow[-1:], ["a flipped bit"])
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", KINDS)
+def test_every_damage_before_every_reader(table: Table, name: str) -> None:
+    kind = KINDS[name]
+    table.check(kind, kind.readers + kind.slow, [*kind.damages, FOLDER])

@@ -1,0 +1,218 @@
+"""A run with every file that the program leaves, made once; cases work on a copy by hard links."""
+
+import gzip
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import yaml
+from local_executor import LocalExecutor
+from peft import LoraConfig, get_peft_model
+from runs import run_here, silent, tiny_recipe
+from transformers import AutoModelForCausalLM
+
+from pipelines.cluster.actor_pool import executed_by
+from pipelines.commands.run import run_stages
+from pipelines.commands.stages import EVALUATE, EXECUTE, PREPARE, REFERENCE, REPORT, SAMPLE, TRAIN
+from pipelines.evaluate.schedule import Scheduler
+from pipelines.recipe.files import load_recipe, validate_recipe, write_yaml
+from pipelines.recipe.schema import Recipe
+from pipelines.recipe.stage import Run, Stage
+from pipelines.storage.claims import ClaimTimes
+from pipelines.storage.records import write_record
+from pipelines.storage.store import RunStore
+from pipelines.sweep.files import load_sweep
+from pipelines.sweep.results import publish_results, published_tables
+from pipelines.sweep.space import Sweep
+from pipelines.sweep.stage import sweep_record
+from pipelines.sweep.trial_record import Trial, write_trial
+
+QUICK = ClaimTimes(renew=5.0, abandoned=30.0, settle=0.0)
+CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
+TASK = {"task_id": 1, "text": "Return two.", "test_list": ["assert two() == 2"]}
+OPTIONS = (
+    "objective.name=sparsepo",
+    "mask={kind: learned, architecture: simple_last}",
+    "train.epochs=2",
+    "train.max_steps=6",
+    "train.keep_checkpoints=10",
+    "train.validate_every=2",
+    "data.validation_fraction=0.1",
+    "evaluate.benchmarks=[preference, masks, sentiment, code]",
+    "evaluate.num_prompts=4",
+    "evaluate.bootstrap_samples=100",
+    "sample={num_candidates: 2, max_prompts: 8, batch_prompts: 4, generation: {max_new_tokens: 4}}",
+    "schedule.cron='@daily'",
+    "ray.num_cpus=2",
+)
+
+
+class Stopped(Exception):
+    """What ends a stage in the middle of its work."""
+
+
+class Stops(LocalExecutor):
+    """An executor that ends the stage after some results."""
+
+    def __init__(self, after: int) -> None:
+        self._left = after
+
+    def run_tasks(self, tasks: Sequence[Any], *given: Any) -> Iterator[Any]:
+        for result in super().run_tasks(tasks, *given):
+            if self._left == 0:
+                raise Stopped
+            self._left -= 1
+            yield result
+
+
+class World:
+    """Everything of a run below one folder.
+
+    `run` is finished; `half` has every stage begun, sources and model lie beside them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def recipe(self, name: str = "run") -> Recipe:
+        return load_recipe(str(self.folder / f"{name}.yaml"))
+
+    def sweep(self) -> Sweep:
+        return load_sweep(str(self.folder / "sweep.yaml"))
+
+    def path(self, pattern: str) -> Path:
+        """The one file of a pattern (the first of several)."""
+        found = sorted(self.folder.glob(pattern))
+        assert found, f"nothing is called {pattern}"
+        return found[0]
+
+    def states(self, but: Path) -> dict[str, tuple[int, int, int]]:
+        """Inode, size and time of every file below the folder but one: others if it changed."""
+        found = {}
+        for folder, _, names in os.walk(self.folder):
+            for path in (Path(folder, name) for name in names):
+                stat = path.stat()
+                if path != but and but not in path.parents:
+                    found[str(path.relative_to(self.folder))] = (
+                        stat.st_ino, stat.st_size, stat.st_mtime_ns,
+                    )  # fmt: skip
+        return found
+
+
+def _stopped(recipe: Recipe, stage: Stage[Any], after: int) -> None:
+    try:
+        with executed_by(Stops(after)):
+            run_stages(recipe, (stage,), silent, quiet=True)
+    except Stopped:
+        return
+    raise AssertionError(f"{stage.name} ended before it was stopped")
+
+
+def _without(folder: Path, *patterns: str) -> None:
+    for pattern in patterns:
+        for path in list(folder.glob(pattern)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def make_world(folder: Path, model: Path, rows: Sequence[dict[str, str]]) -> World:
+    """Needs a running Ray, for prepare's tasks."""
+    world = World(folder)
+    _inputs(folder, model, rows)
+    code = f"tasks: {folder}/tasks.jsonl, num_samples: 1, generation: {{max_new_tokens: 2}}"
+    own = (f"evaluate.code={{{code}}}", f"evaluate.key_words={folder}/words.txt")
+    for name in ("run", "half"):
+        mapping = tiny_recipe(folder / name, folder / "model", folder / "pairs.jsonl")
+        found = validate_recipe(mapping, (*OPTIONS, *own))
+        (folder / f"{name}.yaml").write_text(write_yaml(found))
+    recipe = world.recipe()
+    run_here(recipe, (SAMPLE, PREPARE, REFERENCE, TRAIN))
+    _half(world, recipe)
+    run_here(recipe, (EVALUATE, EXECUTE))
+    with executed_by(LocalExecutor()):
+        Scheduler(Run(recipe), lambda: None, silent, True, QUICK).tick()
+    claim = {"holder": "z", "host": "elsewhere", "pid": 1, "boot": "1", "time": 0.0}
+    write_record(RunStore(f"{recipe.run_dir}/evaluation"), "claims/step-00000004.json", claim)
+    os.utime(f"{recipe.run_dir}/evaluation/claims/step-00000004.json", (0, 0))
+    run_here(recipe, (REPORT,))
+    _sweep(world, recipe)
+    return world
+
+
+def _inputs(folder: Path, model: Path, rows: Sequence[dict[str, str]]) -> None:
+    """A model, an adapter of it, the pairs in every form, and what evaluations read."""
+    shutil.copytree(model, folder / "model")
+    (folder / "model/chat_template.jinja").write_text(CHAT)
+    (folder / "template.jinja").write_text(CHAT)
+    kept = [*rows[:80], {"prompt": "", "chosen": "a", "rejected": "a"}]
+    lines = "".join(json.dumps(row) + "\n" for row in kept)
+    (folder / "pairs.jsonl").write_text(lines)
+    (folder / "pairs.json").write_text(json.dumps(kept))
+    with gzip.open(folder / "pairs.jsonl.gz", "wt") as packed:
+        packed.write(lines)
+    table = pa.Table.from_pylist(kept)
+    pq.write_table(table, folder / "pairs.parquet")
+    pa.csv.write_csv(table, folder / "pairs.csv")
+    (folder / "tasks.jsonl").write_text(json.dumps(TASK) + "\n")
+    (folder / "words.txt").write_text("good bad")
+    base = AutoModelForCausalLM.from_pretrained(model)
+    settings = LoraConfig(r=2, target_modules=["q_proj"], base_model_name_or_path=str(model))
+    get_peft_model(base, settings).save_pretrained(folder / "adapter")
+
+
+def _half(world: World, recipe: Recipe) -> None:
+    """A run whose stages were stopped: some of their results are there."""
+    half, there = world.recipe("half"), world.folder / "half"
+    shutil.copytree(world.folder / "run", there)
+    _without(there, "train/checkpoints/step-00000006", "train/metrics/part-0000000[56]*")
+    _without(there, "sample", "reference/manifest.json", "reference/*/train-00001.parquet")
+    _without(there, "reference/shards/*/train-00001.json")
+    _stopped(half, EVALUATE, 2)
+    _without(there, "train/manifest.json", "train/model", "train/masks")
+    store = RunStore(str(there / "train"))
+    write_record(store, "memory.json", {"micro_batch_tokens": 512, "step": 1, "was": 1024})
+    write_record(store, "failure-0.json", {"kind": "stage", "message": "out of luck"})
+    _stopped(half, SAMPLE, 1)
+
+
+def _sweep(world: World, recipe: Recipe) -> None:
+    """A finished sweep of two trials; no training stands behind them."""
+    (world.folder / "sweep.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "run_dir": str(world.folder / "sweep"),
+                "recipe": str(world.folder / "run.yaml"),
+                "space": {"objective.beta": {"grid": [0.1, 0.2]}},
+                "objectives": [{"metric": "train/rewards/margins"}],
+            }
+        )
+    )
+    sweep = world.sweep()
+    record = sweep_record(sweep)
+    record.begin()
+    trials = []
+    for number, point in enumerate(sweep.points or ()):
+        store = RunStore(sweep.trial_dir(number, point))
+        metrics = {"train/rewards/margins": 0.5 + number}
+        trial = Trial(
+            number=number, point=point, run_dir=store.root, status="finished", metrics=metrics,
+            runs={"0": metrics}, seconds=1.0,
+        )  # fmt: skip
+        write_trial(store, trial)
+        store.write_bytes("config.yaml", write_yaml(recipe).encode())
+        shutil.copytree(f"{recipe.run_dir}/train", f"{store.root}/train")
+        trials.append(trial)
+    publish_results(sweep, trials, silent)
+    record.finish({"trials": 2, "finished": 2}, published_tables(record.store))
+
+
+def linked(base: Path, there: Path) -> World:
+    """The same world again at `there`; nobody changes a file in its place, so links will do."""
+    shutil.rmtree(there, ignore_errors=True)
+    shutil.copytree(base, there, copy_function=os.link)
+    return World(there)
