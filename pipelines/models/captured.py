@@ -6,13 +6,16 @@ prompt, and the host looks at the rows every few steps. transformers' continuous
 same with paged caches, but has one random state for all requests.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from pipelines.models.fused_norms import fused, plain_rms_norms
 from pipelines.models.response_ends import ResponseEnds
 from pipelines.models.row_attention import Places, RowsLayer, row_attention
 from pipelines.models.token_draws import draw_tokens, uniform_numbers
@@ -44,6 +47,7 @@ class CapturedSampler:
     ) -> None:
         self._causal_lm, self._ends, self._settings = causal_lm, ends, settings
         self._backbone = backbone_of(transformer_of(causal_lm))
+        self._norms = plain_rms_norms(causal_lm)
         self._device, self._size, self._num_rows = causal_lm.device, size, num_rows
         self._most = settings.max_new_tokens
         self._places = Places(self._arange(num_rows), self._zeros())
@@ -103,34 +107,50 @@ class CapturedSampler:
     def _admit(
         self, rows: list[int], prompts: Sequence[Sequence[int]], seeds: Sequence[int]
     ) -> None:
-        """Give free rows their prompts; all tokens but the last go through the model here."""
-        index = torch.tensor(rows, device=self._device)
+        """Give free rows their prompts; all tokens but the last go through the model here.
+
+        The host does not wait for the device, which has its work first.
+        """
         distinct = list(dict.fromkeys(tuple(prompt[:-1]) for prompt in prompts))
         number = {prompt: at for at, prompt in enumerate(distinct)}
-        which = [number[tuple(prompt[:-1])] for prompt in prompts]
+        # In the order of the prompts that are read, so that those of one part lie together.
+        which = sorted((number[tuple(prompt[:-1])], at) for at, prompt in enumerate(prompts))
         width = max(len(prompt) for prompt in distinct)
-        at_once = max(1, _PREFILL_TOKENS // max(1, width))
+        ids = np.zeros((len(distinct), width), dtype=np.int64)
+        for at, prompt in enumerate(distinct):
+            ids[at, : len(prompt)] = prompt
+        read = self._moved(ids)
+        source, into = self._moved([[one, rows[at]] for one, at in which]).unbind(1)
+        at_once, begin = max(1, _PREFILL_TOKENS // max(1, width)), 0
         for first in range(0, len(distinct) if width else 0, at_once):
-            some = distinct[first : first + at_once]
-            ids = torch.zeros(len(some), width, dtype=torch.long)
-            for at, prompt in enumerate(some):
-                ids[at, : len(prompt)] = torch.tensor(prompt, dtype=torch.long)
+            end = bisect_left(which, (first + at_once, -1))
             # What follows a prompt is seen by no token of it, and overwritten later.
             cache = DynamicCache()
-            self._backbone(input_ids=ids.to(self._device), past_key_values=cache, use_cache=True)
-            ours = [at for at, one in enumerate(which) if first <= one < first + at_once]
-            source = torch.tensor([which[at] - first for at in ours], device=self._device)
-            for layer, read in zip(self._layers, cache.layers, strict=True):
-                layer.admit(index[ours], read.keys[source], read.values[source])
-        last = torch.tensor([[prompt[-1], len(prompt) - 1] for prompt in prompts])
-        self._tokens[index], self._places.columns[index] = last.to(self._device).unbind(1)
+            with fused(self._norms):
+                self._backbone(
+                    input_ids=read[first : first + at_once], past_key_values=cache, use_cache=True
+                )
+            some, to = source[begin:end] - first, into[begin:end]
+            for layer, filled in zip(self._layers, cache.layers, strict=True):
+                layer.admit(to, filled.keys[some], filled.values[some])
+            begin = end
+        index = self._moved(rows)
+        last = self._moved([[prompt[-1], len(prompt) - 1] for prompt in prompts])
+        self._tokens[index], self._places.columns[index] = last.unbind(1)
         self._counts[index] = 0
-        self._uniform[index, : self._most] = uniform_numbers(seeds, self._most).to(self._device)
+        self._uniform[index, : self._most] = self._moved(uniform_numbers(seeds, self._most))
         self._going[index] = True
+
+    def _moved(self, values: Any) -> Tensor:
+        """On the device, by a copy that comes after what it has been given already."""
+        tensor = torch.as_tensor(values)
+        if self._device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self._device, non_blocking=True)
 
     def _logits(self) -> Tensor:
         """[rows, V] of the token after each row's last; its keys and values are kept."""
-        with row_attention(self._causal_lm, self._places):
+        with row_attention(self._causal_lm, self._places), fused(self._norms):
             output = self._causal_lm(
                 input_ids=self._tokens[:, None],
                 position_ids=self._places.columns[:, None],

@@ -2,12 +2,13 @@
 
 A part is published whole and covers consecutive steps; none crosses a checkpoint, so that resuming
 discards exactly the steps beyond it. The last part is published again with the steps that follow,
-until it is full or a checkpoint ends it.
+until it is full or a checkpoint ends it. Steps are published beside the training.
 """
 
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from pipelines.recipe import MANIFEST, METRICS, read_manifest
@@ -38,16 +39,33 @@ class MetricsWriter:
         self._pending: list[dict[str, Any]] = []
         self._last_part: tuple[str, list[dict[str, Any]]] | None = None
         self._last_flush = time.monotonic()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="metrics")
+        self._beside: Future[None] | None = None
         for name in store.names(METRICS):
             if _last_step(name) > resume_step:
                 store.delete(f"{METRICS}/{name}")
 
     def add(self, record: dict[str, Any]) -> None:
-        """Queue one record (it has a "step"); publishes at most once a second."""
+        """Queue one record (it has a "step"); publishes at most once a second, in a thread.
+
+        Raises: what the publication before met.
+        """
         self._pending.append(record)
         self._track(record)
-        if time.monotonic() - self._last_flush > _FLUSH_SECONDS:
-            self.flush()
+        is_busy = self._beside is not None and not self._beside.done()
+        if time.monotonic() - self._last_flush > _FLUSH_SECONDS and not is_busy:
+            self._wait()
+            self._beside = self._thread.submit(self._extend, self._taken())
+
+    def _taken(self) -> list[dict[str, Any]]:
+        """What is pending, which is pending no longer."""
+        self._last_flush = time.monotonic()
+        taken, self._pending = self._pending, []
+        return taken
+
+    def _wait(self) -> None:
+        if self._beside is not None:
+            self._beside.result()
 
     def _track(self, record: dict[str, Any]) -> None:
         numbers = {
@@ -87,20 +105,22 @@ class MetricsWriter:
             tracker.save()
 
     def flush(self) -> None:
-        """Publish what is pending, in one part with the steps before it."""
-        self._last_flush = time.monotonic()
-        if self._pending:
+        """Publish what is pending before this returns."""
+        self._wait()
+        self._extend(self._taken())
+
+    def _extend(self, new: list[dict[str, Any]]) -> None:
+        """Publish records in one part with the steps before them."""
+        if new:
             replaced, earlier = self._last_part or ("", [])
-            records = [*earlier, *self._pending]
+            records = [*earlier, *new]
             name = self._publish(records)
             if name and replaced:
                 self._store.delete(replaced)
             self._last_part = (name, records) if name and len(records) < _FULL else None
-        self._pending = []
 
     def _publish(self, records: Sequence[dict[str, Any]]) -> str:
         """The path of the part that holds these records; empty if this worker may not write."""
-        self._last_flush = time.monotonic()
         if not self._may_write():
             return ""
         first, last = records[0]["step"], records[-1]["step"]
@@ -112,6 +132,7 @@ class MetricsWriter:
 
     def close(self) -> None:
         self.flush()
+        self._thread.shutdown()
         for tracker in self._trackers:
             tracker.close()
 

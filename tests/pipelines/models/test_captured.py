@@ -12,6 +12,7 @@ from scipy.stats import chisquare
 
 from pipelines.models.captured import CapturedSampler
 from pipelines.models.draw_kernel import drawn_by_kernel
+from pipelines.models.fused_norms import fused, plain_rms_norms
 from pipelines.models.generation import generate
 from pipelines.models.job_sampler import JobSampler
 from pipelines.models.loading import load_causal_lm
@@ -173,6 +174,21 @@ def test_the_kernel_draws_as_torch_does(dtype: torch.dtype, top_p: float) -> Non
     assert bool(is_finite.all())
     logits[5, 40_000] = torch.nan
     assert drawn_by_kernel(logits, uniform, 0.8, top_p)[1].logical_not().nonzero().tolist() == [[5]]
+
+
+def test_norms_are_fused_where_they_are_plain() -> None:
+    """Llama's five, and none of Gemma's, which add 1 to the weight; both are left as they were."""
+    llama, gemma = families.tiny_model("llama"), families.tiny_model("gemma")
+    norms = plain_rms_norms(llama)
+    assert (len(norms), plain_rms_norms(gemma)) == (5, [])
+    states = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+    module, epsilon = norms[0]
+    expected = module.weight * states / (states.square().mean(-1, keepdim=True) + epsilon).sqrt()
+    with fused(norms):
+        assert "forward" in vars(module)
+        torch.testing.assert_close(module(states), expected)
+    assert "forward" not in vars(module)
+    torch.testing.assert_close(module(states), expected)
 
 
 def test_uniform_numbers_are_those_of_their_seed() -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from pipelines.errors import UserError
 from pipelines.recipe.schema import SelectionSection, TrainSection
 from pipelines.storage.store import RunStore
+from pipelines.train import metrics
 from pipelines.train.fit import check_published
 from pipelines.train.selection import Selection
 from pipelines.train.trainer import Trainer
@@ -75,3 +77,39 @@ def test_a_published_file_that_changed_is_named(tmp_path: Path) -> None:
     store.delete("manifest.json")
     store.delete(names[0])
     check_published(store)
+
+
+class SlowStore(RunStore):
+    """An object store far away: a write takes 0.2 s; one is refused where it is told so."""
+
+    refuses = False
+
+    def write_bytes(self, path: str, data: bytes) -> None:
+        time.sleep(0.2)
+        if self.refuses:
+            raise UserError(f"{path}: no room")
+        super().write_bytes(path, data)
+
+
+def test_records_wait_for_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve steps in less than one write, each due for publication; all are there in the end, in
+    order, also around a record of another kind. A refusal reaches the training.
+    """
+    monkeypatch.setattr(metrics, "_FLUSH_SECONDS", 0.0)
+    store = SlowStore(str(tmp_path))
+    writer = metrics.MetricsWriter(store, 0, (), lambda: True)
+    began = time.monotonic()
+    for step in range(1, 13):
+        writer.add({"step": step, "loss": 1.0})
+    assert time.monotonic() - began < 0.15
+    writer.add_apart({"step": 12, "kind": "validation"})
+    writer.checkpoint()
+    writer.add({"step": 13, "loss": 1.0})
+    writer.flush()
+    found = [(r["step"], r.get("kind")) for r in metrics.read_metrics(store)]
+    assert found == [*((step, None) for step in range(1, 13)), (12, "validation"), (13, None)]
+    store.refuses = True
+    writer.add({"step": 14, "loss": 1.0})
+    time.sleep(0.4)
+    with pytest.raises(UserError, match="no room"):
+        writer.add({"step": 15, "loss": 1.0})
