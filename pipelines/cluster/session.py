@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import logging
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -77,7 +78,7 @@ def ray_session(
     address = cluster_address(config)
     if address:
         try:
-            with spent("ray"), _without_noise():
+            with spent("ray"), _without_noise(), _own_ending():
                 ray.init(
                     address=address,
                     runtime_env=_environment(),
@@ -102,7 +103,7 @@ def ray_session(
         if tunes:
             os.environ[_API_SERVER] = f"http://127.0.0.1:{port}"
         try:
-            with spent("ray"), _without_noise():
+            with spent("ray"), _without_noise(), _own_ending():
                 _start_local(config, port, tunes)
         except OSError as error:
             if config.temp_dir is None:
@@ -174,6 +175,18 @@ def _without_noise() -> Iterator[None]:
             for line in held:
                 if _NOISE not in line:
                     os.write(2, line)
+
+
+@contextlib.contextmanager
+def _own_ending() -> Iterator[None]:
+    """Keep what this process does on SIGTERM; Ray would print where it was instead."""
+    is_main = threading.current_thread() is threading.main_thread()
+    kept = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if is_main and kept is not None:
+            signal.signal(signal.SIGTERM, kept)
 
 
 def has_state_api(config: RaySection) -> bool:

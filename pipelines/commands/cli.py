@@ -1,13 +1,16 @@
 """The command line.
 
-Exit codes: 0 ok, 2 the user's input is wrong, 3 a quality gate failed, 130 interrupted, 1 anything
-else.
+Exit codes: 0 ok, 2 the user's input is wrong, 3 a quality gate failed, 130 interrupted (Ctrl-C),
+143 terminated (SIGTERM), 1 anything else.
 """
 
 import inspect
 import json
 import os
+import shlex
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -39,7 +42,6 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. train.learning_rate=1e-5"),
 ]
 _BEGAN = time.time()
-_INTERRUPTED = "interrupted; run the same command again to resume (a sweep: with --resume)"
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no summaries.")]
 
 
@@ -117,8 +119,6 @@ def schedule(
     ] = False,
 ) -> None:
     """Evaluate every new checkpoint of a run at certain times; exit code 3 if a gate fails."""
-    import signal
-
     from pipelines.commands.run import LazyRay, settled
     from pipelines.evaluate import Scheduler, check_run
     from pipelines.recipe import load_recipe
@@ -446,8 +446,13 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     command: Any = typer.main.get_command(app)
+    given = sys.argv[1:] if arguments is None else arguments
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _end_of_process)
     try:
-        code = command(args=arguments, prog_name="sparsepo", standalone_mode=False)
+        code = command(args=given, prog_name="sparsepo", standalone_mode=False)
+    except Terminated:
+        _fail_at_once(f"terminated{_way_on(given)}", 128 + signal.SIGTERM)
     except UserError as error:
         _fail(str(error), 2)
     except GateFailed as error:
@@ -456,12 +461,31 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(error), 1)
     except Exception as error:
         if type(error).__module__.split(".")[0] in ("click", "typer"):
-            shown = getattr(error, "format_message", lambda: _INTERRUPTED)()
+            shown = getattr(error, "format_message", lambda: f"interrupted{_way_on(given)}")()
             _fail(shown, getattr(error, "exit_code", 2))
         raise
     if code == 130:  # what typer makes of Ctrl-C
-        _fail_at_once(_INTERRUPTED, code)
+        _fail_at_once(f"interrupted{_way_on(given)}", code)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+class Terminated(BaseException):
+    """Somebody ends this process (SIGTERM)."""
+
+
+def _end_of_process(*_: Any) -> None:
+    raise Terminated
+
+
+def _way_on(arguments: Sequence[str]) -> str:
+    """What to type to go on with a command that was stopped; nothing for one that has no work."""
+    from pipelines.commands.stages import STAGES
+
+    name = next((part for part in arguments if not part.startswith("-")), "")
+    if name not in {"run", "sft", "tune", "schedule", "quickstart", *(s.name for s in STAGES)}:
+        return ""
+    resume = ["--resume"] if name == "tune" and "--resume" not in arguments else []
+    return f"; go on with: {shlex.join(['sparsepo', *arguments, *resume])}"
 
 
 def _fail(message: str, code: int) -> None:

@@ -184,11 +184,12 @@ def _publish(store: RunStore, results: Iterable[dict[str, list[Any]]]) -> list[s
     folder = store.staging_directory()
     warnings: dict[str, None] = {}
     try:
-        with (folder / CANDIDATES).open("w") as lines:
+        staged = folder / CANDIDATES
+        with store.told_where(CANDIDATES, staged), staged.open("w") as lines:
             for found in results:
                 lines.writelines(json.dumps(prompt) + "\n" for prompt in found["candidates"])
                 warnings |= dict.fromkeys(found["warnings"])
-        store.publish_file(folder / CANDIDATES, CANDIDATES)
+        store.publish_file(staged, CANDIDATES)
         return list(warnings)
     finally:
         shutil.rmtree(folder)

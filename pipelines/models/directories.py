@@ -14,7 +14,7 @@ from typing import Any
 
 from pipelines.errors import UserError
 from pipelines.models.trusted_code import refuse_foreign_code
-from pipelines.storage import CACHE, RunStore, parse_json, special_kind
+from pipelines.storage import CACHE, RunStore, parse_json, special_kind, told_where
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -101,15 +101,13 @@ def _from_object_store(uri: str) -> Path:
     listing = json.dumps([store.root, files])
     target = CACHE / "models" / hashlib.sha256(listing.encode()).hexdigest()[:32]
     if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            store.as_local_directory("") as copy,
-            tempfile.TemporaryDirectory(dir=target.parent, prefix=".tmp-") as staging,
-        ):
-            # Whole or not at all, whoever else on this machine is at it.
-            shutil.copytree(copy, Path(staging) / "model")
-            with contextlib.suppress(OSError):
-                (Path(staging) / "model").rename(target)
+        with told_where(target), store.as_local_directory("") as copy:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=".tmp-") as staging:
+                # Whole or not at all, whoever else on this machine is at it.
+                shutil.copytree(copy, Path(staging) / "model")
+                with contextlib.suppress(OSError):
+                    (Path(staging) / "model").rename(target)
     return target
 
 

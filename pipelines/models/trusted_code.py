@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipelines.errors import UserError
-from pipelines.storage import parse_json
+from pipelines.storage import parse_json, told_where
 
 TRUSTED_CODE = "SPARSEPO_TRUSTED_CODE"
 # A configuration may name another file of this form in its place (`configuration_files`).
@@ -61,24 +61,25 @@ def trusted_copy(directory: Path, cache: Path) -> Path | None:
     ).hexdigest()[:32]
     target = cache / "code" / key / directory.resolve().name
     if not target.is_dir() or code_hash(target) != _hash(files):
-        target.parent.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent.parent, prefix=".tmp-") as staging:
-            copy = Path(staging) / key / target.name
-            copy.mkdir(parents=True)
-            for name, content in files.items():
-                (copy / name).parent.mkdir(parents=True, exist_ok=True)
-                (copy / name).write_bytes(content)
-            for path in beside:
-                (copy / path.name).symlink_to(path.resolve())
-            shutil.rmtree(target.parent, ignore_errors=True)
-            try:
-                copy.parent.rename(target.parent)
-            except OSError as error:  # another process was faster
-                if not target.is_dir() or code_hash(target) != _hash(files):
-                    raise UserError(
-                        f"model directory {directory}: its code cannot be copied to {target} "
-                        f"({error})"
-                    ) from error
+        with told_where(target):
+            target.parent.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target.parent.parent, prefix=".tmp-") as staging:
+                copy = Path(staging) / key / target.name
+                copy.mkdir(parents=True)
+                for name, content in files.items():
+                    (copy / name).parent.mkdir(parents=True, exist_ok=True)
+                    (copy / name).write_bytes(content)
+                for path in beside:
+                    (copy / path.name).symlink_to(path.resolve())
+                shutil.rmtree(target.parent, ignore_errors=True)
+                try:
+                    copy.parent.rename(target.parent)
+                except OSError as error:  # another process was faster
+                    if not target.is_dir() or code_hash(target) != _hash(files):
+                        raise UserError(
+                            f"model directory {directory}: its code cannot be copied to {target} "
+                            f"({error})"
+                        ) from error
     return target
 
 

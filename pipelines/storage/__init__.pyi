@@ -41,3 +41,4 @@ from .trees import (
     tree_below as tree_below,
 )
 from .user_key import user_key as user_key
+from .write_errors import told_where as told_where

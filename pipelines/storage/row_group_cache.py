@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.storage.store import RunStore
+from pipelines.storage.write_errors import told_where
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -77,6 +78,7 @@ class RowGroupCache:
                 ).combine_chunks()
             target = self._folder / f"{abs(hash(key)):x}"
             with (
+                told_where(target),
                 pa.OSFile(str(target), "wb") as sink,
                 pa.ipc.new_file(sink, table.schema) as writer,
             ):

@@ -23,11 +23,13 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines.errors import StageFailed, UserError
 from pipelines.storage.hashes import fsync
+from pipelines.storage.write_errors import told_where
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,21 +45,6 @@ _WAITS_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
 _LASTING = re.compile(
     r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY|SIGNATURE|INVALID_CLIENT|MISSING_AUTH|HTTP "
     r"(code|status) 4(?!08|29)"
-)
-# Errors of a local write that the user can mend.
-_WRITE_ERRORS = frozenset(
-    {
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EROFS,
-        errno.EACCES,
-        errno.EPERM,
-        errno.EEXIST,
-        errno.EISDIR,
-        errno.ENOTDIR,
-        errno.EFBIG,
-        errno.ENAMETOOLONG,
-    }
 )
 Result = TypeVar("Result")
 
@@ -295,10 +282,11 @@ class RunStore:
         """
         if self.is_local:
             target = self.local_path(path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            fsync(source)
-            os.rename(source, target)
-            fsync(target.parent)
+            with told_where(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                fsync(source)
+                os.rename(source, target)
+                fsync(target.parent)
             return
         with self._publishing(path) as spool, source.open("rb") as stream:
             shutil.copyfileobj(stream, spool, 2**22)
@@ -311,15 +299,16 @@ class RunStore:
         """
         if self.is_local:
             target = self.local_path(path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            staged = target.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
-            shutil.move(source, staged)
-            for file in staged.rglob("*"):
-                fsync(file)
-            if target.exists():
-                shutil.rmtree(target)
-            os.rename(staged, target)
-            fsync(target.parent)
+            with told_where(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                staged = target.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
+                shutil.move(source, staged)
+                for file in staged.rglob("*"):
+                    fsync(file)
+                if target.exists():
+                    shutil.rmtree(target)
+                os.rename(staged, target)
+                fsync(target.parent)
             return
         self.delete(path)
         for file in sorted(p for p in source.rglob("*") if p.is_file()):
@@ -329,11 +318,19 @@ class RunStore:
     def staging_directory(self) -> Path:
         """A fresh local directory to fill and then publish; on the same disk as a local store."""
         if not self.is_local:
-            return Path(tempfile.mkdtemp(prefix="sparsepo-"))
-        Path(self._path).mkdir(parents=True, exist_ok=True)
+            with told_where(tempfile.gettempdir()):
+                return Path(tempfile.mkdtemp(prefix="sparsepo-"))
         path = Path(self._path) / f"{_TEMPORARY}{uuid.uuid4().hex}"
-        path.mkdir()
+        with told_where(self._path):
+            path.mkdir(parents=True)
         return path
+
+    def told_where(self, path: str, staged: Path) -> AbstractContextManager[None]:
+        """What keeps a staged file or folder of `path` from being written, in a line.
+
+        It names the path, or the staged one where the store is another place.
+        """
+        return told_where(self.local_path(path) if self.is_local else staged)
 
     @contextlib.contextmanager
     def as_local_directory(self, path: str) -> Iterator[Path]:
@@ -394,7 +391,8 @@ class RunStore:
             # Whole first: closing an upload stream after an error would publish what was written so
             # far.
             with tempfile.SpooledTemporaryFile(max_size=_SPOOLED_BYTES) as spool:
-                yield spool
+                with told_where(tempfile.gettempdir()):
+                    yield spool
 
                 def upload() -> None:
                     spool.seek(0)
@@ -408,7 +406,7 @@ class RunStore:
             return
         folder, name = os.path.split(full)
         temporary = os.path.join(folder, f"{_TEMPORARY}{uuid.uuid4().hex}-{name}")
-        try:
+        with told_where(full):
             os.makedirs(folder, exist_ok=True)
             try:
                 with open(temporary, "wb") as stream:
@@ -420,15 +418,6 @@ class RunStore:
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                     os.unlink(temporary)
             fsync(Path(folder))
-        except OSError as error:
-            if error.errno not in _WRITE_ERRORS:
-                raise
-            kept = (
-                "; what was published before is kept"
-                if error.errno in (errno.ENOSPC, errno.EDQUOT)
-                else ""
-            )
-            raise UserError(f"cannot write {full}: {os.strerror(error.errno)}{kept}") from error
 
 
 class TableWriter:

@@ -331,8 +331,9 @@ class Checkpointer:
         own = f"{folder}/{self._file(placement.rank)}"
         staged = self._store.staging_directory()
         try:
-            save_file(tensors, staged / "shard", metadata)
-            (sha256,) = hashes_of_written([staged / "shard"], self._store.is_local)
+            with self._store.told_where(own, staged):
+                save_file(tensors, staged / "shard", metadata)
+                (sha256,) = hashes_of_written([staged / "shard"], self._store.is_local)
             written = {"bytes": (staged / "shard").stat().st_size, _SEAL: sha256}
             self._store.publish_file(staged / "shard", own)
         finally:

@@ -42,19 +42,23 @@ class Publication:
         Args:
             copies: the policy's parameters as they are on the host already, by name.
         """
+        masks = policy.masks if isinstance(policy.masks, LearnedMasks) else None
         if strategy.placement.rank == 0:
             self._folders[MODEL] = self._store.staging_directory()
-            if isinstance(policy.masks, LearnedMasks):
+            if masks is not None:
                 self._folders[MASKS] = self._store.staging_directory()
-                policy.masks.save_pretrained(self._folders[MASKS])
-        write_model(facts, policy.causal_lm, strategy, self._folders.get(MODEL), copies)
-        files = {
-            f"{name}/{file.name}": file
-            for name, folder in self._folders.items()
-            for file in sorted(folder.iterdir())
-            if file.name.endswith(_CHECKED)
-        }
-        hashes = hashes_of_written(list(files.values()), self._store.is_local)
+        target = self._folders.get(MODEL)
+        with self._store.told_where(MODEL, target or Path()):
+            if masks is not None and MASKS in self._folders:
+                masks.save_pretrained(self._folders[MASKS])
+            write_model(facts, policy.causal_lm, strategy, target, copies)
+            files = {
+                f"{name}/{file.name}": file
+                for name, folder in self._folders.items()
+                for file in sorted(folder.iterdir())
+                if file.name.endswith(_CHECKED)
+            }
+            hashes = hashes_of_written(list(files.values()), self._store.is_local)
         self._hashes = dict(zip(files, hashes, strict=True))
 
     def publish(self) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.commands.cli import main
+from pipelines.commands.cli import _way_on, main
 from pipelines.errors import DamagedCheckpoint, Diverged, GateFailed, StageFailed, UserError
 
 COMMANDS = (
@@ -132,3 +132,17 @@ def test_plan_is_exact_after_prepare_and_close_before(
     assert plan["train"]["parameters"] == sum(
         t.numel() for t in load_file(model_dir / "model.safetensors").values()
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (["run", "my recipe.yaml", "a=1"], "; go on with: sparsepo run 'my recipe.yaml' a=1"),
+        (["tune", "s.yaml"], "; go on with: sparsepo tune s.yaml --resume"),
+        (["tune", "s.yaml", "--resume"], "; go on with: sparsepo tune s.yaml --resume"),
+        (["plan", "r.yaml"], ""),
+        (["--help"], ""),
+    ],
+)
+def test_who_is_stopped_is_told_what_to_type(given: list[str], line: str) -> None:
+    assert _way_on(given) == line

@@ -1,7 +1,6 @@
 """Forecasts of storage and cost, and disks that are full or closed."""
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 from checkout import ROOT
 from runs import MakeRecipe
+from small_disk import needs_root, small_disk
 from stores import store_files
 
 from pipelines.commands.plan import run_plan
@@ -89,22 +89,12 @@ def test_auto_takes_the_cheaper_of_stored_and_online(recipe_in: MakeRecipe, tmp_
     assert settle_mode(recipe_in(tmp_path, *KL), CPU).reference_mode() == "stored"
 
 
-needs_root = pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("mount") is None, reason="mounts a small disk: needs root"
-)
-
-
 @pytest.fixture
 def on_a_small_disk(scored: Recipe, recipe_in: MakeRecipe, tmp_path: Path) -> Iterator[Recipe]:
     """The same run on a disk of three quarters of its store."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
     size = int(0.75 * Run(scored).record(REFERENCE).manifest()["counts"]["bytes"])
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], check=True)
-    try:
+    with small_disk(tmp_path / "disk", size) as disk:
         yield recipe_in(disk, *KL, paths={"pairs": f"{scored.run_dir}/pairs"})
-    finally:
-        subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 def on_disk(recipe: Recipe, pattern: str) -> int:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from runs import MakeRecipe, run_here, train_here, trainer_of
 from safetensors.torch import load_file
+from small_disk import needs_root, small_disk
 
 from pipelines.commands.stages import PREPARE
 from pipelines.errors import Superseded, UserError
@@ -49,12 +50,18 @@ def shard(recipe: Recipe, step: int) -> dict[str, torch.Tensor]:
 
 
 def published(recipe: Recipe) -> dict[str, bytes]:
+    """Whose checksums the manifest holds: model, masks, and the metrics."""
     return {
         f"{file.parent.name}/{file.name}": file.read_bytes()
-        for folder in ("model", "masks")
+        for folder in ("model", "masks", "metrics")
         for file in sorted((stage(recipe) / folder).iterdir())
-        if file.suffix in (".safetensors", ".json")
+        if file.suffix in (".safetensors", ".json", ".jsonl")
     }
+
+
+def without_metrics(files: dict[str, bytes]) -> dict[str, bytes]:
+    """Metrics hold times."""
+    return {name: data for name, data in files.items() if not name.startswith("metrics/")}
 
 
 def test_the_last_checkpoint_has_no_moments_and_the_manifest_the_files_hashes(
@@ -121,7 +128,7 @@ def test_a_death_while_the_model_is_published_loses_nothing(
     assert trainer.step == 3
     trainer.close()
     manifest = train_here(recipe)
-    assert published(recipe) == published(whole)
+    assert without_metrics(published(recipe)) == without_metrics(published(whole))
     assert manifest["counts"]["steps"] == 3 and len(manifest["outputs"]) == len(published(recipe))
 
 
@@ -178,4 +185,31 @@ def test_the_model_is_written_from_the_copies_of_the_last_save(recipe: Recipe) -
     assert all(torch.equal(copies[name], own[name]) for name in own)
     assert all(copies[name].data_ptr() != own[name].data_ptr() for name in own)
     assert trainer.checkpoints.copies(1) == {}
+    trainer.close()
+
+
+@needs_root
+def test_a_disk_that_a_checkpoint_fills_is_named(
+    recipe_in: MakeRecipe, paths: dict[str, str], tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", 2_000_000) as disk:
+        recipe = recipe_in(disk / "run", *SPARSE, paths=paths)
+        with pytest.raises(UserError) as error:
+            train_here(recipe)
+        (line,) = str(error.value).splitlines()
+        assert line.startswith(f"cannot write {stage(recipe)}/checkpoints/step-00000002/shard-")
+        assert line.endswith("No space left on device; what was published before is kept")
+        assert not list(stage(recipe).rglob(".tmp-*"))
+
+
+@needs_root
+@pytest.mark.parametrize("size", [100_000, 400_000])  # of the masks, of the model
+def test_a_disk_that_the_model_fills_is_named(recipe: Recipe, tmp_path: Path, size: int) -> None:
+    trainer = trainer_of(recipe)
+    with small_disk(tmp_path / "disk", size) as disk:
+        publication = Publication(RunStore(str(disk)))
+        with pytest.raises(UserError, match=rf"^cannot write {disk}/model: No space left on d"):
+            publication.stage(trainer.facts, trainer.model, trainer.strategy, {})
+        publication.discard()
+        assert not list(disk.iterdir())
     trainer.close()
