@@ -46,7 +46,8 @@ def read_trials(store: RunStore) -> list[Trial]:
     Raises: DamagedFile if it is not what was written.
     """
     path, cure = f"{TRIALS}.json", f"restore it, or remove {MANIFEST} and add --resume"
-    rows = read_list(store, path, read_manifest(store)["outputs"].get(path), cure)
+    known = read_manifest(store)["outputs"] if store.exists(MANIFEST) else {}
+    rows = read_list(store, path, known.get(path), cure)
     try:
         return [Trial.model_validate(row) for row in rows]
     except ValidationError as error:
