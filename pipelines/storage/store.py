@@ -420,6 +420,11 @@ class RunStore:
                     os.unlink(temporary)
             _fsync(Path(folder))
         except OSError as error:
+            if error.errno == errno.ENOENT:
+                raise StageFailed(
+                    f"cannot write {full}: what was to become it was removed meanwhile; if another "
+                    "command works on this run, let one end and give the other again"
+                ) from error
             if error.errno not in _WRITE_ERRORS:
                 raise
             kept = (
