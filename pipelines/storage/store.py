@@ -413,11 +413,23 @@ class RunStore:
                     yield stream
                     stream.flush()
                     os.fsync(stream.fileno())
-                os.rename(temporary, full)
+                with _told_of_removal(full):
+                    os.rename(temporary, full)
             finally:
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                     os.unlink(temporary)
             fsync(Path(folder))
+
+
+@contextlib.contextmanager
+def _told_of_removal(full: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise StageFailed(
+            f"cannot write {full}: what was to become it was removed meanwhile; if another command "
+            "works on this run, let one end and give the other again"
+        ) from error
 
 
 class TableWriter:

@@ -46,7 +46,8 @@ def read_trials(store: RunStore) -> list[Trial]:
     Raises: DamagedFile if it is not what was written.
     """
     path, cure = f"{TRIALS}.json", f"restore it, or remove {MANIFEST} and add --resume"
-    rows = read_list(store, path, read_manifest(store)["outputs"].get(path), cure)
+    known = read_manifest(store)["outputs"] if store.exists(MANIFEST) else {}
+    rows = read_list(store, path, known.get(path), cure)
     try:
         return [Trial.model_validate(row) for row in rows]
     except ValidationError as error:
@@ -96,6 +97,7 @@ def publish_results(sweep: Sweep, trials: Sequence[Trial], say: Say) -> str:
         },
     )
     best, why = pick(sweep, complete)
+    best = best.model_copy(update={"run_dir": _place_of(sweep, best)})
     header = f"# trial {best.number} of {len(trials)}: {sweep.title(best.point)}\n# {why}\n"
     store.write_bytes(BEST, (header + _recipe_of(best)).encode())
     view = _view(sweep, trials, front, best, why)
@@ -152,6 +154,12 @@ def pick(sweep: Sweep, complete: Sequence[Trial]) -> tuple[Trial, str]:
     return best, f"knee of the Pareto front{where}: {values}"
 
 
+def _place_of(sweep: Sweep, trial: Trial) -> str:
+    """Where a trial's runs lie now: the whole sweep may have been moved since."""
+    here = RunStore(sweep.trial_dir(trial.number, trial.point))
+    return here.root if here.exists() else trial.run_dir
+
+
 def _recipe_of(trial: Trial) -> str:
     """The recipe of a trial (its first seed), free to take the whole cluster.
 
@@ -161,11 +169,30 @@ def _recipe_of(trial: Trial) -> str:
         f"{trial.run_dir}/seed-{next(iter(trial.runs))}" if len(trial.runs) > 1 else trial.run_dir
     )
     store = RunStore(folder)
-    mapping, _ = read_config(store, CONFIG)
+    try:
+        mapping, _ = read_config(store, CONFIG)
+    except FileNotFoundError as error:
+        raise UserError(f"{store.root}/{CONFIG} is missing: restore it") from error
     trained = store.at("train")
     if trained.exists(MANIFEST):
         check_config(store, CONFIG, mapping, read_manifest(trained)["settings"])
-    return to_yaml(set_keys(mapping, {"ray.cpus_per_run": None, "ray.gpus_per_run": None}))
+    share = {"ray.cpus_per_run": None, "ray.gpus_per_run": None}
+    return to_yaml(set_keys(mapping, share | _moved(mapping, store.root)))
+
+
+def _moved(mapping: dict[str, Any], folder: str) -> dict[str, str]:
+    """The places of a run below a sweep that lies elsewhere than when the run was made."""
+    (then, _, _), (now, _, _) = (place.rpartition(f"/{TRIALS}/") for place in (
+        str(mapping.get("run_dir")), folder,
+    ))  # fmt: skip
+    named = {"run_dir": mapping.get("run_dir")} | {
+        f"paths.{key}": place for key, place in mapping["paths"].items()
+    }
+    return {
+        key: now + place.removeprefix(then)
+        for key, place in named.items()
+        if then and now and place and place.startswith(f"{then}/")
+    }
 
 
 def _front(sweep: Sweep, complete: Sequence[Trial]) -> list[Trial]:

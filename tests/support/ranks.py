@@ -24,6 +24,7 @@ from pipelines.models import quick_imports
 from pipelines.recipe.run_paths import failure_files
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import Run
+from pipelines.storage.records import read_record
 from pipelines.storage.store import RunStore
 from pipelines.train.facts import TrainingFacts
 from pipelines.train.stage import training_facts
@@ -61,7 +62,7 @@ class Ranks:
         ends = self.ends(recipe)
         store = Run(recipe).paths.train
         for name in failure_files(store):
-            raise Failure(**store.read_json(name)).error()
+            raise Failure(**read_record(store, name)).error()
         traces = [f"rank {rank}: {end.trace}" for rank, end in enumerate(ends) if end.failure]
         assert not traces, "\n".join(traces)
 

@@ -11,7 +11,7 @@ import torch
 
 from pipelines.commands.report import run_report
 from pipelines.commands.status import run_status
-from pipelines.errors import UserError
+from pipelines.errors import StageFailed, UserError
 from pipelines.models.device import Placement
 from pipelines.recipe.files import load_recipe
 from pipelines.recipe.stage import StageRecord
@@ -185,3 +185,17 @@ def test_a_place_that_no_folder_can_be_called_is_one_line(tmp_path: Path) -> Non
             read(f"{tmp_path}/{'x' * 300}")
     with pytest.raises(UserError, match="no such file, nor a packaged recipe"):
         load_recipe("x" * 300)
+
+
+def test_another_command_that_tidies_up_ends_a_write_in_a_line(tmp_path: Path) -> None:
+    """Two commands begin the same stage; one removes what it takes for leftovers."""
+    store = RunStore(str(tmp_path))
+
+    def taken_away() -> None:
+        with store._publishing("started.json") as stream:
+            stream.write(b"{}")
+            store.sweep_temporary()
+
+    with pytest.raises(StageFailed, match="started.json: .* if another command works on this run"):
+        taken_away()
+    assert store.names() == []

@@ -512,3 +512,26 @@ def test_a_fraction_of_a_gpu_is_for_one_worker() -> None:
     for overrides in (("ray.gpus_per_run=0.5", "train.num_workers=2"), ("ray.gpus_per_run=1.5",)):
         with pytest.raises(UserError, match="a fraction of one GPU is for one worker"):
             validate_recipe(mapping, overrides)
+
+
+def test_a_sweep_that_was_moved_names_its_own_runs(load: Load, tmp_path: Path) -> None:
+    """Of the best trial the run and the pairs, which lay below the sweep; a place of the recipe's
+    own stays.
+    """
+    sweep = load({"objective.beta": {"grid": [0.1]}}, objectives=[{"metric": REWARD}])
+    (point,) = sweep.points or ()
+    store = RunStore(sweep.trial_dir(0, point))
+    recipe = sweep.recipe_at(point, store.root)
+    places = {"pairs": f"{sweep.run_dir}/stores/pairs-1", "reference": f"{tmp_path}/own"}
+    recipe = recipe.model_copy(update={"paths": recipe.paths.model_copy(update=places)})
+    store.write_bytes("config.yaml", write_yaml(recipe).encode())
+    publish_results(sweep, [trial(0, 0.5, 1.0, point=point, run_dir=store.root)], print)
+    Path(sweep.run_dir).rename(tmp_path / "moved")
+    moved = sweep.model_copy(update={"run_dir": str(tmp_path / "moved")})
+    best = load_recipe(publish_results(moved, read_trials(RunStore(moved.run_dir)), print))
+    assert best.run_dir == moved.trial_dir(0, point)
+    assert best.paths.pairs == f"{tmp_path}/moved/stores/pairs-1"
+    assert best.paths.reference == f"{tmp_path}/own"
+    (tmp_path / "moved" / "trials" / store.root.rpartition("/")[2] / "config.yaml").unlink()
+    with pytest.raises(UserError, match="config.yaml is missing: restore it"):
+        publish_results(moved, read_trials(RunStore(moved.run_dir)), print)

@@ -33,6 +33,7 @@ from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import Run
 from pipelines.reference.features import feature_source
 from pipelines.reference.stage import run_facts
+from pipelines.storage.records import read_record
 from pipelines.train.metrics import read_metrics
 from pipelines.train.trainer import Trainer
 from sparsepo import OBJECTIVES, LearnedMasks, RunawayWatch
@@ -556,7 +557,7 @@ def test_one_rank_that_fails_stops_both(
         assert said[0] is not None and said[0].kind == "stage" and re.search(line, said[0].message)
         assert said[1] == said[0]
         left = RunPaths.of(recipe).train
-        assert [Failure(**left.read_json(name)) for name in failure_files(left)] == said
+        assert [Failure(**read_record(left, name)) for name in failure_files(left)] == said
     with pytest.raises(StageFailed, match=line):
         TRAIN.run(Run(under_ray), print, True)
 

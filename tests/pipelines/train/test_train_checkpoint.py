@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from pipelines.errors import Failure, UserError
 from pipelines.models.device import Placement
 from pipelines.recipe.run_paths import ATTEMPT
+from pipelines.storage.records import read_record
 from pipelines.storage.store import RunStore
 from pipelines.train.checkpoint import (
     Checkpointer,
@@ -128,7 +129,7 @@ def test_a_group_that_was_replaced_commits_nothing(build: Build, tmp_path: Path)
         "superseded", "another command has taken over this run"
     )
     assert completed_steps(RunStore(str(tmp_path))) == []
-    assert RunStore(str(tmp_path)).read_json(ATTEMPT) == {"attempt": "new"}
+    assert read_record(RunStore(str(tmp_path)), ATTEMPT) == {"attempt": "new"}
 
 
 def flip(path: Path, bit: int) -> None:

@@ -66,7 +66,8 @@ def test_a_published_file_that_changed_is_named(tmp_path: Path) -> None:
     for name in names:
         store.write_bytes(name, name.encode())
     outputs = {name: hashlib.sha256(name.encode()).hexdigest() for name in names}
-    store.write_json("manifest.json", {"outputs": outputs})
+    rest = {"schema_version": 2, "settings": {}, "inputs": {}, "counts": {}}
+    store.write_json("manifest.json", rest | {"outputs": outputs})
     check_published(store)
     for name in names:
         for change in (lambda name: store.write_bytes(name, b"other"), store.delete):
