@@ -38,9 +38,10 @@ class Superseded(StageFailed):
         super().__init__(message)
 
 
-Kind = Literal["damaged", "user", "superseded", "diverged", "stage"]
+Kind = Literal["checkpoint", "damaged", "user", "superseded", "diverged", "stage"]
 _KINDS: dict[Kind, type[UserError | StageFailed]] = {  # the first that fits
-    "damaged": DamagedCheckpoint,
+    "checkpoint": DamagedCheckpoint,
+    "damaged": DamagedFile,
     "user": UserError,
     "superseded": Superseded,
     "diverged": Diverged,

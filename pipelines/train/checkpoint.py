@@ -100,7 +100,7 @@ def check_files(store: RunStore, step: int, placement: Placement) -> None:
     """
     try:
         found = _damage(store, step, placement)
-        failure = Failure("damaged", found) if found else None
+        failure = Failure("checkpoint", found) if found else None
     except StageFailed as error:  # an object store that does not answer is no damage
         failure = Failure.of(error)
     for failed in placement.gather(failure):
