@@ -155,28 +155,23 @@ def test_compiled_layers_change_nothing_but_rounding_and_are_compiled_once(
     """Rows of several widths, and validations without gradients: two graphs, three parts.
 
     Every compiled run starts from empty caches of the machine. The second finds what the first has
-    kept beside the pairs, and so does one that was stopped and goes on; the last finds it signed by
-    somebody else.
+    kept beside the pairs; the third finds it signed by somebody else.
     """
     plain = make("plain", "train.max_steps=3")
     trained(plain)
 
-    def compiled(name: str, stop_at: int | None = None) -> dict[str, Any]:
+    def compiled(name: str) -> dict[str, Any]:
         recipe = make(name, "train.max_steps=3", "train.compile=true")
-        if stop_at is not None:
-            trained(recipe, stop_at)
         torch._dynamo.reset()
         with fresh_cache():
             trained(recipe)
         assert distance(curve(plain), curve(recipe)) < 1e-5
         last = log(recipe)[-1]
-        assert 1 <= last["compilations"] <= 2 and last["compile_seconds"] > 0
+        assert last["compilations"] == 2 and last["compile_seconds"] > 0
         return {"made": last["compiled_parts"], "found": last["compiled_parts_found"]}
 
     assert compiled("compiled") == {"made": 3, "found": 0}
     assert compiled("again") == {"made": 0, "found": 3}
-    # Its last step was logged before the last validation, and it has not the first one.
-    assert compiled("stopped", stop_at=2)["made"] == 0
     store = Run(make("again")).paths.compiled
     (name,) = store.names()
     data = store.read_bytes(name)
