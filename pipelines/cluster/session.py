@@ -23,6 +23,9 @@ Result = TypeVar("Result")
 _NOISE = b"Set ray log level from environment variable"
 _API_SERVER = "RAY_API_SERVER_ADDRESS"
 _PRELOADS = "RAY_preload_python_modules"  # which Ray gives to every process that it starts
+# How many processes Ray leaves alone that are idle; by default none while an actor has all CPUs.
+# A run takes about eight: helpers of Ray Data and of Ray Train, and those that work.
+_KEPT = "RAY_num_workers_soft_limit", "8"
 # Ray starts a process per CPU at once: with fewer they would keep the command from its work, with
 # more they would fill the memory (half a GiB each).
 _SPARE_CPUS = range(8, 33)
@@ -97,6 +100,7 @@ def ray_session(
             os.environ.setdefault(name, "0")
         if preloaded and preloads(Resources.of_this_machine(config)):
             os.environ.setdefault(_PRELOADS, ",".join(preloaded))
+            os.environ.setdefault(*_KEPT)
         # Ray Train's clean-up of placement groups asks the dashboard's state API, and finds it by
         # itself only where no other Ray runs on this machine. Ray's processes inherit the variable.
         port = free_port()

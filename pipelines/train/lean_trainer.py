@@ -13,8 +13,7 @@ from pipelines.models import quick_imports
 with quick_imports():
     import ray
     from ray.train.torch import TorchTrainer
-    from ray.train.v2._internal.execution.controller import TrainController
-    from ray.train.v2._internal.execution.worker_group import RayTrainWorker, WorkerGroup
+    from ray.train.v2._internal.execution import controller, worker_group
 
 _WITHOUT_WORK = {"DatasetsCallback"}  # there are no Ray data sets to manage
 # Frees the places of a dead controller through the state API; a session without that ends with its
@@ -42,22 +41,23 @@ class OwnRayTrainer(LeanTrainer):
 
     def _initialize_and_run_controller(self, **given: Any) -> Any:
         here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
-        controller = ray.remote(num_cpus=0, label_selector=here)(_Controller).remote(**given)
-        ray.get(controller.run.remote())
-        return ray.get(controller.get_result.remote())
+        found = ray.remote(num_cpus=0, label_selector=here)(TrainController).remote(**given)
+        ray.get(found.run.remote())
+        return ray.get(found.get_result.remote())
 
 
-class _Worker(RayTrainWorker):
+# Under Ray's own names, which it shows.
+class RayTrainWorker(worker_group.RayTrainWorker):  # type: ignore[misc]
     """Its process imports this module first, and so what the worker needs in the quick way."""
 
 
-class _WorkerGroup(WorkerGroup):
-    _worker_cls = _Worker
+class WorkerGroup(worker_group.WorkerGroup):  # type: ignore[misc]
+    _worker_cls = RayTrainWorker
 
     @staticmethod
     def _get_worker_runtime_env(custom_runtime_env: Any) -> Any:
         return custom_runtime_env
 
 
-class _Controller(TrainController):
-    worker_group_cls = _WorkerGroup
+class TrainController(controller.TrainController):  # type: ignore[misc]
+    worker_group_cls = WorkerGroup
