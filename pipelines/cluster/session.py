@@ -14,7 +14,7 @@ from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
 from pipelines.cluster.resources import Resources
-from pipelines.errors import UserError
+from pipelines.errors import StageFailed, UserError
 from pipelines.models import TRUSTED_CODE, quick_imports
 from pipelines.recipe import RaySection
 from pipelines.storage import spent
@@ -106,15 +106,8 @@ def ray_session(
         port = free_port()
         if tunes:
             os.environ[_API_SERVER] = f"http://127.0.0.1:{port}"
-        try:
-            with spent("ray"), _without_noise(), _own_ending():
-                _start_local(config, port, tunes)
-        except OSError as error:
-            if config.temp_dir is None:
-                raise
-            raise UserError(
-                f"ray.temp_dir = {config.temp_dir!r}: {str(error).splitlines()[0]}"
-            ) from error
+        with told_of_start(config), spent("ray"), _without_noise(), _own_ending():
+            _start_local(config, port, tunes)
     try:
         yield
     finally:
@@ -153,6 +146,25 @@ def _environment() -> dict[str, Any] | None:
     """
     listed = os.environ.get(TRUSTED_CODE)
     return {"env_vars": {TRUSTED_CODE: listed}} if listed and _JOB not in os.environ else None
+
+
+@contextlib.contextmanager
+def told_of_start(config: RaySection) -> Iterator[None]:
+    """What keeps a Ray of our own from starting, in a line."""
+    try:
+        yield
+    except Exception as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        if isinstance(error, OSError) and config.temp_dir is not None:
+            raise UserError(f"ray.temp_dir = {config.temp_dir!r}: {said}") from error
+        import ray
+
+        ray.shutdown()  # what of it has started
+        raise StageFailed(
+            f"Ray did not start on this machine: {said}; its logs are in "
+            f"{config.temp_dir or '/tmp/ray'}/session_latest/logs; if the machine is busy or short "
+            "of memory, run the same command again later"
+        ) from error
 
 
 @contextlib.contextmanager

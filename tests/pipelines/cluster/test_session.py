@@ -6,9 +6,9 @@ import os
 import pytest
 
 from pipelines.cluster.resources import Resources
-from pipelines.cluster.session import check_session, preloads
+from pipelines.cluster.session import check_session, preloads, told_of_start
 from pipelines.commands.stages import IMPORTED_EARLY
-from pipelines.errors import UserError
+from pipelines.errors import StageFailed, UserError
 from pipelines.recipe.schema import RaySection
 
 
@@ -57,3 +57,26 @@ def test_processes_import_early_where_processors_are_to_spare(
     """A process per CPU imports; with several GPUs none does before it knows its own."""
     assert preloads(Resources(({"CPU": float(cpus), "GPU": float(gpus)},))) is expected
     assert all(importlib.util.find_spec(name) is not None for name in IMPORTED_EARLY)
+
+
+@pytest.mark.parametrize(
+    ("error", "type_", "line"),
+    [
+        (
+            Exception("The current node timed out during startup. This\ncould happen"),
+            StageFailed,
+            "Ray did not start on this machine: The current node timed out during startup. This; "
+            "its logs are in /scratch/session_latest/logs; if the machine is busy or short of "
+            "memory, run the same command again later",
+        ),
+        (OSError(28, "No space left on device"), UserError,
+         "ray.temp_dir = '/scratch': [Errno 28] No space left on device"),
+    ],
+)  # fmt: skip
+def test_a_ray_that_does_not_start_is_one_line(
+    error: Exception, type_: type[Exception], line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.shutdown", lambda: None)  # the tests' own goes on
+    with pytest.raises(type_) as found, told_of_start(RaySection(temp_dir="/scratch")):
+        raise error
+    assert str(found.value) == line
