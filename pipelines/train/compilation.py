@@ -85,7 +85,7 @@ class Compilation:
         found = torch.compiler.save_cache_artifacts()
         if found is None:
             return
-        # Else the next form would hold these too, of which torch reads only the last ones.
+        # Else the next form would hold these again, and torch would read only the last of it.
         CacheArtifactManager.clear()
         data, keys = found[0], _keys(found[1])
         if not keys <= self._stored:

@@ -83,6 +83,9 @@ def test_all_that_was_compiled_is_kept(tmp_path: Path) -> None:
     with fresh_cache():
         two = Process(tmp_path).call(16, (48, EVALUATION)).call(24, (48, EVALUATION))
         assert two.end() == (2, 2, 0)
+    store = RunStore(str(tmp_path))
+    sizes = [len(store.read_bytes(name)) for name in store.names()]
+    assert len(sizes) == 2 and max(sizes) < 1.5 * min(sizes)
     with fresh_cache():
         assert Process(tmp_path).call(8, (48, EVALUATION)).end() == (1, 1, 0)
     for hidden in (8, 16, 24):
