@@ -103,3 +103,12 @@ def test_what_the_machine_knew_already_is_kept_for_others(tmp_path: Path) -> Non
     assert len(RunStore(str(there)).names()) == 1
     with fresh_cache():
         assert Process(there).call(16, (48, EVALUATION)).end() == (1, 0, 1)
+
+
+def test_a_width_that_equals_another_size_is_compiled_for_any_width(tmp_path: Path) -> None:
+    """Here that of the hidden states; another process meets other widths first."""
+    with fresh_cache():
+        found = Process(tmp_path).call(16, (16, EVALUATION), (48, EVALUATION))
+        assert found.end() == (1, 1, 0)
+    with fresh_cache():
+        assert Process(tmp_path).call(16, (40, EVALUATION), (16, EVALUATION)).end() == (1, 0, 1)
