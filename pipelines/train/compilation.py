@@ -10,6 +10,7 @@ import hmac
 import os
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -39,26 +40,40 @@ class Compilation:
     """Compiles the layers of one process and counts what that took.
 
     Args:
-        store: where the portable form lies; None keeps none. key: that signs it.
+        store: where the portable form lies. key: that signs it.
     """
 
-    def __init__(self, store: RunStore | None, key: bytes, device: torch.device) -> None:
+    def __init__(self, store: RunStore, key: bytes, device: torch.device) -> None:
         from torch._dynamo.callback import on_compile_end, on_compile_start
 
         self._store, self._key = store, key
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        self._path = f"{digest([torch.__version__, name])[:16]}.bin"
+        self._prefix = digest([torch.__version__, name])[:16]
         self._before = _counted()
-        self._kept, self._since = 0, 0.0
-        self.seconds = 0.0
+        self._since, self.seconds = 0.0, 0.0
         self._spans: list[Span] = []
+        self._settings = ExitStack()
         on_compile_start(self._started)
         on_compile_end(self._ended)
-        self.is_loaded = self._load()
+        self._stored = self._load()
 
     def compile(self, layers: Sequence[nn.Module]) -> None:
+        """Have the layers compiled when they are called, in this thread.
+
+        Dynamic shapes depend on no shape seen before, nor on sizes that happen to be equal:
+        whatever a process does first, it traces the graphs of others, and finds what they kept.
+        """
+        shapes = _shapes().partition("-")[0]
+        if shapes == "dynamic":
+            from torch.fx.experimental import _config
+
+            for patch in (
+                torch._dynamo.config.patch(automatic_dynamic_shapes=False),
+                _config.patch(use_duck_shape=False),  # type: ignore[attr-defined]
+            ):
+                self._settings.enter_context(patch)
         for layer in layers:
-            layer.compile(dynamic=_DYNAMIC[_shapes().partition("-")[0]])
+            layer.compile(dynamic=_DYNAMIC[shapes])
 
     def counts(self) -> dict[str, float]:
         """compilations: graphs that were traced, each for forward and backward. compiled_parts:
@@ -69,14 +84,19 @@ class Compilation:
         return {**now, "compile_seconds": self.seconds}
 
     def keep(self) -> None:
-        """Write the portable form if code was generated since it was written last."""
-        made = int(self.counts()["compiled_parts"])
-        if self._store is None or made == self._kept:
-            return
-        self._kept = made
+        """Write the portable form of what was used since the last call and is not stored yet."""
+        from torch.compiler._cache import CacheArtifactManager
+
         found = torch.compiler.save_cache_artifacts()
-        if found is not None:
-            self._store.write_bytes(self._path, self._sign(found[0]) + found[0])
+        if found is None:
+            return
+        # Else the next form would hold these again, and torch would read only the last of it.
+        CacheArtifactManager.clear()
+        data, keys = found[0], _keys(found[1])
+        if not keys <= self._stored:
+            name = f"{self._prefix}-{digest(sorted(keys))[:16]}.bin"
+            self._store.write_bytes(name, self._sign(data) + data)
+            self._stored |= keys
 
     def close(self) -> None:
         """Count no more; the time goes to who records this thread's."""
@@ -84,16 +104,20 @@ class Compilation:
 
         callback_handler.remove_start_callback(self._started)
         callback_handler.remove_end_callback(self._ended)
+        self._settings.close()
         add_spans(self._spans)
 
-    def _load(self) -> bool:
-        if self._store is None or not self._store.exists(self._path):
-            return False
-        whole = self._store.read_bytes(self._path)
-        signature, artifacts = whole[:_SIGNATURE_BYTES], whole[_SIGNATURE_BYTES:]
-        if not hmac.compare_digest(signature, self._sign(artifacts)):
-            return False
-        return torch.compiler.load_cache_artifacts(artifacts) is not None
+    def _load(self) -> set[tuple[str, str]]:
+        """Fill torch's caches from the store. Returns: keys of what lies there."""
+        keys: set[tuple[str, str]] = set()
+        for name in self._store.names():
+            if name.startswith(self._prefix):
+                whole = self._store.read_bytes(name)
+                signature, artifacts = whole[:_SIGNATURE_BYTES], whole[_SIGNATURE_BYTES:]
+                if hmac.compare_digest(signature, self._sign(artifacts)):
+                    loaded = torch.compiler.load_cache_artifacts(artifacts)
+                    keys |= _keys(loaded) if loaded else set()
+        return keys
 
     def _sign(self, artifacts: bytes) -> bytes:
         return hmac.digest(self._key, artifacts, hashlib.sha256)
@@ -105,6 +129,10 @@ class Compilation:
         now = time.time()
         self.seconds += now - self._since
         self._spans.append(Span("compile", self._since, now))
+
+
+def _keys(info: Any) -> set[tuple[str, str]]:
+    return {(kind, key) for kind, keys in info.artifacts.items() for key in keys}
 
 
 def _counted() -> dict[str, int]:

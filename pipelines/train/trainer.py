@@ -235,8 +235,7 @@ class Trainer:
             ).pays
         if not wanted:
             return None
-        store = RunStore(facts.compiled) if placement.rank == 0 else None
-        return Compilation(store, facts.key, placement.device)
+        return Compilation(RunStore(facts.compiled), facts.key, placement.device)
 
     def _build_optimizer(self) -> torch.optim.AdamW:
         train, mask = self.facts.train, self.facts.mask

@@ -1,10 +1,18 @@
-"""Where compiling layers is expected to pay."""
+"""Where compiling layers is expected to pay, and who finds what was compiled."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
+from torch._inductor.utils import fresh_cache
 
 from pipelines.models.hardware import compile_forecast
+from pipelines.storage import RunStore
+from pipelines.train.compilation import Compilation
+
+TRAINING, EVALUATION = True, False
 
 
 def test_layers_are_compiled_where_that_is_forecast_to_pay() -> None:
@@ -19,3 +27,88 @@ def test_layers_are_compiled_where_that_is_forecast_to_pay() -> None:
 
     assert forecast(60_000).saved_seconds == pytest.approx(95 + 34, abs=1)
     assert forecast(60_000).pays and not forecast(1_494).pays
+
+
+class Layer(nn.Module):
+    """Two inputs of one width, as a layer's states and positions are."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(hidden, hidden)
+
+    def forward(self, states: Tensor, positions: Tensor) -> Tensor:
+        return states + self.linear(states * positions)
+
+
+class Process:
+    """What a new process with its own Compilation compiles; torch's caches are the caller's."""
+
+    def __init__(self, root: Path) -> None:
+        torch._dynamo.reset()
+        self.compilation = Compilation(RunStore(str(root)), b"key", torch.device("cpu"))
+
+    def call(self, hidden: int, *calls: tuple[int, bool]) -> "Process":
+        """Rows of these widths through a layer, with gradients or without; then a checkpoint."""
+        layer = Layer(hidden)
+        self.compilation.compile([layer])
+        for width, is_training in calls:
+            states, positions = torch.randn(2, 1, width, hidden).unbind()
+            with torch.set_grad_enabled(is_training):
+                found = layer(states, positions)
+            if is_training:
+                found.sum().backward()
+        self.compilation.keep()
+        return self
+
+    def end(self) -> tuple[int, int, int]:
+        """Graphs that were traced; parts that were made, and found."""
+        counts = self.compilation.counts()
+        self.compilation.close()
+        names = ("compilations", "compiled_parts", "compiled_parts_found")
+        return tuple(int(counts[name]) for name in names)  # type: ignore[return-value]
+
+
+def test_what_a_process_did_first_changes_nothing_that_it_compiles(tmp_path: Path) -> None:
+    """Validation, then training; and, as after a restart, training in another width first."""
+    with fresh_cache():
+        first = Process(tmp_path).call(16, (48, EVALUATION), (40, TRAINING), (48, TRAINING))
+        assert first.end() == (2, 3, 0)
+    with fresh_cache():
+        resumed = Process(tmp_path).call(16, (48, TRAINING), (40, TRAINING), (40, EVALUATION))
+        assert resumed.end() == (2, 0, 3)
+
+
+def test_all_that_was_compiled_is_kept(tmp_path: Path) -> None:
+    """Layers of two models before two checkpoints of a process, and of a third in another one."""
+    with fresh_cache():
+        two = Process(tmp_path).call(16, (48, EVALUATION)).call(24, (48, EVALUATION))
+        assert two.end() == (2, 2, 0)
+    store = RunStore(str(tmp_path))
+    sizes = [len(store.read_bytes(name)) for name in store.names()]
+    assert len(sizes) == 2 and max(sizes) < 1.5 * min(sizes)
+    with fresh_cache():
+        assert Process(tmp_path).call(8, (48, EVALUATION)).end() == (1, 1, 0)
+    for hidden in (8, 16, 24):
+        with fresh_cache():
+            assert Process(tmp_path).call(hidden, (40, EVALUATION)).end() == (1, 0, 1)
+
+
+def test_what_the_machine_knew_already_is_kept_for_others(tmp_path: Path) -> None:
+    """Torch's caches hold it from a run on other pairs; nothing is written twice."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    with fresh_cache():
+        assert Process(here).call(16, (48, EVALUATION)).end() == (1, 1, 0)
+        assert Process(there).call(16, (48, EVALUATION)).end() == (1, 0, 1)
+        assert Process(there).call(16, (40, EVALUATION)).end() == (1, 0, 1)
+    assert len(RunStore(str(there)).names()) == 1
+    with fresh_cache():
+        assert Process(there).call(16, (48, EVALUATION)).end() == (1, 0, 1)
+
+
+def test_a_width_that_equals_another_size_is_compiled_for_any_width(tmp_path: Path) -> None:
+    """Here that of the hidden states; another process meets other widths first."""
+    with fresh_cache():
+        found = Process(tmp_path).call(16, (16, EVALUATION), (48, EVALUATION))
+        assert found.end() == (1, 1, 0)
+    with fresh_cache():
+        assert Process(tmp_path).call(16, (40, EVALUATION), (16, EVALUATION)).end() == (1, 0, 1)
