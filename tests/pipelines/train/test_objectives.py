@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from by_hand import accept_files
 from ranks import Ranks
 from runs import CPU, MakeRecipe, silent, trainer_of
 from transformers import (
@@ -548,6 +549,7 @@ def test_one_rank_that_fails_stops_both(
         pa.array([-5.0, *scores[1:]], pa.float64()),
     )
     pq.write_table(table, shard)
+    accept_files(RunPaths.of(replicated).pairs)
     line = (
         r"step 1: preference_scores of pair \d+: chosen -5.0, .*; pairs "
         rf".*{table['pair_id'][0]}"
