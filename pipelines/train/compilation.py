@@ -60,18 +60,15 @@ class Compilation:
     def compile(self, layers: Sequence[nn.Module]) -> None:
         """Have the layers compiled when they are called, in this thread.
 
-        Dynamic shapes depend on no shape seen before, nor on sizes that happen to be equal:
-        whatever a process does first, it traces the graphs of others, and finds what they kept.
+        Sizes that are equal in the first rows get symbols of their own, as they do in a graph that
+        is traced later: whatever a process does first, it finds what others have kept.
         """
         shapes = _shapes().partition("-")[0]
         if shapes == "dynamic":
             from torch.fx.experimental import _config
 
-            for patch in (
-                torch._dynamo.config.patch(automatic_dynamic_shapes=False),
-                _config.patch(use_duck_shape=False),  # type: ignore[attr-defined]
-            ):
-                self._settings.enter_context(patch)
+            patch = _config.patch(use_duck_shape=False)  # type: ignore[attr-defined]
+            self._settings.enter_context(patch)
         for layer in layers:
             layer.compile(dynamic=_DYNAMIC[shapes])
 
