@@ -22,7 +22,9 @@ _SIGNATURE_BYTES = 32
 # How rows of several widths are compiled: dynamic (one graph for all), automatic (one for the first
 # width, one for all others), static-N (one per width, of which there are N). For benchmarks.
 _SHAPES = "SPARSEPO_COMPILED_SHAPES"
-_DYNAMIC = {"static": False, "automatic": None, "dynamic": True}
+# `distinct` is dynamic with a symbol for every size, equal ones too: what a process traces then
+# depends on nothing that it traced before. It is measured on CPUs alone so far.
+_DYNAMIC = {"static": False, "automatic": None, "dynamic": True, "distinct": True}
 _DEFAULT = "dynamic"
 
 
@@ -52,6 +54,7 @@ class Compilation:
         self._before = _counted()
         self._since, self.seconds = 0.0, 0.0
         self._spans: list[Span] = []
+        self._is_on_cpu = device.type == "cpu"
         self._settings = ExitStack()
         on_compile_start(self._started)
         on_compile_end(self._ended)
@@ -64,7 +67,7 @@ class Compilation:
         is traced later: whatever a process does first, it finds what others have kept.
         """
         shapes = _shapes().partition("-")[0]
-        if shapes == "dynamic":
+        if shapes == "distinct" or (shapes == "dynamic" and self._is_on_cpu):
             from torch.fx.experimental import _config
 
             patch = _config.patch(use_duck_shape=False)  # type: ignore[attr-defined]

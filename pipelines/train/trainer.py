@@ -65,7 +65,8 @@ class LaunchedStep:
 
     Attributes:
         step: how many there are with it. learning_rate, record: what is known of it already.
-        started: by the monotonic clock.
+        started: by the monotonic clock. ended: by it too, where the host is the device and is done;
+            None where the device goes on by itself.
     """
 
     step: int
@@ -74,6 +75,7 @@ class LaunchedStep:
     learning_rate: float
     record: dict[str, Any]
     started: float
+    ended: float | None
 
 
 @dataclass(frozen=True)
@@ -366,7 +368,8 @@ class Trainer:
             "padding_fraction": 1 - found.tokens / max(1, found.places),
             **(self.compilation.counts() if self.compilation else {}),
         }
-        self._launched.append(LaunchedStep(self.step, rows, numbers, rate, record, started))
+        ended = time.monotonic() if self.placement.device.type == "cpu" else None
+        self._launched.append(LaunchedStep(self.step, rows, numbers, rate, record, started, ended))
 
     def _read_step(self) -> tuple[dict[str, Any], bool]:
         """The record of the first launched step, and whether any rank's flag was set then.
@@ -385,7 +388,7 @@ class Trainer:
             )
         if isinstance(self.model.masks, LearnedMasks):
             self.model.masks.control(record)
-        now = time.monotonic()
+        now = time.monotonic() if done.ended is None else done.ended
         seconds, self._read_at = now - max(done.started, self._read_at), now
         rates = self.throughput.record(
             self.lengths[done.rows].tolist(), self.shared_lengths[done.rows].tolist(), seconds
@@ -548,6 +551,7 @@ class Trainer:
         return ", ".join(ids) + (", ..." if len(rows) > 8 else "")
 
     def _last_checkpoint(self) -> str:
+        self.checkpoints.failure(wait=True)  # one that is being written counts
         kept = completed_steps(self.store)
         return f"last good checkpoint: {f'step {kept[-1]}' if kept else 'none'}"
 

@@ -5,6 +5,7 @@ process.
 import json
 import math
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -421,6 +422,22 @@ def test_numbers_read_a_step_late_are_those_read_at_once(
         assert torch.equal(found, wanted)
     late.close()
     at_once.close()
+
+
+def test_a_step_lasts_as_long_whenever_its_numbers_are_read(make: MakeRecipe) -> None:
+    """Before a checkpoint two steps are read one after the other; each still has its own time."""
+    trainer = trainer_of(make("run", "train.max_steps=4", "train.checkpoint_every=2"))
+    score = trainer._score_batch
+
+    def slow(*given: Any, **more: Any) -> Any:
+        time.sleep(0.2)
+        return score(*given, **more)
+
+    trainer._score_batch = slow  # type: ignore[method-assign]
+    trainer.run(lambda metrics: None)
+    records = [r for r in read_metrics(trainer.store) if "kind" not in r]
+    assert len(records) == 4 and min(r["step_seconds"] for r in records) >= 0.2
+    trainer.close()
 
 
 def test_a_step_that_diverges_is_named_and_leaves_no_checkpoint(make: MakeRecipe) -> None:
