@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,7 @@ COMMANDS: dict[str, tuple[list[str], list[str]]] = {  # the command, and how it 
     "tune": (["tune", "SWEEP"], ["tune", "SWEEP", "--resume"]),
 }
 # Of Ray, of time, and of who ran what.
+_ATTEMPT = re.compile(r"shard-[0-9a-f]{8}")  # names which worker group wrote a checkpoint
 LEFT_OUT = (".ray", "timeline", "tensorboard", "claims", "events")
 
 
@@ -111,10 +113,14 @@ def leaves(run: Path) -> dict[str, str]:
             found[name] = str(value).replace(str(run), "RUN")
 
     for file in sorted(path for path in run.rglob("*") if path.is_file()):
-        name = str(file.relative_to(run))
+        name = _ATTEMPT.sub("shard", str(file.relative_to(run)))
         if any(part in LEFT_OUT for part in Path(name).parts):
             continue
         content = file.read_bytes().replace(str(run).encode(), b"RUN")
+        if file.suffix != ".safetensors":
+            content = _ATTEMPT.sub("shard", content.decode(errors="surrogateescape")).encode(
+                errors="surrogateescape"
+            )
         if file.suffix == ".json":
             walk(name, json.loads(content))
         elif file.suffix == ".jsonl":

@@ -19,9 +19,9 @@ random where --model is a shape. The pairs are repeated with a mark where --coun
 there are.
 
 --variants: how the training's layers are compiled, each a side of its own: auto (as the recipe's
-default decides), off, and dynamic, distinct, automatic, static-16, static-4, static-2 (one graph for
-all widths of rows; the same whatever was traced before; a second one for all but the first; one per
-width).
+default decides), off, and dynamic, distinct, automatic, static-16, static-4, static-2 (one graph
+for all widths of rows; the same whatever was traced before; a second one for all but the first; one
+per width).
 """
 
 import argparse
