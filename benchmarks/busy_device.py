@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 from shapes import model_directory
-from train_step import METHODS, say, write_synthetic_pairs
+from train_step import METHODS, say, write_rows
 
 import pipelines.train.fit as fit
 from pipelines.cluster.session import ray_session
@@ -206,11 +206,7 @@ def main() -> None:
     directory = model_directory(options.model, options.tokenizer, options.work)
     name = options.lengths if options.pairs is None else options.pairs.stem
     rows = options.work / f"busy-{name}-{options.count}.jsonl"
-    if options.pairs is None:
-        write_synthetic_pairs(directory, options.lengths, options.count, rows)
-    else:
-        lines = options.pairs.read_text().splitlines()
-        rows.write_text("".join(line + "\n" for line in lines[: options.count]))
+    write_rows(options, directory, rows)
     run_dir = options.work / f"busy-{options.model.replace('/', '-')}-{options.method}"
     shutil.rmtree(run_dir, ignore_errors=True)
     recipe = validate_recipe(

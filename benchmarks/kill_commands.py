@@ -28,15 +28,16 @@ from typing import Any
 
 from kill_trials import write_world
 
-COMMANDS: dict[str, tuple[list[str], list[str]]] = {  # the command, and how it goes on
-    "sample": (["sample", "RECIPE"], ["sample", "RECIPE"]),
-    "evaluate": (["evaluate", "RECIPE"], ["evaluate", "RECIPE"]),
-    "report": (["report", "RUN"], ["report", "RUN"]),
-    "schedule": (["schedule", "RECIPE", "--once"], ["schedule", "RECIPE", "--once"]),
-    "tune": (["tune", "SWEEP"], ["tune", "SWEEP", "--resume"]),
+COMMANDS = {
+    "sample": ["sample", "RECIPE"],
+    "evaluate": ["evaluate", "RECIPE"],
+    "report": ["report", "RUN"],
+    "schedule": ["schedule", "RECIPE", "--once"],
+    "tune": ["tune", "SWEEP"],
 }
-# Of Ray, of time, and of who ran what.
+GOES_ON = {"tune": ["--resume"]}  # what the second command has beside the first's
 _ATTEMPT = re.compile(r"shard-[0-9a-f]{8}")  # names which worker group wrote a checkpoint
+# Of Ray, of time, and of who ran what.
 LEFT_OUT = (".ray", "timeline", "tensorboard", "claims", "events")
 
 
@@ -142,7 +143,7 @@ class Trials:
         self._expected = {key: value for key, value in first.items() if second.get(key) == value}
         self._volatile = (first.keys() | second.keys()) - self._expected.keys()
 
-    def _copy(self, name: str) -> tuple[Path, list[str], list[str]]:
+    def _copy(self, name: str) -> tuple[Path, list[str]]:
         run = self._work / f"{self._name}-{name}"
         shutil.rmtree(run, ignore_errors=True)
         if self._name != "tune":
@@ -151,18 +152,17 @@ class Trials:
             config.write_text(config.read_text().replace(str(self._work / "base"), str(run)))
         recipe, sweep = write_files(self._work, run)
         places = {"RECIPE": str(recipe), "SWEEP": str(sweep), "RUN": str(run)}
-        first, again = ([places.get(part, part) for part in way] for way in COMMANDS[self._name])
-        return run, first, again
+        return run, [places.get(part, part) for part in COMMANDS[self._name]]
 
     def _run(self, name: str) -> tuple[Path, int, float]:
-        run, first, _ = self._copy(name)
+        run, first = self._copy(name)
         began = time.monotonic()
         code = command(first, Path(f"{run}.log")).wait()
         return run, code, time.monotonic() - began
 
     def killed(self, seed: int) -> dict[str, Any]:
         """One trial; a command that ended before its moment is told so."""
-        run, first, again = self._copy(f"killed-{seed}")
+        run, first = self._copy(f"killed-{seed}")
         log = Path(f"{run}.log")
         moment = random.Random(seed).uniform(0.02, 0.98) * self._seconds
         process = command(first, log)
@@ -172,7 +172,7 @@ class Trials:
             process.kill()
         was_killed = process.wait() < 0
         log.write_text("")
-        code = command(again, log).wait()
+        code = command([*first, *GOES_ON.get(self._name, [])], log).wait()
         found = leaves(run)
         other = [
             key

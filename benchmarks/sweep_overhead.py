@@ -67,11 +67,7 @@ def write_sweep(work: Path, name: str, betas: list[float], options: argparse.Nam
             f"train.global_batch_size={32 if tiny else 64}",
             "train.epochs=10000",
             f"train.max_steps={options.steps}",
-            *(
-                ["train.cpus_per_worker=1", "ray.num_cpus=2"]
-                if tiny
-                else ["train.precision=bfloat16"]
-            ),
+            *(_TINY if tiny else ["train.precision=bfloat16"]),
             f"paths.pairs={work}/pairs",
             f"paths.reference={work}/reference",
         ],

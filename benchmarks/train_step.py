@@ -129,6 +129,15 @@ def write_synthetic_pairs(tokenizer_dir: Path, lengths: str, count: int, target:
             file.write(json.dumps(row) + "\n")
 
 
+def write_rows(options: argparse.Namespace, tokenizer_dir: Path, target: Path) -> None:
+    """The first --count rows of --pairs, or synthetic ones of --lengths."""
+    if options.pairs is None:
+        write_synthetic_pairs(tokenizer_dir, options.lengths, options.count, target)
+    else:
+        lines = options.pairs.read_text().splitlines()
+        target.write_text("".join(line + "\n" for line in lines[: options.count]))
+
+
 def measured_ray(recipe: Recipe, warmup: int, cut_short: bool = False) -> dict[str, float]:
     """The train stage under Ray: rates from its own log."""
     store = RunStore(f"{recipe.run_dir}/train")
@@ -345,12 +354,7 @@ def main() -> None:
     directory = model_directory(options.model, options.tokenizer, options.work)
     name = options.lengths if options.pairs is None else options.pairs.stem
     rows_file = options.work / f"pairs-{name}-{options.count}.jsonl"
-    if options.pairs is None:
-        write_synthetic_pairs(directory, options.lengths, options.count, rows_file)
-    else:
-        rows_file.write_text(
-            "".join(line + "\n" for line in options.pairs.read_text().splitlines()[: options.count])
-        )
+    write_rows(options, directory, rows_file)
 
     def recipe_of(method: str, name: str, workers: int = 1, scaling: str = "weak") -> Recipe:
         run_dir = options.work / name

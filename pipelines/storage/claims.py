@@ -18,6 +18,7 @@ from typing import Any
 
 from pipelines.errors import StageFailed, UserError
 from pipelines.storage.creation import create
+from pipelines.storage.records import parse_json
 from pipelines.storage.store import RunStore
 
 _FOLDER = "claims"
@@ -118,10 +119,10 @@ class Claims:
     def _read(self, path: str) -> dict[str, Any] | None:
         """The claim, or None if there is none; empty if it cannot be read."""
         try:
-            found = json.loads(self._store.read_bytes(path))
+            found = parse_json(self._store.read_bytes(path))
         except FileNotFoundError:
             return None
-        except (ValueError, RecursionError):
+        except ValueError:
             return {}
         return found if isinstance(found, dict) else {}
 

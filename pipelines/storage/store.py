@@ -207,10 +207,6 @@ class RunStore:
         info = self._info(path)
         return int(info.size) if info.is_file else -1
 
-    def changed_at(self, path: str) -> float:
-        """When a file or folder was changed, in seconds since the epoch; 0 if it is not there."""
-        return float((self._info(path).mtime_ns or 0) / 1e9)
-
     def read_bytes(self, path: str) -> bytes:
         def read() -> bytes:
             with self._fs.open_input_stream(self._full(path), compression=None) as stream:

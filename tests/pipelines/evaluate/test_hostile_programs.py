@@ -9,27 +9,15 @@ from pathlib import Path
 
 import pytest
 from hostile_programs import ENDLESS, HOSTILE, TEST
+from isolation import needs_isolation
 
 from pipelines.errors import UserError
 from pipelines.evaluate import sandbox
-from pipelines.evaluate.sandbox import Limits, Verdict, require_isolation, run_programs
+from pipelines.evaluate.sandbox import Limits, Verdict, run_programs
 from pipelines.evaluate.sandbox_calls import REFUSED, RULED, system_call_filter
 
 LIMITS = Limits(wall_seconds=30, cpu_seconds=10, memory_bytes=2**28)
 BRIEF = Limits(wall_seconds=1.5, cpu_seconds=1, memory_bytes=2**28)
-
-
-def isolates() -> bool:
-    try:
-        require_isolation()
-    except UserError:
-        return False
-    return True
-
-
-needs_isolation = pytest.mark.skipif(
-    not isolates(), reason="this machine cannot isolate programs, and so runs none"
-)
 
 
 @functools.cache

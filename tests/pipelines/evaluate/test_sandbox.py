@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from checkout import ROOT
+from isolation import needs_isolation
 
 from pipelines.errors import UserError
 from pipelines.evaluate import sandbox
@@ -21,17 +22,7 @@ from pipelines.evaluate.sandbox import Limits, require_isolation, run_program, r
 LIMITS = Limits(wall_seconds=5, cpu_seconds=2)
 
 
-def isolates() -> bool:
-    try:
-        require_isolation()
-    except UserError:
-        return False
-    return True
-
-
-pytestmark = pytest.mark.skipif(
-    not isolates(), reason="this machine cannot isolate programs, and so runs none"
-)
+pytestmark = needs_isolation
 
 
 def test_network_is_out_of_reach() -> None:
