@@ -36,7 +36,11 @@ class NoMask(MaskConfig):
 
 
 class FrozenMaskConfig(MaskConfig):
-    """keep_fraction: keep the heaviest tokens of a response, zero the others."""
+    """Weights that are not learned.
+
+    keep_fraction: keep the heaviest tokens of a response, zero the others. terms: which terms are
+    masked.
+    """
 
     terms: Terms = of_stage("train", "both")
     keep_fraction: float | None = of_stage("train", None, gt=0, le=1)
@@ -46,6 +50,11 @@ class FrozenMaskConfig(MaskConfig):
 
 
 class ActivationMaskConfig(FrozenMaskConfig):
+    """Weights from the reference's activations.
+
+    hooks: points of the model that are read. mapping: how activations become weights.
+    """
+
     STAGE = "reference"
     kind: Literal["activation"] = "activation"
     hooks: str | tuple[str, ...] = "all"
@@ -57,7 +66,10 @@ class ActivationMaskConfig(FrozenMaskConfig):
 
 
 class RandomMaskConfig(FrozenMaskConfig):
-    """Uniform weights that depend on the seed, the pair and the token's place alone."""
+    """Uniform weights that depend on the seed, the pair and the token's place alone.
+
+    seed: another one gives other weights.
+    """
 
     kind: Literal["random"] = "random"
     seed: int = 0
@@ -70,14 +82,23 @@ class ExternalMaskConfig(FrozenMaskConfig):
 
 
 class LearnedMaskConfig(MaskConfig):
+    """Masks learned from the reference's hidden states.
+
+    architecture: which states a mask reads, and its layers. sharing: one mask for both terms, or
+    one each. terms: which terms are masked. weights: centred = within [0, 2], from 1 on, never zero
+    on a whole response; released = the released code's numbers. layer_activation, mixer_activation:
+    what follows a layer's score, and the mixture. dropout: of the states. target_sparsity: share of
+    tokens held at weight 0. learning_rate, weight_decay, adam_eps: of the masks' parameters; while
+    policy and reference are equal their gradients are rounding noise, which a smaller adam_eps
+    would make full steps of.
+    """
+
     kind: Literal["learned"] = "learned"
     architecture: Literal[
         "simple_last", "simple_all", "ml_last", "ml_all", "binary_last", "binary_all"
     ] = "simple_all"
     sharing: Literal["common", "independent"] = "common"
     terms: Terms = "both"
-    # centred: within [0, 2], from 1 on, never zero on a whole response; released: the released
-    # code's numbers.
     weights: Literal["centred", "released"] = "centred"
     layer_activation: Literal["relu", "none", "rescale"] = "relu"
     mixer_activation: Literal["relu", "none", "rescale"] = "relu"
@@ -85,8 +106,6 @@ class LearnedMaskConfig(MaskConfig):
     target_sparsity: float | None = Field(None, gt=0, lt=1)
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
-    # While the policy still is the reference, a mask's gradient is rounding noise of about 1e-7,
-    # which Adam's usual epsilon would turn into full steps.
     adam_eps: float = Field(1e-6, gt=0)
 
     @model_validator(mode="after")
