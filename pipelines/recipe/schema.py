@@ -326,7 +326,7 @@ class RaySection(Section):
     they are waited for. fallback_resource: what only machines of the second choice have: some that
     are missing for fallback_after_s are asked for with it, and in turn without. num_cpus, num_gpus:
     of a local Ray, or of the machine that `plan` plans for; by default this machine's.
-    fallback_after_s: see fallback_resource. temp_dir: where a local Ray keeps its files.
+    fallback_after_s: seconds of missing them. temp_dir: where a local Ray keeps its files.
     """
 
     address: str | None = None
