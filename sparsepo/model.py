@@ -223,7 +223,14 @@ class PolicyModel(nn.Module):
         Returns: TokenScores; token_kl is present iff features.reference_hidden and a reference head
             are (exact), or features.reference_topk is (a lower bound).
         """
-        hidden = scored_states(self.causal_lm, inputs)
+        return self.scores(self.states(inputs), inputs, features)
+
+    def states(self, inputs: ModelInputs) -> Tensor:
+        """The hidden states [S, d] that the head reads for the scored tokens."""
+        return scored_states(self.causal_lm, inputs)
+
+    def scores(self, hidden: Tensor, inputs: ModelInputs, features: Features) -> TokenScores:
+        """See forward; hidden are the micro-batch's `states`."""
         reference_head = self.reference_head()
         uses_kl = reference_head is not None and features.reference_hidden is not None
         device = hidden.device.type
@@ -291,6 +298,8 @@ class ReferenceModel:
         topk: the k of reference_topk.
         hooks: hook points for `activation_mask`: "all", a type, or a list of names. mapping: how
             they become weights.
+        is_policy: the model is trained beside, without its adapters it is the reference: its mode
+            and its gradients are left alone.
     Raises: ValueError for an unknown hook, or a family without a hook table, when activation_mask
         is requested.
     """
@@ -301,8 +310,9 @@ class ReferenceModel:
         hooks: str | Iterable[str] = "all",
         mapping: ActivationMapping = "zn_rescale",
         topk: int = 64,
+        is_policy: bool = False,
     ) -> None:
-        self.causal_lm = causal_lm.eval().requires_grad_(False)
+        self.causal_lm = causal_lm if is_policy else causal_lm.eval().requires_grad_(False)
         self.head = head_of(causal_lm).detached()
         self._hooks, self._mapping, self._topk = hooks, mapping, topk
 

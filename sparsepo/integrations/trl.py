@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
-from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
 
 from sparsepo.features import FEATURES
 from sparsepo.kernels.token_scoring import CHUNK_ELEMENTS, LMHead
@@ -59,8 +60,7 @@ class TokenDPOTrainer(DPOTrainer):  # type: ignore[misc]
             TRL's default.
         mask: a kind of MASKS, or one that is built; by default the objective's own.
         mask_options: of a kind: its constructor's. A learned mask's sizes come from the reference;
-            by default it is `simple_all`, common, with centred weights, as in recipes. An
-            activation mask takes `hooks` and `mapping` besides.
+            by default it is `simple_all`, common, with centred weights. An activation mask takes `hooks` and `mapping` besides.
         mask_learning_rate, mask_weight_decay, mask_adam_eps: of a learned mask's parameters; biases
             and norms decay as all do.
         scorers: (positive, negative) models for objectives and masks that read their log ratios.
@@ -72,7 +72,7 @@ class TokenDPOTrainer(DPOTrainer):  # type: ignore[misc]
         (FSDP, DeepSpeed, prompt learning, images).
     """
 
-    _tag_names = ["trl", "sparsepo"]
+    _tag_names = ["trl", "sparsepo"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -116,7 +116,8 @@ class TokenDPOTrainer(DPOTrainer):  # type: ignore[misc]
         self._wanted = wanted
         if "scorer_log_ratios" in wanted and scorers is None:
             raise ValueError("scorers=None: give (positive, negative), whose log ratios are read")
-        self.data_collator = _Collator(self.data_collator, self._pair_features)
+        collator: Any = self.data_collator  # type: ignore[has-type]
+        self.data_collator = _Collator(collator, self._pair_features)
         self._sums: dict[str, Tensor] = {}
         needs_head = "reference_hidden" in wanted
         self._policy = PolicyModel(
@@ -262,8 +263,12 @@ class TokenDPOTrainer(DPOTrainer):  # type: ignore[misc]
             if parameter.grad is not None:
                 parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
 
-    def hold_sparsity(self) -> None:
-        """Move the mask's threshold by what the step's micro-batches have shown."""
+    def end_mask_step(self) -> None:
+        """Move the mask's threshold by what the step's micro-batches have shown.
+
+        Its gradients go too: transformers clears those of the model alone.
+        """
+        self.masks.zero_grad()
         means = {name: float(total / count) for name, (total, count) in self._sums.items() if count}
         self._sums = {}
         if isinstance(self.masks, LearnedMasks) and means:
@@ -299,7 +304,7 @@ class TokenDPOTrainer(DPOTrainer):  # type: ignore[misc]
             raise ValueError("a data set with images is not supported")
         if getattr(self, "aux_loss_enabled", False):
             raise ValueError("args.router_aux_loss_coef: must be 0, the loss has no such term")
-        active = getattr(self.model, "active_peft_config", None)
+        active: Any = getattr(self.model, "active_peft_config", None)
         if getattr(active, "is_prompt_learning", False):
             raise ValueError(f"peft_config={active.peft_type}: prompt learning is not supported")
 
@@ -316,7 +321,7 @@ class _MaskSteps(TrainerCallback):  # type: ignore[misc]
     def on_step_end(
         self, args: Any, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
-        self._trainer.hold_sparsity()
+        self._trainer.end_mask_step()
 
 
 class _AsReference:
@@ -406,7 +411,8 @@ def prompts_of(inputs: Mapping[str, Tensor]) -> list[list[int]]:
     """The prompt's token ids of each pair."""
     is_prompt = inputs["attention_mask"].bool() & ~inputs["completion_mask"].bool()
     pairs = len(is_prompt) // 2
-    return [ids[kept].tolist() for ids, kept in zip(inputs["input_ids"][:pairs], is_prompt)]
+    ids = inputs["input_ids"]
+    return [ids[row][is_prompt[row]].tolist() for row in range(pairs)]
 
 
 def head_metrics(hidden: Tensor, head: LMHead, batch: ModelInputs) -> Metrics:
@@ -488,8 +494,8 @@ def _kind(mask: str | TokenMasks | None, objective: Objective) -> str | TokenMas
 
 def _built(kind: str, options: dict[str, Any], reference: Any, mapping: str | None) -> TokenMasks:
     if kind == "learned":
-        recipe = {"architecture": "simple_all", "sharing": "common", "weights": "centred"}
-        return LearnedMasks.for_model(reference.config, **{**recipe, **options})
+        usual = {"architecture": "simple_all", "sharing": "common", "weights": "centred"}
+        return LearnedMasks.for_model(reference.config, **{**usual, **options})
     if kind == "activation":
         options = {**options, "signed": mapping == "none"}
     return MASKS[kind](**options)

@@ -40,6 +40,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparsepo.backbone import state_size
 from sparsepo.masks.base import (
     MaskWeights,
     TokenMasks,
@@ -48,6 +49,7 @@ from sparsepo.masks.base import (
     unit_weights,
 )
 from sparsepo.masks.declarations import (
+    LEARNED_MASKS,
     MaskActivation,
     MaskArchitecture,
     MaskedTerms,
@@ -288,6 +290,25 @@ class LearnedMasks(TokenMasks):
         )
         self.kl: LearnedMask | None = (
             build() if sharing == "independent" and terms != "reward" else None
+        )
+
+    @classmethod
+    def for_model(cls, config: Any, architecture: str, **options: Any) -> "LearnedMasks":
+        """Masks over the states of the reference with this transformers configuration.
+
+        Args:
+            options: the constructor's, but for what the configuration says.
+        """
+        text = config.get_text_config()
+        reads_layers = LEARNED_MASKS[architecture].reads_all_layers
+        names = ("layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps")
+        return cls(
+            architecture=architecture,
+            hidden_size=text.hidden_size if reads_layers else state_size(config),
+            num_layers=text.num_hidden_layers,
+            initializer_range=getattr(text, "initializer_range", 0.02),
+            norm_eps=next((float(v) for n in names if (v := getattr(text, n, None))), 1e-5),
+            **options,
         )
 
     def forward(self, features: Features, response_index: Tensor, num_pairs: int) -> MaskWeights:
