@@ -60,7 +60,8 @@ class TokenDPOTrainer(DPOTrainer):  # type: ignore[misc]
             TRL's default.
         mask: a kind of MASKS, or one that is built; by default the objective's own.
         mask_options: of a kind: its constructor's. A learned mask's sizes come from the reference;
-            by default it is `simple_all`, common, with centred weights. An activation mask takes `hooks` and `mapping` besides.
+            by default it is `simple_all`, common, with centred weights. An activation mask takes
+            `hooks` and `mapping` besides.
         mask_learning_rate, mask_weight_decay, mask_adam_eps: of a learned mask's parameters; biases
             and norms decay as all do.
         scorers: (positive, negative) models for objectives and masks that read their log ratios.
