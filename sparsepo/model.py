@@ -4,6 +4,7 @@ The policy's forward is the only one trained.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -166,6 +167,7 @@ class PolicyModel(nn.Module):
         reference_head: the frozen reference's head, kept as buffers; required for token_kl.
         vocabulary: distributions are over the head's first rows alone, where a reference has no
             more; by default over all.
+        requires: features that the objective reads; of these, PolicyModel makes the policy's own.
     """
 
     reference_weight: Tensor | None
@@ -177,8 +179,13 @@ class PolicyModel(nn.Module):
         masks: TokenMasks,
         reference_head: LMHead | None = None,
         vocabulary: int | None = None,
+        requires: Iterable[str] = (),
     ) -> None:
         super().__init__()
+        wanted = masks.requires | frozenset(requires)
+        self._of_the_step = frozenset(n for n in wanted if FEATURES[n].origin == "step")
+        if "policy_square_sum" in self._of_the_step:
+            raise ValueError("the feature 'policy_square_sum' is not computed by this version")
         self.causal_lm: Any = causal_lm
         self.masks = masks
         self.vocabulary = vocabulary
@@ -216,7 +223,14 @@ class PolicyModel(nn.Module):
         Returns: TokenScores; token_kl is present iff features.reference_hidden and a reference head
             are (exact), or features.reference_topk is (a lower bound).
         """
-        hidden = scored_states(self.causal_lm, inputs)
+        return self.scores(self.states(inputs), inputs, features)
+
+    def states(self, inputs: ModelInputs) -> Tensor:
+        """The hidden states [S, d] that the head reads for the scored tokens."""
+        return scored_states(self.causal_lm, inputs)
+
+    def scores(self, hidden: Tensor, inputs: ModelInputs, features: Features) -> TokenScores:
+        """See forward; hidden are the micro-batch's `states`."""
         reference_head = self.reference_head()
         uses_kl = reference_head is not None and features.reference_hidden is not None
         device = hidden.device.type
@@ -235,6 +249,7 @@ class PolicyModel(nn.Module):
                 if uses_kl or features.reference_topk is None
                 else unpack_topk(features.reference_topk),
             )
+            features = self._with_own(features, policy_logps, hidden)
             masks = self.masks(features, inputs.response_index, inputs.num_pairs)
         return TokenScores(
             policy_logps=policy_logps,
@@ -246,11 +261,19 @@ class PolicyModel(nn.Module):
             num_pairs=inputs.num_pairs,
             l1_shares=self.masks.l1_shares,
             signed_masks=self.masks.signed,
+            empty_sides=self.masks.may_be_empty,
             mask_statistics=masks.statistics,
             scorer_log_ratios=features.scorer_log_ratios,
+            external_weights=features.external_weights,
+            policy_square_sum=features.policy_square_sum,
             prompt_embedding=features.prompt_embedding,
             preference_scores=features.preference_scores,
         )
+
+    def _with_own(self, features: Features, logps: Tensor, hidden: Tensor) -> Features:
+        """The features with the policy's own that somebody requires, detached."""
+        made = {"policy_logps": logps, "policy_hidden": hidden}
+        return replace(features, **{name: made[name].detach() for name in self._of_the_step})
 
 
 def _layer_state(output: Any, inputs: ModelInputs, width: int) -> Tensor:
@@ -276,6 +299,8 @@ class ReferenceModel:
         topk: the k of reference_topk.
         hooks: hook points for `activation_mask`: "all", a type, or a list of names. mapping: how
             they become weights.
+        is_policy: the model is trained beside, without its adapters it is the reference: its mode
+            and its gradients are left alone.
     Raises: ValueError for an unknown hook, or a family without a hook table, when activation_mask
         is requested.
     """
@@ -286,8 +311,9 @@ class ReferenceModel:
         hooks: str | Iterable[str] = "all",
         mapping: ActivationMapping = "zn_rescale",
         topk: int = 64,
+        is_policy: bool = False,
     ) -> None:
-        self.causal_lm = causal_lm.eval().requires_grad_(False)
+        self.causal_lm = causal_lm if is_policy else causal_lm.eval().requires_grad_(False)
         self.head = head_of(causal_lm).detached()
         self._hooks, self._mapping, self._topk = hooks, mapping, topk
 

@@ -29,16 +29,65 @@ def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.S)
 
 
-def test_readme_library_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_library_example_has_five_lines(capsys: pytest.CaptureFixture[str]) -> None:
     """Log ratios 0.5 - 0.1 chosen, 0.3 rejected: DPO's logit is 0.1 * 0.1, the loss log(1 +
     exp(-0.01)) = 0.6882. Five statements.
     """
     (example,) = [
-        b for b in blocks((ROOT / "README.md").read_text(), "python") if "TokenScores" in b
+        b for b in blocks((ROOT / "docs/api.md").read_text(), "python") if "from_padded" in b
     ]
     assert len(ast.parse(example).body) <= 6  # five and the import
-    exec(compile(example, "README.md", "exec"), {})
+    exec(compile(example, "docs/api.md", "exec"), {})
     assert "0.6882" in capsys.readouterr().out
+
+
+QUESTIONS = (
+    "what-does-it-do-for-me",
+    "is-my-data-in-the-right-form",
+    "can-it-tune-my-model",
+    "how-long-does-it-take-and-how-much-memory",
+    "which-beta-and-how-sparse",
+    "how-do-i-go-on-after-a-stop",
+    "how-do-i-compare-two-runs",
+    "how-do-i-run-on-a-cluster",
+    "can-i-use-it-with-trl",
+    "what-went-wrong",
+)
+
+
+def test_ten_questions_have_answers_at_their_anchors() -> None:
+    """In the words of a newcomer; README and the first page lead there."""
+    page = (ROOT / "docs" / "questions.md").read_text()
+    parts = re.split(r"^## (.+)$", page, flags=re.M)[1:]
+    answers = {anchor(title): body for title, body in zip(parts[::2], parts[1::2], strict=True)}
+    assert tuple(answers) == QUESTIONS
+    for name, answer in answers.items():
+        assert 20 <= len(answer.split()) <= 150, name
+        assert "](" in answer, f"{name} leads on"
+    for start in (ROOT / "README.md", ROOT / "docs" / "index.md"):
+        assert "questions.md" in start.read_text()
+
+
+def test_links_lead_to_anchors_that_are_there() -> None:
+    """Every link of a document into another, with the heading that it names."""
+    for document in DOCUMENTS:
+        for path, name in re.findall(r"\]\(([\w./-]*\.md)?#([\w-]+)\)", document.read_text()):
+            target = (document.parent / path) if path else document
+            headings = re.findall(r"^#+ (.+)$", target.read_text(), re.M)
+            assert name in map(anchor, headings), f"{document.name}: {path}#{name}"
+
+
+def anchor(title: str) -> str:
+    """The anchor of a heading, as the site makes it."""
+    return re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", title.lower()).strip())
+
+
+def test_the_readme_fits_a_screen_and_a_half() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.split()) <= 600
+    first = text.split("\n\n")[1]
+    assert not re.search(r"\b[A-Z]{2,}\b", first), "no acronym in the first sentences"
+    assert first.count(".") == 2
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,10 @@ class VaderReward(Section):
 
 
 class ClassifierReward(Section):
-    """Probability of one label under a local sequence classification model."""
+    """Probability of one label under a local sequence classification model.
+
+    model: the classifier. label: the one whose probability counts.
+    """
 
     STAGE = "evaluate"
     kind: Literal["classifier"] = "classifier"
@@ -31,7 +34,8 @@ class GenerationSection(Section):
     """How responses are sampled.
 
     engine: transformers everywhere, or vllm where it is installed (through ray.data.llm; other
-    samples, from the same distribution).
+    samples, from the same distribution). max_new_tokens: of a response. temperature: 0 takes the
+    likeliest token. top_p: the likeliest tokens with this much probability are drawn from.
     """
 
     STAGE = "evaluate"
@@ -46,7 +50,7 @@ class RewardModelJudge(Section):
 
     The higher score wins, equal ones tie.
 
-    label: whose probability is the score; by default the model's only logit.
+    label: whose probability is the score; by default the model's only logit. model: the judge.
     """
 
     STAGE = "evaluate"
@@ -62,7 +66,9 @@ class OpenAIJudge(Section):
 
     base_url: up to and without /chat/completions. api_key_env: environment variable with the key,
     if the endpoint wants one. max_tries: of one question, nonsense answers included.
-    max_failed_fraction: questions that may stay without a verdict.
+    max_failed_fraction: questions that may stay without a verdict. model: its name at the endpoint.
+    max_tokens, temperature: of an answer. timeout_seconds: of a try. num_threads: questions at
+    once.
     """
 
     STAGE = "evaluate"
@@ -84,7 +90,9 @@ Judge = Annotated[RewardModelJudge | OpenAIJudge, Field(discriminator="kind")]
 class SummarizationSection(Section):
     """Local models for the metrics that need one; those metrics are left out without it.
 
-    bert_score_layer: index into the encoder's hidden states, the last by default.
+    bert_score_layer: index into the encoder's hidden states, the last by default. bert_score_model:
+    an encoder. entailment_model: a classifier of premise and hypothesis. entailment_label: its
+    label for what follows.
     """
 
     STAGE = "evaluate"
@@ -99,7 +107,9 @@ class CodeSection(Section):
 
     apply_chat_template: ask for the function in a chat message, for models tuned to answer;
     otherwise the prompt is continued as it stands. k: of pass@k, as far as num_samples reaches.
-    timeout_seconds: wall clock per program. num_runners: programs at once and node.
+    timeout_seconds: wall clock per program. num_runners: programs at once and node. tasks: the
+    file. max_tasks: the first ones. num_samples: programs per task. memory_mib: a program's
+    ceiling.
     """
 
     STAGE = "evaluate"
@@ -119,7 +129,9 @@ class CodeSection(Section):
 class LeaderboardSection(Section):
     """Tasks of lm-evaluation-harness (the extra `leaderboard`), by name.
 
-    include_path: a directory with task files of one's own. limit: documents per task.
+    include_path: a directory with task files of one's own. limit: documents per task. tasks: their
+    names. num_fewshot: worked examples before the question; by default the task's. batch_size:
+    questions at once. apply_chat_template: ask in chat messages.
     """
 
     STAGE = "evaluate"
@@ -136,7 +148,11 @@ class EvaluateSection(Section):
 
     temperatures: of the samples that sentiment, dialogue and summarization look at, the first being
     the one of unqualified metric names; by default generation.temperature alone.
-    sequences_per_batch: sampled together; other numbers draw other samples.
+    sequences_per_batch: sampled together; other numbers draw other samples. benchmarks: what is
+    measured. split: whose pairs and prompts. max_pairs: the first ones. num_prompts: prompts with
+    samples. key_words: a file of words whose tokens the masks should find. seed: of samples and
+    intervals. bootstrap_samples: draws of an interval. batch_tokens: tokens per forward.
+    num_actors: copies of the models; by default one per GPU.
     """
 
     STAGE = "evaluate"
@@ -191,7 +207,11 @@ class EvaluateSection(Section):
 
 
 class SampleSection(Section):
-    """Candidates per prompt from `model.name_or_path`, scored, in the scored-candidates form."""
+    """Candidates per prompt from `model.name_or_path`, scored, in the scored-candidates form.
+
+    num_candidates: per prompt. max_prompts: the first ones. seed: of the samples. batch_prompts:
+    prompts per task.
+    """
 
     STAGE = "sample"
     num_candidates: int = Field(8, ge=2)
@@ -206,7 +226,7 @@ class Gate(Section):
     """A condition on one number of an evaluation, named <benchmark>/<name> as in its JSON.
 
     min, max: limits of the value. max_drop, max_rise: how far it may lie below or above the
-    release's (schedule.release).
+    release's (schedule.release). metric: the number's name.
     """
 
     metric: str = Field(min_length=1)
@@ -232,7 +252,8 @@ class ScheduleSection(Section):
 
     cron: as in crontab, five fields (minute hour day month weekday) or a name (@daily). release: a
     run directory with a finished evaluation, which gates with max_drop and max_rise compare with.
-    webhook_env: environment variable with the address that is told of failed gates.
+    webhook_env: environment variable with the address that is told of failed gates. timezone: of
+    cron. gates: what fails an evaluation. webhook: the address that is told of failed gates.
     """
 
     cron: str | None = None

@@ -24,7 +24,8 @@ class ModelSection(Section):
 
     reference: the starting model unless named. positive_scorer, negative_scorer: the two models
     that tis_dpo weighs tokens with. embedder: a sentence-embedding model for rpo; without one, the
-    mean of the reference's last hidden states.
+    mean of the reference's last hidden states. name_or_path: the model to tune; the reference too,
+    unless another is named. tokenizer: another one than the model's.
     """
 
     name_or_path: Model
@@ -38,11 +39,15 @@ class ModelSection(Section):
 class ColumnNames(Section):
     """What the columns of a source are called.
 
-    prompt, conversations, instruction: what asks; `input` is joined to an instruction, and to any
-    other question if it is set. messages, conversations: whole conversations. chosen, rejected;
-    responses with scores; response or completion with label; output: what answers. chosen_score,
-    rejected_score: score_chosen, chosen_score, chosen_rating and their likes are read without being
-    set, where they are numbers.
+    prompt: what asks, in the forms text, scored and unpaired. instruction: what asks, in the form
+    alpaca. input: joined to an instruction, and to any other question if it is set. conversations,
+    messages: whole conversations. chosen: the better answer. rejected: the worse one. responses:
+    candidates. scores: of the candidates. response, completion: one answer. label: whether it is
+    wanted. output: the only answer (alpaca). text: whole texts, for sft. chosen_score,
+    rejected_score: how good the answers are; score_chosen, chosen_score, chosen_rating and their
+    likes are read without being set, where they are numbers. chosen_weights, rejected_weights: a
+    weight per response token, for mask.kind=external. system: a turn before the first. tools:
+    descriptions for the chat template.
     """
 
     STAGE = "prepare"
@@ -71,15 +76,15 @@ class ColumnNames(Section):
 class Source(Section):
     """One data source.
 
-    `path`: a local or object-store file, directory or glob, or a Hugging Face data set name.
-
-    form: text = prompt/chosen/rejected strings; conversational = chosen/rejected messages, with or
-    without a prompt; hh = transcripts; scored = candidates with scores; unpaired = prompt/response/
-    label; alpaca = instruction/input/chosen/rejected (or output) as turns; chosen_only =
-    prompt/chosen, or messages; text_only = one text column (for sft). weight: expected copies of
-    each training row. split: of a Hugging Face data set ("train" by default), or of files whose
-    names say their split; "all" for every file. subset: of a Hugging Face data set. data_dir: a
-    folder in the data set or directory.
+    path: a local or object-store file, directory or glob, or a Hugging Face data set name. format:
+    of its files, by default by their names. form: text = prompt/chosen/rejected strings;
+    conversational = chosen/rejected messages, with or without a prompt; hh = transcripts; scored =
+    candidates with scores; unpaired = prompt/response/ label; alpaca =
+    instruction/input/chosen/rejected (or output) as turns; chosen_only = prompt/chosen, or
+    messages; text_only = one text column (for sft). weight: expected copies of each training row.
+    split: of a Hugging Face data set ("train" by default), or of files whose names say their split;
+    "all" for every file. subset: of a Hugging Face data set. data_dir: a folder in the data set or
+    directory.
     """
 
     STAGE = "prepare"
@@ -97,6 +102,19 @@ class Source(Section):
 
 
 class DataSection(Section):
+    """Which rows are read, how they are split, and how long they may be.
+
+    validation_fraction, test_fraction: share of the prompts of `sources` that are held out.
+    split_seed: which prompts those are. max_prompt_tokens, max_response_tokens, max_tokens: of a
+    prompt, a response, both together. scored_turns: of a conversation, the last answer alone or all
+    of them. chat_template: a file, or a model whose template is taken. chat_template_kwargs: what
+    else the template is told. prompt_overflow: what becomes of a longer prompt. response_overflow:
+    what becomes of a longer response. min_gap: pairs whose scores are closer are dropped. pairing:
+    of scored candidates, the best with the worst or each with each that is worse. deduplicate: keep
+    one of equal pairs. max_train_pairs, max_validation_pairs, max_test_pairs: of each split, the
+    first ones. shard_pairs: pairs per file. rows_per_task: rows that one task reads.
+    """
+
     STAGE = "prepare"
     sources: tuple[Source, ...] = Field(min_length=1)
     validation: tuple[Source, ...] = ()
@@ -144,7 +162,8 @@ class ReferenceSection(Section):
     are stored, compute = in the reference's dtype. layout: packed shares the prompt between both
     responses and packs pairs where the model allows it. batch_tokens: tokens per forward, padding
     included. gpus_per_model: GPUs over which one copy is spread. max_failed_fraction: rows that may
-    fail alone.
+    fail alone. dtype: of the reference's weights. num_actors: copies that score side by side; by
+    default one per GPU.
     """
 
     STAGE = "reference"
@@ -178,7 +197,8 @@ class LoraSection(Section):
     but the head. use_dora: a trained magnitude beside the direction. use_rslora: scaled by the root
     of the rank. bias: trained beside the adapters. modules_to_save: modules that are trained and
     saved whole. rank_pattern, alpha_pattern: by name of layer, other than rank and alpha. save:
-    adapter = the adapter alone, naming its base; merged = whole weights.
+    adapter = the adapter alone, naming its base; merged = whole weights. rank, alpha, dropout:
+    peft's.
     """
 
     STAGE = "train"
@@ -200,6 +220,7 @@ class SelectionSection(Section):
 
     keep_best: that many best checkpoints are kept beside the newest ones. patience: validations
     without improvement after which training stops. publish: which weights become RUN/train/model.
+    metric: of a validation record. mode: whether less or more is better.
     """
 
     STAGE = "train"
@@ -221,7 +242,18 @@ class TrainSection(Section):
     and packs pairs where the model allows it. micro_batch_tokens: tokens per forward and backward,
     padding included. auto_microbatch: halve it when memory runs out, and go on from the last
     checkpoint. compile: torch.compile the decoder layers (by default on GPUs, where that is to
-    pay). min_workers: go on with so many when workers are lost.
+    pay). min_workers: go on with so many when workers are lost. global_batch_size: pairs per step,
+    over all workers. epochs: times that every pair is seen. max_steps: the last step, where it
+    comes first. learning_rate: at its highest. weight_decay, adam_betas, adam_eps: AdamW's.
+    schedule: of the learning rate after warming up. warmup_fraction: share of the steps in which it
+    rises. max_grad_norm: longer gradients are cut to it. dropout: off, or as the model's
+    configuration has it. seed: of the order of rows, and of a mask's first parameters.
+    validate_every: steps between looks at the validation split. gradient_checkpointing: compute
+    activations again instead of keeping them. num_workers: a GPU each where there are GPUs.
+    use_gpu: by default where there are any. cpus_per_worker: by default all, shared evenly.
+    checkpoint_every: steps. keep_checkpoints: newest ones that stay. max_failures: times that
+    workers are started again. trackers: who hears of metrics, beside the files. tracker_project,
+    tracker_group: their names there.
     """
 
     STAGE = "train"
@@ -275,7 +307,8 @@ class TrainSection(Section):
 class PathsSection(Section):
     """Where shared stage outputs live; by default inside run_dir.
 
-    Runs that name the same place share the work.
+    Runs that name the same place share the work. pairs: of the prepare stage. reference: of the
+    reference stage.
     """
 
     pairs: StoreDirectory | None = None
@@ -283,14 +316,17 @@ class PathsSection(Section):
 
 
 class RaySection(Section):
-    """address: of a running cluster; None starts a local one unless RAY_ADDRESS is set.
+    """Which Ray a command uses, and how much of it.
 
+    address: of a running cluster; without one a local Ray starts unless RAY_ADDRESS is set.
     worker_logs: print what workers print; it is in the log files of Ray anyway. cpus_per_run,
     gpus_per_run: what the actors and workers of this run may take, for several runs side by side; a
     fraction of a GPU is for one worker. autoscaling: whether machines come with work, so that
     missing ones are waited for; by default where the head has no CPUs. scale_up_timeout_s: how long
     they are waited for. fallback_resource: what only machines of the second choice have: some that
-    are missing for fallback_after_s are asked for with it, and in turn without.
+    are missing for fallback_after_s are asked for with it, and in turn without. num_cpus, num_gpus:
+    of a local Ray, or of the machine that `plan` plans for; by default this machine's.
+    fallback_after_s: seconds of missing them. temp_dir: where a local Ray keeps its files.
     """
 
     address: str | None = None
@@ -307,6 +343,11 @@ class RaySection(Section):
 
 
 class Recipe(Section):
+    """A whole run.
+
+    run_dir: where everything of the run is written, a path or an object store's URI.
+    """
+
     run_dir: RunDirectory
     model: ModelSection
     data: DataSection
@@ -365,9 +406,9 @@ class Recipe(Section):
             self.model.positive_scorer and self.model.negative_scorer
         ):
             raise ValueError(
-                f"objective.name={name} needs the feature scorer_log_ratios of the reference "
-                "stage: set model.positive_scorer and model.negative_scorer (models that prefer "
-                "good and bad responses)"
+                f"{self.reader_of('scorer_log_ratios')} needs the feature scorer_log_ratios of the "
+                "reference stage: set model.positive_scorer and model.negative_scorer (models "
+                "that prefer good and bad responses)"
             )
         if "reference_topk" in wanted and self.reference.topk is None:
             raise ValueError(
@@ -403,14 +444,24 @@ class Recipe(Section):
                 f"train.validate_every = {self.train.validate_every}: there are no validation "
                 "pairs; set data.validation_fraction or data.validation, or leave it out"
             )
-        conflict = self.objective.conflict(self.data.min_gap)
+        conflict = self.objective.mask_conflict(self.mask) or self.objective.conflict(
+            self.data.min_gap
+        )
         if conflict:
             raise ValueError(conflict)
         return self
 
+    def reader_of(self, feature: str) -> str:
+        """The key and value by which the recipe reads a feature, for an error."""
+        if feature in self.mask.requires():
+            return f"mask.kind={self.mask.kind}"
+        if feature in self.objective.requires():
+            return f"objective.name={self.objective.name}"
+        return "reference.features"
+
     def required_features(self) -> frozenset[str]:
         """Features that objective and mask need together."""
-        wanted = self.objective.declared.requires | self.mask.requires()
+        wanted = self.objective.requires() | self.mask.requires()
         if self.reference.topk is not None and "reference_hidden" in wanted:
             return wanted - {"reference_hidden"} | {"reference_topk"}
         return wanted
@@ -439,6 +490,6 @@ class Recipe(Section):
         Scorers and embedder never run beside training.
         """
         made = frozenset(
-            name for name in self.required_features() if FEATURES[name].origin != "pairs"
+            name for name in self.required_features() if FEATURES[name].of_frozen_model
         )
         return (made - self.online_features()) | frozenset(self.reference.features)

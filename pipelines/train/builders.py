@@ -5,8 +5,7 @@ from typing import Any
 import torch
 
 from pipelines.recipe import LearnedMaskConfig, MaskConfig, ObjectiveConfig
-from sparsepo.backbone import state_size
-from sparsepo.masks import MASKS, TokenMasks
+from sparsepo.masks import MASKS, LearnedMasks, TokenMasks
 from sparsepo.objectives import Objective
 
 
@@ -24,19 +23,6 @@ def build_mask(config: MaskConfig, reference_config: Any, seed: int) -> TokenMas
     """
     if not isinstance(config, LearnedMaskConfig):
         return MASKS[config.kind](**config.options())
-    names = ("layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps")
-    norm_eps = next(
-        (float(v) for n in names if (v := getattr(reference_config.get_text_config(), n, None))),
-        1e-5,
-    )
-    text = reference_config.get_text_config()
-    reads_layers = "reference_layers" in config.requires()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return MASKS[config.kind](
-            **config.options(),
-            hidden_size=text.hidden_size if reads_layers else state_size(reference_config),
-            num_layers=text.num_hidden_layers,
-            initializer_range=getattr(text, "initializer_range", 0.02),
-            norm_eps=norm_eps,
-        )
+        return LearnedMasks.for_model(reference_config, **config.options())

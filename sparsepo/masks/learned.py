@@ -40,14 +40,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparsepo.backbone import state_size
 from sparsepo.masks.base import (
     MaskWeights,
     TokenMasks,
     require_feature,
     rescale_per_response,
+    response_means,
     unit_weights,
 )
 from sparsepo.masks.declarations import (
+    LEARNED_MASKS,
     MaskActivation,
     MaskArchitecture,
     MaskedTerms,
@@ -55,7 +58,7 @@ from sparsepo.masks.declarations import (
     MaskWeighting,
     check_mask_options,
 )
-from sparsepo.records import Features, Metrics, on_device, segment_sum
+from sparsepo.records import Features, Metrics, on_device
 
 CONFIG_FILE, WEIGHTS_FILE = "mask_config.json", "masks.safetensors"
 _HIDDEN_UNITS = 200
@@ -190,7 +193,7 @@ class LearnedMask(nn.Module):
         if self.is_centred:
             scores = (
                 scores
-                - _response_means(scores, response_index, num_responses)
+                - response_means(scores, response_index, num_responses)
                 + (0.0 if self.has_target else 1.0)
             )
         shifted = scores + self.shift
@@ -262,6 +265,7 @@ class LearnedMasks(TokenMasks):
         self._feature = kind.feature
         self.requires = frozenset({kind.feature})
         self.terms, self.target_sparsity = terms, target_sparsity
+        self.may_be_empty = True
         self.signed = (mixer_activation if kind.reads_all_layers else layer_activation) == "none"
         if sharing == "common" and terms == "both":
             self.l1_shares = (0.5, 0.5)
@@ -288,6 +292,25 @@ class LearnedMasks(TokenMasks):
         )
         self.kl: LearnedMask | None = (
             build() if sharing == "independent" and terms != "reward" else None
+        )
+
+    @classmethod
+    def for_model(cls, config: Any, architecture: str, **options: Any) -> "LearnedMasks":
+        """Masks over the states of the reference with this transformers configuration.
+
+        Args:
+            options: the constructor's, but for what the configuration says.
+        """
+        text = config.get_text_config()
+        reads_layers = LEARNED_MASKS[architecture].reads_all_layers
+        names = ("layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps")
+        return cls(
+            architecture=architecture,
+            hidden_size=text.hidden_size if reads_layers else state_size(config),
+            num_layers=text.num_hidden_layers,
+            initializer_range=getattr(text, "initializer_range", 0.02),
+            norm_eps=next((float(v) for n in names if (v := getattr(text, n, None))), 1e-5),
+            **options,
         )
 
     def forward(self, features: Features, response_index: Tensor, num_pairs: int) -> MaskWeights:
@@ -386,12 +409,6 @@ def _activated(
         if activation == "none"
         else rescale_per_response(values, response_index, num_responses)
     )
-
-
-def _response_means(scores: Tensor, response_index: Tensor, num_responses: int) -> Tensor:
-    """Each token's mean of the scores [S] of its response."""
-    counts = segment_sum(torch.ones_like(scores), response_index, num_responses).clamp(min=1)
-    return (segment_sum(scores, response_index, num_responses) / counts)[response_index]
 
 
 def _score_statistics(name: str, scores: Tensor, network: LearnedMask) -> Metrics:

@@ -12,6 +12,7 @@ import socket
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -36,10 +37,11 @@ _LEAST_CPU_SECONDS, _IN_SECONDS = 0.5, 60.0
 
 @dataclass(frozen=True)
 class Ended:
-    """How a training ended on one rank: failure None if it got to its end."""
+    """How work ended on one rank: failure None if it got to its end, with its result."""
 
     failure: Failure | None = None
     trace: str = ""
+    result: Any = None
 
 
 class Ranks:
@@ -72,17 +74,30 @@ class Ranks:
         Raises: AssertionError if a rank died, or got no further although it had not ended; the
             processes are killed then.
         """
-        if not self._processes:
-            self._start()
         facts = training_facts(Run(recipe))
         store = RunStore(facts.root)
         for name in failure_files(store):
             store.delete(name)
+        return self._all(_train, facts)
+
+    def call(self, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """What `work(rank, world, *arguments)` returns on every rank, in a process group.
+
+        Raises: AssertionError with the traces of ranks where it raised.
+        """
+        ends = self._all(work, *arguments)
+        traces = [f"rank {rank}: {end.trace}" for rank, end in enumerate(ends) if end.failure]
+        assert not traces, "\n".join(traces)
+        return [end.result for end in ends]
+
+    def _all(self, work: Callable[..., Any], *arguments: Any) -> list[Ended]:
+        if not self._processes:
+            self._start()
         self._trainings += 1
         meeting = self._folder / f"{os.getpid()}-{self._trainings}"
         try:
             for connection in self._connections:
-                connection.send((facts, f"file://{meeting}"))
+                connection.send((work, arguments, f"file://{meeting}"))
             return self._collect()
         except BaseException:
             self._kill()
@@ -147,30 +162,35 @@ def _serve(connection: Connection, rank: int, world: int) -> None:
     )
     while True:
         try:
-            facts, meeting = connection.recv()
+            work, arguments, meeting = connection.recv()
         except EOFError:
             return
-        connection.send(_train(facts, meeting, rank, world))
+        connection.send(_joined(work, arguments, meeting, rank, world))
 
 
-def _train(facts: TrainingFacts, meeting: str, rank: int, world: int) -> Ended:
+def _joined(work: Callable[..., Any], arguments: Any, meeting: str, rank: int, world: int) -> Ended:
+    """The work in a process group of its own."""
+    with quick_imports():
+        import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
+    try:
+        return Ended(result=work(rank, world, *arguments))
+    except Exception as error:
+        return Ended(Failure.of(error), traceback.format_exc())
+    finally:
+        dist.destroy_process_group()
+        gc.collect()  # parameters of FSDP hold each other, and the group
+
+
+def _train(rank: int, world: int, facts: TrainingFacts) -> None:
     with quick_imports():
         import torch
-        import torch.distributed as dist
 
         from pipelines.models.device import Placement
         from pipelines.train.worker import train_rank
 
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
-    end = Ended()
-    try:
-        placement = Placement.choose(
-            facts.train.precision, torch.device("cpu"), rank, world, facts.train.strategy
-        )
-        train_rank(facts, placement, 1, lambda metrics: None)
-    except Exception as error:
-        end = Ended(Failure.of(error), traceback.format_exc())
-    finally:
-        dist.destroy_process_group()
-        gc.collect()  # parameters of FSDP hold each other, and the group
-    return end
+    placement = Placement.choose(
+        facts.train.precision, torch.device("cpu"), rank, world, facts.train.strategy
+    )
+    train_rank(facts, placement, 1, lambda metrics: None)
