@@ -6,6 +6,7 @@ from .batching.layouts import (
     padded_layout as padded_layout,
 )
 from .batching.sampling import Sampler as Sampler
+from .falling import FallingChosenWatch as FallingChosenWatch
 from .features import FEATURES as FEATURES
 from .kernels import (
     LMHead as LMHead,

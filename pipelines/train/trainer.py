@@ -50,6 +50,7 @@ from pipelines.train.trackers import build_trackers
 from sparsepo.backbone import has_decoder_layers, transformer_of
 from sparsepo.batching.sampling import Sampler
 from sparsepo.checks import checks_read_later
+from sparsepo.falling import FallingChosenWatch
 from sparsepo.masks import CollapseWatch, LearnedMasks
 from sparsepo.objectives import CoupledBatch, CoupledObjective
 from sparsepo.records import Metrics, TokenScores, add_metrics
@@ -154,6 +155,7 @@ class Trainer:
             )
         self.watch = CollapseWatch(facts.mask.masked_terms(), state.get("collapse_streaks"))
         self.runaway = RunawayWatch(state.get("runaway"))
+        self.falling = FallingChosenWatch(state.get("falling"))
         self.selection = Selection(facts.train.selection, state.get("selection"))
         if self.step < self.num_steps and not (self.selection.has_ended or goes_on(state)):
             raise UserError(
@@ -333,7 +335,11 @@ class Trainer:
         while len(self._launched) > (0 if preempted else unread):
             record, flagged = self._read_step()
             preempted = preempted or flagged
-            warnings = self.watch.observe(record) + self.runaway.observe(record)
+            warnings = [
+                line
+                for watch in (self.watch, self.runaway, self.falling)
+                for line in watch.observe(record)
+            ]
             if self.metrics is not None:
                 self.metrics.add(record)
                 if warnings:
@@ -574,6 +580,7 @@ class Trainer:
             "num_steps": self.num_steps,
             "collapse_streaks": self.watch.streaks,
             "runaway": self.runaway.state(),
+            "falling": self.falling.state(),
             "selection": self.selection.state(),
             "selection_value": self.selection.value_of(latest),
         }

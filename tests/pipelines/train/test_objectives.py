@@ -37,7 +37,7 @@ from pipelines.reference.stage import run_facts
 from pipelines.storage.records import read_record
 from pipelines.train.metrics import read_metrics
 from pipelines.train.trainer import Trainer
-from sparsepo import OBJECTIVES, LearnedMasks, RunawayWatch
+from sparsepo import OBJECTIVES, FallingChosenWatch, LearnedMasks, RunawayWatch
 from sparsepo.batching.layouts import padded_layout
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -625,6 +625,33 @@ def test_a_kl_that_runs_away_is_a_warning_of_the_run_and_is_told_once(
         "window": [],
         "has_told": True,
     }
+
+
+def test_chosen_responses_that_get_unlikely_are_a_warning_of_the_run_and_are_told_once(
+    recipe_in: MakeRecipe, world: World, tmp_path: Path
+) -> None:
+    """The forty-nine steps before this run's first are given: they fall by 2 nats a step."""
+    recipe = recipe_in(
+        tmp_path,
+        "objective.name=dpo",
+        "train.max_steps=2",
+        "train.checkpoint_every=1",
+        *world.options,
+        paths=world.paths,
+    )
+    trainer = trainer_of(recipe)
+    before = [[100.0 - 2 * i, i / 100 - 0.5] for i in range(49)]
+    trainer.falling = FallingChosenWatch({"window": before})
+    trainer.run(lambda metrics: None)
+    (warning,) = [
+        record
+        for record in read_metrics(RunPaths.of(recipe).train)
+        if record.get("kind") == "warning"
+    ]
+    assert warning["step"] == 1
+    (line,) = warning["messages"]
+    assert "logps/chosen falls while rewards/margins grow" in line and "nll_coef" in line
+    assert trainer_of(recipe).falling.state() == {"window": [], "has_told": True}
 
 
 def test_weights_that_stop_being_finite_stop_with_step_and_pairs(
