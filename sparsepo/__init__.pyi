@@ -44,6 +44,7 @@ from .objectives import (
     Objective as Objective,
     SimPO as SimPO,
     SparsePO as SparsePO,
+    Sum as Sum,
 )
 from .records import (
     Features as Features,

@@ -7,10 +7,10 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, create_model, model_validator
 
 from pipelines.recipe.section import Section
-from sparsepo.objectives.declarations import OBJECTIVES, ObjectiveDeclaration
+from sparsepo.objectives.declarations import OBJECTIVES, ObjectiveDeclaration, common_mask_kinds
 
 
 class ObjectiveConfig(Section):
@@ -31,6 +31,14 @@ class ObjectiveConfig(Section):
     def options(self) -> dict[str, Any]:
         """The constructor's."""
         return self.model_dump(exclude={"name"})
+
+    def requires(self) -> frozenset[str]:
+        """Features that the loss reads with these options."""
+        return self.declared.requires_for(self.options())
+
+    def mask_kinds(self) -> frozenset[str]:
+        """Kinds of mask that it can work with."""
+        return self.declared.mask_kinds
 
     def conflict(self, min_gap: float) -> str | None:
         """Why this objective cannot use data prepared with this data.min_gap; None if it can."""
@@ -139,9 +147,64 @@ def _alternatives(base: type[ObjectiveConfig]) -> list[type[ObjectiveConfig]]:
     )
 
 
+def _term_of(section: type[ObjectiveConfig]) -> type[ObjectiveConfig]:
+    """The same section with the weight that its loss has in a sum."""
+    name = section.__name__.replace("Config", "Term")
+    weight: Any = (float, Field(gt=0))
+    term = create_model(name, __base__=section, __module__=__name__, weight=weight)
+    globals()[name] = term  # where facts that travel to workers find it
+    return term
+
+
+_ALONE = _alternatives(ObjectiveConfig)
+if TYPE_CHECKING:
+
+    class AnyTerm(ObjectiveConfig):
+        weight: float
+else:
+    AnyTerm = Annotated[reduce(or_, map(_term_of, _ALONE)), Field(discriminator="name")]
+
+
+class SumConfig(ObjectiveConfig):
+    """of: the terms, each an objective's own keys with the weight of its loss."""
+
+    name: Literal["sum"] = "sum"
+    of: tuple[AnyTerm, ...] = Field(min_length=1)
+
+    def options(self) -> dict[str, Any]:
+        return {"of": [{"name": term.name, **term.options()} for term in self.of]}
+
+    def mask_kinds(self) -> frozenset[str]:
+        return common_mask_kinds(term.name for term in self.of)
+
+    def conflict(self, min_gap: float) -> str | None:
+        return next(filter(None, (term.conflict(min_gap) for term in self.of)), None)
+
+    @model_validator(mode="after")
+    def _is_of_preferences(self) -> "SumConfig":
+        if not any(term.declared.uses_rejected for term in self.of):
+            names = ", ".join(term.name for term in self.of)
+            raise ValueError(f"of names {names} alone: a sum needs a term with preferences")
+        common_mask_kinds(term.name for term in self.of)
+        return self
+
+
+def named_objectives(given: Any) -> list[str]:
+    """The objective that a section names, not validated yet, and the terms of a sum."""
+    if isinstance(given, ObjectiveConfig):
+        given = given.model_dump()
+    if not isinstance(given, dict):
+        return []
+    terms = given.get("of")
+    within = (
+        [name for term in terms for name in named_objectives(term)]
+        if isinstance(terms, list | tuple)
+        else []
+    )
+    return [name for name in [given.get("name"), *within] if isinstance(name, str)]
+
+
 if TYPE_CHECKING:
     AnyObjective = ObjectiveConfig
 else:
-    AnyObjective = Annotated[
-        reduce(or_, _alternatives(ObjectiveConfig)), Field(discriminator="name")
-    ]
+    AnyObjective = Annotated[reduce(or_, [*_ALONE, SumConfig]), Field(discriminator="name")]

@@ -13,7 +13,7 @@ from pipelines.recipe.location import (
     StoreDirectory,
 )
 from pipelines.recipe.masks import AnyMask, NoMask
-from pipelines.recipe.objectives import AnyObjective, DPOConfig
+from pipelines.recipe.objectives import AnyObjective, DPOConfig, named_objectives
 from pipelines.recipe.section import Section, of_stage
 from sparsepo.features import FEATURES
 from sparsepo.objectives.declarations import OBJECTIVES
@@ -327,24 +327,17 @@ class Recipe(Section):
 
         It never means another objective under this one's name.
         """
-        objective = given.get("objective") if isinstance(given, dict) else None
-        name = (
-            objective.get("name")
-            if isinstance(objective, dict)
-            else getattr(objective, "name", None)
-        )
-        if (
-            not isinstance(name, str)
-            or name not in OBJECTIVES
-            or OBJECTIVES[name].default_mask == "none"
-        ):
+        if not isinstance(given, dict):
             return given
+        kinds = {
+            OBJECTIVES[name].default_mask
+            for name in named_objectives(given.get("objective"))
+            if name in OBJECTIVES
+        } - {"none"}
         mask = given.get("mask") or {}
-        return (
-            {**given, "mask": {"kind": OBJECTIVES[name].default_mask, **mask}}
-            if isinstance(mask, dict)
-            else given
-        )
+        if len(kinds) != 1 or not isinstance(mask, dict):
+            return given
+        return {**given, "mask": {"kind": kinds.pop(), **mask}}
 
     @model_validator(mode="after")
     def _fits(self) -> "Recipe":
@@ -354,11 +347,11 @@ class Recipe(Section):
                 f"ray.gpus_per_run={share} with train.num_workers={self.train.num_workers}: a "
                 "fraction of one GPU is for one worker"
             )
-        name, declared = self.objective.name, self.objective.declared
-        if self.mask.kind not in declared.mask_kinds:
+        name, allowed = self.objective.name, self.objective.mask_kinds()
+        if self.mask.kind not in allowed:
             raise ValueError(
                 f"mask.kind={self.mask.kind} with objective.name={name}: allowed is "
-                f"{' or '.join(sorted(declared.mask_kinds))}"
+                f"{' or '.join(sorted(allowed))}"
             )
         wanted = self.required_features() | frozenset(self.reference.features)
         if "scorer_log_ratios" in wanted and not (
@@ -410,7 +403,7 @@ class Recipe(Section):
 
     def required_features(self) -> frozenset[str]:
         """Features that objective and mask need together."""
-        wanted = self.objective.declared.requires | self.mask.requires()
+        wanted = self.objective.requires() | self.mask.requires()
         if self.reference.topk is not None and "reference_hidden" in wanted:
             return wanted - {"reference_hidden"} | {"reference_topk"}
         return wanted

@@ -512,15 +512,15 @@ class Trainer:
 
         It yields what all pairs of the batch need to know of each other.
         """
-        if not isinstance(self.objective, CoupledObjective):
+        if not (isinstance(self.objective, CoupledObjective) and self.objective.couples_pairs):
             return None
         mine: dict[int, Tensor] = {}
         for batch in self.loader.stream(cuts, cuts):
-            scores = self._forward(batch)
+            values = self.objective.values_of_inputs(batch.inputs)
+            if values is None:
+                values = self.objective.shared_values(self._forward(batch)).cpu()
             if not batch.cut.is_filler:
-                mine |= dict(
-                    zip(batch.cut.rows, self.objective.shared_values(scores).cpu(), strict=True)
-                )
+                mine |= dict(zip(batch.cut.rows, values, strict=True))
         everyone = {
             row: value for part in self.placement.gather(mine) for row, value in part.items()
         }

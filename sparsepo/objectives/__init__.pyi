@@ -19,6 +19,7 @@ from .rpo import RPO as RPO
 from .sft import SFT as SFT
 from .simpo import SimPO as SimPO
 from .sparsepo import SparsePO as SparsePO
+from .sum import Sum as Sum
 from .tdpo1 import TDPO1 as TDPO1
 from .tdpo2 import TDPO2 as TDPO2
 from .tis_dpo import TISDPO as TISDPO

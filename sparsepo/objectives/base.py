@@ -11,7 +11,14 @@ from torch.nn import functional as F
 
 from sparsepo.checks import require
 from sparsepo.objectives.declarations import OBJECTIVES
-from sparsepo.records import Metrics, ObjectiveOutput, TokenScores, on_device, segment_sum
+from sparsepo.records import (
+    Metrics,
+    ModelInputs,
+    ObjectiveOutput,
+    TokenScores,
+    on_device,
+    segment_sum,
+)
 
 
 class Objective(ABC):
@@ -22,7 +29,8 @@ class Objective(ABC):
 
     Attributes:
         name: its key in OBJECTIVES.
-        requires: features the loss itself reads (the mask declares its own).
+        requires: features the loss itself reads (the mask declares its own). A constructor whose
+            options change them sets its own.
         uses_rejected: False for objectives on chosen responses alone.
         couples_pairs: True if a pair's loss depends on other pairs of the global batch (see
             CoupledObjective).
@@ -33,9 +41,9 @@ class Objective(ABC):
     """
 
     name: ClassVar[str]
-    requires: ClassVar[frozenset[str]] = frozenset({"reference_logps"})
+    requires: frozenset[str] = frozenset({"reference_logps"})
     uses_rejected: ClassVar[bool] = True
-    couples_pairs: ClassVar[bool] = False
+    couples_pairs: bool = False
     mask_kinds: ClassVar[frozenset[str]] = frozenset({"none"})
     default_mask: ClassVar[str] = "none"
 
@@ -166,11 +174,16 @@ class CoupledObjective(PreferenceObjective):
     """An objective whose losses depend on the whole global batch.
 
     Called on scores alone, these are the whole batch. A trainer that cuts the batch takes two
-    passes: `shared_values` of every micro-batch without gradient, gathered; then each micro-batch
-    with the gathered record. The sum of the slices' losses and gradients equals the whole's.
+    passes: `values_of_inputs` or else `shared_values` of every micro-batch without gradient,
+    gathered; then each micro-batch with the gathered record. The sum of the slices' losses and
+    gradients equals the whole's.
     """
 
     couples_pairs = True
+
+    def values_of_inputs(self, inputs: ModelInputs) -> Tensor | None:
+        """`shared_values` where the lengths alone give them; None where the policy has to run."""
+        return None
 
     @abstractmethod
     def shared_values(self, scores: TokenScores) -> Tensor:

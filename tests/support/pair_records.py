@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
-from sparsepo import TokenScores
+from sparsepo import OBJECTIVES, TokenScores
 from sparsepo.objectives import Objective
 
+# Objectives that can be built without an option.
+PLAIN = [name for name in OBJECTIVES if name != "sum"]
 TOKEN_FIELDS = (
     "policy_logps",
     "reference_logps",

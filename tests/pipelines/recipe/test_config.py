@@ -36,6 +36,10 @@ WITH_OBJECTIVE["tis_dpo"]["model"] = {
     "positive_scorer": "p",
     "negative_scorer": "n",
 }
+WITH_OBJECTIVE["sum"]["objective"]["of"] = [
+    {"weight": 0.8, "name": "dpo"},
+    {"weight": 1.0, "name": "sft"},
+]
 
 
 @pytest.mark.parametrize("name", packaged("recipe"))

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -106,9 +107,32 @@ def test_composite_values_reach_the_recipe(load: Load) -> None:
     assert all(recipe.train.adam_betas == (0.9, 0.95) for recipe in recipes)
 
 
+def test_the_terms_of_a_sum_are_searched(load: Load) -> None:
+    """Their weights and options by their place; a term that changes has metrics of its own."""
+    space: dict[str, Any] = {
+        "objective.of[1].weight": {"grid": [0.1, 2.0]},
+        "objective.of[0].beta": {"grid": [0.3]},
+    }
+    sweep = load(space, recipe="hh-sum")
+    assert sweep.points is not None and sweep.has_one_method()
+    found = [sweep.recipe_at(point, "x").objective.options()["of"] for point in sweep.points]
+    assert [(terms[0]["beta"], terms[1]["weight"]) for terms in found] == [(0.3, 0.1), (0.3, 2.0)]
+    named = load(
+        {"objective.of[0].name": {"grid": ["ipo"]}, "objective.of[0].weight": {"grid": [1]}},
+        recipe="hh-sum",
+    )
+    assert named.points is not None and not named.has_one_method()
+    assert named.recipe_at(named.points[0], "x").objective.options()["of"][0]["name"] == "ipo"
+
+
 @pytest.mark.parametrize(
     ("space", "top", "message"),
     [
+        (
+            {"objective.of.1.weight": {"grid": [1]}},
+            {"recipe": "hh-sum"},
+            "unknown config key 'objective.of.1.weight': did you mean 'objective.of.weight'",
+        ),
         ({"objective.bta": {"grid": [1]}}, {}, "did you mean 'objective.beta'"),
         ({"objective.beta": {"uniform": [2, 1]}}, {}, r"range \[2.0, 1.0\] is empty"),
         ({"objective.beta": {"loguniform": [0, 1]}}, {}, "loguniform low = 0.0: must be > 0"),

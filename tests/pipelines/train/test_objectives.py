@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from by_hand import accept_files
+from pair_records import PLAIN
 from ranks import Ranks
 from runs import CPU, MakeRecipe, silent, trainer_of
 from transformers import (
@@ -37,7 +38,7 @@ from pipelines.reference.stage import run_facts
 from pipelines.storage.records import read_record
 from pipelines.train.metrics import read_metrics
 from pipelines.train.trainer import Trainer
-from sparsepo import OBJECTIVES, FallingChosenWatch, LearnedMasks, RunawayWatch
+from sparsepo import FallingChosenWatch, LearnedMasks, RunawayWatch
 from sparsepo.batching.layouts import padded_layout
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -135,7 +136,7 @@ def perturbed_copies(folder: Path, model_dir: Path) -> tuple[str, ...]:
     return tuple(chosen)
 
 
-@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in ("sft", "rpo")])
+@pytest.mark.parametrize("name", [name for name in PLAIN if name not in ("sft", "rpo")])
 def test_every_objective_trains_and_micro_batches_do_not_show(
     name: str, recipe_in: MakeRecipe, world: World, tmp_path: Path
 ) -> None:
@@ -300,23 +301,31 @@ def test_stored_scorer_ratios_are_the_models_own(
         run_stages(swapped, (REFERENCE,), silent)
 
 
-def rpo_losses(recipe: Recipe) -> torch.Tensor:
+# Objectives whose pairs see the whole batch.
+COUPLED = {
+    "rpo": ("objective.name=rpo", "objective.beta=2"),
+    "tokens": (
+        "objective={name: sum, of: [{weight: 0.8, name: dpo}, {weight: 0.5, name: sft}]}",
+        "objective.of[0].weight=0.7",
+    ),
+    "sum": (
+        "objective={name: sum, of: [{weight: 1, name: sft}, {weight: 2, name: rpo, beta: 2}]}",
+    ),
+}
+
+
+def coupled_losses(recipe: Recipe) -> torch.Tensor:
     return torch.tensor([[record["loss"], record["grad_norm"]] for record in steps(recipe)])
 
 
-def test_rpo_does_not_depend_on_micro_batches(
-    recipe_in: MakeRecipe, world: World, tmp_path: Path
+@pytest.mark.parametrize("case", COUPLED)
+def test_coupled_pairs_do_not_depend_on_micro_batches(
+    case: str, recipe_in: MakeRecipe, world: World, tmp_path: Path
 ) -> None:
     """A batch of 7 pairs in one piece, or in 7: loss and gradient norm agree; validation is cut
     like training.
     """
-    base = (
-        "objective.name=rpo",
-        "objective.beta=2",
-        "train.max_steps=4",
-        "train.validate_every=2",
-        *world.options,
-    )
+    base = (*COUPLED[case], "train.max_steps=4", "train.validate_every=2", *world.options)
     found = {}
     for label, budget in (("seven", 1), ("one", 100_000)):
         recipe = recipe_in(
@@ -335,19 +344,20 @@ def test_rpo_does_not_depend_on_micro_batches(
             for r in read_metrics(RunPaths.of(recipe).train)
             if r.get("kind") == "validation"
         ]
-        found[label] = rpo_losses(recipe), torch.tensor(validation)
+        found[label] = coupled_losses(recipe), torch.tensor(validation)
     for one, seven in zip(found["one"], found["seven"], strict=True):
         assert float(((one - seven) / one).abs().max()) < 1e-4
 
 
 @pytest.mark.slow
-def test_rpo_does_not_depend_on_ranks(
-    recipe_in: MakeRecipe, world: World, ranks: Ranks, tmp_path: Path
+@pytest.mark.parametrize("case", ["rpo", "tokens"])
+def test_coupled_pairs_do_not_depend_on_ranks(
+    case: str, recipe_in: MakeRecipe, world: World, ranks: Ranks, tmp_path: Path
 ) -> None:
     """One rank and two see the same global batch of 7; a different batch size shows (negative
     control).
     """
-    base = ("objective.name=rpo", "objective.beta=2", "train.max_steps=4", *world.options)
+    base = (*COUPLED[case], "train.max_steps=4", *world.options)
 
     def losses(label: str, workers: int, size: int) -> torch.Tensor:
         recipe = recipe_in(
@@ -361,7 +371,7 @@ def test_rpo_does_not_depend_on_ranks(
             trained(recipe)
         else:
             ranks.train(prepared(recipe))
-        return rpo_losses(recipe)
+        return coupled_losses(recipe)
 
     one, two, other = losses("one", 1, 7), losses("two", 2, 7), losses("other", 1, 8)
     assert float(((one - two) / one).abs().max()) < 1e-4

@@ -71,6 +71,27 @@ BAD: dict[str, Bad] = {
         ["objective.name=odpo"],
         "data.min_gap=0.0 with objective.name=odpo: must be at least objective.min_gap=0.001",
     ),
+    "a sum of nothing": (["objective={name: sum, of: []}"], "objective.of = []"),
+    "a sum without preferences": (
+        ["objective={name: sum, of: [{name: sft, weight: 1}]}"],
+        "of names sft alone: a sum needs a term with preferences",
+    ),
+    "a term without a weight": (
+        ["objective={name: sum, of: [{name: dpo}]}"],
+        "config key 'objective.of[0].weight' is required",
+    ),
+    "a sum within a sum": (
+        ["objective={name: sum, of: [{weight: 1, name: sum, of: []}]}"],
+        "objective.of[0].name = 'sum': allowed are",
+    ),
+    "terms of which no mask serves all": (
+        ["objective={name: sum, of: [{weight: 1, name: mapo}, {weight: 1, name: sparsepo}]}"],
+        "no kind of mask serves all terms of the sum: mapo, sparsepo",
+    ),
+    "a slip in a term": (
+        ["objective={name: sum, of: [{weight: 1, name: dpo, betta: 1}]}"],
+        "did you mean 'objective.of[0].beta'?",
+    ),
     "tis_dpo without scorers": (
         ["objective.name=tis_dpo"], "set model.positive_scorer and model.negative_scorer"
     ),
