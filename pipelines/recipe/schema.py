@@ -432,6 +432,6 @@ class Recipe(Section):
         Scorers and embedder never run beside training.
         """
         made = frozenset(
-            name for name in self.required_features() if FEATURES[name].origin != "pairs"
+            name for name in self.required_features() if FEATURES[name].of_frozen_model
         )
         return (made - self.online_features()) | frozenset(self.reference.features)
