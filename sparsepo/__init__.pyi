@@ -31,6 +31,7 @@ from .objectives import (
     DPO as DPO,
     DPOP as DPOP,
     IPO as IPO,
+    KTO as KTO,
     OBJECTIVES as OBJECTIVES,
     ODPO as ODPO,
     RPO as RPO,

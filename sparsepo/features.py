@@ -48,6 +48,7 @@ FEATURES: dict[str, FeatureKind] = {
     "prompt_embedding": FeatureKind("embedder", "pair"),
     "preference_scores": FeatureKind("pairs", "pair"),
     "pair_keys": FeatureKind("pairs", "pair"),
+    "desirable": FeatureKind("pairs", "pair"),
     "policy_logps": FeatureKind("step", "token"),
     "policy_hidden": FeatureKind("step", "token"),
     "policy_square_sum": FeatureKind("step", "token"),

@@ -260,6 +260,7 @@ class PolicyModel(nn.Module):
             policy_square_sum=features.policy_square_sum,
             prompt_embedding=features.prompt_embedding,
             preference_scores=features.preference_scores,
+            desirable=features.desirable,
         )
 
     def _with_own(self, features: Features, logps: Tensor, hidden: Tensor) -> Features:

@@ -82,6 +82,8 @@ class Features(_TensorRecord):
     Per pair:
         prompt_embedding: float [num_pairs, e], of any norm (RPO).
         preference_scores: float64 [num_pairs, 2], scores of chosen and rejected (ODPO).
+        desirable: bool [num_pairs], the label of a row whose chosen response is its own and whose
+            rejected one answers another prompt (KTO).
         pair_keys: int64 [num_pairs], a number that names the pair in every batch and run (random
             masks).
         epoch: int64 [num_pairs], how often training has seen the pair before.
@@ -97,6 +99,7 @@ class Features(_TensorRecord):
     prompt_embedding: Tensor | None = None
     preference_scores: Tensor | None = None
     pair_keys: Tensor | None = None
+    desirable: Tensor | None = None
     policy_logps: Tensor | None = None
     policy_hidden: Tensor | None = None
     policy_square_sum: Tensor | None = None
@@ -127,7 +130,7 @@ class TokenScores:
             they are refused.
         mask_statistics: metrics of the masks themselves, as (sum, count).
         scorer_log_ratios, external_weights, policy_square_sum, prompt_embedding,
-            preference_scores: as in Features.
+            preference_scores, desirable: as in Features.
     Raises: ValueError naming both shapes if a per-token field differs from policy_logps, or a
         per-pair one from num_pairs.
     """
@@ -147,6 +150,7 @@ class TokenScores:
     policy_square_sum: Tensor | None = None
     prompt_embedding: Tensor | None = None
     preference_scores: Tensor | None = None
+    desirable: Tensor | None = None
 
     def __post_init__(self) -> None:
         expected = tuple(self.policy_logps.shape)
@@ -179,6 +183,12 @@ class TokenScores:
                 raise ValueError(
                     f"{name} has shape {tuple(value.shape)}, {self.num_pairs} pairs want {wanted}"
                 )
+
+        if self.desirable is not None and tuple(self.desirable.shape) != (self.num_pairs,):
+            raise ValueError(
+                f"desirable has shape {tuple(self.desirable.shape)}, {self.num_pairs} pairs want "
+                f"({self.num_pairs},)"
+            )
 
     @classmethod
     def from_padded(

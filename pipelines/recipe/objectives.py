@@ -135,6 +135,13 @@ class RPOConfig(LogisticConfig):
     tau: float = Field(0.5, gt=0)
 
 
+class KTOConfig(ObjectiveConfig):
+    name: Literal["kto"] = "kto"
+    beta: float = Field(0.1, gt=0)
+    desirable_weight: float = Field(1.0, ge=0)
+    undesirable_weight: float = Field(1.0, ge=0)
+
+
 class SFTConfig(ObjectiveConfig):
     name: Literal["sft"] = "sft"
 
@@ -162,7 +169,12 @@ if TYPE_CHECKING:
     class AnyTerm(ObjectiveConfig):
         weight: float
 else:
-    AnyTerm = Annotated[reduce(or_, map(_term_of, _ALONE)), Field(discriminator="name")]
+    _OF_PAIRS = [
+        section
+        for section in _ALONE
+        if "desirable" not in OBJECTIVES[section.model_fields["name"].default].requires
+    ]
+    AnyTerm = Annotated[reduce(or_, map(_term_of, _OF_PAIRS)), Field(discriminator="name")]
 
 
 class SumConfig(ObjectiveConfig):

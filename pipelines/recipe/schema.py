@@ -408,6 +408,10 @@ class Recipe(Section):
             return wanted - {"reference_hidden"} | {"reference_topk"}
         return wanted
 
+    def reads_labels(self) -> bool:
+        """Whether the objective reads responses with labels, each a row, instead of pairs."""
+        return "desirable" in self.objective.requires()
+
     def reference_mode(self) -> Literal["stored", "online"]:
         """Whether the reference is stored or online.
 

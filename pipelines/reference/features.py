@@ -166,4 +166,17 @@ def _keys(pairs: PairTable, split: str, rows: Sequence[int]) -> Tensor:
     )
 
 
-_READERS = {"preference_scores": _scores, "external_weights": _weights, "pair_keys": _keys}
+def _labels(pairs: PairTable, split: str, rows: Sequence[int]) -> Tensor:
+    values = [label for (label,) in pairs.values(split, rows, ("desirable",))]
+    if None in values:
+        row = rows[values.index(None)]
+        raise UserError(f"row {row} of the {split} pairs has no label: prepare made pairs of it")
+    return torch.tensor(values, dtype=torch.bool)
+
+
+_READERS = {
+    "preference_scores": _scores,
+    "external_weights": _weights,
+    "pair_keys": _keys,
+    "desirable": _labels,
+}

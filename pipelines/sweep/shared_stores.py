@@ -105,6 +105,7 @@ class SharedStores:
                 [
                     *(part.model_dump(mode="json") for part in parts),
                     recipe.objective.declared.uses_rejected,
+                    recipe.reads_labels(),
                 ]
             )
             run = Run(recipe)

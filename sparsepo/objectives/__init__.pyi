@@ -13,6 +13,7 @@ from .declarations import (
 from .dpo import DPO as DPO
 from .dpop import DPOP as DPOP
 from .ipo import IPO as IPO
+from .kto import KTO as KTO
 from .mapo import MaPO as MaPO
 from .odpo import ODPO as ODPO
 from .rpo import RPO as RPO

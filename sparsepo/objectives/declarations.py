@@ -102,6 +102,7 @@ OBJECTIVES: dict[str, ObjectiveDeclaration] = {
         ObjectiveDeclaration(
             "rpo", "RPO", requires=frozenset({"reference_logps", "prompt_embedding"})
         ),
+        ObjectiveDeclaration("kto", "KTO", requires=frozenset({"reference_logps", "desirable"})),
         ObjectiveDeclaration("sft", "SFT", requires=frozenset(), uses_rejected=False),
         ObjectiveDeclaration("sum", "Sum", requires=frozenset(), requires_of=_of_every_term),
     )

@@ -44,8 +44,10 @@ class Sum(CoupledObjective, name="sum"):
         self.terms = [_built(term) for term in of]
         if not any(term.uses_rejected for _, term in self.terms):
             raise ValueError("of: a sum needs a term that reads rejected responses")
-        common_mask_kinds([term.name for _, term in self.terms])
         self.requires = frozenset().union(*(term.requires for _, term in self.terms))
+        if "desirable" in self.requires:
+            raise ValueError("of: kto reads rows with labels, the terms of a sum read pairs")
+        common_mask_kinds([term.name for _, term in self.terms])
         self.couples_pairs = any(
             term.couples_pairs or isinstance(term, SFT) for _, term in self.terms
         )

@@ -35,6 +35,7 @@ def test_the_list_is_complete() -> None:
         "mapo",
         "tis_dpo",
         "rpo",
+        "kto",
         "sft",
         "sum",
     }

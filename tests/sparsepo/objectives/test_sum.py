@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from pair_records import (
-    TOKEN_FIELDS,
     assert_gradcheck,
     by_hand,
     gradient_of,
     loss_of,
+    part_of,
     random_scores,
 )
 
@@ -58,20 +58,6 @@ def test_the_supervised_term_counts_tokens_and_sft_alone_responses() -> None:
 def test_gradients() -> None:
     objective = Sum([(0.8, MaPO(0.7)), (0.5, RPO(0.7)), (0.3, SFT())])
     assert_gradcheck(objective, random_scores(LENGTHS), "policy_logps", "token_kl")
-
-
-def part_of(record: TokenScores, pairs: list[int]) -> TokenScores:
-    keep = torch.cat([(record.response_index // 2 == p).nonzero().flatten() for p in pairs])
-    pair = record.response_index[keep] // 2
-    place = torch.tensor([pairs.index(int(p)) for p in pair])
-    return replace(
-        record,
-        **{name: getattr(record, name)[keep] for name in TOKEN_FIELDS},
-        response_index=2 * place + record.response_index[keep] % 2,
-        num_pairs=len(pairs),
-        prompt_embedding=record.prompt_embedding[pairs],
-        preference_scores=record.preference_scores[pairs],
-    )
 
 
 def shared(objective: Sum, record: TokenScores) -> torch.Tensor:

@@ -285,6 +285,19 @@ BAD: dict[str, Bad] = DAMAGED | {
         lambda w: w.rows({"prompt": "a", "chosen": "b"}, form="chosen_only"),
         "has no rejected responses",
     ),
+    "no label": (
+        lambda w: [
+            "objective.name=kto", *w.rows({"prompt": "a", "chosen": "b"}, form="chosen_only")
+        ],
+        "has neither labels nor rejected responses: objective kto needs them",
+    ),
+    "candidates that would be several rows": (
+        lambda w: [
+            *("objective.name=kto", "data.pairing=all"),
+            *w.rows({"prompt": "a", "responses": ["b", "c", "d"], "scores": [2, 1, 0]}),
+        ],
+        "data.pairing=all with objective.name=kto would take a candidate several times",
+    ),
     "texts alone": (lambda w: w.rows({"text": "a"}), "has no rejected responses"),
     "no scores": (
         ["objective.name=odpo", "data.min_gap=0.1"], "has no scores, which objective odpo needs"

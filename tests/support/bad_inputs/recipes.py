@@ -88,6 +88,10 @@ BAD: dict[str, Bad] = {
         ["objective={name: sum, of: [{weight: 1, name: mapo}, {weight: 1, name: sparsepo}]}"],
         "no kind of mask serves all terms of the sum: mapo, sparsepo",
     ),
+    "labelled rows in a sum of losses on pairs": (
+        ["objective={name: sum, of: [{weight: 1, name: kto}]}"],
+        "objective.of[0].name = 'kto': allowed are",
+    ),
     "a slip in a term": (
         ["objective={name: sum, of: [{weight: 1, name: dpo, betta: 1}]}"],
         "did you mean 'objective.of[0].beta'?",
