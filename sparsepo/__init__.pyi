@@ -63,5 +63,9 @@ from .scorers import (
     pooled_states as pooled_states,
     scorer_log_ratios as scorer_log_ratios,
 )
+from .weighing import (
+    TokenWeights as TokenWeights,
+    token_weights as token_weights,
+)
 
 __version__: str
