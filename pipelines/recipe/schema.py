@@ -358,9 +358,9 @@ class Recipe(Section):
             self.model.positive_scorer and self.model.negative_scorer
         ):
             raise ValueError(
-                f"objective.name={name} needs the feature scorer_log_ratios of the reference "
-                "stage: set model.positive_scorer and model.negative_scorer (models that prefer "
-                "good and bad responses)"
+                f"{self.reader_of('scorer_log_ratios')} needs the feature scorer_log_ratios of the "
+                "reference stage: set model.positive_scorer and model.negative_scorer (models "
+                "that prefer good and bad responses)"
             )
         if "reference_topk" in wanted and self.reference.topk is None:
             raise ValueError(
@@ -396,10 +396,20 @@ class Recipe(Section):
                 f"train.validate_every = {self.train.validate_every}: there are no validation "
                 "pairs; set data.validation_fraction or data.validation, or leave it out"
             )
-        conflict = self.objective.conflict(self.data.min_gap)
+        conflict = self.objective.mask_conflict(self.mask) or self.objective.conflict(
+            self.data.min_gap
+        )
         if conflict:
             raise ValueError(conflict)
         return self
+
+    def reader_of(self, feature: str) -> str:
+        """The key and value by which the recipe reads a feature, for an error."""
+        if feature in self.mask.requires():
+            return f"mask.kind={self.mask.kind}"
+        if feature in self.objective.requires():
+            return f"objective.name={self.objective.name}"
+        return "reference.features"
 
     def required_features(self) -> frozenset[str]:
         """Features that objective and mask need together."""

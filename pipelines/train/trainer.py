@@ -154,7 +154,9 @@ class Trainer:
             load_checkpoint(
                 self.store, self.step, self.model, self.optimizer, self.strategy, facts.base
             )
-        self.watch = CollapseWatch(facts.mask.masked_terms(), state.get("collapse_streaks"))
+        has_kl = "reference_hidden" in self.objective.requires
+        weighed = tuple(t for t in facts.mask.masked_terms() if t == "reward" or has_kl)
+        self.watch = CollapseWatch(weighed, state.get("collapse_streaks"))
         self.runaway = RunawayWatch(state.get("runaway"))
         self.falling = FallingChosenWatch(state.get("falling"))
         self.selection = Selection(facts.train.selection, state.get("selection"))
