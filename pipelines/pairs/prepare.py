@@ -338,8 +338,8 @@ def _rows_of_task(
     task: ReadTask,
     data: DataSection,
     tokenizer_name: str,
-    known_tokens: int | None,
-    is_labelled: bool,
+    known_tokens: int | None = None,
+    is_labelled: bool = False,
 ) -> Iterator[dict[str, Any]]:
     # By name: a model from a hub or an object store lies elsewhere on every machine.
     tokenizer = load_tokenizer(str(resolve_model(tokenizer_name, tokenizer_only=True)))

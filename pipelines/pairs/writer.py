@@ -135,7 +135,7 @@ def _write(
     blocks: dict[int, Any],
     root: str,
     paths: dict[str, str],
-    labelled: Labelled | None,
+    labelled: Labelled | None = None,
 ) -> WrittenShard | Failure:
     """Ray task: collect a shard's rows and publish it."""
     table = _rows_of(shard.parts, blocks)

@@ -431,6 +431,8 @@ class Trainer:
         """
         self._enter_mode(training=backward)
         coupling = self._coupling(rows, cuts)
+        if coupling is not None:
+            cuts = _of_second_pass(coupling.objective, cuts)
         self._enter_mode(training=backward)  # again: both passes draw the same dropout
         number_of_step = self.step + 1
 
@@ -522,7 +524,7 @@ class Trainer:
         if not (isinstance(self.objective, CoupledObjective) and self.objective.couples_pairs):
             return None
         mine: dict[int, Tensor] = {}
-        for batch in self.loader.stream(cuts, cuts):
+        for batch in self.loader.stream(cuts, _of_second_pass(self.objective, cuts)):
             values = self.objective.values_of_inputs(batch.inputs)
             if values is None:
                 values = self.objective.shared_values(self._forward(batch)).cpu()
@@ -624,6 +626,13 @@ class Trainer:
         self.checkpoints.close()
         if self.compilation is not None:
             self.compilation.close()
+
+
+def _of_second_pass(objective: CoupledObjective, cuts: Sequence[Cut]) -> list[Cut]:
+    """What is left to score of a batch whose shared values are gathered."""
+    if not objective.rejected_are_shared:
+        return list(cuts)
+    return [replace(cut, has_rejected=False) for cut in cuts]
 
 
 def _means(summed: Sums) -> dict[str, float]:

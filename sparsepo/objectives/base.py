@@ -100,9 +100,13 @@ class PreferenceObjective(Objective):
 
     def check(self, scores: TokenScores) -> None:
         """Raises what __call__ promises, or leaves it to `checks_read_later`."""
+        self.check_features(scores)
+        check_tokens(scores)
+
+    def check_features(self, scores: TokenScores) -> None:
+        """ValueError naming a required feature that is missing."""
         for feature in sorted(self.requires):
             scores.require("token_kl" if feature == "reference_hidden" else feature)
-        check_tokens(scores)
 
     def assemble(self, scores: TokenScores, pair: PairLosses) -> ObjectiveOutput:
         """Add the NLL term and the statistics that every preference objective shares."""
@@ -177,9 +181,14 @@ class CoupledObjective(PreferenceObjective):
     passes: `values_of_inputs` or else `shared_values` of every micro-batch without gradient,
     gathered; then each micro-batch with the gathered record. The sum of the slices' losses and
     gradients equals the whole's.
+
+    Attributes:
+        rejected_are_shared: rejected responses matter to `shared_values` alone. A micro-batch that
+            comes with the gathered record may lack them, which spares their second pass.
     """
 
     couples_pairs = True
+    rejected_are_shared: ClassVar[bool] = False
 
     def values_of_inputs(self, inputs: ModelInputs) -> Tensor | None:
         """`shared_values` where the lengths alone give them; None where the policy has to run."""
@@ -217,16 +226,18 @@ def non_negative(name: str, value: float) -> float:
     return value
 
 
-def check_tokens(scores: TokenScores) -> None:
+def check_tokens(scores: TokenScores, sides: int = 2) -> None:
     """Check that every response has a scored token, and that every mask has allowed weights.
 
+    Args:
+        sides: 1 if rejected responses may be missing.
     Raises: ValueError naming the first response without a scored token, or the mask with a weight
         that is not allowed.
     """
     if scores.num_pairs == 0:
         raise ValueError("every response needs at least one scored token: no pair at all")
     masks = {"reward_mask": scores.reward_mask.detach(), "kl_mask": scores.kl_mask.detach()}
-    empty = scores.lengths() == 0
+    empty = scores.lengths()[:, :sides] == 0
     # NaN is not >= 0 either, and infinity is not finite: one test for both.
     wrong = {
         name: ~(weights.isfinite() & ((weights >= 0) | scores.signed_masks))

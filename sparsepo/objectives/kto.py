@@ -10,6 +10,7 @@ from sparsepo.objectives.base import (
     CoupledBatch,
     CoupledObjective,
     PairLosses,
+    check_tokens,
     non_negative,
     positive,
 )
@@ -22,8 +23,8 @@ class KTO(CoupledObjective, name="kto"):
     A row is a pair of the record: its chosen response is the row's own, R that one's log ratio; its
     rejected response answers another prompt. KL is the mean log ratio of these over the global
     batch, at least 0, without gradient. w is the weight of the row's label. The implicit reward is
-    beta * R, the rejected one's beta times the other response's log ratio. At the reference every
-    loss is w / 2.
+    beta * R, the rejected one's beta times the other response's log ratio (0 where that is
+    missing). At the reference every loss is w / 2.
 
     Metrics of chosen and rejected are those of desirable and undesirable rows. rewards/margins is
     the mean over rows of reward minus beta * KL, negated where the row is undesirable;
@@ -32,6 +33,8 @@ class KTO(CoupledObjective, name="kto"):
     Args:
         beta: > 0. desirable_weight, undesirable_weight: >= 0.
     """
+
+    rejected_are_shared = True
 
     def __init__(
         self, beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: float = 1.0
@@ -52,7 +55,8 @@ class KTO(CoupledObjective, name="kto"):
         return self._losses(scores, batch.values)
 
     def __call__(self, scores: TokenScores, batch: CoupledBatch | None = None) -> ObjectiveOutput:
-        self.check(scores)
+        self.check_features(scores)
+        check_tokens(scores, sides=2 if batch is None else 1)
         pair = self.pair_losses(scores) if batch is None else self.slice_losses(scores, batch)
         losses, rewards = pair.losses, pair.rewards
         kl = _kl(self.shared_values(scores) if batch is None else batch.values)

@@ -97,6 +97,12 @@ def test_gradients_reach_the_rows_own_responses_alone() -> None:
     assert float(values.mean()) > 0
 
 
+def chosen_alone(record: TokenScores) -> TokenScores:
+    keep = record.response_index % 2 == 0
+    moved = {name: getattr(record, name)[keep] for name in TOKEN_FIELDS}
+    return replace(record, response_index=record.response_index[keep], **moved)
+
+
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_any_cut_into_micro_batches_equals_the_whole_batch(data: st.DataObject) -> None:
@@ -111,8 +117,12 @@ def test_any_cut_into_micro_batches_equals_the_whole_batch(data: st.DataObject) 
     policy = record.policy_logps.clone().requires_grad_()
     full = replace(record, policy_logps=policy)
     sums: dict[str, list[torch.Tensor]] = {}
+    leave_out = data.draw(st.booleans())
     for part in parts:
-        output = objective(part_of(full, part), CoupledBatch(values, torch.tensor(part)))
+        micro_batch = part_of(full, part)
+        if leave_out:  # the second pass does without the other responses
+            micro_batch = chosen_alone(micro_batch)
+        output = objective(micro_batch, CoupledBatch(values, torch.tensor(part)))
         torch.testing.assert_close(output.losses, whole.losses[part])
         output.losses.sum().backward()
         for key, (total, count) in output.metrics.items():
@@ -142,6 +152,8 @@ def test_a_batch_of_one_label_has_no_numbers_of_the_other(label: bool) -> None:
 
 def test_what_is_wrong_is_named() -> None:
     record = rows([True, False])
+    with pytest.raises(ValueError, match="at least one scored token: pair 0, rejected"):
+        KTO()(chosen_alone(record))
     with pytest.raises(ValueError, match="desirable is missing: it needs the feature 'desirable'"):
         KTO()(replace(record, desirable=None))
     with pytest.raises(ValueError, match=r"desirable has shape \(3,\), 2 pairs want \(2,\)"):
