@@ -5,12 +5,13 @@ A subclass of ObjectiveConfig is an alternative of `objective.name`.
 
 from functools import reduce
 from operator import or_
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
 from pipelines.recipe.section import Section
 from sparsepo.objectives.declarations import OBJECTIVES, ObjectiveDeclaration
+from sparsepo.objectives.losses import LOSSES, Divergence, SequenceLoss, loss_conflict
 
 
 class ObjectiveConfig(Section):
@@ -47,7 +48,26 @@ class LogisticConfig(PreferenceConfig):
 
 class DPOConfig(LogisticConfig):
     name: Literal["dpo"] = "dpo"
-    beta: float = Field(0.1, gt=0)
+    beta: float = Field(0.1, gt=0)  # or the loss's own default
+    loss: SequenceLoss = "sigmoid"
+    divergence: Divergence = "reverse"
+    divergence_alpha: float | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _beta_of_the_loss(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "beta" in given or given.get("loss") not in LOSSES:
+            return given
+        return {**given, "beta": LOSSES[given["loss"]].beta}
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        conflict = loss_conflict(
+            self.loss, self.label_smoothing, self.divergence, self.divergence_alpha
+        )
+        if conflict:
+            raise ValueError(conflict)
+        return self
 
 
 class IPOConfig(PreferenceConfig):
@@ -125,6 +145,41 @@ class RPOConfig(LogisticConfig):
     name: Literal["rpo"] = "rpo"
     beta: float = Field(0.1, gt=0)
     tau: float = Field(0.5, gt=0)
+
+
+class ORPOConfig(PreferenceConfig):
+    name: Literal["orpo"] = "orpo"
+    beta: float = Field(0.1, gt=0)
+    nll_coef: float = Field(1.0, ge=0)
+
+
+class CPOConfig(LogisticConfig):
+    name: Literal["cpo"] = "cpo"
+    beta: float = Field(0.1, gt=0)
+    nll_coef: float = Field(1.0, ge=0)
+
+
+class AlphaPOConfig(LogisticConfig):
+    name: Literal["alphapo"] = "alphapo"
+    beta: float = Field(2.5, gt=0)
+    gamma: float = Field(0.1, ge=0)
+    alpha: float = 0.25
+
+
+class DPOShiftConfig(LogisticConfig):
+    name: Literal["dpo_shift"] = "dpo_shift"
+    beta: float = Field(0.1, gt=0)
+    lambda_start: float = Field(0.5, gt=0, le=1)
+    lambda_end: float = Field(1.0, gt=0, le=1)
+
+
+class BetaDPOConfig(LogisticConfig):
+    name: Literal["beta_dpo"] = "beta_dpo"
+    beta: float = Field(0.1, gt=0)
+    alpha: float = Field(0.6, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    drop_fraction: float = Field(0.2, ge=0, lt=1)
+    seed: int = Field(0, ge=0)
 
 
 class SFTConfig(ObjectiveConfig):

@@ -132,6 +132,8 @@ class Trainer:
         for split in ("train", "validation"):
             self.pairs.check(split, slice(placement.rank, None, placement.world))
         self.objective = build_objective(facts.objective)
+        if "objective" in state:
+            self.objective.restore(state["objective"])
         self.rows = {
             split: usable_rows(facts.reference, self.pairs, split)
             for split in ("train", "validation")
@@ -421,7 +423,8 @@ class Trainer:
             then: cuts of the next call.
         """
         self._enter_mode(training=backward)
-        coupling = self._coupling(rows, cuts)
+        self.objective.advance(self.step / max(1, self.num_steps - 1) if backward else 1.0)
+        coupling = self._coupling(rows, cuts, is_training=backward)
         self._enter_mode(training=backward)  # again: both passes draw the same dropout
         number_of_step = self.step + 1
 
@@ -501,10 +504,11 @@ class Trainer:
         return output.losses, output.metrics
 
     @torch.no_grad()
-    def _coupling(self, rows: list[int], cuts: list[Cut]) -> Coupling | None:
+    def _coupling(self, rows: list[int], cuts: list[Cut], is_training: bool) -> Coupling | None:
         """First pass of an objective that couples pairs.
 
-        It yields what all pairs of the batch need to know of each other.
+        It yields what all pairs of the batch need to know of each other. A training batch is
+        observed.
         """
         if not isinstance(self.objective, CoupledObjective):
             return None
@@ -518,9 +522,13 @@ class Trainer:
         everyone = {
             row: value for part in self.placement.gather(mine) for row, value in part.items()
         }
+        shared = torch.stack([everyone[row] for row in rows])
+        values = self.objective.batch_values(shared, is_training)
+        if is_training:
+            self.objective.observe(shared)
         return Coupling(
             self.objective,
-            torch.stack([everyone[row] for row in rows]),
+            values,
             {row: at for at, row in enumerate(rows)},
         )
 
@@ -572,6 +580,7 @@ class Trainer:
         state = {
             "threads": self.threads,
             "num_steps": self.num_steps,
+            "objective": self.objective.state(),
             "collapse_streaks": self.watch.streaks,
             "runaway": self.runaway.state(),
             "selection": self.selection.state(),

@@ -71,6 +71,11 @@ OBJECTIVES: dict[str, ObjectiveDeclaration] = {
         ObjectiveDeclaration(
             "rpo", "RPO", requires=frozenset({"reference_logps", "prompt_embedding"})
         ),
+        ObjectiveDeclaration("orpo", "ORPO", requires=frozenset()),
+        ObjectiveDeclaration("cpo", "CPO", requires=frozenset()),
+        ObjectiveDeclaration("alphapo", "AlphaPO", requires=frozenset()),
+        ObjectiveDeclaration("dpo_shift", "DPOShift"),
+        ObjectiveDeclaration("beta_dpo", "BetaDPO"),
         ObjectiveDeclaration("sft", "SFT", requires=frozenset(), uses_rejected=False),
     )
 }
