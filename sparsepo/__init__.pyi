@@ -40,6 +40,7 @@ from .objectives import (
     TDPO1 as TDPO1,
     TDPO2 as TDPO2,
     TISDPO as TISDPO,
+    WPO as WPO,
     AlphaPO as AlphaPO,
     BetaDPO as BetaDPO,
     CoupledBatch as CoupledBatch,

@@ -50,8 +50,9 @@ class LogisticConfig(PreferenceConfig):
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
 
 
-class DPOConfig(LogisticConfig):
-    name: Literal["dpo"] = "dpo"
+class _OfSequenceLoss(LogisticConfig):
+    """dpo's options, which wpo has too."""
+
     beta: float = Field(0.1, gt=0)  # or the loss's own default
     loss: SequenceLoss = "sigmoid"
     divergence: Divergence = "reverse"
@@ -72,6 +73,10 @@ class DPOConfig(LogisticConfig):
         if conflict:
             raise ValueError(conflict)
         return self
+
+
+class DPOConfig(_OfSequenceLoss):
+    name: Literal["dpo"] = "dpo"
 
 
 class IPOConfig(PreferenceConfig):
@@ -184,6 +189,10 @@ class BetaDPOConfig(LogisticConfig):
     momentum: float = Field(0.9, ge=0, lt=1)
     drop_fraction: float = Field(0.2, ge=0, lt=1)
     seed: int = Field(0, ge=0)
+
+
+class WPOConfig(_OfSequenceLoss):
+    name: Literal["wpo"] = "wpo"
 
 
 class SFTConfig(ObjectiveConfig):

@@ -84,6 +84,9 @@ OBJECTIVES: dict[str, ObjectiveDeclaration] = {
         ObjectiveDeclaration("alphapo", "AlphaPO", requires=frozenset()),
         ObjectiveDeclaration("dpo_shift", "DPOShift"),
         ObjectiveDeclaration("beta_dpo", "BetaDPO"),
+        ObjectiveDeclaration(
+            "wpo", "WPO", requires=frozenset({"reference_logps", "policy_square_sum"})
+        ),
         ObjectiveDeclaration("sft", "SFT", requires=frozenset(), uses_rejected=False),
     )
 }

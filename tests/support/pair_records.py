@@ -17,6 +17,7 @@ TOKEN_FIELDS = (
     "reward_mask",
     "kl_mask",
     "scorer_log_ratios",
+    "policy_square_sum",
 )
 
 
@@ -40,6 +41,7 @@ def random_scores(
         index,
         pairs,
         scorer_log_ratios=4 * draw() - 2,
+        policy_square_sum=0.1 + 0.9 * torch.linspace(0, 1, total, dtype=dtype),
         prompt_embedding=torch.randn(pairs, 3, generator=g, dtype=dtype),
         preference_scores=torch.tensor([[0.9, 0.1]], dtype=torch.float64).repeat(pairs, 1),
     )

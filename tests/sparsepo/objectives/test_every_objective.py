@@ -41,6 +41,7 @@ def test_the_list_is_complete() -> None:
         "alphapo",
         "dpo_shift",
         "beta_dpo",
+        "wpo",
         "sft",
     }
     assert set(OBJECTIVES) == names
