@@ -9,8 +9,10 @@ from .batching.sampling import Sampler as Sampler
 from .features import FEATURES as FEATURES
 from .kernels import (
     LMHead as LMHead,
+    TokenMoments as TokenMoments,
     TopK as TopK,
     score_tokens as score_tokens,
+    score_tokens_and_moments as score_tokens_and_moments,
 )
 from .masks import (
     ActivationMask as ActivationMask,
