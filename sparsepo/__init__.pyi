@@ -24,7 +24,6 @@ from .masks import (
 )
 from .model import (
     PolicyModel as PolicyModel,
-    ReferenceModel as ReferenceModel,
     head_of as head_of,
     verify_head as verify_head,
 )
@@ -52,10 +51,13 @@ from .records import (
     ObjectiveOutput as ObjectiveOutput,
     TokenScores as TokenScores,
 )
+from .reference import ReferenceModel as ReferenceModel
 from .runaway import RunawayWatch as RunawayWatch
+from .saliency import input_saliency as input_saliency
 from .scorers import (
     pooled_states as pooled_states,
     scorer_log_ratios as scorer_log_ratios,
+    scorer_logps as scorer_logps,
 )
 
 __version__: str
