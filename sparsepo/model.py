@@ -1,5 +1,7 @@
 """The LM head of a transformers model, and the module that trains one: the policy."""
 
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +15,8 @@ from sparsepo.backbone import (
 )
 from sparsepo.batching.layouts import TokenizedPair, padded_layout
 from sparsepo.compression import unpack_topk
-from sparsepo.kernels.token_scoring import LMHead, score_tokens
+from sparsepo.features import FEATURES
+from sparsepo.kernels.token_scoring import LMHead, score_tokens, score_tokens_and_moments
 from sparsepo.masks.base import TokenMasks
 from sparsepo.records import Features, ModelInputs, TokenScores
 
@@ -156,6 +159,7 @@ class PolicyModel(nn.Module):
         reference_head: the frozen reference's head, kept as buffers; required for token_kl.
         vocabulary: distributions are over the head's first rows alone, where a reference has no
             more; by default over all.
+        requires: features that the objective reads; of these, PolicyModel makes the policy's own.
     """
 
     reference_weight: Tensor | None
@@ -167,8 +171,11 @@ class PolicyModel(nn.Module):
         masks: TokenMasks,
         reference_head: LMHead | None = None,
         vocabulary: int | None = None,
+        requires: Iterable[str] = (),
     ) -> None:
         super().__init__()
+        wanted = masks.requires | frozenset(requires)
+        self._of_the_step = frozenset(n for n in wanted if FEATURES[n].origin == "step")
         self.causal_lm: Any = causal_lm
         self.masks = masks
         self.vocabulary = vocabulary
@@ -215,16 +222,24 @@ class PolicyModel(nn.Module):
         # The primitive and the masks choose their own dtypes; autocast would undo that, and in the
         # forward only.
         with torch.autocast(device, enabled=False):
-            policy_logps, token_kl = score_tokens(
+            scored = (
                 hidden,
                 head_of(self.causal_lm).cut(self.vocabulary),
                 inputs.labels,
                 features.reference_hidden if uses_kl else None,
                 reference_head if uses_kl else None,
-                reference_topk=None
-                if uses_kl or features.reference_topk is None
-                else unpack_topk(features.reference_topk),
             )
+            topk = features.reference_topk
+            other = None if uses_kl or topk is None else unpack_topk(topk)
+            square_sum = None
+            if "policy_square_sum" in self._of_the_step:
+                policy_logps, token_kl, moments = score_tokens_and_moments(
+                    *scored, reference_topk=other
+                )
+                square_sum = moments.square_sum
+            else:
+                policy_logps, token_kl = score_tokens(*scored, reference_topk=other)
+            features = self._with_own(features, policy_logps, hidden, square_sum)
             masks = self.masks(features, inputs.response_index, inputs.num_pairs)
         return TokenScores(
             policy_logps=policy_logps,
@@ -238,6 +253,19 @@ class PolicyModel(nn.Module):
             signed_masks=self.masks.signed,
             mask_statistics=masks.statistics,
             scorer_log_ratios=features.scorer_log_ratios,
+            external_weights=features.external_weights,
+            policy_square_sum=features.policy_square_sum,
             prompt_embedding=features.prompt_embedding,
             preference_scores=features.preference_scores,
         )
+
+    def _with_own(
+        self, features: Features, logps: Tensor, hidden: Tensor, square_sum: Tensor | None
+    ) -> Features:
+        """The features with the policy's own that somebody requires, detached."""
+        made = {
+            "policy_logps": logps.detach(),
+            "policy_hidden": hidden.detach(),
+            "policy_square_sum": square_sum,
+        }
+        return replace(features, **{name: made[name] for name in self._of_the_step})

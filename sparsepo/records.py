@@ -64,7 +64,7 @@ class ModelInputs(_TensorRecord):
 
 @dataclass(frozen=True)
 class Features(_TensorRecord):
-    """What is known about a micro-batch before the policy runs; no tensor carries gradient.
+    """What is known about a micro-batch beside the policy's gradient; no tensor carries any.
 
     Per scored token, in canonical order:
         reference_logps: float [S], nats.
@@ -81,11 +81,15 @@ class Features(_TensorRecord):
             scorer, nats; the reference stands for a scorer that is missing.
         positive_logps, negative_logps: float [S], log-probability under either, nats.
         external_weights: float [S], weights that came with the data.
+        policy_logps, policy_hidden: [S] nats and [S, d], of the policy in this step, detached;
+            PolicyModel puts them in where a mask requires them.
+        policy_square_sum: [S], sum over the vocabulary of the policy's squared probabilities.
     Per pair:
         prompt_embedding: float [num_pairs, e], of any norm (RPO).
         preference_scores: float64 [num_pairs, 2], scores of chosen and rejected (ODPO).
         pair_keys: int64 [num_pairs], a number that names the pair in every batch and run (random
             masks).
+        epoch: int64 [num_pairs], how often training has seen the pair before.
     """
 
     reference_logps: Tensor | None = None
@@ -103,6 +107,10 @@ class Features(_TensorRecord):
     prompt_embedding: Tensor | None = None
     preference_scores: Tensor | None = None
     pair_keys: Tensor | None = None
+    policy_logps: Tensor | None = None
+    policy_hidden: Tensor | None = None
+    policy_square_sum: Tensor | None = None
+    epoch: Tensor | None = None
 
 
 Metrics = dict[str, tuple[Tensor, Tensor]]
@@ -128,7 +136,8 @@ class TokenScores:
         signed_masks: weights may be negative (a learned mask without final activation); otherwise
             they are refused.
         mask_statistics: metrics of the masks themselves, as (sum, count).
-        scorer_log_ratios, prompt_embedding, preference_scores: as in Features.
+        scorer_log_ratios, external_weights, policy_square_sum, prompt_embedding,
+            preference_scores: as in Features.
     Raises: ValueError naming both shapes if a per-token field differs from policy_logps, or a
         per-pair one from num_pairs.
     """
@@ -144,6 +153,8 @@ class TokenScores:
     signed_masks: bool = False
     mask_statistics: Metrics = field(default_factory=dict)
     scorer_log_ratios: Tensor | None = None
+    external_weights: Tensor | None = None
+    policy_square_sum: Tensor | None = None
     prompt_embedding: Tensor | None = None
     preference_scores: Tensor | None = None
 
@@ -158,6 +169,8 @@ class TokenScores:
             "kl_mask",
             "response_index",
             "scorer_log_ratios",
+            "external_weights",
+            "policy_square_sum",
         ):
             value = getattr(self, name)
             if value is not None and tuple(value.shape) != expected:
@@ -187,6 +200,8 @@ class TokenScores:
         reward_mask: Tensor | None = None,
         kl_mask: Tensor | None = None,
         scorer_log_ratios: Tensor | None = None,
+        external_weights: Tensor | None = None,
+        policy_square_sum: Tensor | None = None,
         **per_pair: Any,
     ) -> Self:
         """The record of padded tensors, as most training loops have them.
@@ -216,21 +231,22 @@ class TokenScores:
                 )
             return value[response_mask]
 
+        def optional(name: str, value: Tensor | None) -> Tensor | None:
+            return None if value is None else flat(name, value)
+
         logps = flat("policy_logps", policy_logps)
         ones = torch.ones_like(logps, requires_grad=False)
         return cls(
             policy_logps=logps,
-            reference_logps=None
-            if reference_logps is None
-            else flat("reference_logps", reference_logps),
-            token_kl=None if token_kl is None else flat("token_kl", token_kl),
+            reference_logps=optional("reference_logps", reference_logps),
+            token_kl=optional("token_kl", token_kl),
             reward_mask=ones if reward_mask is None else flat("reward_mask", reward_mask),
             kl_mask=ones if kl_mask is None else flat("kl_mask", kl_mask),
             response_index=response_mask.flatten(0, 1).nonzero()[:, 0],
             num_pairs=shape[0],
-            scorer_log_ratios=None
-            if scorer_log_ratios is None
-            else flat("scorer_log_ratios", scorer_log_ratios),
+            scorer_log_ratios=optional("scorer_log_ratios", scorer_log_ratios),
+            external_weights=optional("external_weights", external_weights),
+            policy_square_sum=optional("policy_square_sum", policy_square_sum),
             **per_pair,
         )
 

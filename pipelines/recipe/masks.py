@@ -36,10 +36,17 @@ class NoMask(MaskConfig):
 
 
 class FrozenMaskConfig(MaskConfig):
-    """keep_fraction: keep the heaviest tokens of a response, zero the others."""
+    """Options of every frozen mask, in the order in which they act.
+
+    sides: the other response's tokens weigh 1. keep_fraction: keep a response's tokens with the
+    largest absolute weights, zero the others. normalise: per response, mean_one = the weights that
+    are not 0 have the mean 1, sum_length = they sum to the number of tokens.
+    """
 
     terms: Terms = of_stage("train", "both")
+    sides: Literal["both", "chosen", "rejected"] = of_stage("train", "both")
     keep_fraction: float | None = of_stage("train", None, gt=0, le=1)
+    normalise: Literal["none", "mean_one", "sum_length"] = of_stage("train", "none")
 
     def masked_terms(self) -> tuple[str, ...]:
         return ("reward", "kl") if self.terms == "both" else (self.terms,)
@@ -52,7 +59,7 @@ class ActivationMaskConfig(FrozenMaskConfig):
     mapping: Literal["zn_rescale", "sigmoid", "none"] = ACTIVATION_MAPPINGS[0]
 
     def options(self) -> dict[str, Any]:
-        given = self.model_dump(include={"terms", "keep_fraction"})
+        given = self.model_dump(include=FrozenMaskConfig.model_fields.keys() - {"kind"})
         return {**given, "signed": self.mapping == "none"}
 
 

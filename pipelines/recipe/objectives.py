@@ -32,6 +32,10 @@ class ObjectiveConfig(Section):
         """The constructor's."""
         return self.model_dump(exclude={"name"})
 
+    def requires(self) -> frozenset[str]:
+        """Features that the loss reads with these options."""
+        return self.declared.requires_for(self.options())
+
     def conflict(self, min_gap: float) -> str | None:
         """Why this objective cannot use data prepared with this data.min_gap; None if it can."""
         return None

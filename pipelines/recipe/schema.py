@@ -412,7 +412,7 @@ class Recipe(Section):
 
     def required_features(self) -> frozenset[str]:
         """Features that objective and mask need together."""
-        wanted = self.objective.declared.requires | self.mask.requires()
+        wanted = self.objective.requires() | self.mask.requires()
         if self.reference.topk is not None and "reference_hidden" in wanted:
             return wanted - {"reference_hidden"} | {"reference_topk"}
         return wanted
@@ -441,7 +441,7 @@ class Recipe(Section):
         Scorers and embedder never run beside training.
         """
         made = frozenset(
-            name for name in self.required_features() if FEATURES[name].origin != "pairs"
+            name for name in self.required_features() if FEATURES[name].of_frozen_model
         )
         return (made - self.online_features()) | frozenset(self.reference.features)
 

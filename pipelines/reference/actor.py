@@ -238,9 +238,8 @@ class ShardScorer:
             try:
                 check_saliency(self._reference.causal_lm)
             except ValueError as error:
-                raise UserError(
-                    f"model.reference = {self._facts.reference.name}: {error}"
-                ) from error
+                name = self._facts.reference.name
+                raise UserError(f"the reference {name}: {error}") from error
 
     def _windows(self, table: pa.Table) -> Iterator[_Window]:
         """Consecutive rows of at most a few full batches' tokens."""

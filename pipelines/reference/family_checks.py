@@ -16,8 +16,9 @@ def check_hooks(recipe: Recipe) -> None:
     """UserError if the recipe needs a place inside a model that the model's family does not show.
 
     Those are the activation mask's hook points, a gradient at the input embeddings for saliency,
-    the list of decoder layers for the states of all layers, gradient checkpointing, FSDP and compiled layers, and masks that can be replaced where
-    packed rows are asked for. Nothing else depends on the family.
+    the list of decoder layers for the states of all layers, gradient checkpointing, FSDP and
+    compiled layers, and masks that can be replaced where packed rows are asked for. Nothing else
+    depends on the family.
     """
     policy = str(resolve_model(recipe.model.name_or_path))
     reference = reference_model_dir(recipe)

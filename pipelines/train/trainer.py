@@ -8,7 +8,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -144,6 +144,7 @@ class Trainer:
         self.sampler = Sampler(
             len(self.rows["train"]), facts.train.global_batch_size, facts.train.seed
         )
+        self._counts_epochs = "epoch" in facts.reference.wanted
         self.num_steps = self.sampler.num_steps(facts.train.epochs, facts.train.max_steps)
         self.strategy = strategy_of(placement)
         self._build(micro_batch_tokens)
@@ -481,6 +482,10 @@ class Trainer:
     def _forward(self, batch: MicroBatch) -> TokenScores:
         inputs = batch.inputs.to(self.placement.device)
         features = self.source.complete(batch.features, inputs)
+        if self._counts_epochs:
+            epoch = self.step // self.sampler.steps_per_epoch
+            seen = torch.full((inputs.num_pairs,), epoch, device=inputs.labels.device)
+            features = replace(features, epoch=seen)
         with self.placement.computing():
             scores: TokenScores = self.model(inputs, features)
         return scores

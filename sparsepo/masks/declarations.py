@@ -8,11 +8,16 @@ if TYPE_CHECKING:
     from sparsepo.masks.base import TokenMasks
 
 MaskedTerms = Literal["both", "reward", "kl"]
+MaskedSides = Literal["both", "chosen", "rejected"]
+Normalisation = Literal["none", "mean_one", "sum_length"]
 ActivationMapping = Literal["zn_rescale", "sigmoid", "none"]
 MaskSharing = Literal["common", "independent"]
 MaskActivation = Literal["relu", "none", "rescale"]
 MaskWeighting = Literal["released", "centred"]
 ACTIVATION_MAPPINGS: tuple[ActivationMapping, ...] = ("zn_rescale", "sigmoid", "none")
+MASKED_TERMS: tuple[MaskedTerms, ...] = ("both", "reward", "kl")
+MASKED_SIDES: tuple[MaskedSides, ...] = ("both", "chosen", "rejected")
+NORMALISATIONS: tuple[Normalisation, ...] = ("none", "mean_one", "sum_length")
 MASK_ACTIVATIONS: tuple[MaskActivation, ...] = ("relu", "none", "rescale")
 MASK_WEIGHTINGS: tuple[MaskWeighting, ...] = ("released", "centred")
 
@@ -48,6 +53,12 @@ MASKS: dict[str, MaskDeclaration] = {
     "external": MaskDeclaration("frozen", "ExternalMask", frozenset({"external_weights"})),
     "learned": MaskDeclaration("learned", "LearnedMasks"),
 }
+
+
+def check_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """ValueError naming an option whose value is not one of these."""
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}")
 
 
 @dataclass(frozen=True)
@@ -94,10 +105,8 @@ def check_mask_options(
         ("layer_activation", layer_activation),
         ("mixer_activation", mixer_activation),
     ):
-        if value not in MASK_ACTIVATIONS:
-            raise ValueError(f"{name}={value!r} is not one of {', '.join(MASK_ACTIVATIONS)}")
-    if weights not in MASK_WEIGHTINGS:
-        raise ValueError(f"weights={weights!r} is not one of {', '.join(MASK_WEIGHTINGS)}")
+        check_one_of(name, value, MASK_ACTIVATIONS)
+    check_one_of("weights", weights, MASK_WEIGHTINGS)
     if not kind.reads_all_layers and mixer_activation != "relu":
         raise ValueError(
             f"mixer_activation={mixer_activation!r}: {architecture} reads one layer and has no "

@@ -22,7 +22,8 @@ class Objective(ABC):
 
     Attributes:
         name: its key in OBJECTIVES.
-        requires: features the loss itself reads (the mask declares its own).
+        requires: features the loss itself reads (the mask declares its own). A constructor whose
+            options change them sets its own.
         uses_rejected: False for objectives on chosen responses alone.
         couples_pairs: True if a pair's loss depends on other pairs of the global batch (see
             CoupledObjective).
@@ -33,7 +34,7 @@ class Objective(ABC):
     """
 
     name: ClassVar[str]
-    requires: ClassVar[frozenset[str]] = frozenset({"reference_logps"})
+    requires: frozenset[str] = frozenset({"reference_logps"})
     uses_rejected: ClassVar[bool] = True
     couples_pairs: ClassVar[bool] = False
     mask_kinds: ClassVar[frozenset[str]] = frozenset({"none"})

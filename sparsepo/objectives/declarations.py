@@ -1,6 +1,7 @@
 """Every objective's declaration: what is known of it before it is built. Imports no torch."""
 
 import importlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,9 @@ class ObjectiveDeclaration:
     Attributes:
         name: its key in OBJECTIVES, and its module in sparsepo.objectives.
         class_name: the class in that module, which takes the other attributes from here.
-        requires: features the loss itself reads (the mask declares its own).
+        requires: features the loss itself reads (the mask declares its own), with the options'
+            defaults.
+        requires_of: the same of any options, where they change it.
         uses_rejected: False for objectives on chosen responses alone.
         mask_kinds: kinds of token mask that the loss can work with; "none" alone means that it
             reads no mask.
@@ -26,6 +29,7 @@ class ObjectiveDeclaration:
     name: str
     class_name: str
     requires: frozenset[str] = frozenset({"reference_logps"})
+    requires_of: Callable[[Mapping[str, Any]], frozenset[str]] | None = None
     uses_rejected: bool = True
     mask_kinds: frozenset[str] = frozenset({"none"})
     default_mask: str = "none"
@@ -35,6 +39,10 @@ class ObjectiveDeclaration:
         module = importlib.import_module(f"sparsepo.objectives.{self.name}")
         found: type[Objective] = getattr(module, self.class_name)
         return found
+
+    def requires_for(self, options: Mapping[str, Any]) -> frozenset[str]:
+        """Features that the loss reads with these options of its constructor."""
+        return self.requires if self.requires_of is None else self.requires_of(options)
 
     def __call__(self, **options: Any) -> "Objective":
         """The objective with these options. ValueError naming one that is out of range."""

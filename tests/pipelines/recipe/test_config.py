@@ -162,7 +162,9 @@ def test_overrides_reach_lists_numbers_and_switch_alternatives() -> None:
         "hooks": "mlp",
         "mapping": "zn_rescale",
         "terms": "both",
+        "sides": "both",
         "keep_fraction": None,
+        "normalise": "none",
     }
     assert recipe.mask.model_dump() == mask
     assert recipe.objective.model_dump() == {
