@@ -9,8 +9,10 @@ from .batching.sampling import Sampler as Sampler
 from .features import FEATURES as FEATURES
 from .kernels import (
     LMHead as LMHead,
+    TokenMoments as TokenMoments,
     TopK as TopK,
     score_tokens as score_tokens,
+    score_tokens_and_moments as score_tokens_and_moments,
 )
 from .masks import (
     ActivationMask as ActivationMask,
@@ -22,7 +24,6 @@ from .masks import (
 )
 from .model import (
     PolicyModel as PolicyModel,
-    ReferenceModel as ReferenceModel,
     head_of as head_of,
     verify_head as verify_head,
 )
@@ -57,10 +58,13 @@ from .records import (
     ObjectiveOutput as ObjectiveOutput,
     TokenScores as TokenScores,
 )
+from .reference import ReferenceModel as ReferenceModel
 from .runaway import RunawayWatch as RunawayWatch
+from .saliency import input_saliency as input_saliency
 from .scorers import (
     pooled_states as pooled_states,
     scorer_log_ratios as scorer_log_ratios,
+    scorer_logps as scorer_logps,
 )
 
 __version__: str

@@ -72,7 +72,7 @@ BAD: dict[str, Bad] = {
         "data.min_gap=0.0 with objective.name=odpo: must be at least objective.min_gap=0.001",
     ),
     "tis_dpo without scorers": (
-        ["objective.name=tis_dpo"], "set model.positive_scorer and model.negative_scorer"
+        ["objective.name=tis_dpo"], "set model.positive_scorer or model.negative_scorer"
     ),
     "an order of limits": (
         [
