@@ -85,11 +85,15 @@ def its_reference(model_dir: Path) -> Any:
 
 @dataclass
 class Theirs:
-    """A trainer of TRL with one batch, and the same batch as our inputs."""
+    """A trainer of TRL with one batch; the same batch as our inputs, with the reference's features,
+    and the same policy.
+    """
 
     trainer: Any
     batch: Any
     inputs: ModelInputs
+    features: Features
+    policy: Any
 
     def loss(self) -> torch.Tensor:
         """TRL's, after its backward."""
@@ -98,6 +102,11 @@ class Theirs:
         loss = self.trainer.compute_loss(self.trainer.model, self.batch)
         loss.backward()
         return loss.detach()
+
+    def ours(self, objective: Objective) -> ObjectiveOutput:
+        self.policy.zero_grad()
+        model = PolicyModel(self.policy, UniformMask(), requires=objective.requires)
+        return objective(model(self.inputs, self.features))
 
     def gradients(self) -> list[torch.Tensor]:
         return [parameter.grad for parameter in self.trainer.model.parameters()]
@@ -124,7 +133,8 @@ def dpo_trainer(
     batch = next(iter(trainer.get_train_dataloader()))
     found = {key: value.cpu() for key, value in batch.items()}
     inputs = our_inputs(found["input_ids"], found["attention_mask"], found["completion_mask"])
-    return Theirs(trainer, batch, inputs)
+    features = ReferenceModel(its_reference(model_dir)).features(inputs, {"reference_logps"})
+    return Theirs(trainer, batch, inputs, features, a_policy(model_dir).eval())
 
 
 def set_to(
@@ -143,28 +153,17 @@ def set_to(
     return theirs
 
 
-def ours(
-    objective: Objective, inputs: ModelInputs, model_dir: Path, policy: Any
-) -> ObjectiveOutput:
-    features = Features()
-    if "reference_logps" in objective.requires:
-        features = ReferenceModel(its_reference(model_dir)).features(inputs, {"reference_logps"})
-    model = PolicyModel(policy, UniformMask(), requires=objective.requires)
-    return objective(model(inputs, features))
-
-
 def assert_agreement(
-    theirs: Theirs, objective: Objective, model_dir: Path, steepness: float = 1.0
+    theirs: Theirs, objective: Objective, steepness: float = 1.0
 ) -> ObjectiveOutput:
     """Loss and gradients to 1e-5 (of the largest one where that is over 1; times how much more a
     loss magnifies the rounding of its logit).
     """
-    loss, policy = theirs.loss(), a_policy(model_dir).eval()
-    output = ours(objective, theirs.inputs, model_dir, policy)
+    loss, output = theirs.loss(), theirs.ours(objective)
     output.losses.mean().backward()
     torch.testing.assert_close(output.losses.mean(), loss, atol=1e-5, rtol=1e-5)
     within = 1e-5 * steepness * max(1.0, *(float(g.abs().max()) for g in theirs.gradients()))
-    for mine, other in zip(policy.parameters(), theirs.gradients(), strict=True):
+    for mine, other in zip(theirs.policy.parameters(), theirs.gradients(), strict=True):
         torch.testing.assert_close(mine.grad, other, atol=within, rtol=1e-4)
     assert float(output.losses.detach().std()) > 1e-4
     return output
@@ -175,16 +174,14 @@ def means(output: ObjectiveOutput) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("name", ["ipo", *LOSSES])
-def test_losses_gradients_and_metrics_agree(
-    name: str, dpo_trainer: Theirs, model_dir: Path
-) -> None:
+def test_losses_gradients_and_metrics_agree(name: str, dpo_trainer: Theirs) -> None:
     """Every loss of `dpo`, and IPO. TRL logs the rewards of sums with sigmoid_norm too, we those of
     means per token, as the loss reads them.
     """
     smoothing = {"robust": 0.1, "exo": 0.1}.get(name, 0.0)
     theirs = set_to(dpo_trainer, name, smoothing)
     objective = IPO(0.3) if name == "ipo" else DPO(0.3, smoothing, loss=name)  # type: ignore[arg-type]
-    output = assert_agreement(theirs, objective, model_dir, 20 if name == "discopop" else 1)
+    output = assert_agreement(theirs, objective, 20 if name == "discopop" else 1)
     expected = {key: values[-1] for key, values in theirs.trainer._metrics["eval"].items()}
     differing = {"rewards/chosen", "rewards/rejected", "rewards/margins"}
     for key, value in means(output).items():
@@ -195,23 +192,21 @@ def test_losses_gradients_and_metrics_agree(
 
 @pytest.mark.parametrize("divergence", ["forward", "js", "alpha"])
 @pytest.mark.parametrize("loss", [name for name in LOSSES if LOSSES[name].is_of_difference])
-def test_divergences_agree(
-    loss: str, divergence: str, dpo_trainer: Theirs, model_dir: Path
-) -> None:
+def test_divergences_agree(loss: str, divergence: str, dpo_trainer: Theirs) -> None:
     """TRL logs rewards of R whatever the divergence; ours make the loss's margin."""
     smoothing = {"robust": 0.1, "exo": 0.1}.get(loss, 0.0)
     theirs = set_to(dpo_trainer, loss, smoothing, divergence)
     objective = DPO(0.3, smoothing, loss=loss, divergence=divergence)  # type: ignore[arg-type]
-    output = assert_agreement(theirs, objective, model_dir, 20 if loss == "discopop" else 1)
+    output = assert_agreement(theirs, objective, 20 if loss == "discopop" else 1)
     logged = theirs.trainer._metrics["eval"]["rewards/margins"][-1]
     assert means(output)["rewards/margins"] != pytest.approx(logged, rel=1e-3)
 
 
-def test_sigmoid_has_no_label_smoothing_there(dpo_trainer: Theirs, model_dir: Path) -> None:
+def test_sigmoid_has_no_label_smoothing_there(dpo_trainer: Theirs) -> None:
     """TRL ignores it with `sigmoid`; ours is the conservative DPO of Mitchell (2023)."""
     loss = set_to(dpo_trainer, "sigmoid", 0.1).loss()
     torch.testing.assert_close(loss, set_to(dpo_trainer, "sigmoid").loss())
-    smoothed = ours(DPO(0.3, 0.1), dpo_trainer.inputs, model_dir, a_policy(model_dir).eval())
+    smoothed = dpo_trainer.ours(DPO(0.3, 0.1))
     assert abs(float(smoothed.losses.mean()) - float(loss)) > 1e-3
 
 
@@ -222,15 +217,13 @@ class Unclamped(WPO):
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "apo_zero", "sppo"])
-def test_wpos_weights_agree_but_for_the_clamp(
-    loss: str, dpo_trainer: Theirs, model_dir: Path
-) -> None:
+def test_wpos_weights_agree_but_for_the_clamp(loss: str, dpo_trainer: Theirs) -> None:
     """TRL does not clamp the product at 1, as the authors do: with ours unclamped loss and
     gradients agree, and pairs above 1 make the difference. (There is no hinge: TRL's own backward
     fails with it.)
     """
     theirs = set_to(dpo_trainer, loss, is_weighted=True)
-    assert_agreement(theirs, Unclamped(0.3, loss=loss), model_dir)  # type: ignore[arg-type]
+    assert_agreement(theirs, Unclamped(0.3, loss=loss))  # type: ignore[arg-type]
 
 
 def test_the_clamp_shows_where_the_policy_finds_responses_likely(
@@ -244,9 +237,9 @@ def test_the_clamp_shows_where_the_policy_finds_responses_likely(
         (-logps[inputs.response_index < inputs.num_pairs].mean()).backward()
         optimizer.step()
         optimizer.zero_grad()
-    features = ReferenceModel(its_reference(model_dir)).features(inputs, {"reference_logps"})
     with torch.no_grad():
-        scores = PolicyModel(policy, UniformMask(), requires=WPO.requires)(inputs, features)
+        model = PolicyModel(policy, UniformMask(), requires=WPO.requires)
+        scores = model(inputs, dpo_trainer.features)
     above = Unclamped(0.3).pair_weights(scores) > 1
     assert above.any()
     assert not above.all()
@@ -286,7 +279,8 @@ def preference_trainer(
     ids, attention = (
         joined[f"concatenated_{name}"].cpu() for name in ("input_ids", "attention_mask")
     )
-    return Theirs(trainer, batch, our_inputs(ids, attention, labels != -100))
+    inputs = our_inputs(ids, attention, labels != -100)
+    return Theirs(trainer, batch, inputs, Features(), a_policy(model_dir).eval())
 
 
 @pytest.mark.parametrize(
@@ -308,7 +302,7 @@ def test_cpo_and_alphapo_agree(
     tmp_path: Path,
 ) -> None:
     theirs = preference_trainer("cpo", rows, model_dir, tmp_path, **options)
-    assert_agreement(theirs, objective, model_dir)
+    assert_agreement(theirs, objective)
 
 
 def test_cpos_nll_is_each_responses_mean_and_theirs_the_micro_batchs(
@@ -316,8 +310,8 @@ def test_cpos_nll_is_each_responses_mean_and_theirs_the_micro_batchs(
 ) -> None:
     """TRL averages over all chosen tokens of a micro-batch, which a cut of the batch changes."""
     theirs = preference_trainer("cpo", rows, model_dir, tmp_path, beta=0.3)
-    loss, policy = theirs.loss(), a_policy(model_dir).eval()
-    scores = PolicyModel(policy, UniformMask())(theirs.inputs, Features())
+    loss = theirs.loss()
+    scores = PolicyModel(theirs.policy, UniformMask())(theirs.inputs, Features())
     chosen, lengths = scores.per_response(scores.policy_logps)[:, 0], scores.lengths()[:, 0]
     without = CPO(0.3, nll_coef=0.0)(scores).losses.mean()
     torch.testing.assert_close(without - chosen.sum() / lengths.sum(), loss, atol=1e-5, rtol=1e-5)
@@ -331,8 +325,7 @@ def test_orpos_odds_agree_and_its_nll_is_of_the_response_alone(
 ) -> None:
     """TRL's NLL covers the prompt too, and averages over all tokens of a micro-batch."""
     theirs = preference_trainer("orpo", rows, model_dir, tmp_path, beta=0.3)
-    loss, policy = theirs.loss(), a_policy(model_dir).eval()
-    inputs = theirs.inputs
+    loss, policy, inputs = theirs.loss(), theirs.policy, theirs.inputs
     scores = PolicyModel(policy, UniformMask())(inputs, Features())
     output = ORPO(0.3, nll_coef=0.0)(scores)
     with torch.no_grad():
