@@ -75,13 +75,11 @@ class Objective(ABC):
 class PairLosses(NamedTuple):
     """losses [num_pairs] with gradient, rewards [num_pairs, 2].
 
-    rewards are the implicit rewards of chosen and rejected. metrics are the loss's own, as (sum,
-    count).
+    rewards are the implicit rewards of chosen and rejected.
     """
 
     losses: Tensor
     rewards: Tensor
-    metrics: Metrics = {}  # noqa: RUF012, nobody changes it
 
 
 class PreferenceObjective(Objective):
@@ -136,7 +134,6 @@ class PreferenceObjective(Objective):
             "logps/rejected": (logps[:, 1].sum(), pairs),
             "nll/chosen": (nll.detach().sum(), pairs),
             **_kl_metrics(scores, pairs),
-            **pair.metrics,
             **self.extra_metrics(scores),
         }
         return ObjectiveOutput(losses, rewards[:, 0], rewards[:, 1], metrics)

@@ -4,6 +4,7 @@ Source: Wu et al., arXiv:2407.08639, and their released trainer.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from sparsepo.objectives.base import (
     positive,
     smoothing,
 )
-from sparsepo.records import TokenScores
+from sparsepo.records import Metrics, ObjectiveOutput, TokenScores, on_device
 
 _LEAST_BETA = 1e-3
 _LEAST_DEVIATION = 1e-3  # nats: differences below it are rounding
@@ -103,21 +104,32 @@ class BetaDPO(CoupledObjective, name="beta_dpo"):
         self._average, self._deviation = self._updated(shared[:, 0].double().cpu())
         self._batches += 1
 
+    def __call__(self, scores: TokenScores, batch: CoupledBatch | None = None) -> ObjectiveOutput:
+        if batch is None:
+            self.check(scores)
+            batch = self._whole(scores)
+        output = super().__call__(scores, batch)
+        factors, betas = batch.values[batch.rows].unbind(1)
+        pairs = on_device(scores.num_pairs, betas)
+        metrics: Metrics = {
+            "beta/batch": (betas.sum(), pairs),
+            "beta/kept_fraction": ((factors > 0).to(betas.dtype).sum(), pairs),
+        }
+        return replace(output, metrics={**output.metrics, **metrics})
+
     def pair_losses(self, scores: TokenScores) -> PairLosses:
-        values = self.batch_values(self.shared_values(scores))
-        rows = torch.arange(scores.num_pairs, device=values.device)
-        return self.slice_losses(scores, CoupledBatch(values, rows))
+        return self.slice_losses(scores, self._whole(scores))
 
     def slice_losses(self, scores: TokenScores, batch: CoupledBatch) -> PairLosses:
         sums = scores.per_response(scores.log_ratios())
         factors, betas = batch.values[batch.rows].to(sums.dtype).unbind(1)
         losses = factors * logistic_loss(betas * (sums[:, 0] - sums[:, 1]), self.label_smoothing)
-        pairs = torch.ones_like(factors).sum()
-        metrics = {
-            "beta/batch": (betas.sum(), pairs),
-            "beta/kept_fraction": ((factors > 0).to(sums.dtype).sum(), pairs),
-        }
-        return PairLosses(losses, self.beta * sums, metrics)
+        return PairLosses(losses, self.beta * sums)
+
+    def _whole(self, scores: TokenScores) -> CoupledBatch:
+        """These pairs as a whole training batch."""
+        values = self.batch_values(self.shared_values(scores))
+        return CoupledBatch(values, torch.arange(scores.num_pairs, device=values.device))
 
     def _updated(self, gaps: Tensor) -> tuple[float, float]:
         """Average and deviation with this batch in them."""

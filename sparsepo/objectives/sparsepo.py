@@ -52,7 +52,7 @@ class SparsePO(LogisticObjective, name="sparsepo"):
         return rewards[:, 0] - rewards[:, 1], rewards
 
     def pair_losses(self, scores: TokenScores) -> PairLosses:
-        losses, rewards, _ = super().pair_losses(scores)
+        losses, rewards = super().pair_losses(scores)
         penalties = ((self.l1_reward, scores.reward_mask), (self.l1_kl, scores.kl_mask))
         for share, (coefficient, weights) in zip(scores.l1_shares, penalties, strict=True):
             if share * coefficient > 0:

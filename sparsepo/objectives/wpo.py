@@ -3,12 +3,11 @@
 Source: Zhou et al. (WPO), arXiv:2406.11827, eq. 2, and their released trainer.
 """
 
-import torch
 from torch import Tensor
 
 from sparsepo.objectives.base import PairLosses
 from sparsepo.objectives.dpo import DPO
-from sparsepo.records import TokenScores
+from sparsepo.records import Metrics, TokenScores, on_device
 
 
 class WPO(DPO, name="wpo"):
@@ -26,7 +25,9 @@ class WPO(DPO, name="wpo"):
         return means.sum(1).clamp(max=0).exp()
 
     def pair_losses(self, scores: TokenScores) -> PairLosses:
-        losses, rewards, _ = super().pair_losses(scores)
+        losses, rewards = super().pair_losses(scores)
+        return PairLosses(self.pair_weights(scores) * losses, rewards)
+
+    def extra_metrics(self, scores: TokenScores) -> Metrics:
         weights = self.pair_weights(scores)
-        counted = (weights.sum(), torch.ones_like(weights).sum())
-        return PairLosses(weights * losses, rewards, {"weights/pair": counted})
+        return {"weights/pair": (weights.sum(), on_device(scores.num_pairs, weights))}
