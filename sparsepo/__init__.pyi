@@ -16,10 +16,17 @@ from .kernels import (
 )
 from .masks import (
     ActivationMask as ActivationMask,
+    AdversarialMask as AdversarialMask,
     CollapseWatch as CollapseWatch,
+    ConfidenceMask as ConfidenceMask,
+    ExpRatioMask as ExpRatioMask,
     ExternalMask as ExternalMask,
     LearnedMasks as LearnedMasks,
+    LengthSplitMask as LengthSplitMask,
+    PartitionMask as PartitionMask,
+    PositionDecayMask as PositionDecayMask,
     RandomMask as RandomMask,
+    SurpriseMask as SurpriseMask,
     UniformMask as UniformMask,
 )
 from .model import (
@@ -44,6 +51,7 @@ from .objectives import (
     Objective as Objective,
     SimPO as SimPO,
     SparsePO as SparsePO,
+    Weighted as Weighted,
 )
 from .records import (
     Features as Features,

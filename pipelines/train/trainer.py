@@ -153,7 +153,9 @@ class Trainer:
             load_checkpoint(
                 self.store, self.step, self.model, self.optimizer, self.strategy, facts.base
             )
-        self.watch = CollapseWatch(facts.mask.masked_terms(), state.get("collapse_streaks"))
+        has_kl = "reference_hidden" in self.objective.requires
+        weighed = tuple(t for t in facts.mask.masked_terms() if t == "reward" or has_kl)
+        self.watch = CollapseWatch(weighed, state.get("collapse_streaks"))
         self.runaway = RunawayWatch(state.get("runaway"))
         self.selection = Selection(facts.train.selection, state.get("selection"))
         if self.step < self.num_steps and not (self.selection.has_ended or goes_on(state)):
