@@ -19,6 +19,8 @@ from .masks import (
     AdversarialMask as AdversarialMask,
     CollapseWatch as CollapseWatch,
     ConfidenceMask as ConfidenceMask,
+    ContrastMask as ContrastMask,
+    EntropyMask as EntropyMask,
     ExpRatioMask as ExpRatioMask,
     ExternalMask as ExternalMask,
     LearnedMasks as LearnedMasks,
@@ -26,7 +28,12 @@ from .masks import (
     PartitionMask as PartitionMask,
     PositionDecayMask as PositionDecayMask,
     RandomMask as RandomMask,
+    SaliencyMask as SaliencyMask,
+    SegmentMask as SegmentMask,
+    SelectiveMask as SelectiveMask,
     SurpriseMask as SurpriseMask,
+    TokenRewardMask as TokenRewardMask,
+    TransportMask as TransportMask,
     UniformMask as UniformMask,
 )
 from .model import (

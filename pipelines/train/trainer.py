@@ -211,9 +211,9 @@ class Trainer:
         self.lengths = self.pairs.lengths("train")
         self.shared_lengths = self.pairs.lengths("train", shared=True)
         self.compilation = self._compilation(causal_lm)
-        self.model = build_policy(
-            facts, causal_lm, self.source.head(), self.strategy, self.compilation
-        )
+        # A mask may read the reference's states where the loss has no KL.
+        head = self.source.head() if "reference_hidden" in self.objective.requires else None
+        self.model = build_policy(facts, causal_lm, head, self.strategy, self.compilation)
         self.loader = MicroBatchLoader(
             self.pairs,
             self.source,
