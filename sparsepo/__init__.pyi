@@ -16,10 +16,24 @@ from .kernels import (
 )
 from .masks import (
     ActivationMask as ActivationMask,
+    AdversarialMask as AdversarialMask,
     CollapseWatch as CollapseWatch,
+    ConfidenceMask as ConfidenceMask,
+    ContrastMask as ContrastMask,
+    EntropyMask as EntropyMask,
+    ExpRatioMask as ExpRatioMask,
     ExternalMask as ExternalMask,
     LearnedMasks as LearnedMasks,
+    LengthSplitMask as LengthSplitMask,
+    PartitionMask as PartitionMask,
+    PositionDecayMask as PositionDecayMask,
     RandomMask as RandomMask,
+    SaliencyMask as SaliencyMask,
+    SegmentMask as SegmentMask,
+    SelectiveMask as SelectiveMask,
+    SurpriseMask as SurpriseMask,
+    TokenRewardMask as TokenRewardMask,
+    TransportMask as TransportMask,
     UniformMask as UniformMask,
 )
 from .model import (
@@ -51,6 +65,7 @@ from .objectives import (
     Objective as Objective,
     SimPO as SimPO,
     SparsePO as SparsePO,
+    Weighted as Weighted,
 )
 from .records import (
     Features as Features,

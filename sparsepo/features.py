@@ -28,7 +28,7 @@ class FeatureKind:
 
 _MADE_BY = {
     "reference": "sparsepo.ReferenceModel.features",
-    "scorers": "sparsepo.scorer_logps",
+    "scorers": "sparsepo.scorer_log_ratios or scorer_logps",
     "embedder": "sparsepo.pooled_states",
     "pairs": "the data",
     "step": "sparsepo.PolicyModel",

@@ -251,6 +251,7 @@ class PolicyModel(nn.Module):
             num_pairs=inputs.num_pairs,
             l1_shares=self.masks.l1_shares,
             signed_masks=self.masks.signed,
+            empty_sides=self.masks.may_be_empty,
             mask_statistics=masks.statistics,
             scorer_log_ratios=features.scorer_log_ratios,
             external_weights=features.external_weights,

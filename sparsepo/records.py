@@ -135,6 +135,7 @@ class TokenScores:
             terms, 0 for a term that is not masked.
         signed_masks: weights may be negative (a learned mask without final activation); otherwise
             they are refused.
+        empty_sides: a response may have no weight other than 0 (a mask that says so).
         mask_statistics: metrics of the masks themselves, as (sum, count).
         scorer_log_ratios, external_weights, policy_square_sum, prompt_embedding,
             preference_scores: as in Features.
@@ -151,6 +152,7 @@ class TokenScores:
     num_pairs: int
     l1_shares: tuple[float, float] = (1.0, 1.0)
     signed_masks: bool = False
+    empty_sides: bool = False
     mask_statistics: Metrics = field(default_factory=dict)
     scorer_log_ratios: Tensor | None = None
     external_weights: Tensor | None = None

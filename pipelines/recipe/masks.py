@@ -9,6 +9,8 @@ from sparsepo.masks.declarations import (
     ACTIVATION_MAPPINGS,
     LEARNED_MASKS,
     MASKS,
+    TRANSPORT_STATES,
+    check_exp_ratio_options,
     check_mask_options,
 )
 
@@ -76,6 +78,121 @@ class ExternalMaskConfig(FrozenMaskConfig):
     kind: Literal["external"] = "external"
 
 
+class PositionDecayMaskConfig(FrozenMaskConfig):
+    """D2PO: g^t, t from 1."""
+
+    kind: Literal["position_decay"] = "position_decay"
+    g: float = Field(0.98, gt=0, le=1)
+
+
+class LengthSplitMaskConfig(FrozenMaskConfig):
+    """LD-DPO: 1 up to the shorter response's length, alpha beyond."""
+
+    kind: Literal["length_split"] = "length_split"
+    alpha: float = Field(0.5, ge=0, le=1)
+
+
+class PartitionMaskConfig(FrozenMaskConfig):
+    """Tokens hashed into parts, of which every epoch weighs another; validation weighs all by 1."""
+
+    kind: Literal["partition"] = "partition"
+    parts: int = Field(4, ge=1)
+    seed: int = 0
+
+
+class ConfidenceMaskConfig(FrozenMaskConfig):
+    """ConfPO: tokens that the policy finds less likely than its mean over the response."""
+
+    kind: Literal["confidence"] = "confidence"
+
+
+class SurpriseMaskConfig(FrozenMaskConfig):
+    """Selective DPO: tokens from this quantile on of what the policy lacks of the reference."""
+
+    kind: Literal["surprise"] = "surprise"
+    quantile: float = Field(0.6, ge=0, lt=1)
+
+
+class AdversarialMaskConfig(FrozenMaskConfig):
+    """The fraction k of a response's tokens that lowers the margin most."""
+
+    kind: Literal["adversarial"] = "adversarial"
+    k: float = Field(0.5, gt=0, le=1)
+
+
+class ExpRatioMaskConfig(FrozenMaskConfig):
+    """The weights of TIS-DPO, from two scorers, or the data's columns as they are."""
+
+    kind: Literal["exp_ratio"] = "exp_ratio"
+    mu: float = Field(1.0, gt=0)
+    low: float = -0.5
+    high: float = 1.5
+    source: Literal["scorers", "external"] = "scorers"
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ExpRatioMaskConfig":
+        check_exp_ratio_options(self.mu, self.low, self.high, self.source)
+        return self
+
+    def requires(self) -> frozenset[str]:
+        named = {"scorers": "scorer_log_ratios", "external": "external_weights"}
+        return frozenset({named[self.source]})
+
+
+class TokenRewardMaskConfig(FrozenMaskConfig):
+    """TGDPO: 1 + alpha beta q chosen, 1 - alpha beta q rejected; weights may be negative."""
+
+    kind: Literal["token_reward"] = "token_reward"
+    alpha: float = Field(0.5, ge=0, allow_inf_nan=False)
+    beta: float = Field(0.1, gt=0, allow_inf_nan=False)
+
+
+class SelectiveMaskConfig(FrozenMaskConfig):
+    """SePO: the fraction k of chosen tokens with the largest q, of rejected with the smallest."""
+
+    kind: Literal["selective"] = "selective"
+    k: float = Field(0.3, gt=0, le=1)
+
+
+class SegmentMaskConfig(FrozenMaskConfig):
+    """Segments, cut where q jumps by more than theta nats, whose sum agrees with their side."""
+
+    kind: Literal["segment"] = "segment"
+    theta: float = Field(1.0, ge=0, allow_inf_nan=False)
+
+
+class ContrastMaskConfig(FrozenMaskConfig):
+    """Critical tokens: probability under the positive scorer, 1 less that under the negative."""
+
+    kind: Literal["contrast"] = "contrast"
+
+
+class EntropyMaskConfig(FrozenMaskConfig):
+    """The fraction of a response's tokens at which the reference is least decided."""
+
+    kind: Literal["entropy"] = "entropy"
+    fraction: float = Field(0.2, gt=0, le=1)
+
+
+class SaliencyMaskConfig(FrozenMaskConfig):
+    """TI-DPO: a gradient's norm, and a Gaussian over positions with what is left of the share."""
+
+    kind: Literal["saliency"] = "saliency"
+    share: float = Field(0.7, ge=0, le=1)
+
+
+class TransportMaskConfig(FrozenMaskConfig):
+    """OTPO: marginals of a transport plan between both responses' states."""
+
+    kind: Literal["transport"] = "transport"
+    states: Literal["policy", "reference"] = "policy"
+    entropic_reg: float = Field(0.1, gt=0, allow_inf_nan=False)
+    marginal_penalty: float = Field(0.2, gt=0, allow_inf_nan=False)
+
+    def requires(self) -> frozenset[str]:
+        return frozenset({TRANSPORT_STATES[self.states]})
+
+
 class LearnedMaskConfig(MaskConfig):
     kind: Literal["learned"] = "learned"
     architecture: Literal[
@@ -119,6 +236,24 @@ class LearnedMaskConfig(MaskConfig):
 
 
 AnyMask = Annotated[
-    NoMask | ActivationMaskConfig | RandomMaskConfig | ExternalMaskConfig | LearnedMaskConfig,
+    NoMask
+    | ActivationMaskConfig
+    | RandomMaskConfig
+    | ExternalMaskConfig
+    | LearnedMaskConfig
+    | PositionDecayMaskConfig
+    | LengthSplitMaskConfig
+    | PartitionMaskConfig
+    | ConfidenceMaskConfig
+    | SurpriseMaskConfig
+    | AdversarialMaskConfig
+    | ExpRatioMaskConfig
+    | TokenRewardMaskConfig
+    | SelectiveMaskConfig
+    | SegmentMaskConfig
+    | ContrastMaskConfig
+    | EntropyMaskConfig
+    | SaliencyMaskConfig
+    | TransportMaskConfig,
     Field(discriminator="kind"),
 ]

@@ -366,11 +366,12 @@ class Recipe(Section):
                 f"{' or '.join(sorted(declared.mask_kinds))}"
             )
         wanted = self.required_features() | frozenset(self.reference.features)
-        if lacking := _missing_scorer(wanted, self.model):
-            asking = f"objective.name={name}" + (
-                "" if self.mask.kind == "none" else f" with mask.kind={self.mask.kind}"
+        if (lacking := _missing_scorer(wanted, self.model)) is not None:
+            feature, cure = lacking
+            raise ValueError(
+                f"{self.reader_of(feature)} needs the feature {feature} of the reference stage: "
+                f"set {cure}"
             )
-            raise ValueError(f"{asking} needs the feature {lacking}")
         if "reference_topk" in wanted and self.reference.topk is None:
             raise ValueError(
                 "reference.features names reference_topk: say how many tokens with reference.topk"
@@ -405,10 +406,20 @@ class Recipe(Section):
                 f"train.validate_every = {self.train.validate_every}: there are no validation "
                 "pairs; set data.validation_fraction or data.validation, or leave it out"
             )
-        conflict = self.objective.conflict(self.data.min_gap)
+        conflict = self.objective.mask_conflict(self.mask) or self.objective.conflict(
+            self.data.min_gap
+        )
         if conflict:
             raise ValueError(conflict)
         return self
+
+    def reader_of(self, feature: str) -> str:
+        """The key and value by which the recipe reads a feature, for an error."""
+        if feature in self.mask.requires():
+            return f"mask.kind={self.mask.kind}"
+        if feature in self.objective.requires():
+            return f"objective.name={self.objective.name}"
+        return "reference.features"
 
     def required_features(self) -> frozenset[str]:
         """Features that objective and mask need together."""
@@ -459,10 +470,10 @@ _SCORERS = {
 }
 
 
-def _missing_scorer(wanted: frozenset[str], model: ModelSection) -> str | None:
+def _missing_scorer(wanted: frozenset[str], model: ModelSection) -> tuple[str, str] | None:
     """The first feature whose scorer the recipe does not name, and the key that brings it."""
     for feature, (keys, meaning) in _SCORERS.items():
         if feature in wanted and not any(getattr(model, key) for key in keys):
             named = " or ".join(f"model.{key}" for key in keys)
-            return f"{feature} of the reference stage: set {named} ({meaning})"
+            return feature, f"{named} ({meaning})"
     return None

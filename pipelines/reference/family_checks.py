@@ -15,10 +15,9 @@ from pipelines.reference.origins import reference_model_dir
 def check_hooks(recipe: Recipe) -> None:
     """UserError if the recipe needs a place inside a model that the model's family does not show.
 
-    Those are the activation mask's hook points, a gradient at the input embeddings for saliency,
-    the list of decoder layers for the states of all layers, gradient checkpointing, FSDP and
-    compiled layers, and masks that can be replaced where packed rows are asked for. Nothing else
-    depends on the family.
+    Those are the activation mask's hook points, the list of decoder layers for the states of all
+    layers, gradient checkpointing, FSDP and compiled layers, and masks that can be replaced where
+    packed rows are asked for. Nothing else depends on the family.
     """
     policy = str(resolve_model(recipe.model.name_or_path))
     reference = reference_model_dir(recipe)
@@ -31,10 +30,7 @@ def check_hooks(recipe: Recipe) -> None:
         except ValueError as error:
             raise UserError(f"mask.hooks: {error}") from error
     train = recipe.train
-    wanted = recipe.required_features() | recipe.stored_features()
-    if "saliency" in wanted:
-        _check_gradient(reference)
-    if "reference_layers" in wanted:
+    if "reference_layers" in recipe.required_features() | recipe.stored_features():
         _check_layers(
             reference,
             "states of all layers (reference_layers; a mask of kind *_last reads the last layer "
@@ -77,24 +73,3 @@ def _check_layers(directory: str, purpose: str) -> None:
         decoder_layers(without_weights(directory))
     except ValueError as error:
         raise UserError(f"{purpose}: {error} in {directory}") from error
-
-
-def _check_gradient(directory: str) -> None:
-    """UserError for a model that cuts the gradient off on its way to the input embeddings.
-
-    Without weights nothing is said of its size, and nothing of models that need them to run: the
-    stage tries a few tokens before it scores any.
-    """
-    from pipelines.models import without_weights
-    from sparsepo.batching.layouts import TokenizedPair, padded_layout
-    from sparsepo.saliency import input_saliency
-
-    try:
-        input_saliency(
-            without_weights(directory),
-            padded_layout([TokenizedPair([0], [0, 0], [0])]).to("meta"),
-        )
-    except ValueError as error:
-        raise UserError(f"{error} ({directory})") from error
-    except (RuntimeError, TypeError, LookupError, AttributeError):
-        return

@@ -155,7 +155,9 @@ class Trainer:
             load_checkpoint(
                 self.store, self.step, self.model, self.optimizer, self.strategy, facts.base
             )
-        self.watch = CollapseWatch(facts.mask.masked_terms(), state.get("collapse_streaks"))
+        has_kl = "reference_hidden" in self.objective.requires
+        weighed = tuple(t for t in facts.mask.masked_terms() if t == "reward" or has_kl)
+        self.watch = CollapseWatch(weighed, state.get("collapse_streaks"))
         self.runaway = RunawayWatch(state.get("runaway"))
         self.selection = Selection(facts.train.selection, state.get("selection"))
         if self.step < self.num_steps and not (self.selection.has_ended or goes_on(state)):
@@ -211,9 +213,9 @@ class Trainer:
         self.lengths = self.pairs.lengths("train")
         self.shared_lengths = self.pairs.lengths("train", shared=True)
         self.compilation = self._compilation(causal_lm)
-        self.model = build_policy(
-            facts, causal_lm, self.source.head(), self.strategy, self.compilation
-        )
+        # A mask may read the reference's states where the loss has no KL.
+        head = self.source.head() if "reference_hidden" in self.objective.requires else None
+        self.model = build_policy(facts, causal_lm, head, self.strategy, self.compilation)
         self.loader = MicroBatchLoader(
             self.pairs,
             self.source,

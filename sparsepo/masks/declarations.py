@@ -2,6 +2,7 @@
 
 import importlib
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -22,13 +23,23 @@ MASK_ACTIVATIONS: tuple[MaskActivation, ...] = ("relu", "none", "rescale")
 MASK_WEIGHTINGS: tuple[MaskWeighting, ...] = ("released", "centred")
 
 
+RatioSource = Literal["scorers", "external"]
+RATIO_SOURCES: tuple[RatioSource, ...] = ("scorers", "external")
+TransportStates = Literal["policy", "reference"]
+TRANSPORT_STATES: dict[TransportStates, str] = {
+    "policy": "policy_hidden",
+    "reference": "reference_hidden",
+}
+
+
 @dataclass(frozen=True)
 class MaskDeclaration:
     """What a kind of mask reads. Called with its options, it builds the mask.
 
     Attributes:
         module: in sparsepo.masks. class_name: the class in it.
-        requires: features the mask reads; of a learned one its architecture says which.
+        requires: features the mask reads, with the options' defaults; of a learned one its
+            architecture says which.
     """
 
     module: str
@@ -52,6 +63,28 @@ MASKS: dict[str, MaskDeclaration] = {
     "random": MaskDeclaration("frozen", "RandomMask", frozenset({"pair_keys"})),
     "external": MaskDeclaration("frozen", "ExternalMask", frozenset({"external_weights"})),
     "learned": MaskDeclaration("learned", "LearnedMasks"),
+    "position_decay": MaskDeclaration("position_decay", "PositionDecayMask"),
+    "length_split": MaskDeclaration("length_split", "LengthSplitMask"),
+    "partition": MaskDeclaration("partition", "PartitionMask", frozenset({"pair_keys", "epoch"})),
+    "confidence": MaskDeclaration("confidence", "ConfidenceMask", frozenset({"policy_logps"})),
+    "surprise": MaskDeclaration(
+        "surprise", "SurpriseMask", frozenset({"policy_logps", "reference_logps"})
+    ),
+    "adversarial": MaskDeclaration(
+        "adversarial", "AdversarialMask", frozenset({"policy_logps", "reference_logps"})
+    ),
+    "exp_ratio": MaskDeclaration("exp_ratio", "ExpRatioMask", frozenset({"scorer_log_ratios"})),
+    "token_reward": MaskDeclaration(
+        "token_reward", "TokenRewardMask", frozenset({"scorer_log_ratios"})
+    ),
+    "selective": MaskDeclaration("selective", "SelectiveMask", frozenset({"scorer_log_ratios"})),
+    "segment": MaskDeclaration("segment", "SegmentMask", frozenset({"scorer_log_ratios"})),
+    "contrast": MaskDeclaration(
+        "contrast", "ContrastMask", frozenset({"positive_logps", "negative_logps"})
+    ),
+    "entropy": MaskDeclaration("entropy", "EntropyMask", frozenset({"reference_entropy"})),
+    "saliency": MaskDeclaration("saliency", "SaliencyMask", frozenset({"saliency"})),
+    "transport": MaskDeclaration("transport", "TransportMask", frozenset({"policy_hidden"})),
 }
 
 
@@ -59,6 +92,20 @@ def check_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     """ValueError naming an option whose value is not one of these."""
     if value not in allowed:
         raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}")
+
+
+def check_exp_ratio_options(mu: float, low: float, high: float, source: str) -> None:
+    """ValueError naming an option of the weights of TIS-DPO that is wrong or would be ignored."""
+    check_one_of("source", source, RATIO_SOURCES)
+    if not (isfinite(low) and isfinite(high) and low < high):
+        raise ValueError(f"low={low}, high={high}: must be finite with low < high")
+    if not (isfinite(mu) and mu > 0):
+        raise ValueError(f"mu={mu}: must be finite and > 0")
+    if source == "external" and (mu, low, high) != (1.0, -0.5, 1.5):
+        raise ValueError(
+            f"mu={mu}, low={low}, high={high} with source='external': weights from the data are "
+            "taken as they are; leave the three out"
+        )
 
 
 @dataclass(frozen=True)

@@ -142,9 +142,7 @@ class RandomMask(FrozenMask):
 
     def weights(self, features: Features, response_index: Tensor, num_responses: int) -> Tensor:
         keys = require_feature(features, "pair_keys")
-        place = position_in_response(response_index, num_responses)
-        state = _mixed(keys[response_index // 2] ^ _mixed(torch.full_like(place, self.seed)))
-        bits = _shifted(_mixed(state ^ _mixed(2 * place + response_index % 2)), 40)
+        bits = token_hash(keys, response_index, num_responses, self.seed)
         return bits.float() / 2**24
 
 
@@ -155,14 +153,33 @@ def keep_heaviest(
 
     Ties keep the earlier token.
     """
-    by_weight = torch.argsort(weights.abs(), descending=True, stable=True)
-    order = by_weight[torch.argsort(response_index[by_weight], stable=True)]
-    rank = torch.empty_like(order)
-    rank[order] = position_in_response(response_index[order], num_responses)
+    kept = are_largest(weights.abs(), response_index, num_responses, fraction)
+    return torch.where(kept, weights, 0.0)
+
+
+def are_largest(
+    values: Tensor, response_index: Tensor, num_responses: int, fraction: float
+) -> Tensor:
+    """bool [S]: the ceil(fraction * n) largest of each response's n values; ties: the earlier."""
+    rank = rank_within(values, response_index, num_responses)
     lengths = segment_sum(torch.ones_like(response_index), response_index, num_responses)
     # In float64 and with a guard, so that 0.2 * 15 keeps 3 tokens and not 4.
     kept = (fraction * lengths.double() - 1e-9).ceil()
-    return torch.where(rank < kept[response_index], weights, 0.0)
+    return rank < kept[response_index]
+
+
+def rank_within(values: Tensor, response_index: Tensor, num_responses: int) -> Tensor:
+    """int64 [S]: 0 for the largest value of a token's response, and so on; ties by place."""
+    order = order_within(values, response_index, descending=True)
+    rank = torch.empty_like(order)
+    rank[order] = position_in_response(response_index[order], num_responses)
+    return rank
+
+
+def order_within(values: Tensor, response_index: Tensor, descending: bool = False) -> Tensor:
+    """int64 [S] that sorts values within each response, ties by place."""
+    by_value = torch.argsort(values, descending=descending, stable=True)
+    return by_value[torch.argsort(response_index[by_value], stable=True)]
 
 
 def normalised(
@@ -175,6 +192,13 @@ def normalised(
     wanted = segment_sum(counted, response_index, num_responses)
     sums = segment_sum(weights.abs(), response_index, num_responses)
     return weights * (wanted / sums.where(sums != 0, 1.0))[response_index]
+
+
+def token_hash(keys: Tensor, response_index: Tensor, num_responses: int, seed: int) -> Tensor:
+    """int64 [S] in [0, 2**24), of seed, the pair's key, the side and the token's place alone."""
+    place = position_in_response(response_index, num_responses)
+    state = _mixed(keys[response_index // 2] ^ _mixed(torch.full_like(place, seed)))
+    return _shifted(_mixed(state ^ _mixed(2 * place + response_index % 2)), 40)
 
 
 def _mixed(x: Tensor) -> Tensor:

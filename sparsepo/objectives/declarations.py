@@ -3,10 +3,17 @@
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from math import isfinite
+from typing import TYPE_CHECKING, Any, Literal
+
+from sparsepo.masks.declarations import MASKS, check_one_of
 
 if TYPE_CHECKING:
     from sparsepo.objectives.base import Objective
+
+
+Reduction = Literal["sum", "mean_kept"]
+REDUCTIONS: tuple[Reduction, ...] = ("sum", "mean_kept")
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,38 @@ class ObjectiveDeclaration:
         return self.load()(**options)
 
 
+def check_weighted_options(
+    alpha: float,
+    reference_free: bool,
+    reduction: str,
+    log_ratio_clamp: tuple[float, float] | None,
+    l1_kl: float,
+) -> None:
+    """ValueError naming an option of Weighted that is wrong or would be ignored."""
+    check_one_of("reduction", reduction, REDUCTIONS)
+    if log_ratio_clamp is not None:
+        low, high = log_ratio_clamp
+        if not (isfinite(low) and isfinite(high) and low < high):
+            raise ValueError(f"log_ratio_clamp=[{low}, {high}]: must be finite with low < high")
+        if reference_free:
+            raise ValueError(
+                f"log_ratio_clamp=[{low}, {high}] with reference_free: there are no log ratios to "
+                "clamp"
+            )
+    if l1_kl and not alpha:
+        raise ValueError(f"l1_kl={l1_kl} with alpha=0: there is no KL that a mask weighs")
+
+
+def _weighted_requires(options: Mapping[str, Any]) -> frozenset[str]:
+    ratios = frozenset() if options.get("reference_free") else frozenset({"reference_logps"})
+    return ratios | (frozenset({"reference_hidden"}) if options.get("alpha") else frozenset())
+
+
+def _tis_dpo_requires(options: Mapping[str, Any]) -> frozenset[str]:
+    weights = {"scorers": "scorer_log_ratios", "external": "external_weights"}
+    return frozenset({"reference_logps", weights[options.get("source", "scorers")]})
+
+
 _WITH_KL = frozenset({"reference_logps", "reference_hidden"})
 
 OBJECTIVES: dict[str, ObjectiveDeclaration] = {
@@ -74,7 +113,16 @@ OBJECTIVES: dict[str, ObjectiveDeclaration] = {
             "sparsepo", "SparsePO", requires=_WITH_KL, mask_kinds=frozenset({"learned"})
         ),
         ObjectiveDeclaration(
-            "tis_dpo", "TISDPO", requires=frozenset({"reference_logps", "scorer_log_ratios"})
+            "weighted",
+            "Weighted",
+            requires_of=_weighted_requires,
+            mask_kinds=frozenset(MASKS),
+        ),
+        ObjectiveDeclaration(
+            "tis_dpo",
+            "TISDPO",
+            requires=frozenset({"reference_logps", "scorer_log_ratios"}),
+            requires_of=_tis_dpo_requires,
         ),
         ObjectiveDeclaration(
             "rpo", "RPO", requires=frozenset({"reference_logps", "prompt_embedding"})

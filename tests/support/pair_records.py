@@ -17,6 +17,7 @@ TOKEN_FIELDS = (
     "reward_mask",
     "kl_mask",
     "scorer_log_ratios",
+    "external_weights",
     "policy_square_sum",
 )
 
@@ -32,7 +33,7 @@ def random_scores(
         return torch.rand(total, generator=g, dtype=dtype)
 
     index = torch.cat([torch.full((n,), i) for i, n in enumerate(lengths)])
-    return TokenScores(
+    record = TokenScores(
         -3 * draw(),
         -3 * draw(),
         draw(),
@@ -41,10 +42,10 @@ def random_scores(
         index,
         pairs,
         scorer_log_ratios=4 * draw() - 2,
-        policy_square_sum=0.1 + 0.9 * torch.linspace(0, 1, total, dtype=dtype),
         prompt_embedding=torch.randn(pairs, 3, generator=g, dtype=dtype),
         preference_scores=torch.tensor([[0.9, 0.1]], dtype=torch.float64).repeat(pairs, 1),
     )
+    return replace(record, external_weights=2 * draw(), policy_square_sum=draw())
 
 
 def by_hand(**fields: Any) -> TokenScores:

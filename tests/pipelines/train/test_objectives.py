@@ -153,11 +153,95 @@ def test_every_objective_trains_and_micro_batches_do_not_show(
         losses.append(torch.tensor([record["loss"] for record in steps(recipe)]))
     assert torch.isfinite(losses[0]).all() and len(losses[0]) == 3
     assert float(((losses[0] - losses[1]) / losses[0]).abs().max()) < 3e-5
-    first = {"ipo": 25.0, "simpo": None, "odpo": None}.get(
-        name, math.log(2)
-    )  # the loss while the policy is the reference
+    unfixed = dict.fromkeys(("simpo", "odpo", "orpo", "cpo", "alphapo", "wpo"))
+    # the loss while the policy is the reference
+    first = {"ipo": 25.0, **unfixed}.get(name, math.log(2))
     if first is not None:
         assert float(losses[0][0]) == pytest.approx(first, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "first"),
+    [
+        (["loss=sigmoid_norm"], math.log(2)),
+        (["loss=hinge"], 1),
+        (["loss=robust", "label_smoothing=0.1"], math.log(2)),
+        (["loss=exo", "label_smoothing=0.1"], -math.log(2) - math.log(0.9 * 0.1) / 2),
+        (["loss=apo_zero"], 1),
+        (["loss=apo_down"], 1),
+        (["loss=bco_pair"], 2 * math.log(2)),
+        (["loss=nca"], 2 * math.log(2)),
+        (["loss=sppo"], 50),
+        (["loss=discopop"], math.log(2) / 2 + 0.5),
+        (["divergence=forward"], math.log(2)),
+        (["divergence=js"], math.log(2)),
+        (["divergence=alpha", "divergence_alpha=0.3"], math.log(2)),
+    ],
+)
+def test_every_loss_of_dpo_trains(
+    options: list[str], first: float, recipe_in: MakeRecipe, world: World, tmp_path: Path
+) -> None:
+    """From its value at the reference, with margins that grow. (apo_down lowers both, so that only
+    a smaller loss is certain.)
+    """
+    given = [f"objective.{option}" for option in options]
+    base = ("train.max_steps=3", "train.warmup_fraction=0", "train.validate_every=3")
+    recipe = recipe_in(tmp_path, *base, *given, *world.options, paths=world.paths)
+    trained(recipe)
+    assert steps(recipe)[0]["loss"] == pytest.approx(first, rel=1e-5)
+    before, after = (
+        record
+        for record in read_metrics(RunPaths.of(recipe).train)
+        if record.get("kind") == "validation"
+    )
+    assert after["validation/loss"] < before["validation/loss"]
+
+
+@pytest.mark.parametrize("name", ["dpo_shift", "beta_dpo"])
+def test_what_an_objective_remembers_survives_a_resume(
+    name: str, recipe_in: MakeRecipe, world: World, tmp_path: Path
+) -> None:
+    """A run that was stopped at step 4 of 6 gives the same bits as one that was not: lambda follows
+    the step, beta the average that lies in the checkpoint. Validation is at lambda_end, and at beta
+    itself.
+    """
+    base = (
+        f"objective.name={name}", "objective.beta=2", "train.max_steps=6",
+        "train.global_batch_size=7", "train.checkpoint_every=4", "train.validate_every=6",
+        "train.warmup_fraction=0", *world.options,
+    )  # fmt: skip
+    whole = recipe_in(tmp_path / "whole", *base, paths=world.paths)
+    expected = trained(whole)
+    stopped = recipe_in(tmp_path / "stopped", *base, paths=world.paths)
+    trainer = trainer_of(stopped)
+
+    def stop(metrics: dict[str, Any]) -> None:
+        assert trainer.checkpoints.failure(wait=True) is None
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        trainer.run(stop)
+    resumed = trainer_of(stopped)
+    assert resumed.step == 4
+    resumed.run(lambda metrics: None)
+    assert resumed.objective.state() == expected.objective.state()
+    key = {"dpo_shift": "weights/rejected", "beta_dpo": "beta/batch"}[name]
+    found = [[(r["loss"], r["grad_norm"], r[key]) for r in steps(one)] for one in (stopped, whole)]
+    assert found[0] == found[1]
+    values = [value for _, _, value in found[1]]
+    validation = [
+        record[f"validation/{key}"]
+        for record in read_metrics(RunPaths.of(whole).train)
+        if record.get("kind") == "validation"
+    ]
+    if name == "dpo_shift":
+        assert values == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
+        assert validation == [1.0, 1.0]
+    else:
+        assert len(set(values)) == 6
+        assert validation == [2.0, 2.0]
+        kept = [record["beta/kept_fraction"] for record in steps(whole)]
+        assert kept == pytest.approx([5 / 7] * 6)
 
 
 @pytest.mark.parametrize("name", ["dpo", "tdpo1", "tdpo2", "mapo", "sparsepo"])
@@ -300,18 +384,19 @@ def test_stored_scorer_ratios_are_the_models_own(
         run_stages(swapped, (REFERENCE,), silent)
 
 
-def rpo_losses(recipe: Recipe) -> torch.Tensor:
+def coupled_losses(recipe: Recipe) -> torch.Tensor:
     return torch.tensor([[record["loss"], record["grad_norm"]] for record in steps(recipe)])
 
 
-def test_rpo_does_not_depend_on_micro_batches(
-    recipe_in: MakeRecipe, world: World, tmp_path: Path
+@pytest.mark.parametrize("name", ["rpo", "beta_dpo"])
+def test_coupled_objectives_do_not_depend_on_micro_batches(
+    name: str, recipe_in: MakeRecipe, world: World, tmp_path: Path
 ) -> None:
     """A batch of 7 pairs in one piece, or in 7: loss and gradient norm agree; validation is cut
     like training.
     """
     base = (
-        "objective.name=rpo",
+        f"objective.name={name}",
         "objective.beta=2",
         "train.max_steps=4",
         "train.validate_every=2",
@@ -335,19 +420,20 @@ def test_rpo_does_not_depend_on_micro_batches(
             for r in read_metrics(RunPaths.of(recipe).train)
             if r.get("kind") == "validation"
         ]
-        found[label] = rpo_losses(recipe), torch.tensor(validation)
+        found[label] = coupled_losses(recipe), torch.tensor(validation)
     for one, seven in zip(found["one"], found["seven"], strict=True):
         assert float(((one - seven) / one).abs().max()) < 1e-4
 
 
 @pytest.mark.slow
-def test_rpo_does_not_depend_on_ranks(
-    recipe_in: MakeRecipe, world: World, ranks: Ranks, tmp_path: Path
+@pytest.mark.parametrize("name", ["rpo", "beta_dpo"])
+def test_coupled_objectives_do_not_depend_on_ranks(
+    name: str, recipe_in: MakeRecipe, world: World, ranks: Ranks, tmp_path: Path
 ) -> None:
     """One rank and two see the same global batch of 7; a different batch size shows (negative
     control).
     """
-    base = ("objective.name=rpo", "objective.beta=2", "train.max_steps=4", *world.options)
+    base = (f"objective.name={name}", "objective.beta=2", "train.max_steps=4", *world.options)
 
     def losses(label: str, workers: int, size: int) -> torch.Tensor:
         recipe = recipe_in(
@@ -361,7 +447,7 @@ def test_rpo_does_not_depend_on_ranks(
             trained(recipe)
         else:
             ranks.train(prepared(recipe))
-        return rpo_losses(recipe)
+        return coupled_losses(recipe)
 
     one, two, other = losses("one", 1, 7), losses("two", 2, 7), losses("other", 1, 8)
     assert float(((one - two) / one).abs().max()) < 1e-4

@@ -34,6 +34,7 @@ def test_the_list_is_complete() -> None:
         "tdpo2",
         "sparsepo",
         "mapo",
+        "weighted",
         "tis_dpo",
         "rpo",
         "orpo",
