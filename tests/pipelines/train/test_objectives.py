@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from by_hand import accept_files
 from ranks import Ranks
 from runs import CPU, MakeRecipe, silent, trainer_of
@@ -29,6 +30,7 @@ from pipelines.commands.run import run_stages
 from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
 from pipelines.errors import Failure, StageFailed, UserError
 from pipelines.pairs.table import open_pairs
+from pipelines.recipe.files import packaged
 from pipelines.recipe.run_paths import RunPaths, failure_files
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import Run
@@ -107,6 +109,13 @@ def world(
     return World(source, scorers, options, paths)
 
 
+def packaged_objective(recipe: str) -> dict[str, Any]:
+    """The section `objective` of a packaged recipe; empty if there is none of that name."""
+    file = packaged("recipe").get(recipe)
+    found: dict[str, Any] = yaml.safe_load(file.read_text())["objective"] if file else {}
+    return found
+
+
 def write_scored(path: Path, rows: list[dict[str, str]], model_dir: Path) -> Path:
     """The pairs with scores and with one weight per response token; every other row leaves the
     end token's weight out.
@@ -144,10 +153,15 @@ def test_every_objective_trains_and_micro_batches_do_not_show(
         "mapo": ["mask.kind=activation"],
         "sparsepo": ["mask.kind=learned", "mask.architecture=ml_last"],
     }.get(name, [])
+    section = packaged_objective(f"hh-{name.replace('_', '-')}")
     losses = []
     for label, budget in (("many", 1), ("one", 100_000)):
         recipe = recipe_in(
-            tmp_path / label, *options, f"train.micro_batch_tokens={budget}", paths=world.paths
+            tmp_path / label,
+            *options,
+            f"train.micro_batch_tokens={budget}",
+            objective=section,
+            paths=world.paths,
         )
         trained(recipe)
         losses.append(torch.tensor([record["loss"] for record in steps(recipe)]))
@@ -181,20 +195,26 @@ def test_every_objective_trains_and_micro_batches_do_not_show(
 def test_every_loss_of_dpo_trains(
     options: list[str], first: float, recipe_in: MakeRecipe, world: World, tmp_path: Path
 ) -> None:
-    """From its value at the reference, with margins that grow. (apo_down lowers both, so that only
-    a smaller loss is certain.)
+    """In the packaged recipe's place of them, on the same pairs in every step: from its value at
+    the reference to a smaller one.
     """
+    section = packaged_objective("hh-dpo-losses") | {"loss": "sigmoid"}
     given = [f"objective.{option}" for option in options]
-    base = ("train.max_steps=3", "train.warmup_fraction=0", "train.validate_every=3")
-    recipe = recipe_in(tmp_path, *base, *given, *world.options, paths=world.paths)
-    trained(recipe)
-    assert steps(recipe)[0]["loss"] == pytest.approx(first, rel=1e-5)
-    before, after = (
-        record
-        for record in read_metrics(RunPaths.of(recipe).train)
-        if record.get("kind") == "validation"
+    recipe = recipe_in(
+        tmp_path,
+        "train.epochs=3",
+        "train.warmup_fraction=0",
+        "train.learning_rate=1e-4",
+        "train.global_batch_size=200",
+        *given,
+        *world.options,
+        objective=section,
+        paths=world.paths,
     )
-    assert after["validation/loss"] < before["validation/loss"]
+    trained(recipe)
+    losses = [record["loss"] for record in steps(recipe)]
+    assert losses[0] == pytest.approx(first, rel=1e-5)
+    assert losses[0] > losses[1] > losses[2]
 
 
 @pytest.mark.parametrize("name", ["dpo_shift", "beta_dpo"])

@@ -84,21 +84,23 @@ BAD: dict[str, Bad] = {
         "low=3.0, high=1.5",
     ),
     "a loss that there is not": (
-        ["objective.loss=hings"], "objective.loss = 'hings': input should be 'sigmoid',"
+        ["objective.name=dpo", "objective.loss=hings"],
+        "objective.loss = 'hings': input should be 'sigmoid',",
     ),
     "smoothing that the loss would ignore": (
-        ["objective.loss=hinge", "objective.label_smoothing=0.1"],
+        ["objective.name=dpo", "objective.loss=hinge", "objective.label_smoothing=0.1"],
         "label_smoothing=0.1 with loss=hinge, which reads none: leave it out",
     ),
     "a loss without the smoothing that it needs": (
-        ["objective.loss=exo"], "loss=exo needs label_smoothing > 0; its paper's is 0.001"
+        ["objective.name=dpo", "objective.loss=exo"],
+        "loss=exo needs label_smoothing > 0; its paper's is 0.001",
     ),
     "a divergence that the loss cannot take": (
         ["objective.name=wpo", "objective.loss=nca", "objective.divergence=js"],
         "divergence=js with loss=nca, which reads more than the difference of both responses",
     ),
     "an alpha that no divergence reads": (
-        ["objective.divergence_alpha=0.5"],
+        ["objective.name=dpo", "objective.divergence_alpha=0.5"],
         "divergence_alpha=0.5 with divergence=reverse, which reads none",
     ),
     "a weight of the rejected response above 1": (
