@@ -100,7 +100,7 @@ def world(
     paths = {"pairs": str(folder / "pairs"), "reference": str(folder / "reference")}
     features = (
         "reference_logps, reference_hidden, reference_layers, activation_mask, scorer_log_ratios, "
-        "prompt_embedding"
+        "prompt_embedding, reference_entropy, saliency, positive_logps, negative_logps"
     )
     everything = ("objective.name=mapo", "mask.kind=activation", f"reference.features=[{features}]")
     prepared(recipe_in(folder / "run", *options, *everything, *scorers, paths=paths))
