@@ -264,9 +264,7 @@ class PolicyModel(nn.Module):
         self, features: Features, logps: Tensor, hidden: Tensor, square_sum: Tensor | None
     ) -> Features:
         """The features with the policy's own that somebody requires, detached."""
-        made = {
-            "policy_logps": logps.detach(),
-            "policy_hidden": hidden.detach(),
-            "policy_square_sum": square_sum,
-        }
-        return replace(features, **{name: made[name] for name in self._of_the_step})
+        made = {"policy_logps": logps, "policy_hidden": hidden}
+        if square_sum is not None:
+            made["policy_square_sum"] = square_sum
+        return replace(features, **{name: made[name].detach() for name in self._of_the_step})

@@ -16,6 +16,10 @@ def test_by_hand() -> None:
         SelectiveMask(0.5), Features(scorer_log_ratios=q), torch.tensor([0] * 5 + [1] * 3), 1
     )
     assert found.tolist() == [0, 1, 0, 1, 0, 0, 1, 0]
+    # 0.29 of 100 are 29, though 0.29 * 100 is 28.999999999999996.
+    many = Features(scorer_log_ratios=torch.arange(101.0))
+    found = weights_of(SelectiveMask(0.29), many, torch.tensor([0] * 100 + [1]), 1)
+    assert found.tolist() == [0] * 71 + [1] * 29 + [0]
 
 
 @pytest.mark.parametrize("k", [0.3, 0.7, 1.0])

@@ -74,6 +74,36 @@ BAD: dict[str, Bad] = {
     "tis_dpo without scorers": (
         ["objective.name=tis_dpo"], "set model.positive_scorer or model.negative_scorer"
     ),
+    "a producer without its scorer": (
+        ["objective.name=weighted", "mask.kind=token_reward"],
+        "mask.kind=token_reward needs the feature scorer_log_ratios of the reference stage: set "
+        "model.positive_scorer or model.negative_scorer",
+    ),
+    "a producer with one scorer of two": (
+        ["objective.name=weighted", "mask.kind=contrast", "model.positive_scorer=a"],
+        "mask.kind=contrast needs the feature negative_logps of the reference stage: set "
+        "model.negative_scorer",
+    ),
+    "a feature without its scorer": (
+        ["reference.features=[positive_logps]"],
+        "reference.features needs the feature positive_logps of the reference stage: set "
+        "model.positive_scorer",
+    ),
+    "weights that may be negative where none may be": (
+        ["objective.name=mapo", "mask.kind=token_reward", "model.positive_scorer=a"],
+        "mask.kind=token_reward with objective.name=mapo: allowed is activation or external or",
+    ),
+    "a threshold that is no number": (
+        ["objective.name=weighted", "mask.kind=segment", "mask.theta=.inf"], "mask.theta = inf"
+    ),
+    "no token of the least decided": (
+        ["objective.name=weighted", "mask.kind=entropy", "mask.fraction=0"],
+        "mask.fraction = 0: input should be greater than 0",
+    ),
+    "states that nobody transports": (
+        ["objective.name=weighted", "mask={kind: transport, states: both}"],
+        "mask.states = 'both': input should be 'policy' or 'reference'",
+    ),
     "an order of limits": (
         [
             "objective.name=tis_dpo",
