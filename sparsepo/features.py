@@ -8,7 +8,7 @@ from typing import Literal
 class FeatureKind:
     """Where a feature comes from.
 
-    Origins are the reference model, the two scorers, the embedding model, the pairs themselves, the
+    Origins are the reference model, the scorers, the embedding model, the pairs themselves, the
     policy in the step (never stored nor read), or the training loop.
     """
 
@@ -28,7 +28,7 @@ class FeatureKind:
 
 _MADE_BY = {
     "reference": "sparsepo.ReferenceModel.features",
-    "scorers": "sparsepo.scorer_log_ratios",
+    "scorers": "sparsepo.scorer_log_ratios or scorer_logps",
     "embedder": "sparsepo.pooled_states",
     "pairs": "the data",
     "step": "sparsepo.PolicyModel",
@@ -43,7 +43,12 @@ FEATURES: dict[str, FeatureKind] = {
     "reference_topk": FeatureKind("reference", "token"),
     "reference_layers": FeatureKind("reference", "token"),
     "activation_mask": FeatureKind("reference", "token"),
+    "reference_entropy": FeatureKind("reference", "token"),
+    "reference_square_sum": FeatureKind("reference", "token"),
+    "saliency": FeatureKind("reference", "token"),
     "scorer_log_ratios": FeatureKind("scorers", "token"),
+    "positive_logps": FeatureKind("scorers", "token"),
+    "negative_logps": FeatureKind("scorers", "token"),
     "external_weights": FeatureKind("pairs", "token"),
     "prompt_embedding": FeatureKind("embedder", "pair"),
     "preference_scores": FeatureKind("pairs", "pair"),

@@ -73,8 +73,13 @@ class Features(_TensorRecord):
         reference_layers: [S, L, d], outputs of layers 1..L; the last has the final normalisation
             applied, unless the model projects it to another width.
         activation_mask: float [S], MaPO's weight per token.
+        reference_entropy: float [S], of the reference's next-token distribution, nats.
+        reference_square_sum: float [S], sum of its squared probabilities, in (0, 1].
+        saliency: float [S] >= 0, how much the token moves what the reference says last
+            (saliency.py).
         scorer_log_ratios: float [S], log-probability under the positive minus under the negative
-            scorer, nats (TIS-DPO).
+            scorer, nats; the reference stands for a scorer that is missing.
+        positive_logps, negative_logps: float [S], log-probability under either, nats.
         external_weights: float [S], weights that came with the data.
         policy_logps, policy_hidden: [S] nats and [S, d], of the policy in this step, detached;
             PolicyModel puts them in where a mask requires them.
@@ -94,7 +99,12 @@ class Features(_TensorRecord):
     reference_topk: Tensor | None = None
     reference_layers: Tensor | None = None
     activation_mask: Tensor | None = None
+    reference_entropy: Tensor | None = None
+    reference_square_sum: Tensor | None = None
+    saliency: Tensor | None = None
     scorer_log_ratios: Tensor | None = None
+    positive_logps: Tensor | None = None
+    negative_logps: Tensor | None = None
     external_weights: Tensor | None = None
     prompt_embedding: Tensor | None = None
     preference_scores: Tensor | None = None

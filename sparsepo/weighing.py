@@ -13,8 +13,9 @@ from sparsepo.batching.layouts import TokenizedPair, padded_layout
 from sparsepo.features import FEATURES
 from sparsepo.masks.base import TokenMasks
 from sparsepo.masks.declarations import MASKS
-from sparsepo.model import PolicyModel, ReferenceModel, head_of
+from sparsepo.model import PolicyModel, head_of
 from sparsepo.records import Features
+from sparsepo.reference import ReferenceModel
 
 Text = str | Sequence[int]
 

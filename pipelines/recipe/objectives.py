@@ -5,7 +5,7 @@ A subclass of ObjectiveConfig is an alternative of `objective.name`.
 
 from functools import reduce
 from operator import or_
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, create_model, model_validator
 
@@ -18,6 +18,7 @@ from sparsepo.objectives.declarations import (
     check_weighted_options,
     common_mask_kinds,
 )
+from sparsepo.objectives.losses import LOSSES, Divergence, SequenceLoss, loss_conflict
 
 
 class ObjectiveConfig(Section):
@@ -64,9 +65,33 @@ class LogisticConfig(PreferenceConfig):
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
 
 
-class DPOConfig(LogisticConfig):
+class _OfSequenceLoss(LogisticConfig):
+    """dpo's options, which wpo has too."""
+
+    beta: float = Field(0.1, gt=0)  # or the loss's own default
+    loss: SequenceLoss = "sigmoid"
+    divergence: Divergence = "reverse"
+    divergence_alpha: float | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _beta_of_the_loss(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "beta" in given or given.get("loss") not in LOSSES:
+            return given
+        return {**given, "beta": LOSSES[given["loss"]].beta}
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        conflict = loss_conflict(
+            self.loss, self.label_smoothing, self.divergence, self.divergence_alpha
+        )
+        if conflict:
+            raise ValueError(conflict)
+        return self
+
+
+class DPOConfig(_OfSequenceLoss):
     name: Literal["dpo"] = "dpo"
-    beta: float = Field(0.1, gt=0)
 
 
 class IPOConfig(PreferenceConfig):
@@ -193,6 +218,45 @@ class KTOConfig(ObjectiveConfig):
     beta: float = Field(0.1, gt=0)
     desirable_weight: float = Field(1.0, ge=0)
     undesirable_weight: float = Field(1.0, ge=0)
+
+
+class ORPOConfig(PreferenceConfig):
+    name: Literal["orpo"] = "orpo"
+    beta: float = Field(0.1, gt=0)
+    nll_coef: float = Field(1.0, ge=0)
+
+
+class CPOConfig(LogisticConfig):
+    name: Literal["cpo"] = "cpo"
+    beta: float = Field(0.1, gt=0)
+    nll_coef: float = Field(1.0, ge=0)
+
+
+class AlphaPOConfig(LogisticConfig):
+    name: Literal["alphapo"] = "alphapo"
+    beta: float = Field(2.5, gt=0)
+    gamma: float = Field(0.1, ge=0)
+    alpha: float = 0.25
+
+
+class DPOShiftConfig(LogisticConfig):
+    name: Literal["dpo_shift"] = "dpo_shift"
+    beta: float = Field(0.1, gt=0)
+    lambda_start: float = Field(0.5, gt=0, le=1)
+    lambda_end: float = Field(1.0, gt=0, le=1)
+
+
+class BetaDPOConfig(LogisticConfig):
+    name: Literal["beta_dpo"] = "beta_dpo"
+    beta: float = Field(0.1, gt=0)
+    alpha: float = Field(0.6, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    drop_fraction: float = Field(0.2, ge=0, lt=1)
+    seed: int = Field(0, ge=0)
+
+
+class WPOConfig(_OfSequenceLoss):
+    name: Literal["wpo"] = "wpo"
 
 
 class SFTConfig(ObjectiveConfig):

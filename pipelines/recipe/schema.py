@@ -22,9 +22,9 @@ from sparsepo.objectives.declarations import OBJECTIVES
 class ModelSection(Section):
     """Locations only: the contents they name are fingerprinted as stage inputs.
 
-    reference: the starting model unless named. positive_scorer, negative_scorer: the two models
-    that tis_dpo weighs tokens with. embedder: a sentence-embedding model for rpo; without one, the
-    mean of the reference's last hidden states.
+    reference: the starting model unless named. positive_scorer, negative_scorer: models that tokens
+    are weighed with; the reference takes the place of one that is left out. embedder: a
+    sentence-embedding model for rpo; without one, the mean of the reference's last hidden states.
     """
 
     name_or_path: Model
@@ -157,7 +157,12 @@ class ReferenceSection(Section):
             "reference_topk",
             "reference_layers",
             "activation_mask",
+            "reference_entropy",
+            "reference_square_sum",
+            "saliency",
             "scorer_log_ratios",
+            "positive_logps",
+            "negative_logps",
             "prompt_embedding",
         ],
         ...,
@@ -354,13 +359,11 @@ class Recipe(Section):
                 f"{' or '.join(sorted(allowed))}"
             )
         wanted = self.required_features() | frozenset(self.reference.features)
-        if "scorer_log_ratios" in wanted and not (
-            self.model.positive_scorer and self.model.negative_scorer
-        ):
+        if (lacking := _missing_scorer(wanted, self.model)) is not None:
+            feature, cure = lacking
             raise ValueError(
-                f"{self.reader_of('scorer_log_ratios')} needs the feature scorer_log_ratios of the "
-                "reference stage: set model.positive_scorer and model.negative_scorer (models "
-                "that prefer good and bad responses)"
+                f"{self.reader_of(feature)} needs the feature {feature} of the reference stage: "
+                f"set {cure}"
             )
         if "reference_topk" in wanted and self.reference.topk is None:
             raise ValueError(
@@ -449,3 +452,25 @@ class Recipe(Section):
             name for name in self.required_features() if FEATURES[name].of_frozen_model
         )
         return (made - self.online_features()) | frozenset(self.reference.features)
+
+
+# Feature of the scorers -> keys of the model section of which one at least brings it, and what to
+# set.
+_SCORERS = {
+    "positive_logps": (("positive_scorer",), "a model that prefers good responses"),
+    "negative_logps": (("negative_scorer",), "a model that prefers bad responses"),
+    "scorer_log_ratios": (
+        ("positive_scorer", "negative_scorer"),
+        "models that prefer good and bad responses; the reference takes the place of one that is "
+        "left out",
+    ),
+}
+
+
+def _missing_scorer(wanted: frozenset[str], model: ModelSection) -> tuple[str, str] | None:
+    """The first feature whose scorer the recipe does not name, and the key that brings it."""
+    for feature, (keys, meaning) in _SCORERS.items():
+        if feature in wanted and not any(getattr(model, key) for key in keys):
+            named = " or ".join(f"model.{key}" for key in keys)
+            return feature, f"{named} ({meaning})"
+    return None

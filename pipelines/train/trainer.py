@@ -133,6 +133,8 @@ class Trainer:
         for split in ("train", "validation"):
             self.pairs.check(split, slice(placement.rank, None, placement.world))
         self.objective = build_objective(facts.objective)
+        if "objective" in state:
+            self.objective.restore(state["objective"])
         self.rows = {
             split: usable_rows(facts.reference, self.pairs, split)
             for split in ("train", "validation")
@@ -213,9 +215,9 @@ class Trainer:
         self.lengths = self.pairs.lengths("train")
         self.shared_lengths = self.pairs.lengths("train", shared=True)
         self.compilation = self._compilation(causal_lm)
-        self.model = build_policy(
-            facts, causal_lm, self.source.head(), self.strategy, self.compilation
-        )
+        # A mask may read the reference's states where the loss has no KL.
+        head = self.source.head() if "reference_hidden" in self.objective.requires else None
+        self.model = build_policy(facts, causal_lm, head, self.strategy, self.compilation)
         self.loader = MicroBatchLoader(
             self.pairs,
             self.source,
@@ -430,7 +432,8 @@ class Trainer:
             then: cuts of the next call.
         """
         self._enter_mode(training=backward)
-        coupling = self._coupling(rows, cuts)
+        self.objective.advance(self.step / max(1, self.num_steps - 1) if backward else 1.0)
+        coupling = self._coupling(rows, cuts, is_training=backward)
         if coupling is not None:
             cuts = _of_second_pass(coupling.objective, cuts)
         self._enter_mode(training=backward)  # again: both passes draw the same dropout
@@ -516,10 +519,11 @@ class Trainer:
         return output.losses, output.metrics
 
     @torch.no_grad()
-    def _coupling(self, rows: list[int], cuts: list[Cut]) -> Coupling | None:
+    def _coupling(self, rows: list[int], cuts: list[Cut], is_training: bool) -> Coupling | None:
         """First pass of an objective that couples pairs.
 
-        It yields what all pairs of the batch need to know of each other.
+        It yields what all pairs of the batch need to know of each other. A training batch is
+        observed.
         """
         if not (isinstance(self.objective, CoupledObjective) and self.objective.couples_pairs):
             return None
@@ -533,9 +537,13 @@ class Trainer:
         everyone = {
             row: value for part in self.placement.gather(mine) for row, value in part.items()
         }
+        shared = torch.stack([everyone[row] for row in rows])
+        values = self.objective.batch_values(shared, is_training)
+        if is_training:
+            self.objective.observe(shared)
         return Coupling(
             self.objective,
-            torch.stack([everyone[row] for row in rows]),
+            values,
             {row: at for at, row in enumerate(rows)},
         )
 
@@ -587,6 +595,7 @@ class Trainer:
         state = {
             "threads": self.threads,
             "num_steps": self.num_steps,
+            "objective": self.objective.state(),
             "collapse_streaks": self.watch.streaks,
             "runaway": self.runaway.state(),
             "falling": self.falling.state(),

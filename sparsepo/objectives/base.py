@@ -2,8 +2,9 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,6 +64,19 @@ class Objective(ABC):
         Raises: ValueError for an empty response, a missing feature, or weights that are negative or
             not finite.
         """
+
+    def advance(self, progress: float) -> None:  # noqa: B027
+        """Say how much of the run is done: 0 in its first step, 1 in its last and in validation.
+
+        Only a loss that changes on the way reads it.
+        """
+
+    def state(self) -> dict[str, Any]:
+        """What training changes in the objective, for a checkpoint: JSON values, often none."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:  # noqa: B027
+        """Go on from what `state` gave."""
 
 
 class PairLosses(NamedTuple):
@@ -148,9 +162,7 @@ class LogisticObjective(PreferenceObjective):
 
     def __init__(self, *, label_smoothing: float = 0.0, nll_coef: float = 0.0) -> None:
         super().__init__(nll_coef=nll_coef)
-        if not 0 <= label_smoothing < 0.5:
-            raise ValueError(f"label_smoothing={label_smoothing}: must be in [0, 0.5)")
-        self.label_smoothing = label_smoothing
+        self.label_smoothing = smoothing(label_smoothing)
 
     @abstractmethod
     def logits_and_rewards(self, scores: TokenScores) -> tuple[Tensor, Tensor]:
@@ -166,7 +178,7 @@ class CoupledBatch:
     """What a pair needs to know about all pairs of the global batch.
 
     Attributes:
-        values: [N, c], `shared_values` of all N pairs, the same on every rank; no gradient.
+        values: [N, c], `batch_values` of all N pairs, the same on every rank; no gradient.
         rows: int64 [num_pairs], where the micro-batch's own pairs are among them.
     """
 
@@ -179,8 +191,8 @@ class CoupledObjective(PreferenceObjective):
 
     Called on scores alone, these are the whole batch. A trainer that cuts the batch takes two
     passes: `values_of_inputs` or else `shared_values` of every micro-batch without gradient,
-    gathered; then each micro-batch with the gathered record. The sum of the slices' losses and
-    gradients equals the whole's.
+    gathered; then each micro-batch with `batch_values` of what was gathered. The sum of the slices'
+    losses and gradients equals the whole's. `observe` follows once per training batch.
 
     Attributes:
         rejected_are_shared: rejected responses matter to `shared_values` alone. A micro-batch that
@@ -197,6 +209,16 @@ class CoupledObjective(PreferenceObjective):
     @abstractmethod
     def shared_values(self, scores: TokenScores) -> Tensor:
         """[num_pairs, c] what other pairs need to know about these; no gradient."""
+
+    def batch_values(self, shared: Tensor, is_training: bool = True) -> Tensor:
+        """[N, c] what the slices of a batch are given, of all its `shared_values` [N, c].
+
+        It changes nothing. Every rank computes it alike.
+        """
+        return shared
+
+    def observe(self, shared: Tensor) -> None:
+        """Take a training batch's `shared_values` [N, c] into account in the batches after it."""
 
     @abstractmethod
     def slice_losses(self, scores: TokenScores, batch: CoupledBatch) -> PairLosses:
@@ -223,6 +245,13 @@ def non_negative(name: str, value: float) -> float:
     """Check an option that must be finite and >= 0; ValueError naming it otherwise."""
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"{name}={value}: must be finite and >= 0")
+    return value
+
+
+def smoothing(value: float) -> float:
+    """Check a label_smoothing, which must be in [0, 0.5); ValueError otherwise."""
+    if not 0 <= value < 0.5:
+        raise ValueError(f"label_smoothing={value}: must be in [0, 0.5)")
     return value
 
 

@@ -151,6 +151,14 @@ OBJECTIVES: dict[str, ObjectiveDeclaration] = {
             "rpo", "RPO", requires=frozenset({"reference_logps", "prompt_embedding"})
         ),
         ObjectiveDeclaration("kto", "KTO", requires=frozenset({"reference_logps", "desirable"})),
+        ObjectiveDeclaration("orpo", "ORPO", requires=frozenset()),
+        ObjectiveDeclaration("cpo", "CPO", requires=frozenset()),
+        ObjectiveDeclaration("alphapo", "AlphaPO", requires=frozenset()),
+        ObjectiveDeclaration("dpo_shift", "DPOShift"),
+        ObjectiveDeclaration("beta_dpo", "BetaDPO"),
+        ObjectiveDeclaration(
+            "wpo", "WPO", requires=frozenset({"reference_logps", "policy_square_sum"})
+        ),
         ObjectiveDeclaration("sft", "SFT", requires=frozenset(), uses_rejected=False),
         ObjectiveDeclaration("sum", "Sum", requires=frozenset(), requires_of=_of_every_term),
     )

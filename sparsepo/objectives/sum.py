@@ -48,6 +48,7 @@ class Sum(CoupledObjective, name="sum"):
         if "desirable" in self.requires:
             raise ValueError("of: kto reads rows with labels, the terms of a sum read pairs")
         common_mask_kinds([term.name for _, term in self.terms])
+        self._widths: list[int] = []  # columns of the coupled terms in the batch under way
         self.couples_pairs = any(
             term.couples_pairs or isinstance(term, SFT) for _, term in self.terms
         )
@@ -58,14 +59,47 @@ class Sum(CoupledObjective, name="sum"):
         counts = torch.bincount(inputs.response_index, minlength=2 * inputs.num_pairs)
         return counts[::2, None].double()
 
+    def advance(self, progress: float) -> None:
+        for _, term in self.terms:
+            term.advance(progress)
+
+    def state(self) -> dict[str, Any]:
+        """The terms' by their numbers, of those that have one."""
+        states = {str(number): term.state() for number, (_, term) in enumerate(self.terms)}
+        return {number: state for number, state in states.items() if state}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        for number, found in state.items():
+            self.terms[int(number)][1].restore(found)
+
     def shared_values(self, scores: TokenScores) -> Tensor:
-        """[num_pairs, c]: the coupled terms' in order, then the chosen responses' lengths."""
-        shared = [
-            term.shared_values(scores)
-            for _, term in self.terms
-            if isinstance(term, CoupledObjective)
+        """[num_pairs, c]: how many columns each coupled term has, theirs, and chosen lengths."""
+        shared = [term.shared_values(scores) for term in self._coupled()]
+        widths = shared[0].new_tensor([part.shape[1] for part in shared])
+        lengths = scores.lengths()[:, :1].to(shared[0].dtype)
+        return torch.cat([widths.expand(scores.num_pairs, -1), *shared, lengths], dim=1)
+
+    def batch_values(self, shared: Tensor, is_training: bool = True) -> Tensor:
+        """[N, c]: the coupled terms', and the chosen responses' lengths."""
+        parts = [
+            term.batch_values(part, is_training)
+            for term, part in zip(self._coupled(), self._parts(shared), strict=True)
         ]
-        return torch.cat([*shared, scores.lengths()[:, :1].to(shared[0].dtype)], dim=1)
+        self._widths = [part.shape[1] for part in parts]
+        return torch.cat([*parts, shared[:, -1:]], dim=1)
+
+    def observe(self, shared: Tensor) -> None:
+        for term, part in zip(self._coupled(), self._parts(shared), strict=True):
+            term.observe(part)
+
+    def _coupled(self) -> list[CoupledObjective]:
+        return [term for _, term in self.terms if isinstance(term, CoupledObjective)]
+
+    def _parts(self, shared: Tensor) -> list[Tensor]:
+        """What the coupled terms' `shared_values` are among these."""
+        count = len(self._coupled())
+        widths = [int(width) for width in shared[0, :count]]
+        return list(shared[:, count:-1].split(widths, dim=1)) if count else []
 
     def pair_losses(self, scores: TokenScores) -> PairLosses:
         return _losses_of(self(scores))
@@ -95,15 +129,13 @@ class Sum(CoupledObjective, name="sum"):
     def _outputs(
         self, scores: TokenScores, batch: CoupledBatch | None
     ) -> Iterator[ObjectiveOutput]:
-        start = 0
+        widths = self._widths if batch is not None else []
+        parts = iter(batch.values[:, :-1].split(widths, dim=1) if batch is not None else ())
         for _, term in self.terms:
             if isinstance(term, SFT):
                 yield _over_tokens(term(scores), scores, batch)
             elif isinstance(term, CoupledObjective) and batch is not None:
-                width = term.shared_values(scores).shape[1]
-                values = batch.values[:, start : start + width]
-                start += width
-                yield term(scores, CoupledBatch(values, batch.rows))
+                yield term(scores, CoupledBatch(next(parts), batch.rows))
             else:
                 yield term(scores)
 

@@ -82,6 +82,11 @@ def test_a_mask_reads_what_its_declaration_says(kind: str) -> None:
         policy_logps=-3 * torch.rand(5),
         reference_logps=-3 * torch.rand(5),
         scorer_log_ratios=torch.randn(5),
+        positive_logps=-3 * torch.rand(5),
+        negative_logps=-3 * torch.rand(5),
+        reference_entropy=torch.rand(5),
+        saliency=torch.rand(5),
+        policy_hidden=torch.randn(5, 16),
         epoch=torch.tensor([1]),
     )
     for architecture, form in LEARNED_MASKS.items() if kind == "learned" else [("", None)]:

@@ -17,7 +17,7 @@ from pipelines.recipe.files import load_recipe, packaged, validate_recipe, write
 from pipelines.recipe.run_paths import RunPaths
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.section import Section, stage_settings
-from sparsepo import OBJECTIVES
+from sparsepo import LOSSES, OBJECTIVES
 from sparsepo.masks import MASKS, FrozenMask
 
 MINIMAL: dict[str, Any] = {
@@ -46,7 +46,7 @@ WITH_OBJECTIVE["sum"]["objective"]["of"] = [
 @pytest.mark.parametrize("name", packaged("recipe"))
 def test_every_packaged_recipe_loads_and_says_what_it_is(name: str) -> None:
     recipe = load_recipe(name)
-    objective = name.split("-", 1)[1].replace("-", "_")
+    objective = name.split("-", 1)[1].removesuffix("-losses").replace("-", "_")
     if recipe.objective.name == "weighted":  # called after its producer
         assert recipe.mask.kind == objective
     else:
@@ -165,6 +165,34 @@ def test_a_recipe_may_say_exactly_what_an_objective_can_be_built_with(name: str)
             except ValueError:
                 outcomes.append("refused")
         assert outcomes[0] == outcomes[1], (option, value)
+
+
+def test_a_loss_of_dpo_brings_its_own_beta_and_refuses_what_it_would_ignore() -> None:
+    """Of a mapping and of overrides alike; a beta that is given stays."""
+
+    def made(*overrides: str) -> Any:
+        return validate_recipe(MINIMAL, overrides).objective
+
+    assert (made().beta, made("objective.loss=sigmoid_norm").beta) == (0.1, 5.0)
+    assert made("objective.loss=sigmoid_norm", "objective.beta=0.1").beta == 0.1
+    assert made("objective.name=wpo", "objective.loss=sigmoid_norm").beta == 5.0
+    for loss, declared in LOSSES.items():
+        needed = ["objective.label_smoothing=0.1"] * (declared.label_smoothing == "needed")
+        options = made(f"objective.loss={loss}", *needed).options()
+        assert OBJECTIVES["dpo"](**options).beta == options["beta"] == declared.beta
+        assert (
+            OBJECTIVES["dpo"](loss=loss, label_smoothing=0.1 * bool(needed)).beta == declared.beta
+        )
+    for objective in ("dpo", "wpo"):
+        for overrides, line in (
+            (["loss=hinge", "label_smoothing=0.1"], "label_smoothing=0.1 with loss=hinge, which"),
+            (["loss=exo"], "loss=exo needs label_smoothing > 0"),
+            (["loss=sppo", "divergence=js"], "divergence=js with loss=sppo, which reads more"),
+            (["divergence_alpha=0.3"], "divergence_alpha=0.3 with divergence=reverse, which reads"),
+        ):
+            given = [f"objective.name={objective}", *(f"objective.{key}" for key in overrides)]
+            with pytest.raises(UserError, match=line):
+                validate_recipe(MINIMAL, given)
 
 
 def test_missing_and_broken_files(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from runs import MakeRecipe
 from pipelines.commands.plan import plan_sweep
 from pipelines.errors import StageFailed, UserError
 from pipelines.recipe.files import load_recipe, packaged, validate_recipe, write_yaml
+from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import STARTED, Run
 from pipelines.storage.store import RunStore
 from pipelines.sweep.files import is_sweep, load_sweep
@@ -342,6 +343,34 @@ def test_points_share_a_store_unless_a_searched_key_changes_it(load: Load, tmp_p
     )
     assert 0 < plan["train"]["hours"] == pytest.approx(8 * plan["train"]["hours_per_run"])
     assert plan["stores"][0]["storage_bytes"] != plan["stores"][1]["storage_bytes"]
+
+
+def test_points_with_other_scorers_share_no_store(
+    load: Load, make_recipe: MakeRecipe, model_dir: Path, tmp_path: Path
+) -> None:
+    """One tuned model serves all that read q; two of them make another store, even where no
+    feature is in both. A recipe that only names scorers does not say which are meant.
+    """
+    good, bad = (f"model.{side}_scorer={model_dir}" for side in ("positive", "negative"))
+    for name, options in {
+        "idle": ("objective.name=dpo", "model.positive_scorer=/nowhere"),
+        "reward": ("objective.name=weighted", "mask.kind=token_reward", good),
+        "select": ("objective.name=weighted", "mask.kind=selective", good),
+        "contrast": ("objective.name=weighted", "mask.kind=contrast", good, bad),
+    }.items():
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(write_yaml(make_recipe("data.validation_fraction=0.2", *options)))
+
+    def stores(*names: str) -> list[Recipe]:
+        files = [str(tmp_path / f"{name}.yaml") for name in names]
+        return [r for r, _ in SharedStores.of(load({"recipe": {"grid": files}})).makers()]
+
+    (one,) = stores("idle", "reward", "select")
+    assert one.stored_features() == {"reference_logps", "scorer_log_ratios"}
+    assert one.model.positive_scorer == str(model_dir) and one.model.negative_scorer is None
+    several = stores("reward", "contrast")
+    assert {recipe.model.negative_scorer for recipe in several} == {None, str(model_dir)}
+    assert {len(recipe.stored_features()) for recipe in several} == {2, 3}
 
 
 def trial(number: int, reward: float, kl: float, **more: object) -> Trial:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from by_hand import accept_files
 from pair_records import PLAIN
 from ranks import Ranks
@@ -30,6 +31,7 @@ from pipelines.commands.run import run_stages
 from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
 from pipelines.errors import Failure, StageFailed, UserError
 from pipelines.pairs.table import open_pairs
+from pipelines.recipe.files import packaged
 from pipelines.recipe.run_paths import RunPaths, failure_files
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import Run
@@ -102,11 +104,18 @@ def world(
     paths = {"pairs": str(folder / "pairs"), "reference": str(folder / "reference")}
     features = (
         "reference_logps, reference_hidden, reference_layers, activation_mask, scorer_log_ratios, "
-        "prompt_embedding"
+        "prompt_embedding, reference_entropy, saliency, positive_logps, negative_logps"
     )
     everything = ("objective.name=mapo", "mask.kind=activation", f"reference.features=[{features}]")
     prepared(recipe_in(folder / "run", *options, *everything, *scorers, paths=paths))
     return World(source, scorers, options, paths)
+
+
+def packaged_objective(recipe: str) -> dict[str, Any]:
+    """The section `objective` of a packaged recipe; empty if there is none of that name."""
+    file = packaged("recipe").get(recipe)
+    found: dict[str, Any] = yaml.safe_load(file.read_text())["objective"] if file else {}
+    return found
 
 
 def write_scored(path: Path, rows: list[dict[str, str]], model_dir: Path) -> Path:
@@ -156,7 +165,10 @@ CASES = {
     **{f"weighted {kind}": [f"mask.kind={kind}"] for kind in PRODUCERS},
 }  # fmt: skip
 # Losses while the policy is the reference.
-FIRST = {"ipo": 25.0, "simpo": None, "odpo": None, "weighted free": None, "weighted learned": None}
+UNFIXED = (
+    "simpo", "odpo", "orpo", "cpo", "alphapo", "wpo", "weighted free", "weighted learned",
+)  # fmt: skip
+FIRST: dict[str, float | None] = {"ipo": 25.0, **dict.fromkeys(UNFIXED)}
 FIRST["weighted all"] = math.log(1 + math.exp(0.1))
 
 
@@ -170,7 +182,10 @@ def test_every_objective_trains_and_micro_batches_do_not_show(
     losses = []
     for label, budget in (("many", 1), ("one", 100_000)):
         recipe = recipe_in(
-            tmp_path / label, *options, f"train.micro_batch_tokens={budget}", paths=world.paths
+            tmp_path / label,
+            *options,
+            f"train.micro_batch_tokens={budget}",
+            paths=world.paths,
         )
         trained(recipe)
         losses.append(torch.tensor([record["loss"] for record in steps(recipe)]))
@@ -179,6 +194,96 @@ def test_every_objective_trains_and_micro_batches_do_not_show(
     first = FIRST.get(case, math.log(2))
     if first is not None:
         assert float(losses[0][0]) == pytest.approx(first, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "first"),
+    [
+        (["loss=sigmoid_norm"], math.log(2)),
+        (["loss=hinge"], 1),
+        (["loss=robust", "label_smoothing=0.1"], math.log(2)),
+        (["loss=exo", "label_smoothing=0.1"], -math.log(2) - math.log(0.9 * 0.1) / 2),
+        (["loss=apo_zero"], 1),
+        (["loss=apo_down"], 1),
+        (["loss=bco_pair"], 2 * math.log(2)),
+        (["loss=nca"], 2 * math.log(2)),
+        (["loss=sppo"], 50),
+        (["loss=discopop"], math.log(2) / 2 + 0.5),
+        (["divergence=forward"], math.log(2)),
+        (["divergence=js"], math.log(2)),
+        (["divergence=alpha", "divergence_alpha=0.3"], math.log(2)),
+    ],
+)
+def test_every_loss_of_dpo_trains(
+    options: list[str], first: float, recipe_in: MakeRecipe, world: World, tmp_path: Path
+) -> None:
+    """In the packaged recipe's place of them, on the same pairs in every step: from its value at
+    the reference to a smaller one.
+    """
+    section = packaged_objective("hh-dpo-losses") | {"loss": "sigmoid"}
+    given = [f"objective.{option}" for option in options]
+    recipe = recipe_in(
+        tmp_path,
+        "train.epochs=3",
+        "train.warmup_fraction=0",
+        "train.learning_rate=1e-4",
+        "train.global_batch_size=200",
+        *given,
+        *world.options,
+        objective=section,
+        paths=world.paths,
+    )
+    trained(recipe)
+    losses = [record["loss"] for record in steps(recipe)]
+    assert losses[0] == pytest.approx(first, rel=1e-5)
+    assert losses[0] > losses[1] > losses[2]
+
+
+@pytest.mark.parametrize("name", ["dpo_shift", "beta_dpo"])
+def test_what_an_objective_remembers_survives_a_resume(
+    name: str, recipe_in: MakeRecipe, world: World, tmp_path: Path
+) -> None:
+    """A run that was stopped at step 4 of 6 gives the same bits as one that was not: lambda follows
+    the step, beta the average that lies in the checkpoint. Validation is at lambda_end, and at beta
+    itself.
+    """
+    base = (
+        f"objective.name={name}", "objective.beta=2", "train.max_steps=6",
+        "train.global_batch_size=7", "train.checkpoint_every=4", "train.validate_every=6",
+        "train.warmup_fraction=0", *world.options,
+    )  # fmt: skip
+    whole = recipe_in(tmp_path / "whole", *base, paths=world.paths)
+    expected = trained(whole)
+    stopped = recipe_in(tmp_path / "stopped", *base, paths=world.paths)
+    trainer = trainer_of(stopped)
+
+    def stop(metrics: dict[str, Any]) -> None:
+        assert trainer.checkpoints.failure(wait=True) is None
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        trainer.run(stop)
+    resumed = trainer_of(stopped)
+    assert resumed.step == 4
+    resumed.run(lambda metrics: None)
+    assert resumed.objective.state() == expected.objective.state()
+    key = {"dpo_shift": "weights/rejected", "beta_dpo": "beta/batch"}[name]
+    found = [[(r["loss"], r["grad_norm"], r[key]) for r in steps(one)] for one in (stopped, whole)]
+    assert found[0] == found[1]
+    values = [value for _, _, value in found[1]]
+    validation = [
+        record[f"validation/{key}"]
+        for record in read_metrics(RunPaths.of(whole).train)
+        if record.get("kind") == "validation"
+    ]
+    if name == "dpo_shift":
+        assert values == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
+        assert validation == [1.0, 1.0]
+    else:
+        assert len(set(values)) == 6
+        assert validation == [2.0, 2.0]
+        kept = [record["beta/kept_fraction"] for record in steps(whole)]
+        assert kept == pytest.approx([5 / 7] * 6)
 
 
 @pytest.mark.parametrize("name", ["dpo", "tdpo1", "tdpo2", "mapo", "sparsepo"])
@@ -323,6 +428,7 @@ def test_stored_scorer_ratios_are_the_models_own(
 
 # Objectives whose pairs see the whole batch.
 COUPLED = {
+    "beta_dpo": ("objective.name=beta_dpo", "objective.beta=2"),
     "rpo": ("objective.name=rpo", "objective.beta=2"),
     "tokens": (
         "objective={name: sum, of: [{weight: 0.8, name: dpo}, {weight: 0.5, name: sft}]}",
@@ -330,6 +436,9 @@ COUPLED = {
     ),
     "sum": (
         "objective={name: sum, of: [{weight: 1, name: sft}, {weight: 2, name: rpo, beta: 2}]}",
+    ),
+    "sum with a memory": (
+        "objective={name: sum, of: [{weight: 1, name: rpo}, {weight: 2, name: beta_dpo, beta: 2}]}",
     ),
 }
 
@@ -370,7 +479,7 @@ def test_coupled_pairs_do_not_depend_on_micro_batches(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["rpo", "tokens"])
+@pytest.mark.parametrize("case", ["rpo", "beta_dpo", "tokens"])
 def test_coupled_pairs_do_not_depend_on_ranks(
     case: str, recipe_in: MakeRecipe, world: World, ranks: Ranks, tmp_path: Path
 ) -> None:

@@ -15,7 +15,19 @@ from pair_records import (
     random_scores,
 )
 
-from sparsepo import DPO, IPO, OBJECTIVES, RPO, SFT, CoupledBatch, MaPO, Sum, TokenScores
+from sparsepo import (
+    DPO,
+    IPO,
+    OBJECTIVES,
+    RPO,
+    SFT,
+    BetaDPO,
+    CoupledBatch,
+    DPOShift,
+    MaPO,
+    Sum,
+    TokenScores,
+)
 from sparsepo.records import ModelInputs
 
 LENGTHS = [3, 5, 2, 2, 4, 1, 1, 3, 6, 2, 2, 2, 5, 4]
@@ -74,7 +86,7 @@ def shared(objective: Sum, record: TokenScores) -> torch.Tensor:
     "terms",
     [
         [(0.8, DPO(0.5)), (1.0, SFT())],
-        [(0.5, SFT()), (0.8, RPO(0.9, 0.4)), (0.4, RPO(0.3)), (0.2, IPO())],
+        [(0.5, SFT()), (0.8, RPO(0.9, 0.4)), (0.4, BetaDPO(0.3)), (0.2, IPO())],
     ],
     ids=["lengths", "scores"],
 )
@@ -86,7 +98,9 @@ def test_any_cut_into_micro_batches_equals_the_whole_batch(
     parts = [order[a:b] for a, b in zip([0, *ends[:-1]], ends, strict=True)]
     record, objective = random_scores(LENGTHS, seed=4), Sum(terms)
     whole = objective(record).losses
-    values = torch.cat([shared(objective, part_of(record, [p])) for p in range(7)])
+    values = objective.batch_values(
+        torch.cat([shared(objective, part_of(record, [p])) for p in range(7)])
+    )
     policy = record.policy_logps.clone().requires_grad_()
     full = replace(record, policy_logps=policy)
     for part in parts:
@@ -151,3 +165,30 @@ def test_it_requires_what_its_terms_require() -> None:
     expected = {"reference_logps", "reference_hidden", "prompt_embedding"}
     assert OBJECTIVES["sum"].requires_for({"of": terms}) == expected
     assert OBJECTIVES["sum"](of=terms).requires == expected
+
+
+def test_terms_remember_and_advance_as_they_do_alone() -> None:
+    """A beta of the batch and a weight of the run: batches one after the other, and a restart."""
+    terms: list[Any] = [(0.5, RPO()), (2.0, BetaDPO(0.4)), (1.0, DPOShift())]
+    whole, alone = Sum(terms), (RPO(), BetaDPO(0.4), DPOShift())
+    for step, progress in enumerate((0.0, 0.5, 1.0)):
+        record = random_scores(LENGTHS, seed=step)
+        whole.advance(progress)
+        alone[2].advance(progress)
+        gathered = whole.shared_values(record)
+        own = alone[1].shared_values(record)
+        rows = torch.arange(7)
+        found = whole(record, CoupledBatch(whole.batch_values(gathered), rows)).losses
+        expected = (
+            0.5 * alone[0](record).losses
+            + 2.0 * alone[1](record, CoupledBatch(alone[1].batch_values(own), rows)).losses
+            + alone[2](record).losses
+        )
+        torch.testing.assert_close(found, expected)
+        whole.observe(gathered)
+        alone[1].observe(own)
+        assert set(whole.state()) == {"1"}
+        assert whole.state()["1"] == pytest.approx(alone[1].state())
+        again = Sum([(0.5, RPO()), (2.0, BetaDPO(0.4)), (1.0, DPOShift())])
+        again.restore(whole.state())
+        whole = again

@@ -98,7 +98,37 @@ BAD: dict[str, Bad] = {
         "did you mean 'objective.of[0].beta'?",
     ),
     "tis_dpo without scorers": (
-        ["objective.name=tis_dpo"], "set model.positive_scorer and model.negative_scorer"
+        ["objective.name=tis_dpo"], "set model.positive_scorer or model.negative_scorer"
+    ),
+    "a producer without its scorer": (
+        ["objective.name=weighted", "mask.kind=token_reward"],
+        "mask.kind=token_reward needs the feature scorer_log_ratios of the reference stage: set "
+        "model.positive_scorer or model.negative_scorer",
+    ),
+    "a producer with one scorer of two": (
+        ["objective.name=weighted", "mask.kind=contrast", "model.positive_scorer=a"],
+        "mask.kind=contrast needs the feature negative_logps of the reference stage: set "
+        "model.negative_scorer",
+    ),
+    "a feature without its scorer": (
+        ["reference.features=[positive_logps]"],
+        "reference.features needs the feature positive_logps of the reference stage: set "
+        "model.positive_scorer",
+    ),
+    "weights that may be negative where none may be": (
+        ["objective.name=mapo", "mask.kind=token_reward", "model.positive_scorer=a"],
+        "mask.kind=token_reward with objective.name=mapo: allowed is activation or external or",
+    ),
+    "a threshold that is no number": (
+        ["objective.name=weighted", "mask.kind=segment", "mask.theta=.inf"], "mask.theta = inf"
+    ),
+    "no token of the least decided": (
+        ["objective.name=weighted", "mask.kind=entropy", "mask.fraction=0"],
+        "mask.fraction = 0: input should be greater than 0",
+    ),
+    "states that nobody transports": (
+        ["objective.name=weighted", "mask={kind: transport, states: both}"],
+        "mask.states = 'both': input should be 'policy' or 'reference'",
     ),
     "an order of limits": (
         [
@@ -144,6 +174,32 @@ BAD: dict[str, Bad] = {
     ),
     "an order of bounds": (
         [*WEIGHTED, "objective.log_ratio_clamp=[1, -1]"], "must be finite with low < high"
+    ),
+    "a loss that there is not": (
+        ["objective.name=dpo", "objective.loss=hings"],
+        "objective.loss = 'hings': input should be 'sigmoid',",
+    ),
+    "smoothing that the loss would ignore": (
+        ["objective.name=dpo", "objective.loss=hinge", "objective.label_smoothing=0.1"],
+        "label_smoothing=0.1 with loss=hinge, which reads none: leave it out",
+    ),
+    "a loss without the smoothing that it needs": (
+        ["objective.name=dpo", "objective.loss=exo"],
+        "loss=exo needs label_smoothing > 0; its paper's is 0.001",
+    ),
+    "a divergence that the loss cannot take": (
+        ["objective.name=wpo", "objective.loss=nca", "objective.divergence=js"],
+        "divergence=js with loss=nca, which reads more than the difference of both responses",
+    ),
+    "an alpha that no divergence reads": (
+        ["objective.name=dpo", "objective.divergence_alpha=0.5"],
+        "divergence_alpha=0.5 with divergence=reverse, which reads none",
+    ),
+    "a weight of the rejected response above 1": (
+        ["objective.name=dpo_shift", "objective.lambda_end=2"], "objective.lambda_end = 2"
+    ),
+    "all pairs dropped": (
+        ["objective.name=beta_dpo", "objective.drop_fraction=1"], "objective.drop_fraction = 1"
     ),
     "a mixer that is not there": (
         [*SPARSE, "mask.mixer_activation=none", "mask.architecture=ml_last"], "has no mixer"
