@@ -34,7 +34,7 @@ IN_THE_SUITE = (
     "tldr-sparsepo-common", "tldr-mapo", "code-sparsepo-common", "code-mapo",
     "hh-token-reward", "hh-selective", "hh-segment", "hh-contrast", "hh-entropy", "hh-saliency",
     "hh-transport", "hh-orpo", "hh-cpo", "hh-alphapo", "hh-dpo-shift", "hh-beta-dpo", "hh-wpo",
-    "hh-dpo-losses",
+    "hh-dpo-losses", "hh-kto", "hh-sum",
 )  # fmt: skip
 
 
