@@ -74,5 +74,9 @@ from .scorers import (
     scorer_log_ratios as scorer_log_ratios,
     scorer_logps as scorer_logps,
 )
+from .weighing import (
+    TokenWeights as TokenWeights,
+    token_weights as token_weights,
+)
 
 __version__: str

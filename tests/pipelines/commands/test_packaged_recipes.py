@@ -32,8 +32,7 @@ FAMILIES = {
 }
 IN_THE_SUITE = (
     "tldr-sparsepo-common", "tldr-mapo", "code-sparsepo-common", "code-mapo",
-    "hh-token-reward", "hh-selective", "hh-segment", "hh-contrast", "hh-entropy", "hh-saliency",
-    "hh-transport",
+    *(name for name in packaged("recipe") if load_recipe(name).objective.name == "weighted"),
 )  # fmt: skip
 
 

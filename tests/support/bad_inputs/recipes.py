@@ -2,6 +2,7 @@
 
 from bad_inputs.world import Bad, World
 
+WEIGHTED = ["objective.name=weighted"]
 SPARSE = ["objective.name=sparsepo", "mask.kind=learned"]
 _ENDPOINT = "evaluate.judge={kind: openai, model: x, base_url: "
 
@@ -75,12 +76,12 @@ BAD: dict[str, Bad] = {
         ["objective.name=tis_dpo"], "set model.positive_scorer or model.negative_scorer"
     ),
     "a producer without its scorer": (
-        ["objective.name=weighted", "mask.kind=token_reward"],
+        [*WEIGHTED, "mask.kind=token_reward"],
         "mask.kind=token_reward needs the feature scorer_log_ratios of the reference stage: set "
         "model.positive_scorer or model.negative_scorer",
     ),
     "a producer with one scorer of two": (
-        ["objective.name=weighted", "mask.kind=contrast", "model.positive_scorer=a"],
+        [*WEIGHTED, "mask.kind=contrast", "model.positive_scorer=a"],
         "mask.kind=contrast needs the feature negative_logps of the reference stage: set "
         "model.negative_scorer",
     ),
@@ -94,14 +95,14 @@ BAD: dict[str, Bad] = {
         "mask.kind=token_reward with objective.name=mapo: allowed is activation or external or",
     ),
     "a threshold that is no number": (
-        ["objective.name=weighted", "mask.kind=segment", "mask.theta=.inf"], "mask.theta = inf"
+        [*WEIGHTED, "mask.kind=segment", "mask.theta=.inf"], "mask.theta = inf"
     ),
     "no token of the least decided": (
-        ["objective.name=weighted", "mask.kind=entropy", "mask.fraction=0"],
+        [*WEIGHTED, "mask.kind=entropy", "mask.fraction=0"],
         "mask.fraction = 0: input should be greater than 0",
     ),
     "states that nobody transports": (
-        ["objective.name=weighted", "mask={kind: transport, states: both}"],
+        [*WEIGHTED, "mask={kind: transport, states: both}"],
         "mask.states = 'both': input should be 'policy' or 'reference'",
     ),
     "an order of limits": (
@@ -112,6 +113,42 @@ BAD: dict[str, Bad] = {
             "model.negative_scorer=b",
         ],
         "low=3.0, high=1.5",
+    ),
+    "a producer without its scorers": (
+        [*WEIGHTED, "mask.kind=exp_ratio"],
+        "mask.kind=exp_ratio needs the feature scorer_log_ratios of the reference stage: set "
+        "model.positive_scorer or model.negative_scorer",
+    ),
+    "weights of an objective that takes none": (
+        ["mask.kind=confidence"], "mask.kind=confidence with objective.name=dpo: allowed is none"
+    ),
+    "a strength of weights from the data": (
+        ["objective.name=tis_dpo", "objective.source=external", "objective.mu=2"],
+        "weights from the data are taken as they are",
+    ),
+    "a clamp of no log ratios": (
+        [*WEIGHTED, "objective.reference_free=true", "objective.log_ratio_clamp=[-1, 1.5]"],
+        "there are no log ratios to clamp",
+    ),
+    "a penalty on what is not learned": (
+        [*WEIGHTED, "mask.kind=confidence", "objective.l1_reward=0.1"],
+        "objective.l1_reward=0.1 with mask.kind=confidence: a penalty is for weights that are",
+    ),
+    "a penalty on no KL": (
+        [*WEIGHTED, "mask.kind=learned", "objective.l1_kl=0.1"], "l1_kl=0.1 with alpha=0"
+    ),
+    "a mask of no KL": (
+        [*WEIGHTED, "mask.kind=random", "mask.terms=kl"],
+        "mask.terms=kl with objective.alpha=0: there is no KL",
+    ),
+    "a second mask of no KL": (
+        [*WEIGHTED, "mask.kind=learned", "mask.sharing=independent"], "set mask.terms=reward"
+    ),
+    "a side that no pair has": (
+        [*WEIGHTED, "mask.kind=random", "mask.sides=left"], "mask.sides = 'left'"
+    ),
+    "an order of bounds": (
+        [*WEIGHTED, "objective.log_ratio_clamp=[1, -1]"], "must be finite with low < high"
     ),
     "a mixer that is not there": (
         [*SPARSE, "mask.mixer_activation=none", "mask.architecture=ml_last"], "has no mixer"
