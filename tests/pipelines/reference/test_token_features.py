@@ -86,6 +86,8 @@ def test_entropy_squares_and_saliency_are_the_models_own(
     for kind, name in (("entropy", "reference_entropy"), ("saliency", "saliency")):
         beside = ("objective.name=weighted", f"mask.kind={kind}", "reference.mode=online")
         recipe = recipe_in(tmp_path / kind, *beside, paths=paths)
+        assert recipe.stored_features() == ({"saliency"} if kind == "saliency" else frozenset())
+        run_stages(recipe, (REFERENCE,), silent)
         pairs = open_pairs(Run(recipe))
         source = feature_source(run_facts(Run(recipe)), pairs, CPU)
         read = source.features("train", ROWS, padded_layout(pairs.pairs("train", ROWS)))
@@ -165,4 +167,5 @@ def test_plan_counts_the_backward_and_both_scorers(
     assert backward["memory_gib"] > plain["memory_gib"]
     scorers = forecast("objective.name=tis_dpo", f"model.positive_scorer={scorer}")
     assert scorers["hours_stored"] == pytest.approx(3 * plain["hours_stored"])
-    assert scorers["memory_gib"] > plain["memory_gib"]
+    weights = 4 * sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(scorer).parameters())
+    assert scorers["memory_gib"] - plain["memory_gib"] == pytest.approx(weights / 2**30)
