@@ -601,7 +601,9 @@ def test_frozen_masks_keep_the_heaviest_tokens(
     assert record["masks/kl_mean"] == 1
 
 
-@pytest.mark.parametrize("kind", ["confidence", "surprise", "adversarial", "partition"])
+@pytest.mark.parametrize(
+    "kind", ["confidence", "surprise", "adversarial", "partition", "transport"]
+)
 def test_what_producers_read_of_the_step_depends_on_no_rank_layout_or_resume(
     kind: str, recipe_in: MakeRecipe, world: World, ranks: Ranks, tmp_path: Path
 ) -> None:
