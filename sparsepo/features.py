@@ -14,11 +14,17 @@ class FeatureKind:
 
     origin: Literal["reference", "scorers", "embedder", "pairs", "step", "loop"]
     per: Literal["token", "pair"]
+    needs_backward: bool = False
 
     @property
     def of_frozen_model(self) -> bool:
         """Whether a model that is not trained makes it, so that it can be stored."""
         return self.origin in ("reference", "scorers", "embedder")
+
+    @property
+    def comes_with_a_forward(self) -> bool:
+        """Whether the reference gives it beside training; a backward is for a store."""
+        return self.origin == "reference" and not self.needs_backward
 
     @property
     def made_by(self) -> str:
@@ -45,7 +51,7 @@ FEATURES: dict[str, FeatureKind] = {
     "activation_mask": FeatureKind("reference", "token"),
     "reference_entropy": FeatureKind("reference", "token"),
     "reference_square_sum": FeatureKind("reference", "token"),
-    "saliency": FeatureKind("reference", "token"),
+    "saliency": FeatureKind("reference", "token", needs_backward=True),
     "scorer_log_ratios": FeatureKind("scorers", "token"),
     "positive_logps": FeatureKind("scorers", "token"),
     "negative_logps": FeatureKind("scorers", "token"),

@@ -6,7 +6,7 @@ inside the model's input.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self, TypeVar
 
 import torch
@@ -260,6 +260,30 @@ class TokenScores:
             external_weights=optional("external_weights", external_weights),
             policy_square_sum=optional("policy_square_sum", policy_square_sum),
             **per_pair,
+        )
+
+    def weighed(self, masks: Any, **features: Tensor) -> Self:
+        """The record with the weights that token masks (or a producer) give its tokens.
+
+        Masks read what the record has of Features; the policy's log-probabilities without gradient.
+
+        Args:
+            masks: TokenMasks. features: further fields of Features, flat [S, ...] or per pair; by
+                default pair_keys count the pairs.
+        Raises: ValueError naming a feature that is missing.
+        """
+        own = {name: getattr(self, name, None) for name in FEATURES}
+        own["policy_logps"] = self.policy_logps.detach()
+        own["pair_keys"] = torch.arange(self.num_pairs, device=self.policy_logps.device)
+        weights = masks(Features(**own | features), self.response_index, self.num_pairs)
+        return replace(
+            self,
+            reward_mask=weights.reward,
+            kl_mask=weights.kl,
+            mask_statistics=weights.statistics,
+            l1_shares=masks.l1_shares,
+            signed_masks=masks.signed,
+            empty_sides=masks.may_be_empty,
         )
 
     def log_ratios(self) -> Tensor:

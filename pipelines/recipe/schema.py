@@ -440,13 +440,13 @@ class Recipe(Section):
         if self.reference_mode() == "stored":
             return frozenset()
         return frozenset(
-            name for name in self.required_features() if FEATURES[name].origin == "reference"
+            name for name in self.required_features() if FEATURES[name].comes_with_a_forward
         )
 
     def stored_features(self) -> frozenset[str]:
         """What the reference stage writes for this recipe.
 
-        Scorers and embedder never run beside training.
+        Scorers and embedder never run beside training, nor does the reference's backward.
         """
         made = frozenset(
             name for name in self.required_features() if FEATURES[name].of_frozen_model

@@ -321,7 +321,7 @@ class ShardScorer:
 
         A GPU would be lost to a token beyond its embeddings.
         """
-        if origin == "reference":
+        if self._reads_reference(origin):
             largest = max(
                 int(np.max(ids))
                 for ids in (window.pairs[row].prompt, *window.pairs[row].responses())
@@ -331,6 +331,11 @@ class ShardScorer:
                     f"token {largest} is beyond the reference's vocabulary of {self._vocabulary}"
                 )
         return row in window.failures
+
+    def _reads_reference(self, origin: str) -> bool:
+        """Whether the reference reads the rows: also in the place of a scorer that is missing."""
+        others = self._facts.others
+        return origin == "reference" or (origin == "scorers" and None in others.scorers().values())
 
     def _score_rows(
         self, rows: list[int], window: _Window, origin: str, names: list[str], layout: BatchLayout

@@ -55,14 +55,13 @@ def reference_cost(recipe: Recipe, device: str, trials: int = 1) -> ReferenceCos
         device: "cuda" or "cpu".
     """
     directory = reference_model_dir(recipe)
-    features = [name for name in recipe.required_features() if FEATURES[name].origin == "reference"]
     forward = (
         _FORWARD_PER_SCORED_TOKEN
         * 2
         * count_parameters(Path(directory))
-        * forwards_of(features)
         / (sustained_tflops(device) * 1e12)
     )
+    features = [n for n in recipe.required_features() if FEATURES[n].comes_with_a_forward]
     formats = formats_of(recipe, features, dtype_name(recipe.reference.dtype, device))
     size, uses = sum(form.token_bytes() for form in formats.values()), recipe.train.epochs * trials
     return ReferenceCost(

@@ -46,7 +46,7 @@ class FeatureSource:
         self._pairs, self._model, self._store = pairs, online, store
         self._from_pairs = sorted(name for name in wanted if FEATURES[name].origin == "pairs")
         self._online = frozenset(
-            n for n in wanted if online is not None and FEATURES[n].origin == "reference"
+            n for n in wanted if online is not None and FEATURES[n].comes_with_a_forward
         )
         self._stored = sorted(wanted - self._online - set(self._from_pairs))
         self._needs_head = "reference_hidden" in wanted

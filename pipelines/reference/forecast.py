@@ -36,12 +36,12 @@ def planned_steps(recipe: Recipe, data: dict[str, Any]) -> tuple[int, float]:
     return steps, steps / sampler.steps_per_epoch
 
 
-def _scorer_parameters(recipe: Recipe, features: Iterable[str], of_reference: int) -> list[int]:
-    """Parameters of both scorers, if a feature is of them."""
+def _scorer_parameters(recipe: Recipe, features: Iterable[str]) -> list[int | None]:
+    """Parameters of both scorers if a feature is of them; None for the reference in a place."""
     if not any(FEATURES[name].origin == "scorers" for name in features):
         return []
     return [
-        of_reference if name is None else count_parameters(resolve_model(name))
+        None if name is None else count_parameters(resolve_model(name))
         for name in OtherModels.of(recipe).scorers().values()
     ]
 
@@ -66,8 +66,9 @@ def forecast_reference(run: Run, data: dict[str, Any], tflops: float) -> dict[st
     shared = recipe.reference.layout != "padded"
     tokens = data["shared_tokens" if shared else "model_tokens"]
     made = [name for name in features if FEATURES[name].origin == "reference"]
-    scorers = _scorer_parameters(recipe, features, parameters)
-    work = parameters * (forwards_of(made) or 1) + sum(scorers)
+    scorers = _scorer_parameters(recipe, features)
+    others = sum(size for size in scorers if size is not None)
+    work = parameters * ((forwards_of(made) or 1) + scorers.count(None)) + others
     pass_hours = 2 * work * sum(tokens.values()) / (tflops * 1e12) / 3600
     per_token = {
         name: form.token_bytes() for name, form in formats.items() if FEATURES[name].per == "token"
@@ -89,8 +90,7 @@ def forecast_reference(run: Run, data: dict[str, Any], tflops: float) -> dict[st
         if {"reference_layers", "saliency"} & set(features)
         else 0
     )
-    work = parameters * (forwards_of(recipe.online_features() or made) or 1)
-    training = 2 * work * tokens["train"] * epochs / (tflops * 1e12) / 3600
+    training = 2 * parameters * tokens["train"] * epochs / (tflops * 1e12) / 3600
     sizes = padded_vocabularies(recipe)
     return {
         "mode": recipe.reference_mode() if recipe.required_features() else "not needed",
@@ -101,7 +101,7 @@ def forecast_reference(run: Run, data: dict[str, Any], tflops: float) -> dict[st
         "bytes_per_pair": sum(per_pair.values()),
         "storage_bytes": total,
         "storage_gib": total / 2**30,
-        "memory_gib": ((parameters + sum(scorers)) * dtype.itemsize + working + kept) / 2**30,
+        "memory_gib": ((parameters + others) * dtype.itemsize + working + kept) / 2**30,
         "hours_stored": pass_hours,
         "hours_online": training,
         "assumed_tflops": tflops,

@@ -34,6 +34,8 @@ class TransportMask(FrozenMask):
         Others: see FrozenMask.
     """
 
+    reads_both = True
+
     def __init__(
         self,
         states: TransportStates = "policy",

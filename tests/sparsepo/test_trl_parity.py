@@ -16,16 +16,21 @@ from sparsepo import (
     KTO,
     LOSSES,
     ORPO,
+    SFT,
     WPO,
     AlphaPO,
     Features,
+    LengthSplitMask,
     Objective,
     ObjectiveOutput,
     PolicyModel,
     ReferenceModel,
+    Sum,
     TokenScores,
     UniformMask,
+    Weighted,
 )
+from sparsepo.masks import TokenMasks
 from sparsepo.records import ModelInputs
 
 trl = pytest.importorskip("trl")
@@ -104,9 +109,9 @@ class Theirs:
         loss.backward()
         return loss.detach()
 
-    def ours(self, objective: Objective) -> ObjectiveOutput:
+    def ours(self, objective: Objective, masks: TokenMasks | None = None) -> ObjectiveOutput:
         self.policy.zero_grad()
-        model = PolicyModel(self.policy, UniformMask(), requires=objective.requires)
+        model = PolicyModel(self.policy, masks or UniformMask(), requires=objective.requires)
         return objective(model(self.inputs, self.features))
 
     def gradients(self) -> list[torch.Tensor]:
@@ -151,16 +156,20 @@ def set_to(
         THEIRS.get(divergence, divergence),
     )
     trainer.label_smoothing, trainer.use_weighting = smoothing, is_weighted
+    trainer.ld_alpha, trainer.loss_weights = None, [1.0]
     return theirs
 
 
 def assert_agreement(
-    theirs: Theirs, objective: Objective, steepness: float = 1.0
+    theirs: Theirs,
+    objective: Objective,
+    steepness: float = 1.0,
+    masks: TokenMasks | None = None,
 ) -> ObjectiveOutput:
     """Loss and gradients to 1e-5 (of the largest one where that is over 1; times how much more a
     loss magnifies the rounding of its logit).
     """
-    loss, output = theirs.loss(), theirs.ours(objective)
+    loss, output = theirs.loss(), theirs.ours(objective, masks)
     output.losses.mean().backward()
     torch.testing.assert_close(output.losses.mean(), loss, atol=1e-5, rtol=1e-5)
     within = 1e-5 * steepness * max(1.0, *(float(g.abs().max()) for g in theirs.gradients()))
@@ -203,12 +212,31 @@ def test_divergences_agree(loss: str, divergence: str, dpo_trainer: Theirs) -> N
     assert means(output)["rewards/margins"] != pytest.approx(logged, rel=1e-3)
 
 
+def test_ld_dpo_agrees(dpo_trainer: Theirs) -> None:
+    """DPO with tokens beyond the shorter response's length weighed 0.4; its rewards too."""
+    theirs = set_to(dpo_trainer, "sigmoid")
+    theirs.trainer.ld_alpha = 0.4
+    output = assert_agreement(theirs, Weighted(0.3), masks=LengthSplitMask(0.4))
+    expected = {key: values[-1] for key, values in theirs.trainer._metrics["eval"].items()}
+    for key in METRICS[:4]:
+        assert means(output)[key] == pytest.approx(expected[key], abs=1e-5, rel=1e-5), key
+
+
+def test_a_sum_agrees_in_one_micro_batch(dpo_trainer: Theirs) -> None:
+    """MPO. TRL's supervised term is the mean over a micro-batch's tokens, ours over the batch's."""
+    theirs = set_to(dpo_trainer, "sigmoid")
+    theirs.trainer.loss_types = ["sigmoid", "bco_pair", "sft"]
+    theirs.trainer.loss_weights = [0.8, 0.2, 1.0]
+    terms = [(0.8, DPO(0.3)), (0.2, DPO(0.3, loss="bco_pair")), (1.0, SFT())]
+    assert_agreement(theirs, Sum(terms))
+
+
 def test_sigmoid_has_no_label_smoothing_there(dpo_trainer: Theirs) -> None:
     """TRL ignores it with `sigmoid`; ours is the conservative DPO of Mitchell (2023)."""
     loss = set_to(dpo_trainer, "sigmoid", 0.1).loss()
     torch.testing.assert_close(loss, set_to(dpo_trainer, "sigmoid").loss())
     smoothed = dpo_trainer.ours(DPO(0.3, 0.1))
-    assert abs(float(smoothed.losses.mean()) - float(loss)) > 1e-3
+    assert abs(float((smoothed.losses.mean() - loss).detach())) > 1e-3
 
 
 class Unclamped(WPO):
@@ -318,7 +346,7 @@ def test_cpos_nll_is_each_responses_mean_and_theirs_the_micro_batchs(
     torch.testing.assert_close(without - chosen.sum() / lengths.sum(), loss, atol=1e-5, rtol=1e-5)
     mine = CPO(0.3)(scores).losses.mean()
     torch.testing.assert_close(mine, without - (chosen / lengths).mean())
-    assert abs(float(mine - loss)) > 1e-3
+    assert abs(float((mine - loss).detach())) > 1e-3
 
 
 def test_orpos_odds_agree_and_its_nll_is_of_the_response_alone(
@@ -334,7 +362,7 @@ def test_orpos_odds_agree_and_its_nll_is_of_the_response_alone(
     targets = inputs.input_ids[::2].masked_fill(inputs.attention_mask[::2] == 0, -100)
     nll = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
     torch.testing.assert_close(output.losses.mean() + nll, loss, atol=1e-5, rtol=1e-5)
-    assert abs(float(ORPO(0.3)(scores).losses.mean() - loss)) > 1e-3
+    assert abs(float((ORPO(0.3)(scores).losses.mean() - loss).detach())) > 1e-3
     _, logged = theirs.trainer.get_batch_loss_metrics(theirs.trainer.model, theirs.batch)
     for key in ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"):
         assert means(output)[key] == pytest.approx(logged[key], abs=1e-5, rel=1e-5)

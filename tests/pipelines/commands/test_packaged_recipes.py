@@ -32,9 +32,9 @@ FAMILIES = {
 }
 IN_THE_SUITE = (
     "tldr-sparsepo-common", "tldr-mapo", "code-sparsepo-common", "code-mapo",
-    "hh-token-reward", "hh-selective", "hh-segment", "hh-contrast", "hh-entropy", "hh-saliency",
-    "hh-transport", "hh-orpo", "hh-cpo", "hh-alphapo", "hh-dpo-shift", "hh-beta-dpo", "hh-wpo",
-    "hh-dpo-losses", "hh-kto", "hh-sum",
+    "hh-orpo", "hh-cpo", "hh-alphapo", "hh-dpo-shift", "hh-beta-dpo", "hh-wpo", "hh-dpo-losses",
+    "hh-kto", "hh-sum",
+    *(name for name in packaged("recipe") if load_recipe(name).objective.name == "weighted"),
 )  # fmt: skip
 
 

@@ -67,7 +67,7 @@ def expected_of(recipe: Recipe, model: Any) -> dict[str, torch.Tensor]:
 def test_entropy_squares_and_saliency_are_the_models_own(
     scored: Recipe, recipe_in: MakeRecipe, tmp_path: Path
 ) -> None:
-    """Of packed and of padded rows; in a store that had log-probabilities alone."""
+    """Of packed and of padded rows; in a store that had log-probabilities alone, and online."""
     model = AutoModelForCausalLM.from_pretrained(scored.model.name_or_path)
     expected = expected_of(scored, model)
     paths = {"pairs": f"{scored.run_dir}/pairs"}
@@ -83,6 +83,15 @@ def test_entropy_squares_and_saliency_are_the_models_own(
             torch.testing.assert_close(getattr(found, name), expected[name], atol=1e-5, rtol=1e-3)
         outputs = Run(recipe).record(REFERENCE).manifest()["outputs"]
         assert {name: outputs[name] for name in kept} == kept, "nothing was scored again"
+    for kind, name in (("entropy", "reference_entropy"), ("saliency", "saliency")):
+        beside = ("objective.name=weighted", f"mask.kind={kind}", "reference.mode=online")
+        recipe = recipe_in(tmp_path / kind, *beside, paths=paths)
+        assert recipe.stored_features() == ({"saliency"} if kind == "saliency" else frozenset())
+        run_stages(recipe, (REFERENCE,), silent)
+        pairs = open_pairs(Run(recipe))
+        source = feature_source(run_facts(Run(recipe)), pairs, CPU)
+        read = source.features("train", ROWS, padded_layout(pairs.pairs("train", ROWS)))
+        torch.testing.assert_close(getattr(read, name), expected[name], atol=1e-5, rtol=1e-3)
 
 
 @pytest.mark.parametrize("side", ["positive", "negative"])
@@ -158,4 +167,5 @@ def test_plan_counts_the_backward_and_both_scorers(
     assert backward["memory_gib"] > plain["memory_gib"]
     scorers = forecast("objective.name=tis_dpo", f"model.positive_scorer={scorer}")
     assert scorers["hours_stored"] == pytest.approx(3 * plain["hours_stored"])
-    assert scorers["memory_gib"] > plain["memory_gib"]
+    weights = 4 * sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(scorer).parameters())
+    assert scorers["memory_gib"] - plain["memory_gib"] == pytest.approx(weights / 2**30)

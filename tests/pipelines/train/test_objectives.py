@@ -609,13 +609,17 @@ def test_frozen_masks_keep_the_heaviest_tokens(
     assert record["masks/kl_mean"] == 1
 
 
-@pytest.mark.parametrize("kind", ["confidence", "surprise", "adversarial", "partition"])
+STEP_PRODUCERS = ("confidence", "surprise", "adversarial", "partition", "transport")
+
+
+@pytest.mark.parametrize("kind", [*STEP_PRODUCERS, "wpo"])
 def test_what_producers_read_of_the_step_depends_on_no_rank_layout_or_resume(
     kind: str, recipe_in: MakeRecipe, world: World, ranks: Ranks, tmp_path: Path
 ) -> None:
     """Five steps over two epochs: in one piece; by two ranks on padded rows; stopped after two."""
+    weighs = ("objective.name=weighted", "objective.alpha=0.5", f"mask.kind={kind}")
     base = (
-        "objective.name=weighted", "objective.alpha=0.5", f"mask.kind={kind}",
+        *(("objective.name=wpo",) if kind == "wpo" else weighs),
         "train.global_batch_size=32", "train.epochs=2", "train.max_steps=5",
         "train.checkpoint_every=2", *world.options,
     )  # fmt: skip
@@ -639,7 +643,7 @@ def test_what_producers_read_of_the_step_depends_on_no_rank_layout_or_resume(
     with pytest.raises(InterruptedError):
         trainer.run(stop)
     assert trained(stopped, needs_store=False).step == 5
-    names = ("loss", "grad_norm", "masks/reward_mean")
+    names = ("loss", "grad_norm", "weights/pair" if kind == "wpo" else "masks/reward_mean")
     first, *others = (
         [[r[name] for name in names] for r in steps(one)] for one in (whole, spread, stopped)
     )

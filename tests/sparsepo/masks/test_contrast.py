@@ -12,8 +12,8 @@ from sparsepo import ContrastMask, Features
 def test_by_hand() -> None:
     """Chosen p+ = 1/4, 1/2; rejected 1 - p- = 1 - 0.9; 1e-8 below certainty stays 1e-8."""
     features = Features(
-        positive_logps=torch.tensor([0.25, 0.5, 0.7, 0.3]).double().log(),
-        negative_logps=torch.tensor([0.1, 0.1, 0.9, 1.0]).double().log() - 1e-8,
+        positive_logps=torch.tensor([0.25, 0.5, 0.7, 0.3]).log(),
+        negative_logps=torch.tensor([0.1, 0.1, 0.9, 1.0]).log() - 1e-8,
     )
     found = weights_of(ContrastMask(), features, torch.tensor([0, 0, 1, 1]), 1)
     assert found.tolist() == pytest.approx([0.25, 0.5, 0.1, 1e-8], rel=1e-6)

@@ -101,12 +101,12 @@ BAD: dict[str, Bad] = {
         ["objective.name=tis_dpo"], "set model.positive_scorer or model.negative_scorer"
     ),
     "a producer without its scorer": (
-        ["objective.name=weighted", "mask.kind=token_reward"],
+        [*WEIGHTED, "mask.kind=token_reward"],
         "mask.kind=token_reward needs the feature scorer_log_ratios of the reference stage: set "
         "model.positive_scorer or model.negative_scorer",
     ),
     "a producer with one scorer of two": (
-        ["objective.name=weighted", "mask.kind=contrast", "model.positive_scorer=a"],
+        [*WEIGHTED, "mask.kind=contrast", "model.positive_scorer=a"],
         "mask.kind=contrast needs the feature negative_logps of the reference stage: set "
         "model.negative_scorer",
     ),
@@ -120,14 +120,14 @@ BAD: dict[str, Bad] = {
         "mask.kind=token_reward with objective.name=mapo: allowed is activation or external or",
     ),
     "a threshold that is no number": (
-        ["objective.name=weighted", "mask.kind=segment", "mask.theta=.inf"], "mask.theta = inf"
+        [*WEIGHTED, "mask.kind=segment", "mask.theta=.inf"], "mask.theta = inf"
     ),
     "no token of the least decided": (
-        ["objective.name=weighted", "mask.kind=entropy", "mask.fraction=0"],
+        [*WEIGHTED, "mask.kind=entropy", "mask.fraction=0"],
         "mask.fraction = 0: input should be greater than 0",
     ),
     "states that nobody transports": (
-        ["objective.name=weighted", "mask={kind: transport, states: both}"],
+        [*WEIGHTED, "mask={kind: transport, states: both}"],
         "mask.states = 'both': input should be 'policy' or 'reference'",
     ),
     "an order of limits": (
@@ -142,7 +142,7 @@ BAD: dict[str, Bad] = {
     "a producer without its scorers": (
         [*WEIGHTED, "mask.kind=exp_ratio"],
         "mask.kind=exp_ratio needs the feature scorer_log_ratios of the reference stage: set "
-        "model.positive_scorer and model.negative_scorer",
+        "model.positive_scorer or model.negative_scorer",
     ),
     "weights of an objective that takes none": (
         ["mask.kind=confidence"], "mask.kind=confidence with objective.name=dpo: allowed is none"
