@@ -60,6 +60,8 @@ from pipelines.train.trainer import Trainer
 METHODS: dict[str, dict[str, Any]] = {
     "simpo": {"objective": {"name": "simpo"}},
     "dpo": {"objective": {"name": "dpo"}},
+    "wpo": {"objective": {"name": "wpo"}},  # with the policy's sum of squared probabilities
+    "beta-dpo": {"objective": {"name": "beta_dpo"}},  # a second forward
     "mapo": {"objective": {"name": "mapo"}, "mask": {"kind": "activation"}},
     "sparsepo-last": {
         "objective": {"name": "sparsepo"},
@@ -69,6 +71,14 @@ METHODS: dict[str, dict[str, Any]] = {
         "objective": {"name": "sparsepo"},
         "mask": {"kind": "learned", "architecture": "simple_all"},
         "reference": {"mode": "online"},
+    },
+    # Producers beside `weighted-none`, which is DPO under that name.
+    **{
+        f"weighted-{kind}": {"objective": {"name": "weighted"}, "mask": {"kind": kind}}
+        for kind in (
+            *("none", "random", "position_decay", "length_split", "confidence", "surprise"),
+            "adversarial",
+        )
     },
 }
 

@@ -1,7 +1,4 @@
-"""The two modules that run transformers: the policy and the frozen reference.
-
-The policy's forward is the only one trained.
-"""
+"""The LM head of a transformers model, and the module that trains one: the policy."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -10,22 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsepo.activations import ActivationRecorder, select_hooks
 from sparsepo.backbone import (
     backbone_of,
-    decoder_layers,
     run_backbone,
     scored_rows,
-    state_size,
     transformer_of,
 )
 from sparsepo.batching.layouts import TokenizedPair, padded_layout
-from sparsepo.compression import pack_topk, topk_of, unpack_topk
+from sparsepo.compression import unpack_topk
 from sparsepo.features import FEATURES
-from sparsepo.kernels.token_scoring import LMHead, score_tokens
-from sparsepo.masks.activation import activation_weights, logit_activation
+from sparsepo.kernels.token_scoring import LMHead, score_tokens, score_tokens_and_moments
 from sparsepo.masks.base import TokenMasks
-from sparsepo.masks.declarations import ActivationMapping
 from sparsepo.records import Features, ModelInputs, TokenScores
 
 # Config fields of transformers models that change logits after the head's matrix product.
@@ -184,8 +176,6 @@ class PolicyModel(nn.Module):
         super().__init__()
         wanted = masks.requires | frozenset(requires)
         self._of_the_step = frozenset(n for n in wanted if FEATURES[n].origin == "step")
-        if "policy_square_sum" in self._of_the_step:
-            raise ValueError("the feature 'policy_square_sum' is not computed by this version")
         self.causal_lm: Any = causal_lm
         self.masks = masks
         self.vocabulary = vocabulary
@@ -239,17 +229,24 @@ class PolicyModel(nn.Module):
         # The primitive and the masks choose their own dtypes; autocast would undo that, and in the
         # forward only.
         with torch.autocast(device, enabled=False):
-            policy_logps, token_kl = score_tokens(
+            scored = (
                 hidden,
                 head_of(self.causal_lm).cut(self.vocabulary),
                 inputs.labels,
                 features.reference_hidden if uses_kl else None,
                 reference_head if uses_kl else None,
-                reference_topk=None
-                if uses_kl or features.reference_topk is None
-                else unpack_topk(features.reference_topk),
             )
-            features = self._with_own(features, policy_logps, hidden)
+            topk = features.reference_topk
+            other = None if uses_kl or topk is None else unpack_topk(topk)
+            square_sum = None
+            if "policy_square_sum" in self._of_the_step:
+                policy_logps, token_kl, moments = score_tokens_and_moments(
+                    *scored, reference_topk=other
+                )
+                square_sum = moments.square_sum
+            else:
+                policy_logps, token_kl = score_tokens(*scored, reference_topk=other)
+            features = self._with_own(features, policy_logps, hidden, square_sum)
             masks = self.masks(features, inputs.response_index, inputs.num_pairs)
         return TokenScores(
             policy_logps=policy_logps,
@@ -268,129 +265,14 @@ class PolicyModel(nn.Module):
             policy_square_sum=features.policy_square_sum,
             prompt_embedding=features.prompt_embedding,
             preference_scores=features.preference_scores,
+            desirable=features.desirable,
         )
 
-    def _with_own(self, features: Features, logps: Tensor, hidden: Tensor) -> Features:
+    def _with_own(
+        self, features: Features, logps: Tensor, hidden: Tensor, square_sum: Tensor | None
+    ) -> Features:
         """The features with the policy's own that somebody requires, detached."""
         made = {"policy_logps": logps, "policy_hidden": hidden}
+        if square_sum is not None:
+            made["policy_square_sum"] = square_sum
         return replace(features, **{name: made[name].detach() for name in self._of_the_step})
-
-
-def _layer_state(output: Any, inputs: ModelInputs, width: int) -> Tensor:
-    """The states [R, T, width] that a decoder layer gives.
-
-    Raises: ValueError if it gives anything else, as layers with several residual streams do.
-    """
-    state: Tensor = output[0] if isinstance(output, tuple | list) else output
-    expected = (*inputs.input_ids.shape, width)
-    if tuple(state.shape) != expected:
-        raise ValueError(
-            f"states of all layers: a layer gives {list(state.shape)}, one state per token is "
-            f"{list(expected)}"
-        )
-    return state
-
-
-class ReferenceModel:
-    """The frozen reference: a micro-batch in, features of its scored tokens out.
-
-    Args:
-        causal_lm: a transformers causal language model; set to eval mode here.
-        topk: the k of reference_topk.
-        hooks: hook points for `activation_mask`: "all", a type, or a list of names. mapping: how
-            they become weights.
-        is_policy: the model is trained beside, without its adapters it is the reference: its mode
-            and its gradients are left alone.
-    Raises: ValueError for an unknown hook, or a family without a hook table, when activation_mask
-        is requested.
-    """
-
-    def __init__(
-        self,
-        causal_lm: Any,
-        hooks: str | Iterable[str] = "all",
-        mapping: ActivationMapping = "zn_rescale",
-        topk: int = 64,
-        is_policy: bool = False,
-    ) -> None:
-        self.causal_lm = causal_lm if is_policy else causal_lm.eval().requires_grad_(False)
-        self.head = head_of(causal_lm).detached()
-        self._hooks, self._mapping, self._topk = hooks, mapping, topk
-
-    @torch.no_grad()
-    def features(self, inputs: ModelInputs, wanted: Iterable[str]) -> Features:
-        """Compute the wanted features in one forward, in canonical order.
-
-        These are features of origin "reference" in FEATURES.
-
-        Raises: ValueError naming a feature that the reference model does not make.
-        """
-        names = frozenset(wanted)
-        known = [name for name, kind in FEATURES.items() if kind.origin == "reference"]
-        if names - set(known):
-            raise ValueError(
-                f"the reference model does not make {sorted(names - set(known))}: it makes "
-                f"{', '.join(known)}"
-            )
-        transformer = transformer_of(self.causal_lm)
-        hooks = select_hooks(transformer.config, self._hooks) if "activation_mask" in names else ()
-        recorder = ActivationRecorder(
-            backbone_of(transformer),
-            [h for h in hooks if h != "logits"],
-            "sigmoid_mean" if self._mapping == "sigmoid" else "mean",
-        )
-        layers = decoder_layers(transformer) if "reference_layers" in names else []
-        width = transformer.config.get_text_config().hidden_size
-        # The last layer's state is the backbone's output, normalised as the head reads it; its own
-        # where the backbone projects it to another width (OPT 350M).
-        is_projected = state_size(transformer.config) != width
-        inner: list[Tensor] = []
-        hooked = [
-            layer.register_forward_hook(
-                lambda _, __, out: inner.append(
-                    scored_rows(_layer_state(out, inputs, width), inputs)
-                )
-            )
-            for layer in (layers if is_projected else layers[:-1])
-        ]
-        try:
-            with recorder:
-                output = run_backbone(self.causal_lm, inputs)
-        finally:
-            for hook in hooked:
-                hook.remove()
-        # A model spread over several GPUs ends on another one than it began on.
-        device = self.head.weight.device
-
-        def scored(values: Tensor) -> Tensor:
-            return scored_rows(values, inputs).to(device)
-
-        last = scored(output.last_hidden_state)
-        hidden = head_input(self.causal_lm, last)
-        labels, response_index = inputs.labels.to(device), inputs.response_index.to(device)
-        logps = score_tokens(hidden, self.head, labels)[0] if "reference_logps" in names else None
-        states = None
-        if layers:
-            inner = inner if is_projected else [*inner, last]
-            states = torch.stack([state.to(device) for state in inner], dim=1)
-        weights = None
-        if "activation_mask" in names:
-            recorded = {
-                name: [scored(v) for _, v in sorted(layers_of.items())]
-                for name, layers_of in recorder.recorded.items()
-            }
-            if "logits" in hooks:
-                recorded["logits"] = [logit_activation(hidden, self.head, self._mapping)]
-            num_responses = 2 * inputs.num_pairs
-            weights = activation_weights(
-                recorded, response_index, num_responses, self._mapping, self.head.weight.shape[0]
-            )
-        return Features(
-            reference_logps=logps,
-            reference_hidden=hidden if "reference_hidden" in names else None,
-            reference_topk=pack_topk(topk_of(hidden, self.head, self._topk))
-            if "reference_topk" in names
-            else None,
-            reference_layers=states,
-            activation_mask=weights,
-        )

@@ -6,7 +6,7 @@ inside the model's input.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self, TypeVar
 
 import torch
@@ -73,8 +73,13 @@ class Features(_TensorRecord):
         reference_layers: [S, L, d], outputs of layers 1..L; the last has the final normalisation
             applied, unless the model projects it to another width.
         activation_mask: float [S], MaPO's weight per token.
+        reference_entropy: float [S], of the reference's next-token distribution, nats.
+        reference_square_sum: float [S], sum of its squared probabilities, in (0, 1].
+        saliency: float [S] >= 0, how much the token moves what the reference says last
+            (saliency.py).
         scorer_log_ratios: float [S], log-probability under the positive minus under the negative
-            scorer, nats (TIS-DPO).
+            scorer, nats; the reference stands for a scorer that is missing.
+        positive_logps, negative_logps: float [S], log-probability under either, nats.
         external_weights: float [S], weights that came with the data.
         policy_logps, policy_hidden: [S] nats and [S, d], of the policy in this step, detached;
             PolicyModel puts them in where a mask requires them.
@@ -82,6 +87,8 @@ class Features(_TensorRecord):
     Per pair:
         prompt_embedding: float [num_pairs, e], of any norm (RPO).
         preference_scores: float64 [num_pairs, 2], scores of chosen and rejected (ODPO).
+        desirable: bool [num_pairs], the label of a row whose chosen response is its own and whose
+            rejected one answers another prompt (KTO).
         pair_keys: int64 [num_pairs], a number that names the pair in every batch and run (random
             masks).
         epoch: int64 [num_pairs], how often training has seen the pair before.
@@ -92,11 +99,17 @@ class Features(_TensorRecord):
     reference_topk: Tensor | None = None
     reference_layers: Tensor | None = None
     activation_mask: Tensor | None = None
+    reference_entropy: Tensor | None = None
+    reference_square_sum: Tensor | None = None
+    saliency: Tensor | None = None
     scorer_log_ratios: Tensor | None = None
+    positive_logps: Tensor | None = None
+    negative_logps: Tensor | None = None
     external_weights: Tensor | None = None
     prompt_embedding: Tensor | None = None
     preference_scores: Tensor | None = None
     pair_keys: Tensor | None = None
+    desirable: Tensor | None = None
     policy_logps: Tensor | None = None
     policy_hidden: Tensor | None = None
     policy_square_sum: Tensor | None = None
@@ -128,7 +141,7 @@ class TokenScores:
         empty_sides: a response may have no weight other than 0 (a mask that says so).
         mask_statistics: metrics of the masks themselves, as (sum, count).
         scorer_log_ratios, external_weights, policy_square_sum, prompt_embedding,
-            preference_scores: as in Features.
+            preference_scores, desirable: as in Features.
     Raises: ValueError naming both shapes if a per-token field differs from policy_logps, or a
         per-pair one from num_pairs.
     """
@@ -149,6 +162,7 @@ class TokenScores:
     policy_square_sum: Tensor | None = None
     prompt_embedding: Tensor | None = None
     preference_scores: Tensor | None = None
+    desirable: Tensor | None = None
 
     def __post_init__(self) -> None:
         expected = tuple(self.policy_logps.shape)
@@ -181,6 +195,12 @@ class TokenScores:
                 raise ValueError(
                     f"{name} has shape {tuple(value.shape)}, {self.num_pairs} pairs want {wanted}"
                 )
+
+        if self.desirable is not None and tuple(self.desirable.shape) != (self.num_pairs,):
+            raise ValueError(
+                f"desirable has shape {tuple(self.desirable.shape)}, {self.num_pairs} pairs want "
+                f"({self.num_pairs},)"
+            )
 
     @classmethod
     def from_padded(
@@ -240,6 +260,30 @@ class TokenScores:
             external_weights=optional("external_weights", external_weights),
             policy_square_sum=optional("policy_square_sum", policy_square_sum),
             **per_pair,
+        )
+
+    def weighed(self, masks: Any, **features: Tensor) -> Self:
+        """The record with the weights that token masks (or a producer) give its tokens.
+
+        Masks read what the record has of Features; the policy's log-probabilities without gradient.
+
+        Args:
+            masks: TokenMasks. features: further fields of Features, flat [S, ...] or per pair; by
+                default pair_keys count the pairs.
+        Raises: ValueError naming a feature that is missing.
+        """
+        own = {name: getattr(self, name, None) for name in FEATURES}
+        own["policy_logps"] = self.policy_logps.detach()
+        own["pair_keys"] = torch.arange(self.num_pairs, device=self.policy_logps.device)
+        weights = masks(Features(**own | features), self.response_index, self.num_pairs)
+        return replace(
+            self,
+            reward_mask=weights.reward,
+            kl_mask=weights.kl,
+            mask_statistics=weights.statistics,
+            l1_shares=masks.l1_shares,
+            signed_masks=masks.signed,
+            empty_sides=masks.may_be_empty,
         )
 
     def log_ratios(self) -> Tensor:

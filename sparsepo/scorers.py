@@ -1,6 +1,6 @@
 """What frozen models other than the reference say about pairs.
 
-Token log ratios are for TIS-DPO, prompt embeddings for RPO.
+Token log-probabilities of scorers are for weights of tokens, prompt embeddings for RPO.
 """
 
 from collections.abc import Sequence
@@ -18,17 +18,16 @@ Pooling = Literal["mean", "first", "last"]
 
 
 @torch.no_grad()
-def scorer_log_ratios(positive: Any, negative: Any, inputs: ModelInputs) -> Tensor:
-    """[S] log-probability of each scored token under the positive minus the negative scorer, nats.
+def scorer_logps(positive: Any, negative: Any, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
+    """[S] log-probabilities of the scored tokens under the positive and the negative scorer, nats.
 
     Scorers with different numbers of embeddings are compared over the rows that both have.
 
     Args:
         positive, negative: causal language models over the same tokens, in eval mode. The positive
             one prefers good responses (for example tuned on chosen ones), the negative one bad
-            responses.
+            responses. With one tuned model alone the reference is the other.
     Raises: ValueError for a token that one of them lacks.
-    Source: Liu et al., arXiv:2410.04350.
     """
     heads = head_of(positive), head_of(negative)
     sizes = [len(head.weight) for head in heads]
@@ -36,10 +35,23 @@ def scorer_log_ratios(positive: Any, negative: Any, inputs: ModelInputs) -> Tens
     if len(set(sizes)) > 1 and bool((inputs.input_ids >= rows).any()):
         largest = int(inputs.input_ids.max())
         raise ValueError(f"token {largest} is beyond a scorer's vocabulary of {rows}")
-    return (
-        score_tokens(scored_states(positive, inputs), heads[0].cut(rows), inputs.labels)[0]
-        - score_tokens(scored_states(negative, inputs), heads[1].cut(rows), inputs.labels)[0]
-    )
+    found = []
+    for model, head in zip((positive, negative), heads, strict=True):
+        states = scored_states(model, inputs)
+        # A model spread over several GPUs ends on another one than it began on.
+        logps = score_tokens(states, head.cut(rows), inputs.labels.to(states.device))[0]
+        found.append(logps.to(inputs.labels.device))
+    return found[0], found[1]
+
+
+def scorer_log_ratios(positive: Any, negative: Any, inputs: ModelInputs) -> Tensor:
+    """[S] log-probability of each scored token under the positive minus the negative scorer, nats.
+
+    Args, Raises: as scorer_logps'.
+    Source: Liu et al., arXiv:2410.04350.
+    """
+    good, bad = scorer_logps(positive, negative, inputs)
+    return good - bad
 
 
 @torch.no_grad()

@@ -111,6 +111,8 @@ def render_report(runs: Sequence[RunView], title: str) -> str:
         "runs": runs,
         "warnings": {r.name: _warnings(r) for r in runs},
         "verdicts": {r.name: _verdict(r) for r in runs},
+        "of_pairs": [r for r in runs if "num_pairs" in r.results.get("preference", {})],
+        "of_labels": [r for r in runs if "num_desirable" in r.results.get("preference", {})],
         "paired": _paired(runs),
         "judged": [r for r in runs if r.results.get("dialogue")],
         "summaries": [r for r in runs if r.results.get("summarization")],
@@ -189,10 +191,12 @@ def _verdict(run: RunView) -> list[str]:
             if rate["high"] < 0.5
             else "about as often as chance"
         )
-        found.append(
-            f"The implicit reward prefers the held-out chosen response {word}: in "
-            f"{rate['mean']:.1%} of pairs."
+        has_labels = "num_desirable" in preference
+        does = (
+            "agrees with held-out labels" if has_labels else "prefers the held-out chosen response"
         )
+        of = "rows" if has_labels else "pairs"
+        found.append(f"The implicit reward {does} {word}: in {rate['mean']:.1%} of {of}.")
     for opponent, label in (
         ("chosen", "the chosen responses"),
         ("start", "the starting model's replies"),
@@ -382,9 +386,11 @@ def _heatmap(run: RunView) -> list[dict[str, Any]]:
 
 def _masked_terms(run: RunView) -> list[str]:
     """The terms that this run's mask weighs, "reward" before "kl"; none without a mask."""
-    mask = run.recipe["mask"]
+    mask, objective = run.recipe["mask"], run.recipe["objective"]
     if mask["kind"] == "none":
         return []
+    if not objective.get("alpha", 1.0):  # a weighted objective without KL
+        return ["reward"]
     terms = mask.get("terms", "both")
     return ["reward", "kl"] if terms == "both" else [terms]
 

@@ -48,6 +48,13 @@ from sparsepo.model import scored_states
 from sparsepo.records import ModelInputs
 
 
+def _sides(label: bool | None) -> tuple[str, ...]:
+    """Names of a pair's responses whose tokens are looked at; of a labelled row its own alone."""
+    if label is None:
+        return "chosen", "rejected"
+    return ("desirable" if label else "undesirable",)
+
+
 class Evaluator:
     """Actor: holds the policy with its masks, the starting model and the reference.
 
@@ -114,7 +121,7 @@ class Evaluator:
         """
         rows, split = task.rows, self._settings.split
         pairs = self._pairs.pairs(split, rows)
-        prompts = [name for (name,) in self._pairs.values(split, rows, ["prompt_hash"])]
+        stored = self._pairs.values(split, rows, ["prompt_hash", "desirable"])
         widths = [p.width() for p in pairs]
         has_masks = "masks" in self._settings.benchmarks
         needs_tokens = range(len(rows) if has_masks else task.num_shown())
@@ -148,7 +155,10 @@ class Evaluator:
                 )
             }
             for at, i in enumerate(batch):
-                pair: dict[str, Any] = {"prompt_hash": prompts[i]}
+                prompt, label = stored[i]
+                pair: dict[str, Any] = {"prompt_hash": prompt}
+                if label is not None:
+                    pair["desirable"] = label
                 pair |= {
                     "reward_chosen": float(output.chosen_rewards[at]),
                     "reward_rejected": float(output.rejected_rewards[at]),
@@ -160,12 +170,12 @@ class Evaluator:
                 if i in needs_tokens:
                     tokens[i] = [
                         {
-                            "prompt_hash": prompts[i],
+                            "prompt_hash": prompt,
                             "side": name,
                             **{key: parts[2 * at + side] for key, parts in flat.items()},
                             **self._token_texts(pairs[i], side),
                         }
-                        for side, name in enumerate(("chosen", "rejected"))
+                        for side, name in enumerate(_sides(label))
                     ]
         responses = [response for i in needs_tokens for response in tokens[i]]
         return {

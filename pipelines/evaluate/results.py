@@ -72,6 +72,7 @@ def benchmark_results(
     """
     from evaluation.benchmarks import (
         dialogue_benchmark,
+        labelled_benchmark,
         leaderboard_benchmark,
         preference_benchmark,
         sentiment_benchmark,
@@ -85,9 +86,9 @@ def benchmark_results(
     }
     results: dict[str, dict[str, Any]] = {}
     if "preference" in settings.benchmarks:
-        results["preference"] = preference_benchmark(
-            found.pairs, settings.bootstrap_samples, settings.seed
-        )
+        has_labels = any("desirable" in record for record in found.pairs)
+        benchmark = labelled_benchmark if has_labels else preference_benchmark
+        results["preference"] = benchmark(found.pairs, settings.bootstrap_samples, settings.seed)
     if "masks" in settings.benchmarks:
         results["masks"] = masks
     if "leaderboard" in settings.benchmarks:

@@ -6,7 +6,17 @@ from typing import Any
 def summary_of(results: dict[str, dict[str, Any]]) -> str:
     """The main number of every benchmark."""
     parts = []
-    if "preference" in results:
+    if "num_desirable" in results.get("preference", {}):
+        found = results["preference"]
+        ranks = ""
+        if "auc/implicit_reward" in found:
+            ranks = (
+                f", AUC {found['auc/logps/before']:.3f} by log-probability before, "
+                f"{found['auc/implicit_reward']:.3f} by implicit reward after"
+            )
+        rate = found["accuracy/implicit_reward"]["mean"]
+        parts.append(f"held-out labels {rate:.3f} right by implicit reward{ranks}")
+    elif "preference" in results:
         before, after = (
             results["preference"]["accuracy/logps/before"],
             results["preference"]["accuracy/implicit_reward"],

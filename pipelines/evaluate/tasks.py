@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from pipelines.errors import UserError
 from pipelines.evaluate.code_tasks import read_code_tasks
 from pipelines.evaluate.sampling_way import CAPTURED_TASK, Way, way_of
 from pipelines.pairs import PairTable
@@ -161,8 +162,15 @@ def _sampling(
 ) -> Iterable[SamplePrompts]:
     first: dict[str, int] = {}
     prompts = pairs.column(settings.split, "prompt_hash")
-    for row in usable:
-        first.setdefault(prompts[row], row)
+    labels = pairs.values(settings.split, usable, ["desirable"])
+    for row, (label,) in zip(usable, labels, strict=True):
+        if label is not False:  # what is compared with is a response that is wanted
+            first.setdefault(prompts[row], row)
+    if not first:
+        raise UserError(
+            f"no held-out row of the {settings.split} pairs is labelled true, and "
+            f"{', '.join(settings.sampled_benchmarks())} compare with such responses"
+        )
     chosen = list(enumerate(list(first.values())[: settings.num_prompts]))
     lengths = pairs.pair_lengths(settings.split, [row for _, row in chosen])
     # Prompts of one length need no padding beside each other.

@@ -24,7 +24,12 @@ def readers(recipe: Recipe) -> dict[str, str]:
     """
     model, wanted = recipe.model, recipe.required_features() | recipe.stored_features()
     origins = {FEATURES[name].origin for name in wanted}
-    reads = "reference" in origins or ("embedder" in origins and model.embedder is None)
+    scorers = (model.positive_scorer, model.negative_scorer)
+    reads = (
+        "reference" in origins
+        or ("embedder" in origins and model.embedder is None)
+        or ("scorers" in origins and None in scorers)
+    )
     named = {
         "model.name_or_path": model.name_or_path,
         "model.reference": model.reference if reads else None,

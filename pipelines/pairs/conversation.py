@@ -39,6 +39,7 @@ class RawPair:
         is_chat: strings are rendered by a chat template and already end themselves. chosen_turns,
             rejected_turns: the scored turns of a rendered side, (first, end) characters of it.
         conversation: of chat, the messages before the sides part and the tools, as JSON text.
+        desirable: the label of a response that is a row of its own; it stands in `chosen`.
     """
 
     prompt: str
@@ -52,6 +53,28 @@ class RawPair:
     chosen_turns: tuple[Span, ...] = ()
     rejected_turns: tuple[Span, ...] = ()
     conversation: str | None = None
+    desirable: bool | None = None
+
+    def rows(self) -> "tuple[RawPair, RawPair]":
+        """Both sides as rows of their own: the chosen one desirable, the rejected one not."""
+        assert self.rejected is not None
+        own = replace(
+            self,
+            rejected=None,
+            rejected_score=None,
+            rejected_weights=None,
+            rejected_turns=(),
+            desirable=True,
+        )
+        other = replace(
+            own,
+            chosen=self.rejected,
+            chosen_score=self.rejected_score,
+            chosen_weights=self.rejected_weights,
+            chosen_turns=self.rejected_turns,
+            desirable=False,
+        )
+        return own, other
 
 
 @dataclass(frozen=True)
@@ -409,7 +432,7 @@ class PairEncoder:
         if not prompt:
             # Text without any prompt and without BOS: the first token has nothing to be predicted
             # from.
-            if pair.rejected is not None or pair.is_chat:
+            if pair.rejected is not None or pair.is_chat or pair.desirable is not None:
                 raise RowRejected("empty prompt")
             prompt, responses[0] = responses[0][:1], responses[0][1:]
         weights = [
@@ -431,7 +454,7 @@ class PairEncoder:
                 if self._data.response_overflow == "drop":
                     raise RowRejected("response longer than max_response_tokens")
                 responses[i] = responses[i][:limit]
-                contexts[i] = _cut_spans(contexts[i], limit)
+                contexts[i] = cut_spans(contexts[i], limit)
                 truncated.append(name)
                 if (given := weights[i]) is not None:
                     weights[i] = given[: limit - tokens_within(contexts[i])]
@@ -591,7 +614,7 @@ def _around(scored: Sequence[Span], first: int, end: int) -> tuple[int, ...]:
     return tuple(place - first for gap in gaps if gap[0] < gap[1] for place in gap)
 
 
-def _cut_spans(spans: Sequence[int], end: int) -> tuple[int, ...]:
+def cut_spans(spans: Sequence[int], end: int) -> tuple[int, ...]:
     """What of some spans lies before a place."""
     found = zip(spans[::2], spans[1::2], strict=True)
     return tuple(place for start, stop in found if start < end for place in (start, min(stop, end)))

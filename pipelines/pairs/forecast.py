@@ -7,7 +7,6 @@ from typing import Any
 
 from pipelines.models import load_tokenizer
 from pipelines.pairs.conversation import ChatRenderer, PairEncoder, RawPair, RowRejected
-from pipelines.pairs.forms import Form
 from pipelines.pairs.prepare import checked_chunks, files_left_out, no_pair, refuse_unknown_tokens
 from pipelines.pairs.row_readers import SourceRow
 from pipelines.pairs.sources import Chunk, read_rows
@@ -110,14 +109,25 @@ def _estimate(
         refuse_unknown_tokens(encoded, known_tokens)
         responses = len(encoded.chosen) + len(encoded.rejected or ())
         prompts = 1 if encoded.rejected is None else 2
+        if (
+            pair.desirable is not None
+        ):  # beside it a row reads another's response, as long on average
+            responses, prompts = 2 * responses, 2
         prompt = len(encoded.prompt)
         return 1, responses + prompts * prompt, responses + prompt, responses
 
     detected, chunks = checked_chunks(recipe, source)
-    sample = _Sample(chunks, detected.form)
+    sample = _Sample(chunks, detected.form.name == "unpaired" and not recipe.reads_labels())
     totals, reasons = [0] * len(_ESTIMATED), Counter[str]()
     for _, made in pairs_of_rows(
-        sample.rows(), detected.form, recipe.data, chat, quantities, 0, sample.parts
+        sample.rows(),
+        detected.form,
+        recipe.data,
+        chat,
+        quantities,
+        0,
+        sample.parts,
+        recipe.reads_labels(),
     ):
         if isinstance(made, RowRejected):
             reasons[str(made)] += 1
@@ -135,13 +145,15 @@ def _estimate(
 class _Sample:
     """Some hundred rows of a source; all of it is read, to count them.
 
+    Args:
+        is_whole: rows of a prompt may stand anywhere, so that all of the source is read.
     Attributes:
         parts: of the prompts of an unpaired source one part is looked at. 1 for other forms.
             has_pair: whether a row was one; until then all rows are taken.
     """
 
-    def __init__(self, chunks: Sequence[Chunk], form: Form) -> None:
-        self._chunks, self._is_whole = chunks, form.name == "unpaired"
+    def __init__(self, chunks: Sequence[Chunk], is_whole: bool) -> None:
+        self._chunks, self._is_whole = chunks, is_whole
         self._num_rows = self._num_taken = 0
         self.parts, self.has_pair = 1, False
         if self._is_whole:

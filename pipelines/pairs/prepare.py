@@ -49,7 +49,7 @@ from pipelines.pairs.tasks import (
     spans_of,
 )
 from pipelines.pairs.unpaired import num_parts, pairs_of_rows
-from pipelines.pairs.writer import write_shards
+from pipelines.pairs.writer import Labelled, write_shards
 from pipelines.recipe import REJECTED_ROWS, DataSection, Recipe, Source, StageRecord
 from pipelines.storage import Span, add_spans, recorded, spent
 
@@ -87,7 +87,9 @@ def run_prepare(
             plan = _plan(recipe.data, blocks, start)
         with spent("write"):
             paths, pairs = local_paths(recipe), recipe.data.shard_pairs
-            counts, checksums = write_shards(plan, blocks, record.store, paths, pairs, quiet, start)
+            counts, checksums = write_shards(
+                plan, blocks, record.store, paths, pairs, quiet, start, _labelled(recipe)
+            )
     lines = "".join(json.dumps(row) + "\n" for row in plan.rejected_rows()).encode()
     record.store.write_bytes(REJECTED_ROWS, lines)
     checksums[REJECTED_ROWS] = hashlib.sha256(lines).hexdigest()
@@ -118,7 +120,9 @@ def check_sources(recipe: Recipe, known_tokens: int | None) -> None:
         rows = (
             row
             for task in tasks
-            for row in _rows_of_task(task, recipe.data, tokenizer, known_tokens)
+            for row in _rows_of_task(
+                task, recipe.data, tokenizer, known_tokens, recipe.reads_labels()
+            )
         )
         first = list(_until_a_pair(itertools.islice(rows, _LOOKED_AT)))
         if number < len(recipe.data.sources):
@@ -148,6 +152,10 @@ def no_pair(recipe: Recipe, reasons: Counter[str], layouts: Iterable[str]) -> Us
     )
 
 
+def _labelled(recipe: Recipe) -> Labelled | None:
+    return Labelled(recipe.data.max_tokens) if recipe.reads_labels() else None
+
+
 def files_left_out(recipe: Recipe) -> list[str]:
     """A line for every source beside whose files others lie that are not read."""
     return left_out([source for group in recipe.data.groups().values() for source in group])
@@ -165,7 +173,7 @@ def _tasks(recipe: Recipe) -> tuple[list[ReadTask], list[str]]:
         detected, chunks = checked_chunks(recipe, source)
         lines.append(detected.line)
         form = detected.form
-        if form.name == "unpaired":
+        if form.name == "unpaired" and not recipe.reads_labels():
             parts = num_parts(len(chunks))
             whole = tuple(chunks)
             tasks += [ReadTask(number, form, whole, part, parts) for part in range(parts)]
@@ -185,12 +193,30 @@ def checked_chunks(recipe: Recipe, source: Source) -> tuple[Detected, list[Chunk
         raise UserError(f"data source {source.path!r} holds no row")
     detected = detect(source, sampled_rows(chunks))
     if recipe.objective.declared.uses_rejected and not detected.form.has_rejected:
+        lacking = "no rejected responses"
+        if recipe.reads_labels():
+            lacking = "neither labels nor rejected responses"
         raise UserError(
-            f"{detected.line} has no rejected responses: objective {recipe.objective.name} needs "
-            "them"
+            f"{detected.line} has {lacking}: objective {recipe.objective.name} needs them"
         )
     _check_features(recipe, source, detected.form)
+    if recipe.reads_labels():
+        detected = _taken_apart(recipe, detected)
     return _with_gap(recipe.data, detected), chunks
+
+
+def _taken_apart(recipe: Recipe, detected: Detected) -> Detected:
+    """Says what the labelled rows are. UserError for candidates that would be several rows each."""
+    name = detected.form.name
+    if name == "scored" and recipe.data.pairing == "all":
+        raise UserError(
+            f"{detected.line}: data.pairing=all with objective.name={recipe.objective.name} would "
+            "take a candidate several times; leave it out"
+        )
+    each = "every response is a row with its label"
+    if name != "unpaired":
+        each = "each side is a row: chosen desirable, rejected not"
+    return replace(detected, line=f"{detected.line}; {each}")
 
 
 def _with_gap(data: DataSection, detected: Detected) -> Detected:
@@ -243,6 +269,7 @@ def _blocks(
     """References to the blocks of rows that the tasks make, in their order."""
     given: dict[str, Any] = {
         "data": recipe.data,
+        "is_labelled": recipe.reads_labels(),
         "tokenizer_name": recipe.model.tokenizer or recipe.model.name_or_path,
         "known_tokens": known_tokens,
         "paths": local_paths(recipe),
@@ -293,12 +320,14 @@ def _run_task(
     tokenizer_name: str,
     paths: dict[str, str],
     known_tokens: int | None = None,
+    is_labelled: bool = False,
 ) -> pa.Table:
     """Ray Data task: a part of a source -> a block of pairs and rejected rows, or its failure."""
 
     def rows() -> list[dict[str, Any]]:
         require_seen(paths)
-        return list(_rows_of_task(ReadTask.of_batch(batch), data, tokenizer_name, known_tokens))
+        task = ReadTask.of_batch(batch)
+        return list(_rows_of_task(task, data, tokenizer_name, known_tokens, is_labelled))
 
     with recorded() as spans, spent("rows"):
         outcome = outcome_of(rows)
@@ -306,7 +335,11 @@ def _run_task(
 
 
 def _rows_of_task(
-    task: ReadTask, data: DataSection, tokenizer_name: str, known_tokens: int | None = None
+    task: ReadTask,
+    data: DataSection,
+    tokenizer_name: str,
+    known_tokens: int | None = None,
+    is_labelled: bool = False,
 ) -> Iterator[dict[str, Any]]:
     # By name: a model from a hub or an object store lies elsewhere on every machine.
     tokenizer = load_tokenizer(str(resolve_model(tokenizer_name, tokenizer_only=True)))
@@ -318,7 +351,7 @@ def _rows_of_task(
         return _columns(pair, encoded)
 
     read = (row for chunk in task.chunks for row in read_rows(chunk))
-    found = pairs_of_rows(read, task.form, data, chat, columns, task.part, task.parts)
+    found = pairs_of_rows(read, task.form, data, chat, columns, task.part, task.parts, is_labelled)
     for row, made in found:
         base = {"source": task.source, "row": row.number}
         if isinstance(made, RowRejected):
@@ -341,9 +374,11 @@ def refuse_unknown_tokens(encoded: Encoded, known_tokens: int | None) -> None:
 
 
 def _columns(pair: RawPair, encoded: Encoded) -> dict[str, Any]:
-    content = json.dumps([pair.prompt, pair.chosen, pair.rejected])
+    content: list[Any] = [pair.prompt, pair.chosen, pair.rejected]
+    if pair.desirable is not None:
+        content.append(pair.desirable)
     return {
-        "pair_id": hashlib.sha256(content.encode()).hexdigest()[:24],
+        "pair_id": hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24],
         "prompt_hash": prompt_hash(pair.prompt if pair.prompt else pair.chosen),
         "prompt": pair.prompt,
         "chosen": pair.chosen,
@@ -360,6 +395,7 @@ def _columns(pair: RawPair, encoded: Encoded) -> dict[str, Any]:
         "truncated": ",".join(encoded.truncated),
         "straddling": encoded.straddling,
         "conversation": pair.conversation,
+        "desirable": pair.desirable,
     }
 
 

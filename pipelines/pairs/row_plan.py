@@ -9,7 +9,7 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.pairs.mismatches import mismatched
 from pipelines.pairs.table import SPLITS
 from pipelines.recipe import DataSection
 
@@ -37,6 +38,7 @@ DIGEST = pa.schema(
 _DROPPED = -1
 _TRAIN = SPLITS.index("train")
 _Numbers = npt.NDArray[Any]
+Parts = list[tuple[int, _Numbers, _Numbers]]
 
 
 def digest_of(block: pa.Table, data: DataSection) -> pa.Table:
@@ -98,11 +100,14 @@ class ShardRows:
 
     Attributes:
         parts: (block, rows [n], occurrences [n]) for every block that has some.
+        mismatches: the same of labelled rows' mismatched responses, a row for every row; none of
+            pairs.
     """
 
     split: str
     number: int
-    parts: list[tuple[int, _Numbers, _Numbers]]
+    parts: Parts
+    mismatches: Parts = field(default_factory=list)
 
 
 class RowPlan:
@@ -150,6 +155,7 @@ class RowPlan:
             _codes(table["prompt"]),
         )
         del table
+        self._prompt = prompt
 
         held_out = np.zeros(prompt.max(initial=0) + 1, bool)
         held_out[prompt[self._split > _TRAIN]] = True
@@ -200,12 +206,17 @@ class RowPlan:
         """Pairs to write, copies counted."""
         return int(self._copies[self._split == SPLITS.index(split)].sum())
 
-    def shards(self, shard_pairs: int) -> Iterator[ShardRows]:
-        """Every shard of every split, `shard_pairs` long but for the last of a split."""
+    def shards(self, shard_pairs: int, are_labelled: bool = False) -> Iterator[ShardRows]:
+        """Every shard of every split, `shard_pairs` long but for the last of a split.
+
+        Args:
+            are_labelled: rows are responses with labels, and get mismatched ones of their split.
+        """
         for number, split in enumerate(SPLITS):
             rows = np.flatnonzero(self._split == number)
             ends = np.cumsum(self._copies[rows], dtype=np.int64)
             total = int(ends[-1]) if len(ends) else 0
+            others = rows[mismatched(self._prompt[rows])] if are_labelled else rows
             for shard, start in enumerate(range(0, total, shard_pairs)):
                 positions = np.arange(start, min(start + shard_pairs, total))
                 at = np.searchsorted(ends, positions, side="right")
@@ -213,11 +224,11 @@ class RowPlan:
                 occurrences = (
                     self._occurrence[chosen] + positions - (ends[at] - self._copies[chosen])
                 )
-                yield ShardRows(split, shard, self._by_block(chosen, occurrences))
+                parts = self._by_block(chosen, occurrences)
+                mismatches = self._by_block(others[at], occurrences) if are_labelled else []
+                yield ShardRows(split, shard, parts, mismatches)
 
-    def _by_block(
-        self, rows: _Numbers, occurrences: _Numbers
-    ) -> list[tuple[int, _Numbers, _Numbers]]:
+    def _by_block(self, rows: _Numbers, occurrences: _Numbers) -> Parts:
         rows = self._order[rows]
         blocks = np.searchsorted(self._ends, rows, side="right")
         cuts = [0, *(np.flatnonzero(np.diff(blocks)) + 1), len(rows)]

@@ -24,7 +24,7 @@ _PLACES = 3
 _CURE = f"restore it, or remove {MANIFEST} beside it and run `sparsepo prepare` again"
 _COLUMNS = (
     *("source", "row", "prompt_ids", "chosen_ids", "rejected_ids", "chosen_context"),
-    *("rejected_context", "chosen_score", "rejected_score", "truncated"),
+    *("rejected_context", "chosen_score", "rejected_score", "truncated", "desirable"),
 )
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -115,13 +115,22 @@ def _pair(
     for side in ("chosen", "rejected"):
         if row[f"{side}_ids"] is not None:
             yield from writer.part(
-                side,
+                _called(side, row["desirable"]),
                 row["prompt_ids"],
                 row[f"{side}_ids"],
                 row[f"{side}_context"] or [],
                 side in truncated,
                 row[f"{side}_score"],
             )
+
+
+def _called(side: str, label: bool | None) -> str:
+    """A response's name; of a labelled row, what its label says of it."""
+    if label is None:
+        return side
+    if side == "rejected":
+        return "response to another prompt"
+    return "desirable" if label else "undesirable"
 
 
 @lru_cache(maxsize=64)

@@ -99,6 +99,7 @@ class Prepare(Stage[PrepareInputs]):
             "tokenizer": inputs.tokenizer.fingerprint,
             "needs_rejected": recipe.objective.declared.uses_rejected,
             **({"chat_template": text} if (text := inputs.chat_template) else {}),
+            **({"labelled_rows": True} if recipe.reads_labels() else {}),
         }
 
     def check(self, run: Run) -> None:

@@ -44,6 +44,7 @@ PAIR_SCHEMA = pa.schema(
         ("truncated", pa.string()),
         ("straddling", pa.int32()),
         ("conversation", pa.string()),  # of chat: what the reply answers, see question.py
+        ("desirable", pa.bool_()),  # of a labelled row: then `rejected` is its mismatched response
     ]
 )
 _PARTS = ("prompt", "chosen", "rejected")

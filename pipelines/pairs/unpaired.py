@@ -1,5 +1,7 @@
 """Rows with a label -> pairs: of one prompt, responses labelled true with those labelled false.
 
+Where an objective reads labelled rows they stay what they are, and pairs are taken apart.
+
 The rows of a prompt may stand anywhere in a source. A task reads the whole source and keeps the
 prompts that fall to its part, so that no row is handed between tasks.
 """
@@ -7,7 +9,7 @@ prompts that fall to its part, so that no row is handed between tasks.
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from pipelines.pairs.cells import label_of
@@ -44,25 +46,38 @@ def pairs_of_rows(
     use: Callable[[RawPair], Used],
     part: int = 0,
     parts: int = 1,
+    is_labelled: bool = False,
 ) -> Iterator[tuple[SourceRow, Used | RowRejected]]:
     """What is made of every row's pairs, or the reason why a row or pair is none.
 
     Args:
         rows: of a chunk; of the whole source if the form is unpaired. use: what is made of a pair;
             it may raise RowRejected. part, parts: of the prompts of an unpaired source; rows of the
-            other parts give nothing.
+            other parts give nothing. is_labelled: every response is a row of its own with its
+        label; a pair gives two, and no prompt's rows are brought together.
     """
-    if form.name == "unpaired":
+    if form.name == "unpaired" and not is_labelled:
         yield from _unpaired(rows, form, data, chat, use, part, parts)
         return
     for row in rows:
         try:
-            if row.values is None:
-                raise RowRejected(row.fault)
-            for pair in pairs_of_row(row.values, form, data, chat):
-                yield row, use(pair)
+            if form.name == "unpaired":
+                made: Iterable[RawPair] = [_response(row, form, chat)]
+            else:
+                if row.values is None:
+                    raise RowRejected(row.fault)
+                made = pairs_of_row(row.values, form, data, chat)
+            for pair in made:
+                for one in pair.rows() if is_labelled and pair.desirable is None else (pair,):
+                    yield row, use(one)
         except RowRejected as reason:
             yield row, reason
+
+
+def _response(row: SourceRow, form: Form, chat: ChatRenderer) -> RawPair:
+    """The response of a row with a label. Raises: RowRejected if it is none."""
+    _, label, found = _labelled(row, form)
+    return replace(pair_of(found.prompt, found.side, None, chat), desirable=label)
 
 
 def _unpaired(

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from pipelines.cluster import Resources, require_seen
 from pipelines.errors import Failure
-from pipelines.pairs.row_plan import RowPlan, ShardRows
+from pipelines.pairs.mismatches import with_mismatches
+from pipelines.pairs.row_plan import Parts, RowPlan, ShardRows
 from pipelines.pairs.table import (
     LENGTH_SCHEMA,
     PAIR_SCHEMA,
@@ -27,6 +28,13 @@ from pipelines.pairs.tasks import Start, outcome_of, result_of
 from pipelines.storage import RunStore
 
 _SHARDS_PER_CPU = 2
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What rows with labels need: the most tokens of a prompt and a response, None for any."""
+
+    max_tokens: int | None
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,7 @@ def write_shards(
     shard_pairs: int,
     quiet: bool,
     start: Start,
+    labelled: Labelled | None = None,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Write every shard, and the lengths of every split's rows in one file.
 
@@ -61,7 +70,7 @@ def write_shards(
 
     Args:
         blocks: references to the tables that the plan was made from, in order. paths: `local_paths`
-            of the run. start: how tasks are.
+            of the run. start: how tasks are. labelled: what rows with labels need; None of pairs.
     Raises: UserError or StageFailed of a write.
     """
     written: dict[str, list[TokenLengths]] = {split: [] for split in SPLITS}
@@ -71,7 +80,8 @@ def write_shards(
     with tqdm(
         total=sum(map(plan.num_pairs, SPLITS)), desc="prepare", unit="pair", disable=quiet
     ) as progress:
-        for outcome in _written(plan.shards(shard_pairs), blocks, store.root, paths, start):
+        shards = plan.shards(shard_pairs, labelled is not None)
+        for outcome in _written(shards, blocks, store.root, paths, start, labelled):
             shard = result_of(outcome)
             written[shard.split].append(shard.lengths)
             checksums[shard.path] = shard.sha256
@@ -101,6 +111,7 @@ def _written(
     root: str,
     paths: dict[str, str],
     start: Start,
+    labelled: Labelled | None,
 ) -> Iterator[WrittenShard | Failure]:
     """What became of every shard, in order; a few per CPU are under way."""
     import ray
@@ -111,7 +122,8 @@ def _written(
     for shard in shards:
         # In a list, the references are not fetched before the task starts: it takes one block at a
         # time.
-        under_way.append(write(shard, [blocks[block] for block, _, _ in shard.parts], root, paths))
+        read = {block: blocks[block] for block, _, _ in (*shard.parts, *shard.mismatches)}
+        under_way.append(write(shard, read, root, paths, labelled))
         if len(under_way) == most:
             yield ray.get(under_way.pop(0))
     while under_way:
@@ -119,20 +131,17 @@ def _written(
 
 
 def _write(
-    shard: ShardRows, blocks: list[Any], root: str, paths: dict[str, str]
+    shard: ShardRows,
+    blocks: dict[int, Any],
+    root: str,
+    paths: dict[str, str],
+    labelled: Labelled | None = None,
 ) -> WrittenShard | Failure:
     """Ray task: collect a shard's rows and publish it."""
-    import ray
-
-    parts = []
-    for block, (_, rows, occurrences) in zip(blocks, shard.parts, strict=True):
-        found = ray.get(block).select(PAIR_SCHEMA.names).take(rows)
-        ids = [
-            f"{pair}-{occurrence}"
-            for pair, occurrence in zip(found["pair_id"].to_pylist(), occurrences, strict=True)
-        ]
-        parts.append(found.set_column(0, "pair_id", pa.array(ids)))
-    table = pa.concat_tables(parts).combine_chunks().cast(PAIR_SCHEMA)
+    table = _rows_of(shard.parts, blocks)
+    if labelled is not None:
+        others = _rows_of(shard.mismatches, blocks)
+        table = with_mismatches(table, others, labelled.max_tokens).combine_chunks()
     path = f"{shard_name(shard.split, shard.number)}.parquet"
 
     def publish() -> WrittenShard:
@@ -150,3 +159,18 @@ def _write(
         )
 
     return outcome_of(publish)
+
+
+def _rows_of(parts: Parts, blocks: dict[int, Any]) -> pa.Table:
+    """The rows of some parts, in order, with PAIR_SCHEMA."""
+    import ray
+
+    tables = []
+    for block, rows, occurrences in parts:
+        found = ray.get(blocks[block]).select(PAIR_SCHEMA.names).take(rows)
+        ids = [
+            f"{pair}-{occurrence}"
+            for pair, occurrence in zip(found["pair_id"].to_pylist(), occurrences, strict=True)
+        ]
+        tables.append(found.set_column(0, "pair_id", pa.array(ids)))
+    return pa.concat_tables(tables).combine_chunks().cast(PAIR_SCHEMA)

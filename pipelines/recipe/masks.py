@@ -9,6 +9,7 @@ from sparsepo.masks.declarations import (
     ACTIVATION_MAPPINGS,
     LEARNED_MASKS,
     MASKS,
+    TRANSPORT_STATES,
     check_exp_ratio_options,
     check_mask_options,
 )
@@ -147,6 +148,60 @@ class ExpRatioMaskConfig(FrozenMaskConfig):
         return frozenset({named[self.source]})
 
 
+class TokenRewardMaskConfig(FrozenMaskConfig):
+    """TGDPO: 1 + alpha beta q chosen, 1 - alpha beta q rejected; weights may be negative."""
+
+    kind: Literal["token_reward"] = "token_reward"
+    alpha: float = Field(0.5, ge=0, allow_inf_nan=False)
+    beta: float = Field(0.1, gt=0, allow_inf_nan=False)
+
+
+class SelectiveMaskConfig(FrozenMaskConfig):
+    """SePO: the fraction k of chosen tokens with the largest q, of rejected with the smallest."""
+
+    kind: Literal["selective"] = "selective"
+    k: float = Field(0.3, gt=0, le=1)
+
+
+class SegmentMaskConfig(FrozenMaskConfig):
+    """Segments, cut where q jumps by more than theta nats, whose sum agrees with their side."""
+
+    kind: Literal["segment"] = "segment"
+    theta: float = Field(1.0, ge=0, allow_inf_nan=False)
+
+
+class ContrastMaskConfig(FrozenMaskConfig):
+    """Critical tokens: probability under the positive scorer, 1 less that under the negative."""
+
+    kind: Literal["contrast"] = "contrast"
+
+
+class EntropyMaskConfig(FrozenMaskConfig):
+    """The fraction of a response's tokens at which the reference is least decided."""
+
+    kind: Literal["entropy"] = "entropy"
+    fraction: float = Field(0.2, gt=0, le=1)
+
+
+class SaliencyMaskConfig(FrozenMaskConfig):
+    """TI-DPO: a gradient's norm, and a Gaussian over positions with what is left of the share."""
+
+    kind: Literal["saliency"] = "saliency"
+    share: float = Field(0.7, ge=0, le=1)
+
+
+class TransportMaskConfig(FrozenMaskConfig):
+    """OTPO: marginals of a transport plan between both responses' states."""
+
+    kind: Literal["transport"] = "transport"
+    states: Literal["policy", "reference"] = "policy"
+    entropic_reg: float = Field(0.1, gt=0, allow_inf_nan=False)
+    marginal_penalty: float = Field(0.2, gt=0, allow_inf_nan=False)
+
+    def requires(self) -> frozenset[str]:
+        return frozenset({TRANSPORT_STATES[self.states]})
+
+
 class LearnedMaskConfig(MaskConfig):
     """Masks learned from the reference's hidden states.
 
@@ -208,6 +263,13 @@ AnyMask = Annotated[
     | ConfidenceMaskConfig
     | SurpriseMaskConfig
     | AdversarialMaskConfig
-    | ExpRatioMaskConfig,
+    | ExpRatioMaskConfig
+    | TokenRewardMaskConfig
+    | SelectiveMaskConfig
+    | SegmentMaskConfig
+    | ContrastMaskConfig
+    | EntropyMaskConfig
+    | SaliencyMaskConfig
+    | TransportMaskConfig,
     Field(discriminator="kind"),
 ]

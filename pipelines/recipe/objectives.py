@@ -5,9 +5,9 @@ A subclass of ObjectiveConfig is an alternative of `objective.name`.
 
 from functools import reduce
 from operator import or_
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, create_model, model_validator
 
 from pipelines.recipe.masks import LearnedMaskConfig, MaskConfig
 from pipelines.recipe.section import Section
@@ -16,7 +16,9 @@ from sparsepo.objectives.declarations import (
     OBJECTIVES,
     ObjectiveDeclaration,
     check_weighted_options,
+    common_mask_kinds,
 )
+from sparsepo.objectives.losses import LOSSES, Divergence, SequenceLoss, loss_conflict
 
 
 class ObjectiveConfig(Section):
@@ -42,6 +44,10 @@ class ObjectiveConfig(Section):
         """Features that the loss reads with these options."""
         return self.declared.requires_for(self.options())
 
+    def mask_kinds(self) -> frozenset[str]:
+        """Kinds of mask that it can work with."""
+        return self.declared.mask_kinds
+
     def mask_conflict(self, mask: MaskConfig) -> str | None:
         """Why this objective cannot use this mask of a kind that it takes; None if it can."""
         return None
@@ -59,9 +65,33 @@ class LogisticConfig(PreferenceConfig):
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
 
 
-class DPOConfig(LogisticConfig):
+class _OfSequenceLoss(LogisticConfig):
+    """dpo's options, which wpo has too."""
+
+    beta: float = Field(0.1, gt=0)  # or the loss's own default
+    loss: SequenceLoss = "sigmoid"
+    divergence: Divergence = "reverse"
+    divergence_alpha: float | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _beta_of_the_loss(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "beta" in given or given.get("loss") not in LOSSES:
+            return given
+        return {**given, "beta": LOSSES[given["loss"]].beta}
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        conflict = loss_conflict(
+            self.loss, self.label_smoothing, self.divergence, self.divergence_alpha
+        )
+        if conflict:
+            raise ValueError(conflict)
+        return self
+
+
+class DPOConfig(_OfSequenceLoss):
     name: Literal["dpo"] = "dpo"
-    beta: float = Field(0.1, gt=0)
 
 
 class IPOConfig(PreferenceConfig):
@@ -183,6 +213,52 @@ class RPOConfig(LogisticConfig):
     tau: float = Field(0.5, gt=0)
 
 
+class KTOConfig(ObjectiveConfig):
+    name: Literal["kto"] = "kto"
+    beta: float = Field(0.1, gt=0)
+    desirable_weight: float = Field(1.0, ge=0)
+    undesirable_weight: float = Field(1.0, ge=0)
+
+
+class ORPOConfig(PreferenceConfig):
+    name: Literal["orpo"] = "orpo"
+    beta: float = Field(0.1, gt=0)
+    nll_coef: float = Field(1.0, ge=0)
+
+
+class CPOConfig(LogisticConfig):
+    name: Literal["cpo"] = "cpo"
+    beta: float = Field(0.1, gt=0)
+    nll_coef: float = Field(1.0, ge=0)
+
+
+class AlphaPOConfig(LogisticConfig):
+    name: Literal["alphapo"] = "alphapo"
+    beta: float = Field(2.5, gt=0)
+    gamma: float = Field(0.1, ge=0)
+    alpha: float = 0.25
+
+
+class DPOShiftConfig(LogisticConfig):
+    name: Literal["dpo_shift"] = "dpo_shift"
+    beta: float = Field(0.1, gt=0)
+    lambda_start: float = Field(0.5, gt=0, le=1)
+    lambda_end: float = Field(1.0, gt=0, le=1)
+
+
+class BetaDPOConfig(LogisticConfig):
+    name: Literal["beta_dpo"] = "beta_dpo"
+    beta: float = Field(0.1, gt=0)
+    alpha: float = Field(0.6, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    drop_fraction: float = Field(0.2, ge=0, lt=1)
+    seed: int = Field(0, ge=0)
+
+
+class WPOConfig(_OfSequenceLoss):
+    name: Literal["wpo"] = "wpo"
+
+
 class SFTConfig(ObjectiveConfig):
     name: Literal["sft"] = "sft"
 
@@ -195,9 +271,73 @@ def _alternatives(base: type[ObjectiveConfig]) -> list[type[ObjectiveConfig]]:
     )
 
 
+def _term_of(section: type[ObjectiveConfig]) -> type[ObjectiveConfig]:
+    """The same section with the weight that its loss has in a sum."""
+    name = section.__name__.replace("Config", "Term")
+    weight: Any = (float, Field(gt=0))
+    term = create_model(name, __base__=section, __module__=__name__, weight=weight)
+    globals()[name] = term  # where facts that travel to workers find it
+    return term
+
+
+_ALONE = _alternatives(ObjectiveConfig)
+if TYPE_CHECKING:
+
+    class AnyTerm(ObjectiveConfig):
+        weight: float
+else:
+    _OF_PAIRS = [
+        section
+        for section in _ALONE
+        if "desirable" not in OBJECTIVES[section.model_fields["name"].default].requires
+    ]
+    AnyTerm = Annotated[reduce(or_, map(_term_of, _OF_PAIRS)), Field(discriminator="name")]
+
+
+class SumConfig(ObjectiveConfig):
+    """of: the terms, each an objective's own keys with the weight of its loss."""
+
+    name: Literal["sum"] = "sum"
+    of: tuple[AnyTerm, ...] = Field(min_length=1)
+
+    def options(self) -> dict[str, Any]:
+        return {"of": [{"name": term.name, **term.options()} for term in self.of]}
+
+    def mask_kinds(self) -> frozenset[str]:
+        return common_mask_kinds(term.name for term in self.of)
+
+    def mask_conflict(self, mask: MaskConfig) -> str | None:
+        reading = (term for term in self.of if term.mask_kinds() != {"none"})
+        return next(filter(None, (term.mask_conflict(mask) for term in reading)), None)
+
+    def conflict(self, min_gap: float) -> str | None:
+        return next(filter(None, (term.conflict(min_gap) for term in self.of)), None)
+
+    @model_validator(mode="after")
+    def _is_of_preferences(self) -> "SumConfig":
+        if not any(term.declared.uses_rejected for term in self.of):
+            names = ", ".join(term.name for term in self.of)
+            raise ValueError(f"of names {names} alone: a sum needs a term with preferences")
+        common_mask_kinds(term.name for term in self.of)
+        return self
+
+
+def named_objectives(given: Any) -> list[str]:
+    """The objective that a section names, not validated yet, and the terms of a sum."""
+    if isinstance(given, ObjectiveConfig):
+        given = given.model_dump()
+    if not isinstance(given, dict):
+        return []
+    terms = given.get("of")
+    within = (
+        [name for term in terms for name in named_objectives(term)]
+        if isinstance(terms, list | tuple)
+        else []
+    )
+    return [name for name in [given.get("name"), *within] if isinstance(name, str)]
+
+
 if TYPE_CHECKING:
     AnyObjective = ObjectiveConfig
 else:
-    AnyObjective = Annotated[
-        reduce(or_, _alternatives(ObjectiveConfig)), Field(discriminator="name")
-    ]
+    AnyObjective = Annotated[reduce(or_, [*_ALONE, SumConfig]), Field(discriminator="name")]

@@ -13,7 +13,7 @@ from pipelines.recipe.location import (
     StoreDirectory,
 )
 from pipelines.recipe.masks import AnyMask, NoMask
-from pipelines.recipe.objectives import AnyObjective, DPOConfig
+from pipelines.recipe.objectives import AnyObjective, DPOConfig, named_objectives
 from pipelines.recipe.section import Section, of_stage
 from sparsepo.features import FEATURES
 from sparsepo.objectives.declarations import OBJECTIVES
@@ -22,10 +22,10 @@ from sparsepo.objectives.declarations import OBJECTIVES
 class ModelSection(Section):
     """Locations only: the contents they name are fingerprinted as stage inputs.
 
-    reference: the starting model unless named. positive_scorer, negative_scorer: the two models
-    that tis_dpo weighs tokens with. embedder: a sentence-embedding model for rpo; without one, the
-    mean of the reference's last hidden states. name_or_path: the model to tune; the reference too,
-    unless another is named. tokenizer: another one than the model's.
+    reference: the starting model unless named. positive_scorer, negative_scorer: models that tokens
+    are weighed with; the reference takes the place of one that is left out. embedder: a
+    sentence-embedding model for rpo; without one, the mean of the reference's last hidden states. name_or_path: the model
+    to tune; the reference too, unless another is named. tokenizer: another one than the model's.
     """
 
     name_or_path: Model
@@ -176,7 +176,12 @@ class ReferenceSection(Section):
             "reference_topk",
             "reference_layers",
             "activation_mask",
+            "reference_entropy",
+            "reference_square_sum",
+            "saliency",
             "scorer_log_ratios",
+            "positive_logps",
+            "negative_logps",
             "prompt_embedding",
         ],
         ...,
@@ -368,24 +373,17 @@ class Recipe(Section):
 
         It never means another objective under this one's name.
         """
-        objective = given.get("objective") if isinstance(given, dict) else None
-        name = (
-            objective.get("name")
-            if isinstance(objective, dict)
-            else getattr(objective, "name", None)
-        )
-        if (
-            not isinstance(name, str)
-            or name not in OBJECTIVES
-            or OBJECTIVES[name].default_mask == "none"
-        ):
+        if not isinstance(given, dict):
             return given
+        kinds = {
+            OBJECTIVES[name].default_mask
+            for name in named_objectives(given.get("objective"))
+            if name in OBJECTIVES
+        } - {"none"}
         mask = given.get("mask") or {}
-        return (
-            {**given, "mask": {"kind": OBJECTIVES[name].default_mask, **mask}}
-            if isinstance(mask, dict)
-            else given
-        )
+        if len(kinds) != 1 or not isinstance(mask, dict):
+            return given
+        return {**given, "mask": {"kind": kinds.pop(), **mask}}
 
     @model_validator(mode="after")
     def _fits(self) -> "Recipe":
@@ -395,20 +393,18 @@ class Recipe(Section):
                 f"ray.gpus_per_run={share} with train.num_workers={self.train.num_workers}: a "
                 "fraction of one GPU is for one worker"
             )
-        name, declared = self.objective.name, self.objective.declared
-        if self.mask.kind not in declared.mask_kinds:
+        name, allowed = self.objective.name, self.objective.mask_kinds()
+        if self.mask.kind not in allowed:
             raise ValueError(
                 f"mask.kind={self.mask.kind} with objective.name={name}: allowed is "
-                f"{' or '.join(sorted(declared.mask_kinds))}"
+                f"{' or '.join(sorted(allowed))}"
             )
         wanted = self.required_features() | frozenset(self.reference.features)
-        if "scorer_log_ratios" in wanted and not (
-            self.model.positive_scorer and self.model.negative_scorer
-        ):
+        if (lacking := _missing_scorer(wanted, self.model)) is not None:
+            feature, cure = lacking
             raise ValueError(
-                f"{self.reader_of('scorer_log_ratios')} needs the feature scorer_log_ratios of the "
-                "reference stage: set model.positive_scorer and model.negative_scorer (models "
-                "that prefer good and bad responses)"
+                f"{self.reader_of(feature)} needs the feature {feature} of the reference stage: "
+                f"set {cure}"
             )
         if "reference_topk" in wanted and self.reference.topk is None:
             raise ValueError(
@@ -466,6 +462,10 @@ class Recipe(Section):
             return wanted - {"reference_hidden"} | {"reference_topk"}
         return wanted
 
+    def reads_labels(self) -> bool:
+        """Whether the objective reads responses with labels, each a row, instead of pairs."""
+        return "desirable" in self.objective.requires()
+
     def reference_mode(self) -> Literal["stored", "online"]:
         """Whether the reference is stored or online.
 
@@ -481,15 +481,37 @@ class Recipe(Section):
         if self.reference_mode() == "stored":
             return frozenset()
         return frozenset(
-            name for name in self.required_features() if FEATURES[name].origin == "reference"
+            name for name in self.required_features() if FEATURES[name].comes_with_a_forward
         )
 
     def stored_features(self) -> frozenset[str]:
         """What the reference stage writes for this recipe.
 
-        Scorers and embedder never run beside training.
+        Scorers and embedder never run beside training, nor does the reference's backward.
         """
         made = frozenset(
             name for name in self.required_features() if FEATURES[name].of_frozen_model
         )
         return (made - self.online_features()) | frozenset(self.reference.features)
+
+
+# Feature of the scorers -> keys of the model section of which one at least brings it, and what to
+# set.
+_SCORERS = {
+    "positive_logps": (("positive_scorer",), "a model that prefers good responses"),
+    "negative_logps": (("negative_scorer",), "a model that prefers bad responses"),
+    "scorer_log_ratios": (
+        ("positive_scorer", "negative_scorer"),
+        "models that prefer good and bad responses; the reference takes the place of one that is "
+        "left out",
+    ),
+}
+
+
+def _missing_scorer(wanted: frozenset[str], model: ModelSection) -> tuple[str, str] | None:
+    """The first feature whose scorer the recipe does not name, and the key that brings it."""
+    for feature, (keys, meaning) in _SCORERS.items():
+        if feature in wanted and not any(getattr(model, key) for key in keys):
+            named = " or ".join(f"model.{key}" for key in keys)
+            return feature, f"{named} ({meaning})"
+    return None

@@ -18,7 +18,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipelines.errors import StageFailed
+from pipelines.errors import StageFailed, UserError
 from pipelines.models import batch_layout, compute_device, reference_dtype
 from pipelines.pairs import TOKEN_COLUMNS, pairs_of, read_pairs, shard_name
 from pipelines.recipe import MARKERS, ReferenceSection
@@ -37,7 +37,8 @@ from sparsepo.batching.layouts import TokenizedPair
 from sparsepo.compression import pack_states, topk_of
 from sparsepo.features import FEATURES
 from sparsepo.kernels.token_scoring import score_tokens
-from sparsepo.scorers import scorer_log_ratios
+from sparsepo.saliency import check_saliency
+from sparsepo.scorers import scorer_logps
 
 _WINDOW_BATCHES = 4  # full batches per window
 _TOPK_SAMPLE = 1024  # tokens on which the top-k error is measured
@@ -132,7 +133,9 @@ class ShardScorer:
     @cached_property
     def _scorers(self) -> tuple[Any, Any]:
         dtype = reference_dtype(self._facts.reference.dtype, self._device)
-        return load_scorers(self._facts.others, dtype, self._device)
+        return load_scorers(
+            self._facts.others, lambda: self._reference.causal_lm, dtype, self._device
+        )
 
     @cached_property
     def _embedder(self) -> PromptEmbedder:
@@ -173,6 +176,8 @@ class ShardScorer:
 
     def _score_shard(self, task: ShardTask) -> ScoredShard:
         split, number, features = task.split, task.number, task.features
+        if "saliency" in features:
+            self._check_saliency()
         texts = ("prompt",) if "prompt_embedding" in features else ()
         self._pairs.check(split, slice(number, number + 1))
         table = self._pairs.shard(split, number, (*TOKEN_COLUMNS, *texts))
@@ -226,6 +231,15 @@ class ShardScorer:
                 {**marker, **extra, "sha256": writer.sha256, "bytes": writer.num_bytes},
             )
         return ScoredShard(failures)
+
+    def _check_saliency(self) -> None:
+        """UserError for a reference whose backward cannot be taken, before any row is tried."""
+        with self._models:
+            try:
+                check_saliency(self._reference.causal_lm)
+            except ValueError as error:
+                name = self._facts.reference.name
+                raise UserError(f"the reference {name}: {error}") from error
 
     def _windows(self, table: pa.Table) -> Iterator[_Window]:
         """Consecutive rows of at most a few full batches' tokens."""
@@ -307,7 +321,7 @@ class ShardScorer:
 
         A GPU would be lost to a token beyond its embeddings.
         """
-        if origin == "reference":
+        if self._reads_reference(origin):
             largest = max(
                 int(np.max(ids))
                 for ids in (window.pairs[row].prompt, *window.pairs[row].responses())
@@ -317,6 +331,11 @@ class ShardScorer:
                     f"token {largest} is beyond the reference's vocabulary of {self._vocabulary}"
                 )
         return row in window.failures
+
+    def _reads_reference(self, origin: str) -> bool:
+        """Whether the reference reads the rows: also in the place of a scorer that is missing."""
+        others = self._facts.others
+        return origin == "reference" or (origin == "scorers" and None in others.scorers().values())
 
     def _score_rows(
         self, rows: list[int], window: _Window, origin: str, names: list[str], layout: BatchLayout
@@ -350,7 +369,13 @@ class ShardScorer:
             }
         inputs = layout.inputs(pairs).to(self._device)
         if origin == "scorers":
-            return {"scorer_log_ratios": scorer_log_ratios(*self._scorers, inputs)}
+            positive, negative = scorer_logps(*self._scorers, inputs)
+            scored = {
+                "scorer_log_ratios": positive - negative,
+                "positive_logps": positive,
+                "negative_logps": negative,
+            }
+            return {name: scored[name] for name in names}
         features = self._reference.features(inputs, names)
         found: dict[str, Tensor] = {name: getattr(features, name) for name in names}
         if "reference_layers" in found and self._settings.layers_dtype == "int8":

@@ -5,6 +5,7 @@ Stored means scoring once and reading back; online, running the frozen reference
 
 import math
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ _WRITE_BYTES_PER_SECOND, _READ_BYTES_PER_SECOND = 0.5e9, 1.0e9
 _FORWARD_PER_SCORED_TOKEN = (
     3.0  # tokens that run through the model for one that is scored: prompts, and padding
 )
+# A forward, the layers once more for the backward, and the backward to the embeddings.
+_SALIENCY_FORWARDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,12 @@ class ReferenceCost:
 
     stored: float
     online: float
+
+
+def forwards_of(features: Iterable[str]) -> float:
+    """What the reference computes of these features, in forwards: one gives all but saliency."""
+    wanted = set(features)
+    return float(bool(wanted - {"saliency"})) + _SALIENCY_FORWARDS * ("saliency" in wanted)
 
 
 def scoring_device() -> str:
@@ -52,7 +61,7 @@ def reference_cost(recipe: Recipe, device: str, trials: int = 1) -> ReferenceCos
         * count_parameters(Path(directory))
         / (sustained_tflops(device) * 1e12)
     )
-    features = [name for name in recipe.required_features() if FEATURES[name].origin == "reference"]
+    features = [n for n in recipe.required_features() if FEATURES[n].comes_with_a_forward]
     formats = formats_of(recipe, features, dtype_name(recipe.reference.dtype, device))
     size, uses = sum(form.token_bytes() for form in formats.values()), recipe.train.epochs * trials
     return ReferenceCost(

@@ -61,8 +61,8 @@ class OtherModels:
     """Names of the models beside the reference, which every machine resolves for itself.
 
     Attributes:
-        positive_scorer, negative_scorer: of TIS-DPO, both or neither. embedder: of RPO's prompts;
-            None for the reference itself.
+        positive_scorer, negative_scorer: what tokens are weighed by; the reference takes the place
+            of one that is missing. embedder: of RPO's prompts; None for the reference itself.
     """
 
     positive_scorer: str | None = None
@@ -74,11 +74,9 @@ class OtherModels:
         model = recipe.model
         return cls(model.positive_scorer, model.negative_scorer, model.embedder)
 
-    def scorers(self) -> dict[str, str]:
-        """Key of the recipe -> name of the scorer."""
-        assert self.positive_scorer and self.negative_scorer, (
-            "the recipe's validation requires both"
-        )
+    def scorers(self) -> dict[str, str | None]:
+        """Key of the recipe -> name of the scorer, None for the reference in its place."""
+        assert self.positive_scorer or self.negative_scorer, "the recipe's validation requires one"
         return {"positive_scorer": self.positive_scorer, "negative_scorer": self.negative_scorer}
 
 

@@ -46,7 +46,7 @@ class FeatureSource:
         self._pairs, self._model, self._store = pairs, online, store
         self._from_pairs = sorted(name for name in wanted if FEATURES[name].origin == "pairs")
         self._online = frozenset(
-            n for n in wanted if online is not None and FEATURES[n].origin == "reference"
+            n for n in wanted if online is not None and FEATURES[n].comes_with_a_forward
         )
         self._stored = sorted(wanted - self._online - set(self._from_pairs))
         self._needs_head = "reference_hidden" in wanted
@@ -166,4 +166,17 @@ def _keys(pairs: PairTable, split: str, rows: Sequence[int]) -> Tensor:
     )
 
 
-_READERS = {"preference_scores": _scores, "external_weights": _weights, "pair_keys": _keys}
+def _labels(pairs: PairTable, split: str, rows: Sequence[int]) -> Tensor:
+    values = [label for (label,) in pairs.values(split, rows, ("desirable",))]
+    if None in values:
+        row = rows[values.index(None)]
+        raise UserError(f"row {row} of the {split} pairs has no label: prepare made pairs of it")
+    return torch.tensor(values, dtype=torch.bool)
+
+
+_READERS = {
+    "preference_scores": _scores,
+    "external_weights": _weights,
+    "pair_keys": _keys,
+    "desirable": _labels,
+}

@@ -1,5 +1,6 @@
 """What the reference will take: storage, memory and hours, stored and online."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from pipelines.models import (
     hf_config,
     padded_vocabularies,
     reference_dtype,
+    resolve_model,
 )
 from pipelines.recipe import Recipe, Run
-from pipelines.reference.cost import count_parameters
+from pipelines.reference.cost import count_parameters, forwards_of
+from pipelines.reference.facts import OtherModels
 from pipelines.reference.formats import formats_of, head_bytes, stored_bytes
 from pipelines.reference.model import batch_tokens
 from pipelines.reference.origins import reference_model_dir
@@ -33,11 +36,21 @@ def planned_steps(recipe: Recipe, data: dict[str, Any]) -> tuple[int, float]:
     return steps, steps / sampler.steps_per_epoch
 
 
+def _scorer_parameters(recipe: Recipe, features: Iterable[str]) -> list[int | None]:
+    """Parameters of both scorers if a feature is of them; None for the reference in a place."""
+    if not any(FEATURES[name].origin == "scorers" for name in features):
+        return []
+    return [
+        None if name is None else count_parameters(resolve_model(name))
+        for name in OtherModels.of(recipe).scorers().values()
+    ]
+
+
 def forecast_reference(run: Run, data: dict[str, Any], tflops: float) -> dict[str, Any]:
     """Storage, memory and hours of the reference, stored and online.
 
-    One forward computes 2 FLOP per parameter and token. Hours are those of one device; parts that
-    run side by side divide them.
+    One forward computes 2 FLOP per parameter and token, saliency takes three, scorers one each.
+    Hours are those of one device; parts that run side by side divide them.
 
     Args:
         data: prepare's forecast.
@@ -52,7 +65,11 @@ def forecast_reference(run: Run, data: dict[str, Any], tflops: float) -> dict[st
     parameters = count_parameters(Path(directory))
     shared = recipe.reference.layout != "padded"
     tokens = data["shared_tokens" if shared else "model_tokens"]
-    pass_hours = 2 * parameters * sum(tokens.values()) / (tflops * 1e12) / 3600
+    made = [name for name in features if FEATURES[name].origin == "reference"]
+    scorers = _scorer_parameters(recipe, features)
+    others = sum(size for size in scorers if size is not None)
+    work = parameters * ((forwards_of(made) or 1) + scorers.count(None)) + others
+    pass_hours = 2 * work * sum(tokens.values()) / (tflops * 1e12) / 3600
     per_token = {
         name: form.token_bytes() for name, form in formats.items() if FEATURES[name].per == "token"
     }
@@ -70,7 +87,7 @@ def forecast_reference(run: Run, data: dict[str, Any], tflops: float) -> dict[st
     )
     kept = (
         budget * dtype.itemsize * config.hidden_size * config.num_hidden_layers
-        if "reference_layers" in features
+        if {"reference_layers", "saliency"} & set(features)
         else 0
     )
     training = 2 * parameters * tokens["train"] * epochs / (tflops * 1e12) / 3600
@@ -84,7 +101,7 @@ def forecast_reference(run: Run, data: dict[str, Any], tflops: float) -> dict[st
         "bytes_per_pair": sum(per_pair.values()),
         "storage_bytes": total,
         "storage_gib": total / 2**30,
-        "memory_gib": (parameters * dtype.itemsize + working + kept) / 2**30,
+        "memory_gib": ((parameters + others) * dtype.itemsize + working + kept) / 2**30,
         "hours_stored": pass_hours,
         "hours_online": training,
         "assumed_tflops": tflops,

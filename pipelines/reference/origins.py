@@ -1,6 +1,6 @@
 """Which frozen models a recipe's features come from, and how they are made.
 
-Those are the reference, TIS-DPO's two scorers and RPO's prompt embedder. Nothing is loaded.
+Those are the reference, the scorers of tokens and RPO's prompt embedder. Nothing is loaded.
 """
 
 from collections.abc import Iterable, Mapping
@@ -29,8 +29,14 @@ def reference_model_dir(recipe: Recipe) -> str:
 
 
 def scorer_fingerprints(recipe: Recipe) -> str:
+    """Of both scorers, whichever of them a feature is of.
+
+    They are compared over the rows that both have, and a store with several features has one pair.
+    """
     names = OtherModels.of(recipe).scorers().values()
-    return "+".join(weights_fingerprint(resolve_model(name)) for name in names)
+    return "+".join(
+        "reference" if name is None else weights_fingerprint(resolve_model(name)) for name in names
+    )
 
 
 def embedder_fingerprint(recipe: Recipe) -> str:
@@ -96,6 +102,8 @@ def origins_of(recipe: Recipe, features: Iterable[str]) -> dict[str, str]:
     makers = {
         "activation_mask": _mask_settings,
         "scorer_log_ratios": scorer_fingerprints,
+        "positive_logps": scorer_fingerprints,
+        "negative_logps": scorer_fingerprints,
         "prompt_embedding": embedder_fingerprint,
         "reference_topk": lambda recipe: f"top {recipe.reference.topk}",
         "reference_layers": lambda recipe: (

@@ -1,6 +1,6 @@
-"""The reference stage's other frozen models: TIS-DPO's two scorers and RPO's prompt embedder."""
+"""The reference stage's other frozen models: scorers of tokens and RPO's prompt embedder."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,13 +18,18 @@ from sparsepo.batching.layouts import TokenizedPair
 from sparsepo.scorers import Pooling, pooled_states
 
 
-def load_scorers(names: OtherModels, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
+def load_scorers(
+    names: OtherModels, reference: Callable[[], Any], dtype: torch.dtype, device: torch.device
+) -> tuple[Any, Any]:
     """The positive and the negative scorer.
 
+    Args:
+        reference: gives the frozen reference, asked only if it takes the place of one of them.
     Raises: UserError if one does not exist.
     """
     positive, negative = (
-        load_causal_lm(str(resolve_model(name)), dtype, device) for name in names.scorers().values()
+        reference() if name is None else load_causal_lm(str(resolve_model(name)), dtype, device)
+        for name in names.scorers().values()
     )
     return positive, negative
 

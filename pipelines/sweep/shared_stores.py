@@ -3,7 +3,7 @@
 They are made once per distinct setting of the prepare and reference stages.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,9 @@ from pipelines.recipe import Recipe, Run, Say
 from pipelines.reference import REFERENCE, scoring_device, settle_mode
 from pipelines.storage import digest
 from pipelines.sweep.space import Point, Sweep
+from sparsepo.features import FEATURES
 
-_MODELS = ("positive_scorer", "negative_scorer", "embedder")
+_SCORERS = ("positive_scorer", "negative_scorer")
 
 
 @dataclass
@@ -47,9 +48,14 @@ class SharedStore:
         lead = next(
             (r for r in self.recipes if "activation_mask" in r.stored_features()), self.recipes[0]
         )
+        # A recipe that names scorers without storing anything of them does not say which are meant.
+        scored = [r for r in self.recipes if _scorer_features(r.stored_features())]
         model = {
-            key: next((v for r in self.recipes if (v := getattr(r.model, key))), None)
-            for key in _MODELS
+            key: next((v for r in recipes if (v := getattr(r.model, key))), None)
+            for key, recipes in (
+                *((key, scored[:1] or self.recipes) for key in _SCORERS),
+                ("embedder", self.recipes),
+            )
         }
         reference: dict[str, Any] = {"features": tuple(sorted(self.features()))}
         for key, default in (("topk", None), ("layers_dtype", "compute")):
@@ -105,6 +111,7 @@ class SharedStores:
                 [
                     *(part.model_dump(mode="json") for part in parts),
                     recipe.objective.declared.uses_rejected,
+                    recipe.reads_labels(),
                 ]
             )
             run = Run(recipe)
@@ -177,9 +184,17 @@ def _stored_origins(run: Run) -> dict[str, str]:
     Runs that agree can share a store.
     """
     stored = run.recipe.stored_features()
-    return {
+    found = {
         name: how for name, how in run.inputs(REFERENCE).origins.items() if how and name in stored
     }
+    # A store is made with one pair of scorers: runs with different ones share no store, even if
+    # they store different features of them.
+    of_scorers = _scorer_features(found)
+    return found | ({"scorer_log_ratios": found[of_scorers[0]]} if of_scorers else {})
+
+
+def _scorer_features(features: Iterable[str]) -> list[str]:
+    return [name for name in features if FEATURES[name].origin == "scorers"]
 
 
 def trial_recipe(sweep: Sweep, point: Point, run_dir: str) -> Recipe:

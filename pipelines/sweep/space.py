@@ -359,7 +359,10 @@ class Sweep(_Part):
 
         Objectives and masks have some of their own.
         """
-        return not {RECIPE, "objective.name", "mask.kind"} & set(self.space)
+        return not any(
+            key in (RECIPE, "mask.kind") or (key.startswith("objective.") and key.endswith(".name"))
+            for key in self.space
+        )
 
     def guide(self) -> Goal:
         """What the scheduler compares trials by."""

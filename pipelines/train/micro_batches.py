@@ -11,6 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from pipelines.models import Placement
 from pipelines.pairs import PairTable
@@ -18,6 +19,7 @@ from pipelines.reference import FeatureSource
 from sparsepo.batching.batch_layout import BatchLayout
 from sparsepo.batching.cutting import rank_share
 from sparsepo.batching.layouts import TokenizedPair
+from sparsepo.features import FEATURES
 from sparsepo.records import Features, ModelInputs
 
 _READ_AHEAD = 2  # micro-batches
@@ -29,11 +31,13 @@ class Cut:
 
     Attributes:
         is_filler: it only keeps a rank in step with the others and counts for nothing.
+        has_rejected: False leaves the rejected responses out.
     """
 
     split: str
     rows: tuple[int, ...]
     is_filler: bool = False
+    has_rejected: bool = True
 
 
 @dataclass(frozen=True)
@@ -130,21 +134,40 @@ class MicroBatchLoader:
 
     def _read(self, cut: Cut) -> MicroBatch:
         self._source.fetch(cut.split, cut.rows)
-        inputs, features = (
-            self.layout.inputs(self._tokens(cut.split, cut.rows)),
+        pairs, features = (
+            self._tokens(cut.split, cut.rows),
             self._source.read(cut.split, cut.rows),
         )
+        if not cut.has_rejected:
+            features = _of_chosen(features, pairs)
+            pairs = [_chosen_alone(pair) for pair in pairs]
+        inputs = self.layout.inputs(pairs)
         if self._placement.device.type == "cuda":
             inputs, features = inputs.pinned(), features.pinned()
         return MicroBatch(cut, inputs, features)
 
     def _tokens(self, split: str, rows: Sequence[int]) -> list[TokenizedPair]:
         pairs = self._pairs.pairs(split, rows)
-        return (
-            pairs
-            if self._uses_rejected
-            else [replace(pair, rejected=None, rejected_context=()) for pair in pairs]
-        )
+        return pairs if self._uses_rejected else [_chosen_alone(pair) for pair in pairs]
 
     def _lengths(self, split: str) -> npt.NDArray[np.int32]:
         return self._pairs.lengths(split, self.layout.shares_prompts)
+
+
+def _chosen_alone(pair: TokenizedPair) -> TokenizedPair:
+    return replace(pair, rejected=None, rejected_context=())
+
+
+def _of_chosen(features: Features, pairs: Sequence[TokenizedPair]) -> Features:
+    """The features of some pairs' chosen tokens and of the pairs."""
+    counts = torch.tensor([count for pair in pairs for count in pair.num_scored()])
+    is_chosen = torch.tensor([True, False] * len(pairs)).repeat_interleave(counts)
+    values = {name: getattr(features, name) for name in FEATURES}
+    return replace(
+        features,
+        **{
+            name: value[is_chosen]
+            for name, value in values.items()
+            if value is not None and FEATURES[name].per == "token"
+        },
+    )

@@ -50,6 +50,7 @@ from pipelines.train.trackers import build_trackers
 from sparsepo.backbone import has_decoder_layers, transformer_of
 from sparsepo.batching.sampling import Sampler
 from sparsepo.checks import checks_read_later
+from sparsepo.falling import FallingChosenWatch
 from sparsepo.masks import CollapseWatch, LearnedMasks
 from sparsepo.objectives import CoupledBatch, CoupledObjective
 from sparsepo.records import Metrics, TokenScores, add_metrics
@@ -132,6 +133,8 @@ class Trainer:
         for split in ("train", "validation"):
             self.pairs.check(split, slice(placement.rank, None, placement.world))
         self.objective = build_objective(facts.objective)
+        if "objective" in state:
+            self.objective.restore(state["objective"])
         self.rows = {
             split: usable_rows(facts.reference, self.pairs, split)
             for split in ("train", "validation")
@@ -157,6 +160,7 @@ class Trainer:
         weighed = tuple(t for t in facts.mask.masked_terms() if t == "reward" or has_kl)
         self.watch = CollapseWatch(weighed, state.get("collapse_streaks"))
         self.runaway = RunawayWatch(state.get("runaway"))
+        self.falling = FallingChosenWatch(state.get("falling"))
         self.selection = Selection(facts.train.selection, state.get("selection"))
         if self.step < self.num_steps and not (self.selection.has_ended or goes_on(state)):
             raise UserError(
@@ -211,9 +215,9 @@ class Trainer:
         self.lengths = self.pairs.lengths("train")
         self.shared_lengths = self.pairs.lengths("train", shared=True)
         self.compilation = self._compilation(causal_lm)
-        self.model = build_policy(
-            facts, causal_lm, self.source.head(), self.strategy, self.compilation
-        )
+        # A mask may read the reference's states where the loss has no KL.
+        head = self.source.head() if "reference_hidden" in self.objective.requires else None
+        self.model = build_policy(facts, causal_lm, head, self.strategy, self.compilation)
         self.loader = MicroBatchLoader(
             self.pairs,
             self.source,
@@ -336,7 +340,11 @@ class Trainer:
         while len(self._launched) > (0 if preempted else unread):
             record, flagged = self._read_step()
             preempted = preempted or flagged
-            warnings = self.watch.observe(record) + self.runaway.observe(record)
+            warnings = [
+                line
+                for watch in (self.watch, self.runaway, self.falling)
+                for line in watch.observe(record)
+            ]
             if self.metrics is not None:
                 self.metrics.add(record)
                 if warnings:
@@ -424,7 +432,10 @@ class Trainer:
             then: cuts of the next call.
         """
         self._enter_mode(training=backward)
-        coupling = self._coupling(rows, cuts)
+        self.objective.advance(self.step / max(1, self.num_steps - 1) if backward else 1.0)
+        coupling = self._coupling(rows, cuts, is_training=backward)
+        if coupling is not None:
+            cuts = _of_second_pass(coupling.objective, cuts)
         self._enter_mode(training=backward)  # again: both passes draw the same dropout
         number_of_step = self.step + 1
 
@@ -508,26 +519,31 @@ class Trainer:
         return output.losses, output.metrics
 
     @torch.no_grad()
-    def _coupling(self, rows: list[int], cuts: list[Cut]) -> Coupling | None:
+    def _coupling(self, rows: list[int], cuts: list[Cut], is_training: bool) -> Coupling | None:
         """First pass of an objective that couples pairs.
 
-        It yields what all pairs of the batch need to know of each other.
+        It yields what all pairs of the batch need to know of each other. A training batch is
+        observed.
         """
-        if not isinstance(self.objective, CoupledObjective):
+        if not (isinstance(self.objective, CoupledObjective) and self.objective.couples_pairs):
             return None
         mine: dict[int, Tensor] = {}
-        for batch in self.loader.stream(cuts, cuts):
-            scores = self._forward(batch)
+        for batch in self.loader.stream(cuts, _of_second_pass(self.objective, cuts)):
+            values = self.objective.values_of_inputs(batch.inputs)
+            if values is None:
+                values = self.objective.shared_values(self._forward(batch)).cpu()
             if not batch.cut.is_filler:
-                mine |= dict(
-                    zip(batch.cut.rows, self.objective.shared_values(scores).cpu(), strict=True)
-                )
+                mine |= dict(zip(batch.cut.rows, values, strict=True))
         everyone = {
             row: value for part in self.placement.gather(mine) for row, value in part.items()
         }
+        shared = torch.stack([everyone[row] for row in rows])
+        values = self.objective.batch_values(shared, is_training)
+        if is_training:
+            self.objective.observe(shared)
         return Coupling(
             self.objective,
-            torch.stack([everyone[row] for row in rows]),
+            values,
             {row: at for at, row in enumerate(rows)},
         )
 
@@ -579,8 +595,10 @@ class Trainer:
         state = {
             "threads": self.threads,
             "num_steps": self.num_steps,
+            "objective": self.objective.state(),
             "collapse_streaks": self.watch.streaks,
             "runaway": self.runaway.state(),
+            "falling": self.falling.state(),
             "selection": self.selection.state(),
             "selection_value": self.selection.value_of(latest),
         }
@@ -617,6 +635,13 @@ class Trainer:
         self.checkpoints.close()
         if self.compilation is not None:
             self.compilation.close()
+
+
+def _of_second_pass(objective: CoupledObjective, cuts: Sequence[Cut]) -> list[Cut]:
+    """What is left to score of a batch whose shared values are gathered."""
+    if not objective.rejected_are_shared:
+        return list(cuts)
+    return [replace(cut, has_rejected=False) for cut in cuts]
 
 
 def _means(summed: Sums) -> dict[str, float]:

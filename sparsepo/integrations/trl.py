@@ -19,9 +19,10 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from sparsepo.features import FEATURES
 from sparsepo.kernels.token_scoring import CHUNK_ELEMENTS, LMHead
 from sparsepo.masks import MASKS, LearnedMasks, TokenMasks
-from sparsepo.model import PolicyModel, ReferenceModel, head_of, verify_head
+from sparsepo.model import PolicyModel, head_of, verify_head
 from sparsepo.objectives import OBJECTIVES, Objective
 from sparsepo.records import Features, Metrics, ModelInputs, ObjectiveOutput
+from sparsepo.reference import ReferenceModel
 from sparsepo.scorers import pooled_states, scorer_log_ratios
 
 MASKS_FOLDER = "masks"  # in a checkpoint and in the saved model

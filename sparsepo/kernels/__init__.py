@@ -1,5 +1,11 @@
 """Numerical primitives of the method."""
 
-from sparsepo.kernels.token_scoring import LMHead, TopK, score_tokens
+from sparsepo.kernels.token_scoring import (
+    LMHead,
+    TokenMoments,
+    TopK,
+    score_tokens,
+    score_tokens_and_moments,
+)
 
-__all__ = ["LMHead", "TopK", "score_tokens"]
+__all__ = ["LMHead", "TokenMoments", "TopK", "score_tokens", "score_tokens_and_moments"]

@@ -1,4 +1,4 @@
-"""Hidden states + LM head -> per_token_logps and token_kl, chunk by chunk.
+"""Hidden states + LM head -> log-probability, KL and moments of every token, chunk by chunk.
 
 No [tokens, vocabulary] tensor goes beyond one chunk. The backward recomputes the chunk's logits
 instead of keeping them. With g1 and g2 the upstream gradients of a token's log-probability and KL,
@@ -8,7 +8,7 @@ each way (vocabulary.py); elsewhere, in float64 and for a top-k reference it is 
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -148,6 +148,16 @@ class TopK:
         return log_probs.scatter(1, self.ids[rows], -torch.inf).logsumexp(-1)
 
 
+class TokenMoments(NamedTuple):
+    """[S] each, of a token's next-token distribution p; no gradient.
+
+    entropy: -sum p log p, nats. square_sum: sum p^2, in (0, 1].
+    """
+
+    entropy: Tensor
+    square_sum: Tensor
+
+
 def score_tokens(
     hidden: Tensor,
     head: LMHead,
@@ -174,6 +184,41 @@ def score_tokens(
         nats.
     Raises: ValueError if lengths or vocabularies disagree.
     """
+    scored = (hidden, head, labels, reference_hidden, reference_head, chunk_tokens, reference_topk)
+    logps, kl, _ = _score(*scored, with_moments=False)
+    return logps, kl
+
+
+def score_tokens_and_moments(
+    hidden: Tensor,
+    head: LMHead,
+    labels: Tensor,
+    reference_hidden: Tensor | None = None,
+    reference_head: LMHead | None = None,
+    chunk_tokens: int | None = None,
+    reference_topk: TopK | None = None,
+) -> tuple[Tensor, Tensor | None, TokenMoments]:
+    """`score_tokens`, and with it the moments of the policy's own distributions.
+
+    They come from the same logits: no second matrix product, on a GPU no second pass over them.
+
+    Args: as score_tokens'.
+    Returns: (per_token_logps [S], token_kl [S] or None, moments).
+    """
+    scored = (hidden, head, labels, reference_hidden, reference_head, chunk_tokens, reference_topk)
+    return _score(*scored, with_moments=True)
+
+
+def _score(
+    hidden: Tensor,
+    head: LMHead,
+    labels: Tensor,
+    reference_hidden: Tensor | None,
+    reference_head: LMHead | None,
+    chunk_tokens: int | None,
+    reference_topk: TopK | None,
+    with_moments: bool,
+) -> tuple[Tensor, Tensor | None, TokenMoments]:
     if hidden.ndim != 2 or labels.shape != hidden.shape[:1]:
         raise ValueError(
             f"hidden {tuple(hidden.shape)} and labels {tuple(labels.shape)} disagree: want [S, d] "
@@ -200,8 +245,10 @@ def score_tokens(
         16, (FUSED_CHUNK_ELEMENTS if fused else CHUNK_ELEMENTS) // head.weight.shape[0]
     )
     function = _FusedScoreTokens if fused else _ScoreTokens
-    logps, kl = function.apply(hidden, head.weight, head.bias, labels, head, reference, size)
-    return logps, (None if reference is None else kl)
+    logps, kl, *moments = function.apply(
+        hidden, head.weight, head.bias, labels, head, reference, size, with_moments
+    )
+    return logps, (None if reference is None else kl), TokenMoments(*moments)
 
 
 def score_tokens_eager(
@@ -233,26 +280,32 @@ class _ScoreTokens(torch.autograd.Function):
         head: LMHead,
         reference: ReferenceDistribution | None,
         size: int,
-    ) -> tuple[Tensor, Tensor]:
+        with_moments: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         # The head record only carries soft-cap and scale here: its tensors are the saved ones.
         ctx.softcap, ctx.scale, ctx.size, ctx.reference = head.softcap, head.scale, size, reference
         ctx.save_for_backward(hidden, weight, bias, labels)
         head = LMHead(weight.to(hidden.dtype), bias, head.softcap, head.scale)
-        logps, kls = [], []
+        dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        logps, kl, entropy, square_sum = (
+            hidden.new_zeros(hidden.shape[0], dtype=dtype) for _ in range(4)
+        )
         for rows in _chunks(hidden, size):
             log_probs = head.logits(hidden[rows]).log_softmax(-1)
-            logps.append(log_probs.gather(1, labels[rows, None]).squeeze(1))
+            logps[rows] = log_probs.gather(1, labels[rows, None]).squeeze(1)
             if reference is not None:
-                kls.append(reference.divergence(rows, log_probs))
-        dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        empty = hidden.new_zeros(0, dtype=dtype)
-        kl = torch.cat(kls) if kls else hidden.new_zeros(hidden.shape[0], dtype=dtype)
-        if reference is None:
-            ctx.mark_non_differentiable(kl)
-        return (torch.cat(logps) if logps else empty), kl
+                kl[rows] = reference.divergence(rows, log_probs)
+            if with_moments:
+                probs = log_probs.exp()
+                square_sum[rows] = probs.square().sum(-1)
+                entropy[rows] = -probs.mul_(log_probs).sum(-1)
+        ctx.mark_non_differentiable(entropy, square_sum, *([kl] if reference is None else []))
+        return logps, kl, entropy, square_sum
 
     @staticmethod
-    def backward(ctx: Any, grad_logps: Tensor, grad_kl: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(  # type: ignore[override]
+        ctx: Any, grad_logps: Tensor, grad_kl: Tensor, *_: Tensor
+    ) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, labels = ctx.saved_tensors
         gradients = _HeadGradients(ctx, hidden, weight, bias)
         head = LMHead(gradients.matrix, bias, ctx.softcap, ctx.scale)
@@ -289,7 +342,8 @@ class _FusedScoreTokens(torch.autograd.Function):
         head: LMHead,
         reference: ReferenceStates | None,
         size: int,
-    ) -> tuple[Tensor, Tensor]:
+        with_moments: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         ctx.softcap, ctx.scale, ctx.size, ctx.reference = head.softcap, head.scale, size, reference
         head = LMHead(weight.to(hidden.dtype), bias, head.softcap, head.scale)
         parts = []
@@ -297,21 +351,22 @@ class _FusedScoreTokens(torch.autograd.Function):
             other, shape = _reference_product(reference, rows)
             parts.append(
                 vocabulary.row_statistics(
-                    head.product(hidden[rows]), head.shape, labels[rows], other, shape
+                    head.product(hidden[rows]), head.shape, labels[rows], other, shape, with_moments
                 )
             )
         nothing = hidden.new_zeros(0, dtype=torch.float32)
-        logps, kl, normalizer, reference_normalizer = (
+        logps, kl, normalizer, reference_normalizer, entropy, square_sum = (
             torch.cat([nothing, *(part[column] for part in parts)])
             for column in range(len(vocabulary.RowStatistics._fields))
         )
         ctx.save_for_backward(hidden, weight, bias, labels, normalizer, reference_normalizer)
-        if reference is None:
-            ctx.mark_non_differentiable(kl)
-        return logps, kl
+        ctx.mark_non_differentiable(entropy, square_sum, *([kl] if reference is None else []))
+        return logps, kl, entropy, square_sum
 
     @staticmethod
-    def backward(ctx: Any, grad_logps: Tensor, grad_kl: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(  # type: ignore[override]
+        ctx: Any, grad_logps: Tensor, grad_kl: Tensor, *_: Tensor
+    ) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, labels, normalizer, reference_normalizer = ctx.saved_tensors
         gradients = _HeadGradients(ctx, hidden, weight, bias)
         head = LMHead(gradients.matrix, bias, ctx.softcap, ctx.scale)
@@ -396,4 +451,4 @@ class _HeadGradients:
             self.weight = torch.zeros_like(self._weight)
         weight = None if self.weight is None else self.weight.to(self._weight.dtype)
         bias = None if self.bias is None or self._bias is None else self.bias.to(self._bias.dtype)
-        return self.hidden, weight, bias, None, None, None, None
+        return self.hidden, weight, bias, None, None, None, None, None

@@ -23,13 +23,15 @@ class RowStatistics(NamedTuple):
     """float32 [n] each, what one pass over the logits gives.
 
     In order: log-probability of the label, KL(reference || policy), log-sum-exp of policy and
-    reference.
+    reference, entropy of the policy's distribution and the sum of its squared probabilities.
     """
 
     logps: Tensor
     kl: Tensor
     normalizer: Tensor
     reference_normalizer: Tensor
+    entropy: Tensor
+    square_sum: Tensor
 
 
 class Shape(NamedTuple):
@@ -49,14 +51,31 @@ def is_available(tensor: Tensor) -> bool:
 
 
 def row_statistics(
-    logits: Tensor, shape: Shape, labels: Tensor, reference: Tensor | None, reference_shape: Shape
+    logits: Tensor,
+    shape: Shape,
+    labels: Tensor,
+    reference: Tensor | None,
+    reference_shape: Shape,
+    with_moments: bool = False,
 ) -> RowStatistics:
     """One pass over linear logits [n, V] of the policy and, if given, of the reference.
 
-    kl is 0 without a reference.
+    kl is 0 without a reference, entropy and square_sum are 0 unless they are asked for.
     """
-    out = [torch.zeros(len(logits), dtype=torch.float32, device=logits.device) for _ in range(4)]
-    _launch(_statistics, logits, shape, reference, reference_shape, labels, *out)
+    out = [
+        torch.zeros(len(logits), dtype=torch.float32, device=logits.device)
+        for _ in RowStatistics._fields
+    ]
+    _launch(
+        _statistics,
+        logits,
+        shape,
+        reference,
+        reference_shape,
+        labels,
+        *out,
+        HAS_MOMENTS=with_moments,
+    )
     return RowStatistics(*out)
 
 
@@ -97,8 +116,12 @@ def _launch(
     reference: Tensor | None,
     reference_shape: Shape,
     *rows: Tensor,
+    **options: bool,
 ) -> None:
-    """One program per row; `rows` are the kernel's tensors of one value per row."""
+    """One program per row.
+
+    `rows` are the kernel's tensors of one value per row, `options` are its further switches.
+    """
     num_rows, vocabulary = logits.shape
     kernel[(num_rows,)](
         logits,
@@ -114,6 +137,7 @@ def _launch(
         HAS_REFERENCE=reference is not None,
         HAS_CAP=shape.softcap is not None,
         HAS_REFERENCE_CAP=reference_shape.softcap is not None,
+        **options,
         BLOCK=_BLOCK,
         num_warps=_WARPS,
     )
@@ -131,14 +155,15 @@ if triton is not None:
 
     @triton.jit
     def _statistics(
-        logits, reference, labels, logps, kl, normalizer, reference_normalizer, vocabulary, stride,
-        reference_stride,
+        logits, reference, labels, logps, kl, normalizer, reference_normalizer, entropy, square_sum,
+        vocabulary, stride, reference_stride,
         scale, cap, reference_scale, reference_cap,
         HAS_REFERENCE: tl.constexpr, HAS_CAP: tl.constexpr, HAS_REFERENCE_CAP: tl.constexpr,
-        BLOCK: tl.constexpr,
+        HAS_MOMENTS: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
         row = tl.program_id(0).to(tl.int64)
         largest, total = -float("inf"), 0.0
+        below, squares = 0.0, 0.0
         reference_largest, reference_total, weighted = -float("inf"), 0.0, 0.0
         for start in range(0, vocabulary, BLOCK):
             place = start + tl.arange(0, BLOCK)
@@ -148,6 +173,14 @@ if triton is not None:
             )
             bounded = tl.where(inside, x, -float("inf"))
             new = tl.maximum(largest, tl.max(bounded, 0))
+            if HAS_MOMENTS:
+                # Logits count from the largest so far: a sum of raw ones would cancel.
+                shrunk = tl.exp(largest - new)
+                moved = tl.where(total > 0, largest - new, 0.0)
+                powers = tl.exp(bounded - new)
+                depth = tl.where(inside, x - new, 0.0)
+                below = (below + total * moved) * shrunk + tl.sum(powers * depth, 0)
+                squares = squares * shrunk * shrunk + tl.sum(powers * powers, 0)
             total = total * tl.exp(largest - new) + tl.sum(tl.exp(bounded - new), 0)
             largest = new
             if HAS_REFERENCE:
@@ -167,6 +200,9 @@ if triton is not None:
         chosen = _shaped(tl.load(logits + row * stride + label), scale, cap, HAS_CAP)
         tl.store(logps + row, chosen - log_total)
         tl.store(normalizer + row, log_total)
+        if HAS_MOMENTS:
+            tl.store(entropy + row, tl.log(total) - below / total)
+            tl.store(square_sum + row, squares / (total * total))
         if HAS_REFERENCE:
             reference_log_total = reference_largest + tl.log(reference_total)
             tl.store(reference_normalizer + row, reference_log_total)

@@ -7,6 +7,7 @@ from .base import (
 )
 from .collapse import CollapseWatch as CollapseWatch
 from .confidence import ConfidenceMask as ConfidenceMask
+from .contrast import ContrastMask as ContrastMask
 from .declarations import (
     ACTIVATION_MAPPINGS as ACTIVATION_MAPPINGS,
     LEARNED_MASKS as LEARNED_MASKS,
@@ -14,6 +15,7 @@ from .declarations import (
     MaskDeclaration as MaskDeclaration,
     check_mask_options as check_mask_options,
 )
+from .entropy import EntropyMask as EntropyMask
 from .exp_ratio import ExpRatioMask as ExpRatioMask
 from .frozen import (
     ActivationMask as ActivationMask,
@@ -26,4 +28,9 @@ from .learned import LearnedMasks as LearnedMasks
 from .length_split import LengthSplitMask as LengthSplitMask
 from .partition import PartitionMask as PartitionMask
 from .position_decay import PositionDecayMask as PositionDecayMask
+from .saliency import SaliencyMask as SaliencyMask
+from .segment import SegmentMask as SegmentMask
+from .selective import SelectiveMask as SelectiveMask
 from .surprise import SurpriseMask as SurpriseMask
+from .token_reward import TokenRewardMask as TokenRewardMask
+from .transport import TransportMask as TransportMask

@@ -29,12 +29,14 @@ class TokenMasks(nn.Module, ABC):
         l1_shares: factors of the (reward, kl) masks' L1 norms, see TokenScores.
         signed: weights may be negative.
         may_be_empty: all weights of a response may be 0.
+        reads_both: a response's weights depend on the pair's other response.
     """
 
     requires: frozenset[str] = frozenset()
     l1_shares: tuple[float, float] = (1.0, 1.0)
     signed: bool = False
     may_be_empty: bool = False
+    reads_both: bool = False
 
     @abstractmethod
     def forward(self, features: Features, response_index: Tensor, num_pairs: int) -> MaskWeights:

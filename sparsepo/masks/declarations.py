@@ -25,6 +25,11 @@ MASK_WEIGHTINGS: tuple[MaskWeighting, ...] = ("released", "centred")
 
 RatioSource = Literal["scorers", "external"]
 RATIO_SOURCES: tuple[RatioSource, ...] = ("scorers", "external")
+TransportStates = Literal["policy", "reference"]
+TRANSPORT_STATES: dict[TransportStates, str] = {
+    "policy": "policy_hidden",
+    "reference": "reference_hidden",
+}
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,17 @@ MASKS: dict[str, MaskDeclaration] = {
         "adversarial", "AdversarialMask", frozenset({"policy_logps", "reference_logps"})
     ),
     "exp_ratio": MaskDeclaration("exp_ratio", "ExpRatioMask", frozenset({"scorer_log_ratios"})),
+    "token_reward": MaskDeclaration(
+        "token_reward", "TokenRewardMask", frozenset({"scorer_log_ratios"})
+    ),
+    "selective": MaskDeclaration("selective", "SelectiveMask", frozenset({"scorer_log_ratios"})),
+    "segment": MaskDeclaration("segment", "SegmentMask", frozenset({"scorer_log_ratios"})),
+    "contrast": MaskDeclaration(
+        "contrast", "ContrastMask", frozenset({"positive_logps", "negative_logps"})
+    ),
+    "entropy": MaskDeclaration("entropy", "EntropyMask", frozenset({"reference_entropy"})),
+    "saliency": MaskDeclaration("saliency", "SaliencyMask", frozenset({"saliency"})),
+    "transport": MaskDeclaration("transport", "TransportMask", frozenset({"policy_hidden"})),
 }
 
 

@@ -161,13 +161,19 @@ def are_largest(
     values: Tensor, response_index: Tensor, num_responses: int, fraction: float
 ) -> Tensor:
     """bool [S]: the ceil(fraction * n) largest of each response's n values; ties: the earlier."""
-    order = order_within(values, response_index, descending=True)
-    rank = torch.empty_like(order)
-    rank[order] = position_in_response(response_index[order], num_responses)
+    rank = rank_within(values, response_index, num_responses)
     lengths = segment_sum(torch.ones_like(response_index), response_index, num_responses)
     # In float64 and with a guard, so that 0.2 * 15 keeps 3 tokens and not 4.
     kept = (fraction * lengths.double() - 1e-9).ceil()
     return rank < kept[response_index]
+
+
+def rank_within(values: Tensor, response_index: Tensor, num_responses: int) -> Tensor:
+    """int64 [S]: 0 for the largest value of a token's response, and so on; ties by place."""
+    order = order_within(values, response_index, descending=True)
+    rank = torch.empty_like(order)
+    rank[order] = position_in_response(response_index[order], num_responses)
+    return rank
 
 
 def order_within(values: Tensor, response_index: Tensor, descending: bool = False) -> Tensor:

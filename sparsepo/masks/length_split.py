@@ -20,6 +20,8 @@ class LengthSplitMask(FrozenMask):
         alpha: in [0, 1]; 1 weighs all tokens alike. Others: see FrozenMask.
     """
 
+    reads_both = True
+
     def __init__(self, alpha: float = 0.5, **options: Unpack[FrozenOptions]) -> None:
         super().__init__(**options)
         if not 0 <= alpha <= 1:

@@ -2,8 +2,9 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +12,14 @@ from torch.nn import functional as F
 
 from sparsepo.checks import require
 from sparsepo.objectives.declarations import OBJECTIVES
-from sparsepo.records import Metrics, ObjectiveOutput, TokenScores, on_device, segment_sum
+from sparsepo.records import (
+    Metrics,
+    ModelInputs,
+    ObjectiveOutput,
+    TokenScores,
+    on_device,
+    segment_sum,
+)
 
 
 class Objective(ABC):
@@ -36,7 +44,7 @@ class Objective(ABC):
     name: ClassVar[str]
     requires: frozenset[str] = frozenset({"reference_logps"})
     uses_rejected: ClassVar[bool] = True
-    couples_pairs: ClassVar[bool] = False
+    couples_pairs: bool = False
     mask_kinds: ClassVar[frozenset[str]] = frozenset({"none"})
     default_mask: ClassVar[str] = "none"
 
@@ -56,6 +64,19 @@ class Objective(ABC):
         Raises: ValueError for an empty response, a missing feature, or weights that are negative or
             not finite.
         """
+
+    def advance(self, progress: float) -> None:  # noqa: B027
+        """Say how much of the run is done: 0 in its first step, 1 in its last and in validation.
+
+        Only a loss that changes on the way reads it.
+        """
+
+    def state(self) -> dict[str, Any]:
+        """What training changes in the objective, for a checkpoint: JSON values, often none."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:  # noqa: B027
+        """Go on from what `state` gave."""
 
 
 class PairLosses(NamedTuple):
@@ -93,9 +114,13 @@ class PreferenceObjective(Objective):
 
     def check(self, scores: TokenScores) -> None:
         """Raises what __call__ promises, or leaves it to `checks_read_later`."""
+        self.check_features(scores)
+        check_tokens(scores)
+
+    def check_features(self, scores: TokenScores) -> None:
+        """ValueError naming a required feature that is missing."""
         for feature in sorted(self.requires):
             scores.require("token_kl" if feature == "reference_hidden" else feature)
-        check_tokens(scores)
 
     def assemble(self, scores: TokenScores, pair: PairLosses) -> ObjectiveOutput:
         """Add the NLL term and the statistics that every preference objective shares."""
@@ -137,9 +162,7 @@ class LogisticObjective(PreferenceObjective):
 
     def __init__(self, *, label_smoothing: float = 0.0, nll_coef: float = 0.0) -> None:
         super().__init__(nll_coef=nll_coef)
-        if not 0 <= label_smoothing < 0.5:
-            raise ValueError(f"label_smoothing={label_smoothing}: must be in [0, 0.5)")
-        self.label_smoothing = label_smoothing
+        self.label_smoothing = smoothing(label_smoothing)
 
     @abstractmethod
     def logits_and_rewards(self, scores: TokenScores) -> tuple[Tensor, Tensor]:
@@ -155,7 +178,7 @@ class CoupledBatch:
     """What a pair needs to know about all pairs of the global batch.
 
     Attributes:
-        values: [N, c], `shared_values` of all N pairs, the same on every rank; no gradient.
+        values: [N, c], `batch_values` of all N pairs, the same on every rank; no gradient.
         rows: int64 [num_pairs], where the micro-batch's own pairs are among them.
     """
 
@@ -167,15 +190,35 @@ class CoupledObjective(PreferenceObjective):
     """An objective whose losses depend on the whole global batch.
 
     Called on scores alone, these are the whole batch. A trainer that cuts the batch takes two
-    passes: `shared_values` of every micro-batch without gradient, gathered; then each micro-batch
-    with the gathered record. The sum of the slices' losses and gradients equals the whole's.
+    passes: `values_of_inputs` or else `shared_values` of every micro-batch without gradient,
+    gathered; then each micro-batch with `batch_values` of what was gathered. The sum of the slices'
+    losses and gradients equals the whole's. `observe` follows once per training batch.
+
+    Attributes:
+        rejected_are_shared: rejected responses matter to `shared_values` alone. A micro-batch that
+            comes with the gathered record may lack them, which spares their second pass.
     """
 
     couples_pairs = True
+    rejected_are_shared: ClassVar[bool] = False
+
+    def values_of_inputs(self, inputs: ModelInputs) -> Tensor | None:
+        """`shared_values` where the lengths alone give them; None where the policy has to run."""
+        return None
 
     @abstractmethod
     def shared_values(self, scores: TokenScores) -> Tensor:
         """[num_pairs, c] what other pairs need to know about these; no gradient."""
+
+    def batch_values(self, shared: Tensor, is_training: bool = True) -> Tensor:
+        """[N, c] what the slices of a batch are given, of all its `shared_values` [N, c].
+
+        It changes nothing. Every rank computes it alike.
+        """
+        return shared
+
+    def observe(self, shared: Tensor) -> None:
+        """Take a training batch's `shared_values` [N, c] into account in the batches after it."""
 
     @abstractmethod
     def slice_losses(self, scores: TokenScores, batch: CoupledBatch) -> PairLosses:
@@ -205,16 +248,25 @@ def non_negative(name: str, value: float) -> float:
     return value
 
 
-def check_tokens(scores: TokenScores) -> None:
+def smoothing(value: float) -> float:
+    """Check a label_smoothing, which must be in [0, 0.5); ValueError otherwise."""
+    if not 0 <= value < 0.5:
+        raise ValueError(f"label_smoothing={value}: must be in [0, 0.5)")
+    return value
+
+
+def check_tokens(scores: TokenScores, sides: int = 2) -> None:
     """Check that every response has a scored token, and that every mask has allowed weights.
 
+    Args:
+        sides: 1 if rejected responses may be missing.
     Raises: ValueError naming the first response without a scored token, or the mask with a weight
         that is not allowed.
     """
     if scores.num_pairs == 0:
         raise ValueError("every response needs at least one scored token: no pair at all")
     masks = {"reward_mask": scores.reward_mask.detach(), "kl_mask": scores.kl_mask.detach()}
-    empty = scores.lengths() == 0
+    empty = scores.lengths()[:, :sides] == 0
     # NaN is not >= 0 either, and infinity is not finite: one test for both.
     wrong = {
         name: ~(weights.isfinite() & ((weights >= 0) | scores.signed_masks))

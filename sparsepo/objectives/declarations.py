@@ -1,7 +1,7 @@
 """Every objective's declaration: what is known of it before it is built. Imports no torch."""
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal
@@ -54,6 +54,29 @@ class ObjectiveDeclaration:
     def __call__(self, **options: Any) -> "Objective":
         """The objective with these options. ValueError naming one that is out of range."""
         return self.load()(**options)
+
+
+def _of_every_term(options: Mapping[str, Any]) -> frozenset[str]:
+    """What the terms of a sum read."""
+    return frozenset(
+        feature
+        for term in options.get("of", ())
+        for feature in OBJECTIVES[term["name"]].requires_for(term)
+    )
+
+
+def common_mask_kinds(names: Iterable[str]) -> frozenset[str]:
+    """Kinds of mask that serve every one of these objectives; one that reads no mask takes any.
+
+    Raises: ValueError naming the objectives of which no kind serves all.
+    """
+    reading = [name for name in names if OBJECTIVES[name].mask_kinds != {"none"}]
+    if not reading:
+        return frozenset({"none"})
+    common = frozenset.intersection(*(OBJECTIVES[name].mask_kinds for name in reading))
+    if not common:
+        raise ValueError(f"no kind of mask serves all terms of the sum: {', '.join(reading)}")
+    return common
 
 
 def check_weighted_options(
@@ -127,6 +150,16 @@ OBJECTIVES: dict[str, ObjectiveDeclaration] = {
         ObjectiveDeclaration(
             "rpo", "RPO", requires=frozenset({"reference_logps", "prompt_embedding"})
         ),
+        ObjectiveDeclaration("kto", "KTO", requires=frozenset({"reference_logps", "desirable"})),
+        ObjectiveDeclaration("orpo", "ORPO", requires=frozenset()),
+        ObjectiveDeclaration("cpo", "CPO", requires=frozenset()),
+        ObjectiveDeclaration("alphapo", "AlphaPO", requires=frozenset()),
+        ObjectiveDeclaration("dpo_shift", "DPOShift"),
+        ObjectiveDeclaration("beta_dpo", "BetaDPO"),
+        ObjectiveDeclaration(
+            "wpo", "WPO", requires=frozenset({"reference_logps", "policy_square_sum"})
+        ),
         ObjectiveDeclaration("sft", "SFT", requires=frozenset(), uses_rejected=False),
+        ObjectiveDeclaration("sum", "Sum", requires=frozenset(), requires_of=_of_every_term),
     )
 }

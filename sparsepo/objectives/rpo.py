@@ -13,6 +13,7 @@ from sparsepo.objectives.base import (
     PairLosses,
     logistic_loss,
     positive,
+    smoothing,
 )
 from sparsepo.records import TokenScores
 
@@ -38,13 +39,8 @@ class RPO(CoupledObjective, name="rpo"):
         nll_coef: float = 0.0,
     ) -> None:
         super().__init__(nll_coef=nll_coef)
-        if not 0 <= label_smoothing < 0.5:
-            raise ValueError(f"label_smoothing={label_smoothing}: must be in [0, 0.5)")
-        self.beta, self.tau, self.label_smoothing = (
-            positive("beta", beta),
-            positive("tau", tau),
-            label_smoothing,
-        )
+        self.beta, self.tau = positive("beta", beta), positive("tau", tau)
+        self.label_smoothing = smoothing(label_smoothing)
 
     def weights(self, embeddings: Tensor) -> Tensor:
         """omega [N, N] of embeddings [N, e]; rows sum to 1.

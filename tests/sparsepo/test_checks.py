@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pair_records import TOKEN_FIELDS, random_scores
+from pair_records import PLAIN, TOKEN_FIELDS, random_scores
 
 from sparsepo import OBJECTIVES, TokenScores
 from sparsepo.checks import checks_read_later
 from sparsepo.masks.frozen import keep_heaviest
 
+# beta-DPO reads the whole batch's values between its passes, on the CPU.
+READING_NOTHING = [name for name in PLAIN if name != "beta_dpo"]
 PER_PAIR = ("prompt_embedding", "preference_scores", "response_index")
 
 
@@ -19,7 +21,7 @@ def on_meta(record: TokenScores) -> TokenScores:
     return replace(record, **moved)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", READING_NOTHING)
 def test_no_objective_looks_at_a_value(name: str) -> None:
     """The negative control is a call whose checks are read at once."""
     objective, record = OBJECTIVES[name](), on_meta(random_scores([3, 5, 2, 2]))
@@ -40,7 +42,7 @@ def test_no_mask_by_weight_looks_at_a_value() -> None:
     assert [int((part > 0).sum()) for part in kept.split(15)] == [3, 3]
 
 
-@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "sft"])
+@pytest.mark.parametrize("name", [name for name in READING_NOTHING if name != "sft"])
 def test_what_is_read_later_says_what_a_call_would(name: str) -> None:
     objective, record = OBJECTIVES[name](), random_scores([3, 5, 2, 2])
     reward_mask = record.reward_mask.clone()

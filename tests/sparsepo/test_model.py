@@ -89,7 +89,13 @@ def test_a_mask_that_reads_the_policy_gets_what_the_step_knows_without_gradient(
             return torch.ones(len(response_index))
 
     model, inputs = llama(), padded_layout(PAIRS)
-    for requires in (frozenset(), {"policy_logps"}, {"policy_logps", "policy_hidden"}):
+    alone = {"policy_square_sum"}
+    for requires in (
+        frozenset(),
+        alone,
+        {"policy_logps"},
+        {*alone, "policy_logps", "policy_hidden"},
+    ):
         mask = Watching()
         mask.requires = frozenset(requires)
         scores = PolicyModel(model, mask)(inputs, Features())
@@ -101,8 +107,11 @@ def test_a_mask_that_reads_the_policy_gets_what_the_step_knows_without_gradient(
     own = head.logits(seen[-1].policy_hidden).log_softmax(-1).gather(1, inputs.labels[:, None])
     torch.testing.assert_close(own.squeeze(1), scores.policy_logps)
     assert not seen[-1].policy_hidden.requires_grad
-    with pytest.raises(ValueError, match="'policy_square_sum' is not computed"):
-        PolicyModel(model, UniformMask(), requires={"policy_square_sum"})
+    squares = head.logits(seen[-1].policy_hidden).softmax(-1).square().sum(-1)
+    torch.testing.assert_close(seen[-1].policy_square_sum, squares)
+    asked = PolicyModel(model, UniformMask(), requires=alone)(inputs, Features())
+    torch.testing.assert_close(asked.policy_square_sum, squares)
+    assert torch.equal(asked.policy_logps, scores.policy_logps)
 
 
 def test_empty_responses_and_batches_are_refused() -> None:

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
-from sparsepo import TokenScores
+from sparsepo import OBJECTIVES, TokenScores
 from sparsepo.objectives import Objective
 
+# Objectives of pairs that can be built without an option.
+PLAIN = [name for name in OBJECTIVES if name not in ("kto", "sum")]
 TOKEN_FIELDS = (
     "policy_logps",
     "reference_logps",
@@ -110,3 +112,18 @@ def gradient_of(
     objective(replace(record, **{name: value})).losses.sum().backward()
     assert value.grad is not None
     return value.grad
+
+
+def part_of(record: TokenScores, pairs: list[int]) -> TokenScores:
+    """The micro-batch of these pairs, in this order."""
+    own = record.response_index // 2
+    keep = torch.cat([(own == pair).nonzero().flatten() for pair in pairs])
+    places = torch.tensor([pairs.index(int(pair)) for pair in own[keep]])
+    per_pair = ("prompt_embedding", "preference_scores", "desirable")
+    return replace(
+        record,
+        **{n: v[keep] for n in TOKEN_FIELDS if (v := getattr(record, n)) is not None},
+        **{n: v[pairs] for n in per_pair if (v := getattr(record, n)) is not None},
+        response_index=2 * places + record.response_index[keep] % 2,
+        num_pairs=len(pairs),
+    )

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from evaluation.benchmarks import masks_benchmark, preference_benchmark, sentiment_benchmark
+from evaluation.benchmarks import (
+    labelled_benchmark,
+    masks_benchmark,
+    preference_benchmark,
+    sentiment_benchmark,
+)
 from evaluation.benchmarks.masks import token_class
 from evaluation.bootstrap import mean_interval
 from evaluation.key_tokens import key_token_labels
@@ -192,6 +197,52 @@ def test_key_tokens_overlap_words() -> None:
         False,
         True,
     ]
+
+
+def test_labelled_benchmark_by_hand() -> None:
+    """Rewards of other prompts' responses are 0.5, -0.25 and 0.125: their mean is 0.125.
+
+    Rewards 0.5 (desirable), 0.25 (not), 0.125 (desirable): margins 0.375, -0.125 and a tie, so 1.5
+    of 3 are right. By reward one of two pairs is ranked rightly; by log-probability -8, -9, -12
+    too, per token (-4, -3, -2) one; before (-9, -9, -9) both are ties.
+    """
+    given = [
+        (True, 0.5, 0.5, -8.0, 2, 1.0),
+        (False, 0.25, -0.25, -9.0, 3, 2.0),
+        (True, 0.125, 0.125, -12.0, 6, 3.0),
+    ]
+    records = [
+        {
+            "prompt_hash": f"p{number}",
+            "desirable": label,
+            "reward_chosen": reward,
+            "reward_rejected": other,
+            "policy_chosen": logps,
+            "start_chosen": -9.0,
+            "num_chosen": length,
+            "kl_chosen": kl,
+        }
+        for number, (label, reward, other, logps, length, kl) in enumerate(given)
+    ]
+    found = labelled_benchmark(records, 100, 0)
+    assert (found["num_rows"], found["num_desirable"], found["num_prompts"]) == (3, 2, 3)
+    assert found["accuracy/implicit_reward"]["mean"] == pytest.approx(0.5)
+    assert found["rewards/margins"]["mean"] == pytest.approx(0.25 / 3)
+    assert found["kl/reference_policy"]["mean"] == pytest.approx(2.0)
+    ranks = {key: value for key, value in found.items() if key.startswith("auc/")}
+    assert ranks == {
+        "auc/logps/before": 0.5,
+        "auc/logps/after": 0.5,
+        "auc/logps_per_token/before": 0.5,
+        "auc/logps_per_token/after": 0.5,
+        "auc/implicit_reward": 0.5,
+    }
+    better = [{**records[0]}, {**records[1], "reward_chosen": -1.0}]
+    assert labelled_benchmark(better, 100, 0)["auc/implicit_reward"] == 1.0
+    alone = labelled_benchmark(records[:1], 100, 0)
+    assert not any(key.startswith("auc/") for key in alone)
+    with pytest.raises(ValueError, match="at least one row"):
+        labelled_benchmark([], 100, 0)
 
 
 def test_preference_benchmark_by_hand() -> None:

@@ -304,7 +304,7 @@ def test_a_shard_that_cannot_be_written_is_a_failure(
         (str(tmp_path / "file" / "pairs"), {}, "cannot write"),
         (str(tmp_path / "run"), {"run_dir": "/not/mounted/here"}, "does not see it"),
     ):
-        found = _write(shard, [block], root, paths)
+        found = _write(shard, {0: block}, root, paths)
         assert isinstance(found, Failure) and found.kind == "user" and line in found.message
         with pytest.raises(UserError, match=line):
             result_of(found)

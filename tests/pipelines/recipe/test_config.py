@@ -17,7 +17,8 @@ from pipelines.recipe.files import load_recipe, packaged, validate_recipe, write
 from pipelines.recipe.run_paths import RunPaths
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.section import Section, stage_settings
-from sparsepo import OBJECTIVES
+from sparsepo import LOSSES, OBJECTIVES
+from sparsepo.masks import MASKS, FrozenMask
 
 MINIMAL: dict[str, Any] = {
     "run_dir": "r",
@@ -36,13 +37,21 @@ WITH_OBJECTIVE["tis_dpo"]["model"] = {
     "positive_scorer": "p",
     "negative_scorer": "n",
 }
+WITH_OBJECTIVE["sum"]["objective"]["of"] = [
+    {"weight": 0.8, "name": "dpo"},
+    {"weight": 1.0, "name": "sft"},
+]
 
 
 @pytest.mark.parametrize("name", packaged("recipe"))
 def test_every_packaged_recipe_loads_and_says_what_it_is(name: str) -> None:
     recipe = load_recipe(name)
-    objective = name.split("-", 1)[1].replace("-", "_")
-    assert recipe.objective.name == ("sparsepo" if objective.startswith("sparsepo") else objective)
+    objective = name.split("-", 1)[1].removesuffix("-losses").replace("-", "_")
+    if recipe.objective.name == "weighted":  # called after its producer
+        assert recipe.mask.kind == objective
+    else:
+        named = "sparsepo" if objective.startswith("sparsepo") else objective
+        assert recipe.objective.name == named
     header = packaged("recipe")[name].read_text().split("\nrun_dir")[0]
     for word in ("Starting model", "Hardware", f"Launch: sparsepo run {name}"):
         assert word in header
@@ -62,6 +71,35 @@ def test_every_objective_has_a_recipe() -> None:
     assert {load_recipe(name).objective.name for name in packaged("recipe")} == set(OBJECTIVES) - {
         "sft"
     }  # `sparsepo sft` takes any recipe
+
+
+def test_every_producer_has_a_recipe() -> None:
+    """Baselines of MaPO excepted, which are one word in its recipe."""
+    kinds = {load_recipe(name).mask.kind for name in packaged("recipe")}
+    assert kinds == set(MASKS) - {"random", "external"}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in MASKS if kind not in ("none", "learned")])
+def test_a_recipe_may_say_exactly_what_a_producer_can_be_built_with(kind: str) -> None:
+    """Every number at the ends of its range."""
+    given = {"objective": {"name": "weighted"}, "mask": {"kind": kind}}
+    config = type(validate_recipe({**MINIMAL, **WITH_OBJECTIVE["tis_dpo"], **given}).mask)
+    built = dict(inspect.signature(MASKS[kind].load()).parameters)
+    if built.pop("options", None):
+        built |= inspect.signature(FrozenMask).parameters
+    options = config(kind=kind).options()
+    assert set(options) == set(built)
+    numbers = [key for key, value in options.items() if isinstance(value, float)]
+    for option in (*numbers, "keep_fraction"):
+        for value in (-math.inf, -1, 0, 1e-3, 0.49, 0.5, 1, 1.5, 2, 50, math.inf, math.nan):
+            outcomes = []
+            for build in (config, MASKS[kind]):
+                try:
+                    build(**{option: value})
+                    outcomes.append("built")
+                except ValueError:
+                    outcomes.append("refused")
+            assert outcomes[0] == outcomes[1], (option, value)
 
 
 def test_mapo_without_a_mask_means_activations_and_never_tdpo1() -> None:
@@ -129,6 +167,34 @@ def test_a_recipe_may_say_exactly_what_an_objective_can_be_built_with(name: str)
         assert outcomes[0] == outcomes[1], (option, value)
 
 
+def test_a_loss_of_dpo_brings_its_own_beta_and_refuses_what_it_would_ignore() -> None:
+    """Of a mapping and of overrides alike; a beta that is given stays."""
+
+    def made(*overrides: str) -> Any:
+        return validate_recipe(MINIMAL, overrides).objective
+
+    assert (made().beta, made("objective.loss=sigmoid_norm").beta) == (0.1, 5.0)
+    assert made("objective.loss=sigmoid_norm", "objective.beta=0.1").beta == 0.1
+    assert made("objective.name=wpo", "objective.loss=sigmoid_norm").beta == 5.0
+    for loss, declared in LOSSES.items():
+        needed = ["objective.label_smoothing=0.1"] * (declared.label_smoothing == "needed")
+        options = made(f"objective.loss={loss}", *needed).options()
+        assert OBJECTIVES["dpo"](**options).beta == options["beta"] == declared.beta
+        assert (
+            OBJECTIVES["dpo"](loss=loss, label_smoothing=0.1 * bool(needed)).beta == declared.beta
+        )
+    for objective in ("dpo", "wpo"):
+        for overrides, line in (
+            (["loss=hinge", "label_smoothing=0.1"], "label_smoothing=0.1 with loss=hinge, which"),
+            (["loss=exo"], "loss=exo needs label_smoothing > 0"),
+            (["loss=sppo", "divergence=js"], "divergence=js with loss=sppo, which reads more"),
+            (["divergence_alpha=0.3"], "divergence_alpha=0.3 with divergence=reverse, which reads"),
+        ):
+            given = [f"objective.name={objective}", *(f"objective.{key}" for key in overrides)]
+            with pytest.raises(UserError, match=line):
+                validate_recipe(MINIMAL, given)
+
+
 def test_missing_and_broken_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere.yaml.*no such file"):
         load_recipe("nowhere.yaml")
@@ -189,6 +255,15 @@ def test_requirements_come_from_objective_and_mask() -> None:
     everything = {"reference_logps", "reference_hidden", "reference_layers"}
     assert needs("objective.name=sparsepo", "mask.kind=learned") == (everything, "online")
     assert needs("objective.name=sft")[0] == set()
+    weighted = ("objective.name=weighted", "mask.kind=confidence")
+    assert needs(*weighted)[0] == {"reference_logps", "policy_logps"}
+    free = validate_recipe(MINIMAL, [*weighted, "objective.reference_free=true"])
+    assert free.required_features() == {"policy_logps"}
+    assert free.stored_features() == free.online_features() == frozenset()
+    with_kl = validate_recipe(MINIMAL, [*weighted, "objective.alpha=0.5"])
+    assert with_kl.stored_features() == {"reference_logps", "reference_hidden"}
+    external = ("objective.name=tis_dpo", "objective.source=external")
+    assert needs(*external)[0] == {"reference_logps", "external_weights"}
 
 
 def test_every_field_changes_exactly_the_stage_it_says() -> None:
@@ -220,6 +295,8 @@ def test_every_field_changes_exactly_the_stage_it_says() -> None:
         ("activation", "mask.terms=kl", "train"),
         ("activation", "mask.mapping=sigmoid", "reference"),
         ("random", "mask.seed=4", "train"),
+        ("activation", "mask.sides=chosen", "train"),
+        ("activation", "mask.normalise=mean_one", "train"),
     ):
         chosen = ("objective.name=mapo", f"mask.kind={mask}")
         one, two = validate_recipe(MINIMAL, chosen), validate_recipe(MINIMAL, (*chosen, options))

@@ -13,6 +13,7 @@ from pipelines.commands.run import run_stages
 from pipelines.commands.stages import REFERENCE
 from pipelines.errors import StageFailed
 from pipelines.pairs.table import open_pairs
+from pipelines.recipe.run_paths import MARKERS
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import Run
 from pipelines.reference.actor import ShardScorer, ShardTask
@@ -105,6 +106,20 @@ def test_a_failing_row_is_reported_and_left_out(
         for place in trainer.sampler.pair_indices(step)
     ]
     assert sorted(seen) == rows, "an epoch has every usable row once"
+    # The same reference in the place of a scorer, whose feature comes later.
+    with_scorer = recipe_in(
+        tmp_path / "run",
+        f"model.reference={folder}",
+        f"model.positive_scorer={scored.model.name_or_path}",
+        "objective.name=tis_dpo",
+        "reference.max_failed_fraction=0.9",
+        paths={"pairs": f"{scored.run_dir}/pairs"},
+    )
+    run_stages(with_scorer, (REFERENCE,), lambda line: None, quiet=True)
+    markers = Path(recipe.run_dir, "reference", MARKERS, "scorer_log_ratios").glob("*.json")
+    reasons = [why for file in markers for why in json.loads(file.read_text())["failed"].values()]
+    assert len(reasons) == len(reported)
+    assert all("beyond the reference's vocabulary" in reason for reason in reasons)
 
 
 def test_too_many_failing_rows_stop_the_stage_with_the_first_one(

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -15,6 +16,7 @@ from runs import MakeRecipe
 from pipelines.commands.plan import plan_sweep
 from pipelines.errors import StageFailed, UserError
 from pipelines.recipe.files import load_recipe, packaged, validate_recipe, write_yaml
+from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import STARTED, Run
 from pipelines.storage.store import RunStore
 from pipelines.sweep.files import is_sweep, load_sweep
@@ -106,9 +108,32 @@ def test_composite_values_reach_the_recipe(load: Load) -> None:
     assert all(recipe.train.adam_betas == (0.9, 0.95) for recipe in recipes)
 
 
+def test_the_terms_of_a_sum_are_searched(load: Load) -> None:
+    """Their weights and options by their place; a term that changes has metrics of its own."""
+    space: dict[str, Any] = {
+        "objective.of[1].weight": {"grid": [0.1, 2.0]},
+        "objective.of[0].beta": {"grid": [0.3]},
+    }
+    sweep = load(space, recipe="hh-sum")
+    assert sweep.points is not None and sweep.has_one_method()
+    found = [sweep.recipe_at(point, "x").objective.options()["of"] for point in sweep.points]
+    assert [(terms[0]["beta"], terms[1]["weight"]) for terms in found] == [(0.3, 0.1), (0.3, 2.0)]
+    named = load(
+        {"objective.of[0].name": {"grid": ["ipo"]}, "objective.of[0].weight": {"grid": [1]}},
+        recipe="hh-sum",
+    )
+    assert named.points is not None and not named.has_one_method()
+    assert named.recipe_at(named.points[0], "x").objective.options()["of"][0]["name"] == "ipo"
+
+
 @pytest.mark.parametrize(
     ("space", "top", "message"),
     [
+        (
+            {"objective.of.1.weight": {"grid": [1]}},
+            {"recipe": "hh-sum"},
+            "unknown config key 'objective.of.1.weight': did you mean 'objective.of.weight'",
+        ),
         ({"objective.bta": {"grid": [1]}}, {}, "did you mean 'objective.beta'"),
         ({"objective.beta": {"uniform": [2, 1]}}, {}, r"range \[2.0, 1.0\] is empty"),
         ({"objective.beta": {"loguniform": [0, 1]}}, {}, "loguniform low = 0.0: must be > 0"),
@@ -208,6 +233,11 @@ def test_composite_values_reach_the_recipe(load: Load) -> None:
             "recipe 'hh-nothing': no such file, nor a packaged recipe",
         ),
         ({"recipe": {"uniform": [0, 1]}}, {}, "recipe takes grid or choice"),
+        (
+            {"mask.kind": {"grid": ["surprise", "random"]}, "mask.quantile": {"grid": [0.6]}},
+            {"recipe": "hh-surprise"},
+            "mask.kind=random, mask.quantile=0.6: config key 'mask.quantile' is none of mask.kind=",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_sweep_is_named(
@@ -244,6 +274,28 @@ def test_packaged_sweeps_load(name: str, model_dir: Path, pairs_file: Path, tmp_
     assert f"sparsepo tune {name} " in packaged("sweep")[name].read_text(), (
         "says how it is launched"
     )
+
+
+def test_producers_side_by_side_have_settings_of_their_own() -> None:
+    """Equal shares and mean weights; what one producer alone knows is searched for it alone."""
+    sweep = load_sweep("hh-producers")
+    assert sweep.points is not None
+    kept: dict[str, list[float]] = {}
+    for point in sweep.points:
+        mask, objective = (getattr(sweep.recipe_at(point, "x"), n) for n in ("mask", "objective"))
+        found = mask.model_dump()
+        own = found.get("k") or found.get("fraction")
+        share = own or found["keep_fraction"] or 1 - found["quantile"]
+        kept.setdefault(mask.kind, []).append(round(share, 9))
+        assert (mask.normalise, objective.beta, objective.alpha) == ("mean_one", 0.1, 0.0)
+        assert [key for key in ("k", "quantile", "fraction") if key in found] == {
+            "adversarial": ["k"], "surprise": ["quantile"], "entropy": ["fraction"],
+        }.get(mask.kind, [])  # fmt: skip
+    kinds = (
+        "random", "position_decay", "activation", "surprise", "adversarial", "entropy", "saliency",
+        "transport",
+    )  # fmt: skip
+    assert kept == {kind: [0.1, 0.2, 0.4] for kind in kinds}
 
 
 def test_keys_on_the_command_line(load: Load) -> None:
@@ -318,6 +370,34 @@ def test_points_share_a_store_unless_a_searched_key_changes_it(load: Load, tmp_p
     )
     assert 0 < plan["train"]["hours"] == pytest.approx(8 * plan["train"]["hours_per_run"])
     assert plan["stores"][0]["storage_bytes"] != plan["stores"][1]["storage_bytes"]
+
+
+def test_points_with_other_scorers_share_no_store(
+    load: Load, make_recipe: MakeRecipe, model_dir: Path, tmp_path: Path
+) -> None:
+    """One tuned model serves all that read q; two of them make another store, even where no
+    feature is in both. A recipe that only names scorers does not say which are meant.
+    """
+    good, bad = (f"model.{side}_scorer={model_dir}" for side in ("positive", "negative"))
+    for name, options in {
+        "idle": ("objective.name=dpo", "model.positive_scorer=/nowhere"),
+        "reward": ("objective.name=weighted", "mask.kind=token_reward", good),
+        "select": ("objective.name=weighted", "mask.kind=selective", good),
+        "contrast": ("objective.name=weighted", "mask.kind=contrast", good, bad),
+    }.items():
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(write_yaml(make_recipe("data.validation_fraction=0.2", *options)))
+
+    def stores(*names: str) -> list[Recipe]:
+        files = [str(tmp_path / f"{name}.yaml") for name in names]
+        return [r for r, _ in SharedStores.of(load({"recipe": {"grid": files}})).makers()]
+
+    (one,) = stores("idle", "reward", "select")
+    assert one.stored_features() == {"reference_logps", "scorer_log_ratios"}
+    assert one.model.positive_scorer == str(model_dir) and one.model.negative_scorer is None
+    several = stores("reward", "contrast")
+    assert {recipe.model.negative_scorer for recipe in several} == {None, str(model_dir)}
+    assert {len(recipe.stored_features()) for recipe in several} == {2, 3}
 
 
 def trial(number: int, reward: float, kl: float, **more: object) -> Trial:

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from by_hand import accept_files
+from pair_records import PLAIN
 from ranks import Ranks
 from runs import CPU, MakeRecipe, silent, trainer_of
 from transformers import (
@@ -29,6 +31,7 @@ from pipelines.commands.run import run_stages
 from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
 from pipelines.errors import Failure, StageFailed, UserError
 from pipelines.pairs.table import open_pairs
+from pipelines.recipe.files import packaged
 from pipelines.recipe.run_paths import RunPaths, failure_files
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import Run
@@ -37,8 +40,9 @@ from pipelines.reference.stage import run_facts
 from pipelines.storage.records import read_record
 from pipelines.train.metrics import read_metrics
 from pipelines.train.trainer import Trainer
-from sparsepo import OBJECTIVES, LearnedMasks, RunawayWatch
+from sparsepo import FallingChosenWatch, LearnedMasks, RunawayWatch
 from sparsepo.batching.layouts import padded_layout
+from sparsepo.masks import MASKS
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -100,11 +104,18 @@ def world(
     paths = {"pairs": str(folder / "pairs"), "reference": str(folder / "reference")}
     features = (
         "reference_logps, reference_hidden, reference_layers, activation_mask, scorer_log_ratios, "
-        "prompt_embedding"
+        "prompt_embedding, reference_entropy, saliency, positive_logps, negative_logps"
     )
     everything = ("objective.name=mapo", "mask.kind=activation", f"reference.features=[{features}]")
     prepared(recipe_in(folder / "run", *options, *everything, *scorers, paths=paths))
     return World(source, scorers, options, paths)
+
+
+def packaged_objective(recipe: str) -> dict[str, Any]:
+    """The section `objective` of a packaged recipe; empty if there is none of that name."""
+    file = packaged("recipe").get(recipe)
+    found: dict[str, Any] = yaml.safe_load(file.read_text())["objective"] if file else {}
+    return found
 
 
 def write_scored(path: Path, rows: list[dict[str, str]], model_dir: Path) -> Path:
@@ -135,29 +146,152 @@ def perturbed_copies(folder: Path, model_dir: Path) -> tuple[str, ...]:
     return tuple(chosen)
 
 
-@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in ("sft", "rpo")])
+# Producers that are not another objective's mask in a case of its own.
+PRODUCERS = [kind for kind in MASKS if kind not in ("none", "activation", "learned")]
+LAST_LAYER = ["mask.kind=learned", "mask.architecture=ml_last"]
+CASES = {
+    **{name: [] for name in PLAIN if name not in ("sft", "rpo")},
+    "mapo": ["mask.kind=activation"],
+    "sparsepo": LAST_LAYER,
+    "tis_dpo external": ["objective.source=external"],
+    "weighted learned": [*LAST_LAYER, "mask.terms=reward", "objective.l1_reward=0.01"],
+    "weighted all": [
+        *LAST_LAYER, "objective.alpha=0.5", "objective.gamma=0.1", "objective.reduction=mean_kept",
+        "objective.log_ratio_clamp=[-1, 1.5]",
+    ],
+    "weighted free": [
+        "mask.kind=confidence", "objective.reference_free=true", "objective.reduction=mean_kept",
+    ],
+    **{f"weighted {kind}": [f"mask.kind={kind}"] for kind in PRODUCERS},
+}  # fmt: skip
+# Losses while the policy is the reference.
+UNFIXED = (
+    "simpo", "odpo", "orpo", "cpo", "alphapo", "wpo", "weighted free", "weighted learned",
+)  # fmt: skip
+FIRST: dict[str, float | None] = {"ipo": 25.0, **dict.fromkeys(UNFIXED)}
+FIRST["weighted all"] = math.log(1 + math.exp(0.1))
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_every_objective_trains_and_micro_batches_do_not_show(
-    name: str, recipe_in: MakeRecipe, world: World, tmp_path: Path
+    case: str, recipe_in: MakeRecipe, world: World, tmp_path: Path
 ) -> None:
-    options = [f"objective.name={name}", "train.max_steps=3", *world.options, *world.scorers]
-    options += {
-        "mapo": ["mask.kind=activation"],
-        "sparsepo": ["mask.kind=learned", "mask.architecture=ml_last"],
-    }.get(name, [])
+    name = case.partition(" ")[0]
+    options = [f"objective.name={name}", *CASES[case], "train.max_steps=3"]
+    options += [*world.options, *world.scorers]
     losses = []
     for label, budget in (("many", 1), ("one", 100_000)):
         recipe = recipe_in(
-            tmp_path / label, *options, f"train.micro_batch_tokens={budget}", paths=world.paths
+            tmp_path / label,
+            *options,
+            f"train.micro_batch_tokens={budget}",
+            paths=world.paths,
         )
         trained(recipe)
         losses.append(torch.tensor([record["loss"] for record in steps(recipe)]))
     assert torch.isfinite(losses[0]).all() and len(losses[0]) == 3
     assert float(((losses[0] - losses[1]) / losses[0]).abs().max()) < 3e-5
-    first = {"ipo": 25.0, "simpo": None, "odpo": None}.get(
-        name, math.log(2)
-    )  # the loss while the policy is the reference
+    first = FIRST.get(case, math.log(2))
     if first is not None:
         assert float(losses[0][0]) == pytest.approx(first, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "first"),
+    [
+        (["loss=sigmoid_norm"], math.log(2)),
+        (["loss=hinge"], 1),
+        (["loss=robust", "label_smoothing=0.1"], math.log(2)),
+        (["loss=exo", "label_smoothing=0.1"], -math.log(2) - math.log(0.9 * 0.1) / 2),
+        (["loss=apo_zero"], 1),
+        (["loss=apo_down"], 1),
+        (["loss=bco_pair"], 2 * math.log(2)),
+        (["loss=nca"], 2 * math.log(2)),
+        (["loss=sppo"], 50),
+        (["loss=discopop"], math.log(2) / 2 + 0.5),
+        (["divergence=forward"], math.log(2)),
+        (["divergence=js"], math.log(2)),
+        (["divergence=alpha", "divergence_alpha=0.3"], math.log(2)),
+    ],
+)
+def test_every_loss_of_dpo_trains(
+    options: list[str], first: float, recipe_in: MakeRecipe, world: World, tmp_path: Path
+) -> None:
+    """In the packaged recipe's place of them, on the same pairs in every step: from its value at
+    the reference to a smaller one.
+    """
+    section = packaged_objective("hh-dpo-losses") | {"loss": "sigmoid"}
+    given = [f"objective.{option}" for option in options]
+    recipe = recipe_in(
+        tmp_path,
+        "train.epochs=3",
+        "train.warmup_fraction=0",
+        "train.learning_rate=1e-4",
+        "train.global_batch_size=200",
+        *given,
+        *world.options,
+        objective=section,
+        paths=world.paths,
+    )
+    trained(recipe)
+    losses = [record["loss"] for record in steps(recipe)]
+    assert losses[0] == pytest.approx(first, rel=1e-5)
+    assert losses[0] > losses[1] > losses[2]
+
+
+REMEMBERED = {
+    "dpo_shift": "weights/rejected",
+    "beta_dpo": "beta/batch",
+    "sum": "of/1_beta_dpo/beta/batch",
+}
+
+
+@pytest.mark.parametrize("name", REMEMBERED)
+def test_what_an_objective_remembers_survives_a_resume(
+    name: str, recipe_in: MakeRecipe, world: World, tmp_path: Path
+) -> None:
+    """A run that was stopped at step 4 of 6 gives the same bits as one that was not: lambda follows
+    the step, beta the average that lies in the checkpoint. Validation is at lambda_end, and at beta
+    itself.
+    """
+    options = (f"objective.name={name}", "objective.beta=2")
+    base = (
+        *(COUPLED["sum with a memory"] if name == "sum" else options), "train.max_steps=6",
+        "train.global_batch_size=7", "train.checkpoint_every=4", "train.validate_every=6",
+        "train.warmup_fraction=0", *world.options,
+    )  # fmt: skip
+    whole = recipe_in(tmp_path / "whole", *base, paths=world.paths)
+    expected = trained(whole)
+    stopped = recipe_in(tmp_path / "stopped", *base, paths=world.paths)
+    trainer = trainer_of(stopped)
+
+    def stop(metrics: dict[str, Any]) -> None:
+        assert trainer.checkpoints.failure(wait=True) is None
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        trainer.run(stop)
+    resumed = trainer_of(stopped)
+    assert resumed.step == 4
+    resumed.run(lambda metrics: None)
+    assert resumed.objective.state() == expected.objective.state()
+    key = REMEMBERED[name]
+    found = [[(r["loss"], r["grad_norm"], r[key]) for r in steps(one)] for one in (stopped, whole)]
+    assert found[0] == found[1]
+    values = [value for _, _, value in found[1]]
+    validation = [
+        record[f"validation/{key}"]
+        for record in read_metrics(RunPaths.of(whole).train)
+        if record.get("kind") == "validation"
+    ]
+    if name == "dpo_shift":
+        assert values == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
+        assert validation == [1.0, 1.0]
+    else:
+        assert len(set(values)) == 6
+        assert validation == [2.0, 2.0]
+        kept = [record["beta/kept_fraction"] for record in steps(whole)]
+        assert kept == pytest.approx([5 / 7] * 6)
 
 
 @pytest.mark.parametrize("name", ["dpo", "tdpo1", "tdpo2", "mapo", "sparsepo"])
@@ -300,23 +434,35 @@ def test_stored_scorer_ratios_are_the_models_own(
         run_stages(swapped, (REFERENCE,), silent)
 
 
-def rpo_losses(recipe: Recipe) -> torch.Tensor:
+# Objectives whose pairs see the whole batch.
+COUPLED = {
+    "beta_dpo": ("objective.name=beta_dpo", "objective.beta=2"),
+    "rpo": ("objective.name=rpo", "objective.beta=2"),
+    "tokens": (
+        "objective={name: sum, of: [{weight: 0.8, name: dpo}, {weight: 0.5, name: sft}]}",
+        "objective.of[0].weight=0.7",
+    ),
+    "sum": (
+        "objective={name: sum, of: [{weight: 1, name: sft}, {weight: 2, name: rpo, beta: 2}]}",
+    ),
+    "sum with a memory": (
+        "objective={name: sum, of: [{weight: 1, name: rpo}, {weight: 2, name: beta_dpo, beta: 2}]}",
+    ),
+}
+
+
+def coupled_losses(recipe: Recipe) -> torch.Tensor:
     return torch.tensor([[record["loss"], record["grad_norm"]] for record in steps(recipe)])
 
 
-def test_rpo_does_not_depend_on_micro_batches(
-    recipe_in: MakeRecipe, world: World, tmp_path: Path
+@pytest.mark.parametrize("case", COUPLED)
+def test_coupled_pairs_do_not_depend_on_micro_batches(
+    case: str, recipe_in: MakeRecipe, world: World, tmp_path: Path
 ) -> None:
     """A batch of 7 pairs in one piece, or in 7: loss and gradient norm agree; validation is cut
     like training.
     """
-    base = (
-        "objective.name=rpo",
-        "objective.beta=2",
-        "train.max_steps=4",
-        "train.validate_every=2",
-        *world.options,
-    )
+    base = (*COUPLED[case], "train.max_steps=4", "train.validate_every=2", *world.options)
     found = {}
     for label, budget in (("seven", 1), ("one", 100_000)):
         recipe = recipe_in(
@@ -335,19 +481,20 @@ def test_rpo_does_not_depend_on_micro_batches(
             for r in read_metrics(RunPaths.of(recipe).train)
             if r.get("kind") == "validation"
         ]
-        found[label] = rpo_losses(recipe), torch.tensor(validation)
+        found[label] = coupled_losses(recipe), torch.tensor(validation)
     for one, seven in zip(found["one"], found["seven"], strict=True):
         assert float(((one - seven) / one).abs().max()) < 1e-4
 
 
 @pytest.mark.slow
-def test_rpo_does_not_depend_on_ranks(
-    recipe_in: MakeRecipe, world: World, ranks: Ranks, tmp_path: Path
+@pytest.mark.parametrize("case", ["rpo", "beta_dpo", "tokens"])
+def test_coupled_pairs_do_not_depend_on_ranks(
+    case: str, recipe_in: MakeRecipe, world: World, ranks: Ranks, tmp_path: Path
 ) -> None:
     """One rank and two see the same global batch of 7; a different batch size shows (negative
     control).
     """
-    base = ("objective.name=rpo", "objective.beta=2", "train.max_steps=4", *world.options)
+    base = (*COUPLED[case], "train.max_steps=4", *world.options)
 
     def losses(label: str, workers: int, size: int) -> torch.Tensor:
         recipe = recipe_in(
@@ -361,7 +508,7 @@ def test_rpo_does_not_depend_on_ranks(
             trained(recipe)
         else:
             ranks.train(prepared(recipe))
-        return rpo_losses(recipe)
+        return coupled_losses(recipe)
 
     one, two, other = losses("one", 1, 7), losses("two", 2, 7), losses("other", 1, 8)
     assert float(((one - two) / one).abs().max()) < 1e-4
@@ -460,6 +607,65 @@ def test_frozen_masks_keep_the_heaviest_tokens(
     assert 0.4 < record["masks/reward_zero_fraction"] <= 0.51
     assert record["masks/kl_zero_fraction"] == 0
     assert record["masks/kl_mean"] == 1
+
+
+STEP_PRODUCERS = ("confidence", "surprise", "adversarial", "partition", "transport")
+
+
+@pytest.mark.parametrize("kind", [*STEP_PRODUCERS, "wpo"])
+def test_what_producers_read_of_the_step_depends_on_no_rank_layout_or_resume(
+    kind: str, recipe_in: MakeRecipe, world: World, ranks: Ranks, tmp_path: Path
+) -> None:
+    """Five steps over two epochs: in one piece; by two ranks on padded rows; stopped after two."""
+    weighs = ("objective.name=weighted", "objective.alpha=0.5", f"mask.kind={kind}")
+    base = (
+        *(("objective.name=wpo",) if kind == "wpo" else weighs),
+        "train.global_batch_size=32", "train.epochs=2", "train.max_steps=5",
+        "train.checkpoint_every=2", *world.options,
+    )  # fmt: skip
+
+    def recipe(name: str, *options: str) -> Recipe:
+        return recipe_in(tmp_path / name, *base, *options, paths=world.paths)
+
+    whole = recipe("whole")
+    assert trained(whole).sampler.steps_per_epoch == 3
+    spread = recipe(
+        "spread", "train.layout=padded", "train.num_workers=2", "train.cpus_per_worker=1"
+    )
+    ranks.train(spread)
+    stopped = recipe("stopped")
+    trainer = trainer_of(stopped)
+
+    def stop(metrics: dict[str, Any]) -> None:
+        assert trainer.checkpoints.failure(wait=True) is None
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        trainer.run(stop)
+    assert trained(stopped, needs_store=False).step == 5
+    names = ("loss", "grad_norm", "weights/pair" if kind == "wpo" else "masks/reward_mean")
+    first, *others = (
+        [[r[name] for name in names] for r in steps(one)] for one in (whole, spread, stopped)
+    )
+    for other in others:
+        assert len(other) == 5
+        torch.testing.assert_close(torch.tensor(other), torch.tensor(first), atol=2e-6, rtol=2e-4)
+
+
+def test_two_parts_in_two_epochs_weigh_every_token_twice(
+    recipe_in: MakeRecipe, world: World, tmp_path: Path
+) -> None:
+    """So the mean weights of two steps over all pairs add up to two; validation's is one."""
+    recipe = recipe_in(
+        tmp_path, "objective.name=weighted", "mask.kind=partition", "mask.parts=2",
+        "train.global_batch_size=500", "train.epochs=2", *world.options, paths=world.paths,
+    )  # fmt: skip
+    trained(recipe)
+    means = [record["masks/reward_mean"] for record in steps(recipe)]
+    assert len(means) == 2 and sum(means) == pytest.approx(2, abs=1e-6)
+    assert means[0] != 1
+    validations = [r for r in read_metrics(RunPaths.of(recipe).train) if "kind" in r]
+    assert {r["validation/masks/reward_mean"] for r in validations} == {1.0}
 
 
 @pytest.mark.slow
@@ -625,6 +831,33 @@ def test_a_kl_that_runs_away_is_a_warning_of_the_run_and_is_told_once(
         "window": [],
         "has_told": True,
     }
+
+
+def test_chosen_responses_that_get_unlikely_are_a_warning_of_the_run_and_are_told_once(
+    recipe_in: MakeRecipe, world: World, tmp_path: Path
+) -> None:
+    """The forty-nine steps before this run's first are given: they fall by 2 nats a step."""
+    recipe = recipe_in(
+        tmp_path,
+        "objective.name=dpo",
+        "train.max_steps=2",
+        "train.checkpoint_every=1",
+        *world.options,
+        paths=world.paths,
+    )
+    trainer = trainer_of(recipe)
+    before = [[100.0 - 2 * i, i / 100 - 0.5] for i in range(49)]
+    trainer.falling = FallingChosenWatch({"window": before})
+    trainer.run(lambda metrics: None)
+    (warning,) = [
+        record
+        for record in read_metrics(RunPaths.of(recipe).train)
+        if record.get("kind") == "warning"
+    ]
+    assert warning["step"] == 1
+    (line,) = warning["messages"]
+    assert "logps/chosen falls while rewards/margins grow" in line and "nll_coef" in line
+    assert trainer_of(recipe).falling.state() == {"window": [], "has_told": True}
 
 
 def test_weights_that_stop_being_finite_stop_with_step_and_pairs(

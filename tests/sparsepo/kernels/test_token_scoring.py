@@ -5,7 +5,12 @@ import math
 import pytest
 import torch
 
-from sparsepo.kernels.token_scoring import LMHead, score_tokens, score_tokens_eager
+from sparsepo.kernels.token_scoring import (
+    LMHead,
+    score_tokens,
+    score_tokens_and_moments,
+    score_tokens_eager,
+)
 
 VARIANTS = {
     "plain": {},
@@ -208,3 +213,99 @@ def test_gradients_nobody_wants_are_left_out(frozen: str) -> None:
     )
     torch.testing.assert_close(found, wanted)
     assert (hidden if frozen == "hidden" else head.weight).grad is None
+
+
+def dense_moments(states: torch.Tensor, head: LMHead) -> tuple[torch.Tensor, torch.Tensor]:
+    """Entropy and sum of squares from the whole softmax."""
+    linear = states @ head.weight.T + (0 if head.bias is None else head.bias)
+    linear = linear * head.scale
+    logits = linear if head.softcap is None else head.softcap * (linear / head.softcap).tanh()
+    probs = logits.softmax(-1)
+    return torch.special.entr(probs).sum(-1), (probs * probs).sum(-1)
+
+
+def test_moments_by_hand() -> None:
+    """Probabilities (3/4, 1/4): entropy ln 4 - 3/4 ln 3 = 0.562335, squares 9/16 + 1/16 = 5/8.
+
+    Of equal ones of four tokens: ln 4 and 1/4.
+    """
+    logits = torch.tensor([[math.log(3.0), 0.0, -1e4, -1e4], [7.0, 7.0, 7.0, 7.0]]).double()
+    _, kl, (entropy, square_sum) = score_tokens_and_moments(
+        logits, LMHead(torch.eye(4).double()), torch.tensor([0, 1])
+    )
+    assert kl is None
+    assert entropy.tolist() == pytest.approx([math.log(4) - 0.75 * math.log(3), math.log(4)])
+    assert square_sum.tolist() == pytest.approx([0.625, 0.25])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("tokens", "chunk"), [(1, 1), (7, 3), (65, 16)])
+def test_moments_equal_the_dense_ones_and_change_nothing_else(
+    variant: str, tokens: int, chunk: int
+) -> None:
+    hidden, head, labels, ref_hidden, ref_head = build(tokens, 11, 5, **VARIANTS[variant])
+    gradients = []
+    for call in (score_tokens, score_tokens_and_moments):
+        hidden.grad = head.weight.grad = None
+        logps, kl, *moments = call(hidden, head, labels, ref_hidden, ref_head, chunk)
+        (logps.sum() + 3 * kl.sum()).backward()
+        gradients.append([logps, kl, hidden.grad, head.weight.grad])
+    for found, expected in zip(*gradients, strict=True):
+        assert torch.equal(found, expected)
+    for found, expected in zip(moments[0], dense_moments(hidden, head), strict=True):
+        assert not found.requires_grad
+        torch.testing.assert_close(found, expected.detach(), atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernels run on GPUs")
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 8e-3)])
+@pytest.mark.parametrize("with_reference", [True, False])
+@pytest.mark.parametrize(
+    ("tokens", "vocab", "chunk"), [(1, 50304, None), (130, 4097, None), (131, 5000, 50), (0, 11, 7)]
+)
+def test_moments_of_the_kernels_equal_those_in_float64(
+    variant: str,
+    dtype: torch.dtype,
+    tolerance: float,
+    with_reference: bool,
+    tokens: int,
+    vocab: int,
+    chunk: int | None,
+) -> None:
+    """Logits far apart as well as close ones: the largest may come in any block."""
+    hidden, head, labels, ref_hidden, ref_head = build(tokens, vocab, 64, **VARIANTS[variant])
+    for spread in (0.2, 1.5) if dtype == torch.float32 else (0.2,):
+
+        def moved(value: torch.Tensor, spread: float = spread) -> torch.Tensor:
+            return (value.detach() * spread).to("cuda", dtype)
+
+        bias = None if head.bias is None else moved(head.bias)
+        policy = LMHead(moved(head.weight), bias, head.softcap, head.scale)
+        other = (
+            (moved(ref_hidden), LMHead(moved(ref_head.weight), bias, head.softcap, head.scale))
+            if with_reference
+            else ()
+        )
+        logps, kl, found = score_tokens_and_moments(
+            moved(hidden), policy, labels.cuda(), *other, chunk_tokens=chunk
+        )
+        alone = score_tokens(moved(hidden), policy, labels.cuda(), *other, chunk_tokens=chunk)
+        assert torch.equal(logps, alone[0])
+        assert kl is None or torch.equal(kl, alone[1])
+        exact = dense_moments(
+            moved(hidden).double(),
+            LMHead(
+                policy.weight.double(),
+                None if bias is None else bias.double(),
+                head.softcap,
+                head.scale,
+            ),
+        )
+        # Logits grow with the square of the spread, and so does what float32 loses of them.
+        allowed = tolerance * max(1.0, 10 * spread**2)
+        for value, expected in zip(found, exact, strict=True):
+            assert value.dtype == torch.float32
+            if tokens:
+                scale = max(1.0, float(expected.max()))
+                assert float((value.double() - expected).abs().max()) <= allowed * scale

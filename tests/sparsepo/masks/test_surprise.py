@@ -43,12 +43,12 @@ def test_rounding_chooses_no_tokens() -> None:
     assert weights_of(SurpriseMask(), started, lengths) == [[1.0] * 9, [1.0] * 6]
 
 
-def test_the_seventh_of_ten_steps_is_the_seventh() -> None:
-    """0.7 * 10 is 7.000000000000001 in floating point, which would lose the token itself."""
-    policy = torch.zeros(12, dtype=torch.float64)
-    reference = torch.arange(12, dtype=torch.float64)
+def test_the_seventh_of_a_hundred_steps_is_the_seventh() -> None:
+    """0.07 * 100 is 7.000000000000001 in floating point, which would lose the token itself."""
+    policy = torch.zeros(102, dtype=torch.float64)
+    reference = torch.arange(102, dtype=torch.float64)
     features = Features(policy_logps=policy, reference_logps=reference)
-    assert sum(weights_of(SurpriseMask(0.7), features, [11, 1])[0]) == 4
+    assert sum(weights_of(SurpriseMask(0.07), features, [101, 1])[0]) == 101 - 7
 
 
 @pytest.mark.parametrize("quantile", [-0.1, 1.0])

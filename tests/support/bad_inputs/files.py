@@ -285,6 +285,19 @@ BAD: dict[str, Bad] = DAMAGED | {
         lambda w: w.rows({"prompt": "a", "chosen": "b"}, form="chosen_only"),
         "has no rejected responses",
     ),
+    "no label": (
+        lambda w: [
+            "objective.name=kto", *w.rows({"prompt": "a", "chosen": "b"}, form="chosen_only")
+        ],
+        "has neither labels nor rejected responses: objective kto needs them",
+    ),
+    "candidates that would be several rows": (
+        lambda w: [
+            *("objective.name=kto", "data.pairing=all"),
+            *w.rows({"prompt": "a", "responses": ["b", "c", "d"], "scores": [2, 1, 0]}),
+        ],
+        "data.pairing=all with objective.name=kto would take a candidate several times",
+    ),
     "texts alone": (lambda w: w.rows({"text": "a"}), "has no rejected responses"),
     "no scores": (
         ["objective.name=odpo", "data.min_gap=0.1"], "has no scores, which objective odpo needs"
@@ -292,6 +305,14 @@ BAD: dict[str, Bad] = DAMAGED | {
     "no token weights": (
         ["objective.name=mapo", "mask.kind=external"],
         "no token weights, which mask.kind=external needs",
+    ),
+    "no token weights for a producer": (
+        ["objective.name=weighted", "mask.kind=exp_ratio", "mask.source=external"],
+        "no token weights, which mask.kind=exp_ratio needs",
+    ),
+    "no token weights for tis_dpo": (
+        ["objective.name=tis_dpo", "objective.source=external"],
+        "no token weights, which objective.name=tis_dpo needs",
     ),
     "weights of candidates": (
         lambda w: w.rows(

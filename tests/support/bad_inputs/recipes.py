@@ -2,6 +2,7 @@
 
 from bad_inputs.world import Bad, World
 
+WEIGHTED = ["objective.name=weighted"]
 SPARSE = ["objective.name=sparsepo", "mask.kind=learned"]
 _ENDPOINT = "evaluate.judge={kind: openai, model: x, base_url: "
 
@@ -71,8 +72,63 @@ BAD: dict[str, Bad] = {
         ["objective.name=odpo"],
         "data.min_gap=0.0 with objective.name=odpo: must be at least objective.min_gap=0.001",
     ),
+    "a sum of nothing": (["objective={name: sum, of: []}"], "objective.of = []"),
+    "a sum without preferences": (
+        ["objective={name: sum, of: [{name: sft, weight: 1}]}"],
+        "of names sft alone: a sum needs a term with preferences",
+    ),
+    "a term without a weight": (
+        ["objective={name: sum, of: [{name: dpo}]}"],
+        "config key 'objective.of[0].weight' is required",
+    ),
+    "a sum within a sum": (
+        ["objective={name: sum, of: [{weight: 1, name: sum, of: []}]}"],
+        "objective.of[0].name = 'sum': allowed are",
+    ),
+    "terms of which no mask serves all": (
+        ["objective={name: sum, of: [{weight: 1, name: mapo}, {weight: 1, name: sparsepo}]}"],
+        "no kind of mask serves all terms of the sum: mapo, sparsepo",
+    ),
+    "labelled rows in a sum of losses on pairs": (
+        ["objective={name: sum, of: [{weight: 1, name: kto}]}"],
+        "objective.of[0].name = 'kto': allowed are",
+    ),
+    "a slip in a term": (
+        ["objective={name: sum, of: [{weight: 1, name: dpo, betta: 1}]}"],
+        "did you mean 'objective.of[0].beta'?",
+    ),
     "tis_dpo without scorers": (
-        ["objective.name=tis_dpo"], "set model.positive_scorer and model.negative_scorer"
+        ["objective.name=tis_dpo"], "set model.positive_scorer or model.negative_scorer"
+    ),
+    "a producer without its scorer": (
+        [*WEIGHTED, "mask.kind=token_reward"],
+        "mask.kind=token_reward needs the feature scorer_log_ratios of the reference stage: set "
+        "model.positive_scorer or model.negative_scorer",
+    ),
+    "a producer with one scorer of two": (
+        [*WEIGHTED, "mask.kind=contrast", "model.positive_scorer=a"],
+        "mask.kind=contrast needs the feature negative_logps of the reference stage: set "
+        "model.negative_scorer",
+    ),
+    "a feature without its scorer": (
+        ["reference.features=[positive_logps]"],
+        "reference.features needs the feature positive_logps of the reference stage: set "
+        "model.positive_scorer",
+    ),
+    "weights that may be negative where none may be": (
+        ["objective.name=mapo", "mask.kind=token_reward", "model.positive_scorer=a"],
+        "mask.kind=token_reward with objective.name=mapo: allowed is activation or external or",
+    ),
+    "a threshold that is no number": (
+        [*WEIGHTED, "mask.kind=segment", "mask.theta=.inf"], "mask.theta = inf"
+    ),
+    "no token of the least decided": (
+        [*WEIGHTED, "mask.kind=entropy", "mask.fraction=0"],
+        "mask.fraction = 0: input should be greater than 0",
+    ),
+    "states that nobody transports": (
+        [*WEIGHTED, "mask={kind: transport, states: both}"],
+        "mask.states = 'both': input should be 'policy' or 'reference'",
     ),
     "an order of limits": (
         [
@@ -82,6 +138,68 @@ BAD: dict[str, Bad] = {
             "model.negative_scorer=b",
         ],
         "low=3.0, high=1.5",
+    ),
+    "a producer without its scorers": (
+        [*WEIGHTED, "mask.kind=exp_ratio"],
+        "mask.kind=exp_ratio needs the feature scorer_log_ratios of the reference stage: set "
+        "model.positive_scorer or model.negative_scorer",
+    ),
+    "weights of an objective that takes none": (
+        ["mask.kind=confidence"], "mask.kind=confidence with objective.name=dpo: allowed is none"
+    ),
+    "a strength of weights from the data": (
+        ["objective.name=tis_dpo", "objective.source=external", "objective.mu=2"],
+        "weights from the data are taken as they are",
+    ),
+    "a clamp of no log ratios": (
+        [*WEIGHTED, "objective.reference_free=true", "objective.log_ratio_clamp=[-1, 1.5]"],
+        "there are no log ratios to clamp",
+    ),
+    "a penalty on what is not learned": (
+        [*WEIGHTED, "mask.kind=confidence", "objective.l1_reward=0.1"],
+        "objective.l1_reward=0.1 with mask.kind=confidence: a penalty is for weights that are",
+    ),
+    "a penalty on no KL": (
+        [*WEIGHTED, "mask.kind=learned", "objective.l1_kl=0.1"], "l1_kl=0.1 with alpha=0"
+    ),
+    "a mask of no KL": (
+        [*WEIGHTED, "mask.kind=random", "mask.terms=kl"],
+        "mask.terms=kl with objective.alpha=0: there is no KL",
+    ),
+    "a second mask of no KL": (
+        [*WEIGHTED, "mask.kind=learned", "mask.sharing=independent"], "set mask.terms=reward"
+    ),
+    "a side that no pair has": (
+        [*WEIGHTED, "mask.kind=random", "mask.sides=left"], "mask.sides = 'left'"
+    ),
+    "an order of bounds": (
+        [*WEIGHTED, "objective.log_ratio_clamp=[1, -1]"], "must be finite with low < high"
+    ),
+    "a loss that there is not": (
+        ["objective.name=dpo", "objective.loss=hings"],
+        "objective.loss = 'hings': input should be 'sigmoid',",
+    ),
+    "smoothing that the loss would ignore": (
+        ["objective.name=dpo", "objective.loss=hinge", "objective.label_smoothing=0.1"],
+        "label_smoothing=0.1 with loss=hinge, which reads none: leave it out",
+    ),
+    "a loss without the smoothing that it needs": (
+        ["objective.name=dpo", "objective.loss=exo"],
+        "loss=exo needs label_smoothing > 0; its paper's is 0.001",
+    ),
+    "a divergence that the loss cannot take": (
+        ["objective.name=wpo", "objective.loss=nca", "objective.divergence=js"],
+        "divergence=js with loss=nca, which reads more than the difference of both responses",
+    ),
+    "an alpha that no divergence reads": (
+        ["objective.name=dpo", "objective.divergence_alpha=0.5"],
+        "divergence_alpha=0.5 with divergence=reverse, which reads none",
+    ),
+    "a weight of the rejected response above 1": (
+        ["objective.name=dpo_shift", "objective.lambda_end=2"], "objective.lambda_end = 2"
+    ),
+    "all pairs dropped": (
+        ["objective.name=beta_dpo", "objective.drop_fraction=1"], "objective.drop_fraction = 1"
     ),
     "a mixer that is not there": (
         [*SPARSE, "mask.mixer_activation=none", "mask.architecture=ml_last"], "has no mixer"

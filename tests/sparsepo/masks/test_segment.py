@@ -1,0 +1,53 @@
+"""Segments of a response, and whether they agree with its side."""
+
+import math
+
+import pytest
+import torch
+from producers import assert_weighted_loss, by_response, drawn, weights_of
+
+from sparsepo import Features, SegmentMask
+
+
+def test_by_hand() -> None:
+    """theta 1. Chosen 0.5, 0.9 | -1, -0.2, 0.7 | 3: sums 1.4, -0.5, 3. Rejected 0.1, -0.2: -0.1.
+
+    A step of 0.9 does not cut, nor does the border between the responses join.
+    """
+    q = torch.tensor([0.5, 0.9, -1.0, -0.2, 0.7, 3.0, 0.1, -0.2]).double()
+    index = torch.tensor([0] * 6 + [1] * 2)
+    found = weights_of(SegmentMask(), Features(scorer_log_ratios=q), index, 1)
+    assert found.tolist() == [1, 1, 0, 0, 0, 1, 1, 1]
+    one = weights_of(SegmentMask(9.0), Features(scorer_log_ratios=q), index, 1)
+    assert one.tolist() == [1] * 8
+    none = weights_of(SegmentMask(9.0), Features(scorer_log_ratios=-q), index, 1)
+    assert none.tolist() == [0] * 8
+
+
+@pytest.mark.parametrize("theta", [0.0, 0.8, 2.0])
+def test_segments_of_each_response(theta: float) -> None:
+    features = drawn("scorer_log_ratios")
+    assert features.scorer_log_ratios is not None
+
+    def dense(values: list[float], is_rejected: bool) -> list[float]:
+        segments: list[list[float]] = []
+        for place, value in enumerate(values):
+            if place == 0 or abs(value - values[place - 1]) > theta:
+                segments.append([])
+            segments[-1].append(value)
+        return [
+            float((math.fsum(one) < 0) if is_rejected else (math.fsum(one) > 0))
+            for one in segments
+            for _ in one
+        ]
+
+    found = weights_of(SegmentMask(theta), features)
+    assert torch.equal(found.double(), by_response(features.scorer_log_ratios, dense))
+    assert 0 < float(found.mean()) < 1
+    assert_weighted_loss(found)
+
+
+def test_a_threshold_out_of_range_is_named() -> None:
+    for theta in (-0.1, math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"theta={theta}"):
+            SegmentMask(theta)
