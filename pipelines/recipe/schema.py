@@ -24,8 +24,9 @@ class ModelSection(Section):
 
     reference: the starting model unless named. positive_scorer, negative_scorer: models that tokens
     are weighed with; the reference takes the place of one that is left out. embedder: a
-    sentence-embedding model for rpo; without one, the mean of the reference's last hidden states. name_or_path: the model
-    to tune; the reference too, unless another is named. tokenizer: another one than the model's.
+    sentence-embedding model for rpo; without one, the mean of the reference's last hidden states.
+    name_or_path: the model to tune; the reference too, unless another is named. tokenizer: another
+    one than the model's.
     """
 
     name_or_path: Model
