@@ -19,6 +19,7 @@ from urllib.parse import urljoin, urlsplit
 
 from pipelines.errors import StageFailed, UserError
 from pipelines.recipe import Say
+from pipelines.storage import did_you_mean
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -98,6 +99,10 @@ class Cluster:
     def attempts(self, name: str) -> list[Job]:
         return sorted((job for job in self.jobs() if job.name == name), key=lambda job: job.attempt)
 
+    def command(self, *words: str) -> str:
+        """`sparsepo job` with these words, as it is typed to ask this cluster."""
+        return shlex.join(("sparsepo", "job", *words, "--address", self.address))
+
     def latest(self, name: str) -> Job:
         """The last attempt of a name, or the attempt with that id. UserError if there is none."""
         jobs = self.jobs()
@@ -107,6 +112,7 @@ class Cluster:
             raise UserError(
                 f"job {name!r}: no such job on {self.address}"
                 + (f"; it has {', '.join(known)}" if known else "")
+                + did_you_mean(name, known)
             )
         return max(named, key=lambda job: job.attempt)
 
@@ -190,7 +196,7 @@ class Cluster:
                 if time.monotonic() > limit:
                     raise StageFailed(
                         f"{self.address} has not answered for {_PATIENCE_SECONDS:.0f} s; the job "
-                        f"may go on: sparsepo job logs {job.name} --follow"
+                        f"may go on: {self.command('logs', job.name, '--follow')}"
                     ) from error
                 time.sleep(_POLL_SECONDS)
 
@@ -199,7 +205,7 @@ def _checked_address(address: str | None) -> str:
     found = address or os.environ.get("RAY_API_SERVER_ADDRESS") or ""
     if not found:
         raise UserError(
-            "submit needs --address http://HEAD:8265 (or RAY_API_SERVER_ADDRESS): where the "
+            "give --address http://HEAD:8265 (or set RAY_API_SERVER_ADDRESS): where the "
             "cluster's dashboard listens"
         )
     if "://" not in found:

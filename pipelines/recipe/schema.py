@@ -27,6 +27,7 @@ class ModelSection(Section):
     mean of the reference's last hidden states.
     """
 
+    MAIN = "name_or_path"
     name_or_path: Model
     reference: Model | None = None
     tokenizer: Model | None = None
@@ -82,7 +83,7 @@ class Source(Section):
     folder in the data set or directory.
     """
 
-    STAGE = "prepare"
+    STAGE, MAIN = "prepare", "path"
     path: Data
     format: Literal["auto", "jsonl", "json", "parquet", "csv", "huggingface"] = "auto"
     form: Literal[
@@ -97,7 +98,7 @@ class Source(Section):
 
 
 class DataSection(Section):
-    STAGE = "prepare"
+    STAGE, MAIN = "prepare", "sources"
     sources: tuple[Source, ...] = Field(min_length=1)
     validation: tuple[Source, ...] = ()
     test: tuple[Source, ...] = ()
@@ -181,7 +182,7 @@ class LoraSection(Section):
     adapter = the adapter alone, naming its base; merged = whole weights.
     """
 
-    STAGE = "train"
+    STAGE, MAIN = "train", "rank"
     rank: int = Field(16, ge=1)
     alpha: float = Field(32.0, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)

@@ -7,6 +7,7 @@ from .hashes import (
     file_state as file_state,
     hashes_of_written as hashes_of_written,
 )
+from .near_names import did_you_mean as did_you_mean, nearest_path as nearest_path
 from .records import (
     Fields as Fields,
     damaged as damaged,

@@ -35,6 +35,14 @@ def test_the_tenth_attempt_comes_after_the_ninth() -> None:
         cluster.latest("dawn")
 
 
+def test_what_to_type_next_names_the_cluster() -> None:
+    cluster = Known([job("night", "night")])
+    typed = "sparsepo job logs night --follow --address http://head:8265"
+    assert cluster.command("logs", "night", "--follow") == typed
+    with pytest.raises(UserError, match=r"it has night; did you mean 'night'\?"):
+        cluster.latest("nigth")
+
+
 def test_a_job_ends_as_its_command_did() -> None:
     ends = [("SUCCEEDED", 0), ("FAILED", 3), ("FAILED", None), ("STOPPED", None), ("STOPPED", 1)]
     assert [exit_code_of(job("a", "a", *end)) for end in ends] == [0, 3, 1, 130, 130]
