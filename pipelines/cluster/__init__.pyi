@@ -5,6 +5,7 @@ from .actor_pool import (
     run_alone as run_alone,
     run_tasks as run_tasks,
 )
+from .bars import Bar as Bar
 from .failures import failure_of as failure_of, told_in_a_line as told_in_a_line
 from .jobs import Cluster as Cluster, Job as Job, exit_code_of as exit_code_of
 from .machines import (

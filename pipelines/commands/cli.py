@@ -4,6 +4,7 @@ Exit codes: 0 ok, 2 the user's input is wrong, 3 a quality gate failed, 130 inte
 143 terminated (SIGTERM), 1 anything else.
 """
 
+import contextlib
 import inspect
 import json
 import os
@@ -267,16 +268,38 @@ def status(
     timeline: Annotated[
         bool, typer.Option("--timeline", help="Where the time of a run went, in seconds, instead.")
     ] = False,
+    follows: Annotated[
+        bool, typer.Option("--follow", "-f", help="Show it again as it changes, until it ends.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
-    """What of a run or sweep is done, what failed, where the outputs are."""
-    from pipelines.commands.status import run_status, run_timeline
+    """What of a run or sweep is done, running or stopped, how far, and where the outputs are."""
+    from pipelines.commands.status import follow, run_status, run_timeline, status_lines
 
     if timeline:
         print("\n".join(run_timeline(run_dir)))
-        return
+    elif as_json:
+        print(json.dumps(run_status(run_dir), indent=2))
+    elif follows:
+        with contextlib.suppress(KeyboardInterrupt):
+            follow(run_dir, _redrawn())
+    else:
+        print("\n".join(status_lines(run_status(run_dir))))
 
-    for row in run_status(run_dir):
-        print(f"{row['stage']:<10} {row['state']:<12} {row['detail']:<60} {row['path']}")
+
+def _redrawn() -> Callable[[list[str]], None]:
+    """Prints lines; on a terminal in place of those before them."""
+    height = 0
+
+    def show(lines: list[str]) -> None:
+        nonlocal height
+        if sys.stdout.isatty():
+            width = os.get_terminal_size().columns
+            print(f"\x1b[{height}F\x1b[J" if height else "", end="")
+            height = sum(1 + (max(1, len(line)) - 1) // max(1, width) for line in lines)
+        print("\n".join(lines), flush=True)
+
+    return show
 
 
 @app.command()

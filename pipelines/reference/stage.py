@@ -191,7 +191,8 @@ class Reference(Stage[ReferenceInputs]):
     def detail(self, counts: dict[str, Any]) -> str:
         return f"{counts['mode']}, {counts['tokens']:,} tokens"
 
-    def progress(self, store: RunStore) -> str:
+    def progress(self, paths: RunPaths) -> str:
+        store = self.folder(paths)
         scored = [
             f"{feature} {len(store.names(f'{MARKERS}/{feature}'))}"
             for feature in store.names(MARKERS)
