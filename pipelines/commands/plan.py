@@ -146,7 +146,7 @@ def plan_sweep(sweep: Sweep, tflops: float | None = None, name: str = "sweep") -
             "steps": _range([trial["steps"] for trial in trials]),
             "memory_gib": _range([trial["memory_gib"] for trial in trials]),
             "hours_per_run": mean_hours,
-            "hours": mean_hours * runs,
+            "hours": mean_hours * sweep.num_trials() * seeds,
             "assumed_tflops": rate,
         },
         "evaluates": sweep.evaluates(),
