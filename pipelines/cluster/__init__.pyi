@@ -5,6 +5,7 @@ from .actor_pool import (
     run_alone as run_alone,
     run_tasks as run_tasks,
 )
+from .bars import Bar as Bar
 from .failures import failure_of as failure_of, told_in_a_line as told_in_a_line
 from .jobs import Cluster as Cluster, Job as Job, exit_code_of as exit_code_of
 from .machines import (
@@ -13,7 +14,7 @@ from .machines import (
     tell_of_wait as tell_of_wait,
     wait_for_workers as wait_for_workers,
 )
-from .resources import Resources as Resources, Share as Share
+from .resources import Resources as Resources, Share as Share, local_cpus as local_cpus
 from .session import (
     check_session as check_session,
     cluster_address as cluster_address,

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
-from tqdm import tqdm
 
+from pipelines.cluster.bars import Bar
 from pipelines.cluster.failures import told_in_a_line
 from pipelines.cluster.machines import tell_of_wait
 from pipelines.cluster.resources import Places, Resources
@@ -139,7 +139,7 @@ def run_tasks(
     )
     with (
         told_in_a_line(pool.label, pool.lighter),
-        tqdm(total=len(tasks), desc=pool.label, unit="task", disable=quiet) as progress,
+        Bar(total=len(tasks), desc=pool.label, unit="task", disable=quiet) as progress,
     ):
         batches = iter(
             dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)

@@ -114,7 +114,7 @@ class Resources:
         if gpus_per_actor > max(1, gpus):
             raise UserError(
                 f"{label}: {gpus_per_actor} GPUs for one model, but the cluster has {gpus:g} for "
-                "this run"
+                f"this run; set {label}.gpus_per_model={max(1, int(gpus))}"
             )
         nodes = self.node_cpus()
         groups = max(1, int(gpus // gpus_per_actor)) if gpus else len(nodes)
@@ -133,14 +133,18 @@ class Resources:
         use_gpu = self.uses_gpus(train.use_gpu)
         if use_gpu and (gpus == 0 or gpus < fewest * per_worker):
             raise UserError(
-                f"{_workers(train)} with a GPU each: the cluster has {gpus:g} GPUs for this run"
+                f"{_workers(train)} with a GPU each: the cluster has {gpus:g} GPUs for this run; "
+                + _fewer(train, int(gpus / per_worker) if gpus else 0)
             )
         total_cpus = self.cpus() or 1
         cpus = train.cpus_per_worker or (
             1 if use_gpu else even_cpus(self.node_cpus(), train.num_workers, self.cpus_per_run)
         )
         if cpus * fewest > total_cpus:
-            raise UserError(f"{_workers(train)} x {cpus:g} CPUs: the cluster has {total_cpus:g}")
+            raise UserError(
+                f"{_workers(train)} x {cpus:g} CPUs: the cluster has {total_cpus:g}; "
+                + _fewer_cpus(train, int(total_cpus / cpus), int(total_cpus / fewest))
+            )
         return Places({"CPU": cpus, "GPU": per_worker} if use_gpu else {"CPU": cpus}, fewest)
 
     def wanted(self, train: TrainSection, gpus_per_model: int) -> Places:
@@ -174,7 +178,8 @@ class Resources:
             )
             raise UserError(
                 f"train.num_workers = {train.num_workers}: a trial takes {needed}; the cluster's "
-                f"nodes have {self._shown()}"
+                f"nodes have {self._shown()}; "
+                + _fewer_in_trials(train, use_gpu, [_fitting(m, bundle) for m in self.machines])
             )
         if use_gpu:
             return Share(trials, None, bundle["GPU"] * workers)
@@ -272,8 +277,46 @@ def _fitting(machine: Mapping[str, float], bundle: Mapping[str, float]) -> int:
 
 
 def _workers(train: TrainSection) -> str:
+    return f"{_key(train)} = {fewest_workers(train)}"
+
+
+def _key(train: TrainSection) -> str:
+    """The key that says how many workers a training cannot do without."""
+    return "train.num_workers" if train.min_workers is None else "train.min_workers"
+
+
+def _fewer(train: TrainSection, most: int) -> str:
+    """What to set where GPUs are missing.
+
+    Args:
+        most: workers that have one each.
+    """
+    if most:
+        return f"set {_key(train)}={most}"
+    given = "leave train.use_gpu out" if train.use_gpu else "set train.use_gpu=false"
+    return f"{given} to train on CPUs"
+
+
+def _fewer_cpus(train: TrainSection, most: int, each: int) -> str:
+    """What to set where CPUs are missing.
+
+    Args:
+        most: workers that have as many as they ask for. each: CPUs that all of them can have.
+    """
+    cures = [f"{_key(train)}={most}"] if most else []
+    if train.cpus_per_worker and each:
+        cures.append(f"train.cpus_per_worker={each}")
+    return f"set {' or '.join(cures)}" if cures else "it takes a machine with more CPUs"
+
+
+def _fewer_in_trials(train: TrainSection, use_gpu: bool, fitting: Sequence[int]) -> str:
+    most = sum(fitting)
+    if most:
+        return f"set {_key(train)}={most} in overrides"
+    if use_gpu:
+        return f"{_fewer(train, 0)}, or use machines with GPUs"
     return (
-        f"train.num_workers = {train.num_workers}"
-        if train.min_workers is None
-        else f"train.min_workers = {train.min_workers}"
+        "set train.cpus_per_worker lower in overrides"
+        if train.cpus_per_worker
+        else "it takes machines with CPUs"
     )

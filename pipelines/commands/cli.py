@@ -4,6 +4,7 @@ Exit codes: 0 ok, 2 the user's input is wrong, 3 a quality gate failed, 130 inte
 143 terminated (SIGTERM), 1 anything else.
 """
 
+import contextlib
 import inspect
 import json
 import os
@@ -17,32 +18,70 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipelines.commands.completion import (
+    override_words,
+    recipe_and_sweep_names,
+    recipe_names,
+    sweep_names,
+)
+from pipelines.commands.job_commands import Address, follow_job, jobs
+from pipelines.commands.usage import usage_message
 from pipelines.errors import GateFailed, StageFailed, UserError
 
 if TYPE_CHECKING:
-    from pipelines.cluster import Cluster, Job
     from pipelines.recipe import Action, Stage, View
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     help="Token-masked preference optimisation on Ray: SparsePO, MaPO, TDPO, DPO.",
-)
-jobs = typer.Typer(
-    no_args_is_help=True, help="Jobs that `submit` has started: list, status, logs, stop."
 )
 app.add_typer(jobs, name="job")
 
 RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="Recipe file, or the name of a packaged recipe.")
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="Recipe file, or the name of a packaged recipe.",
+        autocompletion=recipe_names,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. train.learning_rate=1e-5"),
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Overrides, e.g. train.learning_rate=1e-5",
+        autocompletion=override_words,
+    ),
 ]
 _BEGAN = time.time()
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no summaries.")]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from pipelines.recipe import library_versions
+
+        name, *others = sorted(library_versions().items(), key=lambda item: item[0] != "sparsepo")
+        print(" ".join(name))
+        print(", ".join(" ".join(other) for other in others))
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_show_version,
+            is_eager=True,
+            help="Version of this program and of its libraries.",
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -95,7 +134,12 @@ def sft(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = Fals
 @app.command()
 def tune(
     sweep: Annotated[
-        str, typer.Argument(metavar="SWEEP", help="Sweep file, or the name of a packaged sweep.")
+        str,
+        typer.Argument(
+            metavar="SWEEP",
+            help="Sweep file, or the name of a packaged sweep.",
+            autocompletion=sweep_names,
+        ),
     ],
     overrides: Overrides = None,
     quiet: Quiet = False,
@@ -173,15 +217,6 @@ def schedule(
         )
 
 
-Address = Annotated[
-    str | None,
-    typer.Option(
-        help="The cluster's dashboard, e.g. http://HEAD:8265; RAY_API_SERVER_ADDRESS by default."
-    ),
-]
-JobName = Annotated[str, typer.Argument(metavar="NAME", help="As `sparsepo submit` has shown it.")]
-
-
 @app.command(context_settings={"ignore_unknown_options": True})
 def submit(
     command: Annotated[
@@ -218,76 +253,9 @@ def submit(
     program: Any = typer.main.get_command(app)
     cluster, job = start(command, program, address, name, env or (), public_env or (), _say(False))
     if follow:
-        _follow(cluster, job)
+        follow_job(cluster, job)
     else:
-        print(f"sparsepo job logs {job.name} --follow")
-
-
-@jobs.command("list")
-def list_jobs(address: Address = None) -> None:
-    """The jobs that were submitted to the cluster."""
-    from pipelines.cluster import Cluster
-
-    for job in Cluster(address, _warn).jobs():
-        print(job.line())
-
-
-@jobs.command("status")
-def job_status(name: JobName, address: Address = None) -> None:
-    """State, exit code and command of every attempt."""
-    from pipelines.cluster import Cluster
-
-    cluster = Cluster(address, _warn)
-    latest = cluster.latest(name)
-    for job in cluster.attempts(latest.name):
-        print(job.line())
-
-
-@jobs.command("logs")
-def job_logs(
-    name: JobName,
-    address: Address = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Until the job ends.")] = False,
-) -> None:
-    """What the job has printed."""
-    from pipelines.cluster import Cluster
-
-    cluster = Cluster(address, _warn)
-    job = cluster.latest(name)
-    if follow:
-        _follow(cluster, job)
-    else:
-        print(cluster.logs(job), end="")
-
-
-@jobs.command("stop")
-def stop_job(name: JobName, address: Address = None) -> None:
-    """End the job; what it has written stays, and the same submission goes on from there."""
-    from pipelines.cluster import Cluster
-
-    cluster = Cluster(address, _warn)
-    job = cluster.latest(name)
-    if job.ended:
-        print(f"{job.id} has ended already: {job.status}")
-    else:
-        cluster.stop(job)
-        print(f"{job.id}: asked to stop")
-
-
-def _follow(cluster: "Cluster", job: "Job") -> None:
-    from pipelines.cluster import exit_code_of
-
-    try:
-        job = cluster.follow(job, lambda text: print(text, end="", flush=True))
-    except KeyboardInterrupt:
-        _fail(
-            f"{job.id} goes on; `sparsepo job logs {job.name} --follow` shows it, `sparsepo job "
-            f"stop {job.name}` ends it",
-            130,
-        )
-    print(f"{job.id}: {job.status.lower()}", file=sys.stderr)
-    if code := exit_code_of(job):
-        sys.exit(code)
+        print(cluster.command("logs", job.name, "--follow"))
 
 
 @app.command()
@@ -295,7 +263,9 @@ def plan(
     recipe: Annotated[
         str,
         typer.Argument(
-            metavar="RECIPE|SWEEP", help="Recipe or sweep: a file, or the name of a packaged one."
+            metavar="RECIPE|SWEEP",
+            help="Recipe or sweep: a file, or the name of a packaged one.",
+            autocompletion=recipe_and_sweep_names,
         ),
     ],
     overrides: Overrides = None,
@@ -305,19 +275,24 @@ def plan(
             min=1e-6, help="TFLOP/s that one device sustains; assumed from its name by default."
         ),
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="For machines, with every number.")
+    ] = False,
 ) -> None:
-    """Rows, tokens, storage, memory, hours and steps; runs nothing."""
-    from pipelines.commands.plan import plan_sweep, run_plan
+    """What would be made, how long it takes, memory and disk, what is refused; runs nothing."""
+    from pipelines.commands.plan import plan_sweep, planned, run_plan
+    from pipelines.commands.plan_text import plan_lines, sweep_plan_lines
     from pipelines.recipe import load_recipe
     from pipelines.sweep import is_sweep, load_sweep
 
     given = overrides or ()
-    found = (
-        plan_sweep(load_sweep(recipe, given), tflops)
-        if is_sweep(recipe)
-        else run_plan(load_recipe(recipe, given), tflops)
-    )
-    print(json.dumps(found, indent=2))
+    if is_sweep(recipe):
+        found = plan_sweep(load_sweep(recipe, given), tflops, recipe)
+        lines = sweep_plan_lines(found)
+    else:
+        found = run_plan(load_recipe(recipe, given), tflops, name=recipe)
+        lines = plan_lines(found, planned(found))
+    print(json.dumps(found, indent=2) if as_json else "\n".join(lines))
 
 
 @app.command()
@@ -326,16 +301,38 @@ def status(
     timeline: Annotated[
         bool, typer.Option("--timeline", help="Where the time of a run went, in seconds, instead.")
     ] = False,
+    follows: Annotated[
+        bool, typer.Option("--follow", "-f", help="Show it again as it changes, until it ends.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
-    """What of a run or sweep is done, what failed, where the outputs are."""
-    from pipelines.commands.status import run_status, run_timeline
+    """What of a run or sweep is done, running or stopped, how far, and where the outputs are."""
+    from pipelines.commands.status import follow, run_status, run_timeline, status_lines
 
     if timeline:
         print("\n".join(run_timeline(run_dir)))
-        return
+    elif as_json:
+        print(json.dumps(run_status(run_dir), indent=2))
+    elif follows:
+        with contextlib.suppress(KeyboardInterrupt):
+            follow(run_dir, _redrawn())
+    else:
+        print("\n".join(status_lines(run_status(run_dir))))
 
-    for row in run_status(run_dir):
-        print(f"{row['stage']:<10} {row['state']:<12} {row['detail']:<60} {row['path']}")
+
+def _redrawn() -> Callable[[list[str]], None]:
+    """Prints lines; on a terminal in place of those before them."""
+    height = 0
+
+    def show(lines: list[str]) -> None:
+        nonlocal height
+        if sys.stdout.isatty():
+            width = os.get_terminal_size().columns
+            print(f"\x1b[{height}F\x1b[J" if height else "", end="")
+            height = sum(1 + (max(1, len(line)) - 1) // max(1, width) for line in lines)
+        print("\n".join(lines), flush=True)
+
+    return show
 
 
 @app.command()
@@ -489,7 +486,9 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(error), 1)
     except Exception as error:
         if type(error).__module__.split(".")[0] in ("click", "typer"):
-            shown = getattr(error, "format_message", lambda: f"interrupted{_way_on(given)}")()
+            if not hasattr(error, "format_message"):
+                _fail(f"interrupted{_way_on(given)}", getattr(error, "exit_code", 2))
+            shown = usage_message(error)
             _fail(shown, getattr(error, "exit_code", 2))
         raise
     if code == 130:  # what typer makes of Ctrl-C

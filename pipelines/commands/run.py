@@ -5,6 +5,7 @@ It skips every stage whose output already matches.
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from pipelines.cluster import (
@@ -21,7 +22,7 @@ from pipelines.errors import UserError
 from pipelines.models import check_families
 from pipelines.pairs import PREPARE
 from pipelines.recipe import CONFIG, MANIFEST, Recipe, Run, RunPaths, Say, Stage, write_yaml
-from pipelines.storage import spent
+from pipelines.storage import present, spent
 
 
 def run_stages(
@@ -67,18 +68,26 @@ def _run_stages(
                 outcome[stage.name] = "skipped"
                 say(f"{stage.name}: already done, skipped")
                 continue
-            if stage.uses_ray:
-                start_ray()
-            _require_earlier(run, stage)
-            check_pairs(run, [*_way(stages), *stages[number:]])
-            check_room(run, stages[number:])
-            with times.stage(stage.name):
-                counts = stage.run(run, say, quiet)["counts"]
+            with _told(run, stage):
+                if stage.uses_ray:
+                    start_ray()
+                _require_earlier(run, stage)
+                check_pairs(run, [*_way(stages), *stages[number:]])
+                check_room(run, stages[number:])
+                with times.stage(stage.name):
+                    counts = stage.run(run, say, quiet)["counts"]
             outcome[stage.name] = "done"
             summary = stage.summary(counts)
             took = f"done in {time.monotonic() - started:.1f} s"
             words = [stage.name, *([took] if stage.has_record else []), summary]
             say(": ".join(word for word in words if word))
+
+
+def _told(run: Run, stage: Stage[Any]) -> AbstractContextManager[None]:
+    """`status` finds that this process works on the stage."""
+    if not stage.has_record:
+        return nullcontext()
+    return present(stage.folder(run.paths), stage=stage.name, run_dir=run.recipe.run_dir)
 
 
 def settled(recipe: Recipe, start_ray: Callable[[], None]) -> Run:

@@ -49,7 +49,7 @@ class Report(Stage[None]):
         page: str = counts["page"]
         return page
 
-    def status(self, paths: RunPaths) -> list[dict[str, str]]:
+    def status(self, paths: RunPaths) -> list[dict[str, Any]]:
         store = self.folder(paths)
         is_there = store.exists(PAGE)
         return [self.row("done" if is_there else "not started", PAGE if is_there else "", store)]

@@ -1,17 +1,25 @@
-"""status: what of a run is done, what is under way or failed, and where the outputs are."""
+"""status: what of a run is done, under way, stopped or failed, and where the outputs are."""
 
-from pipelines.commands.stages import STAGES
+import time
+from collections.abc import Callable
+from typing import Any
+
+from pipelines.commands.stages import RUN, STAGES
 from pipelines.commands.timeline import read_times, timeline_lines
 from pipelines.errors import UserError
 from pipelines.recipe import CONFIG, STARTED, TIMELINE, RunPaths
-from pipelines.storage import RunStore
+from pipelines.storage import RunStore, nearest_path, shown_seconds
 from pipelines.sweep import is_sweep_folder, sweep_status
 
+AT_WORK = ("running", "resuming")
+_POLL_SECONDS, _LOOKS_WITHOUT_WORK = 2.0, 3  # the time between two stages is no end
+_LISTED = 8
 
-def run_status(run_dir: str) -> list[dict[str, str]]:
+
+def run_status(run_dir: str) -> list[dict[str, Any]]:
     """One row per stage (or trial of a sweep): stage, state, detail, path.
 
-    The state is "done", "unfinished" or "not started". Reads stage records only.
+    Rows of what a process works on have its host, pid and since too. Reads records only.
 
     Raises: UserError if the directory holds no run.
     """
@@ -22,8 +30,68 @@ def run_status(run_dir: str) -> list[dict[str, str]]:
     if not store.exists(CONFIG) and not any(
         stage.folder(paths).exists(STARTED) for stage in STAGES
     ):
-        raise UserError(f"{store.root}: no run here (no {CONFIG})")
+        raise UserError(_no_run(store, run_dir))
     return [row for stage in STAGES for row in stage.status(paths)]
+
+
+def _no_run(store: RunStore, run_dir: str) -> str:
+    """What to say of a place without a run, with what may be meant."""
+    if not store.exists():
+        return f"{store.root}: no run here: no such directory{nearest_path(run_dir)}"
+    inside = [
+        name
+        for name in store.names()[:1000]
+        if store.exists(f"{name}/{CONFIG}") or store.exists(f"{name}/{STARTED}")
+    ]
+    if not inside:
+        return f"{store.root}: no run here (no {CONFIG})"
+    more = f" and {len(inside) - _LISTED} more" if len(inside) > _LISTED else ""
+    return f"{store.root}: no run here, but it holds {', '.join(inside[:_LISTED])}{more}"
+
+
+def status_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """What a terminal shows: the state of all in a line, then a line for each row."""
+    where = {(row["host"], row["pid"], row["since"]) for row in rows if row["state"] in AT_WORK}
+    lines = [_summary(rows, where)]
+    width = max(len(row["stage"]) for row in rows)
+    for row in rows:
+        line = f"{row['stage']:<{width}}  {row['state']:<12} {row['detail']:<60} {row['path']}"
+        lines.append(line)
+    return lines
+
+
+def _summary(rows: list[dict[str, Any]], where: set[tuple[Any, Any, Any]]) -> str:
+    working = [row for row in rows if row["state"] in AT_WORK]
+    if working:
+        names = ", ".join(f"{row['stage']}: {row['state']}" for row in working)
+        host, pid, since = max(where, key=lambda place: place[2])
+        ago = shown_seconds(max(0.0, time.time() - since))
+        return f"{names} (on {host}, process {pid}, for {ago})"
+    for state, said in (("failed", "failed"), ("stopped", "stopped: no process works on it")):
+        if found := [row["stage"] for row in rows if row["state"] == state]:
+            return f"{', '.join(found)}: {said}"
+    needed = [row for row in rows if row["stage"] in {stage.name for stage in RUN}] or rows
+    left = [row["stage"] for row in needed if row["state"] == "not started"]
+    return "finished" if not left else f"nothing is running; not started: {', '.join(left)}"
+
+
+def follow(
+    run_dir: str, show: Callable[[list[str]], None], poll_seconds: float = _POLL_SECONDS
+) -> None:
+    """Show the lines whenever they change, until nothing works there any more."""
+    shown: list[str] = []
+    idle = 0
+    while True:
+        rows = run_status(run_dir)
+        lines = status_lines(rows)
+        if lines != shown:
+            show(lines)
+            shown = lines
+        is_at_work = any(row["state"] in AT_WORK for row in rows)
+        idle = 0 if is_at_work else idle + 1
+        if idle >= _LOOKS_WITHOUT_WORK or (not is_at_work and lines[0] == "finished"):
+            return
+        time.sleep(poll_seconds)
 
 
 def run_timeline(run_dir: str) -> list[str]:

@@ -63,8 +63,8 @@ def submit(
             if before[-1].digest != digest:
                 raise UserError(
                     f"--name {name}: {before[-1].id} runs another command or recipe (`sparsepo "
-                    f"{before[-1].command}`); choose another name, or end it with `sparsepo job "
-                    f"stop {name}`"
+                    f"{before[-1].command}`); choose another name, or end it with "
+                    f"`{cluster.command('stop', name)}`"
                 )
             say(
                 f"submit: {before[-1].id} runs already ({before[-1].status.lower()}); not started "

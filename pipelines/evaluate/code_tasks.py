@@ -5,7 +5,7 @@ from pathlib import Path
 from evaluation.benchmarks.code import CodeTask, code_tasks
 from pipelines.errors import UserError
 from pipelines.recipe import CodeSection
-from pipelines.storage import parse_json
+from pipelines.storage import nearest_path, parse_json
 
 
 def read_code_tasks(section: CodeSection) -> list[CodeTask]:
@@ -15,7 +15,8 @@ def read_code_tasks(section: CodeSection) -> list[CodeTask]:
     """
     path = Path(section.tasks)
     if not path.is_file():
-        raise UserError(f"evaluate.code.tasks = {section.tasks!r}: no such file")
+        near = nearest_path(section.tasks)
+        raise UserError(f"evaluate.code.tasks = {section.tasks!r}: no such file{near}")
     rows = []
     try:
         lines = path.read_text().splitlines()

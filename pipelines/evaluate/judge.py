@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal
 
-from tqdm import tqdm
-
 from evaluation.judging import joint_verdict, judge_messages, parse_verdict, verdict_mark
+from pipelines.cluster import Bar
 from pipelines.errors import DamagedFile, StageFailed, UserError
 from pipelines.evaluate.key_traces import KeyTraces
 from pipelines.recipe import OpenAIJudge
@@ -134,7 +133,7 @@ class EndpointJudge:
                 ThreadPoolExecutor(self._settings.num_threads) as pool,
             ):
                 answers = list(
-                    tqdm(
+                    Bar(
                         pool.map(lambda messages: self._answer(client, messages), questions),
                         total=len(questions),
                         desc="judge",

@@ -21,7 +21,7 @@ from pipelines.recipe import (
     checkpoint_folder,
     stage_settings,
 )
-from pipelines.storage import RunStore, file_hash
+from pipelines.storage import RunStore, file_hash, nearest_path
 from pipelines.train import TRAIN
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Evaluate(Stage[EvaluateInputs]):
             files["leaderboard.include_path"] = task_files_hash(settings.leaderboard.include_path)
         for key, name in _files(recipe).items():
             if not Path(name).is_file():
-                raise UserError(f"evaluate.{key} = {name!r}: no such file")
+                raise UserError(f"evaluate.{key} = {name!r}: no such file{nearest_path(name)}")
             files[key] = file_hash(Path(name))
         draws = {*settings.sampled_benchmarks(), "code", "leaderboard"} & set(settings.benchmarks)
         ends = _ends_of(recipe) if draws else None
@@ -115,8 +115,22 @@ class Evaluate(Stage[EvaluateInputs]):
         return ", ".join(counts["benchmarks"])
 
     def forecast(self, run: Run, known: Mapping[str, Any], tflops: float) -> dict[str, Any]:
-        settings = run.recipe.evaluate
-        return {"benchmarks": list(settings.benchmarks), "prompts": settings.num_prompts}
+        from pipelines.evaluate.forecast import forecast_evaluation
+
+        return forecast_evaluation(run, known[PREPARE.title], tflops)
+
+    def planned(self, forecast: Mapping[str, Any]) -> str:
+        counts = [
+            f"{n:,} {what}"
+            for key, what in (
+                ("scored_pairs", "pairs"),
+                ("sampled_prompts", "prompts"),
+                ("sampled_programs", "programs"),
+            )
+            if (n := forecast[key])
+        ]
+        on = f" on {', '.join(counts)}" if counts else ""
+        return f"{', '.join(forecast['benchmarks'])}{on}" if forecast["benchmarks"] else "nothing"
 
 
 EVALUATE = Evaluate()

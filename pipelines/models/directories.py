@@ -14,7 +14,14 @@ from typing import Any
 
 from pipelines.errors import UserError
 from pipelines.models.trusted_code import refuse_foreign_code
-from pipelines.storage import CACHE, RunStore, parse_json, special_kind, told_where
+from pipelines.storage import (
+    CACHE,
+    RunStore,
+    nearest_path,
+    parse_json,
+    special_kind,
+    told_where,
+)
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -36,7 +43,9 @@ def resolve_model(name_or_path: str, tokenizer_only: bool = False) -> Path:
     )
     if not path.is_dir():
         if path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1:
-            raise UserError(f"model {name_or_path!r}: no such directory")
+            raise UserError(
+                f"model {name_or_path!r}: no such directory{nearest_path(name_or_path)}"
+            )
         path = _from_hub(name_or_path)
     for file in sorted(path.iterdir()):
         if file.exists() and (kind := special_kind(file.stat().st_mode)):
@@ -138,7 +147,7 @@ def _from_hub(name: str) -> Path:
     ) as error:
         raise UserError(
             f"model {name!r}: no such directory, not downloaded before, and the model hub cannot "
-            "be reached"
+            f"be reached{nearest_path(name)}"
         ) from error
 
 

@@ -331,6 +331,19 @@ def json_values(record: Record) -> tuple[dict[str, Any] | None, str]:
     return (value, "") if isinstance(value, dict) else (None, "the line is not a JSON object")
 
 
+def place_of_fault(record: Record) -> str:
+    """Line and column at which a record stops being JSON, from 1; its line where none is known."""
+    text = record.text.rstrip()
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        before = text[: len(text) - len(text.lstrip())].count(b"\n")
+        return f"{record.line - before + error.lineno - 1}:{error.colno}"
+    except (ValueError, RecursionError):
+        pass
+    return str(record.line)
+
+
 @contextmanager
 def open_parquet(file: SourceFile) -> Iterator[pq.ParquetFile]:
     filesystem, path = filesystem_of(file.uri)

@@ -27,13 +27,14 @@ from pipelines.pairs.row_readers import (
     one_line,
     open_parquet,
     open_text,
+    place_of_fault,
     records_of,
     start_of_array,
     text_between,
 )
 from pipelines.pairs.source_files import SourceFile, SourceFiles, files_of
 from pipelines.recipe import Source
-from pipelines.storage import file_hash, filesystem_of
+from pipelines.storage import file_hash, filesystem_of, nearest_path
 
 # Whoever reads a part of a compressed file decompresses all that comes before it. With so many
 # parts at most that stays below the cost of tokenising.
@@ -200,7 +201,9 @@ def _rows(chunk: Chunk) -> Iterator[SourceRow]:
             continue
         else:
             found = json_values(record)
-        yield SourceRow(number, found[0], f"{name}:{record.line}", found[1])
+        is_json_fault = found[1] and chunk.kind != "csv"
+        at = place_of_fault(record) if is_json_fault else str(record.line)
+        yield SourceRow(number, found[0], f"{name}:{at}", found[1])
         number += 1
 
 
@@ -303,6 +306,7 @@ def _files(source: Source) -> SourceFiles | None:
     if files is None and not may_be_hub:
         raise UserError(
             f"data source {source.path!r}: no such file, directory or pattern with a match"
+            + nearest_path(source.path)
         )
     return files
 

@@ -10,9 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from tqdm import tqdm
 
-from pipelines.cluster import Resources, require_seen
+from pipelines.cluster import Bar, Resources, require_seen
 from pipelines.errors import Failure
 from pipelines.pairs.mismatches import with_mismatches
 from pipelines.pairs.row_plan import Parts, RowPlan, ShardRows
@@ -77,7 +76,7 @@ def write_shards(
     truncated: Counter[str] = Counter()
     straddling = 0
     checksums: dict[str, str] = {}
-    with tqdm(
+    with Bar(
         total=sum(map(plan.num_pairs, SPLITS)), desc="prepare", unit="pair", disable=quiet
     ) as progress:
         shards = plan.shards(shard_pairs, labelled is not None)

@@ -14,6 +14,7 @@ from .files import (
     check_config as check_config,
     load_recipe as load_recipe,
     override as override,
+    packaged as packaged,
     read_config as read_config,
     read_mapping as read_mapping,
     set_keys as set_keys,
@@ -23,7 +24,7 @@ from .files import (
 )
 from .inputs import Located as Located
 from .interpolation import refuse_resolvers as refuse_resolvers
-from .keys import explain as explain, unknown_key_message as unknown_key_message
+from .keys import plain_keys as plain_keys, values_of as values_of
 from .location import (
     Directory as Directory,
     RunDirectory as RunDirectory,
@@ -37,8 +38,14 @@ from .masks import (
     NoMask as NoMask,
 )
 from .objectives import ObjectiveConfig as ObjectiveConfig, SFTConfig as SFTConfig
+from .problems import (
+    explain as explain,
+    key_meant as key_meant,
+    unknown_key_message as unknown_key_message,
+)
 from .record import (
     StageRecord as StageRecord,
+    library_versions as library_versions,
     read_manifest as read_manifest,
     read_started as read_started,
 )

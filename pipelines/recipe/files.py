@@ -1,7 +1,7 @@
 """Recipe files: YAML + `key=value` overrides -> a validated Recipe, or one clear line."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -14,10 +14,11 @@ from yaml import YAMLError
 
 from pipelines.errors import UserError
 from pipelines.recipe.interpolation import refuse_resolvers, refuse_unresolved
-from pipelines.recipe.keys import explain, is_tag
+from pipelines.recipe.keys import is_tag
 from pipelines.recipe.location import is_file, refuse_impossible, with_absolute_paths
+from pipelines.recipe.problems import explain
 from pipelines.recipe.schema import Recipe
-from pipelines.storage import RunStore, damaged, read_whole
+from pipelines.storage import RunStore, damaged, did_you_mean, nearest_path, read_whole
 
 _FLOAT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 _PART = re.compile(r"[^.\[\]]+")
@@ -45,7 +46,7 @@ def read_mapping(name: str, kind: Literal["recipe", "sweep"]) -> dict[str, Any]:
         # What is neither a mapping nor a list (a number, a word) is no configuration to OmegaConf.
         loaded = OmegaConf.create(text) if isinstance(yaml.safe_load(text), dict) else None
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{kind} {name!r} is not valid YAML: {_first_line(error)}") from error
+        raise UserError(f"{kind} {name!r} is not valid YAML: {_fault_of(error)}") from error
     if not isinstance(loaded, DictConfig):
         raise UserError(f"{kind} {name!r} must be a mapping of keys to values")
     plain = OmegaConf.to_container(loaded)
@@ -64,10 +65,24 @@ def _text_of(name: str, kind: Literal["recipe", "sweep"]) -> str:
     path, known = Path(name), packaged(kind)
     is_there = is_file(path)
     if not is_there and name not in known:
-        raise UserError(
-            f"{kind} {name!r}: no such file, nor a packaged {kind} ({', '.join(known)})"
-        )
+        raise UserError(_not_there(name, kind, known))
     return (path if is_there else known[name]).read_text()
+
+
+def _not_there(name: str, kind: Literal["recipe", "sweep"], known: Collection[str]) -> str:
+    """What to say of a name that is neither a file nor packaged, with what it may mean."""
+    other: Literal["recipe", "sweep"] = "sweep" if kind == "recipe" else "recipe"
+    command = {"recipe": "run", "sweep": "tune"}[other]
+    if name in packaged(other):
+        return f"{kind} {name!r}: it is a packaged {other}: sparsepo {command} {name}"
+    if "=" in name:
+        return f"{kind} {name!r}: a file or a packaged {kind} comes first, overrides after it"
+    if Path(name).is_dir():
+        inside = sorted(str(path) for path in Path(name).glob("*.yaml"))
+        return f"{kind} {name!r} is a folder" + (f"; it holds {inside[0]}" if inside else "")
+    near = did_you_mean(name, known) or nearest_path(name, (".yaml", ".yml"))
+    listed = "" if near else f" ({', '.join(known)})"
+    return f"{kind} {name!r}: no such file, nor a packaged {kind}{listed}{near}"
 
 
 def validate_recipe(
@@ -98,11 +113,11 @@ def validate(
         refuse_resolvers(mapping, "recipe")
         base = OmegaConf.create(mapping)
         for item in _in_order(schema, overrides):
-            _override(schema, base, item)
+            _override_named(schema, base, item)
         merged = OmegaConf.to_container(base, resolve=True)
     except (OmegaConfBaseException, YAMLError, TypeError, ValueError, IndexError) as error:
         raise UserError(
-            f"overrides {' '.join(overrides) or '(none)'}: {_first_line(error)}"
+            f"overrides {' '.join(overrides) or '(none)'}: {_fault_of(error)}"
         ) from error
     refuse_unresolved(merged)
     try:
@@ -146,6 +161,14 @@ def override(schema: type[BaseModel], mapping: dict[str, Any], item: str) -> dic
     return plain
 
 
+def _override_named(schema: type[BaseModel], base: DictConfig, item: str) -> None:
+    """`_override`, whose error names it among others."""
+    try:
+        _override(schema, base, item)
+    except YAMLError as error:
+        raise UserError(f"override {item!r} is not valid YAML: {_fault_of(error)}") from error
+
+
 def _override(schema: type[BaseModel], base: DictConfig, item: str) -> None:
     """Set one key=value (key may index lists: data.sources[0].path); the value is read as YAML."""
     key, _, text = item.partition("=")
@@ -185,7 +208,7 @@ def read_config(store: RunStore, path: str) -> tuple[dict[str, Any], str]:
     except UnicodeDecodeError as error:
         raise damaged(store, path, "it is not UTF-8", cure) from error
     except (YAMLError, OmegaConfBaseException, AssertionError, RecursionError) as error:
-        raise damaged(store, path, f"it is not YAML ({_first_line(error)})", cure) from error
+        raise damaged(store, path, f"it is not YAML ({_fault_of(error)})", cure) from error
     found: Any = mapping if isinstance(mapping, dict) else {}
     name, places = (_inner(found, *keys) for keys in (("objective", "name"), ("paths",)))
     if not isinstance(name, str) or not isinstance(places, dict):
@@ -232,6 +255,15 @@ def set_keys(mapping: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     plain = OmegaConf.to_container(config)
     assert isinstance(plain, dict)
     return {str(key): item for key, item in plain.items()}
+
+
+def _fault_of(error: BaseException) -> str:
+    """What is wrong with a text, in a line: of YAML with the line and column where it is."""
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None)
+    if mark is None or not problem:
+        return _first_line(error)
+    return f"line {mark.line + 1}, column {mark.column + 1}: {' '.join(str(problem).split())}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -29,6 +29,7 @@ class ModelSection(Section):
     one than the model's.
     """
 
+    MAIN = "name_or_path"
     name_or_path: Model
     reference: Model | None = None
     tokenizer: Model | None = None
@@ -88,7 +89,7 @@ class Source(Section):
     directory.
     """
 
-    STAGE = "prepare"
+    STAGE, MAIN = "prepare", "path"
     path: Data
     format: Literal["auto", "jsonl", "json", "parquet", "csv", "huggingface"] = "auto"
     form: Literal[
@@ -116,7 +117,7 @@ class DataSection(Section):
     first ones. shard_pairs: pairs per file. rows_per_task: rows that one task reads.
     """
 
-    STAGE = "prepare"
+    STAGE, MAIN = "prepare", "sources"
     sources: tuple[Source, ...] = Field(min_length=1)
     validation: tuple[Source, ...] = ()
     test: tuple[Source, ...] = ()
@@ -207,7 +208,7 @@ class LoraSection(Section):
     peft's.
     """
 
-    STAGE = "train"
+    STAGE, MAIN = "train", "rank"
     rank: int = Field(16, ge=1)
     alpha: float = Field(32.0, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)

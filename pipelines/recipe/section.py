@@ -20,6 +20,7 @@ def of_stage(stage: str | None, default: Any = ..., **constraints: Any) -> Any:
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True)
     STAGE: ClassVar[str | None] = None
+    MAIN: ClassVar[str | None] = None  # the key that a text in the section's place means
 
 
 def stage_settings(config: Section, stage: str | None = None) -> dict[str, Any]:

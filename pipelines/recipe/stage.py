@@ -13,7 +13,7 @@ from pipelines.recipe.record import StageRecord, read_manifest, read_started
 from pipelines.recipe.run_paths import MANIFEST, STARTED, RunPaths, failure_files
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.section import stage_settings
-from pipelines.storage import RunStore, read_record
+from pipelines.storage import RunStore, progress_text, read_record, who_works
 
 Say = Callable[[str], None]  # takes a line for the user
 Inputs = TypeVar("Inputs")
@@ -211,28 +211,57 @@ class Stage(ABC, Generic[Inputs]):
         """What its command prints at its end: where the result is, if others are to find it."""
         return None
 
-    def progress(self, store: RunStore) -> str:
-        """What `status` says of a stage that has begun."""
-        return "run the same command again to finish it"
+    def progress(self, paths: RunPaths) -> str:
+        """What `status` says of how far a stage that has begun has come."""
+        return ""
 
-    def status(self, paths: RunPaths) -> list[dict[str, str]]:
-        """Rows of `status`: stage, state (done, unfinished, not started), detail, path.
+    def is_resuming(self, paths: RunPaths, since: float) -> bool:
+        """Whether a command that works on it since then has not come beyond what it found.
 
-        A stage that `run` does not take has one only where it was begun.
+        Args:
+            since: seconds since the epoch.
+        """
+        return False
+
+    def status(self, paths: RunPaths) -> list[dict[str, Any]]:
+        """Rows of `status`: stage, state, detail, path; of one at work host, pid and since too.
+
+        The state is done, running, resuming, failed, stopped (no process works on it any more) or
+        not started. A stage that `run` does not take has a row only where it was begun.
         """
         store = self.folder(paths)
         if store.exists(MANIFEST):
             manifest = read_manifest(store)
             detail = f"{self.detail(manifest['counts'])}, {manifest.get('written_at', '')}"
             return [self.row("done", detail, store)]
-        if store.exists(STARTED):
+        begun = store.exists(STARTED)
+        if begun:
             read_started(store)  # or says that it is damaged
+        if working := who_works(store):
+            return [self._at_work(paths, max(working, key=lambda note: note["since"]), begun)]
+        if begun:
             failure = _failure_of(store)
-            detail = self.progress(store) if failure is None else f"failed: {failure}"
-            return [self.row("unfinished", detail, store)]
+            far = self.progress(paths)
+            cure = "; ".join([*([far] if far else []), "the same command goes on with it"])
+            if failure is None:
+                return [self.row("stopped", cure, store)]
+            return [self.row("failed", f"failed: {failure}; {cure}", store)]
         return [self.row("not started", "", store)] if self.in_run else []
 
-    def row(self, state: str, detail: str, store: RunStore) -> dict[str, str]:
+    def _at_work(self, paths: RunPaths, note: dict[str, Any], begun: bool) -> dict[str, Any]:
+        told = ""
+        if note.get("total"):
+            told = progress_text(note["done"], note["total"], note["unit"], note.get("rate"))
+        far = [text for text in (self.progress(paths) if begun else "", told) if text]
+        is_resuming = begun and self.is_resuming(paths, note["since"])
+        row = self.row(
+            "resuming" if is_resuming else "running",
+            "; ".join(far) or "starting",
+            self.folder(paths),
+        )
+        return {**row, **{key: note.get(key) for key in ("host", "pid", "since")}}
+
+    def row(self, state: str, detail: str, store: RunStore) -> dict[str, Any]:
         return {"stage": self.name, "state": state, "detail": detail, "path": store.root}
 
     def forecast(self, run: Run, known: Mapping[str, Any], tflops: float) -> dict[str, Any] | None:
@@ -242,6 +271,10 @@ class Stage(ABC, Generic[Inputs]):
             known: the parts of the stages before it, by title. tflops: of one device.
         """
         return None
+
+    def planned(self, forecast: Mapping[str, Any]) -> str:
+        """What `plan` says of what it will make, in a few words; by its own forecast."""
+        return ""
 
 
 def _failure_of(store: RunStore) -> str | None:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-from tqdm import tqdm
 
+from pipelines.cluster import Bar
 from pipelines.errors import UserError
 from pipelines.pairs import SPLITS, PairTable, open_pairs, shard_name
 from pipelines.recipe import HEAD_FILE, HEAD_SETTINGS, MANIFEST, MARKERS, Recipe, Run, StageRecord
@@ -54,7 +54,7 @@ def find_damage(
     found: list[Damage] = []
     with (
         ThreadPoolExecutor(_READERS) as pool,
-        tqdm(
+        Bar(
             total=manifest["counts"]["bytes"],
             desc="check",
             unit="B",

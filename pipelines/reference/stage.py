@@ -191,7 +191,8 @@ class Reference(Stage[ReferenceInputs]):
     def detail(self, counts: dict[str, Any]) -> str:
         return f"{counts['mode']}, {counts['tokens']:,} tokens"
 
-    def progress(self, store: RunStore) -> str:
+    def progress(self, paths: RunPaths) -> str:
+        store = self.folder(paths)
         scored = [
             f"{feature} {len(store.names(f'{MARKERS}/{feature}'))}"
             for feature in store.names(MARKERS)
@@ -202,6 +203,12 @@ class Reference(Stage[ReferenceInputs]):
         from pipelines.reference.forecast import forecast_reference
 
         return forecast_reference(run, known[PREPARE.title], tflops)
+
+    def planned(self, forecast: Mapping[str, Any]) -> str:
+        features = ", ".join(forecast["features"])
+        if forecast["mode"] == "stored" and features:
+            return f"stored: {features}"
+        return f"{forecast['mode']}" + (f"; stored: {features}" if features else "")
 
 
 REFERENCE = Reference()

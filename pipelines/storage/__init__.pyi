@@ -7,6 +7,17 @@ from .hashes import (
     file_state as file_state,
     hashes_of_written as hashes_of_written,
 )
+from .near_names import did_you_mean as did_you_mean, nearest_path as nearest_path
+from .pace import (
+    Pace as Pace,
+    progress_text as progress_text,
+    shown_seconds as shown_seconds,
+)
+from .presence import (
+    present as present,
+    tell_progress as tell_progress,
+    who_works as who_works,
+)
 from .records import (
     Fields as Fields,
     damaged as damaged,

@@ -50,9 +50,11 @@ class Claims:
     how long ago that was; clocks of machines do not count.
     """
 
-    def __init__(self, store: RunStore, times: ClaimTimes | None = None) -> None:
-        self._store, self._times = store, times or ClaimTimes()
-        self._me = {
+    def __init__(
+        self, store: RunStore, times: ClaimTimes | None = None, folder: str = _FOLDER
+    ) -> None:
+        self._store, self._times, self._folder = store, times or ClaimTimes(), folder
+        self.me: dict[str, Any] = {
             "holder": uuid.uuid4().hex,
             "host": socket.gethostname(),
             "processes": _process_namespace(),
@@ -63,7 +65,7 @@ class Claims:
     @contextmanager
     def holding(self, name: str) -> Iterator[bool]:
         """Whether the claim was had; it is renewed during the block and given back after it."""
-        path = f"{_FOLDER}/{name}.json"
+        path = f"{self._folder}/{name}.json"
         if not self._taken(path):
             yield False
             return
@@ -77,6 +79,13 @@ class Claims:
             renewing.join()
             if self._is_mine(path):
                 self._store.delete(path)
+
+    def living(self) -> list[dict[str, Any]]:
+        """What the claims whose holders live hold, by their names."""
+        names = self._store.names(self._folder)
+        paths = [f"{self._folder}/{name}" for name in names if name.endswith(".json")]
+        found = [(path, self._read(path)) for path in paths]
+        return [claim for path, claim in found if claim is not None and self._is_held(path, claim)]
 
     def _taken(self, path: str) -> bool:
         found = self._read(path)
@@ -95,11 +104,11 @@ class Claims:
 
     def _is_mine(self, path: str) -> bool:
         found = self._read(path)
-        return found is not None and found.get("holder") == self._me["holder"]
+        return found is not None and found.get("holder") == self.me["holder"]
 
     def _is_held(self, path: str, found: dict[str, Any]) -> bool:
         """Whether somebody else who still lives has the claim."""
-        here = self._me["processes"]
+        here = self.me["processes"]
         pid, boot = found.get("pid"), found.get("boot")
         if here is not None and found.get("processes") == here and isinstance(pid, int):
             return _start_of(pid) == boot is not None
@@ -108,7 +117,7 @@ class Claims:
     def _age_seconds(self, path: str) -> float:
         """Since the claim was written, by the clock that also dates a file written now."""
         name, now = path.rpartition("/")[2], f"now-{uuid.uuid4().hex}"
-        folder = self._store.at(_FOLDER)
+        folder = self._store.at(self._folder)
         folder.write_bytes(now, b"")
         try:
             written = {found: changed for found, _, changed in folder.files()}
@@ -128,7 +137,7 @@ class Claims:
 
     def _claim(self) -> bytes:
         """The time is for people."""
-        return (json.dumps({**self._me, "time": time.time()}, indent=2) + "\n").encode()
+        return (json.dumps({**self.me, "time": time.time()}, indent=2) + "\n").encode()
 
     def _renew(self, path: str, done: threading.Event) -> None:
         while not done.wait(self._times.renew):

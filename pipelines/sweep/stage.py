@@ -7,6 +7,7 @@ SWEEP/trials (trial.py). Ray Tune schedules, stops and retries them; its own fil
 interrupted sweep goes on, are in SWEEP/.ray.
 """
 
+import contextlib
 import logging
 import os
 import time
@@ -30,7 +31,8 @@ from pipelines.evaluate import EVALUATE
 from pipelines.pairs import PREPARE, open_pairs
 from pipelines.recipe import STARTED, TRIAL, Recipe, Run, Say, Stage, StageRecord
 from pipelines.reference import REFERENCE, run_facts, usable_rows
-from pipelines.storage import RunStore, digest
+from pipelines.storage import RunStore, digest, present
+from pipelines.sweep.display import shown_trials
 from pipelines.sweep.results import publish_results, published_tables, read_trials
 from pipelines.sweep.shared_stores import SharedStores, trial_recipe
 from pipelines.sweep.space import ASHA, Sweep
@@ -75,38 +77,41 @@ def run_tune(sweep: Sweep, say: Say, quiet: bool = False, resume: bool = False) 
             )
     first = sweep.recipe_at(sweep.sample_of_points()[0], sweep.run_dir)
     check_trials(sweep)
-    with ray_session(first.ray, tunes=True):
-        if cluster_address(first.ray):
-            wait_for_workers(first, say)
-            check_shared(first)
-        share = share_of(sweep, Resources.now().machines)
-        stores = SharedStores.of(sweep)
-        record.begin()
-        started = time.monotonic()
-        runs = stores.make(say, quiet, partial(_check_kept, sweep))
-        shared_seconds = time.monotonic() - started
-        say(f"tune: {sweep.num_trials()} trials, {share.trials} at a time")
-        session = uuid.uuid4().hex[:12]
-        trials = _run_trials(sweep, stores, share, session, say, resume)
-        seconds = time.monotonic() - started
-    message = missing_metric(sweep, session)
-    if message is not None:
-        raise UserError(message)
-    best = publish_results(sweep, trials, say)
-    counts: dict[str, Any] = {
-        status: sum(trial.status == status for trial in trials)
-        for status in ("finished", "diverged", "failed", "stopped")
-    }
-    record.finish(
-        {
-            "trials": len(trials),
-            **counts,
-            "stage_runs": runs,
-            "shared_seconds": shared_seconds,
-            "seconds": seconds,
-        },
-        published_tables(store),
-    )
+    with contextlib.ExitStack() as works:
+        with ray_session(first.ray, tunes=True):
+            if cluster_address(first.ray):
+                wait_for_workers(first, say)
+                check_shared(first)
+            share = share_of(sweep, Resources.now().machines)
+            stores = SharedStores.of(sweep)
+            record.begin()
+            works.enter_context(present(store, stage="tune", trials=sweep.num_trials()))
+            started = time.monotonic()
+            runs = stores.make(say, quiet, partial(_check_kept, sweep))
+            shared_seconds = time.monotonic() - started
+            say(f"tune: {sweep.num_trials()} trials, {share.trials} at a time")
+            session = uuid.uuid4().hex[:12]
+            with shown_trials(store, sweep.num_trials(), quiet):
+                trials = _run_trials(sweep, stores, share, session, say, resume)
+            seconds = time.monotonic() - started
+        message = missing_metric(sweep, session)
+        if message is not None:
+            raise UserError(message)
+        best = publish_results(sweep, trials, say)
+        counts: dict[str, Any] = {
+            status: sum(trial.status == status for trial in trials)
+            for status in ("finished", "diverged", "failed", "stopped")
+        }
+        record.finish(
+            {
+                "trials": len(trials),
+                **counts,
+                "stage_runs": runs,
+                "shared_seconds": shared_seconds,
+                "seconds": seconds,
+            },
+            published_tables(store),
+        )
     return best
 
 

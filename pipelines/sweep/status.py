@@ -1,5 +1,7 @@
 """What `status` says of a sweep: one row per trial, and one of the whole."""
 
+from typing import Any
+
 from pipelines.recipe import (
     BEST,
     MANIFEST,
@@ -7,21 +9,26 @@ from pipelines.recipe import (
     STARTED,
     TRIAL,
     TRIALS,
+    RunPaths,
     read_manifest,
     read_started,
 )
-from pipelines.storage import RunStore
+from pipelines.storage import RunStore, who_works
 from pipelines.sweep.trial_record import read_trial
+from pipelines.train import TRAIN
 
 
 def is_sweep_folder(store: RunStore) -> bool:
     return store.exists(STARTED) and read_started(store).get("stage") == "tune"
 
 
-def sweep_status(store: RunStore) -> list[dict[str, str]]:
-    """Rows of `status`: stage, state, detail, path."""
+def sweep_status(store: RunStore) -> list[dict[str, Any]]:
+    """Rows of `status`: stage, state, detail, path; of what runs host, pid and since too."""
     done = store.exists(MANIFEST) and bool(read_manifest(store))
-    rows = []
+    working = [] if done else who_works(store)
+    note = max(working, key=lambda note: note["since"], default={})
+    at_work = {key: note.get(key) for key in ("host", "pid", "since")} if note else {}
+    rows: list[dict[str, Any]] = []
     for name in store.names(TRIALS):
         place = store.at(TRIALS, name)
         label = f"trial {int(name.split('-')[0])}"
@@ -30,14 +37,33 @@ def sweep_status(store: RunStore) -> list[dict[str, str]]:
             detail = trial.message or f"{len(trial.runs)} runs, {trial.seconds:.0f} s"
             rows.append(_row(label, trial.status, detail, place))
         else:
-            rows.append(_row(label, "stopped" if done else "unfinished", "", place))
+            state = "running" if at_work else "stopped"
+            rows.append({**_row(label, state, trial_progress(place), place), **at_work})
     detail = (
         f"{BEST}, report/{PAGE}, {TRIALS}.csv"
         if done
+        else ""
+        if at_work
         else "add --resume to the same command to go on"
     )
-    return [*rows, _row("tune", "done" if done else "unfinished", detail, store)]
+    if at_work:
+        ended = sum(row["state"] != "running" for row in rows)
+        detail = f"{ended} of {note.get('trials', '?')} trials ended"
+    state = "done" if done else "running" if at_work else "stopped"
+    return [*rows, {**_row("tune", state, detail, store), **at_work}]
 
 
-def _row(stage: str, state: str, detail: str, place: RunStore) -> dict[str, str]:
+def trial_progress(place: RunStore) -> str:
+    """How far the run of a trial has come that trains, by its files; of the last seed's run."""
+    seeds = [name for name in place.names() if name.startswith("seed-")]
+    for root in (*(place.at(name).root for name in reversed(seeds)), place.root):
+        paths = RunPaths.at(root)
+        if paths.train.exists(MANIFEST):
+            return "trained, evaluating"
+        if paths.train.exists(STARTED):
+            return TRAIN.progress(paths)
+    return ""
+
+
+def _row(stage: str, state: str, detail: str, place: RunStore) -> dict[str, Any]:
     return {"stage": stage, "state": state, "detail": detail, "path": place.root}

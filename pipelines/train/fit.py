@@ -15,6 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pipelines.cluster import (
+    Bar,
     Resources,
     cluster_address,
     failure_of,
@@ -275,7 +276,8 @@ def _progress(store: RunStore, steps: int, quiet: bool) -> Iterator[None]:
 
     def follow() -> None:
         seen: set[str] = set()
-        with tqdm(total=steps, desc="train", unit="step") as bar:
+        with Bar(total=steps, desc="train", unit="step") as bar:
+            is_first = True
             while True:
                 finished = stop.is_set()
                 for name in store.names(METRICS):
@@ -287,7 +289,8 @@ def _progress(store: RunStore, steps: int, quiet: bool) -> Iterator[None]:
                             bar.write(f"warning: step {record['step']}: {message}", file=sys.stderr)
                         if "kind" in record:
                             continue
-                        bar.n = max(bar.n, record["step"])
+                        if record["step"] > bar.n:
+                            bar.n = record["step"]
                         bar.set_postfix(
                             {
                                 label: form.format(record[key])
@@ -297,6 +300,9 @@ def _progress(store: RunStore, steps: int, quiet: bool) -> Iterator[None]:
                             refresh=False,
                         )
                     bar.refresh()
+                # What was there at the first look is another command's work.
+                (bar.starts_at if is_first else bar.came_to)(bar.n)
+                is_first = False
                 if finished:
                     return
                 stop.wait(1.0)

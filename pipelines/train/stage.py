@@ -120,7 +120,10 @@ class Train(Stage[TrainInputs]):
     def detail(self, counts: dict[str, Any]) -> str:
         return f"{counts['steps']} steps"
 
-    def progress(self, store: RunStore) -> str:
+    def progress(self, paths: RunPaths) -> str:
+        from pipelines.train.under_way import steps_text
+
+        store = self.folder(paths)
         steps = completed_steps(store)
         memory = ""
         if store.exists(MEMORY):
@@ -131,12 +134,26 @@ class Train(Stage[TrainInputs]):
                 f"; out of memory at step {found['step']}: micro-batches of "
                 f"{found['micro_batch_tokens']} tokens since, {found['was']} before"
             )
-        return (f"last checkpoint: step {steps[-1]}" if steps else "no checkpoint yet") + memory
+        kept = f"last checkpoint: step {steps[-1]}" if steps else "no checkpoint yet"
+        return "; ".join(text for text in (steps_text(paths), kept) if text) + memory
+
+    def is_resuming(self, paths: RunPaths, since: float) -> bool:
+        from pipelines.train.under_way import has_stepped
+
+        store = self.folder(paths)
+        return bool(completed_steps(store)) and not has_stepped(store, since)
 
     def forecast(self, run: Run, known: Mapping[str, Any], tflops: float) -> dict[str, Any]:
         from pipelines.train.forecast import forecast_training
 
         return forecast_training(run, known[PREPARE.title], tflops)
+
+    def planned(self, forecast: Mapping[str, Any]) -> str:
+        workers = forecast["workers"]
+        return (
+            f"{forecast['steps']:,} steps of {forecast['pairs_per_step']} pairs, {workers} "
+            f"worker{'s' * (workers > 1)}"
+        )
 
 
 TRAIN = Train()

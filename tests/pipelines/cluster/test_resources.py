@@ -102,7 +102,8 @@ def test_actors_need_their_gpus(resources: Resources, gpus_per_actor: int, gpus:
     with pytest.raises(UserError) as caught:
         resources.actors("reference", 3, None, gpus_per_actor)
     assert str(caught.value) == (
-        f"reference: {gpus_per_actor} GPUs for one model, but the cluster has {gpus} for this run"
+        f"reference: {gpus_per_actor} GPUs for one model, but the cluster has {gpus} for this run; "
+        f"set reference.gpus_per_model={max(1, int(gpus))}"
     )
 
 
@@ -136,32 +137,36 @@ def test_training(case: str) -> None:
         (
             have(CPUS),
             train(use_gpu=True),
-            "train.num_workers = 1 with a GPU each: the cluster has 0 GPUs for this run",
+            "train.num_workers = 1 with a GPU each: the cluster has 0 GPUs for this run; leave "
+            "train.use_gpu out to train on CPUs",
         ),
         (
             have(MIXED, gpus_per_run=2.0),
             train(num_workers=4),
-            "train.num_workers = 4 with a GPU each: the cluster has 2 GPUs for this run",
+            "train.num_workers = 4 with a GPU each: the cluster has 2 GPUs for this run; set "
+            "train.num_workers=2",
         ),
         (
             have(MIXED),
             train(num_workers=9, min_workers=7),
-            "train.min_workers = 7 with a GPU each: the cluster has 6 GPUs for this run",
+            "train.min_workers = 7 with a GPU each: the cluster has 6 GPUs for this run; set "
+            "train.min_workers=6",
         ),
         (
             have(CPUS),
             train(num_workers=7, cpus_per_worker=2),
-            "train.num_workers = 7 x 2 CPUs: the cluster has 12",
+            "train.num_workers = 7 x 2 CPUs: the cluster has 12; set train.num_workers=6 or "
+            "train.cpus_per_worker=1",
         ),
         (
             have(CPUS, cpus_per_run=4),
             train(num_workers=9, min_workers=5),
-            "train.min_workers = 5 x 1 CPUs: the cluster has 4",
+            "train.min_workers = 5 x 1 CPUs: the cluster has 4; set train.min_workers=4",
         ),
         (
             have(EMPTY_HEAD),
             train(num_workers=2),
-            "train.num_workers = 2 x 1 CPUs: the cluster has 1",
+            "train.num_workers = 2 x 1 CPUs: the cluster has 1; set train.num_workers=1",
         ),
     ],
 )
@@ -243,18 +248,20 @@ def test_trials_side_by_side(case: str) -> None:
         (
             have((HEAD, machine(1))),
             train(cpus_per_worker=2),
-            "train.num_workers = 1: a trial takes 1 x 2 CPUs; the cluster's nodes have 1 CPUs",
+            "train.num_workers = 1: a trial takes 1 x 2 CPUs; the cluster's nodes have 1 CPUs; "
+            "set train.cpus_per_worker lower in overrides",
         ),
         (
             have((machine(8, 1), machine(4))),
             train(num_workers=2),
             "train.num_workers = 2: a trial takes 2 x 1 CPUs and 1 GPUs; the cluster's nodes have "
-            "8 CPUs, 1 GPUs; 4 CPUs",
+            "8 CPUs, 1 GPUs; 4 CPUs; set train.num_workers=1 in overrides",
         ),
         (
             have(EMPTY_HEAD),
             train(),
-            "train.num_workers = 1: a trial takes 1 x 1 CPUs; the cluster's nodes have none",
+            "train.num_workers = 1: a trial takes 1 x 1 CPUs; the cluster's nodes have none; it "
+            "takes machines with CPUs",
         ),
     ],
 )

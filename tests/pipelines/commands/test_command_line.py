@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -51,8 +52,14 @@ def sparsepo(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, 
         (("tune", "/nowhere.yaml"), "no such file"),
         (("quickstart", "sed=1"), "quickstart option 'sed=1': allowed are seed=N and dir=PATH"),
         (("quickstart", "seed=x"), "seed = 'x'"),
-        (("runn",), "No such command"),
-        (("run",), "Missing argument"),
+        (("runn",), "No such command 'runn'. Did you mean 'run'?"),
+        (("run",), "Missing argument 'RECIPE' (`sparsepo run -h` shows what it takes)"),
+        (
+            ("run", "hh-dpo", "--lr", "1e-5"),
+            "no such option: --lr; train.learning_rate is meant, write train.learning_rate=VALUE",
+        ),
+        (("plan", "hh-dpo", "--train.max-steps=3"), "train.max_steps is meant, write train.max_st"),
+        (("status", ".", "--lr", "1"), "No such option: --lr"),
     ],
 )
 def test_user_errors_are_one_line_and_exit_2(
@@ -93,6 +100,60 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
         code, out, _ = sparsepo(capsys, command, "--help")
         assert code == 0
         assert command in out
+        assert sparsepo(capsys, command, "-h") == (0, out, "")
+    assert sparsepo(capsys, "-h") == sparsepo(capsys, "--help")
+    assert sparsepo(capsys, "job", "logs", "-h") == sparsepo(capsys, "job", "logs", "--help")
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = sparsepo(capsys, "--version")
+    first, second = out.splitlines()
+    assert (code, err, first) == (0, "", f"sparsepo {metadata.version('sparsepo')}")
+    assert f"torch {metadata.version('torch')}" in second.split(", ")
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("r", {"run", "reference", "report"}),
+        ("run hh-dp", {"hh-dpo", "hh-dpop"}),
+        ("run mi", {"mine.yaml"}),
+        ("run ./mi", set()),  # the shell's own names of files
+        ("tune imdb-m", {"imdb-mapo-keep-fraction"}),
+        ("plan imdb-f", {"imdb-frontier"}),
+        ("run hh-dpo train.warm", {"train.warmup_fraction"}),
+        ("run hh-dpo train.precision = b", {"bfloat16"}),
+        ("run hh-dpo train.precision =", {"auto", "float32", "mixed", "bfloat16"}),
+        ("tune imdb-frontier searcher.", {"searcher.name", "searcher.startup_trials"}),
+        ("job l", {"list", "logs"}),
+    ],
+)
+def test_what_bash_is_offered(
+    words: str,
+    found: set[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "mine.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    asked = {
+        "_SPARSEPO_COMPLETE": "complete_bash",
+        "COMP_WORDS": f"sparsepo {words}",
+        "COMP_CWORD": str(len(words.split())),
+    }
+    for name, value in asked.items():
+        monkeypatch.setenv(name, value)
+    offered = set(sparsepo(capsys)[1].split())
+    assert found == offered or (found <= offered and words.startswith("tune imdb-frontier"))
+
+
+def test_zsh_takes_a_key_and_its_value_for_one_word(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_SPARSEPO_COMPLETE", "complete_zsh")
+    monkeypatch.setenv("_TYPER_COMPLETE_ARGS", "sparsepo run hh-dpo train.precision=b")
+    assert '"train.precision=bfloat16"' in sparsepo(capsys)[1]
 
 
 def test_module_and_script_are_the_same_program() -> None:
@@ -117,14 +178,17 @@ def test_plan_is_exact_after_prepare_and_close_before(
         f"max_response_tokens: 24}}\n"
         "objective: {name: tdpo1}\n"
     )
-    code, out, _ = sparsepo(capsys, "plan", str(recipe))
+    code, out, _ = sparsepo(capsys, "plan", str(recipe), "--json")
     assert code == 0
     plan = json.loads(out)
     assert not (tmp_path / "run").exists(), "plan writes nothing"
     assert sum(plan["data"]["pairs"].values()) == 120
     assert plan["reference"]["bytes_per_scored_token"] == 4 + 4 * 128
     capped = json.loads(
-        sparsepo(capsys, "plan", str(recipe), "data.max_train_pairs=10", "data.max_test_pairs=5")[1]
+        sparsepo(
+            capsys,
+            *("plan", str(recipe), "data.max_train_pairs=10", "data.max_test_pairs=5", "--json"),
+        )[1]
     )
     assert capped["data"]["pairs"] == {"train": 10, "validation": 0, "test": 5}
     from safetensors.torch import load_file

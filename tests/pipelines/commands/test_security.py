@@ -634,7 +634,7 @@ def test_a_sweeps_package_has_the_recipes_it_names(make_recipe: MakeRecipe, tmp_
         (("nonsense",), "submit nonsense: the command must be one of evaluate, "),
         (("submit", "run"), "submit submit run: the command must be one of"),
         (("run", "nowhere.yaml"), "recipe 'nowhere.yaml': no such file"),
-        (("status", "/runs/x"), "submit needs --address http://HEAD:8265"),
+        (("status", "/runs/x"), "give --address http://HEAD:8265"),
         (
             ("status", "/runs/x", "--address", "ftp://x"),
             "--address 'ftp://x': must be http://HOST:PORT",

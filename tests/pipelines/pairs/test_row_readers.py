@@ -225,8 +225,31 @@ def test_a_row_that_cannot_be_read_is_one_row_with_its_line(
             found = {row.number: row for row in rows if row.values is None}
             assert found.keys() == bad.keys()
             for number, (line, fault) in bad.items():
-                assert found[number].place == f"{path.name}:{line}" and fault in found[number].fault
+                assert found[number].place.split(":")[:2] == [path.name, str(line)]
+                assert fault in found[number].fault
                 assert found[number].fault
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "places"),
+    [
+        ("f.jsonl", '{"text": "x"}\n\n{"text": "a" "b"}\n{"text": "é", nope}\n', ["3:14", "4:15"]),
+        ("f.jsonl", '{"text": "x"}\n  {"text": \n', ["2:11"]),
+        ("f.jsonl", '{"text": "x"}\n7\n', ["2"]),
+        ("f.json", '[{"text": "x"},\n\n{"text":\n nope}]', ["4:2"]),
+        ("f.csv", "text,b\nx,1\nx\n", ["3"]),
+    ],
+)
+def test_where_json_breaks_stands_beside_the_line(
+    tmp_path: Path, name: str, content: str, places: list[str]
+) -> None:
+    """Counted by hand: characters from 1, of the file's own lines."""
+    path = tmp_path / name
+    path.write_text(content)
+    for size in (1, 100):
+        rows = [r for c in chunks_of(Source(path=str(path)), size) for r in read_rows(c)]
+        found = [row.place for row in rows if row.values is None]
+        assert found == [f"{name}:{place}" for place in places]
 
 
 _PAIR = b'{"prompt": "a", "chosen": " b", "rejected": " c"}\n'
@@ -295,7 +318,7 @@ def test_a_rejected_row_says_its_file_and_line(tmp_path: Path, model_dir: Path) 
         plan.add(digest_of(block, data))
     plan.settle()
     assert list(plan.rejected_rows()) == [
-        {"source": 0, "row": 1, "reason": "the line is not a JSON object", "place": "a.jsonl:3"},
+        {"source": 0, "row": 1, "reason": "the line is not a JSON object", "place": "a.jsonl:3:2"},
         {"source": 0, "row": 3, "reason": "empty response", "place": "b.csv:4"},
     ]
 
@@ -329,7 +352,7 @@ def test_what_breaks_later_breaks_in_one_line(tmp_path: Path) -> None:
 def test_a_source_whose_rows_are_all_unreadable_says_the_first(tmp_path: Path) -> None:
     (tmp_path / "f.jsonl").write_text("\nnothing\nhere\n")
     source = Source(path=str(tmp_path / "f.jsonl"))
-    with pytest.raises(UserError, match="none of its first rows can be read; f.jsonl:2: the line"):
+    with pytest.raises(UserError, match="first rows can be read; f.jsonl:2:1: the line"):
         detect(source, sampled_rows(chunks_of(source, 10)))
 
 

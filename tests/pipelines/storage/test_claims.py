@@ -33,7 +33,7 @@ def is_had(store: RunStore) -> bool:
 
 def claim_of_another(store: RunStore, **changed: Any) -> None:
     """Of a process of another host, just now."""
-    other = {**Claims(store)._me, "holder": "z", "host": "another", "processes": "another 1"}
+    other = {**Claims(store).me, "holder": "z", "host": "another", "processes": "another 1"}
     store.write_json(CLAIM, {**other, "time": time.time(), **changed})
 
 
@@ -68,7 +68,7 @@ def test_a_damaged_claim_is_held_until_it_is_old(store: RunStore, damaged: bytes
 
 
 def test_a_claim_with_parts_of_wrong_kinds_from_here_is_free(store: RunStore) -> None:
-    claim_of_another(store, processes=Claims(store)._me["processes"], pid=True, boot=[1])
+    claim_of_another(store, processes=Claims(store).me["processes"], pid=True, boot=[1])
     assert is_had(store)
 
 
@@ -78,7 +78,7 @@ def test_a_process_elsewhere_under_the_same_host_name_is_not_taken_for_dead(
     """Its number means nothing here: in another container (the kernel's boot is the same), and on
     another machine. In this process's own namespace the number counts.
     """
-    mine = Claims(store)._me
+    mine = Claims(store).me
     boot, _, namespace = mine["processes"].partition(" ")
     ended = 2**22 + 1  # above the largest number of a process
     for processes in (f"{boot} pid:[1]", f"another {namespace}", None, 5):
@@ -96,7 +96,7 @@ def test_where_the_system_tells_no_processes_apart_age_decides(
     """As without /proc."""
     monkeypatch.setattr(claims_module, "_process_namespace", lambda: None)
     monkeypatch.setattr(claims_module, "_start_of", lambda pid: None)
-    store.write_json(CLAIM, {**Claims(store)._me, "time": time.time()})
+    store.write_json(CLAIM, {**Claims(store).me, "time": time.time()})
     assert not is_had(store)
     written_before(store, 10)
     assert is_had(store)

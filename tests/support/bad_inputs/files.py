@@ -180,7 +180,7 @@ DAMAGED: dict[str, Bad] = {
     "damaged pages": (_put("f.parquet", _damaged_pages()), "f.parquet: not readable as parquet"),
     "no row that can be read": (
         _put("f.jsonl", "\nnothing\nhere\n"),
-        "none of its first rows can be read; f.jsonl:2: the line is not a JSON object",
+        "none of its first rows can be read; f.jsonl:2:1: the line is not a JSON object",
     ),
 }  # fmt: skip
 

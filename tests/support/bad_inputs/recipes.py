@@ -28,6 +28,29 @@ BAD: dict[str, Bad] = {
         ["objective={name: dpo, betta: 1}"], "did you mean 'objective.beta'?"
     ),
     "a section with a slip": (["trian.epochs=1"], "unknown config key 'trian'"),
+    "another trainer's name": (["lr=1e-5"], "config key 'lr': train.learning_rate is meant"),
+    "another trainer's name in a section": (
+        ["train={batch_size: 8}"], "'train.batch_size': train.global_batch_size is meant"
+    ),
+    "a key without its section": (
+        ["label_smoothing=0.1"], "'label_smoothing': objective.label_smoothing is meant"
+    ),
+    "a data set by another name": (
+        ["dataset=a.jsonl"], "data.sources is meant, write data.sources=[{path: a.jsonl}]"
+    ),
+    "a source as text": (
+        ["data.sources=a.jsonl"], "it is a list, write data.sources=[{path: a.jsonl}]"
+    ),
+    "a source in a list as text": (
+        ["data.sources=[a.jsonl]"], "data.sources[0].path is meant, write data.sources[0].path=a.js"
+    ),
+    "a model as text": (["model=a/b"], "= 'a/b': model.name_or_path is meant"),
+    "an objective as text": (["objective=ipo"], "objective.name is meant, write objective.name=i"),
+    "one tracker": (["train.trackers=wandb"], "it is a list, write train.trackers=[wandb]"),
+    "a section as a number": (["train=3"], "train = 3: it has keys of its own: global_batch_size,"),
+    "an override that is no YAML": (
+        ["train.epochs=[1"], "override 'train.epochs=[1' is not valid YAML: line 1, column 3: expec"
+    ),
     "below its range": (
         ["train.learning_rate=-1"], "train.learning_rate = -1: input should be greater than 0"
     ),
@@ -36,6 +59,7 @@ BAD: dict[str, Bad] = {
         ["data.test_fraction=1.5"], "data.test_fraction = 1.5: input should be less than 1"
     ),
     "no objective of that name": (["objective.name=ppo"], "objective.name = 'ppo': allowed are"),
+    "letters in the wrong order": (["objective.name=dop"], "'sft'; did you mean 'dpo'?"),
     "an objective without a name": (["objective={}"], "objective: needs the key 'name': one of"),
     "a mask that the objective does not take": (
         ["mask.kind=learned"], "mask.kind=learned with objective.name=dpo: allowed is none"

@@ -33,7 +33,8 @@ BAD: dict[str, Bad] = {
     "more CPUs than there are": (
         ["train.cpus_per_worker=5", "ray.num_cpus=2"], "train.num_workers = 1 x 5 CPUs"
     ),
-    "no GPU": (["train.use_gpu=true", "ray.num_gpus=0"], "with a GPU each: the cluster has 0"),
+    "no GPU": (["train.use_gpu=true", "ray.num_gpus=0"], "with a GPU each: the cluster has 0",
+        "leave train.use_gpu out to train on CPUs"),
     "a reference over more GPUs": (
         ["reference.gpus_per_model=2", "ray.num_gpus=0"],
         "reference: 2 GPUs for one model, but the cluster has 0",
