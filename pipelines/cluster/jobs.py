@@ -296,8 +296,15 @@ def _client(address: str, token: str | None) -> "JobSubmissionClient":
     """Ray's client, following no redirect: what it sends holds the token and the job."""
     from ray.job_submission import JobSubmissionClient
 
+    def authorise(request: Any) -> Any:
+        """Instead of what a .netrc says of the host, which requests would put in its place."""
+        if token:
+            request.headers["Authorization"] = f"Bearer {token}"
+        return request
+
     class Client(JobSubmissionClient):
         def _do_request(self, method: str, endpoint: str, **kwargs: Any) -> Any:
+            kwargs["auth"] = authorise
             response = super()._do_request(method, endpoint, allow_redirects=False, **kwargs)
             if response.status_code in _REDIRECTS:
                 raise UserError(_redirected(address, response.headers.get("Location")))
