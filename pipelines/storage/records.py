@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import DamagedFile
 from pipelines.storage.hashes import digest
+from pipelines.storage.json_texts import parse_json
 from pipelines.storage.store import RunStore
 from pipelines.storage.trees import special_kind
 
@@ -25,14 +26,6 @@ SEAL = "seal"
 AGAIN = "remove it and run the same command again"
 Fields = Mapping[str, type | tuple[type, ...]]
 _TYPES = {dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number"}
-
-
-def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises: ValueError alone, for nesting that is too deep as well."""
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise ValueError("its values are nested too deep") from error
 
 
 def damaged(store: RunStore, path: str, why: str, cure: str = AGAIN) -> DamagedFile:
