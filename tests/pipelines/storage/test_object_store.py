@@ -206,6 +206,29 @@ def test_row_groups_are_fetched_once_and_kept_within_the_limit(
     assert not folder.exists()
 
 
+def test_a_damaged_local_row_group_is_fetched_again(
+    object_store: ObjectStore, scored: Recipe
+) -> None:
+    """In every way, a flipped bit among them: the disk of a worker has no checksums of its own."""
+    store = RunStore("s3://bucket/damaged-groups")
+    file = next((Path(scored.run_dir) / "reference").glob("reference_hidden/train-*.parquet"))
+    store.write_bytes(file.name, file.read_bytes())
+    footer = store.open_parquet(file.name).metadata
+    spool = RowGroupCache(store)
+    whole = spool.read(file.name, footer, 0)
+    for name in (*ANY, FOLDER):
+        (local,) = spool._folder.iterdir()
+        damage_file(local, name, ANY)
+        before = object_store.requests
+        assert spool.read(file.name, footer, 0).equals(whole), name
+        assert object_store.requests > before, name
+    before = object_store.requests
+    assert spool.read(file.name, footer, 0).equals(whole) and object_store.requests == before
+    (local,) = spool._folder.iterdir()
+    local.unlink()  # as another reader does who makes room
+    assert spool.read(file.name, footer, 0).equals(whole)
+
+
 def test_pairs_with_long_texts_cost_what_their_token_ids_cost(object_store: ObjectStore) -> None:
     """Bytes are counted by the server, memory by arrow's allocator: 300 pairs of 20 KB of text that
     does not compress, and of 90 ids.
