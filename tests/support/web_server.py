@@ -12,7 +12,7 @@ Answer = tuple[int, dict[str, str], bytes | Iterable[bytes]]
 class Server:
     """Answers each path with a (status, headers, body); wants the token if there is one."""
 
-    def __init__(self, answers: dict[str, Answer], token: str):
+    def __init__(self, answers: dict[str, Answer], token: str, port: int):
         self.heard: list[str] = []  # every request whole: line, headers, body
         outer = self
 
@@ -37,14 +37,14 @@ class Server:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self.port = self.server.server_port
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
 
 @contextmanager
-def serving(answers: dict[str, Answer], token: str = "") -> Iterator[Server]:
-    server = Server(answers, token)
+def serving(answers: dict[str, Answer], token: str = "", port: int = 0) -> Iterator[Server]:
+    server = Server(answers, token, port)
     try:
         yield server
     finally:

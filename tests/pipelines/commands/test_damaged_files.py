@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from damage.commands import COMMANDS
 from damage.damages import FOLDER
 from damage.kinds import KINDS, Kind
 from damage.outcomes import Outcome, read, world_for, wrong_of
@@ -76,3 +77,20 @@ def test_a_flipped_bit_changes_no_result(table: Table, name: str) -> None:
 def test_every_damage_before_every_reader(table: Table, name: str) -> None:
     kind = KINDS[name]
     table.check(kind, kind.readers + kind.slow, [*kind.damages, FOLDER])
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", KINDS)
+def test_every_damage_before_every_command(table: Table, name: str) -> None:
+    kind = KINDS[name]
+    commands = [COMMANDS[each] for each in kind.readers + kind.slow if each in COMMANDS]
+    table.check(kind, tuple(commands), [*kind.damages, FOLDER])
+
+
+def test_a_command_ends_with_one_line_or_as_without_the_damage(table: Table) -> None:
+    """What `make test-exhaustive` does with all kinds of files and commands."""
+    for name in ("manifest of pairs", "samples", "programs"):
+        kind = KINDS[name]
+        commands = {COMMANDS[each] for each in kind.readers + kind.slow if each in COMMANDS}
+        assert commands
+        table.check(kind, tuple(commands), ["truncated"])
