@@ -26,7 +26,7 @@ from pyarrow import fs
 
 from pipelines.errors import StageFailed, UserError
 from pipelines.pairs.source_files import SourceFile
-from pipelines.storage import filesystem_of, open_input
+from pipelines.storage import filesystem_of, open_input, told_why
 
 _BLOCK_BYTES = 2**20
 _MAGIC = {b"\x1f\x8b": "gz", b"\x28\xb5\x2f\xfd": "zst", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz"}
@@ -69,7 +69,8 @@ class Record:
 def one_line(uri: str, format_: str) -> Iterator[None]:
     """Turns what a damaged file raises into a UserError that names it."""
     try:
-        yield
+        with told_why(uri):
+            yield
     except (UserError, StageFailed):
         raise
     except (pa.ArrowException, OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:

@@ -13,6 +13,7 @@ from .object_stores import (
     filesystem_of as filesystem_of,
     open_input as open_input,
 )
+from .read_errors import told_why as told_why
 from .records import (
     Fields as Fields,
     damaged as damaged,

@@ -38,8 +38,10 @@ def read_whole(store: RunStore, path: str, cure: str = AGAIN) -> bytes:
     Raises: FileNotFoundError; DamagedFile for a folder in its place, or a disk that cannot read it.
     """
     try:
-        if store.is_local and (kind := special_kind(store.local_path(path).stat().st_mode)):
-            raise damaged(store, path, f"it is {kind}", cure)
+        if store.is_local:
+            mode = store.trying(lambda: store.local_path(path).stat().st_mode, path)
+            if kind := special_kind(mode):
+                raise damaged(store, path, f"it is {kind}", cure)
         return store.read_bytes(path)
     except FileNotFoundError:
         raise

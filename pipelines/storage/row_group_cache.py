@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
+from pipelines.storage.read_errors import told_why
 from pipelines.storage.store import RunStore
 from pipelines.storage.write_errors import told_where
 
@@ -42,7 +43,7 @@ def _local(copy: _Copy) -> pa.Table:
     """The table of a local copy. Raises: OSError or ArrowInvalid if it is not what was written."""
     import pyarrow as pa
 
-    with pa.memory_map(str(copy.file)) as source:
+    with told_why(copy.file), pa.memory_map(str(copy.file)) as source:
         content = source.read_buffer()
         if xxhash.xxh3_64_intdigest(content) != copy.hash:
             raise OSError(f"{copy.file} is not what was written")

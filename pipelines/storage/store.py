@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pipelines.errors import StageFailed, UserError
 from pipelines.storage.hashes import fsync
 from pipelines.storage.object_stores import filesystem_of, repeated
+from pipelines.storage.read_errors import told_why
 from pipelines.storage.write_errors import told_where
 
 if TYPE_CHECKING:
@@ -118,9 +119,14 @@ class RunStore:
     def trying(self, action: Callable[[], Result], path: str) -> Result:
         """Call `action`, which reads or writes `path` whole.
 
-        On an object store it is called again after errors that may pass.
+        On an object store it is called again after errors that may pass. Raises: StageFailed for
+        errors that are not the file's: those of limits and permissions, of a store that is away.
         """
-        return action() if self.is_local else repeated(action, f"{self.root}/{path}")
+        place = f"{self.root}/{path}"
+        if not self.is_local:
+            return repeated(action, place)
+        with told_why(place):
+            return action()
 
     def _info(self, path: str) -> fs.FileInfo:
         return self.trying(lambda: self._fs.get_file_info(self._full(path)), path)
