@@ -19,6 +19,7 @@ from urllib.parse import urljoin, urlsplit
 
 from pipelines.errors import StageFailed, UserError
 from pipelines.recipe import Say
+from pipelines.storage import told_why
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -220,7 +221,13 @@ def _token() -> tuple[str | None, str]:
     if path and not Path(path).is_file():
         raise UserError(f"RAY_AUTH_TOKEN_PATH = {path!r}: no such file")
     file = Path(path) if path else Path.home() / ".ray" / "auth_token"
-    return (file.read_text().strip() or None, str(file)) if file.is_file() else (None, "")
+    if not file.is_file():
+        return None, ""
+    with told_why(file):
+        content = file.read_bytes().strip()
+    if not content.isascii() or not content.decode("ascii").isprintable():
+        raise UserError(f"{file} is damaged: it holds no token; put the cluster's there again")
+    return content.decode() or None, str(file)
 
 
 def _check_access(address: str, token: str | None, place: str, say: Say) -> None:

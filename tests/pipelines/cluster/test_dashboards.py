@@ -107,3 +107,18 @@ def test_a_netrc_takes_no_tokens_place(tmp_path: Path, monkeypatch: pytest.Monke
     with serving(answers) as dashboard:
         Cluster(f"http://127.0.0.1:{dashboard.port}", print).jobs()
     assert not any("Authorization" in text for text in dashboard.heard)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"a\x00b", "tokén".encode(), b"two\nlines"])
+def test_a_damaged_file_of_the_token_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    (tmp_path / "token").write_bytes(content)
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    with (
+        serving({"*": (200, {}, b"[]")}) as dashboard,
+        pytest.raises(UserError, match="token is damaged: it holds no token; put the cluster's"),
+    ):
+        Cluster(f"http://127.0.0.1:{dashboard.port}", print)
+    assert dashboard.heard == []

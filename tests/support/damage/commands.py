@@ -60,7 +60,7 @@ def _command(reader: Reader, found: Found, *words: str) -> Reader:
 _RUN, _HALF, _SWEEP = "WORLD/run.yaml", "WORLD/half.yaml", ("best.yaml", "trials.csv")
 _RESULTS, _GATES = "run/report", "checkpoints/*/gates.json"
 _EVALUATION, _CODE = "run/evaluation", "run/evaluation/code"
-# Training is not among them: its processes are Ray Train's, its readers those of `readers.train`.
+# Training and a sweep that goes on are not among them: what takes their time are Ray's processes.
 COMMANDS: dict[Reader, Reader] = {
     reader: _command(reader, *rest)
     for reader, *rest in (
@@ -81,6 +81,5 @@ COMMANDS: dict[Reader, Reader] = {
         (by.look_at_gates, _left(_EVALUATION, _GATES), "schedule", _RUN, "--once"),
         (by.sweep_status, _printed, "status", "WORLD/sweep"),
         (by.tune, _left("sweep", *_SWEEP), "tune", "WORLD/sweep.yaml"),
-        (by.resume, _left("resumed", *_SWEEP), "tune", "WORLD/resumed.yaml", "--resume"),
     )
 }
