@@ -2,6 +2,7 @@
 it, and nothing that is there is taken away.
 """
 
+import errno
 import os
 import resource
 import tempfile
@@ -19,6 +20,7 @@ from pipelines.models.device import Placement
 from pipelines.models.tensors import tensor_shapes
 from pipelines.pairs.sources import chunks_of
 from pipelines.recipe.schema import Source
+from pipelines.storage.read_errors import told_why
 from pipelines.storage.records import read_lines, read_list, read_parquet, read_record, write_record
 from pipelines.storage.store import RunStore
 from pipelines.train.checkpoint import completed_steps, newest_intact, step_folder, write_state
@@ -72,6 +74,14 @@ def test_too_many_open_files_are_no_damage(
     ):
         read(store, name)
     read(store, name)
+
+
+def test_no_memory_is_no_damage() -> None:
+    message = "cannot read x: Cannot allocate memory; this machine has no memory left"
+    with pytest.raises(StageFailed, match=message), told_why("x"):
+        raise OSError(errno.ENOMEM, "what a library says")
+    with pytest.raises(FileNotFoundError), told_why("x"):
+        raise FileNotFoundError(errno.ENOENT, "it is not there")
 
 
 def test_a_checkpoint_that_cannot_be_opened_now_stays_one(tmp_path: Path) -> None:
