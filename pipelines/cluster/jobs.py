@@ -19,7 +19,7 @@ from urllib.parse import urljoin, urlsplit
 
 from pipelines.errors import StageFailed, UserError
 from pipelines.recipe import Say
-from pipelines.storage import did_you_mean
+from pipelines.storage import did_you_mean, told_why
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -259,7 +259,13 @@ def _token() -> tuple[str | None, str]:
     if path and not Path(path).is_file():
         raise UserError(f"RAY_AUTH_TOKEN_PATH = {path!r}: no such file")
     file = Path(path) if path else Path.home() / ".ray" / "auth_token"
-    return (file.read_text().strip() or None, str(file)) if file.is_file() else (None, "")
+    if not file.is_file():
+        return None, ""
+    with told_why(file):
+        content = file.read_bytes().strip()
+    if not content.isascii() or not content.decode("ascii").isprintable():
+        raise UserError(f"{file} is damaged: it holds no token; put the cluster's there again")
+    return content.decode() or None, str(file)
 
 
 def _check_access(address: str, token: str | None, place: str, say: Say) -> None:
@@ -335,8 +341,15 @@ def _client(address: str, token: str | None) -> "JobSubmissionClient":
     """Ray's client, following no redirect: what it sends holds the token and the job."""
     from ray.job_submission import JobSubmissionClient
 
+    def authorise(request: Any) -> Any:
+        """Instead of what a .netrc says of the host, which requests would put in its place."""
+        if token:
+            request.headers["Authorization"] = f"Bearer {token}"
+        return request
+
     class Client(JobSubmissionClient):
         def _do_request(self, method: str, endpoint: str, **kwargs: Any) -> Any:
+            kwargs["auth"] = authorise
             response = super()._do_request(method, endpoint, allow_redirects=False, **kwargs)
             if response.status_code in _REDIRECTS:
                 raise UserError(_redirected(address, response.headers.get("Location")))

@@ -4,7 +4,7 @@ world -> sft -> sample -> prepare -> reference -> train, evaluate (DPO, MaPO, Sp
 -> report. Only this file is special: every stage is the one that real recipes use.
 """
 
-import json
+import hashlib
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +17,28 @@ from pipelines.commands.report import run_report
 from pipelines.commands.run import run_stages
 from pipelines.commands.sft import run_sft
 from pipelines.errors import UserError
-from pipelines.evaluate import EVALUATE, SAMPLE
+from pipelines.evaluate import EVALUATE, SAMPLE, read_results
 from pipelines.pairs import PREPARE
-from pipelines.recipe import CANDIDATES, RaySection, Recipe, Say, validate_recipe
+from pipelines.recipe import (
+    CANDIDATES,
+    RaySection,
+    Recipe,
+    Say,
+    read_manifest,
+    validate_recipe,
+)
 from pipelines.reference import REFERENCE
+from pipelines.storage import (
+    RunStore,
+    damaged,
+    read_lines,
+    read_record,
+    read_whole,
+    write_record,
+)
 from pipelines.train import TRAIN
 
+_MARKER = "complete.json"
 REVIEWS, TRAIN_PROMPTS, TEST_PROMPTS = 2000, 480, 240
 _GENERATION = {"max_new_tokens": 40, "temperature": 1.0}
 OBJECTIVES: dict[str, dict[str, Any]] = {
@@ -52,16 +68,7 @@ def run_quickstart(overrides: Sequence[str], say: Say, quiet: bool) -> str:
     options = _options(overrides)
     seed, root = int(options["seed"]), Path(options["dir"]).absolute()
     started = time.monotonic()
-    world = root / "world"
-    marker = world / "complete.json"
-    if not marker.is_file():
-        write_world(world, seed, REVIEWS, TRAIN_PROMPTS, TEST_PROMPTS)
-        marker.write_text(json.dumps({"seed": seed}))
-    elif json.loads(marker.read_text())["seed"] != seed:
-        raise UserError(
-            f"{root} holds the quickstart of seed {json.loads(marker.read_text())['seed']}, now "
-            f"seed={seed}: give another dir=PATH"
-        )
+    world = make_world(root, seed)
     say(
         f"world: {REVIEWS} reviews, {TRAIN_PROMPTS} training and {TEST_PROMPTS} test prompts in "
         f"{world}"
@@ -72,7 +79,7 @@ def run_quickstart(overrides: Sequence[str], say: Say, quiet: bool) -> str:
         start_model = run_sft(_sft_recipe(root, seed), say, quiet)
         sampling = _sampling_recipe(root, seed, start_model)
         run_stages(sampling, (SAMPLE,), say, quiet)
-        _split_candidates(root)
+        split_candidates(root)
         recipes = {name: _preference_recipe(root, seed, start_model, name) for name in OBJECTIVES}
         # One store serves the three runs: it holds what all of them need.
         run_stages(recipes["mapo"], (PREPARE, REFERENCE), say, quiet)
@@ -81,6 +88,33 @@ def run_quickstart(overrides: Sequence[str], say: Say, quiet: bool) -> str:
     say(_verdict(recipes))
     say(f"quickstart: seed {seed}, {time.monotonic() - started:.0f} s")
     return page
+
+
+def make_world(root: Path, seed: int) -> Path:
+    """The folder of the world, written if it is not there.
+
+    Raises: UserError if it is another seed's; DamagedFile if it is not what was written.
+    """
+    store, cure = RunStore(str(root / "world")), f"remove {root} and run quickstart again"
+    if store.exists(_MARKER):
+        told = read_record(store, _MARKER, {"seed": int}, cure)
+        if told["seed"] != seed:
+            raise UserError(
+                f"{root} holds the quickstart of seed {told['seed']}, now seed={seed}: give "
+                "another dir=PATH"
+            )
+        for name, hash_ in told.get("files", {}).items():
+            if not store.exists(name) or _sha256(store, name, cure) != hash_:
+                raise damaged(store, name, "it is not what was written", cure)
+    else:
+        write_world(store.local_path(), seed, REVIEWS, TRAIN_PROMPTS, TEST_PROMPTS)
+        files = {name: _sha256(store, name, cure) for name, _, _ in store.files()}
+        write_record(store, _MARKER, {"seed": seed, "files": files})
+    return store.local_path()
+
+
+def _sha256(store: RunStore, name: str, cure: str) -> str:
+    return hashlib.sha256(read_whole(store, name, cure)).hexdigest()
 
 
 def _side_by_side(recipes: dict[str, Recipe], say: Say) -> None:
@@ -192,19 +226,20 @@ def _preference_recipe(root: Path, seed: int, model: str, name: str) -> Recipe:
     )
 
 
-def _split_candidates(root: Path) -> None:
-    """Part the candidates by the split of their prompt."""
-    splits = {
-        r["prompt"]: r["split"]
-        for r in map(json.loads, (root / "world" / "prompts.jsonl").read_text().splitlines())
-    }
+def split_candidates(root: Path) -> None:
+    """Part the candidates by the split of their prompt. DamagedFile if they are not as written."""
+    world, sample = RunStore(str(root / "world")), RunStore(str(root / "sample"))
+    cure = f"remove {sample.root} and run quickstart again"
+    known = read_manifest(sample)["outputs"].get(CANDIDATES)
+    found = read_lines(sample, CANDIDATES, {"prompt": str}, known, cure)
+    splits = {row["prompt"]: row["split"] for row in read_lines(world, "prompts.jsonl")}
     lines: dict[str, list[str]] = {"train": [], "test": []}
-    for line in (root / "sample" / CANDIDATES).read_text().splitlines():
-        lines[splits[json.loads(line)["prompt"]]].append(line + "\n")
+    for row, line in zip(found, sample.read_bytes(CANDIDATES).splitlines(), strict=True):
+        lines[splits[row["prompt"]]].append(line.decode() + "\n")
     for split, kept in lines.items():
         path = root / "sample" / f"{split}.jsonl"
         text = "".join(kept)
-        if not path.is_file() or path.read_text() != text:
+        if not path.is_file() or path.read_bytes() != text.encode():
             path.write_text(text)
 
 
@@ -220,18 +255,15 @@ def _verdict(recipes: dict[str, Recipe]) -> str:
     ]
     masks: dict[str, Any] = {}
     for name, recipe in recipes.items():
-        folder = Path(recipe.run_dir) / "evaluation"
-        sentiment = json.loads((folder / "sentiment.json").read_text())
-        masks = json.loads((folder / "masks.json").read_text())
+        found = read_results(RunStore(f"{recipe.run_dir}/evaluation"))
+        sentiment, masks = found["sentiment"], found["masks"]
         gain = sentiment["reward/gain"]
         interval = f"{gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"
         distinct = f"{sentiment['distinct_2/before']:.3f} -> {sentiment['distinct_2/after']:.3f}"
-        found = (
-            "no mask" if recipe.mask.kind == "none" else f"{masks['auc/reward_mask']['mean']:.3f}"
-        )
+        auc = "no mask" if recipe.mask.kind == "none" else f"{masks['auc/reward_mask']['mean']:.3f}"
         lines.append(
             f"{name:10} {interval:28} {sentiment['kl/policy_reference']['mean']:>20.2f} "
-            f"{distinct:>16} {found:>18}"
+            f"{distinct:>16} {auc:>18}"
         )
     lines.append(
         f"for comparison, AUC of a random mask {masks['auc/random_mask']['mean']:.3f}, of the "

@@ -7,7 +7,6 @@ history row of its own, and while it runs a claim. Times that passed while no sc
 up for once.
 """
 
-import json
 import os
 import sys
 import threading
@@ -15,15 +14,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
-
-import httpx
 
 from evaluation.gates import GateFailure, gate_failures
 from pipelines.errors import DamagedCheckpoint, DamagedFile, UserError
 from pipelines.evaluate.history import numbers_of, read_results
 from pipelines.evaluate.stage import EVALUATE, checkpoint_record
+from pipelines.evaluate.webhook import tell, webhook_address
 from pipelines.recipe import (
     EVENTS,
     GATES,
@@ -39,7 +36,6 @@ from pipelines.storage import Claims, ClaimTimes, RunStore, read_record, write_r
 from pipelines.train import TRAIN, completed_steps
 
 _LONGEST_WAIT_SECONDS = 30.0
-_WEBHOOK_TRIES = 3
 # crontab(5)'s names for whole lines; @reboot is no time.
 _LINES = {
     "@yearly": "0 0 1 1 *",
@@ -96,7 +92,7 @@ class Scheduler:
         if recipe.schedule.cron is not None:
             next_time(recipe.schedule, datetime.now(UTC))
         self._release = _release_numbers(recipe.schedule)
-        self._webhook = _webhook_address(recipe.schedule)
+        self._webhook = webhook_address(recipe.schedule)
         self._stopping = threading.Event()
         self._damaged: set[int] = set()  # steps that this scheduler leaves out
 
@@ -258,33 +254,10 @@ class Scheduler:
     def _call(self, step: int, failures: list[GateFailure]) -> None:
         """Tell the webhook; an address that does not answer is said, and stops nothing."""
         assert self._webhook is not None
-        body = {
-            "run_dir": self._recipe.run_dir,
-            "step": step,
-            "failures": [f.as_dict() for f in failures],
-        }
-        reason = ""
-        for attempt in range(_WEBHOOK_TRIES):
-            time.sleep(attempt)
-            try:
-                response = httpx.post(
-                    self._webhook,
-                    content=json.dumps(body),
-                    headers={"Content-Type": "application/json"},
-                    timeout=10,
-                )
-            except httpx.HTTPError as error:
-                reason = type(error).__name__
-                continue
-            if response.is_success:
-                return
-            reason = f"status {response.status_code}"
-        # The address may hold a secret: its host is enough.
-        print(
-            f"warning: the webhook at {urlsplit(self._webhook).hostname} was not told: {reason}",
-            file=sys.stderr,
-            flush=True,
-        )
+        told = [failure.as_dict() for failure in failures]
+        message = {"run_dir": self._recipe.run_dir, "step": step, "failures": told}
+        if reason := tell(self._webhook, message):
+            print(f"warning: {reason}", file=sys.stderr, flush=True)
 
 
 def next_time(section: ScheduleSection, after: datetime) -> datetime:
@@ -337,17 +310,6 @@ def _release_numbers(section: ScheduleSection) -> dict[str, float] | None:
     if not found:
         raise UserError(f"schedule.release = {section.release!r}: holds no finished evaluation")
     return found
-
-
-def _webhook_address(section: ScheduleSection) -> str | None:
-    if section.webhook_env is None:
-        return section.webhook
-    address = os.environ.get(section.webhook_env)
-    if not address:
-        raise UserError(
-            f"schedule.webhook_env = {section.webhook_env!r}: this environment variable is not set"
-        )
-    return address
 
 
 def check_run(run: Run) -> None:

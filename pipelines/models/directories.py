@@ -8,22 +8,28 @@ import contextlib
 import hashlib
 import json
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import UserError
+from pipelines.errors import DamagedFile, UserError
 from pipelines.models.trusted_code import refuse_foreign_code
 from pipelines.storage import (
     CACHE,
     RunStore,
+    file_hash,
+    hashes_of_written,
     nearest_path,
     parse_json,
+    read_record,
     special_kind,
     told_where,
+    write_record,
 )
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_COPY, _HASHES = "files", "hashes.json"  # of a download
 
 
 def resolve_model(name_or_path: str, tokenizer_only: bool = False) -> Path:
@@ -101,7 +107,7 @@ def _check_adapter(path: Path) -> None:
 def _from_object_store(uri: str) -> Path:
     """The downloaded copy of what lies there now.
 
-    Other sizes or times of its files make another copy.
+    Other sizes or times of its files make another copy. A damaged one is made anew.
     """
     store = RunStore(uri.rstrip("/"))
     files = store.files()
@@ -109,15 +115,39 @@ def _from_object_store(uri: str) -> Path:
         raise UserError(f"model {uri!r}: nothing lies there")
     listing = json.dumps([store.root, files])
     target = CACHE / "models" / hashlib.sha256(listing.encode()).hexdigest()[:32]
-    if not target.is_dir():
+    if not _is_whole(target):
         with told_where(target), store.as_local_directory("") as copy:
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=".tmp-") as staging:
                 # Whole or not at all, whoever else on this machine is at it.
-                shutil.copytree(copy, Path(staging) / "model")
+                made = Path(staging) / "all"
+                shutil.copytree(copy, made / _COPY)
+                paths = sorted(path for path in (made / _COPY).rglob("*") if path.is_file())
+                hashes = hashes_of_written(paths, is_local=True)
+                names = [path.relative_to(made).as_posix() for path in paths]
+                write_record(RunStore(str(made)), _HASHES, dict(zip(names, hashes, strict=True)))
                 with contextlib.suppress(OSError):
-                    (Path(staging) / "model").rename(target)
-    return target
+                    made.rename(target)
+    return target / _COPY
+
+
+def _is_whole(download: Path) -> bool:
+    """Whether a model is there as it was downloaded; else what is there is said and removed."""
+    if not download.exists():
+        return False
+    try:
+        known = read_record(RunStore(str(download)), _HASHES)
+        damaged = [name for name, hash_ in known.items() if file_hash(download / name) != hash_]
+    except (DamagedFile, OSError) as error:
+        damaged = [Path(getattr(error, "filename", None) or _HASHES).name]
+    if not damaged:
+        return True
+    print(f"{download}/{damaged[0]} is damaged: downloaded again", file=sys.stderr, flush=True)
+    if download.is_dir():
+        shutil.rmtree(download)
+    else:
+        download.unlink()
+    return False
 
 
 def _from_hub(name: str) -> Path:

@@ -14,7 +14,7 @@ from pipelines.models.directories import (
     json_of,
     model_config,
 )
-from pipelines.storage import parse_json
+from pipelines.storage import parse_json, told_why
 
 Shapes = dict[str, tuple[int, ...]]
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -52,7 +52,7 @@ def tensor_shapes(file: Path) -> Shapes:
     Raises: UserError if it is none, is cut off, or its header says what cannot be.
     """
     try:
-        with file.open("rb") as stream:
+        with told_why(file), file.open("rb") as stream:
             (size,) = struct.unpack("<Q", stream.read(8))
             if size > file.stat().st_size:
                 raise ValueError("the header is longer than the file")

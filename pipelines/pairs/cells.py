@@ -1,11 +1,11 @@
 """The values of a row: text, messages, scores, labels, weights, tools. Each reader says why not."""
 
-import json
 import math
 from typing import Any
 
 from pipelines.models import Message
 from pipelines.pairs.conversation import RowRejected, messages_of, require_text
+from pipelines.storage import parse_json
 
 _ROLES = {
     "human": "user",
@@ -69,7 +69,7 @@ def tools_in(row: dict[str, Any], name: str) -> list[Any] | None:
     require_text(value, name)
     if isinstance(value, str) and value.strip():
         try:
-            value = json.loads(value)
+            value = parse_json(value)
         except ValueError as error:
             raise RowRejected(f"{name} is text that is no JSON") from error
     if not value or (isinstance(value, str) and not value.strip()):
@@ -125,7 +125,7 @@ def _calls(value: Any, name: str) -> list[dict[str, Any]]:
     """The calls of ShareGPT's function_call, the JSON text of one or of a list."""
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = parse_json(value)
         except ValueError as error:
             raise RowRejected(f"{name}: a function_call is text that is no JSON") from error
     calls = value if isinstance(value, list) else [value]

@@ -20,6 +20,7 @@ from typing import Any
 
 from pipelines.models import ChatSettings, ChatTemplate, Message, TemplateRefused, end_ids, last_of
 from pipelines.recipe import DataSection
+from pipelines.storage import parse_json
 from sparsepo.batching.layouts import tokens_within
 
 _ANCHORS = ("\n", ".", "a", "a ")
@@ -164,7 +165,7 @@ def _with_object(call: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(function.get("arguments"), str):
         return call
     try:
-        arguments = json.loads(function["arguments"])
+        arguments = parse_json(function["arguments"])
     except ValueError:
         return call
     if not isinstance(arguments, dict):

@@ -26,7 +26,7 @@ from pyarrow import fs
 
 from pipelines.errors import StageFailed, UserError
 from pipelines.pairs.source_files import SourceFile
-from pipelines.storage import filesystem_of
+from pipelines.storage import filesystem_of, open_input, told_why
 
 _BLOCK_BYTES = 2**20
 _MAGIC = {b"\x1f\x8b": "gz", b"\x28\xb5\x2f\xfd": "zst", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz"}
@@ -69,7 +69,8 @@ class Record:
 def one_line(uri: str, format_: str) -> Iterator[None]:
     """Turns what a damaged file raises into a UserError that names it."""
     try:
-        yield
+        with told_why(uri):
+            yield
     except (UserError, StageFailed):
         raise
     except (pa.ArrowException, OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
@@ -80,7 +81,7 @@ def one_line(uri: str, format_: str) -> Iterator[None]:
 def open_text(file: SourceFile) -> Any:
     """The uncompressed bytes of a file from its beginning, to be closed by the caller."""
     filesystem, path = filesystem_of(file.uri)
-    raw = io.BufferedReader(filesystem.open_input_stream(path, compression=None), _BLOCK_BYTES)
+    raw = io.BufferedReader(open_input(filesystem, path, file.uri), _BLOCK_BYTES)
     if file.codec == "gz":
         return gzip.GzipFile(fileobj=raw)
     if file.codec == "bz2":
@@ -105,7 +106,7 @@ def text_between(file: SourceFile, start: int, stop: int) -> bytes:
 
 def _plain_between(file: SourceFile, start: int, stop: int) -> bytes:
     filesystem, path = filesystem_of(file.uri)
-    with filesystem.open_input_file(path) as stream:
+    with io.BufferedReader(open_input(filesystem, path, file.uri)) as stream:
         stream.seek(start)
         found: bytes = stream.read(stop - start)
     return found
@@ -351,7 +352,7 @@ def open_parquet(file: SourceFile) -> Iterator[pq.ParquetFile]:
         with open_text(file) as stream:
             target: Any = pa.BufferReader(stream.read())
     else:
-        target = filesystem.open_input_file(path)
+        target = open_input(filesystem, path, file.uri)
     with target, pq.ParquetFile(target) as opened:
         yield opened
 
@@ -361,7 +362,7 @@ def arrow_batches(file: SourceFile) -> Iterator[pa.RecordBatch]:
     filesystem, path = filesystem_of(file.uri)
     is_local = isinstance(filesystem, fs.LocalFileSystem)
     with (
-        pa.memory_map(path) if is_local else filesystem.open_input_file(path) as raw,
+        pa.memory_map(path) if is_local else open_input(filesystem, path, file.uri) as raw,
         pa.ipc.open_stream(raw) as reader,
     ):
         yield from reader

@@ -3,7 +3,7 @@
 Both are read as files, with the readers of all other files, on object stores too.
 """
 
-import json
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ from pyarrow import fs
 
 from pipelines.errors import UserError
 from pipelines.recipe import Source
+from pipelines.storage import file_info, open_input, parse_json
 
 CARD = "README.md"
 _STATE, _DICT = "state.json", "dataset_dict.json"
@@ -111,7 +112,7 @@ def declared_layout(filesystem: fs.FileSystem, root: str, source: Source) -> Lay
 def _configs(filesystem: fs.FileSystem, root: str, source: Source) -> list[dict[str, Any]]:
     if not _is_file(filesystem, f"{root}/{CARD}"):
         return []
-    with filesystem.open_input_stream(f"{root}/{CARD}", compression=None) as stream:
+    with _opened(filesystem, f"{root}/{CARD}") as stream:
         text = stream.read().decode("utf-8", "replace").lstrip("\ufeff").replace("\r\n", "\n")
     if not text.startswith("---\n"):
         return []
@@ -170,16 +171,20 @@ def _inside(pattern: str, source: Source) -> str:
 
 
 def _is_file(filesystem: fs.FileSystem, path: str) -> bool:
-    return bool(filesystem.get_file_info(path).type == fs.FileType.File)
+    return bool(file_info(filesystem, path).type == fs.FileType.File)
+
+
+def _opened(filesystem: fs.FileSystem, path: str) -> Any:
+    return io.BufferedReader(open_input(filesystem, path, f"{filesystem.type_name}://{path}"))
 
 
 def _json(filesystem: fs.FileSystem, path: str, source: Source) -> dict[str, Any] | None:
     if not _is_file(filesystem, path):
         return None
-    with filesystem.open_input_stream(path, compression=None) as stream:
+    with _opened(filesystem, path) as stream:
         text = stream.read()
     try:
-        found = json.loads(text)
+        found = parse_json(text)
     except ValueError:
         found = None
     if not isinstance(found, dict):

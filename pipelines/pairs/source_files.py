@@ -17,6 +17,7 @@ from pipelines.pairs.split_files import chosen_split, files_of_split, split_name
 from pipelines.recipe import Source
 from pipelines.storage import (
     Tree,
+    file_info,
     filesystem_of,
     folder_of_pattern,
     has_wildcard,
@@ -109,7 +110,7 @@ def files_of(source: Source) -> SourceFiles | None:
 
 def _found(filesystem: fs.FileSystem, path: str, source: Source) -> SourceFiles | None:
     is_local = isinstance(filesystem, fs.LocalFileSystem)
-    info = filesystem.get_file_info(path)
+    info = file_info(filesystem, path)
     if is_local and os.path.lexists(path) and not Path(path).is_dir():
         kind = special_kind(Path(path).stat().st_mode)
         if kind is not None:
@@ -127,7 +128,7 @@ def _found(filesystem: fs.FileSystem, path: str, source: Source) -> SourceFiles 
     if not has_wildcard(path):
         return None
     folder, matches = folder_of_pattern(path), name_pattern(path)
-    if filesystem.get_file_info(folder).type != fs.FileType.Directory:
+    if file_info(filesystem, folder).type != fs.FileType.Directory:
         return None
     tree = _matching(tree_below(filesystem, folder), "", [matches])
     if not tree.files and not tree.passed_over:
@@ -169,7 +170,7 @@ def _in_folder(filesystem: fs.FileSystem, root: str, source: Source) -> SourceFi
         below = f"{root}/{layout.folder}".rstrip("/")
     if below != root and (saved := saved_splits(filesystem, below, source)) is not None:
         return _saved(saved, source)
-    if filesystem.get_file_info(below).type != fs.FileType.Directory:
+    if file_info(filesystem, below).type != fs.FileType.Directory:
         return None
     tree = tree_below(filesystem, below)
     read, unread = _recognised(tree.files, source)

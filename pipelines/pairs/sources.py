@@ -34,7 +34,7 @@ from pipelines.pairs.row_readers import (
 )
 from pipelines.pairs.source_files import SourceFile, SourceFiles, files_of
 from pipelines.recipe import Source
-from pipelines.storage import file_hash, filesystem_of, nearest_path
+from pipelines.storage import file_hash, file_info, filesystem_of, nearest_path
 
 # Whoever reads a part of a compressed file decompresses all that comes before it. With so many
 # parts at most that stays below the cost of tokenising.
@@ -138,7 +138,7 @@ def source_fingerprint(source: Source) -> str:
             if isinstance(filesystem, fs.LocalFileSystem):
                 parts.append(file_hash(Path(path)))
             else:
-                info = filesystem.get_file_info(path)
+                info = file_info(filesystem, path)
                 parts.append(f"{file.uri}:{info.size}:{info.mtime_ns}")
     return "+".join(parts)
 

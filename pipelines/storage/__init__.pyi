@@ -7,7 +7,13 @@ from .hashes import (
     file_state as file_state,
     hashes_of_written as hashes_of_written,
 )
+from .json_texts import parse_json as parse_json
 from .near_names import did_you_mean as did_you_mean, nearest_path as nearest_path
+from .object_stores import (
+    file_info as file_info,
+    filesystem_of as filesystem_of,
+    open_input as open_input,
+)
 from .pace import (
     Pace as Pace,
     progress_text as progress_text,
@@ -18,10 +24,10 @@ from .presence import (
     tell_progress as tell_progress,
     who_works as who_works,
 )
+from .read_errors import told_why as told_why
 from .records import (
     Fields as Fields,
     damaged as damaged,
-    parse_json as parse_json,
     read_lines as read_lines,
     read_list as read_list,
     read_parquet as read_parquet,
@@ -39,7 +45,7 @@ from .spans import (
     spent as spent,
     split_of as split_of,
 )
-from .store import RunStore as RunStore, filesystem_of as filesystem_of
+from .store import RunStore as RunStore
 from .task_results import TaskResults as TaskResults
 from .trees import (
     Tree as Tree,

@@ -18,7 +18,7 @@ from typing import Any
 
 from pipelines.errors import StageFailed, UserError
 from pipelines.storage.creation import create
-from pipelines.storage.records import parse_json
+from pipelines.storage.json_texts import parse_json
 from pipelines.storage.store import RunStore
 
 _FOLDER = "claims"

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipelines.storage.hashes import CACHE, digest, write_whole
+from pipelines.storage.json_texts import parse_json
 
 
 def remembered(name: str, depends_on: Callable[[], Any], find: Callable[[], Any]) -> Any:
@@ -19,7 +20,7 @@ def remembered(name: str, depends_on: Callable[[], Any], find: Callable[[], Any]
     key = depends_on()
     file = CACHE / "facts" / f"{name}-{digest(key)}.json"
     try:
-        entry = json.loads(file.read_bytes())
+        entry = parse_json(file.read_bytes())
         if entry["check"] == digest([file.name, entry["fact"]]):
             return entry["fact"]
     except (OSError, ValueError, TypeError, KeyError):

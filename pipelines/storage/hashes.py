@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from pipelines.storage.json_texts import parse_json
+
 # What this program keeps for later runs of this machine: hashes, facts, models from object stores.
 CACHE = Path(os.environ.get("SPARSEPO_CACHE", Path.home() / ".cache" / "sparsepo"))
 _HASHES = "file_hashes.json"
@@ -26,12 +28,13 @@ def file_hash(file: Path) -> str:
     """
     path, state = str(file.resolve()), file_state(file)
     found = _hashes().get(path)
-    if isinstance(found, list) and found[:-1] == state and isinstance(found[-1], str):
-        return found[-1]
+    if isinstance(found, list) and found[:-2] == state and found[-1] == _check(path, found[:-1]):
+        return str(found[-2])
     started = time.time_ns()
     value = _sha256(file)
     if started - max(state[1:]) > _SETTLED_NS and file_state(file) == state:
-        write_whole(CACHE / _HASHES, json.dumps({**_hashes(), path: [*state, value]}))
+        entry = [*state, value]
+        write_whole(CACHE / _HASHES, json.dumps({**_hashes(), path: [*entry, _check(path, entry)]}))
     return value
 
 
@@ -90,9 +93,14 @@ def write_whole(file: Path, text: str) -> None:
                 temporary.unlink(missing_ok=True)
 
 
+def _check(path: str, entry: list[Any]) -> str:
+    """Of an entry: another one, or of another file, is none."""
+    return digest([path, *entry])[:8]
+
+
 def _hashes() -> dict[str, Any]:
     try:
-        found = json.loads((CACHE / _HASHES).read_bytes())
+        found = parse_json((CACHE / _HASHES).read_bytes())
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

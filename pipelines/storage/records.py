@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import DamagedFile
 from pipelines.storage.hashes import digest
+from pipelines.storage.json_texts import parse_json
 from pipelines.storage.store import RunStore
 from pipelines.storage.trees import special_kind
 
@@ -27,14 +28,6 @@ Fields = Mapping[str, type | tuple[type, ...]]
 _TYPES = {dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number"}
 
 
-def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises: ValueError alone, for nesting that is too deep as well."""
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise ValueError("its values are nested too deep") from error
-
-
 def damaged(store: RunStore, path: str, why: str, cure: str = AGAIN) -> DamagedFile:
     return DamagedFile(f"{store.root}/{path} is damaged: {why}; {cure}")
 
@@ -45,8 +38,10 @@ def read_whole(store: RunStore, path: str, cure: str = AGAIN) -> bytes:
     Raises: FileNotFoundError; DamagedFile for a folder in its place, or a disk that cannot read it.
     """
     try:
-        if store.is_local and (kind := special_kind(store.local_path(path).stat().st_mode)):
-            raise damaged(store, path, f"it is {kind}", cure)
+        if store.is_local:
+            mode = store.trying(lambda: store.local_path(path).stat().st_mode, path)
+            if kind := special_kind(mode):
+                raise damaged(store, path, f"it is {kind}", cure)
         return store.read_bytes(path)
     except FileNotFoundError:
         raise

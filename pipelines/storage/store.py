@@ -2,8 +2,7 @@
 
 A file appears under its final name complete or not at all: on a local disk by temporary name, fsync
 and rename, on an object store by one upload to the final key. Paths are relative to the store's
-root and use '/'. Calls to an object store that fail for a passing reason are repeated, beyond what
-pyarrow repeats itself.
+root and use '/'. Calls to an object store that fail for a passing reason are repeated.
 
 pyarrow takes a tenth of a second to import. A store imports it when it is built, and its Parquet
 part when a table is read or written.
@@ -17,10 +16,8 @@ import hashlib
 import io
 import json
 import os
-import re
 import shutil
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -29,6 +26,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines.errors import StageFailed, UserError
 from pipelines.storage.hashes import fsync
+from pipelines.storage.object_stores import filesystem_of, repeated
+from pipelines.storage.read_errors import told_why
 from pipelines.storage.write_errors import told_where
 
 if TYPE_CHECKING:
@@ -40,30 +39,7 @@ ROW_GROUP_BYTES = 4 * 2**20
 _TEMPORARY = ".tmp-"
 _NAME_BYTES = 255
 _SPOOLED_BYTES = 2**26  # of an upload that is kept in memory; the rest waits on the local disk
-_WAITS_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)
-# What an object store says that no repetition will change.
-_LASTING = re.compile(
-    r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY|SIGNATURE|INVALID_CLIENT|MISSING_AUTH|HTTP "
-    r"(code|status) 4(?!08|29)"
-)
 Result = TypeVar("Result")
-
-
-def filesystem_of(uri: str) -> tuple[fs.FileSystem, str]:
-    """(file system, path on it) of a local path or a URI that pyarrow knows.
-
-    Raises: UserError naming a URI that it does not know.
-    """
-    import pyarrow as pa
-    from pyarrow import fs
-
-    try:
-        if re.match(r"^[a-z][a-z0-9+.-]+://", uri):
-            found: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(uri)
-            return found
-    except (pa.ArrowInvalid, OSError, ValueError) as error:
-        raise UserError(f"cannot open {uri!r}: {str(error).splitlines()[0]}") from error
-    return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
 
 
 class RunStore:
@@ -143,26 +119,14 @@ class RunStore:
     def trying(self, action: Callable[[], Result], path: str) -> Result:
         """Call `action`, which reads or writes `path` whole.
 
-        On an object store it is called again after errors that may pass.
+        On an object store it is called again after errors that may pass. Raises: StageFailed for
+        errors that are not the file's: those of limits and permissions, of a store that is away.
         """
-        if self.is_local:
+        place = f"{self.root}/{path}"
+        if not self.is_local:
+            return repeated(action, place)
+        with told_why(place):
             return action()
-        for wait in (*_WAITS_SECONDS, None):
-            try:
-                return action()
-            except FileNotFoundError:
-                raise
-            except OSError as error:
-                message = str(error).splitlines()[0]
-                if isinstance(error, PermissionError) or _LASTING.search(message):
-                    raise UserError(f"{self.root}/{path}: {message}") from error
-                if wait is None:
-                    raise StageFailed(
-                        f"{self.root}/{path}: still failing after {len(_WAITS_SECONDS) + 1} "
-                        f"tries: {message}"
-                    ) from error
-                time.sleep(wait)
-        raise AssertionError("the last try returns or raises")
 
     def _info(self, path: str) -> fs.FileInfo:
         return self.trying(lambda: self._fs.get_file_info(self._full(path)), path)

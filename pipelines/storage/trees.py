@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.errors import UserError
+from pipelines.storage.object_stores import file_info
 
 if TYPE_CHECKING:
     from pyarrow import fs
@@ -82,7 +83,7 @@ def tree_below(filesystem: fs.FileSystem, folder: str) -> Tree:
         return local_tree(folder)
     tree = Tree()
     selector = fs.FileSelector(folder, recursive=True, allow_not_found=True)
-    for info in filesystem.get_file_info(selector):
+    for info in file_info(filesystem, selector):
         hidden = _hidden_part(folder, info.path, info.type == fs.FileType.File)
         if hidden is not None:
             tree.passed_over[hidden] = "hidden"

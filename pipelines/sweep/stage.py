@@ -26,7 +26,7 @@ from pipelines.cluster import (
     ray_session,
     wait_for_workers,
 )
-from pipelines.errors import UserError
+from pipelines.errors import StageFailed, UserError
 from pipelines.evaluate import EVALUATE
 from pipelines.pairs import PREPARE, open_pairs
 from pipelines.recipe import STARTED, TRIAL, Recipe, Run, Say, Stage, StageRecord
@@ -36,16 +36,25 @@ from pipelines.sweep.display import shown_trials
 from pipelines.sweep.results import publish_results, published_tables, read_trials
 from pipelines.sweep.shared_stores import SharedStores, trial_recipe
 from pipelines.sweep.space import ASHA, Sweep
-from pipelines.sweep.trial import LISTED, missing_metric, run_trial
+from pipelines.sweep.trial import missing_metric, run_trial
 from pipelines.sweep.trial_record import (
     Trial,
     is_number,
     read_trial,
 )
+from pipelines.sweep.tune_state import (
+    LISTED,
+    NAME,
+    RAY,
+    Lost,
+    check_point,
+    chosen,
+    forget,
+    go_on,
+)
 from pipelines.train import TRAIN, require_validation
 from sparsepo.batching.sampling import Sampler
 
-_RAY, _NAME = ".ray", "sweep"
 # Settings that a check looks at.
 _CHECKED_OF_TRAIN = {"lora", "strategy", "layout", "gradient_checkpointing", "compile", "trackers"}
 _CHECKED_OF_MASK = {"kind", "hooks", "mapping"}
@@ -198,37 +207,75 @@ def _run_trials(
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, settings=settings), {"memory": 1}
     )
-    storage_path = RunStore(f"{sweep.run_dir}/{_RAY}").root
-    path = f"{storage_path}/{_NAME}"
-    if resume and tune.Tuner.can_restore(path):
-        tuner = tune.Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)
-    else:
-        points = sweep.points
-        listed = (
-            None
-            if points is None
-            else [{"number": i, "point": point} for i, point in enumerate(points)]
-        )
-        tuner = tune.Tuner(
-            trainable,
-            param_space=None if listed is None else {LISTED: tune.grid_search(listed)},
-            tune_config=tune.TuneConfig(
-                num_samples=1 if points is not None else sweep.num_samples,
-                max_concurrent_trials=None if points is not None else share.trials,
-                search_alg=_search_algorithm(sweep, share),
-                scheduler=_scheduler(sweep, stores),
-                trial_dirname_creator=_folder_of,
-                time_budget_s=None if sweep.hours is None else sweep.hours * 3600,
-            ),
-            run_config=tune.RunConfig(
-                name=_NAME,
-                storage_path=storage_path,
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
-                callbacks=[_follower(sweep, say), JsonLoggerCallback()],
-            ),
-        )
-    grid = interruptible(tuner.fit)
+    if resume and (found := _gone_on(sweep, trainable, say)):
+        return found
+    points = sweep.points
+    listed = (
+        None
+        if points is None
+        else [{"number": i, "point": point} for i, point in enumerate(points)]
+    )
+    tuner = tune.Tuner(
+        trainable,
+        param_space=None if listed is None else {LISTED: tune.grid_search(listed)},
+        tune_config=tune.TuneConfig(
+            num_samples=1 if points is not None else sweep.num_samples,
+            max_concurrent_trials=None if points is not None else share.trials,
+            search_alg=_search_algorithm(sweep, share),
+            scheduler=_scheduler(sweep, stores),
+            trial_dirname_creator=_folder_of,
+            time_budget_s=None if sweep.hours is None else sweep.hours * 3600,
+        ),
+        run_config=tune.RunConfig(
+            name=NAME,
+            storage_path=RunStore(f"{sweep.run_dir}/{RAY}").root,
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
+            callbacks=[_follower(sweep, say), JsonLoggerCallback()],
+        ),
+    )
+    return _trials_of(sweep, interruptible(tuner.fit))
+
+
+def _gone_on(sweep: Sweep, trainable: Any, say: Say) -> list[Trial]:
+    """The trials of a sweep that Ray Tune goes on with; empty if it has to begin anew."""
+    from ray import tune
+    from ray.exceptions import RayError
+
+    def restore(path: str) -> Any:
+        if not tune.Tuner.can_restore(path):
+            return None
+        return tune.Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)
+
+    tuner = go_on(sweep, restore, say)
+    if tuner is None:
+        return []
+    try:
+        grid = interruptible(tuner.fit)
+        for result in grid:
+            check_point(sweep, result.config)
+            _check_kept_trial(sweep, result)
+        if sweep.points is not None and sweep.hours is None and len(grid) < len(sweep.points):
+            raise Lost(f"it knows {len(grid)} of {len(sweep.points)} trials")
+        return _trials_of(sweep, grid)
+    except (UserError, StageFailed, RayError):
+        raise
+    except Exception as error:  # of reading its state
+        forget(sweep, error, say)
+        return []
+
+
+def _check_kept_trial(sweep: Sweep, result: Any) -> None:
+    """Raises: Lost if a trial has ended and its file is gone."""
+    told = chosen(result.config)
+    status = (result.metrics or {}).get("status")
+    if status is not None and not RunStore(sweep.trial_dir(told["number"], told["point"])).exists(
+        TRIAL
+    ):
+        raise Lost(f"trial {told['number']} has ended, and its {TRIAL} is gone")
+
+
+def _trials_of(sweep: Sweep, grid: Any) -> list[Trial]:
     return sorted((_trial_of(sweep, result) for result in grid), key=lambda trial: trial.number)
 
 
@@ -298,7 +345,7 @@ def _follower(sweep: Sweep, say: Say) -> Any:
             self._say(trial, "failed")
 
         def _say(self, trial: Any, status: str) -> None:
-            config, result = _chosen(trial.config), trial.last_result or {}
+            config, result = chosen(trial.config), trial.last_result or {}
             shown = [
                 f"{goal.metric} {result[goal.metric]:.4g}"
                 for goal in sweep.objectives
@@ -312,14 +359,9 @@ def _follower(sweep: Sweep, say: Say) -> Any:
     return Follower()
 
 
-def _chosen(config: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = config.get(LISTED, config)
-    return found
-
-
 def _trial_of(sweep: Sweep, result: Any) -> Trial:
     """What Ray Tune knows of a trial, and the trial's own file if it came so far."""
-    config = _chosen(result.config)
+    config = chosen(result.config)
     store = RunStore(sweep.trial_dir(config["number"], config["point"]))
     if store.exists(TRIAL):
         trial = read_trial(store)

@@ -20,9 +20,9 @@ from pipelines.storage import RunStore, read_record, write_record
 from pipelines.sweep.shared_stores import SharedStores, trial_recipe
 from pipelines.sweep.space import Point, Sweep
 from pipelines.sweep.trial_record import Trial, read_trial, write_trial
+from pipelines.sweep.tune_state import chosen
 from pipelines.train import TRAIN
 
-LISTED = "listed"  # where Ray Tune's config holds a point that was listed beforehand
 STD, LOW, HIGH = "/std", "/low", "/high"
 Metrics = dict[str, float]
 
@@ -39,8 +39,8 @@ def run_trial(config: dict[str, Any], settings: dict[str, Any]) -> None:
     from ray import tune
 
     sweep = Sweep.model_validate(settings["sweep"])
-    chosen = config.get(LISTED, config)
-    number, point = chosen["number"], chosen["point"]
+    told = chosen(config)
+    number, point = told["number"], told["point"]
     store = RunStore(sweep.trial_dir(number, point))
     known = _known(store)
     if known is not None and (known.status != "failed" or known.session == settings["session"]):

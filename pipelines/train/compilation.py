@@ -10,13 +10,14 @@ import hmac
 import os
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
 from torch import nn
 
-from pipelines.storage import RunStore, Span, add_spans, digest
+from pipelines.errors import DamagedFile, UserError
+from pipelines.storage import RunStore, Span, add_spans, digest, read_whole
 
 _SIGNATURE_BYTES = 32
 # How rows of several widths are compiled: dynamic (one graph for all), automatic (one for the first
@@ -95,7 +96,8 @@ class Compilation:
         data, keys = found[0], _keys(found[1])
         if not keys <= self._stored:
             name = f"{self._prefix}-{digest(sorted(keys))[:16]}.bin"
-            self._store.write_bytes(name, self._sign(data) + data)
+            with suppress(UserError):  # it costs the same work again
+                self._store.write_bytes(name, self._sign(data) + data)
             self._stored |= keys
 
     def close(self) -> None:
@@ -112,7 +114,10 @@ class Compilation:
         keys: set[tuple[str, str]] = set()
         for name in self._store.names():
             if name.startswith(self._prefix):
-                whole = self._store.read_bytes(name)
+                try:
+                    whole = read_whole(self._store, name)
+                except (DamagedFile, FileNotFoundError):
+                    continue
                 signature, artifacts = whole[:_SIGNATURE_BYTES], whole[_SIGNATURE_BYTES:]
                 if hmac.compare_digest(signature, self._sign(artifacts)):
                     loaded = torch.compiler.load_cache_artifacts(artifacts)

@@ -1,61 +1,17 @@
 """The cluster's token and a job's package go to the dashboard that was named, and to no other."""
 
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from web_server import Answer, serving
 
 from pipelines.cluster.jobs import Cluster, Job
 from pipelines.errors import UserError
 
-Answer = tuple[int, dict[str, str], bytes]
 TOKEN = "c1u5ter-token-8d2f"
 VERSION: Answer = (200, {}, json.dumps({"ray_version": "9.0.0"}).encode())
 LOGIN = b"<!doctype html><title>Sign in</title>"
-
-
-class Server:
-    """Answers each path with a (status, headers, body); wants the token where `guarded`."""
-
-    def __init__(self, answers: dict[str, Answer], guarded: bool):
-        self.heard: list[str] = []  # every request whole: line, headers, body
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def answer(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                outer.heard.append(f"{self.requestline}\n{self.headers}\n{body!r}")
-                status, headers, text = answers.get(self.path) or answers["*"]
-                if guarded and self.headers.get("Authorization") != f"Bearer {TOKEN}":
-                    status, headers, text = 401, {}, b""
-                self.send_response(status)
-                for name, value in {**headers, "Content-Length": str(len(text))}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(text)
-
-            do_GET = do_POST = do_PUT = do_DELETE = answer
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.port = self.server.server_port
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-
-
-@contextmanager
-def serving(answers: dict[str, Answer], guarded: bool = False) -> Iterator[Server]:
-    server = Server(answers, guarded)
-    try:
-        yield server
-    finally:
-        server.server.shutdown()
-        server.server.server_close()
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +40,7 @@ def test_no_redirect_is_followed(status: int, host: str, when: str, tmp_path: Pa
             answers["/api/jobs/"] = (200, {}, b"[]")
         if when == "job":
             answers["/api/version"] = VERSION
-        with serving(answers, guarded=when != "without the token") as dashboard:
+        with serving(answers, token=TOKEN if when != "without the token" else "") as dashboard:
             address = f"http://127.0.0.1:{dashboard.port}"
             with pytest.raises(UserError, match="the token follows no redirect") as error:
                 submit(address, tmp_path)
@@ -106,7 +62,7 @@ def test_a_login_page_is_no_dashboard(page: bytes) -> None:
 
 def test_what_answers_the_token_with_a_page_is_no_dashboard() -> None:
     with (
-        serving({"*": (200, {}, LOGIN)}, guarded=True) as other,
+        serving({"*": (200, {}, LOGIN)}, token=TOKEN) as other,
         pytest.raises(UserError, match="no Ray dashboard answers there"),
     ):
         Cluster(f"http://127.0.0.1:{other.port}", print)
@@ -122,7 +78,7 @@ def test_a_log_that_is_redirected_takes_no_token_along() -> None:
             "/api/jobs/": (200, {}, b"[]"),
             "/api/version": VERSION,
         }
-        with serving(answers, guarded=True) as dashboard:
+        with serving(answers, token=TOKEN) as dashboard:
             cluster = Cluster(f"http://127.0.0.1:{dashboard.port}", print)
 
             async def read() -> None:
@@ -132,3 +88,37 @@ def test_a_log_that_is_redirected_takes_no_token_along() -> None:
             with pytest.raises(Exception, match="200"):  # aiohttp's: no web socket there
                 asyncio.run(read())
         assert elsewhere.heard and not any(TOKEN in text for text in elsewhere.heard)
+
+
+def test_a_netrc_takes_no_tokens_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file names every host; requests, which Ray's client uses, would send what it says."""
+    (tmp_path / ".netrc").write_text("default login me password planted-7f3a9c\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    answers: dict[str, Answer] = {"*": (200, {}, b"[]"), "/api/version": VERSION}
+    with serving(answers, token=TOKEN) as dashboard:
+        assert Cluster(f"http://127.0.0.1:{dashboard.port}", print).jobs() == []
+    for text in dashboard.heard[1:]:
+        assert f"Authorization: Bearer {TOKEN}" in text and "Basic" not in text
+    assert len(dashboard.heard) >= 3 and "Authorization" not in dashboard.heard[0]
+    answers["/api/jobs/"] = (200, {}, b"[]")
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with serving(answers) as dashboard:
+        Cluster(f"http://127.0.0.1:{dashboard.port}", print).jobs()
+    assert not any("Authorization" in text for text in dashboard.heard)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"a\x00b", "tokén".encode(), b"two\nlines"])
+def test_a_damaged_file_of_the_token_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    (tmp_path / "token").write_bytes(content)
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    with (
+        serving({"*": (200, {}, b"[]")}) as dashboard,
+        pytest.raises(UserError, match="token is damaged: it holds no token; put the cluster's"),
+    ):
+        Cluster(f"http://127.0.0.1:{dashboard.port}", print)
+    assert dashboard.heard == []

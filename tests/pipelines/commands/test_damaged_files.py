@@ -4,14 +4,16 @@ Right is one line that names the file and a cure, with all else as it was, or th
 is without the damage. The table is tests/support/damage/kinds.py.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from damage.commands import COMMANDS
 from damage.damages import FOLDER
 from damage.kinds import KINDS, Kind
 from damage.outcomes import Outcome, read, world_for, wrong_of
-from damage.readers import Reader
+from damage.readers import Reader, resume
 from damage.world import World, make_world
 
 
@@ -35,6 +37,16 @@ class Table:
                 if wrong := wrong_of(*given):
                     found.append(f"{name}, {reader.__name__}: {wrong}")
         return found
+
+    def read_after(
+        self, reader: Reader, change: Callable[[World], object]
+    ) -> tuple[object, list[str]]:
+        """What a reader finds and says of a world in which something was changed."""
+        world = world_for(reader, self._base, self._there)
+        change(world)
+        found = read(world, reader)
+        assert found.error is None, found.line()
+        return found.value, found.said
 
     def check(self, kind: Kind, readers: tuple[Reader, ...], names: list[str]) -> None:
         assert not (wrong := self.wrong(kind, readers, names)), "\n".join(wrong)
@@ -71,8 +83,54 @@ def test_a_flipped_bit_changes_no_result(table: Table, name: str) -> None:
     table.check(kind, kind.slow[-1:], ["a flipped bit"])
 
 
+@pytest.mark.slow
+def test_a_sweep_goes_on_with_what_ray_tune_keeps_or_begins_anew(table: Table) -> None:
+    """It goes on; not with another point, nor where a trial that has ended lost its file. What came
+    of the trials is the same.
+    """
+
+    def other_point(world: World) -> None:
+        path = world.path("resumed/.ray/sweep/experiment_state-*")
+        text = path.read_text()
+        path.unlink()
+        changed = re.sub(r"(objective.beta[^:]*: )0.2", r"\g<1>0.3", text)
+        assert changed != text
+        path.write_text(changed)
+
+    whole, said = table.read_after(resume, lambda world: None)
+    assert not any("begins anew" in line for line in said)
+    found, said = table.read_after(resume, other_point)
+    assert found == whole
+    refused = "resumed/.ray is damaged: trial 1 of .*0.3.* is none of the sweep's; Ray Tune begins"
+    assert any(re.search(refused, line) for line in said)
+
+    def without_its_file(world: World) -> None:
+        world.path("resumed/trials/0000-*/trial.json").unlink()
+
+    _, said = table.read_after(resume, without_its_file)
+    lost = "trial 0 has ended, and its trial.json is gone; Ray Tune begins anew"
+    assert any(lost in line for line in said)
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", KINDS)
 def test_every_damage_before_every_reader(table: Table, name: str) -> None:
     kind = KINDS[name]
     table.check(kind, kind.readers + kind.slow, [*kind.damages, FOLDER])
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", KINDS)
+def test_every_damage_before_every_command(table: Table, name: str) -> None:
+    kind = KINDS[name]
+    commands = [COMMANDS[each] for each in kind.readers + kind.slow if each in COMMANDS]
+    table.check(kind, tuple(commands), [*kind.damages, FOLDER])
+
+
+def test_a_command_ends_with_one_line_or_as_without_the_damage(table: Table) -> None:
+    """What `make test-exhaustive` does with all kinds of files and commands."""
+    for name in ("manifest of pairs", "samples", "programs"):
+        kind = KINDS[name]
+        commands = {COMMANDS[each] for each in kind.readers + kind.slow if each in COMMANDS}
+        assert commands
+        table.check(kind, tuple(commands), ["truncated"])

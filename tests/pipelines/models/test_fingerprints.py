@@ -46,7 +46,7 @@ from pipelines.reference.cost import count_parameters, settle_mode
 from pipelines.reference.formats import formats_of
 from pipelines.reference.origins import origins_of
 from pipelines.storage.facts import remembered
-from pipelines.storage.hashes import file_hash
+from pipelines.storage.hashes import digest, file_hash
 
 Change = Callable[[Path], None]
 
@@ -356,8 +356,8 @@ def test_what_changes_while_it_is_looked_at_is_not_kept(cache: Path) -> None:
 def test_a_file_hash_is_kept_until_the_file_changes(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A marked entry shows what comes from the cache. A file that changed a moment ago is not kept:
-    it may change again within the same tick of the clock.
+    """An entry of another file's hash, with its check, shows what comes from the cache. A file that
+    changed a moment ago is not kept: it may change again within the same tick of the clock.
     """
 
     def sha(file: Path) -> str:
@@ -369,12 +369,18 @@ def test_a_file_hash_is_kept_until_the_file_changes(
     monkeypatch.setattr(pipelines.storage.hashes, "_SETTLED_NS", 0)
     assert file_hash(file) == sha(file)
     kept = json.loads(entries.read_text())
-    entries.write_text(entries.read_text().replace(sha(file), "kept"))
+    *state, _, _ = entry = kept[str(file)]
+    marked = [*state, "kept", digest([str(file), *state, "kept"])[:8]]
+    entries.write_text(json.dumps({str(file): marked}))
     assert file_hash(file) == "kept"
     rewrite(file, "one", "two")
-    assert file_hash(file) == sha(file) != kept[str(file)][-1], "a restored mtime hides nothing"
+    assert file_hash(file) == sha(file) != entry[-2], "a restored mtime hides nothing"
     assert list(json.loads(entries.read_text())) == [str(file)], "one entry per file"
-    for damaged in (b"", b"[]", b"\xff", *(f'{{"{file}": {v}}}'.encode() for v in (3, [], [1]))):
+    flipped = json.dumps({str(file): [*entry[:-2], "0" * 64, entry[-1]]}).encode()
+    nested = b"[" * 100_000
+    others = (f'{{"{file}": {v}}}'.encode() for v in (3, [], [1], [1, 2], nested.decode()))
+    rewrite(file, "two", "one")
+    for damaged in (b"", b"[]", b"\xff", flipped, nested, *others):
         entries.write_bytes(damaged)
         assert file_hash(file) == sha(file)
 

@@ -5,15 +5,18 @@ its way.
 import gc
 import gzip
 import random
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from damage.damages import ANY, FOLDER
+from damage.outcomes import damage_file
 from object_store import ObjectStore
 from pair_stores import TEXT, write_pairs
 
 import pipelines.models.directories
-import pipelines.storage.store
+import pipelines.storage.object_stores
 from pipelines.errors import Failure, StageFailed, UserError
 from pipelines.models.directories import resolve_model
 from pipelines.models.fingerprints import weights_fingerprint
@@ -53,12 +56,13 @@ def test_passing_errors_are_waited_out(
     """More failures in a row than pyarrow repeats on its own; with our repetition off, the same
     ones end the run.
     """
+    monkeypatch.setattr(pipelines.storage.object_stores, "_REQUESTS", 2)
     store = RunStore("s3://bucket/patience")
     store.write_bytes("file", b"kept")
-    object_store.fail(40)
+    object_store.fail(5)
     assert store.read_bytes("file") == b"kept"
-    monkeypatch.setattr(pipelines.storage.store, "_WAITS_SECONDS", ())
-    object_store.fail(40)
+    monkeypatch.setattr(pipelines.storage.object_stores, "_WAITS_SECONDS", ())
+    object_store.fail(5)
     with pytest.raises(StageFailed, match="s3://bucket/patience/file: still failing after 1 tries"):
         store.read_bytes("file")
     object_store.fail(0)
@@ -68,9 +72,10 @@ def test_what_answers_with_pages_is_no_object_store(
     object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A login page for every request: no write is believed, nothing read is taken for a record."""
+    monkeypatch.setattr(pipelines.storage.object_stores, "_REQUESTS", 1)
     store = RunStore("s3://bucket/behind")
     write_record(store, "manifest.json", {"counts": {}})
-    monkeypatch.setattr(pipelines.storage.store, "_WAITS_SECONDS", ())
+    monkeypatch.setattr(pipelines.storage.object_stores, "_WAITS_SECONDS", ())
     object_store.page = b"<!DOCTYPE html><html>Log in</html>"
     try:
         with pytest.raises(UserError, match="cannot write .*: what answers there is no object st"):
@@ -80,24 +85,24 @@ def test_what_answers_with_pages_is_no_object_store(
         with pytest.raises(UserError, match="manifest.json is damaged: it is a web page"):
             read_record(store, "manifest.json")
     finally:
-        object_store.page = b""
+        object_store.heal()
     assert store.names() == ["manifest.json"]
     assert read_record(store, "manifest.json") == {"counts": {}}
 
 
-@pytest.mark.slow
 def test_answers_that_are_cut_off_are_no_content(
     object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(pipelines.storage.object_stores, "_REQUESTS", 1)
     store = RunStore("s3://bucket/short")
     store.write_bytes("file", b"x" * 1000)
-    monkeypatch.setattr(pipelines.storage.store, "_WAITS_SECONDS", ())
-    object_store.cut = True
+    monkeypatch.setattr(pipelines.storage.object_stores, "_WAITS_SECONDS", ())
+    object_store.fault = lambda number: "cut"
     try:
         with pytest.raises(StageFailed, match="s3://bucket/short/file: still failing after 1 tri"):
             store.read_bytes("file")
     finally:
-        object_store.cut = False
+        object_store.heal()
     assert store.read_bytes("file") == b"x" * 1000
 
 
@@ -133,6 +138,34 @@ def test_a_model_on_an_object_store_is_downloaded_once_per_content(
     assert not list((tmp_path / "models").glob(".tmp-*"))
     with pytest.raises(UserError, match="model 's3://bucket/models/none': nothing lies there"):
         resolve_model("s3://bucket/models/none")
+
+
+def test_a_damaged_download_of_a_model_is_made_anew(
+    object_store: ObjectStore,
+    model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Any file of it, and the list of its hashes, in every way; it says so, and is whole again."""
+    monkeypatch.setattr(pipelines.models.directories, "CACHE", tmp_path)
+    store = RunStore("s3://bucket/models/damaged")
+    for file in model_dir.iterdir():
+        store.write_bytes(file.name, file.read_bytes())
+    found = resolve_model("s3://bucket/models/damaged")
+    whole = {path.name: path.read_bytes() for path in found.iterdir()}
+    for path in (found / "model.safetensors", found / "config.json", found.parent / "hashes.json"):
+        for name in (*ANY, FOLDER):
+            capfd.readouterr()
+            damage_file(path, name, ANY)
+            assert resolve_model("s3://bucket/models/damaged") == found
+            assert {path.name: path.read_bytes() for path in found.iterdir()} == whole
+            said = capfd.readouterr().err
+            assert said.endswith(f"/{path.name} is damaged: downloaded again\n"), name
+    shutil.rmtree(found.parent)
+    found.parent.write_bytes(b"a file")
+    assert resolve_model("s3://bucket/models/damaged") == found
+    assert not list((tmp_path / "models").glob(".tmp-*"))
 
 
 def test_row_groups_are_fetched_once_and_kept_within_the_limit(
@@ -171,6 +204,29 @@ def test_row_groups_are_fetched_once_and_kept_within_the_limit(
     del spool
     gc.collect()
     assert not folder.exists()
+
+
+def test_a_damaged_local_row_group_is_fetched_again(
+    object_store: ObjectStore, scored: Recipe
+) -> None:
+    """In every way, a flipped bit among them: the disk of a worker has no checksums of its own."""
+    store = RunStore("s3://bucket/damaged-groups")
+    file = next((Path(scored.run_dir) / "reference").glob("reference_hidden/train-*.parquet"))
+    store.write_bytes(file.name, file.read_bytes())
+    footer = store.open_parquet(file.name).metadata
+    spool = RowGroupCache(store)
+    whole = spool.read(file.name, footer, 0)
+    for name in (*ANY, FOLDER):
+        (local,) = spool._folder.iterdir()
+        damage_file(local, name, ANY)
+        before = object_store.requests
+        assert spool.read(file.name, footer, 0).equals(whole), name
+        assert object_store.requests > before, name
+    before = object_store.requests
+    assert spool.read(file.name, footer, 0).equals(whole) and object_store.requests == before
+    (local,) = spool._folder.iterdir()
+    local.unlink()  # as another reader does who makes room
+    assert spool.read(file.name, footer, 0).equals(whole)
 
 
 def test_pairs_with_long_texts_cost_what_their_token_ids_cost(object_store: ObjectStore) -> None:
@@ -212,10 +268,11 @@ def test_a_task_whose_store_stays_away_fails_as_a_stage(
     object_store: ObjectStore, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tokenizer's store is away while a chunk is read: no traceback, but Failure."""
+    monkeypatch.setattr(pipelines.storage.object_stores, "_REQUESTS", 1)
     store = RunStore("s3://bucket/models/away")
     for file in model_dir.iterdir():
         store.write_bytes(file.name, file.read_bytes())
-    monkeypatch.setattr(pipelines.storage.store, "_WAITS_SECONDS", ())
+    monkeypatch.setattr(pipelines.storage.object_stores, "_WAITS_SECONDS", ())
     data = DataSection.model_validate({"sources": [{"path": "unused.jsonl"}]})
     task = ReadTask(0, TEXT, (Chunk("jsonl", "unused.jsonl", 0, 0, 0),))
     object_store.fail(40)

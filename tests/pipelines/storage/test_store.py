@@ -1,6 +1,7 @@
 """Publishing, stage records and sampling: pure of Ray."""
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
+from pair_stores import write_pairs
 
 from pipelines.commands.report import run_report
 from pipelines.commands.status import run_status
@@ -15,7 +17,9 @@ from pipelines.errors import StageFailed, UserError
 from pipelines.models.device import Placement
 from pipelines.recipe.files import load_recipe
 from pipelines.recipe.stage import StageRecord
+from pipelines.storage.row_group_cache import RowGroupCache
 from pipelines.storage.store import ROW_GROUP_BYTES, RunStore
+from sparsepo import TokenizedPair
 from sparsepo.batching.cutting import rank_share, token_budget_batches
 from sparsepo.batching.sampling import Sampler
 
@@ -199,3 +203,27 @@ def test_another_command_that_tidies_up_ends_a_write_in_a_line(tmp_path: Path) -
     with pytest.raises(StageFailed, match="started.json: .* if another command works on this run"):
         taken_away()
     assert store.names() == []
+
+
+def test_many_files_need_few_descriptors(tmp_path: Path) -> None:
+    """Three hundred shards of pairs, and local copies of their row groups that are all in use, with
+    room for eighty open files.
+    """
+    store = RunStore(str(tmp_path / "pairs"))
+    ids = [TokenizedPair([1], [number], [2]) for number in range(300)]
+    pairs = write_pairs(store, ids, shard_pairs=1)
+    names = [name for name in store.names() if name.endswith(".parquet")]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    open_now = len(list(Path("/proc/self/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 80, hard))
+    try:
+        found = [pair.chosen.tolist() for pair in pairs.pairs("train", range(300))]
+        assert found == [[number] for number in range(300)]
+        spool = RowGroupCache(store)
+        groups = []
+        for name in names:
+            with store.open_parquet(name) as file:
+                groups.append(spool.read(name, file.metadata, 0))
+        assert [group.num_rows for group in groups] == [1] * 300
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

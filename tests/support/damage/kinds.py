@@ -58,6 +58,12 @@ KINDS: dict[str, Kind] = {
     "configuration of a trial": Kind("sweep/trials/0001-*/config.yaml", YAML, (), (by.tune,)),
     "trial": Kind("sweep/trials/0001-*/trial.json", JSON, (by.sweep_status,)),
     "trials": Kind("sweep/trials.json", JSON, (), (by.tune,)),
+    "trial of an interrupted sweep": Kind(
+        "resumed/trials/0001-*/trial.json", JSON, (), (by.resume,)
+    ),
+    "start of an interrupted sweep": Kind("resumed/started.json", JSON, (), (by.resume,)),
+    "Ray Tune's trials": Kind("resumed/.ray/sweep/experiment_state-*", JSON, (), (by.resume,)),
+    "Ray Tune's settings": Kind("resumed/.ray/sweep/tuner.pkl", ANY, (), (by.resume,)),
     "times": Kind("run/timeline/prepare-*.json", JSON, (by.timeline,), (by.report,)),
     "metrics": Kind(
         "run/train/metrics/part-00000003-*", LINES, (), (by.report,)
@@ -94,6 +100,12 @@ KINDS: dict[str, Kind] = {
     "samples": Kind("run/evaluation/samples/samples.jsonl", LINES, (), (by.report,)),
     "tokens": Kind("run/evaluation/samples/tokens.jsonl", LINES, (), (by.report,)),
     "programs": Kind("run/evaluation/samples/code.jsonl", LINES, (), (by.execute,)),
+    "parts of verdicts": Kind("run/evaluation/code/parts/*", JSON, (), (by.execute,)),
+    "answers of a judge": Kind("half/judge/verdicts/*", JSON, (by.judge,)),
+    "compiled code": Kind("half/compiled/*.bin", ANY, (by.compiled,)),
+    "hashes of files": Kind("cache/file_hashes.json", JSON, (by.cached,)),
+    "a fact": Kind("cache/facts/*.json", JSON, (by.cached,)),
+    "the user's key": Kind("cache/key", ANY, (by.cached,)),
     "history": Kind("run/evaluation/history/step-00000002.parquet", PARQUET, (), (by.report,)),
     "gates": Kind(
         "run/evaluation/checkpoints/step-00000002/gates.json", JSON, (), (by.report,)

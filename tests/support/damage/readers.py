@@ -11,7 +11,7 @@ import torch
 from local_executor import LocalExecutor
 from runs import train_here
 
-from damage.world import QUICK, World
+from damage.world import KEY, QUICK, World, cache_of, judged
 from pipelines.cluster.actor_pool import executed_by
 from pipelines.commands.plan import run_plan
 from pipelines.commands.report import run_report
@@ -25,7 +25,10 @@ from pipelines.pairs.show import shown
 from pipelines.recipe.files import load_recipe
 from pipelines.recipe.stage import Run, Stage
 from pipelines.reference.stage import check_reference
+from pipelines.storage.store import RunStore
+from pipelines.storage.user_key import user_key
 from pipelines.sweep.stage import run_tune
+from pipelines.train.compilation import Compilation
 
 Said = list[str]
 Reader = Callable[[World, Said], Any]
@@ -44,7 +47,7 @@ def after(before: Callable[[World], object]) -> Callable[[Reader], Reader]:
     return mark
 
 
-def _hashes(folder: Path, *patterns: str) -> dict[str, str]:
+def hashes(folder: Path, *patterns: str) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for pattern in patterns
@@ -118,7 +121,7 @@ def load_model(world: World, said: Said) -> Any:
 
 
 def run(world: World, said: Said) -> Any:
-    return _stages(world, said, "run", *RUN), _hashes(world.folder, "run/report/results.json")
+    return _stages(world, said, "run", *RUN), hashes(world.folder, "run/report/results.json")
 
 
 def show(world: World, said: Said) -> Any:
@@ -134,7 +137,7 @@ def check(world: World, said: Said) -> Any:
 
 def reference(world: World, said: Said) -> Any:
     _stages(world, said, "half", REFERENCE)
-    return _hashes(world.folder / "half/reference", "*/*.parquet", "lm_head*")
+    return hashes(world.folder / "half/reference", "*/*.parquet", "lm_head*")
 
 
 def train(world: World, said: Said) -> Any:
@@ -142,7 +145,7 @@ def train(world: World, said: Said) -> Any:
     _stages(world, said, "half", REFERENCE)
     counts = train_here(world.recipe("half"))["counts"]
     said += counts["warnings"]
-    return _hashes(world.folder / "half/train", "model/*.safetensors", "masks/*.safetensors")
+    return hashes(world.folder / "half/train", "model/*.safetensors", "masks/*.safetensors")
 
 
 def _lend_training(world: World) -> None:
@@ -157,7 +160,7 @@ def evaluate(world: World, said: Said) -> Any:
     """Go on with parts that are there."""
     _stages(world, said, "half", EVALUATE)
     folder = world.folder / "half/evaluation"
-    return _hashes(folder, "samples/*", "*.json") | {"manifest.json": None, "started.json": None}
+    return hashes(folder, "samples/*", "*.json") | {"manifest.json": None, "started.json": None}
 
 
 @after(lambda world: shutil.rmtree(world.folder / "run/evaluation"))
@@ -165,18 +168,18 @@ def evaluate_again(world: World, said: Said) -> Any:
     """An evaluation whose results are to be made anew, by the trained model."""
     _stages(world, said, "run", EVALUATE)
     folder = world.folder / "run/evaluation"
-    return _hashes(folder, "samples/*", "preference.json", "masks.json")
+    return hashes(folder, "samples/*", "preference.json", "masks.json")
 
 
 @after(lambda world: (world.folder / "run/evaluation/code/manifest.json").unlink())
 def execute(world: World, said: Said) -> Any:
     _stages(world, said, "run", EXECUTE)
-    return _hashes(world.folder / "run/evaluation/code", "verdicts.jsonl")
+    return hashes(world.folder / "run/evaluation/code", "verdicts.jsonl")
 
 
 def sample(world: World, said: Said) -> Any:
     _stages(world, said, "half", SAMPLE)
-    return _hashes(world.folder / "half/sample", "candidates.jsonl")
+    return hashes(world.folder / "half/sample", "candidates.jsonl")
 
 
 @after(lambda world: shutil.rmtree(world.folder / "run/evaluation/checkpoints/step-00000004"))
@@ -202,4 +205,27 @@ def sweep_status(world: World, said: Said) -> Any:
 def tune(world: World, said: Said) -> Any:
     """Of a finished sweep: its results are written again."""
     run_tune(world.sweep(), said.append, True, False)
-    return _hashes(world.folder / "sweep", "best.yaml", "trials.csv", "pareto.json")
+    return hashes(world.folder / "sweep", "best.yaml", "trials.csv", "pareto.json")
+
+
+def resume(world: World, said: Said) -> Any:
+    """Of an interrupted sweep: Ray Tune goes on, or begins anew."""
+    run_tune(world.sweep("resumed"), said.append, True, True)
+    return hashes(world.folder / "resumed", "best.yaml", "trials.csv", "pareto.json")
+
+
+def compiled(world: World, said: Said) -> Any:
+    """As a rank looks for what others have compiled."""
+    store = RunStore(f"{world.folder}/half/compiled")
+    Compilation(store, KEY, torch.device("cpu")).close()
+
+
+def judge(world: World, said: Said) -> Any:
+    return judged(world)
+
+
+def cached(world: World, said: Said) -> Any:
+    """What is known of the machine's files, and the user's key."""
+    with cache_of(world):
+        assert len(user_key()) == len(KEY)
+        return run_plan(world.recipe())

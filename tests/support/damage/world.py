@@ -1,38 +1,54 @@
 """A run with every file that the program leaves, made once; cases work on a copy by hard links."""
 
 import gzip
+import hashlib
+import hmac
+import importlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
+import pytest
+import torch
 import yaml
 from local_executor import LocalExecutor
 from peft import LoraConfig, get_peft_model
 from runs import run_here, silent, tiny_recipe
 from transformers import AutoModelForCausalLM
+from web_server import serving
 
 from pipelines.cluster.actor_pool import executed_by
+from pipelines.commands.plan import run_plan
 from pipelines.commands.run import run_stages
 from pipelines.commands.stages import EVALUATE, EXECUTE, PREPARE, REFERENCE, REPORT, SAMPLE, TRAIN
+from pipelines.evaluate.execute import RunPrograms
+from pipelines.evaluate.judge import EndpointJudge
 from pipelines.evaluate.schedule import Scheduler
+from pipelines.recipe.evaluation import OpenAIJudge
 from pipelines.recipe.files import load_recipe, validate_recipe, write_yaml
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import Run, Stage
 from pipelines.storage.claims import ClaimTimes
+from pipelines.storage.hashes import digest
 from pipelines.storage.records import write_record
 from pipelines.storage.store import RunStore
+from pipelines.storage.task_results import TaskResults
+from pipelines.storage.user_key import user_key
 from pipelines.sweep.files import load_sweep
 from pipelines.sweep.results import publish_results, published_tables
 from pipelines.sweep.space import Sweep
-from pipelines.sweep.stage import sweep_record
+from pipelines.sweep.stage import run_tune, sweep_record
 from pipelines.sweep.trial_record import Trial, write_trial
 
+KEY, ARTIFACTS = b"k" * 32, b"what torch has compiled"
 QUICK = ClaimTimes(renew=5.0, abandoned=30.0, settle=0.0)
 CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
 TASK = {"task_id": 1, "text": "Return two.", "test_list": ["assert two() == 2"]}
@@ -74,7 +90,8 @@ class Stops(LocalExecutor):
 class World:
     """Everything of a run below one folder.
 
-    `run` is finished; `half` has every stage begun, sources and model lie beside them.
+    `run` is finished; `half` has every stage begun, sources and model lie beside them. `sweep` is
+    finished, `resumed` was interrupted before its results were written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -83,8 +100,8 @@ class World:
     def recipe(self, name: str = "run") -> Recipe:
         return load_recipe(str(self.folder / f"{name}.yaml"))
 
-    def sweep(self) -> Sweep:
-        return load_sweep(str(self.folder / "sweep.yaml"))
+    def sweep(self, name: str = "sweep") -> Sweep:
+        return load_sweep(str(self.folder / f"{name}.yaml"))
 
     def path(self, pattern: str) -> Path:
         """The one file of a pattern (the first of several)."""
@@ -134,13 +151,16 @@ def make_world(folder: Path, model: Path, rows: Sequence[dict[str, str]]) -> Wor
     run_here(recipe, (SAMPLE, PREPARE, REFERENCE, TRAIN))
     _half(world, recipe)
     run_here(recipe, (EVALUATE, EXECUTE))
+    _verdicts(world)
     with executed_by(LocalExecutor()):
         Scheduler(Run(recipe), lambda: None, silent, True, QUICK).tick()
     claim = {"holder": "z", "host": "elsewhere", "pid": 1, "boot": "1", "time": 0.0}
     write_record(RunStore(f"{recipe.run_dir}/evaluation"), "claims/step-00000004.json", claim)
     os.utime(f"{recipe.run_dir}/evaluation/claims/step-00000004.json", (0, 0))
     run_here(recipe, (REPORT,))
-    _sweep(world, recipe)
+    _sweep(world, recipe, "sweep")
+    _interrupted(world, recipe)
+    _kept_beside(world)
     return world
 
 
@@ -165,6 +185,14 @@ def _inputs(folder: Path, model: Path, rows: Sequence[dict[str, str]]) -> None:
     get_peft_model(base, settings).save_pretrained(folder / "adapter")
 
 
+def _verdicts(world: World) -> None:
+    """The verdicts again as they were kept before the execution of programs ended."""
+    folder = world.folder / "run/evaluation/code"
+    told = [json.loads(line) for line in (folder / "verdicts.jsonl").read_text().splitlines()]
+    verdicts = [[one["status"], one["message"]] for one in told]
+    TaskResults(RunStore(str(folder))).add([RunPrograms(0, ())], [verdicts])
+
+
 def _half(world: World, recipe: Recipe) -> None:
     """A run whose stages were stopped: some of their results are there."""
     half, there = world.recipe("half"), world.folder / "half"
@@ -180,19 +208,21 @@ def _half(world: World, recipe: Recipe) -> None:
     _stopped(half, SAMPLE, 1)
 
 
-def _sweep(world: World, recipe: Recipe) -> None:
+def _sweep(world: World, recipe: Recipe, name: str) -> Sweep:
     """A finished sweep of two trials; no training stands behind them."""
-    (world.folder / "sweep.yaml").write_text(
+    stores = [f"paths.{part}={recipe.run_dir}/{part}" for part in ("pairs", "reference")]
+    (world.folder / f"{name}.yaml").write_text(
         yaml.safe_dump(
             {
-                "run_dir": str(world.folder / "sweep"),
+                "run_dir": str(world.folder / name),
                 "recipe": str(world.folder / "run.yaml"),
+                "overrides": stores,
                 "space": {"objective.beta": {"grid": [0.1, 0.2]}},
                 "objectives": [{"metric": "train/rewards/margins"}],
             }
         )
     )
-    sweep = world.sweep()
+    sweep = world.sweep(name)
     record = sweep_record(sweep)
     record.begin()
     trials = []
@@ -209,6 +239,52 @@ def _sweep(world: World, recipe: Recipe) -> None:
         trials.append(trial)
     publish_results(sweep, trials, silent)
     record.finish({"trials": 2, "finished": 2}, published_tables(record.store))
+    return sweep
+
+
+def _interrupted(world: World, recipe: Recipe) -> None:
+    """A sweep whose trials have ended, also for Ray Tune, and which was killed then."""
+    sweep, there = _sweep(world, recipe, "resumed"), world.folder / "resumed"
+    results = ("manifest.json", "trials.*", "pareto.json", "best.yaml", "report", "tensorboard")
+    _without(there, *results)
+    run_tune(sweep, silent, True, True)
+    _without(there, *results)
+
+
+def _kept_beside(world: World) -> None:
+    """What other runs and machines find again: compiled code, facts, answers of a judge."""
+    prefix = digest([torch.__version__, "cpu"])[:16]
+    signed = hmac.digest(KEY, ARTIFACTS, hashlib.sha256) + ARTIFACTS
+    RunStore(f"{world.folder}/half/compiled").write_bytes(f"{prefix}-0.bin", signed)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        (world.folder / "judge_port").write_text(str(probe.getsockname()[1]))
+    with cache_of(world):
+        user_key()
+        run_plan(world.recipe())
+    judged(world)
+
+
+@contextmanager
+def cache_of(world: World) -> Iterator[None]:
+    """The machine's cache in the world, for all that keeps something there."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("hashes", "facts", "user_key"):
+            module = importlib.import_module(f"pipelines.storage.{name}")
+            patch.setattr(module, "CACHE", world.folder / "cache")
+        yield
+
+
+def judged(world: World) -> list[dict[str, Any]]:
+    """Verdicts on two prompts; what is known of them is not asked again."""
+    port = int((world.folder / "judge_port").read_text())
+    settings = OpenAIJudge(
+        kind="openai", base_url=f"http://127.0.0.1:{port}/v1", model="m", api_key_env=None
+    )
+    body = json.dumps({"choices": [{"message": {"content": "[[A]]"}}]}).encode()
+    with serving({"*": (200, {"Content-Type": "application/json"}, body)}, port=port):
+        judge = EndpointJudge(settings, RunStore(f"{world.folder}/half/judge"))
+        return judge.compare(["a", "b"], ["c", "d"], ["e", "f"], True)
 
 
 def linked(base: Path, there: Path) -> World:
