@@ -69,10 +69,15 @@ def key_groups(
     shown = {} if shown is None else shown
     if model in shown:
         return [KeyGroup(title, f"The keys of `{shown[model]}`.", ())]
+    above = next((one for one in model.__mro__[1:] if one in shown), None)
     shown[model] = title
     meanings, summary = _meanings(model)
+    if above is not None:
+        summary = f"The keys of `{shown[above]}`, and:"
     rows, below = [], []
     for name, field in model.model_fields.items():
+        if above is not None and name in above.model_fields:
+            continue
         key, content = prefix + name, content_of(model, name)
         if not content.sections:
             meaning = "chooses these keys" if is_tag(Recipe, key) else meanings.get(name, "")

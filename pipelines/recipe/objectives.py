@@ -275,7 +275,8 @@ def _term_of(section: type[ObjectiveConfig]) -> type[ObjectiveConfig]:
     """The same section with the weight that its loss has in a sum."""
     name = section.__name__.replace("Config", "Term")
     weight: Any = (float, Field(gt=0))
-    term = create_model(name, __base__=section, __module__=__name__, weight=weight)
+    told = "weight: of the term's loss in the sum."
+    term = create_model(name, __base__=section, __module__=__name__, __doc__=told, weight=weight)
     globals()[name] = term  # where facts that travel to workers find it
     return term
 

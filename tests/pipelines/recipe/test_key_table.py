@@ -12,7 +12,7 @@ from pipelines.recipe.schema import Recipe
 from pipelines.recipe.section import stage_settings
 
 REPEATED = ("data.validation.", "data.test.", "sample.generation.", "sample.reward.",
-            "evaluate.code.generation.")  # fmt: skip
+            "evaluate.code.generation.", "objective.of.")  # fmt: skip
 
 
 def rows() -> dict[str, KeyRow]:
