@@ -46,7 +46,7 @@ class FallingChosenWatch:
             f"logps/chosen falls while rewards/margins grow: by {-chosen.rise:.1f} nats per "
             f"response within {_WINDOW} steps, so the policy unlearns the chosen responses too: "
             "add their likelihood to the loss (nll_coef), or take DPOP or the loss apo_zero, which "
-            "hold it up"
+            "hold it up (with KTO, raise desirable_weight)"
         ]
 
 

@@ -33,6 +33,7 @@ FAMILIES = {
 IN_THE_SUITE = (
     "tldr-sparsepo-common", "tldr-mapo", "code-sparsepo-common", "code-mapo",
     "hh-orpo", "hh-cpo", "hh-alphapo", "hh-dpo-shift", "hh-beta-dpo", "hh-wpo", "hh-dpo-losses",
+    "hh-kto", "hh-sum",
     *(name for name in packaged("recipe") if load_recipe(name).objective.name == "weighted"),
 )  # fmt: skip
 

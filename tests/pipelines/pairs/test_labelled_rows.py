@@ -200,3 +200,78 @@ def test_labels_that_are_none_are_dropped_with_the_reason(
     recipe, _ = prepare(given)
     reasons = Run(recipe).record(PREPARE).manifest()["counts"]["rejected"]
     assert reasons == {"empty response": 1, "label is neither true nor false (1 nor 0)": 1}
+
+
+TEMPLATE = (
+    "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant: {% endif %}"
+)
+
+
+def test_conversations_are_encoded_as_those_of_pairs(
+    prepare: Prepare, rows: list[dict[str, str]], tmp_path: Path
+) -> None:
+    """Labelled conversations, and both sides of pairs of them, against the pairs of another loss:
+    the same ids, the same context, and the context goes with a response to another prompt.
+    """
+    (tmp_path / "template.jinja").write_text(TEMPLATE)
+    options = (
+        *(f"data.chat_template={tmp_path}/template.jinja", "data.scored_turns=all"),
+        *("data.max_prompt_tokens=60", "data.max_response_tokens=60", "data.test_fraction=0"),
+        "evaluate.benchmarks=[]",
+    )
+
+    def turns(row: dict[str, str], side: str) -> list[dict[str, str]]:
+        return [
+            {"role": "assistant", "content": row[side]},
+            {"role": "user", "content": row["prompt"]},
+            {"role": "assistant", "content": row["chosen"]},
+        ]
+
+    given = [row for row in rows if row["chosen"] != row["rejected"]][:20]
+    asked = [[{"role": "user", "content": row["prompt"]}] for row in given]
+    pairs = [
+        {"prompt": ask, "chosen": turns(row, "chosen"), "rejected": turns(row, "rejected")}
+        for ask, row in zip(asked, given, strict=True)
+    ]
+    unpaired = [
+        {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"}
+        for pair in pairs
+        for side in ("chosen", "rejected")
+    ]
+    names = ("prompt_ids", "chosen_ids", "chosen_context", "rejected_ids", "rejected_context")
+
+    def of(source: list[dict[str, Any]], *more: str, name: str) -> list[tuple[Any, ...]]:
+        _, found = prepare(source, *options, *more, name=name)
+        return found.values("train", range(found.num_rows("train")), names)
+
+    expected = [
+        (prompt, *side)
+        for prompt, *sides in of(pairs, "objective.name=dpo", name="pairs")
+        for side in (sides[:2], sides[2:])
+    ]
+    for source, name in ((pairs, "apart"), (unpaired, "rows")):
+        found = of(source, name=name)
+        assert [row[:3] for row in found] == expected, name
+        assert all(context for _, _, context, _, _ in found)
+        own = {(tuple(ids), tuple(context)) for _, ids, context, _, _ in found}
+        assert all((tuple(ids), tuple(context)) in own for _, _, _, ids, context in found)
+
+
+def test_of_candidates_the_best_and_the_worst_are_rows(
+    prepare: Prepare, rows: list[dict[str, str]]
+) -> None:
+    given = [
+        {
+            "prompt": row["prompt"],
+            "responses": [row["rejected"], row["chosen"], " between"],
+            "scores": [0.1, 0.9, 0.5],
+        }
+        for row in rows
+        if row["chosen"] != row["rejected"]
+    ]
+    _, pairs = prepare(given, "data.test_fraction=0", "evaluate.benchmarks=[]")
+    found = [(row["prompt"], row["chosen"], row["desirable"]) for row in table(pairs)]
+    assert found == [
+        (row["prompt"], row["responses"][at], at == 1) for row in given for at in (1, 0)
+    ]

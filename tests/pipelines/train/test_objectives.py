@@ -239,7 +239,14 @@ def test_every_loss_of_dpo_trains(
     assert losses[0] > losses[1] > losses[2]
 
 
-@pytest.mark.parametrize("name", ["dpo_shift", "beta_dpo"])
+REMEMBERED = {
+    "dpo_shift": "weights/rejected",
+    "beta_dpo": "beta/batch",
+    "sum": "of/1_beta_dpo/beta/batch",
+}
+
+
+@pytest.mark.parametrize("name", REMEMBERED)
 def test_what_an_objective_remembers_survives_a_resume(
     name: str, recipe_in: MakeRecipe, world: World, tmp_path: Path
 ) -> None:
@@ -247,8 +254,9 @@ def test_what_an_objective_remembers_survives_a_resume(
     the step, beta the average that lies in the checkpoint. Validation is at lambda_end, and at beta
     itself.
     """
+    options = (f"objective.name={name}", "objective.beta=2")
     base = (
-        f"objective.name={name}", "objective.beta=2", "train.max_steps=6",
+        *(COUPLED["sum with a memory"] if name == "sum" else options), "train.max_steps=6",
         "train.global_batch_size=7", "train.checkpoint_every=4", "train.validate_every=6",
         "train.warmup_fraction=0", *world.options,
     )  # fmt: skip
@@ -267,7 +275,7 @@ def test_what_an_objective_remembers_survives_a_resume(
     assert resumed.step == 4
     resumed.run(lambda metrics: None)
     assert resumed.objective.state() == expected.objective.state()
-    key = {"dpo_shift": "weights/rejected", "beta_dpo": "beta/batch"}[name]
+    key = REMEMBERED[name]
     found = [[(r["loss"], r["grad_norm"], r[key]) for r in steps(one)] for one in (stopped, whole)]
     assert found[0] == found[1]
     values = [value for _, _, value in found[1]]
