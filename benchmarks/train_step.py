@@ -76,7 +76,7 @@ METHODS: dict[str, dict[str, Any]] = {
         f"weighted-{kind}": {"objective": {"name": "weighted"}, "mask": {"kind": kind}}
         for kind in (
             *("none", "random", "position_decay", "length_split", "confidence", "surprise"),
-            "adversarial",
+            *("adversarial", "entropy", "saliency", "transport"),
         )
     },
 }

@@ -121,6 +121,7 @@ class ShardScorer:
         self._pairs = read_pairs(RunStore(facts.pairs))
         self._budget = batch_tokens(facts.settings, self._device)
         self._models = threading.Lock()
+        self._has_backward = False
 
     @cached_property
     def _reference(self) -> ReferenceModel:
@@ -235,11 +236,14 @@ class ShardScorer:
     def _check_saliency(self) -> None:
         """UserError for a reference whose backward cannot be taken, before any row is tried."""
         with self._models:
+            if self._has_backward:
+                return
             try:
                 check_saliency(self._reference.causal_lm)
             except ValueError as error:
                 name = self._facts.reference.name
                 raise UserError(f"the reference {name}: {error}") from error
+            self._has_backward = True
 
     def _windows(self, table: pa.Table) -> Iterator[_Window]:
         """Consecutive rows of at most a few full batches' tokens."""

@@ -28,7 +28,8 @@ class ContrastMask(FrozenMask):
         super().__init__(**options)
 
     def weights(self, features: Features, response_index: Tensor, num_responses: int) -> Tensor:
-        good = require_feature(features, "positive_logps").exp()
+        # Rounding may leave the log-probability of a certain token a little above 0.
+        good = require_feature(features, "positive_logps").clamp(max=0.0).exp()
         # expm1: a token that is nearly certain keeps its digits.
-        not_bad = -require_feature(features, "negative_logps").expm1()
+        not_bad = -require_feature(features, "negative_logps").clamp(max=0.0).expm1()
         return torch.where((response_index % 2).bool(), not_bad, good)

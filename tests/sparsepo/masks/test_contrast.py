@@ -10,13 +10,23 @@ from sparsepo import ContrastMask, Features
 
 
 def test_by_hand() -> None:
-    """Chosen p+ = 1/4, 1/2; rejected 1 - p- = 1 - 0.9; 1e-8 below certainty stays 1e-8."""
+    """Chosen p+ = 1/4, 1/2; rejected 1 - p- = 1 - 0.9; 1e-8 below certainty stays 1e-8.
+
+    A log-probability that rounding left above 0 is certainty: no weight is negative.
+    """
     features = Features(
         positive_logps=torch.tensor([0.25, 0.5, 0.7, 0.3]).log(),
         negative_logps=torch.tensor([0.1, 0.1, 0.9, 1.0]).log() - 1e-8,
     )
     found = weights_of(ContrastMask(), features, torch.tensor([0, 0, 1, 1]), 1)
     assert found.tolist() == pytest.approx([0.25, 0.5, 0.1, 1e-8], rel=1e-6)
+    above = torch.tensor([-1.0, 1e-7])
+    found = weights_of(
+        ContrastMask(), Features(positive_logps=above, negative_logps=above),
+        torch.tensor([0, 1]), 1,
+    )  # fmt: skip
+    assert found[0].item() == pytest.approx(math.exp(-1))
+    assert found[1].item() == 0
 
 
 def test_each_side_reads_its_own_scorer() -> None:
