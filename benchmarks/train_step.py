@@ -61,7 +61,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "simpo": {"objective": {"name": "simpo"}},
     "dpo": {"objective": {"name": "dpo"}},
     "wpo": {"objective": {"name": "wpo"}},  # with the policy's sum of squared probabilities
-    "beta-dpo": {"objective": {"name": "beta_dpo"}},  # a second forward
     "mapo": {"objective": {"name": "mapo"}, "mask": {"kind": "activation"}},
     "sparsepo-last": {
         "objective": {"name": "sparsepo"},
