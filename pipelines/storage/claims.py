@@ -19,6 +19,7 @@ from typing import Any
 from pipelines.errors import StageFailed, UserError
 from pipelines.storage.creation import create
 from pipelines.storage.json_texts import parse_json
+from pipelines.storage.records import read_whole
 from pipelines.storage.store import RunStore
 
 _FOLDER = "claims"
@@ -126,9 +127,9 @@ class Claims:
         return (written[now] - written.get(name, 0)) / 1e9
 
     def _read(self, path: str) -> dict[str, Any] | None:
-        """The claim, or None if there is none; empty if it cannot be read."""
+        """The claim, or None if there is none; empty if it is none. DamagedFile for a folder."""
         try:
-            found = parse_json(self._store.read_bytes(path))
+            found = parse_json(read_whole(self._store, path))
         except FileNotFoundError:
             return None
         except ValueError:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from object_store import ObjectStore
 
+from pipelines.errors import DamagedFile
 from pipelines.storage import claims as claims_module
 from pipelines.storage.claims import Claims, ClaimTimes
 from pipelines.storage.creation import create
@@ -65,6 +66,15 @@ def test_a_damaged_claim_is_held_until_it_is_old(store: RunStore, damaged: bytes
     written_before(store, 10)
     assert is_had(store)
     assert not store.exists(CLAIM)
+
+
+def test_a_folder_in_a_claims_place_is_one_line(store: RunStore) -> None:
+    store.write_bytes(f"{CLAIM}/inside", b"x")
+    with (
+        pytest.raises(DamagedFile, match=r"\.json is damaged: .* is a directory.*; remove it and "),
+        Claims(store, QUICK).holding("x"),
+    ):
+        pass
 
 
 def test_a_claim_with_parts_of_wrong_kinds_from_here_is_free(store: RunStore) -> None:

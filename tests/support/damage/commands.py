@@ -47,8 +47,9 @@ def _command(reader: Reader, found: Found, *words: str) -> Reader:
         failed = [line for line in said if line.startswith("error: ")]
         assert "Traceback" not in errors.getvalue(), errors.getvalue()
         assert len(failed) == (code != 0), said
-        if failed:
-            raise UserError(failed[0].removeprefix("error: "))
+        if failed:  # a check of many files has a line for each before
+            named = [line.strip() for line in said if "damaged" in line and line not in failed]
+            raise UserError("; ".join([failed[0].removeprefix("error: "), *named]))
         return found(world, out.getvalue())
 
     read.__name__ = f"sparsepo {words[0]}"
