@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.recipe.section import Section, of_stage
+from pipelines.recipe.section import Section, added, of_stage
 from sparsepo.masks.declarations import (
     ACTIVATION_MAPPINGS,
     LEARNED_MASKS,
@@ -47,9 +47,9 @@ class FrozenMaskConfig(MaskConfig):
     """
 
     terms: Terms = of_stage("train", "both")
-    sides: Literal["both", "chosen", "rejected"] = of_stage("train", "both")
+    sides: Literal["both", "chosen", "rejected"] = added("both", "train")
     keep_fraction: float | None = of_stage("train", None, gt=0, le=1)
-    normalise: Literal["none", "mean_one", "sum_length"] = of_stage("train", "none")
+    normalise: Literal["none", "mean_one", "sum_length"] = added("none", "train")
 
     def masked_terms(self) -> tuple[str, ...]:
         return ("reward", "kl") if self.terms == "both" else (self.terms,)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, create_model, model_validator
 
 from pipelines.recipe.masks import LearnedMaskConfig, MaskConfig
-from pipelines.recipe.section import Section
+from pipelines.recipe.section import Section, added
 from sparsepo.masks.declarations import check_exp_ratio_options
 from sparsepo.objectives.declarations import (
     OBJECTIVES,
@@ -69,9 +69,9 @@ class _OfSequenceLoss(LogisticConfig):
     """dpo's options, which wpo has too."""
 
     beta: float = Field(0.1, gt=0)  # or the loss's own default
-    loss: SequenceLoss = "sigmoid"
-    divergence: Divergence = "reverse"
-    divergence_alpha: float | None = None
+    loss: SequenceLoss = added("sigmoid")
+    divergence: Divergence = added("reverse")
+    divergence_alpha: float | None = added(None)
 
     @model_validator(mode="before")
     @classmethod
@@ -199,7 +199,7 @@ class TISDPOConfig(LogisticConfig):
     mu: float = Field(1.0, gt=0)
     low: float = -0.5
     high: float = 1.5
-    source: Literal["scorers", "external"] = "scorers"
+    source: Literal["scorers", "external"] = added("scorers")
 
     @model_validator(mode="after")
     def _fits(self) -> "TISDPOConfig":

@@ -17,6 +17,18 @@ def of_stage(stage: str | None, default: Any = ..., **constraints: Any) -> Any:
     return Field(default, json_schema_extra={"stage": stage}, **constraints)
 
 
+def added(default: Any, stage: str | None = None) -> Any:
+    """A field that a section has got since runs were made with it.
+
+    It is no setting while it has its default, so that those runs are the same recipe's.
+
+    Args:
+        stage: whose result it changes; by default its section's.
+    """
+    own = {} if stage is None else {"stage": stage}
+    return Field(default, json_schema_extra={"added": True, **own})
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True)
     STAGE: ClassVar[str | None] = None
@@ -33,8 +45,10 @@ def stage_settings(config: Section, stage: str | None = None) -> dict[str, Any]:
 def _collect(section: Section, stage: str | None, prefix: str, found: dict[str, Any]) -> None:
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
-        extra = field.json_schema_extra
-        owner = extra["stage"] if isinstance(extra, dict) and "stage" in extra else section.STAGE
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        owner = extra.get("stage", section.STAGE)
+        if extra.get("added") and value == field.default:
+            continue
         if isinstance(value, Section):
             _collect(value, stage, f"{prefix}{name}.", found)
         elif isinstance(value, tuple) and value and isinstance(value[0], Section):

@@ -357,7 +357,27 @@ def test_what_changes_no_result_is_listed_here() -> None:
         ],
     )
     left = set(keys_of(recipe)) - stage_settings(recipe).keys()
+    left -= {"objective.loss", "objective.divergence", "objective.divergence_alpha"}  # added later
     assert {key for key in left if not key.startswith(APART)} == NO_RESULT
+
+
+@pytest.mark.parametrize(
+    ("chosen", "added"),
+    [
+        (("objective.name=mapo",), "mask.sides=rejected"),
+        (("objective.name=mapo", "mask.kind=random"), "mask.normalise=sum_length"),
+        (("objective.name=tis_dpo", "model.positive_scorer=a", "model.negative_scorer=b"),
+         "objective.source=external"),
+        ((), "objective.loss=hinge"),
+        ((), "objective.divergence=js"),
+    ],
+)  # fmt: skip
+def test_a_key_that_came_later_parts_no_finished_run(chosen: tuple[str, ...], added: str) -> None:
+    """While it has its default it is no setting; another value is one."""
+    key, value = added.split("=")
+    before = stage_settings(validate_recipe(MINIMAL, chosen))
+    after = stage_settings(validate_recipe(MINIMAL, (*chosen, added)))
+    assert key not in before and after[key] == value
 
 
 def test_recipe_is_frozen() -> None:
