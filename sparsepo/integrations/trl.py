@@ -93,6 +93,11 @@ class TokenDPOTrainer(DPOTrainer):  # type: ignore[misc]
         arguments = trl.get("args") or DPOConfig(output_dir="trainer_output")
         _check_arguments(arguments)
         self.objective = _objective(objective, dict(objective_options or {}), arguments.beta)
+        if self.objective.state():
+            raise ValueError(
+                f"objective={self.objective.name}: remembers what it has seen of batches, and "
+                "this loop shows it micro-batches"
+            )
         kind = _kind(mask, self.objective)
         options = dict(mask_options or {})
         if mask_options and not isinstance(kind, str):
@@ -115,6 +120,11 @@ class TokenDPOTrainer(DPOTrainer):  # type: ignore[misc]
         ).to(self.accelerator.device)
         wanted = frozenset(self.masks.requires) | frozenset(self.objective.requires)
         self._pair_features = frozenset(n for n in wanted if FEATURES[n].origin == "pairs")
+        unknown = sorted(self._pair_features - {*COLUMNS, "pair_keys"})
+        if unknown:
+            raise ValueError(
+                f"objective={self.objective.name}: reads {unknown[0]}, which pairs do not have"
+            )
         self._wanted = wanted
         if "scorer_log_ratios" in wanted and scorers is None:
             raise ValueError("scorers=None: give (positive, negative), whose log ratios are read")
@@ -177,6 +187,9 @@ class TokenDPOTrainer(DPOTrainer):  # type: ignore[misc]
     ) -> Any:
         """The objective's mean over the micro-batch's pairs."""
         self.masks.train(self.model.training)
+        steps = max(1, self.state.max_steps - 1)
+        done = self.state.global_step / steps if self.model.training else 1.0
+        self.objective.advance(min(1.0, done))
         batch = token_batch(inputs)
         scores, hidden = model(token_batch=(batch, self._features(batch, inputs)))
         output = self.objective(scores)

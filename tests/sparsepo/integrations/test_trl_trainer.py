@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -27,6 +27,7 @@ from sparsepo import (
 )
 from sparsepo.features import FEATURES
 from sparsepo.masks import MASKS
+from sparsepo.objectives.dpo_shift import DPOShift
 from sparsepo.records import Features
 
 trl = pytest.importorskip("trl")
@@ -339,6 +340,8 @@ def test_masks_are_the_same_on_every_rank(
         ({"objective": "dpo", "arguments": {"label_smoothing": 0.1}}, "args.label_smoothing=0.1"),
         ({"objective": "dpo", "arguments": {"precompute_ref_log_probs": True}}, "precompute_ref"),
         ({"objective": "tis_dpo"}, "scorers=None"),
+        ({"objective": "kto"}, "reads desirable, which pairs do not have"),
+        ({"objective": "beta_dpo"}, "objective=beta_dpo: remembers what it has seen"),
     ],
 )
 def test_what_does_not_go_together_is_said(make: Make, given: dict[str, Any], said: str) -> None:
@@ -367,6 +370,20 @@ def test_every_kind_of_mask_can_be_named(make: Make) -> None:
         loss = trainer.compute_loss(trainer.model, next(iter(trainer.get_train_dataloader())))
         assert bool(torch.isfinite(loss)), kind
         assert "masks/reward_mean" in trainer._metrics["train"], kind
+
+
+def test_a_loss_that_changes_on_the_way_is_told_how_far_it_is(make: Make) -> None:
+    """dpo_shift's progress at every step, and in an evaluation."""
+
+    class Told(DPOShift):
+        seen: ClassVar[list[float]] = []
+
+        def advance(self, progress: float) -> None:
+            super().advance(progress)
+            self.seen.append(self.progress)
+
+    make(Told(), {"max_steps": 3}).train()
+    assert Told.seen == [0.0, 0.5, 1.0]
 
 
 def test_unmasked_is_trl(make: Make) -> None:
