@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pipelines.errors import DamagedFile
+from pipelines.errors import DamagedFile, StageFailed
 from pipelines.recipe import TRIAL, TRIALS, Say
 from pipelines.storage import RunStore, parse_json
 from pipelines.sweep.space import Sweep
@@ -41,6 +41,8 @@ def go_on(sweep: Sweep, restore: Callable[[str], Any], say: Say) -> Any:
             _check_trial(store.at(TRIALS, name))
         _check_points(sweep, store)
         return restore(path)
+    except StageFailed:  # a store that is away, files that cannot be opened now
+        raise
     except Exception as error:  # pickle's and Tune's own, of any kind
         forget(sweep, error, say)
         return None

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.errors import StageFailed
 from pipelines.storage.store import RunStore
 from pipelines.sweep.space import Sweep
 from pipelines.sweep.trial_record import Trial, write_trial
@@ -78,6 +79,18 @@ def test_what_tune_cannot_restore_is_forgotten(tmp_path: Path) -> None:
         f"tune: {tmp_path}/.ray is damaged: Ran out of input; Ray Tune begins anew, trials that "
         "have ended are kept"
     ]
+
+
+def test_a_store_that_is_away_is_no_damage(tmp_path: Path) -> None:
+    sweep, said = sweep_in(tmp_path, GRID), list[str]()
+    tell(sweep)
+
+    def restore(path: str) -> None:
+        raise StageFailed("still failing")
+
+    with pytest.raises(StageFailed, match="still failing"):
+        go_on(sweep, restore, said.append)
+    assert said == [] and RunStore(str(tmp_path)).exists(".ray/sweep")
 
 
 def test_a_trial_whose_file_is_damaged_is_gone_on_with(tmp_path: Path) -> None:
