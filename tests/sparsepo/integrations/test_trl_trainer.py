@@ -32,7 +32,8 @@ from sparsepo.records import Features
 
 trl = pytest.importorskip("trl")
 
-from sparsepo.integrations.trl import TokenDPOTrainer, in_canonical_order, token_batch  # noqa: E402
+from sparsepo.integrations.trl import TokenDPOTrainer  # noqa: E402
+from sparsepo.integrations.trl_batches import in_canonical_order, token_batch  # noqa: E402
 
 Make = Callable[..., TokenDPOTrainer]
 
