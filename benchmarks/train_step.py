@@ -70,6 +70,14 @@ METHODS: dict[str, dict[str, Any]] = {
         "mask": {"kind": "learned", "architecture": "simple_all"},
         "reference": {"mode": "online"},
     },
+    # Producers beside `weighted-none`, which is DPO under that name.
+    **{
+        f"weighted-{kind}": {"objective": {"name": "weighted"}, "mask": {"kind": kind}}
+        for kind in (
+            *("none", "random", "position_decay", "length_split", "partition", "confidence"),
+            *("surprise", "adversarial"),
+        )
+    },
 }
 
 

@@ -14,10 +14,17 @@ from .kernels import (
 )
 from .masks import (
     ActivationMask as ActivationMask,
+    AdversarialMask as AdversarialMask,
     CollapseWatch as CollapseWatch,
+    ConfidenceMask as ConfidenceMask,
+    ExpRatioMask as ExpRatioMask,
     ExternalMask as ExternalMask,
     LearnedMasks as LearnedMasks,
+    LengthSplitMask as LengthSplitMask,
+    PartitionMask as PartitionMask,
+    PositionDecayMask as PositionDecayMask,
     RandomMask as RandomMask,
+    SurpriseMask as SurpriseMask,
     UniformMask as UniformMask,
 )
 from .model import (
@@ -43,6 +50,7 @@ from .objectives import (
     Objective as Objective,
     SimPO as SimPO,
     SparsePO as SparsePO,
+    Weighted as Weighted,
 )
 from .records import (
     Features as Features,
@@ -54,6 +62,10 @@ from .runaway import RunawayWatch as RunawayWatch
 from .scorers import (
     pooled_states as pooled_states,
     scorer_log_ratios as scorer_log_ratios,
+)
+from .weighing import (
+    TokenWeights as TokenWeights,
+    token_weights as token_weights,
 )
 
 __version__: str

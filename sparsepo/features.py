@@ -8,11 +8,17 @@ from typing import Literal
 class FeatureKind:
     """Where a feature comes from.
 
-    Origins are the reference model, the two scorers, the embedding model, or the pairs themselves.
+    Origins are the reference model, the two scorers, the embedding model, the pairs themselves, the
+    policy in the step (never stored nor read), or the training loop.
     """
 
-    origin: Literal["reference", "scorers", "embedder", "pairs"]
+    origin: Literal["reference", "scorers", "embedder", "pairs", "step", "loop"]
     per: Literal["token", "pair"]
+
+    @property
+    def of_frozen_model(self) -> bool:
+        """Whether a model that is not trained makes it, so that it can be stored."""
+        return self.origin in ("reference", "scorers", "embedder")
 
     @property
     def made_by(self) -> str:
@@ -25,6 +31,8 @@ _MADE_BY = {
     "scorers": "sparsepo.scorer_log_ratios",
     "embedder": "sparsepo.pooled_states",
     "pairs": "the data",
+    "step": "sparsepo.PolicyModel",
+    "loop": "the training loop",
 }
 
 
@@ -40,4 +48,8 @@ FEATURES: dict[str, FeatureKind] = {
     "prompt_embedding": FeatureKind("embedder", "pair"),
     "preference_scores": FeatureKind("pairs", "pair"),
     "pair_keys": FeatureKind("pairs", "pair"),
+    "policy_logps": FeatureKind("step", "token"),
+    "policy_hidden": FeatureKind("step", "token"),
+    "policy_square_sum": FeatureKind("step", "token"),
+    "epoch": FeatureKind("loop", "pair"),
 }

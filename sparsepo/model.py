@@ -4,6 +4,7 @@ The policy's forward is the only one trained.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -166,6 +167,7 @@ class PolicyModel(nn.Module):
         reference_head: the frozen reference's head, kept as buffers; required for token_kl.
         vocabulary: distributions are over the head's first rows alone, where a reference has no
             more; by default over all.
+        requires: features that the objective reads; of these, PolicyModel makes the policy's own.
     """
 
     reference_weight: Tensor | None
@@ -177,8 +179,13 @@ class PolicyModel(nn.Module):
         masks: TokenMasks,
         reference_head: LMHead | None = None,
         vocabulary: int | None = None,
+        requires: Iterable[str] = (),
     ) -> None:
         super().__init__()
+        wanted = masks.requires | frozenset(requires)
+        self._of_the_step = frozenset(n for n in wanted if FEATURES[n].origin == "step")
+        if "policy_square_sum" in self._of_the_step:
+            raise ValueError("the feature 'policy_square_sum' is not computed by this version")
         self.causal_lm: Any = causal_lm
         self.masks = masks
         self.vocabulary = vocabulary
@@ -235,6 +242,7 @@ class PolicyModel(nn.Module):
                 if uses_kl or features.reference_topk is None
                 else unpack_topk(features.reference_topk),
             )
+            features = self._with_own(features, policy_logps, hidden)
             masks = self.masks(features, inputs.response_index, inputs.num_pairs)
         return TokenScores(
             policy_logps=policy_logps,
@@ -246,11 +254,19 @@ class PolicyModel(nn.Module):
             num_pairs=inputs.num_pairs,
             l1_shares=self.masks.l1_shares,
             signed_masks=self.masks.signed,
+            empty_sides=self.masks.may_be_empty,
             mask_statistics=masks.statistics,
             scorer_log_ratios=features.scorer_log_ratios,
+            external_weights=features.external_weights,
+            policy_square_sum=features.policy_square_sum,
             prompt_embedding=features.prompt_embedding,
             preference_scores=features.preference_scores,
         )
+
+    def _with_own(self, features: Features, logps: Tensor, hidden: Tensor) -> Features:
+        """The features with the policy's own that somebody requires, detached."""
+        made = {"policy_logps": logps, "policy_hidden": hidden}
+        return replace(features, **{name: made[name].detach() for name in self._of_the_step})
 
 
 def _layer_state(output: Any, inputs: ModelInputs, width: int) -> Tensor:

@@ -6,7 +6,7 @@ inside the model's input.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self, TypeVar
 
 import torch
@@ -64,7 +64,7 @@ class ModelInputs(_TensorRecord):
 
 @dataclass(frozen=True)
 class Features(_TensorRecord):
-    """What is known about a micro-batch before the policy runs; no tensor carries gradient.
+    """What is known about a micro-batch beside the policy's gradient; no tensor carries any.
 
     Per scored token, in canonical order:
         reference_logps: float [S], nats.
@@ -76,11 +76,15 @@ class Features(_TensorRecord):
         scorer_log_ratios: float [S], log-probability under the positive minus under the negative
             scorer, nats (TIS-DPO).
         external_weights: float [S], weights that came with the data.
+        policy_logps, policy_hidden: [S] nats and [S, d], of the policy in this step, detached;
+            PolicyModel puts them in where a mask requires them.
+        policy_square_sum: [S], sum over the vocabulary of the policy's squared probabilities.
     Per pair:
         prompt_embedding: float [num_pairs, e], of any norm (RPO).
         preference_scores: float64 [num_pairs, 2], scores of chosen and rejected (ODPO).
         pair_keys: int64 [num_pairs], a number that names the pair in every batch and run (random
             masks).
+        epoch: int64 [num_pairs], how often training has seen the pair before.
     """
 
     reference_logps: Tensor | None = None
@@ -93,6 +97,10 @@ class Features(_TensorRecord):
     prompt_embedding: Tensor | None = None
     preference_scores: Tensor | None = None
     pair_keys: Tensor | None = None
+    policy_logps: Tensor | None = None
+    policy_hidden: Tensor | None = None
+    policy_square_sum: Tensor | None = None
+    epoch: Tensor | None = None
 
 
 Metrics = dict[str, tuple[Tensor, Tensor]]
@@ -117,8 +125,10 @@ class TokenScores:
             terms, 0 for a term that is not masked.
         signed_masks: weights may be negative (a learned mask without final activation); otherwise
             they are refused.
+        empty_sides: a response may have no weight other than 0 (a mask that says so).
         mask_statistics: metrics of the masks themselves, as (sum, count).
-        scorer_log_ratios, prompt_embedding, preference_scores: as in Features.
+        scorer_log_ratios, external_weights, policy_square_sum, prompt_embedding,
+            preference_scores: as in Features.
     Raises: ValueError naming both shapes if a per-token field differs from policy_logps, or a
         per-pair one from num_pairs.
     """
@@ -132,8 +142,11 @@ class TokenScores:
     num_pairs: int
     l1_shares: tuple[float, float] = (1.0, 1.0)
     signed_masks: bool = False
+    empty_sides: bool = False
     mask_statistics: Metrics = field(default_factory=dict)
     scorer_log_ratios: Tensor | None = None
+    external_weights: Tensor | None = None
+    policy_square_sum: Tensor | None = None
     prompt_embedding: Tensor | None = None
     preference_scores: Tensor | None = None
 
@@ -148,6 +161,8 @@ class TokenScores:
             "kl_mask",
             "response_index",
             "scorer_log_ratios",
+            "external_weights",
+            "policy_square_sum",
         ):
             value = getattr(self, name)
             if value is not None and tuple(value.shape) != expected:
@@ -177,6 +192,8 @@ class TokenScores:
         reward_mask: Tensor | None = None,
         kl_mask: Tensor | None = None,
         scorer_log_ratios: Tensor | None = None,
+        external_weights: Tensor | None = None,
+        policy_square_sum: Tensor | None = None,
         **per_pair: Any,
     ) -> Self:
         """The record of padded tensors, as most training loops have them.
@@ -206,22 +223,47 @@ class TokenScores:
                 )
             return value[response_mask]
 
+        def optional(name: str, value: Tensor | None) -> Tensor | None:
+            return None if value is None else flat(name, value)
+
         logps = flat("policy_logps", policy_logps)
         ones = torch.ones_like(logps, requires_grad=False)
         return cls(
             policy_logps=logps,
-            reference_logps=None
-            if reference_logps is None
-            else flat("reference_logps", reference_logps),
-            token_kl=None if token_kl is None else flat("token_kl", token_kl),
+            reference_logps=optional("reference_logps", reference_logps),
+            token_kl=optional("token_kl", token_kl),
             reward_mask=ones if reward_mask is None else flat("reward_mask", reward_mask),
             kl_mask=ones if kl_mask is None else flat("kl_mask", kl_mask),
             response_index=response_mask.flatten(0, 1).nonzero()[:, 0],
             num_pairs=shape[0],
-            scorer_log_ratios=None
-            if scorer_log_ratios is None
-            else flat("scorer_log_ratios", scorer_log_ratios),
+            scorer_log_ratios=optional("scorer_log_ratios", scorer_log_ratios),
+            external_weights=optional("external_weights", external_weights),
+            policy_square_sum=optional("policy_square_sum", policy_square_sum),
             **per_pair,
+        )
+
+    def weighed(self, masks: Any, **features: Tensor) -> Self:
+        """The record with the weights that token masks (or a producer) give its tokens.
+
+        Masks read what the record has of Features; the policy's log-probabilities without gradient.
+
+        Args:
+            masks: TokenMasks. features: further fields of Features, flat [S, ...] or per pair; by
+                default pair_keys count the pairs.
+        Raises: ValueError naming a feature that is missing.
+        """
+        own = {name: getattr(self, name, None) for name in FEATURES}
+        own["policy_logps"] = self.policy_logps.detach()
+        own["pair_keys"] = torch.arange(self.num_pairs, device=self.policy_logps.device)
+        weights = masks(Features(**own | features), self.response_index, self.num_pairs)
+        return replace(
+            self,
+            reward_mask=weights.reward,
+            kl_mask=weights.kl,
+            mask_statistics=weights.statistics,
+            l1_shares=masks.l1_shares,
+            signed_masks=masks.signed,
+            empty_sides=masks.may_be_empty,
         )
 
     def log_ratios(self) -> Tensor:

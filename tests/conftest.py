@@ -127,33 +127,46 @@ def ray_environment(ray_cluster: None) -> Iterator[dict[str, str]]:
     import ray
 
     yield {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    if not comes_free():
+        left = taken_away()
+        assert comes_free() and not left, f"CPUs are taken a minute after the test; left: {left}"
+
+
+def comes_free() -> bool:
+    """Whether all CPUs of the session's Ray are free; waits while they become so."""
+    import ray
+
     seen, limit = -1.0, 0.0
     while (free := ray.available_resources().get("CPU", 0.0)) < ray.cluster_resources()["CPU"]:
         if free != seen:
             seen, limit = free, time.monotonic() + 60
         if time.monotonic() > limit:
-            pytest.fail(f"{free:g} CPUs are free a minute after the test; left: {taken_away()}")
+            return False
         time.sleep(0.1)
+    return True
 
 
 def taken_away() -> list[str]:
-    """End what holds a part of the session's Ray, so that no other test waits for it: its names."""
+    """End what holds a part of the session's Ray, so that no other test waits for it.
+
+    Returns: what other processes than this one left; this one's places go with its last command.
+    """
     import ray
+    from ray._raylet import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
     from ray.util.state import list_actors, list_placement_groups
 
-    actors = [a for a in list_actors(detail=True) if a.state not in ("DEAD",)]
-    groups = [g for g in list_placement_groups(detail=True) if g.state != "REMOVED"]
+    mine = ray.get_runtime_context().get_job_id()
+    actors = [actor for actor in list_actors(detail=True) if actor.state != "DEAD"]
+    groups = [group for group in list_placement_groups(detail=True) if group.state != "REMOVED"]
     for actor in actors:
-        if actor.pid:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(actor.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(actor.pid or 0, signal.SIGKILL if actor.pid else 0)
     for group in groups:
-        ray.util.remove_placement_group(
-            ray.util.placement_group.PlacementGroup(
-                ray.PlacementGroupID.from_hex(group.placement_group_id)
-            )
-        )
-    return [str(found) for found in (*actors, *groups)]
+        remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group.placement_group_id)))
+    return [str(actor) for actor in actors if actor.job_id != mine] + [
+        str(group) for group in groups if group.creator_job_id != mine
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -382,9 +382,11 @@ def _heatmap(run: RunView) -> list[dict[str, Any]]:
 
 def _masked_terms(run: RunView) -> list[str]:
     """The terms that this run's mask weighs, "reward" before "kl"; none without a mask."""
-    mask = run.recipe["mask"]
+    mask, objective = run.recipe["mask"], run.recipe["objective"]
     if mask["kind"] == "none":
         return []
+    if not objective.get("alpha", 1.0):  # a weighted objective without KL
+        return ["reward"]
     terms = mask.get("terms", "both")
     return ["reward", "kl"] if terms == "both" else [terms]
 

@@ -11,6 +11,7 @@ from .jobs import Cluster as Cluster, Job as Job, exit_code_of as exit_code_of
 from .machines import (
     known_resources as known_resources,
     second_choice as second_choice,
+    tell_of_wait as tell_of_wait,
     wait_for_workers as wait_for_workers,
 )
 from .resources import Resources as Resources, Share as Share

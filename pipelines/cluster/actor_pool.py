@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from pipelines.cluster.bars import Bar
 from pipelines.cluster.failures import told_in_a_line
-from pipelines.cluster.resources import Resources
+from pipelines.cluster.machines import tell_of_wait
+from pipelines.cluster.resources import Places, Resources
 from pipelines.cluster.shared_paths import require_seen
 from pipelines.errors import Failure, StageFailed, UserError
 from pipelines.models import quick_imports
@@ -117,6 +118,8 @@ def run_tasks(
     actors = Resources.now(pool.ray).actors(
         pool.label, len(tasks), pool.num_actors, pool.gpus_per_actor
     )
+    one = {"CPU": float(actors.cpus), "GPU": actors.gpus}
+    tell_of_wait(pool.label, Places({k: v for k, v in one.items() if v}, 1))
     blocks = min(len(tasks), max(_MOST_BLOCKS, _BLOCKS_PER_ACTOR * actors.count))
     dataset = ray.data.from_items(
         [{"task": cloudpickle.dumps(task)} for task in tasks], override_num_blocks=blocks
@@ -172,6 +175,7 @@ def run_alone(
 
     # Named, or a trial of Ray Tune would place it within its own resources, which hold no CPU.
     alone = ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")(_alone)
+    tell_of_wait("a task", Places({"CPU": 1.0}, 1))
     with told_in_a_line("a task"):
         outcome = ray.get(alone.remote(task, actor, facts, paths))
     if isinstance(outcome, Failure):

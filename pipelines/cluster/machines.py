@@ -11,13 +11,16 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from pipelines.cluster.resources import Places, Resources
+from tqdm import tqdm
+
+from pipelines.cluster.resources import Places, Resources, free_of_machines
 from pipelines.cluster.session import cluster_address
 from pipelines.errors import UserError
 from pipelines.recipe import RaySection, Recipe, Say
 
 _HEAD = "node:__internal_head__"  # Ray's mark
 _LOOK_SECONDS = 0.5
+_SOON_SECONDS = 5.0  # what a stage before has given back is free by then
 # of the resource that tells machines of the second choice: all of a machine's bundles fit
 _MARK = 0.001
 
@@ -68,6 +71,28 @@ def wait_for_workers(recipe: Recipe, say: Say) -> None:
         f"ray.scale_up_timeout_s = {config.scale_up_timeout_s}: {wanted.shown(wanted.count)} did "
         f"not come; `ray status` says what the cluster could not start{hint}"
     )
+
+
+def tell_of_wait(work: str, wanted: Places) -> None:
+    """Print a line if others have what the work takes: Ray waits for it without a word.
+
+    It returns after a few seconds at most, whether the places are free or not.
+    """
+    end = time.monotonic() + _SOON_SECONDS
+    while wanted.room(free_of_machines()) < wanted.count:
+        if time.monotonic() > end:
+            free = ", ".join(
+                f"{sum(machine.get(name, 0.0) for machine in free_of_machines()):g} of "
+                f"{Resources.now().total(name):g} {name}"
+                for name in wanted.bundle
+            )
+            tqdm.write(
+                f"cluster: {work} waits for {wanted.shown(wanted.count)}; free: {free}, other work "
+                "has the rest",
+                file=sys.stderr,
+            )
+            return
+        time.sleep(0.1)
 
 
 def known_resources(recipe: Recipe) -> Resources | None:

@@ -240,6 +240,13 @@ def living_nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
+def free_of_machines() -> list[Mapping[str, float]]:
+    """What nobody has taken of each machine now; Ray tells it with a little delay."""
+    from ray._private.state import available_resources_per_node
+
+    return list(available_resources_per_node().values())
+
+
 def fewest_workers(train: TrainSection) -> int:
     """Workers that a training cannot do without."""
     return train.min_workers or train.num_workers

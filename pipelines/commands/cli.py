@@ -95,6 +95,34 @@ def report(
 
 
 @app.command()
+def weigh(
+    recipe: RecipeArgument,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT")],
+    response: Annotated[str, typer.Argument(metavar="RESPONSE")],
+    other: Annotated[
+        str | None, typer.Option(help="The pair's other response, for masks that read both.")
+    ] = None,
+    rejected: Annotated[
+        bool, typer.Option("--rejected", help="Weigh it as a rejected response, not a chosen one.")
+    ] = False,
+    step: Annotated[
+        int | None, typer.Option(help="A checkpoint; the published model by default.")
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="PROMPT is a turn of the user for the chat template.")
+    ] = False,
+) -> None:
+    """Show the tokens of a response with the weights that a run's mask gives them."""
+    from pipelines.evaluate import response_weights, weight_lines
+    from pipelines.recipe import Run, load_recipe
+
+    run = Run(load_recipe(recipe))
+    side: Any = "rejected" if rejected else "chosen"
+    for line in weight_lines(response_weights(run, prompt, response, other, side, step, chat)):
+        print(line)
+
+
+@app.command()
 def sft(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = False) -> None:
     """Make a starting model from the chosen responses."""
     from pipelines.commands.sft import run_sft

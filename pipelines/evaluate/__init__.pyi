@@ -3,5 +3,9 @@ from .history import (
     read_history as read_history,
     read_results as read_results,
 )
+from .response_weights import (
+    response_weights as response_weights,
+    weight_lines as weight_lines,
+)
 from .schedule import Scheduler as Scheduler, check_run as check_run
 from .stage import EVALUATE as EVALUATE, EXECUTE as EXECUTE, SAMPLE as SAMPLE

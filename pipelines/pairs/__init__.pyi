@@ -1,4 +1,7 @@
 from .conversation import (
+    PairEncoder as PairEncoder,
+    RawPair as RawPair,
+    RowRejected as RowRejected,
     answer_ids as answer_ids,
     text_prompt_ids as text_prompt_ids,
 )

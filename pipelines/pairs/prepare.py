@@ -213,8 +213,9 @@ def _check_features(recipe: Recipe, source: Source, form: Form) -> None:
     has_weights = bool(names.chosen_weights and names.rejected_weights)
     if "external_weights" in wanted and not has_weights:
         raise UserError(
-            f"data source {source.path!r} has no token weights, which mask.kind=external needs: "
-            "set data.sources[].columns.chosen_weights and rejected_weights"
+            f"data source {source.path!r} has no token weights, which "
+            f"{recipe.reader_of('external_weights')} needs: set "
+            "data.sources[].columns.chosen_weights and rejected_weights"
         )
     if has_weights and form.name in ("scored", "unpaired"):
         raise UserError(

@@ -9,6 +9,7 @@ from sparsepo.masks.declarations import (
     ACTIVATION_MAPPINGS,
     LEARNED_MASKS,
     MASKS,
+    check_exp_ratio_options,
     check_mask_options,
 )
 
@@ -36,10 +37,17 @@ class NoMask(MaskConfig):
 
 
 class FrozenMaskConfig(MaskConfig):
-    """keep_fraction: keep the heaviest tokens of a response, zero the others."""
+    """Options of every frozen mask, in the order in which they act.
+
+    sides: the other response's tokens weigh 1. keep_fraction: keep a response's tokens with the
+    largest absolute weights, zero the others. normalise: per response, mean_one = the weights that
+    are not 0 have the mean 1, sum_length = they sum to the number of tokens.
+    """
 
     terms: Terms = of_stage("train", "both")
+    sides: Literal["both", "chosen", "rejected"] = of_stage("train", "both")
     keep_fraction: float | None = of_stage("train", None, gt=0, le=1)
+    normalise: Literal["none", "mean_one", "sum_length"] = of_stage("train", "none")
 
     def masked_terms(self) -> tuple[str, ...]:
         return ("reward", "kl") if self.terms == "both" else (self.terms,)
@@ -52,7 +60,7 @@ class ActivationMaskConfig(FrozenMaskConfig):
     mapping: Literal["zn_rescale", "sigmoid", "none"] = ACTIVATION_MAPPINGS[0]
 
     def options(self) -> dict[str, Any]:
-        given = self.model_dump(include={"terms", "keep_fraction"})
+        given = self.model_dump(include=FrozenMaskConfig.model_fields.keys() - {"kind"})
         return {**given, "signed": self.mapping == "none"}
 
 
@@ -67,6 +75,67 @@ class ExternalMaskConfig(FrozenMaskConfig):
     """Weights from the columns data.sources[].columns.chosen_weights and rejected_weights."""
 
     kind: Literal["external"] = "external"
+
+
+class PositionDecayMaskConfig(FrozenMaskConfig):
+    """D2PO: g^t, t from 1."""
+
+    kind: Literal["position_decay"] = "position_decay"
+    g: float = Field(0.98, gt=0, le=1)
+
+
+class LengthSplitMaskConfig(FrozenMaskConfig):
+    """LD-DPO: 1 up to the shorter response's length, alpha beyond."""
+
+    kind: Literal["length_split"] = "length_split"
+    alpha: float = Field(0.5, ge=0, le=1)
+
+
+class PartitionMaskConfig(FrozenMaskConfig):
+    """Tokens hashed into parts, of which every epoch weighs another; validation weighs all by 1."""
+
+    kind: Literal["partition"] = "partition"
+    parts: int = Field(4, ge=1)
+    seed: int = 0
+
+
+class ConfidenceMaskConfig(FrozenMaskConfig):
+    """ConfPO: tokens that the policy finds less likely than its mean over the response."""
+
+    kind: Literal["confidence"] = "confidence"
+
+
+class SurpriseMaskConfig(FrozenMaskConfig):
+    """Selective DPO: tokens from this quantile on of what the policy lacks of the reference."""
+
+    kind: Literal["surprise"] = "surprise"
+    quantile: float = Field(0.6, ge=0, lt=1)
+
+
+class AdversarialMaskConfig(FrozenMaskConfig):
+    """The fraction k of a response's tokens that lowers the margin most."""
+
+    kind: Literal["adversarial"] = "adversarial"
+    k: float = Field(0.5, gt=0, le=1)
+
+
+class ExpRatioMaskConfig(FrozenMaskConfig):
+    """The weights of TIS-DPO, from two scorers, or the data's columns as they are."""
+
+    kind: Literal["exp_ratio"] = "exp_ratio"
+    mu: float = Field(1.0, gt=0)
+    low: float = -0.5
+    high: float = 1.5
+    source: Literal["scorers", "external"] = "scorers"
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ExpRatioMaskConfig":
+        check_exp_ratio_options(self.mu, self.low, self.high, self.source)
+        return self
+
+    def requires(self) -> frozenset[str]:
+        named = {"scorers": "scorer_log_ratios", "external": "external_weights"}
+        return frozenset({named[self.source]})
 
 
 class LearnedMaskConfig(MaskConfig):
@@ -112,6 +181,17 @@ class LearnedMaskConfig(MaskConfig):
 
 
 AnyMask = Annotated[
-    NoMask | ActivationMaskConfig | RandomMaskConfig | ExternalMaskConfig | LearnedMaskConfig,
+    NoMask
+    | ActivationMaskConfig
+    | RandomMaskConfig
+    | ExternalMaskConfig
+    | LearnedMaskConfig
+    | PositionDecayMaskConfig
+    | LengthSplitMaskConfig
+    | PartitionMaskConfig
+    | ConfidenceMaskConfig
+    | SurpriseMaskConfig
+    | AdversarialMaskConfig
+    | ExpRatioMaskConfig,
     Field(discriminator="kind"),
 ]

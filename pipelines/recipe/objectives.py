@@ -9,8 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from pipelines.recipe.masks import LearnedMaskConfig, MaskConfig
 from pipelines.recipe.section import Section
-from sparsepo.objectives.declarations import OBJECTIVES, ObjectiveDeclaration
+from sparsepo.masks.declarations import check_exp_ratio_options
+from sparsepo.objectives.declarations import (
+    OBJECTIVES,
+    ObjectiveDeclaration,
+    check_weighted_options,
+)
 
 
 class ObjectiveConfig(Section):
@@ -31,6 +37,14 @@ class ObjectiveConfig(Section):
     def options(self) -> dict[str, Any]:
         """The constructor's."""
         return self.model_dump(exclude={"name"})
+
+    def requires(self) -> frozenset[str]:
+        """Features that the loss reads with these options."""
+        return self.declared.requires_for(self.options())
+
+    def mask_conflict(self, mask: MaskConfig) -> str | None:
+        """Why this objective cannot use this mask of a kind that it takes; None if it can."""
+        return None
 
     def conflict(self, min_gap: float) -> str | None:
         """Why this objective cannot use data prepared with this data.min_gap; None if it can."""
@@ -107,17 +121,59 @@ class SparsePOConfig(LogisticConfig):
     l1_kl: float = Field(0.0, ge=0)
 
 
+class WeightedConfig(LogisticConfig):
+    """Token weights of any mask; alpha 0 means no KL. See sparsepo.Weighted."""
+
+    name: Literal["weighted"] = "weighted"
+    beta: float = Field(0.1, gt=0)
+    alpha: float = Field(0.0, ge=0)
+    reference_free: bool = False
+    reduction: Literal["sum", "mean_kept"] = "sum"
+    gamma: float = Field(0.0, ge=0)
+    log_ratio_clamp: tuple[float, float] | None = None
+    l1_reward: float = Field(0.0, ge=0)
+    l1_kl: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "WeightedConfig":
+        check_weighted_options(
+            self.alpha, self.reference_free, self.reduction, self.log_ratio_clamp, self.l1_kl
+        )
+        return self
+
+    def mask_conflict(self, mask: MaskConfig) -> str | None:
+        for key in ("l1_reward", "l1_kl"):
+            if (value := getattr(self, key)) and not isinstance(mask, LearnedMaskConfig):
+                return (
+                    f"objective.{key}={value} with mask.kind={mask.kind}: a penalty is for "
+                    "weights that are learned (mask.kind=learned)"
+                )
+        if self.alpha:
+            return None
+        if mask.masked_terms() == ("kl",):
+            return "mask.terms=kl with objective.alpha=0: there is no KL that a mask weighs"
+        if isinstance(mask, LearnedMaskConfig) and (mask.sharing, mask.terms) == (
+            "independent",
+            "both",
+        ):
+            return (
+                "mask.sharing=independent with objective.alpha=0: there is no KL that the second "
+                "mask weighs; set mask.terms=reward"
+            )
+        return None
+
+
 class TISDPOConfig(LogisticConfig):
     name: Literal["tis_dpo"] = "tis_dpo"
     beta: float = Field(0.1, gt=0)
     mu: float = Field(1.0, gt=0)
     low: float = -0.5
     high: float = 1.5
+    source: Literal["scorers", "external"] = "scorers"
 
     @model_validator(mode="after")
-    def _bounds(self) -> "TISDPOConfig":
-        if self.low >= self.high:
-            raise ValueError(f"low={self.low}, high={self.high}: low must be below high")
+    def _fits(self) -> "TISDPOConfig":
+        check_exp_ratio_options(self.mu, self.low, self.high, self.source)
         return self
 
 

@@ -366,9 +366,9 @@ class Recipe(Section):
             self.model.positive_scorer and self.model.negative_scorer
         ):
             raise ValueError(
-                f"objective.name={name} needs the feature scorer_log_ratios of the reference "
-                "stage: set model.positive_scorer and model.negative_scorer (models that prefer "
-                "good and bad responses)"
+                f"{self.reader_of('scorer_log_ratios')} needs the feature scorer_log_ratios of the "
+                "reference stage: set model.positive_scorer and model.negative_scorer (models "
+                "that prefer good and bad responses)"
             )
         if "reference_topk" in wanted and self.reference.topk is None:
             raise ValueError(
@@ -404,14 +404,24 @@ class Recipe(Section):
                 f"train.validate_every = {self.train.validate_every}: there are no validation "
                 "pairs; set data.validation_fraction or data.validation, or leave it out"
             )
-        conflict = self.objective.conflict(self.data.min_gap)
+        conflict = self.objective.mask_conflict(self.mask) or self.objective.conflict(
+            self.data.min_gap
+        )
         if conflict:
             raise ValueError(conflict)
         return self
 
+    def reader_of(self, feature: str) -> str:
+        """The key and value by which the recipe reads a feature, for an error."""
+        if feature in self.mask.requires():
+            return f"mask.kind={self.mask.kind}"
+        if feature in self.objective.requires():
+            return f"objective.name={self.objective.name}"
+        return "reference.features"
+
     def required_features(self) -> frozenset[str]:
         """Features that objective and mask need together."""
-        wanted = self.objective.declared.requires | self.mask.requires()
+        wanted = self.objective.requires() | self.mask.requires()
         if self.reference.topk is not None and "reference_hidden" in wanted:
             return wanted - {"reference_hidden"} | {"reference_topk"}
         return wanted
@@ -440,6 +450,6 @@ class Recipe(Section):
         Scorers and embedder never run beside training.
         """
         made = frozenset(
-            name for name in self.required_features() if FEATURES[name].origin != "pairs"
+            name for name in self.required_features() if FEATURES[name].of_frozen_model
         )
         return (made - self.online_features()) | frozenset(self.reference.features)

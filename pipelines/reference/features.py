@@ -27,7 +27,8 @@ class FeatureSource:
     """Answers for the features that objective and mask want.
 
     Args:
-        pairs: the prepared pairs. wanted: names of Features' fields.
+        pairs: the prepared pairs. wanted: names of Features' fields; those of the step and of the
+            training loop come from there.
         online: the frozen reference, if it runs here; otherwise its features are read from the
             store.
         store: the finished reference stage; needed for every wanted feature that neither the pairs
@@ -41,7 +42,7 @@ class FeatureSource:
         online: ReferenceModel | None = None,
         store: ReferenceStore | None = None,
     ) -> None:
-        wanted = frozenset(wanted)
+        wanted = frozenset(name for name in wanted if FEATURES[name].origin not in ("step", "loop"))
         self._pairs, self._model, self._store = pairs, online, store
         self._from_pairs = sorted(name for name in wanted if FEATURES[name].origin == "pairs")
         self._online = frozenset(

@@ -23,6 +23,7 @@ from pipelines.cluster import (
     interruptible,
     local_paths,
     second_choice,
+    tell_of_wait,
 )
 from pipelines.errors import (
     DamagedFile,
@@ -239,6 +240,7 @@ def _fit(run: Run, facts: TrainingFacts, callbacks: Sequence[Any]) -> None:
     trainer.has_state_api = has_state_api(recipe.ray)
     try:
         with second_choice(recipe, places, _say), spent("ray"):
+            tell_of_wait("training", places)
             interruptible(trainer.fit)
     except (ray.train.TrainingFailedError, RayError) as error:  # of its workers, its controller
         _raise_failure(run.paths.train)

@@ -132,7 +132,9 @@ def build_policy(
             transformer.enable_input_require_grads()
     if compilation is not None:
         compilation.compile(decoder_layers(transformer))
-    policy = PolicyModel(causal_lm, build_masks(facts), head, facts.vocabulary).to(device)
+    policy = PolicyModel(
+        causal_lm, build_masks(facts), head, facts.vocabulary, facts.objective.requires()
+    ).to(device)
     strategy.spread(policy)
     return policy
 
@@ -204,16 +206,17 @@ def open_policy(
     Raises: UserError if a file of the checkpoint cannot be read.
     """
     store, masks = RunStore(facts.root), build_masks(facts)
-    vocabulary = facts.reference.model.vocabulary
+    vocabulary, requires = facts.reference.model.vocabulary, facts.objective.requires()
     if step is None:
         with store.as_local_directory(MODEL) as folder:
             causal_lm = load_causal_lm(str(folder), dtype, device, vocabulary=vocabulary)
         if isinstance(masks, LearnedMasks):
             with store.as_local_directory(MASKS) as folder:
                 masks = LearnedMasks.from_pretrained(folder)
-        return PolicyModel(causal_lm, masks, head).to(device).eval()
+        return PolicyModel(causal_lm, masks, head, requires=requires).to(device).eval()
     placement = Placement.choose(facts.train.precision, device, rank=0, world=1)
-    policy = PolicyModel(load_policy_model(facts, placement), masks, head).to(device)
+    causal_lm = load_policy_model(facts, placement)
+    policy = PolicyModel(causal_lm, masks, head, requires=requires).to(device)
     try:
         load_checkpoint(store, step, policy, None, strategy_of(placement), facts.base)
     except OSError as error:

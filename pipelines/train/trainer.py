@@ -8,7 +8,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -144,6 +144,7 @@ class Trainer:
         self.sampler = Sampler(
             len(self.rows["train"]), facts.train.global_batch_size, facts.train.seed
         )
+        self._counts_epochs = "epoch" in facts.reference.wanted
         self.num_steps = self.sampler.num_steps(facts.train.epochs, facts.train.max_steps)
         self.strategy = strategy_of(placement)
         self._build(micro_batch_tokens)
@@ -152,7 +153,9 @@ class Trainer:
             load_checkpoint(
                 self.store, self.step, self.model, self.optimizer, self.strategy, facts.base
             )
-        self.watch = CollapseWatch(facts.mask.masked_terms(), state.get("collapse_streaks"))
+        has_kl = "reference_hidden" in self.objective.requires
+        weighed = tuple(t for t in facts.mask.masked_terms() if t == "reward" or has_kl)
+        self.watch = CollapseWatch(weighed, state.get("collapse_streaks"))
         self.runaway = RunawayWatch(state.get("runaway"))
         self.selection = Selection(facts.train.selection, state.get("selection"))
         if self.step < self.num_steps and not (self.selection.has_ended or goes_on(state)):
@@ -481,6 +484,10 @@ class Trainer:
     def _forward(self, batch: MicroBatch) -> TokenScores:
         inputs = batch.inputs.to(self.placement.device)
         features = self.source.complete(batch.features, inputs)
+        if self._counts_epochs:
+            epoch = self.step // self.sampler.steps_per_epoch
+            seen = torch.full((inputs.num_pairs,), epoch, device=inputs.labels.device)
+            features = replace(features, epoch=seen)
         with self.placement.computing():
             scores: TokenScores = self.model(inputs, features)
         return scores

@@ -1,10 +1,12 @@
 from .activation import activation_weights as activation_weights
+from .adversarial import AdversarialMask as AdversarialMask
 from .base import (
     MaskWeights as MaskWeights,
     TokenMasks as TokenMasks,
     UniformMask as UniformMask,
 )
 from .collapse import CollapseWatch as CollapseWatch
+from .confidence import ConfidenceMask as ConfidenceMask
 from .declarations import (
     ACTIVATION_MAPPINGS as ACTIVATION_MAPPINGS,
     LEARNED_MASKS as LEARNED_MASKS,
@@ -12,6 +14,7 @@ from .declarations import (
     MaskDeclaration as MaskDeclaration,
     check_mask_options as check_mask_options,
 )
+from .exp_ratio import ExpRatioMask as ExpRatioMask
 from .frozen import (
     ActivationMask as ActivationMask,
     ExternalMask as ExternalMask,
@@ -20,3 +23,7 @@ from .frozen import (
     keep_heaviest as keep_heaviest,
 )
 from .learned import LearnedMasks as LearnedMasks
+from .length_split import LengthSplitMask as LengthSplitMask
+from .partition import PartitionMask as PartitionMask
+from .position_decay import PositionDecayMask as PositionDecayMask
+from .surprise import SurpriseMask as SurpriseMask

@@ -28,11 +28,15 @@ class TokenMasks(nn.Module, ABC):
         requires: names of the features the mask reads.
         l1_shares: factors of the (reward, kl) masks' L1 norms, see TokenScores.
         signed: weights may be negative.
+        may_be_empty: all weights of a response may be 0.
+        reads_both: a response's weights depend on the pair's other response.
     """
 
     requires: frozenset[str] = frozenset()
     l1_shares: tuple[float, float] = (1.0, 1.0)
     signed: bool = False
+    may_be_empty: bool = False
+    reads_both: bool = False
 
     @abstractmethod
     def forward(self, features: Features, response_index: Tensor, num_pairs: int) -> MaskWeights:
@@ -72,6 +76,21 @@ def position_in_response(response_index: Tensor, num_responses: int) -> Tensor:
     lengths = segment_sum(torch.ones_like(response_index), response_index, num_responses)
     starts = lengths.cumsum(0) - lengths
     return torch.arange(len(response_index), device=response_index.device) - starts[response_index]
+
+
+def response_means(values: Tensor, response_index: Tensor, num_responses: int) -> Tensor:
+    """Each token's mean of the values [S] of its response."""
+    counts = segment_sum(torch.ones_like(values), response_index, num_responses).clamp(min=1)
+    return (segment_sum(values, response_index, num_responses) / counts)[response_index]
+
+
+def rounded_log_ratios(features: Features) -> Tensor:
+    """[S] policy minus reference to 1e-4 nats, without gradient.
+
+    Layouts and batch sizes differ by less in float32, so they choose no other tokens.
+    """
+    policy = require_feature(features, "policy_logps").detach()
+    return ((policy - require_feature(features, "reference_logps")) * 1e4).round() / 1e4
 
 
 def rescale_per_response(values: Tensor, response_index: Tensor, num_responses: int) -> Tensor:

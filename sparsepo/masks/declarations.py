@@ -2,19 +2,29 @@
 
 import importlib
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from sparsepo.masks.base import TokenMasks
 
 MaskedTerms = Literal["both", "reward", "kl"]
+MaskedSides = Literal["both", "chosen", "rejected"]
+Normalisation = Literal["none", "mean_one", "sum_length"]
 ActivationMapping = Literal["zn_rescale", "sigmoid", "none"]
 MaskSharing = Literal["common", "independent"]
 MaskActivation = Literal["relu", "none", "rescale"]
 MaskWeighting = Literal["released", "centred"]
 ACTIVATION_MAPPINGS: tuple[ActivationMapping, ...] = ("zn_rescale", "sigmoid", "none")
+MASKED_TERMS: tuple[MaskedTerms, ...] = ("both", "reward", "kl")
+MASKED_SIDES: tuple[MaskedSides, ...] = ("both", "chosen", "rejected")
+NORMALISATIONS: tuple[Normalisation, ...] = ("none", "mean_one", "sum_length")
 MASK_ACTIVATIONS: tuple[MaskActivation, ...] = ("relu", "none", "rescale")
 MASK_WEIGHTINGS: tuple[MaskWeighting, ...] = ("released", "centred")
+
+
+RatioSource = Literal["scorers", "external"]
+RATIO_SOURCES: tuple[RatioSource, ...] = ("scorers", "external")
 
 
 @dataclass(frozen=True)
@@ -23,7 +33,8 @@ class MaskDeclaration:
 
     Attributes:
         module: in sparsepo.masks. class_name: the class in it.
-        requires: features the mask reads; of a learned one its architecture says which.
+        requires: features the mask reads, with the options' defaults; of a learned one its
+            architecture says which.
     """
 
     module: str
@@ -47,7 +58,38 @@ MASKS: dict[str, MaskDeclaration] = {
     "random": MaskDeclaration("frozen", "RandomMask", frozenset({"pair_keys"})),
     "external": MaskDeclaration("frozen", "ExternalMask", frozenset({"external_weights"})),
     "learned": MaskDeclaration("learned", "LearnedMasks"),
+    "position_decay": MaskDeclaration("position_decay", "PositionDecayMask"),
+    "length_split": MaskDeclaration("length_split", "LengthSplitMask"),
+    "partition": MaskDeclaration("partition", "PartitionMask", frozenset({"pair_keys", "epoch"})),
+    "confidence": MaskDeclaration("confidence", "ConfidenceMask", frozenset({"policy_logps"})),
+    "surprise": MaskDeclaration(
+        "surprise", "SurpriseMask", frozenset({"policy_logps", "reference_logps"})
+    ),
+    "adversarial": MaskDeclaration(
+        "adversarial", "AdversarialMask", frozenset({"policy_logps", "reference_logps"})
+    ),
+    "exp_ratio": MaskDeclaration("exp_ratio", "ExpRatioMask", frozenset({"scorer_log_ratios"})),
 }
+
+
+def check_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """ValueError naming an option whose value is not one of these."""
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}")
+
+
+def check_exp_ratio_options(mu: float, low: float, high: float, source: str) -> None:
+    """ValueError naming an option of the weights of TIS-DPO that is wrong or would be ignored."""
+    check_one_of("source", source, RATIO_SOURCES)
+    if not (isfinite(low) and isfinite(high) and low < high):
+        raise ValueError(f"low={low}, high={high}: must be finite with low < high")
+    if not (isfinite(mu) and mu > 0):
+        raise ValueError(f"mu={mu}: must be finite and > 0")
+    if source == "external" and (mu, low, high) != (1.0, -0.5, 1.5):
+        raise ValueError(
+            f"mu={mu}, low={low}, high={high} with source='external': weights from the data are "
+            "taken as they are; leave the three out"
+        )
 
 
 @dataclass(frozen=True)
@@ -94,10 +136,8 @@ def check_mask_options(
         ("layer_activation", layer_activation),
         ("mixer_activation", mixer_activation),
     ):
-        if value not in MASK_ACTIVATIONS:
-            raise ValueError(f"{name}={value!r} is not one of {', '.join(MASK_ACTIVATIONS)}")
-    if weights not in MASK_WEIGHTINGS:
-        raise ValueError(f"weights={weights!r} is not one of {', '.join(MASK_WEIGHTINGS)}")
+        check_one_of(name, value, MASK_ACTIVATIONS)
+    check_one_of("weights", weights, MASK_WEIGHTINGS)
     if not kind.reads_all_layers and mixer_activation != "relu":
         raise ValueError(
             f"mixer_activation={mixer_activation!r}: {architecture} reads one layer and has no "

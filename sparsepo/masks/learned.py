@@ -45,6 +45,7 @@ from sparsepo.masks.base import (
     TokenMasks,
     require_feature,
     rescale_per_response,
+    response_means,
     unit_weights,
 )
 from sparsepo.masks.declarations import (
@@ -55,7 +56,7 @@ from sparsepo.masks.declarations import (
     MaskWeighting,
     check_mask_options,
 )
-from sparsepo.records import Features, Metrics, on_device, segment_sum
+from sparsepo.records import Features, Metrics, on_device
 
 CONFIG_FILE, WEIGHTS_FILE = "mask_config.json", "masks.safetensors"
 _HIDDEN_UNITS = 200
@@ -190,7 +191,7 @@ class LearnedMask(nn.Module):
         if self.is_centred:
             scores = (
                 scores
-                - _response_means(scores, response_index, num_responses)
+                - response_means(scores, response_index, num_responses)
                 + (0.0 if self.has_target else 1.0)
             )
         shifted = scores + self.shift
@@ -262,6 +263,7 @@ class LearnedMasks(TokenMasks):
         self._feature = kind.feature
         self.requires = frozenset({kind.feature})
         self.terms, self.target_sparsity = terms, target_sparsity
+        self.may_be_empty = True
         self.signed = (mixer_activation if kind.reads_all_layers else layer_activation) == "none"
         if sharing == "common" and terms == "both":
             self.l1_shares = (0.5, 0.5)
@@ -386,12 +388,6 @@ def _activated(
         if activation == "none"
         else rescale_per_response(values, response_index, num_responses)
     )
-
-
-def _response_means(scores: Tensor, response_index: Tensor, num_responses: int) -> Tensor:
-    """Each token's mean of the scores [S] of its response."""
-    counts = segment_sum(torch.ones_like(scores), response_index, num_responses).clamp(min=1)
-    return (segment_sum(scores, response_index, num_responses) / counts)[response_index]
 
 
 def _score_statistics(name: str, scores: Tensor, network: LearnedMask) -> Metrics:

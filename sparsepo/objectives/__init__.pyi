@@ -22,3 +22,4 @@ from .sparsepo import SparsePO as SparsePO
 from .tdpo1 import TDPO1 as TDPO1
 from .tdpo2 import TDPO2 as TDPO2
 from .tis_dpo import TISDPO as TISDPO
+from .weighted import Weighted as Weighted

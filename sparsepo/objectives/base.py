@@ -22,7 +22,8 @@ class Objective(ABC):
 
     Attributes:
         name: its key in OBJECTIVES.
-        requires: features the loss itself reads (the mask declares its own).
+        requires: features the loss itself reads (the mask declares its own). A constructor whose
+            options change them sets its own.
         uses_rejected: False for objectives on chosen responses alone.
         couples_pairs: True if a pair's loss depends on other pairs of the global batch (see
             CoupledObjective).
@@ -33,7 +34,7 @@ class Objective(ABC):
     """
 
     name: ClassVar[str]
-    requires: ClassVar[frozenset[str]] = frozenset({"reference_logps"})
+    requires: frozenset[str] = frozenset({"reference_logps"})
     uses_rejected: ClassVar[bool] = True
     couples_pairs: ClassVar[bool] = False
     mask_kinds: ClassVar[frozenset[str]] = frozenset({"none"})
@@ -242,8 +243,10 @@ def logistic_loss(logits: Tensor, label_smoothing: float = 0.0) -> Tensor:
     return (1 - label_smoothing) * losses - label_smoothing * F.logsigmoid(-logits)
 
 
-def mask_metrics(scores: TokenScores, beta: float) -> Metrics:
-    """Statistics of both masks, as (sum, count).
+def mask_metrics(
+    scores: TokenScores, beta: float, terms: tuple[str, ...] = ("reward", "kl")
+) -> Metrics:
+    """Statistics of the masks of these terms, as (sum, count).
 
     Per mask, under masks/reward_* and masks/kl_*: mean weight over tokens; largest weight, spread
     (largest minus smallest) and L1 norm, means over responses; fraction of tokens with weight
@@ -254,7 +257,9 @@ def mask_metrics(scores: TokenScores, beta: float) -> Metrics:
     responses = on_device(2 * scores.num_pairs, scores.reward_mask)
     tokens = on_device(scores.reward_mask.numel(), scores.reward_mask)
     metrics: Metrics = dict(scores.mask_statistics)
-    for name, weights in (("reward", scores.reward_mask.detach()), ("kl", scores.kl_mask.detach())):
+    masks = {"reward": scores.reward_mask.detach(), "kl": scores.kl_mask.detach()}
+    for name in terms:
+        weights = masks[name]
         empty = weights.new_zeros(2 * scores.num_pairs)
         largest = empty.scatter_reduce(
             0, scores.response_index, weights, "amax", include_self=False

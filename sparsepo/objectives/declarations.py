@@ -1,11 +1,19 @@
 """Every objective's declaration: what is known of it before it is built. Imports no torch."""
 
 import importlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from math import isfinite
+from typing import TYPE_CHECKING, Any, Literal
+
+from sparsepo.masks.declarations import MASKS, check_one_of
 
 if TYPE_CHECKING:
     from sparsepo.objectives.base import Objective
+
+
+Reduction = Literal["sum", "mean_kept"]
+REDUCTIONS: tuple[Reduction, ...] = ("sum", "mean_kept")
 
 
 @dataclass(frozen=True)
@@ -15,7 +23,9 @@ class ObjectiveDeclaration:
     Attributes:
         name: its key in OBJECTIVES, and its module in sparsepo.objectives.
         class_name: the class in that module, which takes the other attributes from here.
-        requires: features the loss itself reads (the mask declares its own).
+        requires: features the loss itself reads (the mask declares its own), with the options'
+            defaults.
+        requires_of: the same of any options, where they change it.
         uses_rejected: False for objectives on chosen responses alone.
         mask_kinds: kinds of token mask that the loss can work with; "none" alone means that it
             reads no mask.
@@ -26,6 +36,7 @@ class ObjectiveDeclaration:
     name: str
     class_name: str
     requires: frozenset[str] = frozenset({"reference_logps"})
+    requires_of: Callable[[Mapping[str, Any]], frozenset[str]] | None = None
     uses_rejected: bool = True
     mask_kinds: frozenset[str] = frozenset({"none"})
     default_mask: str = "none"
@@ -36,9 +47,45 @@ class ObjectiveDeclaration:
         found: type[Objective] = getattr(module, self.class_name)
         return found
 
+    def requires_for(self, options: Mapping[str, Any]) -> frozenset[str]:
+        """Features that the loss reads with these options of its constructor."""
+        return self.requires if self.requires_of is None else self.requires_of(options)
+
     def __call__(self, **options: Any) -> "Objective":
         """The objective with these options. ValueError naming one that is out of range."""
         return self.load()(**options)
+
+
+def check_weighted_options(
+    alpha: float,
+    reference_free: bool,
+    reduction: str,
+    log_ratio_clamp: tuple[float, float] | None,
+    l1_kl: float,
+) -> None:
+    """ValueError naming an option of Weighted that is wrong or would be ignored."""
+    check_one_of("reduction", reduction, REDUCTIONS)
+    if log_ratio_clamp is not None:
+        low, high = log_ratio_clamp
+        if not (isfinite(low) and isfinite(high) and low < high):
+            raise ValueError(f"log_ratio_clamp=[{low}, {high}]: must be finite with low < high")
+        if reference_free:
+            raise ValueError(
+                f"log_ratio_clamp=[{low}, {high}] with reference_free: there are no log ratios to "
+                "clamp"
+            )
+    if l1_kl and not alpha:
+        raise ValueError(f"l1_kl={l1_kl} with alpha=0: there is no KL that a mask weighs")
+
+
+def _weighted_requires(options: Mapping[str, Any]) -> frozenset[str]:
+    ratios = frozenset() if options.get("reference_free") else frozenset({"reference_logps"})
+    return ratios | (frozenset({"reference_hidden"}) if options.get("alpha") else frozenset())
+
+
+def _tis_dpo_requires(options: Mapping[str, Any]) -> frozenset[str]:
+    weights = {"scorers": "scorer_log_ratios", "external": "external_weights"}
+    return frozenset({"reference_logps", weights[options.get("source", "scorers")]})
 
 
 _WITH_KL = frozenset({"reference_logps", "reference_hidden"})
@@ -66,7 +113,16 @@ OBJECTIVES: dict[str, ObjectiveDeclaration] = {
             "sparsepo", "SparsePO", requires=_WITH_KL, mask_kinds=frozenset({"learned"})
         ),
         ObjectiveDeclaration(
-            "tis_dpo", "TISDPO", requires=frozenset({"reference_logps", "scorer_log_ratios"})
+            "weighted",
+            "Weighted",
+            requires_of=_weighted_requires,
+            mask_kinds=frozenset(MASKS),
+        ),
+        ObjectiveDeclaration(
+            "tis_dpo",
+            "TISDPO",
+            requires=frozenset({"reference_logps", "scorer_log_ratios"}),
+            requires_of=_tis_dpo_requires,
         ),
         ObjectiveDeclaration(
             "rpo", "RPO", requires=frozenset({"reference_logps", "prompt_embedding"})

@@ -15,15 +15,18 @@ from transformers import (
 )
 
 from sparsepo import (
+    FEATURES,
     PolicyModel,
     ReferenceModel,
     SparsePO,
     TokenizedPair,
     UniformMask,
+    head_of,
     padded_layout,
     verify_head,
 )
 from sparsepo.activations import ActivationRecorder, available_hooks
+from sparsepo.masks import FrozenMask
 from sparsepo.records import Features
 
 PAIRS = [TokenizedPair([1, 5, 9], [3, 4, 2], [7, 2]), TokenizedPair([6], [8], [9, 3, 1, 5, 2])]
@@ -74,6 +77,32 @@ def test_what_lies_in_the_padding_changes_neither_loss_nor_gradient() -> None:
         gradients.append((output.losses, model.model.layers[0].mlp.up_proj.weight.grad))
     for first, second in zip(*gradients, strict=True):
         torch.testing.assert_close(first, second, atol=1e-6, rtol=0)
+
+
+def test_a_mask_that_reads_the_policy_gets_what_the_step_knows_without_gradient() -> None:
+    """Only what it requires: another mask is given none of it."""
+    seen: list[Features] = []
+
+    class Watching(FrozenMask):
+        def weights(self, features: Features, response_index: Any, num_responses: int) -> Any:
+            seen.append(features)
+            return torch.ones(len(response_index))
+
+    model, inputs = llama(), padded_layout(PAIRS)
+    for requires in (frozenset(), {"policy_logps"}, {"policy_logps", "policy_hidden"}):
+        mask = Watching()
+        mask.requires = frozenset(requires)
+        scores = PolicyModel(model, mask)(inputs, Features())
+        given = {name for name in FEATURES if getattr(seen[-1], name) is not None}
+        assert given == requires
+    assert torch.equal(seen[-1].policy_logps, scores.policy_logps)
+    assert scores.policy_logps.requires_grad and not seen[-1].policy_logps.requires_grad
+    head = head_of(model)
+    own = head.logits(seen[-1].policy_hidden).log_softmax(-1).gather(1, inputs.labels[:, None])
+    torch.testing.assert_close(own.squeeze(1), scores.policy_logps)
+    assert not seen[-1].policy_hidden.requires_grad
+    with pytest.raises(ValueError, match="'policy_square_sum' is not computed"):
+        PolicyModel(model, UniformMask(), requires={"policy_square_sum"})
 
 
 def test_empty_responses_and_batches_are_refused() -> None:

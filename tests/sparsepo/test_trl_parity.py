@@ -1,4 +1,4 @@
-"""DPO, IPO and the shared metrics against TRL's own DPOTrainer, on the very batch that it
+"""DPO, IPO, LD-DPO and the shared metrics against TRL's own DPOTrainer, on the very batch that it
 builds.
 """
 
@@ -10,7 +10,16 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sparsepo import DPO, IPO, PolicyModel, ReferenceModel, UniformMask
+from sparsepo import (
+    DPO,
+    IPO,
+    LengthSplitMask,
+    PolicyModel,
+    ReferenceModel,
+    UniformMask,
+    Weighted,
+)
+from sparsepo.masks import TokenMasks
 from sparsepo.records import ModelInputs
 
 trl = pytest.importorskip("trl")
@@ -34,9 +43,21 @@ def our_inputs(batch: dict[str, torch.Tensor]) -> ModelInputs:
     )
 
 
-@pytest.mark.parametrize(("loss_type", "objective"), [("sigmoid", DPO(0.3)), ("ipo", IPO(0.3))])
+@pytest.mark.parametrize(
+    ("options", "objective", "masks"),
+    [
+        ({"loss_type": ["sigmoid"]}, DPO(0.3), UniformMask()),
+        ({"loss_type": ["ipo"]}, IPO(0.3), UniformMask()),
+        ({"ld_alpha": 0.4}, Weighted(0.3), LengthSplitMask(0.4)),
+    ],
+)
 def test_losses_gradients_and_metrics_agree(
-    loss_type: str, objective: Any, rows: list[dict[str, str]], model_dir: Path, tmp_path: Path
+    options: dict[str, Any],
+    objective: Any,
+    masks: TokenMasks,
+    rows: list[dict[str, str]],
+    model_dir: Path,
+    tmp_path: Path,
 ) -> None:
     def model(seed: int) -> Any:
         torch.manual_seed(seed)
@@ -48,7 +69,7 @@ def test_losses_gradients_and_metrics_agree(
     arguments = trl.DPOConfig(
         output_dir=str(tmp_path),
         beta=0.3,
-        loss_type=[loss_type],
+        **options,
         per_device_train_batch_size=6,
         report_to="none",
         use_cpu=True,
@@ -71,7 +92,7 @@ def test_losses_gradients_and_metrics_agree(
     reference = ReferenceModel(model(1))
     inputs = our_inputs({key: value.cpu() for key, value in batch.items()})
     output = objective(
-        PolicyModel(policy, UniformMask())(inputs, reference.features(inputs, {"reference_logps"}))
+        PolicyModel(policy, masks)(inputs, reference.features(inputs, {"reference_logps"}))
     )
     output.losses.mean().backward()
 
@@ -86,6 +107,8 @@ def test_losses_gradients_and_metrics_agree(
         "logps/chosen",
         "logps/rejected",
     ):
+        if key.startswith("logps") and "ld_alpha" in options:
+            continue  # TRL's are weighted too
         total, count = output.metrics[key]
         assert float(total / count) == pytest.approx(expected[key], abs=1e-5, rel=1e-5), key
     assert abs(expected["rewards/margins"]) > 1e-3

@@ -17,6 +17,8 @@ TOKEN_FIELDS = (
     "reward_mask",
     "kl_mask",
     "scorer_log_ratios",
+    "external_weights",
+    "policy_square_sum",
 )
 
 
@@ -31,7 +33,7 @@ def random_scores(
         return torch.rand(total, generator=g, dtype=dtype)
 
     index = torch.cat([torch.full((n,), i) for i, n in enumerate(lengths)])
-    return TokenScores(
+    record = TokenScores(
         -3 * draw(),
         -3 * draw(),
         draw(),
@@ -43,6 +45,7 @@ def random_scores(
         prompt_embedding=torch.randn(pairs, 3, generator=g, dtype=dtype),
         preference_scores=torch.tensor([[0.9, 0.1]], dtype=torch.float64).repeat(pairs, 1),
     )
+    return replace(record, external_weights=2 * draw(), policy_square_sum=draw())
 
 
 def by_hand(**fields: Any) -> TokenScores:

@@ -45,6 +45,16 @@ def test_warnings_and_the_mask_that_is_one_are_shown() -> None:
     )
 
 
+def test_without_a_kl_its_mask_is_not_shown() -> None:
+    """alpha 0: nothing weighs a KL, so a mask of zeros there is no finding."""
+    shown = view("one")
+    masks = {**shown.results["masks"], "kl_mask/zero_fraction": 0.995}
+    for alpha, is_told in ((0.5, True), (0.0, False)):
+        recipe = {**shown.recipe, "objective": {"name": "weighted", "beta": 0.1, "alpha": alpha}}
+        run = replace(shown, recipe=recipe, results={**shown.results, "masks": masks})
+        assert ("the kl mask is zero on 99.5%" in render_report([run], "Title")) == is_told
+
+
 def test_a_dead_mask_and_samples_far_away_are_on_the_first_lines() -> None:
     """After the title come what training warned of, 108 nats over 40 tokens, and a mask of 99.5
     % zeros; then the findings.

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from runs import MakeRecipe
 
-from pipelines.cluster.machines import known_resources, wait_for_workers
+from pipelines.cluster.machines import known_resources, tell_of_wait, wait_for_workers
 from pipelines.cluster.resources import (
     Actors,
     Places,
@@ -310,6 +310,27 @@ def test_the_running_cluster_is_counted(ray_cluster: None) -> None:
     assert resources.total("CPU") == told["CPU"] == 2
     assert resources.total("GPU") == told.get("GPU", 0)
     assert resources.node_cpus() == [2]
+
+
+def test_what_others_have_is_waited_for_with_a_line(
+    ray_cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of two CPUs one is taken: work for one passes in silence, work for two says what is free."""
+    import ray
+
+    taken = ray.util.placement_group([{"CPU": 1}])
+    ray.get(taken.ready())
+    try:
+        tell_of_wait("training", Places({"CPU": 1.0}, 1))
+        assert capsys.readouterr().err == ""
+        tell_of_wait("training", Places({"CPU": 1.0}, 2))
+        assert capsys.readouterr().err == (
+            "cluster: training waits for 2 x 1 CPU; free: 1 of 2 CPU, other work has the rest\n"
+        )
+    finally:
+        ray.util.remove_placement_group(taken)
+    tell_of_wait("training", Places({"CPU": 2.0}, 1))
+    assert capsys.readouterr().err == "", "what has just been given back is free soon"
 
 
 def test_machines_that_do_not_come_are_named(ray_cluster: None, make_recipe: MakeRecipe) -> None:

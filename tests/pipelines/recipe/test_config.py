@@ -18,6 +18,7 @@ from pipelines.recipe.run_paths import RunPaths
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.section import Section, stage_settings
 from sparsepo import OBJECTIVES
+from sparsepo.masks import MASKS, FrozenMask
 
 MINIMAL: dict[str, Any] = {
     "run_dir": "r",
@@ -42,7 +43,11 @@ WITH_OBJECTIVE["tis_dpo"]["model"] = {
 def test_every_packaged_recipe_loads_and_says_what_it_is(name: str) -> None:
     recipe = load_recipe(name)
     objective = name.split("-", 1)[1].replace("-", "_")
-    assert recipe.objective.name == ("sparsepo" if objective.startswith("sparsepo") else objective)
+    if recipe.objective.name == "weighted":  # called after its producer
+        assert recipe.mask.kind == objective
+    else:
+        named = "sparsepo" if objective.startswith("sparsepo") else objective
+        assert recipe.objective.name == named
     header = packaged("recipe")[name].read_text().split("\nrun_dir")[0]
     for word in ("Starting model", "Hardware", f"Launch: sparsepo run {name}"):
         assert word in header
@@ -62,6 +67,35 @@ def test_every_objective_has_a_recipe() -> None:
     assert {load_recipe(name).objective.name for name in packaged("recipe")} == set(OBJECTIVES) - {
         "sft"
     }  # `sparsepo sft` takes any recipe
+
+
+def test_every_producer_has_a_recipe() -> None:
+    """Baselines of MaPO excepted, which are one word in its recipe."""
+    kinds = {load_recipe(name).mask.kind for name in packaged("recipe")}
+    assert kinds == set(MASKS) - {"random", "external"}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in MASKS if kind not in ("none", "learned")])
+def test_a_recipe_may_say_exactly_what_a_producer_can_be_built_with(kind: str) -> None:
+    """Every number at the ends of its range."""
+    given = {"objective": {"name": "weighted"}, "mask": {"kind": kind}}
+    config = type(validate_recipe({**MINIMAL, **WITH_OBJECTIVE["tis_dpo"], **given}).mask)
+    built = dict(inspect.signature(MASKS[kind].load()).parameters)
+    if built.pop("options", None):
+        built |= inspect.signature(FrozenMask).parameters
+    options = config(kind=kind).options()
+    assert set(options) == set(built)
+    numbers = [key for key, value in options.items() if isinstance(value, float)]
+    for option in (*numbers, "keep_fraction"):
+        for value in (-math.inf, -1, 0, 1e-3, 0.49, 0.5, 1, 1.5, 2, 50, math.inf, math.nan):
+            outcomes = []
+            for build in (config, MASKS[kind]):
+                try:
+                    build(**{option: value})
+                    outcomes.append("built")
+                except ValueError:
+                    outcomes.append("refused")
+            assert outcomes[0] == outcomes[1], (option, value)
 
 
 def test_mapo_without_a_mask_means_activations_and_never_tdpo1() -> None:
@@ -162,7 +196,9 @@ def test_overrides_reach_lists_numbers_and_switch_alternatives() -> None:
         "hooks": "mlp",
         "mapping": "zn_rescale",
         "terms": "both",
+        "sides": "both",
         "keep_fraction": None,
+        "normalise": "none",
     }
     assert recipe.mask.model_dump() == mask
     assert recipe.objective.model_dump() == {
@@ -187,6 +223,15 @@ def test_requirements_come_from_objective_and_mask() -> None:
     everything = {"reference_logps", "reference_hidden", "reference_layers"}
     assert needs("objective.name=sparsepo", "mask.kind=learned") == (everything, "online")
     assert needs("objective.name=sft")[0] == set()
+    weighted = ("objective.name=weighted", "mask.kind=confidence")
+    assert needs(*weighted)[0] == {"reference_logps", "policy_logps"}
+    free = validate_recipe(MINIMAL, [*weighted, "objective.reference_free=true"])
+    assert free.required_features() == {"policy_logps"}
+    assert free.stored_features() == free.online_features() == frozenset()
+    with_kl = validate_recipe(MINIMAL, [*weighted, "objective.alpha=0.5"])
+    assert with_kl.stored_features() == {"reference_logps", "reference_hidden"}
+    external = ("objective.name=tis_dpo", "objective.source=external")
+    assert needs(*external)[0] == {"reference_logps", "external_weights"}
 
 
 def test_every_field_changes_exactly_the_stage_it_says() -> None:
@@ -218,6 +263,8 @@ def test_every_field_changes_exactly_the_stage_it_says() -> None:
         ("activation", "mask.terms=kl", "train"),
         ("activation", "mask.mapping=sigmoid", "reference"),
         ("random", "mask.seed=4", "train"),
+        ("activation", "mask.sides=chosen", "train"),
+        ("activation", "mask.normalise=mean_one", "train"),
     ):
         chosen = ("objective.name=mapo", f"mask.kind={mask}")
         one, two = validate_recipe(MINIMAL, chosen), validate_recipe(MINIMAL, (*chosen, options))

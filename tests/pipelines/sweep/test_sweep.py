@@ -208,6 +208,11 @@ def test_composite_values_reach_the_recipe(load: Load) -> None:
             "recipe 'hh-nothing': no such file, nor a packaged recipe",
         ),
         ({"recipe": {"uniform": [0, 1]}}, {}, "recipe takes grid or choice"),
+        (
+            {"mask.kind": {"grid": ["surprise", "random"]}, "mask.quantile": {"grid": [0.6]}},
+            {"recipe": "hh-surprise"},
+            "mask.kind=random, mask.quantile=0.6: config key 'mask.quantile' is none of mask.kind=",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_sweep_is_named(
@@ -244,6 +249,24 @@ def test_packaged_sweeps_load(name: str, model_dir: Path, pairs_file: Path, tmp_
     assert f"sparsepo tune {name} " in packaged("sweep")[name].read_text(), (
         "says how it is launched"
     )
+
+
+def test_producers_side_by_side_have_settings_of_their_own() -> None:
+    """Equal shares and mean weights; what one producer alone knows is searched for it alone."""
+    sweep = load_sweep("hh-producers")
+    assert sweep.points is not None
+    kept: dict[str, list[float]] = {}
+    for point in sweep.points:
+        mask, objective = (getattr(sweep.recipe_at(point, "x"), n) for n in ("mask", "objective"))
+        found = mask.model_dump()
+        share = found.get("k") or found["keep_fraction"] or 1 - found["quantile"]
+        kept.setdefault(mask.kind, []).append(round(share, 9))
+        assert (mask.normalise, objective.beta, objective.alpha) == ("mean_one", 0.1, 0.0)
+        assert [key for key in ("k", "quantile") if key in found] == (
+            {"adversarial": ["k"], "surprise": ["quantile"]}.get(mask.kind, [])
+        )
+    kinds = ("random", "position_decay", "activation", "surprise", "adversarial")
+    assert kept == {kind: [0.1, 0.2, 0.4] for kind in kinds}
 
 
 def test_keys_on_the_command_line(load: Load) -> None:

@@ -39,6 +39,7 @@ from pipelines.train.metrics import read_metrics
 from pipelines.train.trainer import Trainer
 from sparsepo import OBJECTIVES, LearnedMasks, RunawayWatch
 from sparsepo.batching.layouts import padded_layout
+from sparsepo.masks import MASKS
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -135,15 +136,36 @@ def perturbed_copies(folder: Path, model_dir: Path) -> tuple[str, ...]:
     return tuple(chosen)
 
 
-@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in ("sft", "rpo")])
+# Producers that are not another objective's mask in a case of its own.
+PRODUCERS = [kind for kind in MASKS if kind not in ("none", "activation", "learned")]
+LAST_LAYER = ["mask.kind=learned", "mask.architecture=ml_last"]
+CASES = {
+    **{name: [] for name in OBJECTIVES if name not in ("sft", "rpo")},
+    "mapo": ["mask.kind=activation"],
+    "sparsepo": LAST_LAYER,
+    "tis_dpo external": ["objective.source=external"],
+    "weighted learned": [*LAST_LAYER, "mask.terms=reward", "objective.l1_reward=0.01"],
+    "weighted all": [
+        *LAST_LAYER, "objective.alpha=0.5", "objective.gamma=0.1", "objective.reduction=mean_kept",
+        "objective.log_ratio_clamp=[-1, 1.5]",
+    ],
+    "weighted free": [
+        "mask.kind=confidence", "objective.reference_free=true", "objective.reduction=mean_kept",
+    ],
+    **{f"weighted {kind}": [f"mask.kind={kind}"] for kind in PRODUCERS},
+}  # fmt: skip
+# Losses while the policy is the reference.
+FIRST = {"ipo": 25.0, "simpo": None, "odpo": None, "weighted free": None, "weighted learned": None}
+FIRST["weighted all"] = math.log(1 + math.exp(0.1))
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_every_objective_trains_and_micro_batches_do_not_show(
-    name: str, recipe_in: MakeRecipe, world: World, tmp_path: Path
+    case: str, recipe_in: MakeRecipe, world: World, tmp_path: Path
 ) -> None:
-    options = [f"objective.name={name}", "train.max_steps=3", *world.options, *world.scorers]
-    options += {
-        "mapo": ["mask.kind=activation"],
-        "sparsepo": ["mask.kind=learned", "mask.architecture=ml_last"],
-    }.get(name, [])
+    name = case.partition(" ")[0]
+    options = [f"objective.name={name}", *CASES[case], "train.max_steps=3"]
+    options += [*world.options, *world.scorers]
     losses = []
     for label, budget in (("many", 1), ("one", 100_000)):
         recipe = recipe_in(
@@ -153,9 +175,7 @@ def test_every_objective_trains_and_micro_batches_do_not_show(
         losses.append(torch.tensor([record["loss"] for record in steps(recipe)]))
     assert torch.isfinite(losses[0]).all() and len(losses[0]) == 3
     assert float(((losses[0] - losses[1]) / losses[0]).abs().max()) < 3e-5
-    first = {"ipo": 25.0, "simpo": None, "odpo": None}.get(
-        name, math.log(2)
-    )  # the loss while the policy is the reference
+    first = FIRST.get(case, math.log(2))
     if first is not None:
         assert float(losses[0][0]) == pytest.approx(first, abs=1e-5)
 
@@ -460,6 +480,61 @@ def test_frozen_masks_keep_the_heaviest_tokens(
     assert 0.4 < record["masks/reward_zero_fraction"] <= 0.51
     assert record["masks/kl_zero_fraction"] == 0
     assert record["masks/kl_mean"] == 1
+
+
+@pytest.mark.parametrize("kind", ["confidence", "surprise", "adversarial", "partition"])
+def test_what_producers_read_of_the_step_depends_on_no_rank_layout_or_resume(
+    kind: str, recipe_in: MakeRecipe, world: World, ranks: Ranks, tmp_path: Path
+) -> None:
+    """Five steps over two epochs: in one piece; by two ranks on padded rows; stopped after two."""
+    base = (
+        "objective.name=weighted", "objective.alpha=0.5", f"mask.kind={kind}",
+        "train.global_batch_size=32", "train.epochs=2", "train.max_steps=5",
+        "train.checkpoint_every=2", *world.options,
+    )  # fmt: skip
+
+    def recipe(name: str, *options: str) -> Recipe:
+        return recipe_in(tmp_path / name, *base, *options, paths=world.paths)
+
+    whole = recipe("whole")
+    assert trained(whole).sampler.steps_per_epoch == 3
+    spread = recipe(
+        "spread", "train.layout=padded", "train.num_workers=2", "train.cpus_per_worker=1"
+    )
+    ranks.train(spread)
+    stopped = recipe("stopped")
+    trainer = trainer_of(stopped)
+
+    def stop(metrics: dict[str, Any]) -> None:
+        assert trainer.checkpoints.failure(wait=True) is None
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        trainer.run(stop)
+    assert trained(stopped, needs_store=False).step == 5
+    names = ("loss", "grad_norm", "masks/reward_mean")
+    first, *others = (
+        [[r[name] for name in names] for r in steps(one)] for one in (whole, spread, stopped)
+    )
+    for other in others:
+        assert len(other) == 5
+        torch.testing.assert_close(torch.tensor(other), torch.tensor(first), atol=2e-6, rtol=2e-4)
+
+
+def test_two_parts_in_two_epochs_weigh_every_token_twice(
+    recipe_in: MakeRecipe, world: World, tmp_path: Path
+) -> None:
+    """So the mean weights of two steps over all pairs add up to two; validation's is one."""
+    recipe = recipe_in(
+        tmp_path, "objective.name=weighted", "mask.kind=partition", "mask.parts=2",
+        "train.global_batch_size=500", "train.epochs=2", *world.options, paths=world.paths,
+    )  # fmt: skip
+    trained(recipe)
+    means = [record["masks/reward_mean"] for record in steps(recipe)]
+    assert len(means) == 2 and sum(means) == pytest.approx(2, abs=1e-6)
+    assert means[0] != 1
+    validations = [r for r in read_metrics(RunPaths.of(recipe).train) if "kind" in r]
+    assert {r["validation/masks/reward_mean"] for r in validations} == {1.0}
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -641,6 +642,53 @@ def test_frozen_masks_weigh_the_terms_asked_for() -> None:
     with pytest.raises(ValueError, match=r"keep_fraction=1.5: must be in \(0, 1\]"):
         RandomMask(keep_fraction=1.5)
     assert UniformMask()(Features(), INDEX, 2).reward.tolist() == [1.0] * 8
+
+
+def test_sides_keep_fraction_and_normalise_act_in_this_order() -> None:
+    """By hand. Chosen 0.5, 2, 1 keep 2, 1: mean one 4/3, 2/3, sum of length 2, 1.
+
+    Rejected 1, 3, 0.5, 0.5 keep half of four, 1 and 3: 0.5, 1.5 and 1, 3. A side that is not
+    weighed stays at 1, whatever else is asked for.
+    """
+    index = torch.tensor([0, 0, 0, 1, 1, 1, 1])
+    features = Features(external_weights=torch.tensor([0.5, 2.0, 1.0, 1.0, 3.0, 0.5, 0.5]))
+    expected = {
+        "none": ([0.0, 2.0, 1.0], [1.0, 3.0, 0.0, 0.0]),
+        "mean_one": ([0.0, 4 / 3, 2 / 3], [0.5, 1.5, 0.0, 0.0]),
+        "sum_length": ([0.0, 2.0, 1.0], [1.0, 3.0, 0.0, 0.0]),
+    }
+    for how, (chosen, rejected) in expected.items():
+        for sides, weights in (
+            ("both", chosen + rejected),
+            ("chosen", chosen + [1.0] * 4),
+            ("rejected", [1.0] * 3 + rejected),
+        ):
+            mask = ExternalMask(keep_fraction=0.5, sides=sides, normalise=how)
+            found = mask(features, index, 1)
+            torch.testing.assert_close(found.reward, torch.tensor(weights))
+            assert torch.equal(found.kl, found.reward)
+
+
+def test_signed_weights_are_kept_and_scaled_by_absolute_value() -> None:
+    """-3, 1, 0.5 keep -3 and 1, whose absolute mean is 2; nothing but zeros stays zeros."""
+    index = torch.tensor([0, 0, 0, 1, 1])
+    features = Features(activation_mask=torch.tensor([-3.0, 1.0, 0.5, 0.0, 0.0]))
+    mask = ActivationMask(keep_fraction=0.5, signed=True, normalise="mean_one")
+    assert mask(features, index, 1).reward.tolist() == [-1.5, 0.5, 0.0, 0.0, 0.0]
+    assert mask.signed and not ActivationMask().signed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"terms": "none"}, "terms='none' is not one of both, reward, kl"),
+        ({"sides": "left"}, "sides='left' is not one of both, chosen, rejected"),
+        ({"normalise": "sum"}, "normalise='sum' is not one of none, mean_one, sum_length"),
+    ],
+)
+def test_options_of_frozen_masks_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RandomMask(**options)
 
 
 def test_rescaling_is_per_response_and_constants_become_one() -> None:

@@ -33,6 +33,7 @@ def test_the_list_is_complete() -> None:
         "tdpo2",
         "sparsepo",
         "mapo",
+        "weighted",
         "tis_dpo",
         "rpo",
         "sft",

@@ -293,6 +293,14 @@ BAD: dict[str, Bad] = DAMAGED | {
         ["objective.name=mapo", "mask.kind=external"],
         "no token weights, which mask.kind=external needs",
     ),
+    "no token weights for a producer": (
+        ["objective.name=weighted", "mask.kind=exp_ratio", "mask.source=external"],
+        "no token weights, which mask.kind=exp_ratio needs",
+    ),
+    "no token weights for tis_dpo": (
+        ["objective.name=tis_dpo", "objective.source=external"],
+        "no token weights, which objective.name=tis_dpo needs",
+    ),
     "weights of candidates": (
         lambda w: w.rows(
             {"prompt": "a", "responses": ["b", "c"], "scores": [1, 0], "w": [1.0]},

@@ -2,6 +2,7 @@
 
 from bad_inputs.world import Bad, World
 
+WEIGHTED = ["objective.name=weighted"]
 SPARSE = ["objective.name=sparsepo", "mask.kind=learned"]
 _ENDPOINT = "evaluate.judge={kind: openai, model: x, base_url: "
 
@@ -106,6 +107,42 @@ BAD: dict[str, Bad] = {
             "model.negative_scorer=b",
         ],
         "low=3.0, high=1.5",
+    ),
+    "a producer without its scorers": (
+        [*WEIGHTED, "mask.kind=exp_ratio"],
+        "mask.kind=exp_ratio needs the feature scorer_log_ratios of the reference stage: set "
+        "model.positive_scorer and model.negative_scorer",
+    ),
+    "weights of an objective that takes none": (
+        ["mask.kind=confidence"], "mask.kind=confidence with objective.name=dpo: allowed is none"
+    ),
+    "a strength of weights from the data": (
+        ["objective.name=tis_dpo", "objective.source=external", "objective.mu=2"],
+        "weights from the data are taken as they are",
+    ),
+    "a clamp of no log ratios": (
+        [*WEIGHTED, "objective.reference_free=true", "objective.log_ratio_clamp=[-1, 1.5]"],
+        "there are no log ratios to clamp",
+    ),
+    "a penalty on what is not learned": (
+        [*WEIGHTED, "mask.kind=confidence", "objective.l1_reward=0.1"],
+        "objective.l1_reward=0.1 with mask.kind=confidence: a penalty is for weights that are",
+    ),
+    "a penalty on no KL": (
+        [*WEIGHTED, "mask.kind=learned", "objective.l1_kl=0.1"], "l1_kl=0.1 with alpha=0"
+    ),
+    "a mask of no KL": (
+        [*WEIGHTED, "mask.kind=random", "mask.terms=kl"],
+        "mask.terms=kl with objective.alpha=0: there is no KL",
+    ),
+    "a second mask of no KL": (
+        [*WEIGHTED, "mask.kind=learned", "mask.sharing=independent"], "set mask.terms=reward"
+    ),
+    "a side that no pair has": (
+        [*WEIGHTED, "mask.kind=random", "mask.sides=left"], "mask.sides = 'left'"
+    ),
+    "an order of bounds": (
+        [*WEIGHTED, "objective.log_ratio_clamp=[1, -1]"], "must be finite with low < high"
     ),
     "a mixer that is not there": (
         [*SPARSE, "mask.mixer_activation=none", "mask.architecture=ml_last"], "has no mixer"

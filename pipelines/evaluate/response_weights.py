@@ -1,0 +1,132 @@
+"""weigh: the tokens of one response, and what a run's mask weighs them."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Literal
+
+from pipelines.errors import UserError
+from pipelines.models import (
+    ChatSettings,
+    ChatTemplate,
+    TemplateRefused,
+    TokenTexts,
+    compute_device,
+    load_tokenizer,
+    reference_dtype,
+    resolve_model,
+)
+from pipelines.pairs import PairEncoder, PromptEncoder, Question, RawPair, RowRejected, answer_ids
+from pipelines.recipe import MANIFEST, Run
+from pipelines.reference import load_reference
+from pipelines.train import TRAIN, completed_steps, open_policy, training_facts
+from sparsepo import TokenWeights, token_weights
+from sparsepo.features import FEATURES
+
+
+def response_weights(
+    run: Run,
+    prompt: str,
+    response: str,
+    other: str | None = None,
+    side: Literal["chosen", "rejected"] = "chosen",
+    step: int | None = None,
+    is_chat: bool = False,
+) -> TokenWeights:
+    """The weights of one response by a trained run's mask, its tokens as training would see them.
+
+    Args:
+        prompt: a text that the response goes on, or with is_chat a turn of the user, which the
+            chat template renders. other: the pair's other response. step: of a checkpoint; None is
+            the published model.
+    Raises: UserError if the run weighs no tokens, its mask reads what comes with pairs alone, or
+        the texts cannot be encoded.
+    """
+    mask = run.recipe.mask
+    if mask.kind == "none":
+        raise UserError(
+            f"objective.name={run.recipe.objective.name} with mask.kind=none: this run has no mask "
+            "that weighs tokens"
+        )
+    known = {"reference", "step", "loop"}
+    for name in sorted(mask.requires() - {"pair_keys"}):
+        if FEATURES[name].origin not in known:
+            raise UserError(
+                f"mask.kind={mask.kind} reads {name}, which is known of the run's own pairs alone: "
+                "`sparsepo evaluate` with evaluate.benchmarks=[masks] shows these"
+            )
+    _require_trained(run, step)
+    facts = training_facts(run)
+    name = facts.model.tokenizer or facts.model.name_or_path
+    tokenizer = load_tokenizer(str(resolve_model(name, tokenizer_only=True)))
+    given = [response] if other is None else [response, other]
+    try:
+        asked, answers = _encoded(run, tokenizer, prompt, given, is_chat)
+    except (RowRejected, TemplateRefused) as reason:
+        raise UserError(f"these texts make no pair: {reason}") from reason
+    device = compute_device()
+    reference = load_reference(facts.reference.model, device)
+    dtype = reference_dtype("auto", device)
+    policy = open_policy(facts, step, reference.head, dtype, device)
+    model = facts.reference.model
+    try:
+        found = token_weights(
+            policy.causal_lm,
+            policy.masks,
+            asked,
+            answers[0],
+            reference=reference.causal_lm,
+            side=side,
+            other=answers[1] if len(answers) > 1 else None,
+            hooks=model.hooks,
+            mapping=model.mapping,
+        )
+    except ValueError as error:
+        raise UserError(f"mask.kind={mask.kind}: {error}") from error
+    return replace(found, tokens=TokenTexts(tokenizer)(answers[0]))
+
+
+def _require_trained(run: Run, step: int | None) -> None:
+    run.record(TRAIN).check()
+    store = run.paths.train
+    steps = completed_steps(store)
+    if step is None and not store.exists(MANIFEST):
+        kept = f", or name a checkpoint with --step ({', '.join(map(str, steps))})" if steps else ""
+        raise UserError(
+            f"{run.recipe.run_dir} has no trained model: run `sparsepo train` to its end{kept}"
+        )
+    if step is not None and step not in steps:
+        raise UserError(
+            f"{run.recipe.run_dir} has no checkpoint of step {step}: there are "
+            f"{', '.join(map(str, steps)) or 'none'}"
+        )
+
+
+def weight_lines(found: TokenWeights) -> Iterator[str]:
+    """One line per token: reward weight, KL weight, the token's text in quotes."""
+    yield f"{'reward':>8} {'kl':>8}  token"
+    for token, reward, kl in zip(
+        found.tokens, found.reward.tolist(), found.kl.tolist(), strict=True
+    ):
+        yield f"{reward:8.4f} {kl:8.4f}  {json.dumps(token, ensure_ascii=False)}"
+
+
+def _encoded(
+    run: Run, tokenizer: Any, prompt: str, responses: list[str], is_chat: bool
+) -> tuple[list[int], list[list[int]]]:
+    data = run.recipe.data
+    if not is_chat:
+        encoder = PairEncoder(tokenizer, data)
+        rejected = responses[1] if len(responses) > 1 else None
+        pair = encoder.encode(RawPair(prompt, responses[0], rejected))
+        return pair.prompt, [pair.chosen] + ([] if pair.rejected is None else [pair.rejected])
+    question = Question.turn(prompt)
+    asked = PromptEncoder(tokenizer, data)(question)
+    template = ChatTemplate(tokenizer, ChatSettings.of(data))
+    before = template.render(question.messages, opens_answer=True)
+    limit = data.max_response_tokens
+    answers = []
+    for reply in responses:
+        whole = question.answered(template, reply)
+        answers.append(answer_ids(tokenizer, before, whole[len(before) :], True)[:limit])
+    return asked, answers
