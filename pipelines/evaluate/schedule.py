@@ -352,6 +352,11 @@ def _webhook_address(section: ScheduleSection) -> str | None:
 
 def check_run(run: Run) -> None:
     """UserError if the run has not begun to train, or was trained by another recipe."""
+    for key in ("model", "name"):
+        if (given := getattr(run.recipe.evaluate, key)) is not None:
+            raise UserError(
+                f"evaluate.{key} = {given}: a schedule evaluates every checkpoint of the run"
+            )
     EVALUATE.check(run)
     run.record(TRAIN).check()
     run.inputs(EVALUATE)

@@ -37,7 +37,11 @@ from .masks import (
     MaskConfig as MaskConfig,
     NoMask as NoMask,
 )
-from .objectives import ObjectiveConfig as ObjectiveConfig, SFTConfig as SFTConfig
+from .objectives import (
+    DPOConfig as DPOConfig,
+    ObjectiveConfig as ObjectiveConfig,
+    SFTConfig as SFTConfig,
+)
 from .problems import (
     explain as explain,
     key_meant as key_meant,
@@ -75,6 +79,7 @@ from .run_paths import (
     METRICS as METRICS,
     MISSING as MISSING,
     MODEL as MODEL,
+    NAMED as NAMED,
     PAGE as PAGE,
     PUBLISHED as PUBLISHED,
     REJECTED_ROWS as REJECTED_ROWS,

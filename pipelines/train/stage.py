@@ -50,6 +50,16 @@ class Train(Stage[TrainInputs]):
     def folder(self, paths: RunPaths) -> RunStore:
         return paths.train
 
+    def applies(self, recipe: Recipe) -> bool:
+        return recipe.evaluate.model is None
+
+    def is_awaited(self, paths: RunPaths) -> bool:
+        return paths.trains
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        if not recipe.data.sources:
+            raise UserError("data.sources = []: there are no pairs to train on")
+
     def needs(self, recipe: Recipe) -> tuple[Stage[Any], ...]:
         return (PREPARE, REFERENCE) if recipe.required_features() else (PREPARE,)
 
