@@ -6,14 +6,14 @@ Blue is for weights above zero, red for those below; the strongest has the large
 import html
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 # Of 256 colours, from weak to strong; black is read on all but the last.
 _ABOVE, _BELOW = (195, 153, 111, 69, 26), (224, 217, 210, 203, 160)
 _BLACK, _WHITE = 16, 231
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _STYLE = "font-family:monospace;line-height:1.9;overflow-wrap:anywhere"
-Tokens = Sequence[str] | Sequence[int]
+Tokens = Sequence[str | int]
 
 
 def plain_text(tokens: Tokens, weights: Sequence[float]) -> str:
@@ -35,7 +35,7 @@ def coloured_text(tokens: Tokens, weights: Sequence[float]) -> str:
     return _joined(tokens).join(marked)
 
 
-def html_of(tokens: Tokens, terms: dict[str, Sequence[float]]) -> str:
+def html_of(tokens: Tokens, terms: Mapping[str, Sequence[float]]) -> str:
     """An element that needs no script and no style of the page.
 
     Args:

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipelines.commands.stages import EVALUATE, PREPARE, REPORT
+from pipelines.commands.stages import REPORT
 from pipelines.errors import UserError
+from pipelines.evaluate import EVALUATE
+from pipelines.pairs import PREPARE
 from pipelines.recipe import Recipe, Stage, load_recipe, validate_recipe
 
 _UNMASKED = ["preference", "sentiment"]

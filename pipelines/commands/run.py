@@ -107,8 +107,7 @@ def _write_config(run: Run) -> None:
         paths.evaluation.write_bytes(CONFIG, write_yaml(recipe).encode())
         if paths.run.exists(CONFIG):
             return
-        unnamed = recipe.evaluate.model_copy(update={"name": None})
-        recipe = recipe.model_copy(update={"evaluate": unnamed})
+        recipe = recipe.without_a_name()
     paths.run.write_bytes(CONFIG, write_yaml(recipe).encode())
 
 

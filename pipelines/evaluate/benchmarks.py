@@ -18,6 +18,7 @@ from pipelines.evaluate.checks import check_evaluation, check_weights, wants_vll
 from pipelines.evaluate.facts import EvaluationFacts
 from pipelines.evaluate.held_out import require_held_out
 from pipelines.evaluate.history import append_history
+from pipelines.evaluate.other_model import facts_of_policy
 from pipelines.evaluate.results import Found, benchmark_results
 from pipelines.evaluate.sample_scores import ask, scored
 from pipelines.evaluate.tasks import (
@@ -81,7 +82,7 @@ def run_evaluate(
     pairs = open_pairs(run)
     require_held_out(recipe, {split: pairs.num_rows(split) for split in SPLITS})
     pairs.check(settings.split)
-    facts = EvaluationFacts.of(run, record.store, step, ends)
+    facts = EvaluationFacts.of(recipe, record.store, facts_of_policy(run), step, ends)
     usable = usable_rows(facts.training.reference, pairs, settings.split)
     pool = Pool(
         "evaluate",

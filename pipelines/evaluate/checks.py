@@ -1,8 +1,9 @@
 """What an evaluation needs besides the trained model, and of it: known before anything runs."""
 
 from pipelines.errors import UserError
-from pipelines.evaluate.facts import in_its_place, read_key_words
+from pipelines.evaluate.facts import read_key_words
 from pipelines.evaluate.held_out import check_held_out
+from pipelines.evaluate.other_model import in_its_place
 from pipelines.models import (
     ADAPTER_CONFIG,
     ChatSettings,

@@ -90,7 +90,7 @@ class Evaluate(Stage[EvaluateInputs]):
         }
         if not inputs.models:
             return found
-        from pipelines.evaluate.facts import beta_of
+        from pipelines.evaluate.other_model import beta_of
 
         return {**found, "objective.beta": beta_of(recipe)}
 

@@ -79,7 +79,6 @@ from .run_paths import (
     METRICS as METRICS,
     MISSING as MISSING,
     MODEL as MODEL,
-    NAMED as NAMED,
     PAGE as PAGE,
     PUBLISHED as PUBLISHED,
     REJECTED_ROWS as REJECTED_ROWS,

@@ -426,6 +426,11 @@ class Recipe(Section):
             return f"objective.name={self.objective.name}"
         return "reference.features"
 
+    def without_a_name(self) -> "Recipe":
+        """The recipe of the run's own evaluation."""
+        evaluate = self.evaluate.model_copy(update={"name": None})
+        return self.model_copy(update={"evaluate": evaluate})
+
     def required_features(self) -> frozenset[str]:
         """Features that objective and mask need together."""
         wanted = self.objective.requires() | self.mask.requires()

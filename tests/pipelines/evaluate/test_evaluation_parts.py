@@ -33,6 +33,7 @@ from pipelines.recipe.files import validate_recipe
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import Run
 from pipelines.storage.store import RunStore
+from pipelines.train.stage import training_facts
 
 PAIRS = 48
 
@@ -89,7 +90,8 @@ def prepared(
 
 def facts_of(recipe: Recipe) -> EvaluationFacts:
     run = Run(recipe)
-    return EvaluationFacts.of(run, run.paths.evaluation, None, ends_of(run))
+    training = training_facts(run)
+    return EvaluationFacts.of(recipe, run.paths.evaluation, training, None, ends_of(run))
 
 
 def scored(

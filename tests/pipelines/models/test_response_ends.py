@@ -35,6 +35,7 @@ from pipelines.recipe.evaluation import GenerationSection, LeaderboardSection
 from pipelines.recipe.files import validate_recipe
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import Run
+from pipelines.train.stage import training_facts
 
 EOS, TURN, ASK, ONE, TWO, THREE, FOUR, JUNK = 1, 2, 3, 5, 6, 7, 8, 9
 GREEDY = GenerationSection(temperature=0.0, max_new_tokens=6)
@@ -172,7 +173,8 @@ def chat_run(
 
 def facts_of(recipe: Recipe) -> EvaluationFacts:
     run = Run(recipe)
-    return EvaluationFacts.of(run, run.paths.evaluation, None, ends_of(run))
+    training = training_facts(run)
+    return EvaluationFacts.of(recipe, run.paths.evaluation, training, None, ends_of(run))
 
 
 def test_samples_and_their_kl_end_with_the_turn(chat_run: Recipe) -> None:
