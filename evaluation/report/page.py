@@ -405,7 +405,7 @@ def _examples(run: RunView, count: int = 4) -> dict[str, list[dict[str, Any]]]:
         (s for s in run.samples if "policy_reward" in s),
         key=lambda s: s["policy_reward"] - s["start_reward"],
     )
-    if not ranked:
+    if not ranked or not run.is_compared:
         return {"as they come": run.samples[:count]} if run.samples else {}
     return {
         "as they come": run.samples[:count],

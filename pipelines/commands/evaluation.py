@@ -1,7 +1,7 @@
 """evaluate: which recipe its arguments mean; flags make one for a foreign model."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from pipelines.commands.stages import REPORT
@@ -25,6 +25,11 @@ class Flags:
     reference: str | None = None
     pairs: str | None = None
     output: str | None = None
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, Any]) -> "Flags":
+        """Those among the parameters of the command."""
+        return cls(**{part.name: parameters[part.name] for part in fields(cls)})
 
     def recipe(self, recipe: str | None, overrides: Sequence[str], name: str | None) -> Recipe:
         """The recipe that is meant.

@@ -60,7 +60,7 @@ def _view(run_dir: str) -> RunView:
     store = RunStore(run_dir)
     train = store.at("train")
     if not store.exists(CONFIG):
-        raise UserError(f"{store.root} holds no finished run (no {CONFIG})")
+        raise UserError(f"{store.root} holds no finished training run (no {CONFIG})")
     paths, times = RunPaths.at(run_dir), read_times(run_dir)
     recipe, text = read_config(store, CONFIG)
     evaluated = recipe.get("evaluate", {}).get("model")

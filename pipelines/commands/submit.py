@@ -105,8 +105,7 @@ def packaged_command(command: Sequence[str], program: Any) -> Iterator[tuple[Pat
         if parameters.get("model") is not None:
             from pipelines.commands.evaluation import Flags
 
-            names = ("model", "reference", "pairs", "output")
-            flags = Flags(**{key: parameters[key] for key in names})
+            flags = Flags.of(parameters)
             recipe = flags.recipe(
                 parameters["recipe"], parameters["overrides"] or (), parameters["name"]
             )

@@ -191,7 +191,7 @@ def training_facts(run: Run) -> "TrainingFacts":
         recipe.mask,
         recipe.train,
         None if recipe.train.lora is None else run.inputs(TRAIN).start.fingerprint,
-        run.inputs(TRAIN).vocabulary,
+        _vocabulary(recipe),
         recipe.ray.gpus_per_run,
         ChatSettings.of(recipe.data),
         recipe.run_dir,

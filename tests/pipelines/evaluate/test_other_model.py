@@ -129,6 +129,7 @@ def test_a_model_alone_is_compared_with_nothing(
     assert found["sentiment"]["kl/policy_reference"]["mean"] == pytest.approx(0, abs=1e-5)
     page = (out / "report" / "index.html").read_text()
     assert "Nothing is compared" in page and "did not clearly change" not in page
+    assert "Did it help" not in page and "largest gains" not in page
 
 
 def test_another_reward_stands_beside_the_first(

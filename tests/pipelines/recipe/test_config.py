@@ -292,7 +292,7 @@ NO_RESULT = {
     "train.gradient_checkpointing", "train.compile", "train.num_workers", "train.min_workers",
     "train.use_gpu", "train.cpus_per_worker", "train.checkpoint_every",
     "train.keep_checkpoints", "train.max_failures", "train.trackers", "train.tracker_project",
-    "train.tracker_group", "evaluate.batch_tokens", "evaluate.num_actors",
+    "train.tracker_group", "evaluate.model", "evaluate.name", "evaluate.batch_tokens", "evaluate.num_actors",
     "evaluate.code.num_runners", "evaluate.leaderboard.include_path",
     "evaluate.judge.api_key_env", "evaluate.judge.timeout_seconds", "evaluate.judge.max_tries",
     "evaluate.judge.num_threads", "evaluate.judge.max_failed_fraction", "sample.batch_prompts",
