@@ -105,8 +105,11 @@ def check_command(words: list[str]) -> None:
     """The program's own parser takes it, or the files and targets it names are there."""
     program, *arguments = words
     program = program.removeprefix(".venv/bin/")
-    if program == "sparsepo" and arguments != ["--help"]:
-        commands: Any = typer.main.get_command(app)
+    commands: Any = typer.main.get_command(app)
+    if program == "sparsepo" and arguments[0].startswith("-"):
+        options = {name for option in commands.params for name in option.opts}
+        assert set(arguments) <= options | {"--help", "-h"}, words
+    elif program == "sparsepo":
         context = commands.commands[arguments[0]].make_context(
             arguments[0], list(arguments[1:]), resilient_parsing=False
         )

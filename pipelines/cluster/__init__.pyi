@@ -14,7 +14,7 @@ from .machines import (
     tell_of_wait as tell_of_wait,
     wait_for_workers as wait_for_workers,
 )
-from .resources import Resources as Resources, Share as Share
+from .resources import Resources as Resources, Share as Share, local_cpus as local_cpus
 from .session import (
     check_session as check_session,
     cluster_address as cluster_address,

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _REDIRECTS = (301, 302, 303, 307, 308)
 _LARGEST_LIST = 2**28  # bytes
+_WORKER_COMMAND = re.compile(r"--python_worker_command=(.+?) \S*(?:setup|default)_worker\.py")
 _POLL_SECONDS, _PATIENCE_SECONDS = 1.0, 120.0
+_TOLD_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class Cluster:
         """
         try:
             self._client.submit_job(
-                entrypoint=shlex.join(("python", "-m", "pipelines", *entrypoint)),
+                entrypoint=shlex.join((self._python(), "-m", "pipelines", *entrypoint)),
                 submission_id=job.id,
                 runtime_env={
                     "working_dir": str(package),
@@ -144,6 +146,24 @@ class Cluster:
                 f"{reasons[-1] if reasons else error}"
             ) from error
         return self.latest(job.id)
+
+    def _python(self) -> str:
+        """The Python that Ray itself runs with on the head, where jobs start.
+
+        The `python` of its shell may be another, without what the program imports. A dashboard
+        that has just started knows it some seconds later.
+        """
+        limit = time.monotonic() + _TOLD_SECONDS
+        while time.monotonic() < limit:
+            try:
+                answer = self._client._do_request("GET", "/nodes?view=summary").json()
+                found = python_of(answer["data"]["summary"])
+            except (OSError, RuntimeError, LookupError, TypeError, ValueError):
+                break  # it does not tell at all
+            if found is not None:
+                return found
+            time.sleep(_POLL_SECONDS)
+        return "python"
 
     def stop(self, job: Job) -> None:
         self._client.stop_job(job.id)
@@ -199,6 +219,19 @@ class Cluster:
                         f"may go on: {self.command('logs', job.name, '--follow')}"
                     ) from error
                 time.sleep(_POLL_SECONDS)
+
+
+def python_of(nodes: Sequence[dict[str, Any]]) -> str | None:
+    """The Python of the head's workers, by the dashboard's summary of the nodes; None if it does
+    not say.
+    """
+    for node in nodes:
+        if not node["raylet"].get("isHeadNode"):
+            continue
+        for part in node.get("cmdline") or ():
+            if found := _WORKER_COMMAND.match(part):
+                return found[1].strip('"')
+    return None
 
 
 def _checked_address(address: str | None) -> str:

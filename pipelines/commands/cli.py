@@ -316,19 +316,24 @@ def plan(
             min=1e-6, help="TFLOP/s that one device sustains; assumed from its name by default."
         ),
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="For machines, with every number.")
+    ] = False,
 ) -> None:
-    """Rows, tokens, storage, memory, hours and steps; runs nothing."""
-    from pipelines.commands.plan import plan_sweep, run_plan
+    """What would be made, how long it takes, memory and disk, what is refused; runs nothing."""
+    from pipelines.commands.plan import plan_sweep, planned, run_plan
+    from pipelines.commands.plan_text import plan_lines, sweep_plan_lines
     from pipelines.recipe import load_recipe
     from pipelines.sweep import is_sweep, load_sweep
 
     given = overrides or ()
-    found = (
-        plan_sweep(load_sweep(recipe, given), tflops)
-        if is_sweep(recipe)
-        else run_plan(load_recipe(recipe, given), tflops)
-    )
-    print(json.dumps(found, indent=2))
+    if is_sweep(recipe):
+        found = plan_sweep(load_sweep(recipe, given), tflops, recipe)
+        lines = sweep_plan_lines(found)
+    else:
+        found = run_plan(load_recipe(recipe, given), tflops, name=recipe)
+        lines = plan_lines(found, planned(found))
+    print(json.dumps(found, indent=2) if as_json else "\n".join(lines))
 
 
 @app.command()

@@ -146,8 +146,22 @@ class Evaluate(Stage[EvaluateInputs]):
         return _status_of_all(self, super().status, paths)
 
     def forecast(self, run: Run, known: Mapping[str, Any], tflops: float) -> dict[str, Any]:
-        settings = run.recipe.evaluate
-        return {"benchmarks": list(settings.benchmarks), "prompts": settings.num_prompts}
+        from pipelines.evaluate.forecast import forecast_evaluation
+
+        return forecast_evaluation(run, known[PREPARE.title], tflops)
+
+    def planned(self, forecast: Mapping[str, Any]) -> str:
+        counts = [
+            f"{n:,} {what}"
+            for key, what in (
+                ("scored_pairs", "pairs"),
+                ("sampled_prompts", "prompts"),
+                ("sampled_programs", "programs"),
+            )
+            if (n := forecast[key])
+        ]
+        on = f" on {', '.join(counts)}" if counts else ""
+        return f"{', '.join(forecast['benchmarks'])}{on}" if forecast["benchmarks"] else "nothing"
 
 
 def _status_of_all(

@@ -24,6 +24,20 @@ from .directories import (
     resolve_model as resolve_model,
     tokenizer_home as tokenizer_home,
 )
+from .durations import (
+    EVALUATION_START as EVALUATION_START,
+    RAY_START as RAY_START,
+    SCORING_START as SCORING_START,
+    TRAINING_START as TRAINING_START,
+    TRIAL_START as TRIAL_START,
+    Duration as Duration,
+    SideBySide as SideBySide,
+    forward_seconds as forward_seconds,
+    num_layers as num_layers,
+    pairs_seconds as pairs_seconds,
+    sampling_seconds as sampling_seconds,
+    training_seconds as training_seconds,
+)
 from .families import (
     STREAMS as STREAMS,
     family_of as family_of,

@@ -5,7 +5,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pipelines.models import load_tokenizer
+from pipelines.cluster import local_cpus
+from pipelines.errors import UserError
+from pipelines.models import RAY_START, Duration, load_tokenizer, pairs_seconds
 from pipelines.pairs.conversation import ChatRenderer, PairEncoder, RawPair, RowRejected
 from pipelines.pairs.forms import Form
 from pipelines.pairs.prepare import (
@@ -24,29 +26,35 @@ from pipelines.recipe import (
     Recipe,
     Run,
     Source,
+    StageRecord,
     read_manifest,
 )
 
 _SAMPLED_ROWS = 300
+_DISK_BYTES_PER_TOKEN = 5.2
 _ESTIMATED = ("pairs", "model_tokens", "shared_tokens", "scored_tokens")
 
 
-def forecast_pairs(run: Run, tokenizer_dir: str, known_tokens: int | None) -> dict[str, Any]:
+def forecast_pairs(
+    run: Run, record: StageRecord, tokenizer_dir: str, known_tokens: int | None
+) -> dict[str, Any]:
     """Pairs, shards and tokens by split, and rejected rows by reason.
 
     Args:
-        known_tokens: ids below this have embeddings; None if all have.
+        record: of prepare. known_tokens: ids below this have embeddings; None if all have.
 
     Raises: UserError if no row that was looked at makes a training pair.
     """
     recipe, store = run.recipe, run.paths.pairs
-    if store.exists(MANIFEST):
+    if store.exists(MANIFEST) and _is_complete(record):
         counts = read_manifest(store)["counts"]
         return {
             "exact": True,
             **{key: counts[key] for key in (*_ESTIMATED, "shards", "rejected")},
             "layouts": counts.get("layouts", []),
             "left_out": counts.get("left_out", []),
+            "disk_bytes": _disk_bytes(counts["shared_tokens"]),
+            **Duration(0.0, 0.0).as_keys(),
         }
     tokenizer = load_tokenizer(tokenizer_dir)
     encoder, chat = PairEncoder(tokenizer, recipe.data), ChatRenderer(tokenizer, recipe.data)
@@ -95,7 +103,22 @@ def forecast_pairs(run: Run, tokenizer_dir: str, known_tokens: int | None) -> di
         "rejected": dict(sorted(reasons.items())),
         "layouts": list(dict.fromkeys(lines)),
         "left_out": files_left_out(recipe),
+        "disk_bytes": _disk_bytes(found["shared_tokens"]),
+        **Duration(RAY_START, pairs_seconds(sum(found["pairs"].values()), local_cpus())).as_keys(),
     }
+
+
+def _is_complete(record: StageRecord) -> bool:
+    """Whether the pairs that are there are those of this recipe; others say nothing of it."""
+    try:
+        return record.is_complete()
+    except UserError:
+        return False
+
+
+def _disk_bytes(tokens: dict[str, int]) -> int:
+    """Of pairs with so many tokens, prompts once: ids and texts, compressed."""
+    return round(_DISK_BYTES_PER_TOKEN * sum(tokens.values()))
 
 
 def _estimate(

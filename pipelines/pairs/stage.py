@@ -137,7 +137,12 @@ class Prepare(Stage[PrepareInputs]):
         from pipelines.pairs.forecast import forecast_pairs
 
         inputs = run.inputs(self)
-        return forecast_pairs(run, inputs.tokenizer.path, inputs.known_tokens)
+        return forecast_pairs(run, run.record(self), inputs.tokenizer.path, inputs.known_tokens)
+
+    def planned(self, forecast: Mapping[str, Any]) -> str:
+        about = "" if forecast["exact"] else "about "
+        kept = ", ".join(f"{n:,} {split}" for split, n in forecast["pairs"].items() if n)
+        return f"{about}{kept} pairs"
 
 
 _SAID = 500

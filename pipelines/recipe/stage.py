@@ -277,6 +277,10 @@ class Stage(ABC, Generic[Inputs]):
         """
         return None
 
+    def planned(self, forecast: Mapping[str, Any]) -> str:
+        """What `plan` says of what it will make, in a few words; by its own forecast."""
+        return ""
+
 
 def _failure_of(store: RunStore) -> str | None:
     """What ended a stage's workers, if they left word of it."""

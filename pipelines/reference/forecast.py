@@ -4,10 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.models import (
+    SCORING_START,
+    Duration,
     compute_device,
+    device_kind,
     dtype_name,
     feed_forward_size,
+    forward_seconds,
     hf_config,
+    num_layers,
     padded_vocabularies,
     reference_dtype,
 )
@@ -88,4 +93,22 @@ def forecast_reference(run: Run, data: dict[str, Any], tflops: float) -> dict[st
         "hours_stored": pass_hours,
         "hours_online": training,
         "assumed_tflops": tflops,
+        "disk_bytes": total,
+        **_duration(recipe, features, pass_hours, sum(tokens.values()) / budget, config, tflops),
     }
+
+
+def _duration(
+    recipe: Recipe,
+    features: list[str],
+    pass_hours: float,
+    batches: float,
+    config: Any,
+    tflops: float,
+) -> dict[str, float]:
+    """Seconds of the stage; none where it stores nothing."""
+    if not features:
+        return Duration(0.0, 0.0).as_keys()
+    device = device_kind()
+    launches = forward_seconds(0, 0, batches, num_layers(config), tflops, device)
+    return Duration(SCORING_START, 3600 * pass_hours + launches).as_keys()

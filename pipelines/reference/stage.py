@@ -210,6 +210,12 @@ class Reference(Stage[ReferenceInputs]):
 
         return forecast_reference(run, known[PREPARE.title], tflops)
 
+    def planned(self, forecast: Mapping[str, Any]) -> str:
+        features = ", ".join(forecast["features"])
+        if forecast["mode"] == "stored" and features:
+            return f"stored: {features}"
+        return f"{forecast['mode']}" + (f"; stored: {features}" if features else "")
+
 
 REFERENCE = Reference()
 

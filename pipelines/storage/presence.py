@@ -33,6 +33,7 @@ class _Note:
         self._thread = threading.Thread(target=self._renew, daemon=True)
 
     def begin(self) -> None:
+        self._was_there = not self._store.is_local or self._store.exists()
         self._write()
         self._thread.start()
 
@@ -43,6 +44,8 @@ class _Note:
             self._store.delete(self._path)
             if not self._store.names(_FOLDER):
                 self._store.delete(_FOLDER)
+            if not self._was_there:  # nothing was written by what ended here
+                self._store.local_path().rmdir()
 
     def _renew(self) -> None:
         written = time.monotonic()

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 
 from pipelines.models import (
+    TRAINING_START,
+    Duration,
     Placement,
     activation_bytes_per_token,
     compile_forecast,
@@ -12,7 +14,9 @@ from pipelines.models import (
     hf_config,
     micro_batch_tokens,
     num_experts,
+    num_layers,
     reference_dtype,
+    training_seconds,
 )
 from pipelines.recipe import Recipe, Run
 from pipelines.reference import count_parameters, planned_steps, reference_model_dir
@@ -76,9 +80,23 @@ def forecast_training(run: Run, data: dict[str, Any], tflops: float) -> dict[str
         * tokens
     )
     experts = num_experts(config)
+    # Workers on CPUs share the cores that the rate is of.
+    parallel = train.num_workers if device.type == "cuda" else 1
+    trained = (parameters if train.lora is None else adapters) + masks
+    work = training_seconds(
+        flops,
+        max(tokens / budget, steps),
+        steps * parallel,
+        num_layers(config),
+        tflops,
+        device.type,
+    )
     compiled = _compiled(
         run, flops, tokens / budget, config.num_hidden_layers, tflops, device.type == "cuda"
     )
+    compiling = 0.0
+    if compiled["compile"] and "compile_seconds" in compiled:
+        compiling = compiled["compile_seconds"] - compiled["compile_saves_seconds"]
     return {
         "steps": steps,
         "pairs_per_step": train.global_batch_size,
@@ -90,11 +108,21 @@ def forecast_training(run: Run, data: dict[str, Any], tflops: float) -> dict[str
         "state_gib": state / 2**30,
         "memory_gib": (state + frozen + head + activations + chunk) / 2**30,
         "flops": int(flops),
-        "hours": flops / (tflops * 1e12 * train.num_workers) / 3600,
+        "hours": flops / (tflops * 1e12 * parallel) / 3600,
         "assumed_tflops": tflops,
+        "disk_bytes": _disk_bytes(recipe, steps, trained, placement.weights.itemsize),
+        **Duration(TRAINING_START + compiling, work / parallel).as_keys(),
         **({"routers": f"{experts} experts: {_ROUTERS}"} if experts > 1 else {}),
         **compiled,
     }
+
+
+def _disk_bytes(recipe: Recipe, steps: int, trained: int, itemsize: int) -> int:
+    """Of checkpoints with both of Adam's moments, the last one's weights, and the model."""
+    train = recipe.train
+    written = max(1, -(-steps // train.checkpoint_every))
+    kept = min(train.keep_checkpoints + train.selection.keep_best, written)
+    return trained * itemsize * (3 * (kept - 1) + 1 + 1)
 
 
 def _compiled(

@@ -158,6 +158,13 @@ class Train(Stage[TrainInputs]):
 
         return forecast_training(run, known[PREPARE.title], tflops)
 
+    def planned(self, forecast: Mapping[str, Any]) -> str:
+        workers = forecast["workers"]
+        return (
+            f"{forecast['steps']:,} steps of {forecast['pairs_per_step']} pairs, {workers} "
+            f"worker{'s' * (workers > 1)}"
+        )
+
 
 TRAIN = Train()
 

@@ -178,14 +178,17 @@ def test_plan_is_exact_after_prepare_and_close_before(
         f"max_response_tokens: 24}}\n"
         "objective: {name: tdpo1}\n"
     )
-    code, out, _ = sparsepo(capsys, "plan", str(recipe))
+    code, out, _ = sparsepo(capsys, "plan", str(recipe), "--json")
     assert code == 0
     plan = json.loads(out)
     assert not (tmp_path / "run").exists(), "plan writes nothing"
     assert sum(plan["data"]["pairs"].values()) == 120
     assert plan["reference"]["bytes_per_scored_token"] == 4 + 4 * 128
     capped = json.loads(
-        sparsepo(capsys, "plan", str(recipe), "data.max_train_pairs=10", "data.max_test_pairs=5")[1]
+        sparsepo(
+            capsys,
+            *("plan", str(recipe), "data.max_train_pairs=10", "data.max_test_pairs=5", "--json"),
+        )[1]
     )
     assert capped["data"]["pairs"] == {"train": 10, "validation": 0, "test": 5}
     from safetensors.torch import load_file

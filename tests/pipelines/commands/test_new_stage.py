@@ -76,7 +76,7 @@ def test_a_new_stage_is_a_room_and_a_place_in_the_list(copied: Recipe, tmp_path:
     refused = [recipe, "data.max_response_tokens=13"]
     commands = [
         ["--help"], ["status", copied.run_dir], ["audit", recipe], ["audit", recipe],
-        ["status", copied.run_dir], ["plan", recipe], ["package", "audit", recipe],
+        ["status", copied.run_dir], ["plan", recipe, "--json"], ["package", "audit", recipe],
         ["plan", *refused], ["run", *refused], ["package", "run", *refused],
         ["audit", recipe, "data.max_prompt_tokens=11"],
     ]  # fmt: skip
@@ -97,7 +97,7 @@ def test_a_new_stage_is_a_room_and_a_place_in_the_list(copied: Recipe, tmp_path:
     longer = sum(len(row.chosen) > len(row.prompt) for row in rows)
     assert "prepare -> audit -> reference -> train" in " ".join(help_[1].split())
     assert "Count responses that are longer" in help_[1]
-    assert [line.split()[:2] for line in before[1].splitlines()][1] == ["audit", "not"]
+    assert [line.split()[:2] for line in before[1].splitlines()][2] == ["audit", "not"]
     assert f": {longer} of {len(rows)} responses" in first[1]
     assert "audit: already done, skipped" in again[1]
     assert f"{longer} longer" in after[1]

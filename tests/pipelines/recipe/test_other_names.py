@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import UserError
-from pipelines.recipe.files import load_recipe, read_mapping
+from pipelines.recipe.files import load_recipe, read_mapping, validate_recipe
 from pipelines.recipe.keys import all_keys, plain_keys, values_of
 from pipelines.recipe.other_names import OTHER_NAMES
 from pipelines.recipe.problems import key_meant
@@ -51,6 +51,14 @@ def test_a_name_that_two_sections_have_is_asked_about() -> None:
     assert str(caught.value).startswith(
         "unknown config key 'layout': did you mean 'reference.layout' or 'train.layout'?"
     )
+
+
+def test_an_unknown_key_is_said_before_a_missing_one() -> None:
+    """What is missing is often what the unknown key means."""
+    with pytest.raises(UserError) as caught:
+        validate_recipe({"run_dir": "a", "data": {"sources": [{"path": "b"}]}, "model_name": "c"})
+    line = "unknown config key 'model_name': model.name_or_path is meant (and 1 more problem)"
+    assert str(caught.value) == line
 
 
 def test_no_message_names_a_class() -> None:

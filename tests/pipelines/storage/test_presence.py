@@ -22,6 +22,11 @@ def test_a_note_is_there_while_the_work_is(tmp_path: Path, object_store: ObjectS
             assert (note["stage"], note["pid"]) == ("train", os.getpid())
             assert before <= note["since"] <= time.time()
         assert who_works(store) == [] and store.names() == []
+    assert not (tmp_path / "run").exists(), "a folder that was made for the note alone"
+    (tmp_path / "run").mkdir()
+    with present(RunStore(str(tmp_path / "run"))):
+        pass
+    assert (tmp_path / "run").exists()
 
 
 def note_of_another(store: RunStore, name: str, **changes: object) -> Path:
