@@ -74,8 +74,8 @@ METHODS: dict[str, dict[str, Any]] = {
     **{
         f"weighted-{kind}": {"objective": {"name": "weighted"}, "mask": {"kind": kind}}
         for kind in (
-            *("none", "random", "position_decay", "length_split", "partition", "confidence"),
-            *("surprise", "adversarial"),
+            *("none", "random", "position_decay", "length_split", "confidence", "surprise"),
+            "adversarial",
         )
     },
 }

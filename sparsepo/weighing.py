@@ -70,7 +70,7 @@ def token_weights(
 
     Args:
         model: the policy, a transformers causal language model. masks: masks, or a key of MASKS
-            for one with its defaults.
+            for a producer with its defaults.
         prompt, response: texts, or token ids. No token is added to a response; a prompt's special
             tokens are the tokenizer's.
         tokenizer: needed for texts. reference: the frozen model that masks read, by default
@@ -84,8 +84,12 @@ def token_weights(
         responses if `other` is missing, or a feature that nothing gives.
     """
     if isinstance(masks, str):
-        if masks not in MASKS:
-            raise ValueError(f"producer {masks!r} is not one of {', '.join(MASKS)}")
+        producers = [kind for kind in MASKS if kind != "learned"]
+        if masks not in producers:
+            allowed = ", ".join(producers)
+            raise ValueError(
+                f"producer {masks!r} is not one of {allowed}; give learned masks as such"
+            )
         masks = MASKS[masks]()
     if masks.reads_both and other is None:
         raise ValueError("the mask reads both responses of a pair: give the other one as `other`")

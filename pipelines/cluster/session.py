@@ -32,7 +32,7 @@ _SPARE_CPUS = range(8, 33)
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
 
 # What Ray puts below its directory, and how long a socket's path may be.
-_LONGEST_SOCKET = "{}/session_2000-01-01_00-00-00_000000_{}/sockets/dash_MetricsHead"
+_LONGEST_SOCKET = "{}/session_2000-01-01_00-00-00_000000_{}/pymp-12345678/listener-12345678"
 _SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
 
 
@@ -252,12 +252,31 @@ def _few_processes(shows_logs: bool, has_dashboard: bool) -> Iterator[None]:
     def without(self: Any, **given: Any) -> None:
         self._webui_url = ""
 
+    def within(self: Any, **given: Any) -> None:
+        # It is killed in the end and leaves its temporary files, which belong to the session.
+        with _temporary_files_in(self.get_session_dir_path()):
+            start(self, **given)
+
     parameter.RayParams = chosen
-    node.Node.start_api_server = start if has_dashboard else without
+    node.Node.start_api_server = within if has_dashboard else without
     try:
         yield
     finally:
         parameter.RayParams, node.Node.start_api_server = every, start
+
+
+@contextlib.contextmanager
+def _temporary_files_in(directory: str) -> Iterator[None]:
+    """Where processes that are started meanwhile put theirs."""
+    kept = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = directory
+    try:
+        yield
+    finally:
+        if kept is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = kept
 
 
 def free_port() -> int:

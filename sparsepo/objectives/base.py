@@ -230,7 +230,8 @@ def check_tokens(scores: TokenScores) -> None:
         name, at = next(
             (name, at) for name, bad in wrong.items() for at in bad.nonzero().flatten().tolist()
         )
-        return f"{name}[{at}]={float(masks[name][at])}: weights must be finite and >= 0"
+        allowed = "finite" if scores.signed_masks else "finite and >= 0"
+        return f"{name}[{at}]={float(masks[name][at])}: weights must be {allowed}"
 
     require(~torch.stack([empty.any(), *(bad.any() for bad in wrong.values())]).any(), first)
 

@@ -86,6 +86,7 @@ def test_texts_are_those_of_the_tokenizer(model_dir: Any) -> None:
     ("masks", "given", "message"),
     [
         ("entropi", {}, "producer 'entropi' is not one of none, activation"),
+        ("learned", {}, "producer 'learned' is not one of .*; give learned masks as such"),
         ("length_split", {}, "reads both responses of a pair: give the other one as `other`"),
         ("external", {}, "'external_weights'.*comes from the data"),
         ("exp_ratio", {}, "'scorer_log_ratios'.*comes from sparsepo.scorer_log_ratios"),

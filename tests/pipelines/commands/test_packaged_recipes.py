@@ -30,7 +30,10 @@ FAMILIES = {
     "imdb": ("gpt2", SIZES),
     "hh": ("gpt_neox", NEOX),
 }
-IN_THE_SUITE = ("tldr-sparsepo-common", "tldr-mapo", "code-sparsepo-common", "code-mapo")
+IN_THE_SUITE = (
+    "tldr-sparsepo-common", "tldr-mapo", "code-sparsepo-common", "code-mapo",
+    *(name for name in packaged("recipe") if load_recipe(name).objective.name == "weighted"),
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +72,8 @@ def test_packaged_recipes_run_on_tiny_models_of_their_families(
     tokenizer.save_pretrained(model)
     columns = "{chosen_score: good, rejected_score: bad}"
     source = f"{{path: {scored_pairs}, form: text, columns: {columns}}}"
-    scorers = [f"model.{side}_scorer={model}" for side in ("positive", "negative")]
+    named = load_recipe(name).model.model_dump(include={"positive_scorer", "negative_scorer"})
+    scorers = [f"model.{key}={model}" for key, value in named.items() if value is not None]
     recipe = load_recipe(
         name,
         [
@@ -79,13 +83,13 @@ def test_packaged_recipes_run_on_tiny_models_of_their_families(
             "data.max_prompt_tokens=24", "data.max_response_tokens=24", "train.max_steps=4",
             "train.global_batch_size=8", "train.learning_rate=1e-2", "train.warmup_fraction=0",
             "evaluate.benchmarks=[preference]",
-            *(scorers if name.endswith("tis-dpo") else []),
+            *scorers,
         ],
     )  # fmt: skip
     assert run_plan(recipe)["train"]["parameters"] > 0
     run_here(recipe, (PREPARE, REFERENCE, TRAIN, EVALUATE, REPORT))
     records = [r for r in read_metrics(RunStore(f"{recipe.run_dir}/train")) if "kind" not in r]
-    if recipe.required_features():
+    if "reference_logps" in recipe.required_features():
         assert records[0]["rewards/margins"] == pytest.approx(0, abs=1e-5), (
             "step 1: the policy is the reference"
         )

@@ -521,6 +521,29 @@ def test_what_producers_read_of_the_step_depends_on_no_rank_layout_or_resume(
         torch.testing.assert_close(torch.tensor(other), torch.tensor(first), atol=2e-6, rtol=2e-4)
 
 
+@pytest.mark.parametrize("name", ["tis_dpo", "mapo", "sparsepo"])
+def test_named_objectives_train_as_their_spelling_does(
+    name: str, recipe_in: MakeRecipe, world: World, tmp_path: Path
+) -> None:
+    """To the same bits, and with the mask's learning where it learns."""
+    masks = {"mapo": ["mask.kind=activation"], "sparsepo": [*LAST_LAYER, "objective.l1_kl=0.01"]}
+    spelled = {
+        "tis_dpo": ["mask.kind=exp_ratio", "mask.terms=reward"],
+        "mapo": ["objective.alpha=1", *masks["mapo"]],
+        "sparsepo": ["objective.alpha=1", *masks["sparsepo"]],
+    }
+    found = []
+    for objective, options in ((name, masks.get(name, [])), ("weighted", spelled[name])):
+        recipe = recipe_in(
+            tmp_path / objective, f"objective.name={objective}", *options, "train.max_steps=4",
+            *world.options, *world.scorers, paths=world.paths,
+        )  # fmt: skip
+        trained(recipe)
+        records = steps(recipe)
+        found.append([(r["loss"], r["grad_norm"], r["rewards/margins"]) for r in records])
+    assert found[0] == found[1] and len(set(found[0])) == 4
+
+
 def test_two_parts_in_two_epochs_weigh_every_token_twice(
     recipe_in: MakeRecipe, world: World, tmp_path: Path
 ) -> None:

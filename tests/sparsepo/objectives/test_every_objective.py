@@ -145,6 +145,9 @@ def test_bad_records_are_named(name: str) -> None:
     signed = record.reward_mask.clone()
     signed[4] = -0.5
     assert objective(replace(record, reward_mask=signed, signed_masks=True)).losses.isfinite().all()
+    signed[4] = math.inf
+    with pytest.raises(ValueError, match=r"reward_mask\[4\]=inf: weights must be finite$"):
+        objective(replace(record, reward_mask=signed, signed_masks=True))
 
 
 @pytest.mark.parametrize("name", PREFERENCE)
