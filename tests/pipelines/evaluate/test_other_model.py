@@ -103,7 +103,7 @@ def test_a_model_by_flags_is_what_its_own_run_found(
     assert run_stages(kept, RUN, lambda line: None) == {
         "prepare": "skipped", "evaluate": "skipped", "report": "done",
     }  # fmt: skip
-    assert set(run_plan(kept)) == {"data", "evaluate"}
+    assert set(run_plan(kept)) == {"data", "evaluate", "total"}
     with pytest.raises(UserError, match=r"data.sources = \[\]: there are no pairs to train on"):
         run_stages(kept, (TRAIN,), lambda line: None)
 

@@ -19,7 +19,8 @@ from pipelines.sweep.files import load_sweep
 
 MODELS = {
     "model.name_or_path", "model.reference", "model.tokenizer", "model.positive_scorer",
-    "model.negative_scorer", "model.embedder", "evaluate.model", "evaluate.reward.model", "evaluate.judge.model",
+    "model.negative_scorer", "model.embedder", "evaluate.model", "evaluate.reward.model",
+    "evaluate.judge.model",
     "evaluate.summarization.bert_score_model", "evaluate.summarization.entailment_model",
     "sample.reward.model", "data.chat_template",
 }  # fmt: skip
