@@ -65,7 +65,7 @@ def _view(run_dir: str) -> RunView:
     recipe, text = read_config(store, CONFIG)
     evaluated = recipe.get("evaluate", {}).get("model")
     others = {
-        name: _evaluation(places.evaluation, *read_config(places.evaluation, CONFIG))
+        name: _named(places.evaluation)
         for name, places in paths.named_evaluations().items()
         if places.evaluation.exists(MANIFEST)
     }
@@ -89,6 +89,15 @@ def _view(run_dir: str) -> RunView:
         timeline="\n".join(timeline_lines(times)) if times else "",
         others={name: replace(other, name=name) for name, other in others.items()},
     )
+
+
+def _named(store: RunStore) -> RunView:
+    """An evaluation with a name, which keeps its own recipe."""
+    if not store.exists(CONFIG):
+        raise UserError(f"{store.root}/{CONFIG} is missing: give the evaluation's command again")
+    recipe, text = read_config(store, CONFIG)
+    check_config(store, CONFIG, recipe, read_manifest(store)["settings"])
+    return _evaluation(store, recipe, text)
 
 
 def _evaluation(store: RunStore, recipe: dict[str, Any], text: str) -> RunView:

@@ -21,7 +21,18 @@ from pipelines.commands.timeline import CommandTimes
 from pipelines.errors import UserError
 from pipelines.models import check_families
 from pipelines.pairs import PREPARE
-from pipelines.recipe import CONFIG, MANIFEST, Recipe, Run, RunPaths, Say, Stage, write_yaml
+from pipelines.recipe import (
+    CONFIG,
+    MANIFEST,
+    Recipe,
+    Run,
+    RunPaths,
+    Say,
+    Stage,
+    read_config,
+    write_yaml,
+    write_yaml_beside,
+)
 from pipelines.storage import present, spent
 
 
@@ -101,14 +112,19 @@ def settled(recipe: Recipe, start_ray: Callable[[], None]) -> Run:
 
 
 def _write_config(run: Run) -> None:
-    """Keep the recipe: of an evaluation with a name beside it, where the run has its own."""
+    """Keep the recipe. One of an evaluation with a name lies beside it, and leaves the run's own
+    evaluation as it was.
+    """
     recipe, paths = run.recipe, run.paths
+    text = write_yaml(recipe)
     if recipe.evaluate.name is not None:
-        paths.evaluation.write_bytes(CONFIG, write_yaml(recipe).encode())
+        paths.evaluation.write_bytes(CONFIG, text.encode())
+        text = write_yaml(recipe.without_a_name())
         if paths.run.exists(CONFIG):
-            return
-        recipe = recipe.without_a_name()
-    paths.run.write_bytes(CONFIG, write_yaml(recipe).encode())
+            if recipe.evaluate.model is not None:
+                return
+            text = write_yaml_beside(recipe, read_config(paths.run, CONFIG)[0])
+    paths.run.write_bytes(CONFIG, text.encode())
 
 
 def _way(recipe: Recipe, stages: Sequence[Stage[Any]]) -> list[Stage[Any]]:

@@ -11,6 +11,7 @@ from pipelines.pairs import PREPARE
 from pipelines.recipe import (
     CANDIDATES,
     EXECUTED,
+    STARTED,
     Located,
     Recipe,
     Run,
@@ -111,6 +112,12 @@ class Evaluate(Stage[EvaluateInputs]):
     def check(self, run: Run) -> None:
         from pipelines.evaluate.checks import check_evaluation
 
+        settings = run.recipe.evaluate
+        if settings.model and settings.name is None and run.paths.train.exists(STARTED):
+            raise UserError(
+                f"evaluate.model = {settings.model}: {run.paths.root} has a training of its own; "
+                "name this evaluation with evaluate.name, or choose another run_dir"
+            )
         run.inputs(self)
         check_evaluation(run.recipe)
 

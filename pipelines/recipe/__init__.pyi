@@ -21,6 +21,7 @@ from .files import (
     to_yaml as to_yaml,
     validate_recipe as validate_recipe,
     write_yaml as write_yaml,
+    write_yaml_beside as write_yaml_beside,
 )
 from .inputs import Located as Located
 from .interpolation import refuse_resolvers as refuse_resolvers

@@ -160,6 +160,9 @@ def test_another_reward_stands_beside_the_first(
     assert [s["policy_text"] for s in drawn] == [s["policy_text"] for s in first]
     assert [s["policy_reward"] for s in first] == vader_scores([s["policy_text"] for s in first])
     assert [s["policy_reward"] for s in drawn] != [s["policy_reward"] for s in first]
+    foreign = [f"evaluate.model={trained.model.name_or_path}", "objective.beta=0.7"]
+    code, _, errors = evaluate(str(file), *foreign, "--name", "start")
+    assert code == 0 and (run / "config.yaml").read_bytes() == before[run / "config.yaml"], errors
     assert evaluate(str(file), other, "--name", "by-model")[1].startswith("evaluate: already done")
     assert evaluate(str(file))[1].startswith("evaluate: already done")
 
@@ -170,9 +173,17 @@ def test_another_reward_stands_beside_the_first(
     assert "evaluation by-model</h2>" in page and "classifier" in page
     numbers = json.loads((run / "report" / "results.json").read_text())["dpo"]
     assert numbers["evaluations"]["by-model"] == read_results(named)
+    gain = numbers["evaluations"]["start"]["sentiment"]["reward/gain"]
+    assert (gain["low"], gain["high"]) == (0, 0) and "Nothing is compared" in page
     assert numbers["sentiment"] == read_results(RunStore(f"{run}/evaluation"))["sentiment"]
     mean = numbers["evaluations"]["by-model"]["sentiment"]["reward/after"]
     assert f"{mean['mean']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}]" in page
+    (run / "evaluation" / "named" / "start" / "config.yaml").unlink()
+    with pytest.raises(UserError, match="start/config.yaml is missing: give the evaluation's comm"):
+        run_report([str(run)])
+    shutil.rmtree(run / "evaluation")
+    code, _, errors = evaluate(str(file), *foreign)
+    assert code == 2 and "has a training of its own; name this evaluation with" in errors
 
 
 def _words(**given: str) -> list[str]:
