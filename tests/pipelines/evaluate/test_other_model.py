@@ -143,6 +143,7 @@ def test_another_reward_stands_beside_the_first(
     file = tmp_path / "mine.yaml"
     file.write_text(write_yaml(trained.model_copy(update={"run_dir": str(run)})))
     other = f"evaluate.reward={{kind: classifier, model: {judge}, label: LABEL_0}}"
+    assert evaluate(str(file))[1].startswith("evaluate: already done")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     code, _, errors = evaluate(str(file), other)
     assert code == 2 and "setting evaluate.reward.kind was" in errors
@@ -164,7 +165,6 @@ def test_another_reward_stands_beside_the_first(
     code, _, errors = evaluate(str(file), *foreign, "--name", "start")
     assert code == 0 and (run / "config.yaml").read_bytes() == before[run / "config.yaml"], errors
     assert evaluate(str(file), other, "--name", "by-model")[1].startswith("evaluate: already done")
-    assert evaluate(str(file))[1].startswith("evaluate: already done")
 
     rows = {row["stage"]: row for row in run_status(str(run))}
     assert rows["evaluate"]["state"] == rows["evaluate by-model"]["state"] == "done"
