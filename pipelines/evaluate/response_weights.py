@@ -1,23 +1,20 @@
 """weigh: the tokens of one response, and what a run's mask weighs them."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 from pipelines.errors import UserError
 from pipelines.models import (
-    ChatSettings,
-    ChatTemplate,
-    TemplateRefused,
     TokenTexts,
     compute_device,
     load_tokenizer,
     reference_dtype,
     resolve_model,
 )
-from pipelines.pairs import PairEncoder, PromptEncoder, Question, RawPair, RowRejected, answer_ids
-from pipelines.recipe import MANIFEST, Run
+from pipelines.pairs import ChatRenderer, Conversation, PairEncoder, RawPair, RowRejected
+from pipelines.recipe import MANIFEST, DataSection, Run
 from pipelines.reference import load_reference
 from pipelines.train import TRAIN, completed_steps, open_policy, training_facts
 from sparsepo import TokenWeights, token_weights
@@ -61,8 +58,8 @@ def response_weights(
     tokenizer = load_tokenizer(str(resolve_model(name, tokenizer_only=True)))
     given = [response] if other is None else [response, other]
     try:
-        asked, answers = _encoded(run, tokenizer, prompt, given, is_chat)
-    except (RowRejected, TemplateRefused) as reason:
+        asked, answers = encoded_texts(tokenizer, run.recipe.data, prompt, given, is_chat)
+    except RowRejected as reason:
         raise UserError(f"these texts make no pair: {reason}") from reason
     device = compute_device()
     reference = load_reference(facts.reference.model, device)
@@ -117,22 +114,20 @@ def weight_lines(found: TokenWeights, has_colours: bool = False) -> Iterator[str
         yield f"{reward:8.4f} {kl:8.4f}  {json.dumps(token, ensure_ascii=False)}"
 
 
-def _encoded(
-    run: Run, tokenizer: Any, prompt: str, responses: list[str], is_chat: bool
+def encoded_texts(
+    tokenizer: Any, data: DataSection, prompt: str, responses: Sequence[str], is_chat: bool
 ) -> tuple[list[int], list[list[int]]]:
-    data = run.recipe.data
-    if not is_chat:
-        encoder = PairEncoder(tokenizer, data)
-        rejected = responses[1] if len(responses) > 1 else None
-        pair = encoder.encode(RawPair(prompt, responses[0], rejected))
-        return pair.prompt, [pair.chosen] + ([] if pair.rejected is None else [pair.rejected])
-    question = Question.turn(prompt)
-    asked = PromptEncoder(tokenizer, data)(question)
-    template = ChatTemplate(tokenizer, ChatSettings.of(data))
-    before = template.render(question.messages, opens_answer=True)
-    limit = data.max_response_tokens
-    answers = []
-    for reply in responses:
-        whole = question.answered(template, reply)
-        answers.append(answer_ids(tokenizer, before, whole[len(before) :], True)[:limit])
-    return asked, answers
+    """Token ids of a prompt and its responses, as those of a pair with these texts.
+
+    Raises: RowRejected if they make no pair.
+    """
+    if is_chat:
+        asked = {"role": "user", "content": prompt}
+        sides = [
+            Conversation([asked, {"role": "assistant", "content": reply}]) for reply in responses
+        ]
+        raw = ChatRenderer(tokenizer, data).pair(*sides)
+    else:
+        raw = RawPair(prompt, responses[0], responses[1] if len(responses) > 1 else None)
+    pair = PairEncoder(tokenizer, data).encode(raw)
+    return pair.prompt, [ids for ids in (pair.chosen, pair.rejected) if ids is not None]

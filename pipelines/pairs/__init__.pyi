@@ -1,4 +1,6 @@
 from .conversation import (
+    ChatRenderer as ChatRenderer,
+    Conversation as Conversation,
     PairEncoder as PairEncoder,
     RawPair as RawPair,
     RowRejected as RowRejected,

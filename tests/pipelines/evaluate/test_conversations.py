@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from pipelines.commands.stages import EVALUATE, PREPARE, REFERENCE, TRAIN
 from pipelines.evaluate.benchmarks import SAMPLES
 from pipelines.evaluate.history import read_results
+from pipelines.evaluate.response_weights import encoded_texts
 from pipelines.evaluate.stage import ends_of
 from pipelines.models.response_ends import ResponseEnds, response_ends
 from pipelines.pairs.table import open_pairs
@@ -167,6 +168,24 @@ def test_reference_and_numbers_of_tokens_are_those_of_transformers(trained: Reci
         inside = [any(start <= at < end for start, end in words) for at in range(len(text))]
         assert all(is_key[at] for at in range(len(text)) if inside[at])
         assert not any(is_key[at] and not inside[at] for at in range(len(text)) if text[at] != " ")
+
+
+def test_a_response_of_ones_own_is_encoded_as_a_pairs(trained: Recipe) -> None:
+    """As transformers renders a turn of the user and the reply, with what follows the reply."""
+    tokenizer = AutoTokenizer.from_pretrained(trained.model.name_or_path)
+    if trained.data.chat_template is not None:
+        tokenizer.chat_template = OTHER
+    asked = [said("user", "question 3 about boats")]
+    texts = ("the film was lovely", "boats")
+    prompt, answers = encoded_texts(tokenizer, trained.data, asked[0]["content"], texts, True)
+    for text, answer in zip(texts, answers, strict=True):
+        whole = tokenizer.apply_chat_template([*asked, said("assistant", text)], tokenize=False)
+        ids = tokenizer(whole, add_special_tokens=False).input_ids
+        assert [*prompt, *answer] == ids[: len(prompt) + len(answer)]
+        mark = MARKS[trained.data.scored_turns]
+        assert tokenizer.decode(answer).rstrip("\n") == text + mark
+    alone = encoded_texts(tokenizer, trained.data, asked[0]["content"], texts[1:], True)
+    assert alone == (prompt, answers[1:])
 
 
 def test_layouts_and_places_of_the_reference_train_alike(trained: Recipe, tmp_path: Path) -> None:
