@@ -16,6 +16,7 @@ from sparsepo.masks.declarations import MASKS
 from sparsepo.model import PolicyModel, head_of
 from sparsepo.records import Features
 from sparsepo.reference import ReferenceModel
+from sparsepo.weight_display import coloured_text, html_of, plain_text, span_of
 
 Text = str | Sequence[int]
 
@@ -31,6 +32,23 @@ class TokenWeights:
     tokens: list[str] | list[int]
     reward: Tensor
     kl: Tensor
+
+    def text(self, colours: bool = False) -> str:
+        """The tokens as text, a line per term: the weights as colours, or else as numbers."""
+        shown = coloured_text if colours else plain_text
+        return "\n".join(
+            f"{name} {span_of(weights)}: {shown(self.tokens, weights)}"
+            for name, weights in self._terms().items()
+        )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows; a token says its weights when it is pointed at."""
+        return html_of(self.tokens, self._terms())
+
+    def _terms(self) -> dict[str, list[float]]:
+        """Name -> weights of the terms; the KL's are left out where they are the reward's, or 1."""
+        reward, kl = self.reward.tolist(), self.kl.tolist()
+        return {"reward": reward} | ({} if kl in (reward, [1.0] * len(kl)) else {"kl": kl})
 
 
 @torch.no_grad()

@@ -73,18 +73,19 @@ class RunView:
 
     Attributes:
         name: shown label. recipe: resolved configuration. recipe_yaml: the same as text. counts: of
-            the train stage.
+            the train stage, None without one.
         data_counts: of prepare. metrics: training records in step order. results: benchmark name ->
             numbers.
         samples: of held-out prompts, both models. responses: tokens with weights for the heatmap.
         history: numbers of evaluated checkpoints, with step and passed (None without gates).
-        timeline: where the time of the stages before went, as a table of text.
+        timeline: where the time of the stages before went, as a table of text. others: the run's
+            evaluations that have a name, each with a recipe of its own.
     """
 
     name: str
     recipe: dict[str, Any]
     recipe_yaml: str
-    counts: dict[str, Any]
+    counts: dict[str, Any] | None
     data_counts: dict[str, Any]
     metrics: list[dict[str, Any]] = field(default_factory=list)
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -92,6 +93,27 @@ class RunView:
     responses: list[dict[str, Any]] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
     timeline: str = ""
+    others: dict[str, "RunView"] = field(default_factory=dict)
+
+    @property
+    def evaluated(self) -> str | None:
+        """The model that was evaluated in place of a trained one, if any."""
+        found: str | None = self.recipe["evaluate"].get("model")
+        return found
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether before and after are two models."""
+        return self.evaluated != self.recipe["model"]["name_or_path"]
+
+    def differing(self, other: "RunView") -> list[str]:
+        """What another evaluation's settings say that this one's do not, as key = value."""
+        mine = self.recipe["evaluate"]
+        return [
+            f"{key} = {json.dumps(value)}"
+            for key, value in other.recipe["evaluate"].items()
+            if key != "name" and value != mine.get(key)
+        ]
 
 
 def render_report(runs: Sequence[RunView], title: str) -> str:
@@ -106,11 +128,18 @@ def render_report(runs: Sequence[RunView], title: str) -> str:
     environment.filters["signed"] = lambda v: f"{v:+.3f}"
     environment.filters["change"] = _signed_interval
     environment.filters["percent"] = lambda v: f"{v:.0%}"
+    others = [other for run in runs for other in run.others.values()]
+    environment.globals |= {
+        "verdict": _verdict,
+        "numbers": _numbers,
+        "examples": _examples,
+        "warn": _warnings,
+    }
     context = {
         "title": title,
         "runs": runs,
-        "warnings": {r.name: _warnings(r) for r in runs},
-        "verdicts": {r.name: _verdict(r) for r in runs},
+        "trained": [r for r in runs if r.counts is not None],
+        "others": [other for other in (*runs, *others) if other.evaluated],
         "of_pairs": [r for r in runs if "num_pairs" in r.results.get("preference", {})],
         "of_labels": [r for r in runs if "num_desirable" in r.results.get("preference", {})],
         "paired": _paired(runs),
@@ -124,7 +153,6 @@ def render_report(runs: Sequence[RunView], title: str) -> str:
         "auc": Markup(_auc(runs))
         if any("auc/chance" in r.results.get("masks", {}) for r in runs)
         else "",
-        "examples": {r.name: _examples(r) for r in runs},
         "heatmaps": {r.name: _heatmap(r) for r in runs},
         "data_json": Markup(_embedded({r.name: r.results for r in runs})),
     }
@@ -144,7 +172,7 @@ def _warnings(run: RunView) -> list[str]:
 
     It lists what training warned of, samples far from the reference, and dead masks.
     """
-    found = list(run.counts.get("warnings") or [])
+    found = list((run.counts or {}).get("warnings") or [])
     sentiment, masks = run.results.get("sentiment", {}), run.results.get("masks", {})
     if "tokens/after" in sentiment:
         per_token = sentiment["kl/policy_reference"]["mean"] / max(
@@ -172,6 +200,8 @@ def _verdict(run: RunView) -> list[str]:
     sentiment, preference, dialogue = (
         run.results.get(name, {}) for name in ("sentiment", "preference", "dialogue")
     )
+    if not run.is_compared:
+        return _alone(run)
     if sentiment:
         gain, kl = sentiment["reward/gain"], sentiment["kl/policy_reference"]
         word = (
@@ -224,6 +254,35 @@ def _verdict(run: RunView) -> list[str]:
         gain = run.results["summarization"]["rougeL/gain"]
         found.append(f"ROUGE-L of summaries changed by {_signed_interval(gain)}.")
     return found
+
+
+def _alone(run: RunView) -> list[str]:
+    """What the evaluation of a model without another beside it found, in sentences."""
+    found = ["Nothing is compared: before and after are the same model."]
+    if sentiment := run.results.get("sentiment"):
+        found.append(f"The reward of its samples is {_interval(sentiment['reward/after'])}.")
+    if preference := run.results.get("preference"):
+        rate = preference["accuracy/logps/after"]
+        found.append(
+            "By log-probability it ranks the held-out chosen response higher in "
+            f"{rate['mean']:.1%} of pairs."
+        )
+    if (rate := run.results.get("dialogue", {}).get("win_rate/chosen")) is not None:
+        found.append(f"Against the chosen responses its replies win {_interval(rate)}.")
+    if rate := run.results.get("code", {}).get("pass@1/after"):
+        found.append(f"pass@1 is {_interval(rate)}.")
+    return found
+
+
+def _numbers(run: RunView) -> list[tuple[str, str]]:
+    """Every number of an evaluation: name, and value with its interval."""
+    return [
+        (f"{benchmark}/{key}", _interval(value) if isinstance(value, dict) else _number(value))
+        for benchmark, result in run.results.items()
+        for key, value in result.items()
+        if (isinstance(value, dict) and "mean" in value)
+        or (isinstance(value, int | float) and not isinstance(value, bool))
+    ]
 
 
 def _paired(runs: Sequence[RunView]) -> list[dict[str, Any]]:
@@ -300,7 +359,7 @@ def _frontier(runs: Sequence[RunView]) -> str:
             )
     points.append(
         {
-            "name": "starting model",
+            "name": "starting model" if measured[0].counts is not None else "before",
             "kl": zero,
             "reward": measured[0].results["sentiment"]["reward/before"],
             "is_start": True,
@@ -350,7 +409,7 @@ def _examples(run: RunView, count: int = 4) -> dict[str, list[dict[str, Any]]]:
         (s for s in run.samples if "policy_reward" in s),
         key=lambda s: s["policy_reward"] - s["start_reward"],
     )
-    if not ranked:
+    if not ranked or not run.is_compared:
         return {"as they come": run.samples[:count]} if run.samples else {}
     return {
         "as they come": run.samples[:count],

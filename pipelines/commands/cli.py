@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,9 +27,10 @@ from pipelines.commands.completion import (
 from pipelines.commands.job_commands import Address, follow_job, jobs
 from pipelines.commands.usage import usage_message
 from pipelines.errors import GateFailed, StageFailed, UserError
+from pipelines.evaluate import EXECUTE
 
 if TYPE_CHECKING:
-    from pipelines.recipe import Action, Stage, View
+    from pipelines.recipe import Action, Recipe, Stage, View
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -118,8 +119,48 @@ def weigh(
 
     run = Run(load_recipe(recipe))
     side: Any = "rejected" if rejected else "chosen"
-    for line in weight_lines(response_weights(run, prompt, response, other, side, step, chat)):
-        print(line)
+    found = response_weights(run, prompt, response, other, side, step, chat)
+    _write(weight_lines(found, _has_colours()))
+
+
+@app.command()
+def evaluate(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RECIPE",
+            help="Recipe file, or the name of a packaged recipe; none with --model.",
+            autocompletion=recipe_names,
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="A model that was not trained here, without a recipe."),
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(metavar="DIR", help="What --model is compared with.")
+    ] = None,
+    pairs: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Held-out preference pairs for --model.")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Where the evaluation of --model goes.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Keep it under this name, beside the run's others.")
+    ] = None,
+    allow_code_execution: Annotated[
+        bool, typer.Option("--allow-code-execution", help=EXECUTE.flag_help)
+    ] = False,
+) -> None:
+    """The recipe's benchmarks of the trained model, or of any model with --model."""
+    from pipelines.commands.evaluation import Flags
+
+    flags = Flags(model, reference, pairs, output)
+    asked = {str(EXECUTE.flag): allow_code_execution}
+    _run(flags.recipe(recipe, overrides or (), name), flags.stages(), quiet, asked)
 
 
 @app.command()
@@ -354,19 +395,15 @@ def _say(quiet: bool) -> Callable[[str], None]:
     return (lambda line: None) if quiet else (lambda line: print(line, flush=True))
 
 
-def _stages(
-    recipe: str,
-    overrides: list[str] | None,
-    stages: Sequence["Stage[Any]"],
-    quiet: bool,
-    asked: dict[str, bool],
+def _run(
+    loaded: "Recipe", stages: Sequence["Stage[Any]"], quiet: bool, asked: dict[str, bool]
 ) -> None:
     """Run stages, with those that follow them where their flag is given."""
     from pipelines.commands.run import run_stages
     from pipelines.commands.stages import on_request
-    from pipelines.recipe import RunPaths, load_recipe
+    from pipelines.recipe import RunPaths
 
-    loaded, say = load_recipe(recipe, overrides or ()), _say(quiet)
+    say = _say(quiet)
     chosen, hints = list(stages), []
     for stage in on_request(stages):
         assert stage.follows is not None
@@ -397,9 +434,18 @@ def _act(action: "Action", recipe: str, overrides: list[str] | None, quiet: bool
 def _print(view: "View", recipe: str, overrides: list[str] | None, number: int) -> None:
     from pipelines.recipe import Run, load_recipe
 
+    _write(view.lines(Run(load_recipe(recipe, overrides or ())), number, _has_colours()))
+
+
+def _has_colours() -> bool:
+    """Whether what is printed goes to a terminal that shows colours."""
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+
+
+def _write(lines: Iterable[str]) -> None:
+    """Print lines, with escapes for what the terminal's encoding lacks."""
     coding = sys.stdout.encoding or "utf-8"
-    is_terminal = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    for line in view.lines(Run(load_recipe(recipe, overrides or ())), number, is_terminal):
+    for line in lines:
         print(line.encode(coding, "backslashreplace").decode(coding))
 
 
@@ -423,12 +469,14 @@ def _add_command(name: str, summary: str, stages: Sequence["Stage[Any]"]) -> Non
     }
 
     def command(recipe: str, overrides: list[str] | None, quiet: bool, **given: Any) -> None:
+        from pipelines.recipe import load_recipe
+
         wanted = {key.replace("_", "-"): value for key, value in given.items()}
         for flag, action in actions.items():
             if wanted[flag]:
                 _act(action, recipe, overrides, quiet)
                 return
-        _stages(recipe, overrides, stages, quiet, wanted)
+        _run(load_recipe(recipe, overrides or ()), stages, quiet, wanted)
         for flag, view in views.items():
             if wanted[flag] is not None:
                 _print(view, recipe, overrides, wanted[flag])

@@ -1,6 +1,7 @@
 """report: one self-contained page for a run, or a comparison of several."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from evaluation.report import RunView, render_report
@@ -37,13 +38,19 @@ def run_report(run_dirs: Sequence[str], output: str | None = None) -> str:
     """
     views = [_view(run) for run in run_dirs]
     names = _labels(run_dirs, views)
-    views = [
-        RunView(**{**vars(view), "name": name}) for view, name in zip(views, names, strict=True)
-    ]
+    views = [replace(view, name=name) for view, name in zip(views, names, strict=True)]
     store = RunStore(f"{output or run_dirs[0]}/report")
     title = f"sparsepo: {views[0].name}" if len(views) == 1 else f"sparsepo: {', '.join(names)}"
     store.write_json(
-        RESULTS, {view.name: {**view.results, "checkpoints": view.history} for view in views}
+        RESULTS,
+        {
+            view.name: {
+                **view.results,
+                "checkpoints": view.history,
+                "evaluations": {name: other.results for name, other in view.others.items()},
+            }
+            for view in views
+        },
     )
     store.write_bytes(PAGE, render_report(views, title).encode())
     return f"{store.root}/{PAGE}"
@@ -52,28 +59,58 @@ def run_report(run_dirs: Sequence[str], output: str | None = None) -> str:
 def _view(run_dir: str) -> RunView:
     store = RunStore(run_dir)
     train = store.at("train")
-    if not store.exists(CONFIG) or not train.exists(MANIFEST):
-        raise UserError(
-            f"{store.root} holds no finished training run (no {CONFIG} or no train/{MANIFEST})"
-        )
-    recipe, text = read_config(store, CONFIG)
-    evaluation = store.at("evaluation")
-    made = read_manifest(train)
-    for manifest in (made, *([read_manifest(evaluation)] if evaluation.exists(MANIFEST) else [])):
-        check_config(store, CONFIG, recipe, manifest["settings"])
+    if not store.exists(CONFIG):
+        raise UserError(f"{store.root} holds no finished training run (no {CONFIG})")
     paths, times = RunPaths.at(run_dir), read_times(run_dir)
+    recipe, text = read_config(store, CONFIG)
+    evaluated = recipe.get("evaluate", {}).get("model")
+    others = {
+        name: _named(places.evaluation)
+        for name, places in paths.named_evaluations().items()
+        if places.evaluation.exists(MANIFEST)
+    }
+    is_trained = train.exists(MANIFEST)
+    if not is_trained and not (evaluated and (paths.evaluation.exists(MANIFEST) or others)):
+        raise UserError(f"{store.root} holds no finished training run (no train/{MANIFEST})")
+    made = read_manifest(train) if is_trained else None
+    for manifest in (
+        *([made] if made else []),
+        *([read_manifest(paths.evaluation)] if paths.evaluation.exists(MANIFEST) else []),
+    ):
+        check_config(store, CONFIG, recipe, manifest["settings"])
+    found = _evaluation(paths.evaluation, recipe, text)
+    return replace(
+        found,
+        name=recipe["objective"]["name"] if made else _folder(evaluated),
+        counts=made["counts"] if made else None,
+        data_counts=read_manifest(paths.pairs)["counts"],
+        metrics=list(read_metrics(train)) if made else [],
+        history=_checkpoints(paths.evaluation),
+        timeline="\n".join(timeline_lines(times)) if times else "",
+        others={name: replace(other, name=name) for name, other in others.items()},
+    )
+
+
+def _named(store: RunStore) -> RunView:
+    """An evaluation with a name, which keeps its own recipe."""
+    if not store.exists(CONFIG):
+        raise UserError(f"{store.root}/{CONFIG} is missing: give the evaluation's command again")
+    recipe, text = read_config(store, CONFIG)
+    check_config(store, CONFIG, recipe, read_manifest(store)["settings"])
+    return _evaluation(store, recipe, text)
+
+
+def _evaluation(store: RunStore, recipe: dict[str, Any], text: str) -> RunView:
+    """What an evaluation found, by the recipe that it was made with."""
     return RunView(
-        name=recipe["objective"]["name"],
+        name="",
         recipe=recipe,
         recipe_yaml=text,
-        counts=made["counts"],
-        data_counts=read_manifest(paths.pairs)["counts"],
-        metrics=list(read_metrics(train)),
-        results=read_results(evaluation),
-        samples=_lines(evaluation, SAMPLES),
-        responses=_lines(evaluation, TOKENS),
-        history=_checkpoints(evaluation),
-        timeline="\n".join(timeline_lines(times)) if times else "",
+        counts=None,
+        data_counts={},
+        results=read_results(store),
+        samples=_lines(store, SAMPLES),
+        responses=_lines(store, TOKENS),
     )
 
 
@@ -104,8 +141,12 @@ def _labels(run_dirs: Sequence[str], views: Sequence[RunView]) -> list[str]:
     names = [view.name for view in views]
     if len(set(names)) == len(names):
         return names
-    folders = [run.rstrip("/").rsplit("/", 1)[-1] for run in run_dirs]
+    folders = [_folder(run) for run in run_dirs]
     return folders if len(set(folders)) == len(folders) else list(run_dirs)
+
+
+def _folder(path: str) -> str:
+    return path.rstrip("/").rsplit("/", 1)[-1]
 
 
 def _lines(store: RunStore, path: str) -> list[dict[str, Any]]:

@@ -16,12 +16,23 @@ from pipelines.cluster import (
     ray_session,
     wait_for_workers,
 )
-from pipelines.commands.stages import IMPORTED_EARLY, RUN, STAGES
+from pipelines.commands.stages import IMPORTED_EARLY, RUN, STAGES, asked_for
 from pipelines.commands.timeline import CommandTimes
 from pipelines.errors import UserError
 from pipelines.models import check_families
 from pipelines.pairs import PREPARE
-from pipelines.recipe import CONFIG, MANIFEST, Recipe, Run, RunPaths, Say, Stage, write_yaml
+from pipelines.recipe import (
+    CONFIG,
+    MANIFEST,
+    Recipe,
+    Run,
+    RunPaths,
+    Say,
+    Stage,
+    read_config,
+    write_yaml,
+    write_yaml_beside,
+)
 from pipelines.storage import present, spent
 
 
@@ -41,6 +52,7 @@ def run_stages(
         began: when the command did, seconds since the epoch; now by default.
     """
     outcome: dict[str, str] = {}
+    stages = asked_for(recipe, stages)
     for stage in stages:
         stage.check_recipe(recipe)
     with CommandTimes(RunPaths.of(recipe).run, time.time() if began is None else began) as times:
@@ -60,8 +72,8 @@ def _run_stages(
         with spent("checks"):
             run = settled(recipe, start_ray)
             check_before(run, stages)
-        if _way(stages):
-            run.paths.run.write_bytes(CONFIG, write_yaml(run.recipe).encode())
+        if _way(run.recipe, stages):
+            _write_config(run)
         for number, stage in enumerate(stages):
             started = time.monotonic()
             if stage.is_done(run):
@@ -72,7 +84,7 @@ def _run_stages(
                 if stage.uses_ray:
                     start_ray()
                 _require_earlier(run, stage)
-                check_pairs(run, [*_way(stages), *stages[number:]])
+                check_pairs(run, [*_way(run.recipe, stages), *stages[number:]])
                 check_room(run, stages[number:])
                 with times.stage(stage.name):
                     counts = stage.run(run, say, quiet)["counts"]
@@ -99,13 +111,29 @@ def settled(recipe: Recipe, start_ray: Callable[[], None]) -> Run:
     return Run(recipe)
 
 
-def _way(stages: Sequence[Stage[Any]]) -> list[Stage[Any]]:
-    """The stages to a trained model, if any of these is on the way from pairs to a report: one
-    alone looks at what the recipe asks of all of them.
+def _write_config(run: Run) -> None:
+    """Keep the recipe. One of an evaluation with a name lies beside it, and leaves the run's own
+    evaluation as it was.
+    """
+    recipe, paths = run.recipe, run.paths
+    text = write_yaml(recipe)
+    if recipe.evaluate.name is not None:
+        paths.evaluation.write_bytes(CONFIG, text.encode())
+        text = write_yaml(recipe.without_a_name())
+        if paths.run.exists(CONFIG):
+            if recipe.evaluate.model is not None:
+                return
+            text = write_yaml_beside(recipe, read_config(paths.run, CONFIG)[0])
+    paths.run.write_bytes(CONFIG, text.encode())
+
+
+def _way(recipe: Recipe, stages: Sequence[Stage[Any]]) -> list[Stage[Any]]:
+    """The stages to the model of the recipe, if any of these is on the way from pairs to a report:
+    one alone looks at what the recipe asks of all of them.
     """
     if not any(stage in RUN for stage in stages):
         return []
-    return [stage for stage in RUN if not stage.is_optional]
+    return [stage for stage in RUN if not stage.is_optional and stage.applies(recipe)]
 
 
 def check_before(run: Run, stages: Sequence[Stage[Any]], is_settled: bool = True) -> None:
@@ -117,9 +145,9 @@ def check_before(run: Run, stages: Sequence[Stage[Any]], is_settled: bool = True
         is_settled: whether `auto` is decided by the machines that the run will work on. Otherwise
             what earlier stages have left cannot be compared with it.
     """
-    asked = [*_way(stages), *stages]
+    asked = [*_way(run.recipe, stages), *stages]
     # First of all: what cannot be a model's has no tokenizer to ask either.
-    if _way(stages):
+    if _way(run.recipe, stages):
         check_families(run.recipe)
     if is_settled:
         _check_records(run, stages)
@@ -144,7 +172,7 @@ def check_stages(run: Run, stages: Sequence[Stage[Any]]) -> None:
 
 def _check_places(run: Run, stages: Sequence[Stage[Any]]) -> None:
     """UserError where nothing can be written."""
-    if _way(stages):
+    if _way(run.recipe, stages):
         run.paths.run.check_writable()
     for stage in stages:
         if stage.has_record and not stage.is_done(run):

@@ -24,7 +24,7 @@ class Report(Stage[None]):
         return paths.report
 
     def needs(self, recipe: Recipe) -> tuple[Stage[Any], ...]:
-        return (TRAIN,)
+        return (TRAIN,) if recipe.evaluate.model is None else (EVALUATE,)
 
     def resolve(self, recipe: Recipe) -> None:
         return None
@@ -71,6 +71,13 @@ IMPORTED_EARLY = (
     "pipelines.train.lean_trainer",
     "pipelines.train.trainer",
 )
+
+
+def asked_for(recipe: Recipe, stages: Sequence[Stage[Any]]) -> list[Stage[Any]]:
+    """Of the stages of a command those that the recipe asks for; what is named alone is done."""
+    if len(stages) == 1:
+        return list(stages)
+    return [stage for stage in stages if stage.is_optional or stage.applies(recipe)]
 
 
 def on_request(stages: Sequence[Stage[Any]]) -> tuple[Stage[Any], ...]:

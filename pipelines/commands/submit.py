@@ -102,6 +102,19 @@ def packaged_command(command: Sequence[str], program: Any) -> Iterator[tuple[Pat
                 package / source,
                 ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*"),
             )
+        if parameters.get("model") is not None:
+            from pipelines.commands.evaluation import Flags
+
+            flags = Flags.of(parameters)
+            recipe = flags.recipe(
+                parameters["recipe"], parameters["overrides"] or (), parameters["name"]
+            )
+            for stage in flags.stages():
+                stage.check_recipe(recipe)
+            (package / "recipe.yaml").write_text(write_yaml(recipe))
+            kept = ("--quiet", "-q", "--allow-code-execution")
+            yield package, ["run", "recipe.yaml", *(word for word in command if word in kept)]
+            return
         file, overrides = (
             parameters.get("sweep") or parameters.get("recipe"),
             parameters.get("overrides") or [],

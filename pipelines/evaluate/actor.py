@@ -39,7 +39,7 @@ from pipelines.pairs import Question, answer_ids, read_pairs
 from pipelines.recipe import GenerationSection
 from pipelines.reference import FeatureSource, load_reference, open_reference
 from pipelines.storage import RunStore
-from pipelines.train import build_objective, open_policy
+from pipelines.train import build_objective, open_policy, open_untrained
 from sparsepo import PolicyModel, head_of, score_tokens
 from sparsepo.batching.cutting import token_budget_batches
 from sparsepo.batching.layouts import TokenizedPair, padded_layout
@@ -111,6 +111,8 @@ class Evaluator:
     @cached_property
     def _policy(self) -> PolicyModel:
         facts, head = self._facts, self._reference.head
+        if facts.settings.model is not None:
+            return open_untrained(facts.training, head, self._dtype, self._device)
         return open_policy(facts.training, facts.step, head, self._dtype, self._device)
 
     @torch.no_grad()

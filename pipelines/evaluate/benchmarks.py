@@ -18,6 +18,7 @@ from pipelines.evaluate.checks import check_evaluation, check_weights, wants_vll
 from pipelines.evaluate.facts import EvaluationFacts
 from pipelines.evaluate.held_out import require_held_out
 from pipelines.evaluate.history import append_history
+from pipelines.evaluate.other_model import facts_of_policy
 from pipelines.evaluate.results import Found, benchmark_results
 from pipelines.evaluate.sample_scores import ask, scored
 from pipelines.evaluate.tasks import (
@@ -43,7 +44,7 @@ from pipelines.recipe import (
 )
 from pipelines.reference import usable_rows
 from pipelines.storage import RunStore, TaskResults
-from pipelines.train import check_files, check_published, training_facts
+from pipelines.train import check_files, check_published
 
 # Bytes of the held-out tokens' weights that are ranked in this process.
 _RANKED_HERE = 32 * 2**20
@@ -56,7 +57,7 @@ def run_evaluate(
     quiet: bool = False,
     step: int | None = None,
 ) -> dict[str, Any]:
-    """Evaluate RUN/train/model, or a checkpoint, on held-out pairs and prompts.
+    """Evaluate RUN/train/model, a checkpoint or evaluate.model on held-out pairs and prompts.
 
     Needs a running Ray. A killed evaluation goes on where it was: what a finished task found is
     kept in evaluation/parts.
@@ -69,10 +70,9 @@ def run_evaluate(
     from pipelines.evaluate.reward_judge import judge_warnings
 
     recipe = run.recipe
-    if step is None and not run.paths.train.exists(MODEL):
-        raise UserError(f"{run.paths.train.root} has no trained model: run `sparsepo train` first")
     check_evaluation(recipe)
-    _check_trained(run, step)
+    if recipe.evaluate.model is None:
+        _check_trained(run, step)
     settings = recipe.evaluate
     judge = (
         EndpointJudge(settings.judge, record.store)
@@ -82,9 +82,8 @@ def run_evaluate(
     pairs = open_pairs(run)
     require_held_out(recipe, {split: pairs.num_rows(split) for split in SPLITS})
     pairs.check(settings.split)
-    training = training_facts(run)
-    facts = EvaluationFacts.of(settings, record.store, training, step, ends)
-    usable = usable_rows(training.reference, pairs, settings.split)
+    facts = EvaluationFacts.of(recipe, record.store, facts_of_policy(run), step, ends)
+    usable = usable_rows(facts.training.reference, pairs, settings.split)
     pool = Pool(
         "evaluate",
         recipe.ray,
@@ -128,6 +127,8 @@ def run_evaluate(
 def _check_trained(run: Run, step: int | None) -> None:
     """UserError if the model is not what training wrote, or vLLM is to load it and cannot."""
     train = run.paths.train
+    if step is None and not train.exists(MODEL):
+        raise UserError(f"{train.root} has no trained model: run `sparsepo train` first")
     check_weights(run, step)
     if step is None:
         check_published(train)

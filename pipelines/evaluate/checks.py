@@ -3,6 +3,7 @@
 from pipelines.errors import UserError
 from pipelines.evaluate.facts import read_key_words
 from pipelines.evaluate.held_out import check_held_out
+from pipelines.evaluate.other_model import in_its_place
 from pipelines.models import (
     ADAPTER_CONFIG,
     ChatSettings,
@@ -102,15 +103,20 @@ def _check_engine(recipe: Recipe) -> None:
         return
     from pipelines.evaluate.vllm_generation import require_vllm
 
-    sizes = padded_vocabularies(recipe)
+    sizes = padded_vocabularies(in_its_place(recipe) if recipe.evaluate.model else recipe)
     if sizes is not None and sizes.common < sizes.policy:
         raise UserError(
             f"generation.engine = 'vllm': it would draw from all rows, and {sizes}; take "
             "engine=transformers"
         )
     require_vllm()
-    lora = recipe.train.lora
-    if not RunPaths.of(recipe).train.is_local or (lora is not None and lora.save == "adapter"):
+    lora, evaluated = recipe.train.lora, recipe.evaluate.model
+    if evaluated is not None:
+        if (resolve_model(evaluated) / ADAPTER_CONFIG).is_file():
+            raise UserError(
+                f"generation.engine = 'vllm': evaluate.model = {evaluated} must be whole weights"
+            )
+    elif not RunPaths.of(recipe).train.is_local or (lora is not None and lora.save == "adapter"):
         raise _no_whole_weights(RunPaths.of(recipe))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipelines.errors import UserError
 from pipelines.models import ResponseEnds
-from pipelines.recipe import EvaluateSection
+from pipelines.recipe import EvaluateSection, Recipe
 from pipelines.storage import RunStore
 from pipelines.train import TrainingFacts
 
@@ -16,36 +16,32 @@ class EvaluationFacts:
 
     Attributes:
         store: root of this evaluation's store. step: of the checkpoint that is evaluated; None is
-            the published model. ends: of all models' samples. key_words: in lower case, or None.
+            the published model. start: the starting model's name or path. tokenizer: of what
+            holds the tokenizer. ends: of all models' samples. key_words: in lower case, or None.
     """
 
     settings: EvaluateSection
     store: str
     training: TrainingFacts
     step: int | None
+    start: str
+    tokenizer: str
     ends: ResponseEnds
     key_words: frozenset[str] | None
 
     @classmethod
     def of(
         cls,
-        settings: EvaluateSection,
+        recipe: Recipe,
         store: RunStore,
         training: TrainingFacts,
         step: int | None,
         ends: ResponseEnds,
     ) -> "EvaluationFacts":
-        return cls(settings, store.root, training, step, ends, read_key_words(settings))
-
-    @property
-    def start(self) -> str:
-        """The starting model's name or path."""
-        return self.training.model.name_or_path
-
-    @property
-    def tokenizer(self) -> str:
-        """Name or path of what holds the tokenizer."""
-        return self.training.model.tokenizer or self.start
+        settings, model = recipe.evaluate, recipe.model
+        tokenizer = model.tokenizer or model.name_or_path
+        words = read_key_words(settings)
+        return cls(settings, store.root, training, step, model.name_or_path, tokenizer, ends, words)
 
     def starts_from_reference(self) -> bool:
         """Whether the starting model is the reference."""

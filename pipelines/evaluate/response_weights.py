@@ -99,8 +99,14 @@ def _require_trained(run: Run, step: int | None) -> None:
         )
 
 
-def weight_lines(found: TokenWeights) -> Iterator[str]:
-    """One line per token: reward weight, KL weight, the token's text in quotes."""
+def weight_lines(found: TokenWeights, has_colours: bool = False) -> Iterator[str]:
+    """One line per token: reward weight, KL weight, the token's text in quotes.
+
+    Before them the response, its weights as colours, where there are any.
+    """
+    if has_colours:
+        yield from found.text(colours=True).splitlines()
+        yield ""
     yield f"{'reward':>8} {'kl':>8}  token"
     for token, reward, kl in zip(
         found.tokens, found.reward.tolist(), found.kl.tolist(), strict=True

@@ -314,6 +314,11 @@ def _release_numbers(section: ScheduleSection) -> dict[str, float] | None:
 
 def check_run(run: Run) -> None:
     """UserError if the run has not begun to train, or was trained by another recipe."""
+    for key in ("model", "name"):
+        if (given := getattr(run.recipe.evaluate, key)) is not None:
+            raise UserError(
+                f"evaluate.{key} = {given}: a schedule evaluates every checkpoint of the run"
+            )
     EVALUATE.check(run)
     run.record(TRAIN).check()
     run.inputs(EVALUATE)

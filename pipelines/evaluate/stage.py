@@ -1,7 +1,7 @@
 """evaluate, execute and sample as the commands see them: inputs, records and lines."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from pipelines.pairs import PREPARE
 from pipelines.recipe import (
     CANDIDATES,
     EXECUTED,
+    STARTED,
     Located,
     Recipe,
     Run,
@@ -33,11 +34,14 @@ class EvaluateInputs:
     """Where responses end, if any are drawn, and the content of files that the recipe names.
 
     Attributes:
-        files: recipe key below evaluate -> fingerprint.
+        files: recipe key below evaluate -> fingerprint. models: of a model that is evaluated in
+            place of the trained one, of the starting model and the reference: name -> fingerprint;
+            empty otherwise.
     """
 
     ends: "ResponseEnds | None"
     files: dict[str, str]
+    models: dict[str, str]
 
 
 class Evaluate(Stage[EvaluateInputs]):
@@ -49,13 +53,20 @@ class Evaluate(Stage[EvaluateInputs]):
         return paths.evaluation
 
     def needs(self, recipe: Recipe) -> tuple[Stage[Any], ...]:
-        return (PREPARE, TRAIN)
+        return (PREPARE, TRAIN) if recipe.evaluate.model is None else (PREPARE,)
 
     def applies(self, recipe: Recipe) -> bool:
         return recipe.objective.declared.uses_rejected
 
     def check_recipe(self, recipe: Recipe) -> None:
         check_held_out(recipe)
+        settings = recipe.evaluate
+        if settings.model is not None and "masks" in settings.benchmarks:
+            others = ", ".join(name for name in settings.benchmarks if name != "masks")
+            raise UserError(
+                "evaluate.benchmarks names masks: evaluate.model has none; set "
+                f"evaluate.benchmarks=[{others}]"
+            )
 
     def resolve(self, recipe: Recipe) -> EvaluateInputs:
         """UserError if a file that the recipe names does not exist."""
@@ -70,24 +81,43 @@ class Evaluate(Stage[EvaluateInputs]):
             files[key] = file_hash(Path(name))
         draws = {*settings.sampled_benchmarks(), "code", "leaderboard"} & set(settings.benchmarks)
         ends = _ends_of(recipe) if draws else None
-        return EvaluateInputs(ends, files)
+        return EvaluateInputs(ends, files, _models_of(recipe))
 
     def settings(self, recipe: Recipe, inputs: EvaluateInputs) -> dict[str, Any]:
-        return {
+        found = {
             key: value
             for key, value in stage_settings(recipe, self.name).items()
             if key.removeprefix("evaluate.") not in ("key_words", "code.tasks")
         }
+        if not inputs.models:
+            return found
+        from pipelines.evaluate.other_model import beta_of
+
+        return {**found, "objective.beta": beta_of(recipe)}
 
     def fingerprints(
         self, recipe: Recipe, inputs: EvaluateInputs, earlier: Mapping[str, StageRecord]
     ) -> dict[str, Any]:
         ends = {} if inputs.ends is None else inputs.ends.fingerprint()
-        return {"train": earlier[TRAIN.name].fingerprint(), **inputs.files, **ends}
+        read = {name: found.fingerprint() for name, found in earlier.items()}
+        made = read if inputs.models else {"train": read[TRAIN.name]}
+        return {**made, **inputs.models, **inputs.files, **ends}
+
+    def record(
+        self, recipe: Recipe, inputs: EvaluateInputs, earlier: Mapping[str, StageRecord]
+    ) -> StageRecord:
+        found = super().record(recipe, inputs, earlier)
+        return replace(found, or_else=", or keep both: name this one with evaluate.name")
 
     def check(self, run: Run) -> None:
         from pipelines.evaluate.checks import check_evaluation
 
+        settings = run.recipe.evaluate
+        if settings.model and settings.name is None and run.paths.train.exists(STARTED):
+            raise UserError(
+                f"evaluate.model = {settings.model}: {run.paths.root} has a training of its own; "
+                "name this evaluation with evaluate.name, or choose another run_dir"
+            )
         run.inputs(self)
         check_evaluation(run.recipe)
 
@@ -98,6 +128,11 @@ class Evaluate(Stage[EvaluateInputs]):
 
     def run(self, run: Run, say: Say, quiet: bool, step: int | None = None) -> dict[str, Any]:
         """Args: step: of a checkpoint; None is the published model."""
+        if run.recipe.evaluate.model == run.recipe.model.name_or_path:
+            say(
+                "evaluate: nothing is compared: the model is its own reference, so gains and KL "
+                "are 0; name another one with --reference (model.name_or_path)"
+            )
         from pipelines.models import quick_imports
 
         with quick_imports():
@@ -113,6 +148,9 @@ class Evaluate(Stage[EvaluateInputs]):
 
     def detail(self, counts: dict[str, Any]) -> str:
         return ", ".join(counts["benchmarks"])
+
+    def status(self, paths: RunPaths) -> list[dict[str, Any]]:
+        return _status_of_all(self, super().status, paths)
 
     def forecast(self, run: Run, known: Mapping[str, Any], tflops: float) -> dict[str, Any]:
         from pipelines.evaluate.forecast import forecast_evaluation
@@ -133,6 +171,19 @@ class Evaluate(Stage[EvaluateInputs]):
         return f"{', '.join(forecast['benchmarks'])}{on}" if forecast["benchmarks"] else "nothing"
 
 
+def _status_of_all(
+    stage: Stage[Any], rows_of: Callable[[RunPaths], list[dict[str, Any]]], paths: RunPaths
+) -> list[dict[str, Any]]:
+    """The rows of a stage for the evaluation without a name and every one that has one."""
+    named = [
+        {**row, "stage": f"{stage.name} {name}"}
+        for name, places in paths.named_evaluations().items()
+        for row in rows_of(places)
+        if row["state"] != "not started"
+    ]
+    return rows_of(paths) + named
+
+
 EVALUATE = Evaluate()
 
 
@@ -140,6 +191,21 @@ def ends_of(run: Run) -> "ResponseEnds":
     """Where samples of a run's models end: by its starting model, for all of them."""
     found = run.inputs(EVALUATE).ends
     return _ends_of(run.recipe) if found is None else found
+
+
+def _models_of(recipe: Recipe) -> dict[str, str]:
+    """The fingerprints of the models of an evaluation without a training; else nothing."""
+    if recipe.evaluate.model is None:
+        return {}
+    from pipelines.models import resolve_model, weights_fingerprint
+
+    start = recipe.model.name_or_path
+    named = {
+        "model": recipe.evaluate.model,
+        "start": start,
+        "reference": recipe.model.reference or start,
+    }
+    return {key: weights_fingerprint(resolve_model(name)) for key, name in named.items()}
 
 
 def _ends_of(recipe: Recipe) -> "ResponseEnds":
@@ -221,6 +287,9 @@ class Execute(Stage[str]):
     def detail(self, counts: dict[str, Any]) -> str:
         return EVALUATE.detail(counts)
 
+    def status(self, paths: RunPaths) -> list[dict[str, Any]]:
+        return _status_of_all(self, super().status, paths)
+
 
 EXECUTE = Execute()
 
@@ -249,6 +318,8 @@ class Sample(Stage[SampleInputs]):
         return paths.sample
 
     def check_recipe(self, recipe: Recipe) -> None:
+        if not recipe.data.sources:
+            raise UserError("data.sources = []: there are no prompts to sample from")
         engine = recipe.sample.generation.engine
         if engine != "transformers":
             raise UserError(

@@ -37,12 +37,14 @@ def with_vllm_samples(
     if not asked:
         return list(tasks)
     flat = [request for each in asked.values() for some in each.requests for request in some]
-    by_policy = iter(vllm_samples(f"{facts.training.root}/{MODEL}", facts.ends, flat))
+    named = facts.settings.model
+    policy = f"{facts.training.root}/{MODEL}" if named is None else str(resolve_model(named))
+    by_policy = iter(vllm_samples(policy, facts.ends, flat))
     by_start = iter(vllm_samples(str(resolve_model(facts.start)), facts.ends, flat))
     drawn: dict[int, Any] = {}
     for i, each in asked.items():
-        policy, start = (_shared_out(by, each.requests) for by in (by_policy, by_start))
-        drawn[i] = replace(each.task, drawn=Drawn(policy, start))
+        samples = (_shared_out(by, each.requests) for by in (by_policy, by_start))
+        drawn[i] = replace(each.task, drawn=Drawn(*samples))
     return [drawn.get(i, task) for i, task in enumerate(tasks)]
 
 

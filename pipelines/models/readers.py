@@ -35,6 +35,7 @@ def readers(recipe: Recipe) -> dict[str, str]:
         "model.reference": model.reference if reads else None,
         "model.positive_scorer": model.positive_scorer if "scorers" in origins else None,
         "model.negative_scorer": model.negative_scorer if "scorers" in origins else None,
+        "evaluate.model": recipe.evaluate.model,
     }
     return {key: name for key, name in named.items() if name is not None}
 
@@ -60,6 +61,8 @@ def check_readers(recipe: Recipe) -> None:
         check_family(key, directory)
         if key.endswith("_scorer"):
             _check_vocabulary(key, directory, tokenizer)
+        if key == "evaluate.model":
+            _check_ids(key, directory, tokenizer)
         if key != "model.reference":
             check_tokenizer(key, directory, tokenizer)
         elif recipe.reference.max_failed_fraction <= _USUAL:
@@ -72,8 +75,16 @@ def check_readers(recipe: Recipe) -> None:
                 ) from None
         check_positions(key, directory, longest_row(recipe), _ROW)
     wanted = recipe.required_features() | recipe.stored_features()
-    if compared := sorted(_DISTRIBUTIONS & wanted):
-        _check_distributions(recipe, found, compared[0], tokenizer)
+    start = found["model.name_or_path"]
+    if (compared := sorted(_DISTRIBUTIONS & wanted)) and "model.reference" in found:
+        why = f"objective.name = {recipe.objective.name} compares"
+        reference = ("model.reference", found["model.reference"])
+        _check_distributions(start, reference, f"{why} {{}} ({compared[0]})", tokenizer)
+    if "evaluate.model" in found:
+        key = "model.reference" if recipe.model.reference else "model.name_or_path"
+        reference = (key, resolve_model(recipe.model.reference or recipe.model.name_or_path))
+        evaluated = found["evaluate.model"]
+        _check_distributions(evaluated, reference, "an evaluation compares {}", tokenizer)
 
 
 @dataclass(frozen=True)
@@ -160,17 +171,22 @@ def check_positions(key: str, directory: Path, tokens: int, what: str) -> None:
 
 
 def check_generation(recipe: Recipe, key: str, prompt_tokens: int, new_tokens: int) -> None:
-    """UserError if the starting model cannot read so long a prompt with so many new tokens.
+    """UserError if a sampled model cannot read so long a prompt with so many new tokens.
 
     Args:
         key: of the recipe's section on generation. prompt_tokens: of the longest prompt.
     """
-    directory = resolve_model(recipe.model.name_or_path)
     what = (
         f"a prompt of {prompt_tokens} tokens and {key}.max_new_tokens = {new_tokens} are "
         "{tokens} tokens"
     )
-    check_positions("model.name_or_path", directory, prompt_tokens + new_tokens, what)
+    sampled = {
+        "model.name_or_path": recipe.model.name_or_path,
+        "evaluate.model": recipe.evaluate.model,
+    }
+    for named, model in sampled.items():
+        if model is not None:
+            check_positions(named, resolve_model(model), prompt_tokens + new_tokens, what)
 
 
 def _check_vocabulary(key: str, directory: Path, tokenizer: Path) -> None:
@@ -184,6 +200,28 @@ def _check_vocabulary(key: str, directory: Path, tokenizer: Path) -> None:
         )
 
 
+def _check_ids(key: str, directory: Path, tokenizer: Path) -> None:
+    """UserError if a model has a tokenizer of its own to which a token has another id.
+
+    More tokens, as padding that a trainer added, are all right.
+    """
+    if not (directory / "tokenizer.json").is_file() or (
+        _vocabulary(directory) == _vocabulary(tokenizer)
+    ):
+        return
+    from pipelines.models.loading import load_tokenizer
+
+    own = load_tokenizer(str(directory)).get_vocab()
+    pairs = load_tokenizer(str(tokenizer)).get_vocab()
+    for token, number in sorted(pairs.items(), key=lambda item: item[1]):
+        if own.get(token) != number:
+            said = own.get(token, "none")
+            raise UserError(
+                f"{key} = {directory}: its tokenizer has other tokens than the one that encodes "
+                f"the pairs ({tokenizer}): {token!r} is {number} there, {said} here"
+            )
+
+
 def _vocabulary(directory: Path) -> str:
     found: str = ask_tokenizer(
         "vocabulary", directory, lambda tokenizer: digest(tokenizer.get_vocab())
@@ -191,20 +229,19 @@ def _vocabulary(directory: Path) -> str:
     return found
 
 
-def _check_distributions(
-    recipe: Recipe, found: dict[str, Path], feature: str, tokenizer: Path
-) -> None:
-    """UserError if a KL would compare distributions of which one lacks tokens in use."""
-    if "model.reference" not in found:
-        return
-    policy, reference = found["model.name_or_path"], found["model.reference"]
+def _check_distributions(policy: Path, named: tuple[str, Path], why: str, tokenizer: Path) -> None:
+    """UserError if a KL would compare distributions of which one lacks tokens in use.
+
+    Args:
+        named: key and directory of the reference. why: they are compared, {} being the two.
+    """
+    key, reference = named
     own, other = embedding_rows(policy), embedding_rows(reference)
     used = tokens_in_use(tokenizer)
     if own != other and used["largest"] >= min(own, other):
         raise UserError(
-            f"model.reference = {reference}: it has {other} tokens, the policy {policy} has "
-            f"{own}; objective.name = {recipe.objective.name} compares their distributions "
-            f"({feature}) over the {min(own, other)} that both have, and the tokenizer uses "
-            f"{used['largest']} ({used['name']!r}): take a reference that has it, or resize it "
-            "(model.resize_token_embeddings)"
+            f"{key} = {reference}: it has {other} tokens, the policy {policy} has "
+            f"{own}; {why.format('their distributions')} over the {min(own, other)} that both "
+            f"have, and the tokenizer uses {used['largest']} ({used['name']!r}): take a reference "
+            "that has it, or resize it (model.resize_token_embeddings)"
         )

@@ -9,7 +9,13 @@ from pipelines.cluster import local_cpus
 from pipelines.errors import UserError
 from pipelines.models import RAY_START, Duration, load_tokenizer, pairs_seconds
 from pipelines.pairs.conversation import ChatRenderer, PairEncoder, RawPair, RowRejected
-from pipelines.pairs.prepare import checked_chunks, files_left_out, no_pair, refuse_unknown_tokens
+from pipelines.pairs.prepare import (
+    checked_chunks,
+    files_left_out,
+    needed_splits,
+    no_pair,
+    refuse_unknown_tokens,
+)
 from pipelines.pairs.row_readers import SourceRow
 from pipelines.pairs.sources import Chunk, read_rows
 from pipelines.pairs.table import SPLITS
@@ -87,7 +93,7 @@ def forecast_pairs(
         split: [data.shard_pairs] * math.ceil(found["pairs"][split] / data.shard_pairs)
         for split in SPLITS
     }
-    if not any(totals["train"]):
+    if not any(any(totals[split]) for split in needed_splits(recipe)):
         raise no_pair(recipe, reasons, lines)
     return {
         "exact": False,

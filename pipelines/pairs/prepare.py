@@ -98,14 +98,15 @@ def run_prepare(
     counts["layouts"] = layouts
     counts["left_out"] = files_left_out(recipe)
     counts["encoding"] = encoding
-    if counts["pairs"]["train"] == 0:
+    if not any(counts["pairs"][split] for split in needed_splits(recipe)):
         raise no_pair(recipe, plan.reasons, layouts)
     return record.finish(counts, checksums)
 
 
 def check_sources(recipe: Recipe, known_tokens: int | None) -> None:
     """UserError for a source without a row, without what form, objective or mask need, or with
-    rows that the tokenizer cannot render; and where no row of the training sources makes a pair.
+    rows that the tokenizer cannot render; and where no row of the training sources makes a pair,
+    or of the others if there are none.
 
     It looks at a source's rows until one makes a pair, and at 10,000 of them at most.
 
@@ -125,7 +126,7 @@ def check_sources(recipe: Recipe, known_tokens: int | None) -> None:
             )
         )
         first = list(_until_a_pair(itertools.islice(rows, _LOOKED_AT)))
-        if number < len(recipe.data.sources):
+        if number < len(recipe.data.sources) or not recipe.data.sources:
             reasons.update(row["reason"] for row in first if "reason" in row)
             is_certain = is_certain and "reason" in first[-1] and len(first) < _LOOKED_AT
     if is_certain:
@@ -140,20 +141,28 @@ def _until_a_pair(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def no_pair(recipe: Recipe, reasons: Counter[str], layouts: Iterable[str]) -> UserError:
-    """What to say where no row makes a training pair.
+    """What to say where no row makes a pair that is needed.
 
     Args:
         reasons: why, with how many rows. layouts: how the sources are read.
     """
     said = ", ".join(f"{reason}: {n}" for reason, n in reasons.most_common(5))
+    data = recipe.data
+    kind = "training pair" if data.sources else "pair"
+    paths = [source.path for source in data.sources or (*data.validation, *data.test)]
     return UserError(
-        f"no usable training pair in {', '.join(s.path for s in recipe.data.sources)} "
+        f"no usable {kind} in {', '.join(paths)} "
         f"({said or 'the sources are empty'}); {'; '.join(layouts)}"
     )
 
 
 def _labelled(recipe: Recipe) -> Labelled | None:
     return Labelled(recipe.data.max_tokens) if recipe.reads_labels() else None
+
+
+def needed_splits(recipe: Recipe) -> tuple[str, ...]:
+    """Splits of which one must have a pair: train, unless nothing is trained."""
+    return ("train",) if recipe.data.sources else ("validation", "test")
 
 
 def files_left_out(recipe: Recipe) -> list[str]:

@@ -21,6 +21,7 @@ from .files import (
     to_yaml as to_yaml,
     validate_recipe as validate_recipe,
     write_yaml as write_yaml,
+    write_yaml_beside as write_yaml_beside,
 )
 from .inputs import Located as Located
 from .interpolation import refuse_resolvers as refuse_resolvers
@@ -37,7 +38,11 @@ from .masks import (
     MaskConfig as MaskConfig,
     NoMask as NoMask,
 )
-from .objectives import ObjectiveConfig as ObjectiveConfig, SFTConfig as SFTConfig
+from .objectives import (
+    DPOConfig as DPOConfig,
+    ObjectiveConfig as ObjectiveConfig,
+    SFTConfig as SFTConfig,
+)
 from .problems import (
     explain as explain,
     key_meant as key_meant,

@@ -146,6 +146,8 @@ class LeaderboardSection(Section):
 class EvaluateSection(Section):
     """The benchmarks of an evaluation and the samples that they look at.
 
+    model: evaluated in place of the trained model, beside the starting model; nothing is trained
+    then, and its implicit reward is DPO's. name: keeps this evaluation beside the run's others.
     temperatures: of the samples that sentiment, dialogue and summarization look at, the first being
     the one of unqualified metric names; by default generation.temperature alone.
     sequences_per_batch: sampled together; other numbers draw other samples. benchmarks: what is
@@ -156,6 +158,8 @@ class EvaluateSection(Section):
     """
 
     STAGE = "evaluate"
+    model: Model | None = of_stage(None, None)
+    name: str | None = of_stage(None, None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     benchmarks: tuple[
         Literal[
             "preference", "sentiment", "masks", "dialogue", "summarization", "code", "leaderboard"

@@ -186,6 +186,12 @@ def write_yaml(recipe: Recipe) -> str:
     return to_yaml(recipe.model_dump(mode="json"))
 
 
+def write_yaml_beside(recipe: Recipe, other: dict[str, Any]) -> str:
+    """The recipe as YAML, with the evaluation of another one that was there before."""
+    mapping = recipe.model_dump(mode="json")
+    return to_yaml({**mapping, "evaluate": other.get("evaluate", mapping["evaluate"])})
+
+
 def to_yaml(mapping: dict[str, Any]) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(mapping))
 

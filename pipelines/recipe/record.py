@@ -29,13 +29,15 @@ class StageRecord:
     Attributes:
         stage: its name. store: rooted at the stage's directory. settings: dotted key -> value that
             the result depends on.
-        inputs: name -> fingerprint of everything the stage reads.
+        inputs: name -> fingerprint of everything the stage reads. or_else: what a refusal offers
+            besides another place.
     """
 
     stage: str
     store: RunStore
     settings: dict[str, Any]
     inputs: dict[str, Any]
+    or_else: str = ""
 
     def fingerprint(self) -> str:
         """Content hash of settings and inputs; what later stages record as their input."""
@@ -120,7 +122,7 @@ class StageRecord:
                     raise UserError(
                         f"{self.store.root} holds another run's {self.stage} stage: {kind} {key} "
                         f"was {_short(theirs.get(key))}, now it is {_short(ours.get(key))}; "
-                        f"choose another run_dir or restore the {kind}"
+                        f"choose another run_dir or restore the {kind}{self.or_else}"
                     )
 
 

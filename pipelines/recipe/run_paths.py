@@ -1,6 +1,7 @@
 """Where everything of a run lies, and what its files are called."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from pipelines.recipe.files import read_config
 from pipelines.recipe.schema import Recipe
@@ -31,6 +32,7 @@ PUBLISHED = "published.json"  # checksums of what the workers have published, fo
 # Of evaluate, execute and schedule.
 SAMPLES, TOKENS = "samples/samples.jsonl", "samples/tokens.jsonl"
 CODE_SAMPLES = "samples/code.jsonl"
+NAMED = "named"
 TOKEN_WEIGHTS, EXECUTED, VERDICTS = "token_weights", "code", "verdicts.jsonl"
 HISTORY, GATES = "history", "gates.json"
 LAST_TICK, EVENTS = "schedule/state.json", "schedule/events"
@@ -43,24 +45,36 @@ RUNS, FRONT, BEST = "runs", "pareto.json", "best.yaml"
 
 @dataclass(frozen=True)
 class RunPaths:
-    """The folders of a run; pairs and reference may be shared with other runs and lie elsewhere."""
+    """The folders of a run; pairs and reference may be shared with other runs and lie elsewhere.
+
+    Attributes:
+        evaluation_name: of the evaluation that is meant, None for the one without a name.
+        trains: whether the run is to train a model.
+    """
 
     root: str
     pairs_root: str
     reference_root: str
+    evaluation_name: str | None = None
+    trains: bool = True
 
     @classmethod
     def of(cls, recipe: Recipe) -> "RunPaths":
-        return cls._at(recipe.run_dir, recipe.paths.pairs, recipe.paths.reference)
+        found = cls._at(recipe.run_dir, recipe.paths.pairs, recipe.paths.reference)
+        settings = recipe.evaluate
+        return replace(found, evaluation_name=settings.name, trains=settings.model is None)
 
     @classmethod
     def at(cls, run_dir: str) -> "RunPaths":
         """The folders of a run that is there, by its own configuration if it has one yet."""
         store = RunStore(run_dir)
-        found = {}
+        config: dict[str, Any] = {"paths": {}}
         if store.exists(CONFIG):
-            found = read_config(store, CONFIG)[0]["paths"]
-        return cls._at(run_dir, found.get("pairs"), found.get("reference"))
+            config = read_config(store, CONFIG)[0]
+        found, settings = config["paths"], config.get("evaluate")
+        trains = not isinstance(settings, dict) or settings.get("model") is None
+        places = cls._at(run_dir, found.get("pairs"), found.get("reference"))
+        return replace(places, trains=trains)
 
     @classmethod
     def _at(cls, run_dir: str, pairs: str | None, reference: str | None) -> "RunPaths":
@@ -84,7 +98,14 @@ class RunPaths:
 
     @property
     def evaluation(self) -> RunStore:
-        return self.run.at("evaluation")
+        """Of the evaluation that is meant."""
+        own = self.run.at("evaluation")
+        return own if self.evaluation_name is None else own.at(f"{NAMED}/{self.evaluation_name}")
+
+    def named_evaluations(self) -> "dict[str, RunPaths]":
+        """Name -> the same folders, with that evaluation meant."""
+        names = self.run.at("evaluation").names(NAMED)
+        return {name: replace(self, evaluation_name=name) for name in names}
 
     @property
     def sample(self) -> RunStore:

@@ -118,7 +118,7 @@ class DataSection(Section):
     """
 
     STAGE, MAIN = "prepare", "sources"
-    sources: tuple[Source, ...] = Field(min_length=1)
+    sources: tuple[Source, ...]
     validation: tuple[Source, ...] = ()
     test: tuple[Source, ...] = ()
     validation_fraction: float = Field(0.0, ge=0, lt=1)
@@ -389,6 +389,13 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "Recipe":
+        if not self.data.sources and (
+            self.evaluate.model is None or not (self.data.test or self.data.validation)
+        ):
+            raise ValueError(
+                "data.sources = []: name pairs to train on (only evaluate.model, with pairs in "
+                "data.test, needs none)"
+            )
         share = self.ray.gpus_per_run
         if share is not None and share != int(share) and (share > 1 or self.train.num_workers > 1):
             raise ValueError(
@@ -456,6 +463,11 @@ class Recipe(Section):
         if feature in self.objective.requires():
             return f"objective.name={self.objective.name}"
         return "reference.features"
+
+    def without_a_name(self) -> "Recipe":
+        """The recipe of the run's own evaluation."""
+        evaluate = self.evaluate.model_copy(update={"name": None})
+        return self.model_copy(update={"evaluate": evaluate})
 
     def required_features(self) -> frozenset[str]:
         """Features that objective and mask need together."""

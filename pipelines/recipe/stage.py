@@ -246,7 +246,12 @@ class Stage(ABC, Generic[Inputs]):
             if failure is None:
                 return [self.row("stopped", cure, store)]
             return [self.row("failed", f"failed: {failure}; {cure}", store)]
-        return [self.row("not started", "", store)] if self.in_run else []
+        is_awaited = self.in_run and self.is_awaited(paths)
+        return [self.row("not started", "", store)] if is_awaited else []
+
+    def is_awaited(self, paths: RunPaths) -> bool:
+        """Whether the run is still to come to a stage that has not begun."""
+        return True
 
     def _at_work(self, paths: RunPaths, note: dict[str, Any], begun: bool) -> dict[str, Any]:
         told = ""

@@ -95,6 +95,12 @@ class Reference(Stage[ReferenceInputs]):
     def folder(self, paths: RunPaths) -> RunStore:
         return paths.reference
 
+    def applies(self, recipe: Recipe) -> bool:
+        return recipe.evaluate.model is None
+
+    def is_awaited(self, paths: RunPaths) -> bool:
+        return paths.trains
+
     def needs(self, recipe: Recipe) -> tuple[Stage[Any], ...]:
         return (PREPARE,)
 

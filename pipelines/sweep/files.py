@@ -85,6 +85,9 @@ def _with_key(mapping: dict[str, Any], item: str) -> dict[str, Any]:
 
 def _check_metrics(sweep: Sweep, recipe: Recipe) -> None:
     """UserError for a metric that no trial could report."""
+    for key in ("model", "name"):
+        if (given := getattr(recipe.evaluate, key)) is not None:
+            raise UserError(f"evaluate.{key} = {given}: a trial evaluates the model that it trains")
     if sweep.evaluates():
         EVALUATE.check_recipe(recipe)
     held_out = bool(recipe.data.validation or recipe.data.validation_fraction)

@@ -190,6 +190,25 @@ def write_model(
     tokenizer.save_pretrained(folder)
 
 
+def open_untrained(
+    facts: TrainingFacts, head: LMHead | None, dtype: torch.dtype, device: torch.device
+) -> PolicyModel:
+    """The policy before any step, in eval mode: the starting model with fresh masks.
+
+    It is cut to the rows over which it is compared with the reference.
+
+    Args:
+        head: of the reference, for the masks.
+    """
+    causal_lm = load_causal_lm(
+        str(resolve_model(facts.model.name_or_path)),
+        dtype,
+        device,
+        vocabulary=facts.reference.model.vocabulary,
+    )
+    return PolicyModel(causal_lm, build_masks(facts), head).to(device).eval()
+
+
 def open_policy(
     facts: TrainingFacts,
     step: int | None,

@@ -50,6 +50,16 @@ class Train(Stage[TrainInputs]):
     def folder(self, paths: RunPaths) -> RunStore:
         return paths.train
 
+    def applies(self, recipe: Recipe) -> bool:
+        return recipe.evaluate.model is None
+
+    def is_awaited(self, paths: RunPaths) -> bool:
+        return paths.trains
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        if not recipe.data.sources:
+            raise UserError("data.sources = []: there are no pairs to train on")
+
     def needs(self, recipe: Recipe) -> tuple[Stage[Any], ...]:
         return (PREPARE, REFERENCE) if recipe.required_features() else (PREPARE,)
 
@@ -188,7 +198,7 @@ def training_facts(run: Run) -> "TrainingFacts":
         recipe.mask,
         recipe.train,
         None if recipe.train.lora is None else run.inputs(TRAIN).start.fingerprint,
-        run.inputs(TRAIN).vocabulary,
+        _vocabulary(recipe),
         recipe.ray.gpus_per_run,
         ChatSettings.of(recipe.data),
         recipe.run_dir,

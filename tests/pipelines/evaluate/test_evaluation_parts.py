@@ -91,7 +91,7 @@ def prepared(
 def facts_of(recipe: Recipe) -> EvaluationFacts:
     run = Run(recipe)
     training = training_facts(run)
-    return EvaluationFacts.of(recipe.evaluate, run.paths.evaluation, training, None, ends_of(run))
+    return EvaluationFacts.of(recipe, run.paths.evaluation, training, None, ends_of(run))
 
 
 def scored(

@@ -39,8 +39,9 @@ def evaluated(
 
 
 def test_weights_are_those_that_the_evaluation_shows(
-    evaluated: Recipe, rows: list[dict[str, str]], capsys: pytest.CaptureFixture[str]
-) -> None:
+    evaluated: Recipe, rows: list[dict[str, str]], capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     shown = [
         json.loads(line)
         for line in (Path(RunPaths.of(evaluated).evaluation.root) / TOKENS).read_text().splitlines()
@@ -66,6 +67,15 @@ def test_weights_are_those_that_the_evaluation_shows(
         main([*given, *(["--rejected"] if side == "rejected" else [])])
     assert not ended.value.code
     assert capsys.readouterr().out.splitlines() == lines
+    assert not any("\x1b" in line for line in lines), "a pipe gets no colours"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    for variable, first in ((None, found.text(colours=True).splitlines()), ("NO_COLOR", [])):
+        if variable is not None:
+            monkeypatch.setenv(variable, "1")
+        with pytest.raises(SystemExit):
+            main([*given, *(["--rejected"] if side == "rejected" else [])])
+        said = capsys.readouterr().out.splitlines()
+        assert said == ([*first, "", *lines] if first else lines)
     older = response_weights(Run(evaluated), prompt, matching[0], side=side, step=2)  # type: ignore[arg-type]
     assert older.tokens == found.tokens
     if evaluated.mask.kind == "learned":

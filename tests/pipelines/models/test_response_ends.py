@@ -174,7 +174,7 @@ def chat_run(
 def facts_of(recipe: Recipe) -> EvaluationFacts:
     run = Run(recipe)
     training = training_facts(run)
-    return EvaluationFacts.of(recipe.evaluate, run.paths.evaluation, training, None, ends_of(run))
+    return EvaluationFacts.of(recipe, run.paths.evaluation, training, None, ends_of(run))
 
 
 def test_samples_and_their_kl_end_with_the_turn(chat_run: Recipe) -> None:

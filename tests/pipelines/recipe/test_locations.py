@@ -19,7 +19,8 @@ from pipelines.sweep.files import load_sweep
 
 MODELS = {
     "model.name_or_path", "model.reference", "model.tokenizer", "model.positive_scorer",
-    "model.negative_scorer", "model.embedder", "evaluate.reward.model", "evaluate.judge.model",
+    "model.negative_scorer", "model.embedder", "evaluate.model", "evaluate.reward.model",
+    "evaluate.judge.model",
     "evaluate.summarization.bert_score_model", "evaluate.summarization.entailment_model",
     "sample.reward.model", "data.chat_template",
 }  # fmt: skip
@@ -33,7 +34,7 @@ OTHER_TEXTS = {
     "data.sources[].split", "data.sources[].subset", "data.sources[].data_dir", "mask.hooks",
     "mask.hooks[]", "train.lora.target_modules[]", "train.lora.modules_to_save[]",
     "train.selection.metric",
-    "train.tracker_project", "train.tracker_group", "evaluate.reward.label",
+    "train.tracker_project", "train.tracker_group", "evaluate.name", "evaluate.reward.label",
     "evaluate.judge.label", "evaluate.judge.base_url", "evaluate.judge.api_key_env",
     "evaluate.summarization.entailment_label", "evaluate.leaderboard.tasks[]",
     "sample.reward.label", "schedule.cron", "schedule.timezone", "schedule.gates[].metric",
@@ -74,6 +75,7 @@ def with_all(text: str, **more: Any) -> dict[str, Any]:
             "chat_template": text,
         },
         "evaluate": {
+            "model": text,
             "reward": {"kind": "classifier", "model": text},
             "judge": {"kind": "reward_model", "model": text},
             "summarization": {"bert_score_model": text, "entailment_model": text},
