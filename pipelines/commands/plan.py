@@ -17,7 +17,7 @@ from pipelines.models import (
     sustained_tflops,
 )
 from pipelines.pairs import PREPARE
-from pipelines.recipe import Recipe, Run, Stage
+from pipelines.recipe import MANIFEST, Recipe, Run, Stage
 from pipelines.reference import REFERENCE
 from pipelines.storage import RunStore
 from pipelines.sweep import SharedStores, Sweep, check_trials, share_of, trial_recipe
@@ -58,7 +58,8 @@ def run_plan(
         forecast = stage.forecast(run, found, rate)
         if forecast is not None:
             found[stage.title] = forecast
-            if is_settled and stage.is_done(run):
+            there = stage.folder(run.paths).exists(MANIFEST)  # what needs no work may have none
+            if is_settled and there and stage.is_done(run):
                 forecast |= {"done": True, **Duration(0.0, 0.0).as_keys()}
         if stage is PREPARE and forecast is not None:
             for other in stages:

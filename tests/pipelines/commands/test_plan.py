@@ -93,6 +93,12 @@ def test_pairs_of_another_recipe_say_nothing_of_this_one(copied: Recipe, tmp_pat
     assert (data["exact"], data["pairs"]) == (False, {"train": 48, "validation": 0, "test": 12})
 
 
+def test_a_stage_without_work_is_not_called_done(make_recipe: MakeRecipe) -> None:
+    found = run_plan(make_recipe("objective.name=simpo"))
+    assert "done" not in found["reference"] and found["reference"]["seconds"] == 0
+    assert planned(found)["reference"] == "not needed"
+
+
 def test_what_does_not_fit_is_warned_of(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe()
     parts = {"train": {"memory_gib": 1e6}, "reference": {"memory_gib": 1e6, "done": True}}
