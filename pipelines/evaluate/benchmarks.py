@@ -70,8 +70,11 @@ def run_evaluate(
     from pipelines.evaluate.reward_judge import judge_warnings
 
     recipe = run.recipe
+    is_own = recipe.evaluate.model is None
+    if is_own and step is None and not run.paths.train.exists(MODEL):
+        raise UserError(f"{run.paths.train.root} has no trained model: run `sparsepo train` first")
     check_evaluation(recipe)
-    if recipe.evaluate.model is None:
+    if is_own:
         _check_trained(run, step)
     settings = recipe.evaluate
     judge = (
@@ -127,8 +130,6 @@ def run_evaluate(
 def _check_trained(run: Run, step: int | None) -> None:
     """UserError if the model is not what training wrote, or vLLM is to load it and cannot."""
     train = run.paths.train
-    if step is None and not train.exists(MODEL):
-        raise UserError(f"{train.root} has no trained model: run `sparsepo train` first")
     check_weights(run, step)
     if step is None:
         check_published(train)

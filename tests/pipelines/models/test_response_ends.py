@@ -245,10 +245,10 @@ def test_programs_are_asked_in_a_template_that_the_recipe_names(
     )
     recipe = validate_recipe(chat_run.model_dump(mode="json"), [code])
     facts = facts_of(recipe)
-    section = recipe.model.model_copy(update={"tokenizer": str(named)})
-    training = replace(facts.training, model=section, chat=ChatSettings("mine"))
+    training = replace(facts.training, chat=ChatSettings("mine"))
+    facts = replace(facts, training=training, tokenizer=str(named))
     task = WritePrograms(0, start=0, task_ids=("T",), prompts=("junk",), num_samples=2)
-    (program,) = Evaluator(replace(facts, training=training))(task)["program"]
+    (program,) = Evaluator(facts)(task)["program"]
     assert program["policy_texts"] == program["start_texts"] == ["one two three"] * 2
 
 
