@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = "dev,trackers,leaderboard,aws"
+EXTRAS = "dev,trackers,leaderboard,aws,trl"
 HEAD = """\
 # Made by `make lock`, for Linux on x86_64. pip install --require-hashes -r FILE installs these; the
 # package itself comes with --no-deps.

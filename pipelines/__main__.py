@@ -14,7 +14,7 @@ REQUIRED = (
     *("numpy", "packaging", "lazy_loader", "tokenizers", "huggingface_hub", "pydantic"),
     *("omegaconf", "yaml", "typer", "tqdm", "jinja2", "matplotlib", "tensorboardX", "peft"),
     *("accelerate", "optuna", "vaderSentiment", "rouge_score", "sacrebleu", "httpx", "cronsim"),
-    *("openai", "scipy"),
+    *("openai", "scipy", "xxhash"),
 )
 
 

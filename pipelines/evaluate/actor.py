@@ -88,8 +88,11 @@ class Evaluator:
             | training.mask.requires()
             | {"reference_logps", "reference_hidden"}
         )
-        # The scorers and the embedder do not run here.
-        is_stored = any(FEATURES[name].origin in ("scorers", "embedder") for name in wanted)
+        # The scorers and the embedder do not run here, and nothing runs backward.
+        is_stored = any(
+            FEATURES[name].origin in ("scorers", "embedder") or FEATURES[name].needs_backward
+            for name in wanted
+        )
         self._source = FeatureSource(
             self._pairs,
             wanted,

@@ -1,5 +1,6 @@
 """Recipe files: YAML + `key=value` overrides -> a validated Recipe, or one clear line."""
 
+import os
 import re
 from collections.abc import Collection, Sequence
 from importlib import resources
@@ -77,7 +78,7 @@ def _not_there(name: str, kind: Literal["recipe", "sweep"], known: Collection[st
         return f"{kind} {name!r}: it is a packaged {other}: sparsepo {command} {name}"
     if "=" in name:
         return f"{kind} {name!r}: a file or a packaged {kind} comes first, overrides after it"
-    if Path(name).is_dir():
+    if os.path.isdir(name):  # noqa: PTH112  False for what no folder can be called
         inside = sorted(str(path) for path in Path(name).glob("*.yaml"))
         return f"{kind} {name!r} is a folder" + (f"; it holds {inside[0]}" if inside else "")
     near = did_you_mean(name, known) or nearest_path(name, (".yaml", ".yml"))

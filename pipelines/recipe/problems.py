@@ -155,11 +155,17 @@ def key_meant(model: type[BaseModel], key: str) -> str | None:
     if without_numbers(key) in valid:
         return key
     last = key.rpartition(".")[2]
-    called_so = [k for k in valid if k.rpartition(".")[2] == last]
+    called_so = _called_so(valid, last)
     meant = other_name(key)
     if meant in valid:
         return meant
     return called_so[0] if len(called_so) == 1 else None
+
+
+def _called_so(valid: list[str], name: str) -> list[str]:
+    """The keys with this last part; a sum's terms have those of their objectives again."""
+    found = [key for key in valid if key.rpartition(".")[2] == name]
+    return [key for key in found if ".of." not in key or key.replace(".of.", ".") not in found]
 
 
 def _nearest(model: type[BaseModel], key: str, own: list[str], valid: list[str], value: Any) -> str:
@@ -170,7 +176,7 @@ def _nearest(model: type[BaseModel], key: str, own: list[str], valid: list[str],
         plain = example == f"{meant}={value}"
         return f": {meant} is meant" + (f", write {example}" if example and not plain else "")
     last = key.rpartition(".")[2]
-    called_so = [k for k in valid if k.rpartition(".")[2] == last]
+    called_so = _called_so(valid, last)
     if (last != key or not called_so) and (said := did_you_mean(key, own, alike=0.5)):
         return f":{said[1:]}"
     if called_so:

@@ -41,6 +41,8 @@ def test_every_producer_and_loss_works_on_plain_tensors(kind: str) -> None:
     assert torch.equal(found.kl_mask, expected.kl)
     assert (found.signed_masks, found.empty_sides) == (mask.signed, mask.may_be_empty)
     for name, objective in OBJECTIVES.items():
+        if "desirable" in objective.requires or name == "sum":  # rows with labels; needs terms
+            continue
         assert objective()(found).losses.isfinite().all(), name
     if mask.requires - set(own) - {"pair_keys"}:
         with pytest.raises(ValueError, match="the mask needs the feature"):

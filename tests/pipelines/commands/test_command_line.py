@@ -116,7 +116,8 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "found"),
     [
         ("r", {"run", "reference", "report"}),
-        ("run hh-dp", {"hh-dpo", "hh-dpop"}),
+        ("run hh-k", {"hh-kto"}),
+        ("run hh-dpo-", {"hh-dpo-losses", "hh-dpo-shift"}),
         ("run mi", {"mine.yaml"}),
         ("run ./mi", set()),  # the shell's own names of files
         ("tune imdb-m", {"imdb-mapo-keep-fraction"}),

@@ -362,7 +362,7 @@ def test_claims_are_had_by_one_and_pass_on_when_abandoned(tmp_path: Path) -> Non
     dead.wait()
     mine = Claims(store, QUICK)
     store.write_json(
-        "claims/w.json", {**mine._me, "holder": "d", "pid": dead.pid, "time": time.time()}
+        "claims/w.json", {**mine.me, "holder": "d", "pid": dead.pid, "time": time.time()}
     )
     with mine.holding("w") as is_mine:
         assert is_mine

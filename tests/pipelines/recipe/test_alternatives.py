@@ -72,8 +72,9 @@ def tags_of(schema: dict[str, Any], definitions: dict[str, Any], key: str = "") 
 
 
 def test_all_unions_of_the_recipe_are_tested_here() -> None:
+    """The terms of a sum are the union of objectives again."""
     schema = Recipe.model_json_schema()
-    assert set(tags_of(schema, schema["$defs"])) == set(UNIONS)
+    assert set(tags_of(schema, schema["$defs"])) - {"objective.of[].name"} == set(UNIONS)
 
 
 @pytest.mark.parametrize("tag", UNIONS)
@@ -115,7 +116,7 @@ def test_a_key_of_another_alternative_is_not_suggested_under_its_own_name() -> N
         (
             ("objective.name=dpo", "mask.kind=none", "objective.l1_kl=1"),
             "config key 'objective.l1_kl' is none of objective.name=dpo, whose keys are name, "
-            "nll_coef, label_smoothing, beta",
+            "nll_coef, label_smoothing, beta, loss, divergence, divergence_alpha",
         ),
         (
             ("sample.reward.kind=vader", "sample.reward.label=x"),

@@ -59,7 +59,7 @@ BAD: dict[str, Bad] = {
         ["data.test_fraction=1.5"], "data.test_fraction = 1.5: input should be less than 1"
     ),
     "no objective of that name": (["objective.name=ppo"], "objective.name = 'ppo': allowed are"),
-    "letters in the wrong order": (["objective.name=dop"], "'sft'; did you mean 'dpo'?"),
+    "letters in the wrong order": (["objective.name=dop"], "'sum'; did you mean 'dpo'?"),
     "an objective without a name": (["objective={}"], "objective: needs the key 'name': one of"),
     "a mask that the objective does not take": (
         ["mask.kind=learned"], "mask.kind=learned with objective.name=dpo: allowed is none"
