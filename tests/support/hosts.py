@@ -64,7 +64,7 @@ class Hosts:
     def __init__(
         self, folder: Path, environment: dict[str, str], autoscaling: Path | None = None
     ) -> None:
-        self._number = (os.getpid() * 7 + next(_COUNTER)) % 250
+        self._number = _free_number()
         self._bridge = f"sp{self._number}"
         self.gateway = f"10.77.{self._number}.254" if ISOLATED else "127.0.0.1"
         self.shared = folder / "shared"
@@ -306,6 +306,13 @@ def hosts(
         yield found
     finally:
         found.stop()
+
+
+def _free_number() -> int:
+    """Of a network that no other test has, nor one that was killed has left behind."""
+    first = os.getpid() * 7 + next(_COUNTER)
+    numbers = ((first + further) % 250 for further in range(250))
+    return next(n for n in numbers if not Path(f"/sys/class/net/sp{n}").exists())
 
 
 def _ip(arguments: str) -> None:
