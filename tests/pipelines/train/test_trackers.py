@@ -88,7 +88,8 @@ import ray
 from pipelines.recipe.files import validate_recipe
 from pipelines.train.trackers import RayGauges
 port = int(sys.argv[1])
-ray.init("local", num_cpus=1, _metrics_export_port=port, log_to_driver=False, include_dashboard=False)
+options = {"log_to_driver": False, "include_dashboard": False}
+ray.init("local", num_cpus=1, _metrics_export_port=port, **options)
 model, data = {"name_or_path": "m"}, {"sources": [{"path": "p"}]}
 recipe = validate_recipe({"run_dir": "runs/one", "model": model, "data": data})
 gauges = RayGauges(recipe)
