@@ -48,7 +48,8 @@ def _command(reader: Reader, found: Found, *words: str) -> Reader:
         assert "Traceback" not in errors.getvalue(), errors.getvalue()
         assert len(failed) == (code != 0), said
         if failed:  # a check of many files has a line for each before
-            named = [line.strip() for line in said if "damaged" in line and line not in failed]
+            bad = [line for line in said if "damaged" in line or " is missing: " in line]
+            named = [line.strip() for line in bad if line not in failed]
             raise UserError("; ".join([failed[0].removeprefix("error: "), *named]))
         return found(world, out.getvalue())
 
