@@ -131,12 +131,20 @@ class TokenDPOTrainer(DPOTrainer):  # type: ignore[misc]
             raise ValueError("scorers=None: give (positive, negative), whose log ratios are read")
         collator: Any = self.data_collator  # type: ignore[has-type]
         self.data_collator = PairColumns(collator, self._pair_features)
+        if scorers is not None:
+            self._scorers = tuple(one.to(self.accelerator.device).eval() for one in scorers)
         self._sums: dict[str, Tensor] = {}
-        needs_head = "reference_hidden" in wanted
+        self._reference = ReferenceModel(
+            reference,
+            self._hooks,
+            self._mapping or "zn_rescale",
+            self._topk,
+            is_policy=self.ref_model is None,
+        )
         self._policy = PolicyModel(
             self._plain_model(),
             self.masks,
-            self._reference(reference).head if needs_head else None,
+            self._reference.head if "reference_hidden" in wanted else None,
             requires=self.objective.requires,
         )
         self._take_token_batches(self._plain_model())
@@ -152,15 +160,6 @@ class TokenDPOTrainer(DPOTrainer):  # type: ignore[misc]
         if self.ref_model is None:
             return self._plain_model()
         return self.accelerator.unwrap_model(self.ref_model)
-
-    def _reference(self, model: Any) -> ReferenceModel:
-        return ReferenceModel(
-            model,
-            self._hooks,
-            self._mapping or "zn_rescale",
-            self._topk,
-            is_policy=self.ref_model is None,
-        )
 
     def _take_token_batches(self, model: Any) -> None:
         """Let the model's forward take a token batch: all that wraps it is then passed on the way.
@@ -206,16 +205,15 @@ class TokenDPOTrainer(DPOTrainer):  # type: ignore[misc]
         found: dict[str, Any] = {name: inputs[name] for name in self._pair_features}
         if "external_weights" in found:
             found["external_weights"] = in_canonical_order(found["external_weights"], inputs)
-        model = self._reference_model()
+        model = self._reference.causal_lm
         names = frozenset(n for n in self._wanted if FEATURES[n].origin == "reference")
         if names:
             with self._frozen(model):
-                made = self._reference(model).features(batch, names)
+                made = self._reference.features(batch, names)
             found |= {name: getattr(made, name) for name in names}
         if "scorer_log_ratios" in self._wanted:
             assert self._scorers is not None
-            positive, negative = (one.to(batch.labels.device).eval() for one in self._scorers)
-            found["scorer_log_ratios"] = scorer_log_ratios(positive, negative, batch)
+            found["scorer_log_ratios"] = scorer_log_ratios(*self._scorers, batch)
         if "prompt_embedding" in self._wanted:
             with self._frozen(model):
                 found["prompt_embedding"] = pooled_states(model, prompts_of(inputs))
