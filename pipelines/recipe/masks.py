@@ -9,6 +9,7 @@ from sparsepo.masks.declarations import (
     ACTIVATION_MAPPINGS,
     LEARNED_MASKS,
     MASKS,
+    RATIO_SOURCES,
     TRANSPORT_STATES,
     check_exp_ratio_options,
     check_mask_options,
@@ -144,8 +145,7 @@ class ExpRatioMaskConfig(FrozenMaskConfig):
         return self
 
     def requires(self) -> frozenset[str]:
-        named = {"scorers": "scorer_log_ratios", "external": "external_weights"}
-        return frozenset({named[self.source]})
+        return frozenset({RATIO_SOURCES[self.source]})
 
 
 class TokenRewardMaskConfig(FrozenMaskConfig):

@@ -24,7 +24,11 @@ MASK_WEIGHTINGS: tuple[MaskWeighting, ...] = ("released", "centred")
 
 
 RatioSource = Literal["scorers", "external"]
-RATIO_SOURCES: tuple[RatioSource, ...] = ("scorers", "external")
+# Where the weights of TIS-DPO come from -> the feature that is read.
+RATIO_SOURCES: dict[RatioSource, str] = {
+    "scorers": "scorer_log_ratios",
+    "external": "external_weights",
+}
 TransportStates = Literal["policy", "reference"]
 TRANSPORT_STATES: dict[TransportStates, str] = {
     "policy": "policy_hidden",
@@ -96,7 +100,7 @@ def check_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 def check_exp_ratio_options(mu: float, low: float, high: float, source: str) -> None:
     """ValueError naming an option of the weights of TIS-DPO that is wrong or would be ignored."""
-    check_one_of("source", source, RATIO_SOURCES)
+    check_one_of("source", source, tuple(RATIO_SOURCES))
     if not (isfinite(low) and isfinite(high) and low < high):
         raise ValueError(f"low={low}, high={high}: must be finite with low < high")
     if not (isfinite(mu) and mu > 0):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sparsepo.masks.base import require_feature
-from sparsepo.masks.declarations import RatioSource, check_exp_ratio_options
+from sparsepo.masks.declarations import RATIO_SOURCES, RatioSource, check_exp_ratio_options
 from sparsepo.masks.frozen import FrozenMask, FrozenOptions
 from sparsepo.records import Features
 
@@ -34,7 +34,7 @@ class ExpRatioMask(FrozenMask):
         super().__init__(**options)
         check_exp_ratio_options(mu, low, high, source)
         self.mu, self.low, self.high = mu, low, high
-        self.feature = "external_weights" if source == "external" else "scorer_log_ratios"
+        self.feature = RATIO_SOURCES[source]
         self.requires = frozenset({self.feature})
 
     def weights(self, features: Features, response_index: Tensor, num_responses: int) -> Tensor:

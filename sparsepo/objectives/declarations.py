@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
-from sparsepo.masks.declarations import MASKS, check_one_of
+from sparsepo.masks.declarations import MASKS, RATIO_SOURCES, check_one_of
 
 if TYPE_CHECKING:
     from sparsepo.objectives.base import Objective
@@ -107,8 +107,7 @@ def _weighted_requires(options: Mapping[str, Any]) -> frozenset[str]:
 
 
 def _tis_dpo_requires(options: Mapping[str, Any]) -> frozenset[str]:
-    weights = {"scorers": "scorer_log_ratios", "external": "external_weights"}
-    return frozenset({"reference_logps", weights[options.get("source", "scorers")]})
+    return frozenset({"reference_logps", RATIO_SOURCES[options.get("source", "scorers")]})
 
 
 _WITH_KL = frozenset({"reference_logps", "reference_hidden"})
