@@ -4,10 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sparsepo.watch import WindowWatch
+
 _WINDOW, _LEAST_NATS, _LEAST_ERRORS = 50, 1.0, 4.0
 
 
-class FallingChosenWatch:
+class FallingChosenWatch(WindowWatch):
     """Watches the chosen responses' log-probability, and warns once when it falls as margins grow.
 
     It does when, over 50 steps, the fitted line of logps/chosen falls by more than 1 nat per
@@ -19,35 +21,23 @@ class FallingChosenWatch:
         state: what `state` returned for an earlier watch, to continue after a restart.
     """
 
-    def __init__(self, state: Mapping[str, Any] | None = None) -> None:
-        self._window: list[Sequence[float]] = list((state or {}).get("window", ()))
-        self._has_told = bool((state or {}).get("has_told", False))
-
-    def state(self) -> dict[str, Any]:
-        """Plain values for a checkpoint."""
-        return {"window": self._window, "has_told": self._has_told}
-
     def observe(self, record: Mapping[str, Any]) -> list[str]:
         """Take one step's metrics (means over the global batch); returns the step's warnings."""
         if self._has_told or not {"logps/chosen", "rewards/margins"} <= record.keys():
             return []
-        self._window = [
-            *self._window,
-            (float(record["logps/chosen"]), float(record["rewards/margins"])),
-        ][-_WINDOW:]
-        if len(self._window) < _WINDOW:
+        values = float(record["logps/chosen"]), float(record["rewards/margins"])
+        if not self._fills(_WINDOW, *values):
             return []
         chosen, margins = (_Line.through(values) for values in zip(*self._window, strict=True))
         falls = -chosen.rise > _LEAST_NATS and chosen.errors < -_LEAST_ERRORS
         if not (falls and margins.errors > _LEAST_ERRORS):
             return []
-        self._window, self._has_told = [], True
-        return [
+        return self._tell(
             f"logps/chosen falls while rewards/margins grow: by {-chosen.rise:.1f} nats per "
             f"response within {_WINDOW} steps, so the policy unlearns the chosen responses too: "
             "add their likelihood to the loss (nll_coef), or take DPOP or the loss apo_zero, which "
             "hold it up (with KTO, raise desirable_weight)"
-        ]
+        )
 
 
 class _Line:
