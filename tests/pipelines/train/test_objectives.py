@@ -58,6 +58,17 @@ def trained(recipe: Recipe, needs_store: bool = True) -> Trainer:
     return trainer
 
 
+def stop_at_a_checkpoint(trainer: Trainer) -> None:
+    """Train until the first checkpoint is written, then end as one that is interrupted."""
+
+    def stop(metrics: dict[str, Any]) -> None:
+        assert trainer.checkpoints.failure(wait=True) is None
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        trainer.run(stop)
+
+
 def steps(recipe: Recipe) -> list[dict[str, Any]]:
     return [r for r in read_metrics(RunPaths.of(recipe).train) if "kind" not in r]
 
@@ -264,13 +275,7 @@ def test_what_an_objective_remembers_survives_a_resume(
     expected = trained(whole)
     stopped = recipe_in(tmp_path / "stopped", *base, paths=world.paths)
     trainer = trainer_of(stopped)
-
-    def stop(metrics: dict[str, Any]) -> None:
-        assert trainer.checkpoints.failure(wait=True) is None
-        raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        trainer.run(stop)
+    stop_at_a_checkpoint(trainer)
     resumed = trainer_of(stopped)
     assert resumed.step == 4
     resumed.run(lambda metrics: None)
@@ -635,13 +640,7 @@ def test_what_producers_read_of_the_step_depends_on_no_rank_layout_or_resume(
     ranks.train(spread)
     stopped = recipe("stopped")
     trainer = trainer_of(stopped)
-
-    def stop(metrics: dict[str, Any]) -> None:
-        assert trainer.checkpoints.failure(wait=True) is None
-        raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        trainer.run(stop)
+    stop_at_a_checkpoint(trainer)
     assert trained(stopped, needs_store=False).step == 5
     names = ("loss", "grad_norm", "weights/pair" if kind == "wpo" else "masks/reward_mean")
     first, *others = (
@@ -726,13 +725,7 @@ def test_target_sparsity_is_held_saved_and_resumed(
         paths=world.paths,
     )
     trainer = trainer_of(stopped)
-
-    def stop(metrics: dict[str, Any]) -> None:
-        assert trainer.checkpoints.failure(wait=True) is None
-        raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        trainer.run(stop)
+    stop_at_a_checkpoint(trainer)
     resumed = trainer_of(stopped)
     assert resumed.step == 8
     for name in ("shift", "drift", "window"):
