@@ -9,8 +9,14 @@ from pair_records import random_scores
 from sparsepo import Features, TokenScores, Weighted
 from sparsepo.masks import TokenMasks
 
+
+def index_of(lengths: Sequence[int]) -> torch.Tensor:
+    """The response index of responses with so many tokens, chosen and rejected in turn."""
+    return torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+
+
 LENGTHS = [5, 3, 1, 7, 12, 10, 2, 1]
-INDEX = torch.tensor([response for response, n in enumerate(LENGTHS) for _ in range(n)])
+INDEX = index_of(LENGTHS)
 
 
 def drawn(*names: str, scale: float = 1.0, seed: int = 0, **more: torch.Tensor) -> Features:
@@ -22,14 +28,29 @@ def drawn(*names: str, scale: float = 1.0, seed: int = 0, **more: torch.Tensor) 
     return Features(**made, **more)
 
 
+def random_features(lengths: list[int], seed: int = 0) -> Features:
+    """Log-probabilities in float64 of policy and reference, and keys."""
+    generator = torch.Generator().manual_seed(seed)
+    total = sum(lengths)
+    policy, reference = -3 * torch.rand(2, total, generator=generator, dtype=torch.float64)
+    keys = torch.randint(-(2**62), 2**62, (len(lengths) // 2,), generator=generator)
+    return Features(policy_logps=policy, reference_logps=reference, pair_keys=keys)
+
+
 def weights_of(
-    mask: TokenMasks, features: Features, index: torch.Tensor = INDEX, pairs: int | None = None
+    mask: TokenMasks, features: Features, lengths: Sequence[int] = LENGTHS
 ) -> torch.Tensor:
     """The mask's weights of the log ratios; those of the KL are the same."""
-    found = mask(features, index, len(LENGTHS) // 2 if pairs is None else pairs)
+    found = mask(features, index_of(lengths), len(lengths) // 2)
     assert torch.equal(found.reward, found.kl)
     assert not found.reward.requires_grad
     return found.reward
+
+
+def weights_by_response(
+    mask: TokenMasks, features: Features, lengths: Sequence[int]
+) -> list[list[float]]:
+    return [part.tolist() for part in weights_of(mask, features, lengths).split(list(lengths))]
 
 
 def by_response(

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from pair_records import margin, random_scores
-from token_features import index_of, random_features, weights_of
+from producers import index_of, random_features, weights_by_response
 
 from sparsepo import DPO, AdversarialMask, Features, Weighted
 
@@ -16,7 +16,10 @@ def test_by_hand() -> None:
     """Log ratios 0.3, -0.2, 0.1 keep the two smallest; rejected 0.4, -0.1 the larger one."""
     ratios = torch.tensor([0.3, -0.2, 0.1, 0.4, -0.1])
     features = Features(policy_logps=ratios, reference_logps=torch.zeros(5))
-    assert weights_of(AdversarialMask(0.5), features, [3, 2]) == [[0.0, 1.0, 1.0], [1.0, 0.0]]
+    assert weights_by_response(AdversarialMask(0.5), features, [3, 2]) == [
+        [0.0, 1.0, 1.0],
+        [1.0, 0.0],
+    ]
 
 
 @pytest.mark.parametrize("k", [0.2, 0.5, 0.8])
@@ -52,7 +55,7 @@ def test_all_tokens_are_dpo_and_rounding_chooses_none() -> None:
     torch.testing.assert_close(Weighted(0.3)(kept).losses, DPO(0.3)(record).losses)
     noise = 3e-6 * torch.randn(15, generator=torch.Generator().manual_seed(0))
     started = replace(features, policy_logps=features.reference_logps + noise)
-    assert weights_of(AdversarialMask(0.3), started, lengths) == [
+    assert weights_by_response(AdversarialMask(0.3), started, lengths) == [
         [1.0] * 3 + [0.0] * 6, [1.0] * 2 + [0.0] * 4,
     ]  # fmt: skip
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from pair_records import random_scores
-from token_features import index_of, random_features, weights_of
+from producers import index_of, random_features, weights_by_response
 
 from sparsepo import ConfidenceMask, Features, SimPO, Weighted
 
@@ -17,7 +17,7 @@ def test_by_hand() -> None:
     The mean is of probabilities: that of logarithms would be exp(-1.4) = 0.247.
     """
     policy = torch.tensor([0.5, 0.1, 0.3, 0.2, 0.9, 0.25, 0.2]).double().log()
-    found = weights_of(ConfidenceMask(), Features(policy_logps=policy), [3, 1, 1, 2])
+    found = weights_by_response(ConfidenceMask(), Features(policy_logps=policy), [3, 1, 1, 2])
     assert found == [[0.0, 1.0, 0.0], [0.0], [0.0], [0.0, 1.0]]
 
 
@@ -29,7 +29,7 @@ def test_the_tokens_are_the_dense_ones() -> None:
         probabilities = [math.exp(value) for value in part.tolist()]
         mean = sum(probabilities) / len(probabilities)
         expected.append([float(p < mean) for p in probabilities])
-    assert weights_of(ConfidenceMask(), features, lengths) == expected
+    assert weights_by_response(ConfidenceMask(), features, lengths) == expected
 
 
 def test_the_papers_loss_by_hand_and_its_limit() -> None:

@@ -18,13 +18,10 @@ def test_by_hand() -> None:
         positive_logps=torch.tensor([0.25, 0.5, 0.7, 0.3]).log(),
         negative_logps=torch.tensor([0.1, 0.1, 0.9, 1.0]).log() - 1e-8,
     )
-    found = weights_of(ContrastMask(), features, torch.tensor([0, 0, 1, 1]), 1)
+    found = weights_of(ContrastMask(), features, [2, 2])
     assert found.tolist() == pytest.approx([0.25, 0.5, 0.1, 1e-8], rel=1e-6)
     above = torch.tensor([-1.0, 1e-7])
-    found = weights_of(
-        ContrastMask(), Features(positive_logps=above, negative_logps=above),
-        torch.tensor([0, 1]), 1,
-    )  # fmt: skip
+    found = weights_of(ContrastMask(), Features(positive_logps=above, negative_logps=above), [1, 1])
     assert found[0].item() == pytest.approx(math.exp(-1))
     assert found[1].item() == 0
 

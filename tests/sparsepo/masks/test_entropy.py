@@ -12,10 +12,10 @@ from sparsepo import EntropyMask, Features
 def test_by_hand() -> None:
     """Five tokens keep ceil(0.4 * 5) = 2, one of a single one: entropies 1.2 and 0.9, 0.3."""
     features = Features(reference_entropy=torch.tensor([0.1, 1.2, 0.5, 0.9, 0.2, 0.3]))
-    found = weights_of(EntropyMask(0.4), features, torch.tensor([0, 0, 0, 0, 0, 1]), 1)
+    found = weights_of(EntropyMask(0.4), features, [5, 1])
     assert found.tolist() == [0, 1, 0, 1, 0, 1]
     tied = Features(reference_entropy=torch.ones(6))
-    found = weights_of(EntropyMask(0.4), tied, torch.tensor([0, 0, 0, 0, 0, 1]), 1)
+    found = weights_of(EntropyMask(0.4), tied, [5, 1])
     assert found.tolist() == [1, 1, 0, 0, 0, 1]
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from token_features import weights_of
+from producers import weights_by_response
 
 from sparsepo import ExpRatioMask, Features
 
@@ -15,12 +15,15 @@ def test_by_hand_and_from_the_data() -> None:
         scorer_log_ratios=torch.tensor([1.0, -3.0, 2.0], dtype=torch.float64),
         external_weights=torch.tensor([0.25, 0.0, 7.0]),
     )
-    found = weights_of(ExpRatioMask(2.0), features, [2, 1])
+    found = weights_by_response(ExpRatioMask(2.0), features, [2, 1])
     assert found[0] == pytest.approx([math.exp(2), math.exp(-1)], abs=1e-12)
     assert found[1] == pytest.approx([math.exp(-3)], abs=1e-12)
-    assert weights_of(ExpRatioMask(source="external"), features, [2, 1]) == [[0.25, 0.0], [7.0]]
+    assert weights_by_response(ExpRatioMask(source="external"), features, [2, 1]) == [
+        [0.25, 0.0],
+        [7.0],
+    ]
     agreed = Features(scorer_log_ratios=torch.zeros(3))
-    assert weights_of(ExpRatioMask(), agreed, [2, 1]) == [[1.0, 1.0], [1.0]]
+    assert weights_by_response(ExpRatioMask(), agreed, [2, 1]) == [[1.0, 1.0], [1.0]]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """LD-DPO's weights beyond the shorter response's length."""
 
 import pytest
-from token_features import weights_of
+from producers import weights_by_response
 
 from sparsepo import Features, LengthSplitMask
 
@@ -9,12 +9,12 @@ from sparsepo import Features, LengthSplitMask
 def test_by_hand_and_without_a_split() -> None:
     """Four tokens against two: the last two weigh alpha, whichever side they are on."""
     lengths = [4, 2, 1, 3, 2, 2]
-    assert weights_of(LengthSplitMask(0.25), Features(), lengths) == [
+    assert weights_by_response(LengthSplitMask(0.25), Features(), lengths) == [
         [1.0, 1.0, 0.25, 0.25], [1.0, 1.0], [1.0], [1.0, 0.25, 0.25], [1.0, 1.0], [1.0, 1.0],
     ]  # fmt: skip
-    plain = weights_of(LengthSplitMask(1.0), Features(), lengths)
+    plain = weights_by_response(LengthSplitMask(1.0), Features(), lengths)
     assert plain == [[1.0] * n for n in lengths]
-    assert weights_of(LengthSplitMask(), Features(), [3, 1])[0] == [1.0, 0.5, 0.5]
+    assert weights_by_response(LengthSplitMask(), Features(), [3, 1])[0] == [1.0, 0.5, 0.5]
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1])

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from pair_records import gradient_of, random_scores
-from token_features import index_of, random_features, weights_of
+from producers import index_of, random_features, weights_by_response
 
 from sparsepo import PartitionMask, Weighted
 
@@ -17,7 +17,9 @@ def at(epoch: int, lengths: list[int], seed: int = 0) -> object:
 def test_over_the_epochs_every_token_counts_alike() -> None:
     """Each epoch's weights are 0 or K; over K epochs they sum to K, then they come again."""
     lengths = [70, 50, 1, 90]
-    epochs = [weights_of(PartitionMask(3), at(epoch, lengths), lengths) for epoch in range(4)]
+    epochs = [
+        weights_by_response(PartitionMask(3), at(epoch, lengths), lengths) for epoch in range(4)
+    ]
     for response, n in enumerate(lengths):
         parts = torch.tensor([epochs[epoch][response] for epoch in range(3)])
         assert set(parts.flatten().tolist()) <= {0.0, 3.0}
@@ -59,13 +61,13 @@ def test_parts_follow_the_pair_not_the_batch_and_pairs_have_epochs_of_their_own(
 def test_validation_weighs_every_token_by_one() -> None:
     lengths = [5, 4]
     features = random_features(lengths)
-    assert weights_of(PartitionMask(3).eval(), features, lengths) == [[1.0] * 5, [1.0] * 4]
+    assert weights_by_response(PartitionMask(3).eval(), features, lengths) == [[1.0] * 5, [1.0] * 4]
     with pytest.raises(ValueError, match="needs the feature 'epoch'.*from the training loop"):
         PartitionMask(3)(features, index_of(lengths), 1)
 
 
 def test_one_part_weighs_all_and_none_is_refused() -> None:
     lengths = [5, 4]
-    assert weights_of(PartitionMask(1), at(2, lengths), lengths) == [[1.0] * 5, [1.0] * 4]
+    assert weights_by_response(PartitionMask(1), at(2, lengths), lengths) == [[1.0] * 5, [1.0] * 4]
     with pytest.raises(ValueError, match="parts=0: must be at least 1"):
         PartitionMask(0)

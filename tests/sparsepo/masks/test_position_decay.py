@@ -1,18 +1,18 @@
 """D2PO's weights fall with a token's place."""
 
 import pytest
-from token_features import weights_of
+from producers import weights_by_response
 
 from sparsepo import Features, PositionDecayMask
 
 
 def test_by_hand_and_without_decay() -> None:
     """0.5, 0.25, 0.125; a second response begins anew. g = 1 weighs all alike."""
-    found = weights_of(PositionDecayMask(0.5), Features(), [3, 1, 1, 2])
+    found = weights_by_response(PositionDecayMask(0.5), Features(), [3, 1, 1, 2])
     expected = [[0.5, 0.25, 0.125], [0.5], [0.5], [0.5, 0.25]]
     assert [pytest.approx(part) for part in expected] == found
-    assert weights_of(PositionDecayMask(1.0), Features(), [3, 1]) == [[1.0] * 3, [1.0]]
-    long = weights_of(PositionDecayMask(), Features(), [500, 1])[0]
+    assert weights_by_response(PositionDecayMask(1.0), Features(), [3, 1]) == [[1.0] * 3, [1.0]]
+    long = weights_by_response(PositionDecayMask(), Features(), [500, 1])[0]
     assert long == pytest.approx([0.98**t for t in range(1, 501)], rel=1e-4)
 
 

@@ -16,7 +16,7 @@ def test_by_hand() -> None:
     """
     for rejected in (5.0, 0.0):
         features = Features(saliency=torch.tensor([1.0, 3.0, rejected]))
-        found = weights_of(SaliencyMask(), features, torch.tensor([0, 0, 1]), 1)
+        found = weights_of(SaliencyMask(), features, [2, 1])
         assert found.tolist() == pytest.approx([0.65, 1.35, 1.0])
 
 

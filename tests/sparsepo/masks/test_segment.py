@@ -15,12 +15,12 @@ def test_by_hand() -> None:
     A step of 0.9 does not cut, nor does the border between the responses join.
     """
     q = torch.tensor([0.5, 0.9, -1.0, -0.2, 0.7, 3.0, 0.1, -0.2]).double()
-    index = torch.tensor([0] * 6 + [1] * 2)
-    found = weights_of(SegmentMask(), Features(scorer_log_ratios=q), index, 1)
+    lengths = [6, 2]
+    found = weights_of(SegmentMask(), Features(scorer_log_ratios=q), lengths)
     assert found.tolist() == [1, 1, 0, 0, 0, 1, 1, 1]
-    one = weights_of(SegmentMask(9.0), Features(scorer_log_ratios=q), index, 1)
+    one = weights_of(SegmentMask(9.0), Features(scorer_log_ratios=q), lengths)
     assert one.tolist() == [1] * 8
-    none = weights_of(SegmentMask(9.0), Features(scorer_log_ratios=-q), index, 1)
+    none = weights_of(SegmentMask(9.0), Features(scorer_log_ratios=-q), lengths)
     assert none.tolist() == [0] * 8
 
 

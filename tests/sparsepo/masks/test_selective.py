@@ -12,13 +12,11 @@ from sparsepo import Features, SelectiveMask
 def test_by_hand() -> None:
     """floor(0.5 * 5) = 2 of the chosen with the largest q, 1 of 3 rejected with the smallest."""
     q = torch.tensor([0.1, 1.2, -0.5, 0.9, 0.2, 0.3, -0.7, 0.8])
-    found = weights_of(
-        SelectiveMask(0.5), Features(scorer_log_ratios=q), torch.tensor([0] * 5 + [1] * 3), 1
-    )
+    found = weights_of(SelectiveMask(0.5), Features(scorer_log_ratios=q), [5, 3])
     assert found.tolist() == [0, 1, 0, 1, 0, 0, 1, 0]
     # 0.29 of 100 are 29, though 0.29 * 100 is 28.999999999999996.
     many = Features(scorer_log_ratios=torch.arange(101.0))
-    found = weights_of(SelectiveMask(0.29), many, torch.tensor([0] * 100 + [1]), 1)
+    found = weights_of(SelectiveMask(0.29), many, [100, 1])
     assert found.tolist() == [0] * 71 + [1] * 29 + [0]
 
 

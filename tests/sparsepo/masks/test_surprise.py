@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from token_features import random_features, weights_of
+from producers import random_features, weights_by_response
 
 from sparsepo import Features, SurpriseMask
 
@@ -17,7 +17,7 @@ def test_by_hand() -> None:
     policy = torch.tensor([-2.0, -1.0, -2.0, -4.0, -4.0, -2.0, -1.0, -2.0])
     reference = torch.tensor([-1.0, -2.0, -2.0, -2.0, -1.0, -1.0, -2.0, -2.0])
     features = Features(policy_logps=policy, reference_logps=reference)
-    assert weights_of(SurpriseMask(), features, [5, 3]) == [
+    assert weights_by_response(SurpriseMask(), features, [5, 3]) == [
         [0.0, 0.0, 0.0, 1.0, 1.0], [0.0, 1.0, 0.0],
     ]  # fmt: skip
 
@@ -31,7 +31,7 @@ def test_the_tokens_are_those_of_torchs_quantile(quantile: float) -> None:
     for response, part in enumerate(rounded.split(lengths)):
         scores = part if response % 2 else -part
         expected.append((scores >= scores.quantile(quantile)).float().tolist())
-    assert weights_of(SurpriseMask(quantile), features, lengths) == expected
+    assert weights_by_response(SurpriseMask(quantile), features, lengths) == expected
 
 
 def test_rounding_chooses_no_tokens() -> None:
@@ -40,7 +40,7 @@ def test_rounding_chooses_no_tokens() -> None:
     features = random_features(lengths)
     noise = 3e-6 * torch.randn(15, generator=torch.Generator().manual_seed(0))
     started = replace(features, policy_logps=features.reference_logps + noise)
-    assert weights_of(SurpriseMask(), started, lengths) == [[1.0] * 9, [1.0] * 6]
+    assert weights_by_response(SurpriseMask(), started, lengths) == [[1.0] * 9, [1.0] * 6]
 
 
 def test_the_seventh_of_a_hundred_steps_is_the_seventh() -> None:
@@ -48,7 +48,7 @@ def test_the_seventh_of_a_hundred_steps_is_the_seventh() -> None:
     policy = torch.zeros(102, dtype=torch.float64)
     reference = torch.arange(102, dtype=torch.float64)
     features = Features(policy_logps=policy, reference_logps=reference)
-    assert sum(weights_of(SurpriseMask(0.07), features, [101, 1])[0]) == 101 - 7
+    assert sum(weights_by_response(SurpriseMask(0.07), features, [101, 1])[0]) == 101 - 7
 
 
 @pytest.mark.parametrize("quantile", [-0.1, 1.0])

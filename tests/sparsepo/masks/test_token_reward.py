@@ -14,7 +14,7 @@ from sparsepo import DPO, TDPO1, Features, TokenRewardMask, Weighted
 def test_by_hand() -> None:
     """alpha beta = 0.05: q = 2, -30 of the chosen give 1.1, -0.5; q = 4 of the rejected 0.8."""
     features = Features(scorer_log_ratios=torch.tensor([2.0, -30.0, 4.0]))
-    found = weights_of(TokenRewardMask(), features, torch.tensor([0, 0, 1]), 1)
+    found = weights_of(TokenRewardMask(), features, [2, 1])
     assert found.tolist() == pytest.approx([1.1, -0.5, 0.8])
     assert TokenRewardMask.signed
 
@@ -35,9 +35,8 @@ def test_every_response_has_its_own_sign() -> None:
 def test_without_strength_it_is_dpo() -> None:
     record = random_scores([3, 4])
     ones = weights_of(
-        TokenRewardMask(0.0), Features(scorer_log_ratios=record.scorer_log_ratios),
-        record.response_index, 1,
-    )  # fmt: skip
+        TokenRewardMask(0.0), Features(scorer_log_ratios=record.scorer_log_ratios), [3, 4]
+    )
     found = Weighted(0.4)(replace(record, reward_mask=ones)).losses
     torch.testing.assert_close(found, DPO(0.4)(record).losses)
 

@@ -81,8 +81,9 @@ def test_by_hand() -> None:
     values = torch.tensor([[0.0], [0.0], [1.0]]).double()
     found = weights_of(
         TransportMask(entropic_reg=1.0, marginal_penalty=1.0),
-        Features(policy_hidden=values), torch.tensor([0, 1, 1]), 1,
-    )  # fmt: skip
+        Features(policy_hidden=values),
+        [1, 2],
+    )
     share = 1 / (1 + math.exp(-0.5))
     assert found.tolist() == pytest.approx([1.0, share, 1 - share], abs=1e-6)
 
@@ -106,7 +107,7 @@ def test_a_pairs_weights_do_not_depend_on_the_pairs_beside_it() -> None:
     for pair in range(len(LENGTHS) // 2):
         own = pair == INDEX // 2
         alone = weights_of(
-            TransportMask(), Features(policy_hidden=values[own]), INDEX[own] - 2 * pair, 1
+            TransportMask(), Features(policy_hidden=values[own]), LENGTHS[2 * pair : 2 * pair + 2]
         )
         torch.testing.assert_close(alone, whole[own], atol=1e-12, rtol=1e-12)
 
@@ -120,7 +121,6 @@ def test_options_out_of_range_are_named() -> None:
         with pytest.raises(ValueError, match=said):
             TransportMask(**options)
     far = weights_of(
-        TransportMask(marginal_penalty=1e18), Features(policy_hidden=states()[:2]),
-        torch.tensor([0, 1]), 1,
-    )  # fmt: skip
+        TransportMask(marginal_penalty=1e18), Features(policy_hidden=states()[:2]), [1, 1]
+    )
     assert far.tolist() == pytest.approx([1, 1])
