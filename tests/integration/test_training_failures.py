@@ -182,7 +182,7 @@ def test_memory_that_ends_on_one_rank_halves_the_micro_batches(wide: MakeRecipe)
 
 def test_memory_that_ends_names_the_setting(wide: MakeRecipe) -> None:
     """What a worker leaves for the driver, in front of its first step; that an error ends the
-    run is in test_objectives.py.
+    run is in test_training_refusals.py.
     """
     trainer = trainer_of(wide("named"))
     line = str(note_memory(trainer))

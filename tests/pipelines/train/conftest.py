@@ -1,0 +1,19 @@
+"""What trainings of any objective and mask read, made once."""
+
+from pathlib import Path
+
+import pytest
+from feature_world import World, make_world
+from runs import MakeRecipe
+
+
+@pytest.fixture(scope="session")
+def world(
+    rows: list[dict[str, str]],
+    model_dir: Path,
+    recipe_in: MakeRecipe,
+    ray_cluster: None,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> World:
+    """Pairs with scores and weights, two scorers, and one store of every feature."""
+    return make_world(tmp_path_factory.mktemp("world"), rows, model_dir, recipe_in)
