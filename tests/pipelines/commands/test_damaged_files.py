@@ -5,6 +5,7 @@ is without the damage. The table is tests/support/damage/kinds.py.
 """
 
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from damage.damages import FOLDER
 from damage.kinds import KINDS, Kind
 from damage.outcomes import Outcome, read, world_for, wrong_of
 from damage.readers import Reader, resume
-from damage.world import World, make_world
+from damage.world import World, add_interrupted_sweep, make_world
+from matrices import members
 
 
 class Table:
@@ -23,6 +25,23 @@ class Table:
     def __init__(self, base: World, there: Path) -> None:
         self._base, self._there = base, there
         self._whole: dict[Reader, Outcome] = {}
+        self.keep()
+
+    def keep(self) -> None:
+        """What the world is now is what it has to be in the end."""
+        self._before = self._base.states(but=self._there)
+
+    def add_interrupted_sweep(self) -> None:
+        """To the world, where it was made: its files name each other."""
+        self.assert_nothing_was_written()
+        shutil.rmtree(self._there, ignore_errors=True)
+        add_interrupted_sweep(World(self._base.folder.rename(self._there)))
+        self._there.rename(self._base.folder)
+        self.keep()
+
+    def assert_nothing_was_written(self) -> None:
+        now = self._base.states(but=self._there)
+        assert now == self._before, "a reader has written into a file in its place"
 
     def wrong(self, kind: Kind, readers: tuple[Reader, ...], names: list[str]) -> list[str]:
         found = []
@@ -63,12 +82,28 @@ def table(
     (folder / "world").mkdir()
     world = make_world(folder / "world", model_dir, rows)
     base = World((world.folder).rename(folder / "base"))
-    before = base.states(but=folder)
-    yield Table(base, folder / "world")
-    assert base.states(but=folder) == before, "a reader has written into a file in its place"
+    table = Table(base, folder / "world")
+    yield table
+    table.assert_nothing_was_written()
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.fixture(scope="module")
+def with_sweep(table: Table) -> Table:
+    """The table with a sweep that Ray Tune left unfinished: two trials under Ray."""
+    table.add_interrupted_sweep()
+    return table
+
+
+# Readers that load no model read these; one of each format and reader is quick.
+READ = [name for name, kind in KINDS.items() if kind.readers]
+QUICK = (
+    "manifest of pairs", "manifest of reference", "start of a sweep", "configuration", "recipe",
+    "memory", "times", "pairs", "rejected rows", "features", "head", "answers of a judge",
+    "compiled code", "a fact", "adapter", "source pairs.jsonl.gz",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", members(READ, QUICK))
 def test_a_damaged_file_is_named_or_done_without(table: Table, name: str) -> None:
     kind = KINDS[name]
     names = ["truncated", "other types inside"] if kind.is_input else [*kind.damages, FOLDER]
@@ -78,13 +113,13 @@ def test_a_damaged_file_is_named_or_done_without(table: Table, name: str) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.slow])
-def test_a_flipped_bit_changes_no_result(table: Table, name: str) -> None:
+def test_a_flipped_bit_changes_no_result(with_sweep: Table, name: str) -> None:
     kind = KINDS[name]
-    table.check(kind, kind.slow[-1:], ["a flipped bit"])
+    with_sweep.check(kind, kind.slow[-1:], ["a flipped bit"])
 
 
 @pytest.mark.slow
-def test_a_sweep_goes_on_with_what_ray_tune_keeps_or_begins_anew(table: Table) -> None:
+def test_a_sweep_goes_on_with_what_ray_tune_keeps_or_begins_anew(with_sweep: Table) -> None:
     """It goes on; not with another point, nor where a trial that has ended lost its file. What came
     of the trials is the same.
     """
@@ -97,9 +132,9 @@ def test_a_sweep_goes_on_with_what_ray_tune_keeps_or_begins_anew(table: Table) -
         assert changed != text
         path.write_text(changed)
 
-    whole, said = table.read_after(resume, lambda world: None)
+    whole, said = with_sweep.read_after(resume, lambda world: None)
     assert not any("begins anew" in line for line in said)
-    found, said = table.read_after(resume, other_point)
+    found, said = with_sweep.read_after(resume, other_point)
     assert found == whole
     refused = "resumed/.ray is damaged: trial 1 of .*0.3.* is none of the sweep's; Ray Tune begins"
     assert any(re.search(refused, line) for line in said)
@@ -107,24 +142,24 @@ def test_a_sweep_goes_on_with_what_ray_tune_keeps_or_begins_anew(table: Table) -
     def without_its_file(world: World) -> None:
         world.path("resumed/trials/0000-*/trial.json").unlink()
 
-    _, said = table.read_after(resume, without_its_file)
+    _, said = with_sweep.read_after(resume, without_its_file)
     lost = "trial 0 has ended, and its trial.json is gone; Ray Tune begins anew"
     assert any(lost in line for line in said)
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", KINDS)
-def test_every_damage_before_every_reader(table: Table, name: str) -> None:
+def test_every_damage_before_every_reader(with_sweep: Table, name: str) -> None:
     kind = KINDS[name]
-    table.check(kind, kind.readers + kind.slow, [*kind.damages, FOLDER])
+    with_sweep.check(kind, kind.readers + kind.slow, [*kind.damages, FOLDER])
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", KINDS)
-def test_every_damage_before_every_command(table: Table, name: str) -> None:
+def test_every_damage_before_every_command(with_sweep: Table, name: str) -> None:
     kind = KINDS[name]
     commands = [COMMANDS[each] for each in kind.readers + kind.slow if each in COMMANDS]
-    table.check(kind, tuple(commands), [*kind.damages, FOLDER])
+    with_sweep.check(kind, tuple(commands), [*kind.damages, FOLDER])
 
 
 def test_a_command_ends_with_one_line_or_as_without_the_damage(table: Table) -> None:

@@ -91,7 +91,7 @@ class World:
     """Everything of a run below one folder.
 
     `run` is finished; `half` has every stage begun, sources and model lie beside them. `sweep` is
-    finished, `resumed` was interrupted before its results were written.
+    finished; `resumed`, where it was added, was interrupted before its results were written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -159,7 +159,6 @@ def make_world(folder: Path, model: Path, rows: Sequence[dict[str, str]]) -> Wor
     os.utime(f"{recipe.run_dir}/evaluation/claims/step-00000004.json", (0, 0))
     run_here(recipe, (REPORT,))
     _sweep(world, recipe, "sweep")
-    _interrupted(world, recipe)
     _kept_beside(world)
     return world
 
@@ -242,8 +241,12 @@ def _sweep(world: World, recipe: Recipe, name: str) -> Sweep:
     return sweep
 
 
-def _interrupted(world: World, recipe: Recipe) -> None:
-    """A sweep whose trials have ended, also for Ray Tune, and which was killed then."""
+def add_interrupted_sweep(world: World) -> None:
+    """A sweep whose trials have ended, also for Ray Tune, and which was killed then.
+
+    The world lies where it was made.
+    """
+    recipe = world.recipe()
     sweep, there = _sweep(world, recipe, "resumed"), world.folder / "resumed"
     results = ("manifest.json", "trials.*", "pareto.json", "best.yaml", "report", "tensorboard")
     _without(there, *results)
