@@ -142,6 +142,8 @@ COMPOSITES: dict[str, dict[str, Any]] = {
     "llama4": {}, "moss_transcribe_diarize": {}, "qwen3_5": {}, "qwen3_5_moe": {},
     "qwen4_exp": {},
 }  # fmt: skip
+# Whose configurations have little in common: other names, a scaled head, experts, projected states.
+UNLIKE = ("granite", "mixtral", "opt", "gpt_neo", "bloom", "mamba", "cohere", "llama4_text")
 # Those that the suite has in its usual form.
 IN_THE_SUITE = (
     "apertus", "bamba", "bitnet", "bloom", "codegen", "cohere", "cohere2", "dbrx", "deepseek_v2",
@@ -151,6 +153,13 @@ IN_THE_SUITE = (
     "modernbert-decoder", "mpt", "nemotron_h", "olmo", "olmoe", "opt", "phi", "phimoe",
     "qwen2_moe", "qwen3_moe", "qwen3_next", "recurrent_gemma", "rwkv", "smollm3", "stablelm",
     "starcoder2", "xglm", "zamba2", "gemma3", "llama4", "qwen3_5",
+)  # fmt: skip
+# Of those, one of each kind: ALiBi, blocks side by side, latent attention, a composite, several
+# streams, an old family, scaled logits, a padded head, a state space, projected states,
+# experts, a mixed stack.
+QUICK = (
+    "bloom", "cohere", "deepseek_v3", "gemma3", "gemma3n_text", "gptj", "granite", "inkling_text",
+    "mamba2", "opt", "qwen3_moe", "qwen3_next",
 )  # fmt: skip
 # Left out of the matrix: what is refused, by the package's own list, and these.
 LEFT_OUT = {
@@ -233,9 +242,15 @@ def tiny_model(family: str, seed: int = 1, vocabulary: int = 29, **more: Any) ->
 
 
 def matrix() -> list[Any]:
-    """The families of the installed transformers as parameters of a test."""
+    """The families of the installed transformers as parameters of a test: quick, slow, and
+    exhaustive ones.
+    """
+    marks = {
+        **{family: [pytest.mark.slow] for family in IN_THE_SUITE},
+        **{family: [] for family in QUICK},
+    }
     return [
-        pytest.param(family, marks=[] if family in IN_THE_SUITE else pytest.mark.exhaustive)
+        pytest.param(family, marks=marks.get(family, pytest.mark.exhaustive))
         for family in (*FAMILIES, *COMPOSITES)
         if is_here(family)
     ]

@@ -203,35 +203,6 @@ MORE_HOOKED |= {
     }.items()
     if case != "deepseek_v2" or name == "whole_q"
 }
-# For what has nothing to do with hook points, and their sizes.
-PLAIN_SIZES = {
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-}
-PLAIN: dict[str, dict[str, Any]] = {
-    "granite": {"num_key_value_heads": 2, "logits_scaling": 3.0},
-    "mixtral": {"num_key_value_heads": 2, "num_local_experts": 2},
-    "opt": {"ffn_dim": 24, "word_embed_proj_dim": 8},
-    "gpt_neo": {
-        "num_layers": 2,
-        "num_heads": 4,
-        "attention_types": [[["global", "local"], 1]],
-        "window_size": 4,
-    },
-    "bloom": {"n_layer": 2, "n_head": 4},
-    "mamba": {"state_size": 4},
-    "cohere": {"num_key_value_heads": 2, "logit_scale": 0.5},
-    "llama4_text": {
-        "num_key_value_heads": 2,
-        "head_dim": 4,
-        "intermediate_size_mlp": 24,
-        "num_local_experts": 2,
-        "attention_chunk_size": 4,
-    },
-}
 
 
 def draw_pairs(

@@ -10,10 +10,11 @@ import pytest
 import torch
 import typer
 import yaml
+from families import UNLIKE, tiny_config
 from pair_stores import TEXT
 from runs import MakeRecipe, silent
 from safetensors.torch import load_file, save_file
-from tiny_families import CONFIGS, PLAIN, PLAIN_SIZES
+from tiny_families import CONFIGS
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.commands.cli import app
@@ -225,18 +226,16 @@ def test_a_special_token_that_nothing_says_may_lie_beyond_the_embeddings(
     refused(recipe, f"largest id in use is {size} ('<image>')")
 
 
-FAMILIES = {
-    **CONFIGS,
-    **{name: PLAIN_SIZES | {"vocab_size": 19} | changes for name, changes in PLAIN.items()},
-}
-
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*CONFIGS, *UNLIKE])
 def test_sizes_from_files_are_those_of_the_loaded_model(family: str, tmp_path: Path) -> None:
     """Embeddings, parameters, and adapters on every linear layer, which fit."""
     from peft import LoraConfig, get_peft_model
 
-    config = AutoConfig.for_model(family.split("-")[0], **FAMILIES[family])
+    config = (
+        AutoConfig.for_model(family.split("-")[0], **CONFIGS[family])
+        if family in CONFIGS
+        else tiny_config(family)
+    )
     model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(tmp_path / "model")
     assert embedding_rows(tmp_path / "model") == model.get_input_embeddings().weight.shape[0]
