@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from checkout import ROOT
+from matrices import members
 from tiny_families import CONFIGS, MORE_HOOKED, draw_pairs
 from torch import Tensor, nn
 from transformers import (
@@ -35,6 +36,11 @@ from sparsepo.hook_tables import FAMILIES
 IDS = torch.tensor([[1, 5, 9, 3, 7, 2], [4, 4, 8, 1, 6, 0]])
 HOOKED = CONFIGS | MORE_HOOKED
 CASES = [case for case in HOOKED if case.split("-")[0] in CONFIG_MAPPING]
+# The first tables, and of the others one of each kind: slices, latent attention, projected states,
+# experts, blocks side by side without a rotary embedding, clipped projections.
+QUICK = (
+    *CONFIGS, "bloom-in_slices", "deepseek_v3", "opt", "mixtral", "falcon-alibi", "mpt", "glm4",
+)  # fmt: skip
 # Attention and MLP side by side.
 PARALLEL = {
     *("gptj", "codegen", "phi", "phi-normed", "cohere", "cohere-normed", "cohere2"),
@@ -178,7 +184,7 @@ def unturned(turned: Tensor, part: Tensor, last: bool) -> Tensor:
     return torch.cat([part, turned[..., width:]], dim=-1)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", members(CASES, QUICK))
 def test_queries_keys_and_values_are_those_of_the_attention(
     case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,7 +255,7 @@ class Ends:
             handle.remove()
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", members(CASES, QUICK))
 def test_the_residual_stream_and_the_mlp_are_those_of_the_model(case: str) -> None:
     """What is added is the stream after less the stream before; norms are what attention and MLP
     are given; the MLP's activation is computed from its weights.
@@ -346,9 +352,10 @@ def activation(owner: nn.Module, states: Tensor) -> Tensor:
         return act(first(states))
 
 
-@pytest.mark.parametrize(
-    "case", [c for c in CASES if not re.match("bloom|mpt|gpt_neo$|falcon.*alibi", c)]
-)
+PACKED = [case for case in CASES if not re.match("bloom|mpt|gpt_neo$|falcon.*alibi", case)]
+
+
+@pytest.mark.parametrize("case", members(PACKED, set(QUICK).intersection(PACKED)))
 def test_packed_rows_record_what_padded_rows_do(case: str) -> None:
     """At the scored tokens. Models of ALiBi and GPT-Neo are not packed."""
     model = build(case)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from checkout import ROOT
 
 from pipelines.pairs.table import open_pairs
@@ -47,6 +48,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_a_new_stage_is_a_room_and_a_place_in_the_list(copied: Recipe, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     for package in ("sparsepo", "evaluation", "pipelines"):

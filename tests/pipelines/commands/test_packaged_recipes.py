@@ -36,6 +36,14 @@ IN_THE_SUITE = (
     "hh-kto", "hh-sum",
     *(name for name in packaged("recipe") if load_recipe(name).objective.name == "weighted"),
 )  # fmt: skip
+# Of every family one, with adapters and without, and what only a recipe puts together.
+QUICK = ("tldr-mapo", "code-sparsepo-common", "hh-dpo-losses", "hh-kto", "hh-sum", "hh-transport")
+
+
+def marks(name: str) -> list[pytest.MarkDecorator]:
+    if name in QUICK:
+        return []
+    return [pytest.mark.slow if name in IN_THE_SUITE else pytest.mark.exhaustive]
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +57,7 @@ def scored_pairs(rows: list[dict[str, str]], tmp_path_factory: pytest.TempPathFa
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[] if name in IN_THE_SUITE else pytest.mark.exhaustive)
-        for name in sorted(packaged("recipe"))
-    ],
+    [pytest.param(name, marks=marks(name)) for name in sorted(packaged("recipe"))],
 )
 def test_packaged_recipes_run_on_tiny_models_of_their_families(
     name: str, model_dir: Path, scored_pairs: Path, tmp_path: Path

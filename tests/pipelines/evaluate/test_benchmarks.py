@@ -201,6 +201,7 @@ def test_masks_by_class_and_position_add_up(evaluated: Recipe) -> None:
     assert sum(row["weight_fraction"] for row in masks["reward_mask/by_class"]) == pytest.approx(1)
 
 
+@pytest.mark.slow
 @pytest.mark.actors
 def test_programs_are_run_on_request_only(evaluated: Recipe) -> None:
     """Sampled, kept, not run; then run by a step of its own: an untrained model passes nothing,

@@ -52,6 +52,7 @@ def sampling(make_recipe: MakeRecipe, classifier: Path) -> Callable[..., Recipe]
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.actors
 def test_a_killed_sample_goes_on_to_the_same_bytes(
     sampling: MakeRecipe,

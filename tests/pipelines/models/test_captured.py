@@ -73,7 +73,9 @@ def test_a_family_is_decoded_as_its_own_forward_says_or_refused(family: str) -> 
         assert len(found) == 9 or found[-1] in ENDS.ids
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.8)])
+@pytest.mark.parametrize(
+    ("temperature", "top_p"), [pytest.param(1.0, 1.0, marks=pytest.mark.slow), (0.7, 0.8)]
+)
 def test_samples_have_the_exact_distribution(temperature: float, top_p: float) -> None:
     """All continuations of two tokens of a vocabulary of 11, counted beside their probability.
 

@@ -10,6 +10,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from matrices import members
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -116,10 +117,12 @@ CHANGES: dict[str, dict[str, Any]] = {
     "tokens": {"trainable_token_indices": [5, 9]},
     "tokens of both": {"trainable_token_indices": {"embed_tokens": [5, 9], "lm_head": [3]}},
 }
+# Of layers, of embeddings, of whole matrices and of single tokens.
+QUICK = ("patterns", "of the embeddings, dora", "both whole, tied", "tokens of both")
 
 
 @pytest.mark.parametrize("base", ["untied", "tied"])
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", members(CHANGES, QUICK))
 def test_logits_are_those_of_peft(
     base: str, change: str, bases: dict[str, Path], tmp_path: Path
 ) -> None:

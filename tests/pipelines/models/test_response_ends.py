@@ -269,6 +269,7 @@ def test_what_samples_records_its_ends(chat_run: Recipe, make_recipe: MakeRecipe
     assert "response_ends" not in Run(make_recipe()).record(EVALUATE).inputs
 
 
+@pytest.mark.slow
 def test_the_harness_stops_there_too(tmp_path: Path) -> None:
     """generate_until with a stop text that never comes: the answer is right only if it ends with
     the turn.

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 KL = ("objective.name=tdpo1",)
 
 
+@pytest.mark.slow
 @pytest.mark.actors
 def test_the_store_is_the_same_bytes_for_any_number_of_actors(
     scored: Recipe, recipe_in: MakeRecipe, tmp_path: Path

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from checkout import ROOT
+from matrices import members
 from runs import MakeRecipe
 from small_disk import needs_root, small_disk
 from stores import store_files
@@ -45,7 +46,7 @@ FORECASTS = {
 }
 
 
-@pytest.mark.parametrize("case", FORECASTS)
+@pytest.mark.parametrize("case", members(FORECASTS, ("mapo", "int8")))
 def test_the_storage_forecast_is_within_five_percent(
     case: str, scored: Recipe, recipe_in: MakeRecipe, tmp_path: Path
 ) -> None:

@@ -68,6 +68,7 @@ class Process:
         return tuple(int(counts[name]) for name in names)  # type: ignore[return-value]
 
 
+@pytest.mark.slow
 def test_what_a_process_did_first_changes_nothing_that_it_compiles(tmp_path: Path) -> None:
     """Validation, then training; and, as after a restart, training in another width first."""
     with fresh_cache():
@@ -78,6 +79,7 @@ def test_what_a_process_did_first_changes_nothing_that_it_compiles(tmp_path: Pat
         assert resumed.end() == (2, 0, 3)
 
 
+@pytest.mark.slow
 def test_all_that_was_compiled_is_kept(tmp_path: Path) -> None:
     """Layers of two models before two checkpoints of a process, and of a third in another one."""
     with fresh_cache():
@@ -93,6 +95,7 @@ def test_all_that_was_compiled_is_kept(tmp_path: Path) -> None:
             assert Process(tmp_path).call(hidden, (40, EVALUATION)).end() == (1, 0, 1)
 
 
+@pytest.mark.slow
 def test_what_the_machine_knew_already_is_kept_for_others(tmp_path: Path) -> None:
     """Torch's caches hold it from a run on other pairs; nothing is written twice."""
     here, there = tmp_path / "here", tmp_path / "there"
@@ -105,6 +108,7 @@ def test_what_the_machine_knew_already_is_kept_for_others(tmp_path: Path) -> Non
         assert Process(there).call(16, (48, EVALUATION)).end() == (1, 0, 1)
 
 
+@pytest.mark.slow
 def test_a_width_that_equals_another_size_is_compiled_for_any_width(tmp_path: Path) -> None:
     """Here that of the hidden states; another process meets other widths first."""
     with fresh_cache():

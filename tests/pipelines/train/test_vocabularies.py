@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from matrices import members
 from ranks import Ranks
 from runs import MakeRecipe, run_here, silent
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -120,8 +121,8 @@ def same(found: Any, expected: Any, where: str = "") -> None:
         assert found == expected, where
 
 
-@pytest.mark.parametrize("padding", PAIRS)
-@pytest.mark.parametrize("case", OBJECTIVES)
+@pytest.mark.parametrize("padding", members(PAIRS, ("of the policy",)))
+@pytest.mark.parametrize("case", members(OBJECTIVES, ("top-k", "activations")))
 def test_training_is_that_of_the_pair_without_padding(
     case: str, padding: str, numbers: Any
 ) -> None:

@@ -319,6 +319,7 @@ def trained_masks(
         PartialState._reset_state()
 
 
+@pytest.mark.slow
 def test_masks_are_the_same_on_every_rank(
     ranks: Ranks, rows: list[dict[str, str]], model_dir: Path, tmp_path: Path
 ) -> None:
@@ -396,6 +397,7 @@ def test_unmasked_is_trl(make: Make) -> None:
     torch.testing.assert_close(first, other.compute_loss(other.model, batch))
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(
     model_dir: Path, pairs_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
