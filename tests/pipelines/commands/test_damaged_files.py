@@ -97,9 +97,9 @@ def with_sweep(table: Table) -> Table:
 # Readers that load no model read these; one of each format and reader is quick.
 READ = [name for name, kind in KINDS.items() if kind.readers]
 QUICK = (
-    "manifest of pairs", "manifest of reference", "start of a sweep", "configuration", "recipe",
-    "memory", "times", "pairs", "rejected rows", "features", "head", "answers of a judge",
-    "compiled code", "a fact", "adapter", "source pairs.jsonl.gz",
+    "manifest of pairs", "start of a sweep", "configuration", "recipe", "memory", "pairs",
+    "features", "answers of a judge", "compiled code", "a fact", "adapter",
+    "tasks of the code benchmark", "source pairs.jsonl.gz",
 )  # fmt: skip
 
 

@@ -90,6 +90,7 @@ def judge(address: str, model: str, **more: object) -> OpenAIJudge:
     )
 
 
+@pytest.mark.slow
 def test_a_judge_that_always_says_a_is_found_inconsistent(
     server: tuple[str, str], tmp_path: Path
 ) -> None:
@@ -116,6 +117,7 @@ def test_a_judge_that_always_says_a_is_found_inconsistent(
     ].count(True) == 1
 
 
+@pytest.mark.slow
 def test_nonsense_is_asked_again_and_then_failed(server: tuple[str, str], tmp_path: Path) -> None:
     """Cut before its verdict mark, the same judge says nothing that counts: no wins, and too
     many of those end the stage.
@@ -141,6 +143,7 @@ def test_nonsense_is_asked_again_and_then_failed(server: tuple[str, str], tmp_pa
         )
 
 
+@pytest.mark.slow
 def test_an_unknown_model_and_a_missing_key_are_said_at_once(
     server: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
