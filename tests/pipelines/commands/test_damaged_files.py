@@ -41,7 +41,8 @@ class Table:
 
     def assert_nothing_was_written(self) -> None:
         now = self._base.states(but=self._there)
-        assert now == self._before, "a reader has written into a file in its place"
+        changed = {name for name, _ in now.items() ^ self._before.items()}
+        assert not changed, f"readers have written in their place into {sorted(changed)}"
 
     def wrong(self, kind: Kind, readers: tuple[Reader, ...], names: list[str]) -> list[str]:
         found = []

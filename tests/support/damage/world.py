@@ -291,7 +291,13 @@ def judged(world: World) -> list[dict[str, Any]]:
 
 
 def linked(base: Path, there: Path) -> World:
-    """The same world again at `there`; nobody changes a file in its place, so links will do."""
+    """The same world again at `there`. Nobody changes a file in its place, so links will do; but
+    for Ray Tune, which writes into its own.
+    """
+
+    def bring(source: str, target: str) -> None:
+        (shutil.copy2 if ".ray" in Path(source).parts else os.link)(source, target)
+
     shutil.rmtree(there, ignore_errors=True)
-    shutil.copytree(base, there, copy_function=os.link)
+    shutil.copytree(base, there, copy_function=bring)
     return World(there)
