@@ -19,10 +19,15 @@ import yaml
 from checkout import ROOT
 
 from pipelines.commands.cli import app
+from pipelines.recipe import Recipe
 from pipelines.recipe.files import packaged, validate_recipe
+from pipelines.sweep import load_sweep
 
 PROGRAMS = ("sparsepo", "make", "ray", "python", "pytest", "kubectl", "docker")
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -34,10 +39,10 @@ def test_the_library_example_has_five_lines(capsys: pytest.CaptureFixture[str]) 
     exp(-0.01)) = 0.6882. Five statements.
     """
     (example,) = [
-        b for b in blocks((ROOT / "docs/api.md").read_text(), "python") if "DPO(beta=0.1)" in b
+        b for b in blocks((ROOT / "docs/library.md").read_text(), "python") if "DPO(beta=0.1)" in b
     ]
     assert len(ast.parse(example).body) <= 6  # five and the import
-    exec(compile(example, "docs/api.md", "exec"), {})
+    exec(compile(example, "docs/library.md", "exec"), {})
     assert "0.6882" in capsys.readouterr().out
 
 
@@ -109,6 +114,40 @@ def test_examples_print_what_their_comments_say(
 def test_readme_recipe_is_valid() -> None:
     (recipe,) = blocks((ROOT / "README.md").read_text(), "yaml")
     assert validate_recipe(yaml.safe_load(recipe)).objective.name == "sparsepo"
+
+
+NEEDED = {
+    "run_dir": "runs/mine",
+    "model": {"name_or_path": "model"},
+    "data": {"sources": [{"path": "pairs.jsonl"}]},
+}
+NEEDED_OF_A_SWEEP = {
+    "run_dir": "runs/sweep",
+    "recipe": "hh-surprise",
+    "overrides": ["evaluate.benchmarks=[preference,sentiment]"],
+    "space": {"objective.beta": {"grid": [0.1, 1.0]}},
+    "objectives": [{"metric": "evaluation/sentiment/reward/after", "mode": "max"}],
+}
+
+
+@pytest.mark.parametrize(
+    "block",
+    [block for document in DOCUMENTS for block in blocks(document.read_text(), "yaml")],
+)
+def test_recipes_and_sweeps_are_valid_also_in_part(block: str, tmp_path: Path) -> None:
+    """What a block leaves out is added: every key, value and combination is one that is taken."""
+    part = yaml.safe_load(block)
+    if part.keys() - Recipe.model_fields.keys():
+        file = tmp_path / "sweep.yaml"
+        file.write_text(yaml.safe_dump({**NEEDED_OF_A_SWEEP, **part}))
+        load_sweep(str(file))
+    else:
+        assert validate_recipe({**NEEDED, **part}).run_dir
+
+
+def test_the_objective_of_the_page_is_the_one_that_a_test_trains_with() -> None:
+    (shown,) = blocks((ROOT / "docs" / "extending.md").read_text(), "py")
+    assert shown == (ROOT / "tests" / "integration" / "new_objective" / "hinge.py").read_text()
 
 
 def command_lines(text: str) -> list[list[str]]:
@@ -190,8 +229,8 @@ def check_command(words: list[str]) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
 def test_commands_are_ones_that_the_programs_take(document: Path) -> None:
-    """The walk-through of docs/index.md and docs/recipes.md is run as it stands in
-    test_quickstart.py.
+    """The walk-through of docs/index.md, docs/recipes.md and docs/training.md is run as it stands
+    in test_quickstart.py.
     """
     for words in command_lines(document.read_text()):
         check_command(words)

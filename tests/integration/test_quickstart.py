@@ -114,13 +114,14 @@ def recipe_of(document: str) -> tuple[str, str]:
 def test_the_walk_through_of_the_documents_runs_as_it_stands(
     finished: tuple[Path, str], ray_environment: dict[str, str]
 ) -> None:
-    """Start page, then recipes: every command in order, in the directory in which `make
+    """Start page, a first run, training: every command in order, in the directory in which `make
     quickstart` ran; on a Ray that runs already.
     """
     folder, _ = finished
     name, text = recipe_of("recipes.md")
     (folder / name).write_text(text)
-    script = "".join(shell_blocks("index.md") + shell_blocks("recipes.md"))
+    pages = ("index.md", "recipes.md", "training.md")
+    script = "".join(block for page in pages for block in shell_blocks(page))
     assert script.count("sparsepo ") >= 10
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     said = said_by(["bash", "-ec", script], folder, {**ray_environment, "PATH": path})
