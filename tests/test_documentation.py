@@ -19,7 +19,7 @@ import yaml
 from checkout import ROOT
 
 from pipelines.commands.cli import app
-from pipelines.recipe import Recipe
+from pipelines.recipe import Recipe, unknown_key_message
 from pipelines.recipe.files import packaged, validate_recipe
 from pipelines.sweep import load_sweep
 
@@ -293,6 +293,20 @@ def test_every_error_of_the_troubleshooting_page_is_one_that_is_said() -> None:
     ]
     assert unsaid == []
     assert not any(m.search("the cluster has no more coffee for this run") for m in known)
+
+
+# What looks like a key: names of libraries and files.
+NO_KEYS = {"evaluate.Metric", "evaluate.combine", "evaluate.load", "ray.data.llm", "train.jsonl"}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
+def test_keys_that_the_text_names_are_keys(document: Path) -> None:
+    """In inline code: `train.epochs`, `mask.kind: random`, `train.lora={rank: 16}`."""
+    sections = "data|model|objective|mask|reference|train|evaluate|sample|schedule|paths|ray"
+    key = rf"`((?:{sections})(?:\.\w+(?:\[\d*\])?)+)(?:[=:][^`]*)?`"
+    text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.S | re.M)
+    named = {re.sub(r"\[\d*\]", "", name) for name in re.findall(key, text)} - NO_KEYS
+    assert [said for name in sorted(named) if (said := unknown_key_message(Recipe, name))] == []
 
 
 @pytest.mark.slow
