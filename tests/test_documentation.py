@@ -3,6 +3,7 @@ there.
 """
 
 import ast
+import html
 import itertools
 import os
 import re
@@ -10,8 +11,10 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import typer
@@ -309,9 +312,27 @@ def test_keys_that_the_text_names_are_keys(document: Path) -> None:
     assert [said for name in sorted(named) if (said := unknown_key_message(Recipe, name))] == []
 
 
+def dead_links(site: Path) -> Iterator[str]:
+    """Links from a page of a built site to a page, file or anchor of it that is not there."""
+    for page in site.rglob("*.html"):
+        if page.name == "404.html":
+            continue
+        for link in re.findall(r'href="([^"]+)"', page.read_text()):
+            path, _, name = html.unescape(link).partition("#")
+            if "://" in path or path.startswith(("mailto:", "data:")):
+                continue
+            target = (page.parent / unquote(path)).resolve() if path else page
+            target = target / "index.html" if target.is_dir() else target
+            wanted = f'id="{unquote(name)}"' if name else ""
+            if not target.exists() or wanted not in target.read_text(errors="replace"):
+                yield f"{page.relative_to(site)}: {link}"
+
+
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
-    """Strict: a warning fails it. Every public name of the library is in the API page."""
+    """Strict: a warning fails it. Links lead somewhere. Every public name of the library is in the
+    API page.
+    """
     import sparsepo
 
     command = [
@@ -330,6 +351,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     )
     assert built.returncode == 0, built.stderr
     assert "WARNING" not in built.stdout + built.stderr
+    assert list(dead_links(tmp_path)) == []
     page = (tmp_path / "api" / "index.html").read_text()
     constants = {"FEATURES", "LOSSES", "OBJECTIVES"}
     assert [
