@@ -66,11 +66,12 @@ def said_by(command: list[str], folder: Path, environment: dict[str, str]) -> st
     log = folder / "printed.log"
 
     def written() -> tuple[int, int]:
-        """Files and their bytes; files come and go meanwhile."""
+        """Files and their bytes; files and folders come and go meanwhile."""
         sizes = []
-        for path in folder.rglob("*"):
-            with contextlib.suppress(OSError):
-                sizes.append(path.stat().st_size)
+        for place, _, names in os.walk(folder):  # unlike rglob it passes over a folder that went
+            for name in names:
+                with contextlib.suppress(OSError):
+                    sizes.append((Path(place) / name).stat().st_size)
         return len(sizes), sum(sizes)
 
     with started_as(command, log, environment, folder) as process:
