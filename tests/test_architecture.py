@@ -230,6 +230,20 @@ def test_the_architecture_page_names_rooms_in_order_and_what_they_offer() -> Non
         assert set(re.findall(r"`(\w+)`", names)) <= surface(room), room
 
 
+def test_the_decisions_page_has_a_section_for_each_room() -> None:
+    """In their order, then the two packages beneath; every decision has a reason and says what
+    follows from it.
+    """
+    page = (ROOT / "docs" / "decisions.md").read_text()
+    parts = re.split(r"^## (.+)$", page, flags=re.M)[1:]
+    assert tuple(parts[::2]) == (*ROOMS, "sparsepo", "evaluation")
+    for section in parts[1::2]:
+        head, *rows = re.findall(r"^\| (.*) \|$", section, re.M)
+        assert head == "decision | reason | consequence" and rows
+        for row in rows:
+            assert [bool(cell.strip()) for cell in row.split(" | ")] == [True] * 3, row
+
+
 # What runs on other machines than the command: actors, tasks, ranks.
 WORKERS = (
     "pairs/tasks.py", "pairs/writer.py", "reference/actor.py", "reference/features.py",

@@ -3,6 +3,7 @@ there.
 """
 
 import ast
+import html
 import itertools
 import os
 import re
@@ -10,8 +11,10 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import typer
@@ -19,10 +22,15 @@ import yaml
 from checkout import ROOT
 
 from pipelines.commands.cli import app
+from pipelines.recipe import Recipe, unknown_key_message
 from pipelines.recipe.files import packaged, validate_recipe
+from pipelines.sweep import load_sweep
 
 PROGRAMS = ("sparsepo", "make", "ray", "python", "pytest", "kubectl", "docker")
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -34,10 +42,10 @@ def test_the_library_example_has_five_lines(capsys: pytest.CaptureFixture[str]) 
     exp(-0.01)) = 0.6882. Five statements.
     """
     (example,) = [
-        b for b in blocks((ROOT / "docs/api.md").read_text(), "python") if "DPO(beta=0.1)" in b
+        b for b in blocks((ROOT / "docs/library.md").read_text(), "python") if "DPO(beta=0.1)" in b
     ]
     assert len(ast.parse(example).body) <= 6  # five and the import
-    exec(compile(example, "docs/api.md", "exec"), {})
+    exec(compile(example, "docs/library.md", "exec"), {})
     assert "0.6882" in capsys.readouterr().out
 
 
@@ -109,6 +117,40 @@ def test_examples_print_what_their_comments_say(
 def test_readme_recipe_is_valid() -> None:
     (recipe,) = blocks((ROOT / "README.md").read_text(), "yaml")
     assert validate_recipe(yaml.safe_load(recipe)).objective.name == "sparsepo"
+
+
+NEEDED = {
+    "run_dir": "runs/mine",
+    "model": {"name_or_path": "model"},
+    "data": {"sources": [{"path": "pairs.jsonl"}]},
+}
+NEEDED_OF_A_SWEEP = {
+    "run_dir": "runs/sweep",
+    "recipe": "hh-surprise",
+    "overrides": ["evaluate.benchmarks=[preference,sentiment]"],
+    "space": {"objective.beta": {"grid": [0.1, 1.0]}},
+    "objectives": [{"metric": "evaluation/sentiment/reward/after", "mode": "max"}],
+}
+
+
+@pytest.mark.parametrize(
+    "block",
+    [block for document in DOCUMENTS for block in blocks(document.read_text(), "yaml")],
+)
+def test_recipes_and_sweeps_are_valid_also_in_part(block: str, tmp_path: Path) -> None:
+    """What a block leaves out is added: every key, value and combination is one that is taken."""
+    part = yaml.safe_load(block)
+    if part.keys() - Recipe.model_fields.keys():
+        file = tmp_path / "sweep.yaml"
+        file.write_text(yaml.safe_dump({**NEEDED_OF_A_SWEEP, **part}))
+        load_sweep(str(file))
+    else:
+        assert validate_recipe({**NEEDED, **part}).run_dir
+
+
+def test_the_objective_of_the_page_is_the_one_that_a_test_trains_with() -> None:
+    (shown,) = blocks((ROOT / "docs" / "extending.md").read_text(), "py")
+    assert shown == (ROOT / "tests" / "integration" / "new_objective" / "hinge.py").read_text()
 
 
 def command_lines(text: str) -> list[list[str]]:
@@ -190,8 +232,8 @@ def check_command(words: list[str]) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
 def test_commands_are_ones_that_the_programs_take(document: Path) -> None:
-    """The walk-through of docs/index.md and docs/recipes.md is run as it stands in
-    test_quickstart.py.
+    """The walk-through of docs/index.md, docs/recipes.md and docs/training.md is run as it stands
+    in test_quickstart.py.
     """
     for words in command_lines(document.read_text()):
         check_command(words)
@@ -256,9 +298,41 @@ def test_every_error_of_the_troubleshooting_page_is_one_that_is_said() -> None:
     assert not any(m.search("the cluster has no more coffee for this run") for m in known)
 
 
+# What looks like a key: names of libraries and files.
+NO_KEYS = {"evaluate.Metric", "evaluate.combine", "evaluate.load", "ray.data.llm", "train.jsonl"}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
+def test_keys_that_the_text_names_are_keys(document: Path) -> None:
+    """In inline code: `train.epochs`, `mask.kind: random`, `train.lora={rank: 16}`."""
+    sections = "data|model|objective|mask|reference|train|evaluate|sample|schedule|paths|ray"
+    key = rf"`((?:{sections})(?:\.\w+(?:\[\d*\])?)+)(?:[=:][^`]*)?`"
+    text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.S | re.M)
+    named = {re.sub(r"\[\d*\]", "", name) for name in re.findall(key, text)} - NO_KEYS
+    assert [said for name in sorted(named) if (said := unknown_key_message(Recipe, name))] == []
+
+
+def dead_links(site: Path) -> Iterator[str]:
+    """Links from a page of a built site to a page, file or anchor of it that is not there."""
+    for page in site.rglob("*.html"):
+        if page.name == "404.html":
+            continue
+        for link in re.findall(r'href="([^"]+)"', page.read_text()):
+            path, _, name = html.unescape(link).partition("#")
+            if "://" in path or path.startswith(("mailto:", "data:")):
+                continue
+            target = (page.parent / unquote(path)).resolve() if path else page
+            target = target / "index.html" if target.is_dir() else target
+            wanted = f'id="{unquote(name)}"' if name else ""
+            if not target.exists() or wanted not in target.read_text(errors="replace"):
+                yield f"{page.relative_to(site)}: {link}"
+
+
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
-    """Strict: a warning fails it. Every public name of the library is in the API page."""
+    """Strict: a warning fails it. Links lead somewhere. Every public name of the library is in the
+    API page.
+    """
     import sparsepo
 
     command = [
@@ -277,6 +351,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     )
     assert built.returncode == 0, built.stderr
     assert "WARNING" not in built.stdout + built.stderr
+    assert list(dead_links(tmp_path)) == []
     page = (tmp_path / "api" / "index.html").read_text()
     constants = {"FEATURES", "LOSSES", "OBJECTIVES"}
     assert [

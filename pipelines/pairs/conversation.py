@@ -10,7 +10,7 @@ the token that ends the turn; a token that holds text of both sides of that bord
 
 Text: the prompt's ids are those that sampling starts from. The response's continue them: they are
 of the encoding of both together. BOS stands in front if the tokenizer's own encoding adds it; one
-end token ends the response. README: docs/recipes.md, "Data".
+end token ends the response. docs/data.md.
 """
 
 import json

@@ -24,7 +24,7 @@ from pipelines.pairs.sources import chunks_of, read_rows, sampled_rows
 from pipelines.pairs.unpaired import pairs_of_rows
 from pipelines.recipe.schema import ColumnNames, DataSection, Source
 
-RECIPES = ROOT / "docs" / "recipes.md"
+DATA = ROOT / "docs" / "data.md"
 Row = dict[str, Any]
 Sides = tuple[list[Row], list[Row] | None]
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
@@ -249,7 +249,7 @@ def test_texts_are_read_as_they_stand(name: str, tmp_path: Path) -> None:
 
 
 def test_rows_of_the_documents_table_are_of_the_form_it_says(tmp_path: Path) -> None:
-    table = re.findall(r"^\| [^|]+ \| `(\{.*\})` \| `(\w+)` \|$", RECIPES.read_text(), re.M)
+    table = re.findall(r"^\| [^|]+ \| `(\{.*\})` \| `(\w+)` \|$", DATA.read_text(), re.M)
     assert {form for _, form in table} | {"auto"} == set(
         get_args(Source.model_fields["form"].annotation)
     )
