@@ -15,6 +15,7 @@ from .files import (
     load_recipe as load_recipe,
     override as override,
     packaged as packaged,
+    packaged_template as packaged_template,
     read_config as read_config,
     read_mapping as read_mapping,
     set_keys as set_keys,
