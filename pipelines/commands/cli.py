@@ -165,11 +165,10 @@ def evaluate(
 
 @app.command()
 def sft(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = False) -> None:
-    """Make a starting model from the chosen responses."""
-    from pipelines.commands.sft import run_sft
-    from pipelines.recipe import load_recipe
+    """Make a starting model from the chosen responses, with the rate and epochs of section sft."""
+    from pipelines.commands.sft import load_sft, run_sft
 
-    print(f"model: {run_sft(load_recipe(recipe, overrides or ()), _say(quiet), quiet)}")
+    print(f"model: {run_sft(load_sft(recipe, overrides or ()), _say(quiet), quiet)}")
 
 
 @app.command()
@@ -319,6 +318,9 @@ def plan(
     as_json: Annotated[
         bool, typer.Option("--json", help="For machines, with every number.")
     ] = False,
+    sft: Annotated[
+        bool, typer.Option("--sft", help="Of what `sparsepo sft` makes with this recipe.")
+    ] = False,
 ) -> None:
     """What would be made, how long it takes, memory and disk, what is refused; runs nothing."""
     from pipelines.commands.plan import plan_sweep, planned, run_plan
@@ -327,7 +329,12 @@ def plan(
     from pipelines.sweep import is_sweep, load_sweep
 
     given = overrides or ()
-    if is_sweep(recipe):
+    if sft:
+        from pipelines.commands.sft import load_sft, plan_sft
+
+        found = plan_sft(load_sft(recipe, given), tflops, recipe)
+        lines = plan_lines(found, planned(found))
+    elif is_sweep(recipe):
         found = plan_sweep(load_sweep(recipe, given), tflops, recipe)
         lines = sweep_plan_lines(found)
     else:

@@ -144,6 +144,9 @@ def _notes(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         )
     notes += [("prepare", f"warning: {line}") for line in data.get("left_out", ())]
     train = found.get("train", {})
+    if train:
+        epochs = f"{train['epochs']:.3g} epoch{'s' * (train['epochs'] != 1)}"
+        notes.append(("train", f"{epochs}, learning rate {train['learning_rate']:g}"))
     if train.get("compile") and "compile_seconds" in train:
         notes.append(
             (

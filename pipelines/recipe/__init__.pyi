@@ -109,6 +109,7 @@ from .schema import (
     Recipe as Recipe,
     ReferenceSection as ReferenceSection,
     SelectionSection as SelectionSection,
+    SFTSection as SFTSection,
     Source as Source,
     TrainSection as TrainSection,
 )

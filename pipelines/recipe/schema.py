@@ -314,6 +314,20 @@ class TrainSection(Section):
         return self
 
 
+class SFTSection(Section):
+    """What `sparsepo sft` has of its own; of everything else it takes what `train` says.
+
+    A recipe whose objective is sft has `train` alone. learning_rate: at its highest. epochs: times
+    that every chosen response is seen. max_steps: the last step, where it comes first.
+    global_batch_size: responses per step; train's by default.
+    """
+
+    learning_rate: float = Field(1e-5, gt=0)
+    epochs: float = Field(1.0, gt=0)
+    max_steps: int | None = Field(None, ge=1)
+    global_batch_size: int | None = Field(None, ge=1)
+
+
 class PathsSection(Section):
     """Where shared stage outputs live; by default inside run_dir.
 
@@ -365,6 +379,7 @@ class Recipe(Section):
     mask: AnyMask = NoMask()
     reference: ReferenceSection = ReferenceSection()
     train: TrainSection = TrainSection()
+    sft: SFTSection = SFTSection()
     evaluate: EvaluateSection = EvaluateSection()
     sample: SampleSection = SampleSection()
     schedule: ScheduleSection = ScheduleSection()
@@ -451,6 +466,13 @@ class Recipe(Section):
             raise ValueError(
                 f"train.validate_every = {self.train.validate_every}: there are no validation "
                 "pairs; set data.validation_fraction or data.validation, or leave it out"
+            )
+        own, usual = self.sft.model_dump(), SFTSection().model_dump()
+        if self.objective.name == "sft" and own != usual:
+            key = next(key for key in own if own[key] != usual[key])
+            raise ValueError(
+                f"sft.{key} = {getattr(self.sft, key)} with objective.name=sft: it is for `sparsepo "
+                f"sft` of a preference recipe; set train.{key}"
             )
         conflict = self.objective.mask_conflict(self.mask) or self.objective.conflict(
             self.data.min_gap
