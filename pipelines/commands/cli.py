@@ -57,6 +57,12 @@ Overrides = Annotated[
     ),
 ]
 _BEGAN = time.time()
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--shard", metavar="K/N", help="Of a sweep: part K of N of its trials, in shards/K-of-N."
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no summaries.")]
 
 
@@ -189,11 +195,12 @@ def tune(
             "--resume", help="Go on with an interrupted sweep, and try its failed trials again."
         ),
     ] = False,
+    shard: ShardOption = None,
 ) -> None:
     """Search any config key with Ray Tune; the reference is scored once."""
     from pipelines.sweep import load_sweep, run_tune
 
-    print(run_tune(load_sweep(sweep, overrides or ()), _say(quiet), quiet, resume))
+    print(run_tune(load_sweep(sweep, overrides or (), shard), _say(quiet), quiet, resume))
 
 
 @app.command()
@@ -321,6 +328,7 @@ def plan(
     sft: Annotated[
         bool, typer.Option("--sft", help="Of what `sparsepo sft` makes with this recipe.")
     ] = False,
+    shard: ShardOption = None,
 ) -> None:
     """What would be made, how long it takes, memory and disk, what is refused; runs nothing."""
     from pipelines.commands.plan import plan_sweep, planned, run_plan
@@ -329,13 +337,15 @@ def plan(
     from pipelines.sweep import is_sweep, load_sweep
 
     given = overrides or ()
+    if shard is not None and not is_sweep(recipe):
+        raise UserError(f"--shard {shard}: {recipe} is no sweep")
     if sft:
         from pipelines.commands.sft import load_sft, plan_sft
 
         found = plan_sft(load_sft(recipe, given), tflops, recipe)
         lines = plan_lines(found, planned(found))
     elif is_sweep(recipe):
-        found = plan_sweep(load_sweep(recipe, given), tflops, recipe)
+        found = plan_sweep(load_sweep(recipe, given, shard), tflops, recipe)
         lines = sweep_plan_lines(found)
     else:
         found = run_plan(load_recipe(recipe, given), tflops, name=recipe)

@@ -98,7 +98,8 @@ def run_tune(sweep: Sweep, say: Say, quiet: bool = False, resume: bool = False) 
             started = time.monotonic()
             runs = stores.make(say, quiet, partial(_check_kept, sweep))
             shared_seconds = time.monotonic() - started
-            say(f"tune: {sweep.num_trials()} trials, {share.trials} at a time")
+            part = "" if sweep.part is None else f" of {sweep.num_trials_of_all()}: shard {sweep.part}"
+            say(f"tune: {sweep.num_trials()} trials{part}, {share.trials} at a time")
             session = uuid.uuid4().hex[:12]
             with shown_trials(store, sweep.num_trials(), quiet):
                 trials = _run_trials(sweep, stores, share, session, say, resume)
@@ -209,12 +210,8 @@ def _run_trials(
     )
     if resume and (found := _gone_on(sweep, trainable, say)):
         return found
-    points = sweep.points
-    listed = (
-        None
-        if points is None
-        else [{"number": i, "point": point} for i, point in enumerate(points)]
-    )
+    points = sweep.own_points
+    listed = None if points is None else [{"number": i, "point": point} for i, point in points]
     tuner = tune.Tuner(
         trainable,
         param_space=None if listed is None else {LISTED: tune.grid_search(listed)},
@@ -255,8 +252,9 @@ def _gone_on(sweep: Sweep, trainable: Any, say: Say) -> list[Trial]:
         for result in grid:
             check_point(sweep, result.config)
             _check_kept_trial(sweep, result)
-        if sweep.points is not None and sweep.hours is None and len(grid) < len(sweep.points):
-            raise Lost(f"it knows {len(grid)} of {len(sweep.points)} trials")
+        listed = sweep.own_points
+        if listed is not None and sweep.hours is None and len(grid) < len(listed):
+            raise Lost(f"it knows {len(grid)} of {len(listed)} trials")
         return _trials_of(sweep, grid)
     except (UserError, StageFailed, RayError):
         raise
