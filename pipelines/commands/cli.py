@@ -93,12 +93,13 @@ def _program(
 
 @app.command()
 def report(
-    run_dirs: Annotated[list[str], typer.Argument(metavar="RUN...")], output: str | None = None
+    run_dirs: Annotated[list[str], typer.Argument(metavar="RUN|SWEEP...")],
+    output: str | None = None,
 ) -> None:
-    """Write the HTML report of one run, or the comparison of several."""
+    """Write the HTML report of one run, the comparison of several, or of a sweep's parts as one."""
     from pipelines.commands.report import run_report
 
-    print(run_report(run_dirs, output))
+    print(run_report(run_dirs, output, _say(False)))
 
 
 @app.command()

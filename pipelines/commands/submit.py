@@ -125,7 +125,9 @@ def packaged_command(command: Sequence[str], program: Any) -> Iterator[tuple[Pat
             yield (
                 package,
                 _replaced(
-                    command, file, overrides,
+                    command,
+                    file,
+                    overrides,
                     _write_sweep(file, overrides, parameters.get("shard"), package),
                 ),
             )

@@ -471,8 +471,8 @@ class Recipe(Section):
         if self.objective.name == "sft" and own != usual:
             key = next(key for key in own if own[key] != usual[key])
             raise ValueError(
-                f"sft.{key} = {getattr(self.sft, key)} with objective.name=sft: it is for `sparsepo "
-                f"sft` of a preference recipe; set train.{key}"
+                f"sft.{key} = {own[key]} with objective.name=sft: it is for `sparsepo sft` of a "
+                f"preference recipe; set train.{key}"
             )
         conflict = self.objective.mask_conflict(self.mask) or self.objective.conflict(
             self.data.min_gap

@@ -30,8 +30,7 @@ class Shard:
             raise ValueError(f"shard = {text}: a sweep has at least 1 shard")
         if not 1 <= shard.number <= shard.of:
             raise ValueError(
-                f"shard = {text}: shards of {shard.of} are 1/{shard.of} to "
-                f"{shard.of}/{shard.of}"
+                f"shard = {text}: shards of {shard.of} are 1/{shard.of} to {shard.of}/{shard.of}"
             )
         return shard
 

@@ -14,7 +14,8 @@ def decay_groups(masks: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         weight_decay: of the maps.
     Source: Christopoulou et al., arXiv:2410.05102, released trainer.
     """
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for module in masks.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:
