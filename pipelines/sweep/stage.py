@@ -78,6 +78,8 @@ def run_tune(sweep: Sweep, say: Say, quiet: bool = False, resume: bool = False) 
         trials = read_trials(store)
         if not (resume and any(trial.status == "failed" for trial in trials)):
             say("tune: already done, skipped")
+            for trial in trials:
+                keep_of_trial(sweep, trial)
             return publish_results(sweep, trials, say)
     elif store.exists(STARTED):
         record.check()

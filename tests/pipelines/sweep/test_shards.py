@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 from runs import MakeRecipe
 
-from pipelines.commands.cli import main
+from pipelines.commands.cli import app, main
 from pipelines.commands.plan import plan_sweep
+from pipelines.commands.submit import packaged_command
 from pipelines.errors import UserError
 from pipelines.recipe.files import write_yaml
 from pipelines.storage.hashes import digest
@@ -160,6 +162,22 @@ def test_plan_counts_a_shards_own_trials(write: Write, tmp_path: Path) -> None:
     assert part["shard"] == "4/4" and whole["shard"] is None
     with pytest.raises(SystemExit):
         main(["plan", str(tmp_path / "dpo.yaml"), "--shard", "1/2"])
+
+
+def test_a_job_of_a_shard_runs_that_shard(write: Write, tmp_path: Path) -> None:
+    """The file that is sent and the command together mean it once; a bad one is sent nowhere."""
+    program = typer.main.get_command(app)
+    with packaged_command(["tune", write(GRID), "--shard", "2/3"], program) as (package, command):
+        _, file, *options = command
+        assert options == ["--shard", "2/3"]
+        sent = load_sweep(str(package / file), (), "2/3")
+    assert sent.run_dir == f"{tmp_path}/sweep/shards/2-of-3"
+    assert sent.own_points == load_sweep(write(GRID), (), "2/3").own_points
+    with (
+        pytest.raises(UserError, match="shard = 4/3"),
+        packaged_command(["tune", write(GRID), "--shard", "4/3"], program),
+    ):
+        pass
 
 
 def test_which_way_a_reference_is_read_is_the_whole_sweeps(write: Write) -> None:
