@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipelines.pairs import PREPARE
-from pipelines.recipe import Run
+from pipelines.recipe import DEFINITION, Run
 from pipelines.storage import RunStore, damaged, write_record
-from pipelines.sweep.extent import CURE, DEFINITION, definition_in
+from pipelines.sweep.extent import CURE, definition_in
 from pipelines.sweep.shared_stores import trial_recipe
 from pipelines.sweep.space import RECIPE, Sweep
 from pipelines.train import TRAIN

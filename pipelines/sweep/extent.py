@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.recipe import DEFINITION
 from pipelines.storage import RunStore, read_record
 from pipelines.sweep.shards import Shard
 
-DEFINITION = "sweep.json"
 CURE = "remove it and run the sweep's command again, which writes it"
 _FIELDS = {"sweep": dict, "settings": dict, "inputs": dict, "trials": int, "trials_of_all": int}
 

@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.errors import UserError
-from pipelines.recipe import MANIFEST, TRIAL, TRIALS, Say
+from pipelines.recipe import DEFINITION, MANIFEST, TRIAL, TRIALS, Say
 from pipelines.storage import RunStore, digest
 from pipelines.sweep.definition import Definition, read_definition
-from pipelines.sweep.extent import DEFINITION
 from pipelines.sweep.results import publish_results, read_trials
 from pipelines.sweep.sharded_status import shards_below
 from pipelines.sweep.space import RECIPE, Point, Sweep
