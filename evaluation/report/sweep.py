@@ -46,7 +46,7 @@ class SweepView:
         keys: that were searched. series_key: the key whose values are drawn as series of their own,
             if any.
         objectives: (metric, "max" or "min"). rule: why the best trial was taken. num_seeds: runs
-            per trial.
+            per trial. note: of which part of a sweep these are, and what is missing.
     """
 
     title: str
@@ -56,6 +56,7 @@ class SweepView:
     trials: list[TrialView]
     rule: str
     num_seeds: int
+    note: str = ""
 
     def measured(self) -> list[TrialView]:
         """Trials that finished with all objectives."""

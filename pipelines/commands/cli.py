@@ -57,6 +57,12 @@ Overrides = Annotated[
     ),
 ]
 _BEGAN = time.time()
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--shard", metavar="K/N", help="Of a sweep: part K of N of its trials, in shards/K-of-N."
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no summaries.")]
 
 
@@ -87,12 +93,13 @@ def _program(
 
 @app.command()
 def report(
-    run_dirs: Annotated[list[str], typer.Argument(metavar="RUN...")], output: str | None = None
+    run_dirs: Annotated[list[str], typer.Argument(metavar="RUN|SWEEP...")],
+    output: str | None = None,
 ) -> None:
-    """Write the HTML report of one run, or the comparison of several."""
+    """Write the HTML report of one run, the comparison of several, or of a sweep's parts as one."""
     from pipelines.commands.report import run_report
 
-    print(run_report(run_dirs, output))
+    print(run_report(run_dirs, output, _say(False)))
 
 
 @app.command()
@@ -165,11 +172,10 @@ def evaluate(
 
 @app.command()
 def sft(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = False) -> None:
-    """Make a starting model from the chosen responses."""
-    from pipelines.commands.sft import run_sft
-    from pipelines.recipe import load_recipe
+    """Make a starting model from the chosen responses, with the rate and epochs of section sft."""
+    from pipelines.commands.sft import load_sft, run_sft
 
-    print(f"model: {run_sft(load_recipe(recipe, overrides or ()), _say(quiet), quiet)}")
+    print(f"model: {run_sft(load_sft(recipe, overrides or ()), _say(quiet), quiet)}")
 
 
 @app.command()
@@ -190,11 +196,12 @@ def tune(
             "--resume", help="Go on with an interrupted sweep, and try its failed trials again."
         ),
     ] = False,
+    shard: ShardOption = None,
 ) -> None:
     """Search any config key with Ray Tune; the reference is scored once."""
     from pipelines.sweep import load_sweep, run_tune
 
-    print(run_tune(load_sweep(sweep, overrides or ()), _say(quiet), quiet, resume))
+    print(run_tune(load_sweep(sweep, overrides or (), shard), _say(quiet), quiet, resume))
 
 
 @app.command()
@@ -319,6 +326,10 @@ def plan(
     as_json: Annotated[
         bool, typer.Option("--json", help="For machines, with every number.")
     ] = False,
+    sft: Annotated[
+        bool, typer.Option("--sft", help="Of what `sparsepo sft` makes with this recipe.")
+    ] = False,
+    shard: ShardOption = None,
 ) -> None:
     """What would be made, how long it takes, memory and disk, what is refused; runs nothing."""
     from pipelines.commands.plan import plan_sweep, planned, run_plan
@@ -327,8 +338,15 @@ def plan(
     from pipelines.sweep import is_sweep, load_sweep
 
     given = overrides or ()
-    if is_sweep(recipe):
-        found = plan_sweep(load_sweep(recipe, given), tflops, recipe)
+    if shard is not None and not is_sweep(recipe):
+        raise UserError(f"--shard {shard}: {recipe} is no sweep")
+    if sft:
+        from pipelines.commands.sft import load_sft, plan_sft
+
+        found = plan_sft(load_sft(recipe, given), tflops, recipe)
+        lines = plan_lines(found, planned(found))
+    elif is_sweep(recipe):
+        found = plan_sweep(load_sweep(recipe, given, shard), tflops, recipe)
         lines = sweep_plan_lines(found)
     else:
         found = run_plan(load_recipe(recipe, given), tflops, name=recipe)

@@ -135,6 +135,8 @@ def plan_sweep(sweep: Sweep, tflops: float | None = None, name: str = "sweep") -
     is_settled = cluster_address(recipe.ray) is None
     return {
         "trials": sweep.num_trials(),
+        "shard": sweep.shard,
+        "trials_of_all": sweep.num_trials_of_all(),
         "seeds_per_trial": seeds,
         "runs": runs,
         "at_once": at_once,

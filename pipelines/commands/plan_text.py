@@ -47,10 +47,11 @@ def sweep_plan_lines(found: Mapping[str, Any]) -> list[str]:
     """What a terminal shows of a sweep's plan."""
     seeds = found["seeds_per_trial"]
     repeated = f" x {seeds} seeds = {found['runs']} runs" if seeds > 1 else ""
-    at_once = found["at_once"]
+    at_once, shard = found["at_once"], found["shard"]
+    part = f" of {found['trials_of_all']}: shard {shard}" if shard else ""
     lines = [
         f"{found['total']['recipe']} -> {found['total']['run_dir']}",
-        f"{found['trials']} trials{repeated}, {at_once} at a time; searched: "
+        f"{found['trials']} trials{part}{repeated}, {at_once} at a time; searched: "
         + ", ".join(found["searched"]),
         "",
     ]
@@ -144,6 +145,9 @@ def _notes(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         )
     notes += [("prepare", f"warning: {line}") for line in data.get("left_out", ())]
     train = found.get("train", {})
+    if train:
+        epochs = f"{train['epochs']:.3g} epoch{'s' * (train['epochs'] != 1)}"
+        notes.append(("train", f"{epochs}, learning rate {train['learning_rate']:g}"))
     if train.get("compile") and "compile_seconds" in train:
         notes.append(
             (

@@ -17,25 +17,34 @@ from pipelines.recipe import (
     SAMPLES,
     TOKENS,
     RunPaths,
+    Say,
     check_config,
     checkpoint_folder,
     read_config,
     read_manifest,
 )
 from pipelines.storage import RunStore, read_lines, read_record
+from pipelines.sweep import report_sweeps, sweeps_of
 from pipelines.train import read_metrics
 
 _AGAIN = "restore it, or remove evaluation/manifest.json and run `sparsepo evaluate` again"
 _LOOK_AGAIN = "remove it and run `sparsepo schedule`, which looks at the gates again"
 
 
-def run_report(run_dirs: Sequence[str], output: str | None = None) -> str:
+def run_report(
+    run_dirs: Sequence[str], output: str | None = None, say: Say = lambda line: None
+) -> str:
     """Write report/index.html and report/results.json; returns the page's path.
 
     Both go below `output` (default: the first run).
 
-    Raises: UserError naming a directory that holds no finished training.
+    Of directories of sweeps it writes what a sweep leaves, of all trials together.
+
+    Raises: UserError naming a directory that holds no finished training, or a sweep that is none of
+        the first one's.
     """
+    if (sweeps := sweeps_of(run_dirs)) is not None:
+        return report_sweeps(sweeps, run_dirs, output, say)
     views = [_view(run) for run in run_dirs]
     names = _labels(run_dirs, views)
     views = [replace(view, name=name) for view, name in zip(views, names, strict=True)]

@@ -9,7 +9,7 @@ from pipelines.commands.timeline import read_times, timeline_lines
 from pipelines.errors import UserError
 from pipelines.recipe import CONFIG, STARTED, TIMELINE, RunPaths
 from pipelines.storage import RunStore, nearest_path, shown_seconds
-from pipelines.sweep import is_sweep_folder, sweep_status
+from pipelines.sweep import is_sweep_folder, sharded_status, sweep_status
 
 AT_WORK = ("running", "resuming")
 _POLL_SECONDS, _LOOKS_WITHOUT_WORK = 2.0, 3  # the time between two stages is no end
@@ -26,6 +26,8 @@ def run_status(run_dir: str) -> list[dict[str, Any]]:
     store = RunStore(run_dir)
     if is_sweep_folder(store):
         return sweep_status(store)
+    if rows := sharded_status(store):
+        return rows
     paths = RunPaths.at(run_dir)
     if not store.exists(CONFIG) and not any(
         stage.folder(paths).exists(STARTED) for stage in STAGES

@@ -124,7 +124,12 @@ def packaged_command(command: Sequence[str], program: Any) -> Iterator[tuple[Pat
         elif "sweep" in parameters or is_sweep(file):
             yield (
                 package,
-                _replaced(command, file, overrides, _write_sweep(file, overrides, package)),
+                _replaced(
+                    command,
+                    file,
+                    overrides,
+                    _write_sweep(file, overrides, parameters.get("shard"), package),
+                ),
             )
         else:
             recipe = load_recipe(file, overrides)
@@ -137,9 +142,9 @@ def packaged_command(command: Sequence[str], program: Any) -> Iterator[tuple[Pat
             yield package, _replaced(command, file, overrides, "recipe.yaml")
 
 
-def _write_sweep(file: str, overrides: Sequence[str], package: Path) -> str:
+def _write_sweep(file: str, overrides: Sequence[str], shard: str | None, package: Path) -> str:
     """The sweep file with its overrides; the recipes it names go along."""
-    sweep = load_sweep(file, overrides)
+    sweep = load_sweep(file, overrides, shard)
     folder = package / "recipes"
 
     def carried(value: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipelines.errors import UserError
 from pipelines.models.time_limit import TimeUp, time_limit
-from pipelines.recipe import DataSection
+from pipelines.recipe import DataSection, packaged_template
 
 Message = dict[str, Any]
 RENDER_SECONDS = 10.0
@@ -93,14 +93,19 @@ class ChatSettings:
 
 
 def template_file_text(data: DataSection) -> str | None:
-    """The text of the file that `data.chat_template` names; None if it names none.
+    """The text of the file or packaged template that `data.chat_template` names; None if it names
+    none.
 
     Raises: UserError if the file cannot be read.
     """
-    if data.chat_template is None or not Path(data.chat_template).is_file():
+    if data.chat_template is None:
+        return None
+    path = Path(data.chat_template)
+    found = path if path.is_file() else packaged_template(data.chat_template)
+    if found is None:
         return None
     try:
-        return Path(data.chat_template).read_text(encoding="utf-8")
+        return found.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"data.chat_template = {data.chat_template!r}: {error}") from error
 

@@ -65,6 +65,13 @@ def detect(source: Source, rows: Sequence[SourceRow]) -> Detected:
         if source.form == "auto":
             raise UserError(nothing_fits(source, columns, readable))
         form = _by_columns(source.form, columns, names)
+    if source.transcripts == "messages":
+        if form.name != "hh":
+            raise UserError(
+                f"data source {source.path!r}: transcripts = messages, and its form is {form.name}:"
+                " only HH transcripts are taken apart into messages; leave it out"
+            )
+        form = replace(form, is_chat=True)
     form = _completed(form, readable, names)
     for name in form.needed:
         if name not in columns:

@@ -5,6 +5,7 @@ In a form of conversations a text is one turn, the user's or the assistant's. A 
 before conversations without a system turn.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +23,8 @@ from pipelines.pairs.conversation import (
 from pipelines.recipe import DataSection
 
 HH_TURN = "\n\nAssistant:"
+_TURNS = re.compile(r"\n\n(Human|Assistant):")
+_ROLES = {"Human": "user", "Assistant": "assistant"}
 Side = str | Conversation
 
 
@@ -95,7 +98,7 @@ def _pairs_of_row(
         yield RawPair("", text_in(row, form.answers[0]), None)
     else:
         scores = _scores(row, form, data.min_gap)
-        if form.name == "hh":
+        if form.name == "hh" and not form.is_chat:
             pair = _transcripts(*(text_in(row, name) for name in form.answers))
         else:
             sides = [side_of(row, form, name, row.get(name)) for name in form.answers]
@@ -153,6 +156,20 @@ def _asked(row: dict[str, Any], form: Form, name: str) -> str:
     return f"{text}\n{more}" if more.strip() else text
 
 
+def turns_of_transcript(transcript: str) -> list[Message]:
+    """The messages of an HH transcript.
+
+    Raises: RowRejected for text before the first turn.
+    """
+    before, *parts = _TURNS.split(f"\n\n{transcript.lstrip()}")
+    if before.strip():
+        raise RowRejected("the transcript does not begin with a turn")
+    return [
+        {"role": _ROLES[name], "content": said.strip()}
+        for name, said in zip(parts[::2], parts[1::2], strict=True)
+    ]
+
+
 def side_of(row: dict[str, Any], form: Form, name: str, value: Any) -> Side:
     """What one answer of a row makes: its text, or the whole conversation with it.
 
@@ -186,6 +203,8 @@ def _completed(row: dict[str, Any], form: Form, messages: list[Message]) -> Conv
 
 
 def _answer(row: dict[str, Any], form: Form, name: str, value: Any) -> list[Message]:
+    if form.name == "hh":
+        return turns_of_transcript(text_in({name: value}, name))
     is_turn = isinstance(value, (str, bytes))
     given: list[Message] = (
         [{"role": "assistant", "content": text_in({name: value}, name)}]

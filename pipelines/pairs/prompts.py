@@ -119,7 +119,7 @@ def prompt_of(row: dict[str, Any], form: Form) -> Prompt:
     Raises: RowRejected if there is nothing.
     """
     try:
-        if form.name == "hh":
+        if form.name == "hh" and not form.is_chat:
             return split_transcript(text_in(row, form.answers[0]))[0]
         if not form.is_chat:
             return _spoken(question_of(row, form))
@@ -135,7 +135,7 @@ def _spoken(text: str) -> str:
 
 
 def _question(row: dict[str, Any], form: Form) -> Question:
-    if form.name in ("conversational", "alpaca") and form.has_rejected:
+    if form.name in ("conversational", "alpaca", "hh") and form.has_rejected:
         sides = [side_of(row, form, name, row.get(name)) for name in form.answers]
         asked = _shared(*(side for side in sides if isinstance(side, Conversation)))
     else:

@@ -15,6 +15,7 @@ from .files import (
     load_recipe as load_recipe,
     override as override,
     packaged as packaged,
+    packaged_template as packaged_template,
     read_config as read_config,
     read_mapping as read_mapping,
     set_keys as set_keys,
@@ -62,6 +63,7 @@ from .run_paths import (
     CHECKPOINTS as CHECKPOINTS,
     CODE_SAMPLES as CODE_SAMPLES,
     CONFIG as CONFIG,
+    DEFINITION as DEFINITION,
     EVENTS as EVENTS,
     EXECUTED as EXECUTED,
     FAILED_ROWS as FAILED_ROWS,
@@ -108,6 +110,7 @@ from .schema import (
     Recipe as Recipe,
     ReferenceSection as ReferenceSection,
     SelectionSection as SelectionSection,
+    SFTSection as SFTSection,
     Source as Source,
     TrainSection as TrainSection,
 )

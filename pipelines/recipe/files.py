@@ -32,6 +32,13 @@ def packaged(kind: Literal["recipe", "sweep"]) -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
+def packaged_template(name: str) -> Path | None:
+    """The file of a chat template shipped with the package; None if none is called so."""
+    folder = Path(str(resources.files("pipelines"))) / "recipes"
+    known = {path.stem: path for path in folder.glob("*.jinja")}
+    return known.get(name)
+
+
 def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
     """Load a recipe file (or a packaged recipe by name) and apply `key=value` overrides.
 

@@ -36,15 +36,17 @@ OTHER_NAMES = {
         "mask.kind": "mask_kind mask_type mask_name token_mask",
         "train.learning_rate": "lr learning_rate learning-rate learningrate optimizer_lr",
         "train.global_batch_size": (
-            "batch_size bs train_batch_size total_batch_size per_device_train_batch_size "
-            "per_device_batch_size"
+            "batch_size global_batch_size bs train_batch_size total_batch_size "
+            "per_device_train_batch_size per_device_batch_size"
         ),
         "train.micro_batch_tokens": (
             "gradient_accumulation_steps grad_accum accumulate_grad_batches micro_batch_size "
             "micro_batch"
         ),
-        "train.epochs": "epoch num_epochs num_train_epochs n_epochs max_epochs",
-        "train.max_steps": "steps num_steps max_train_steps num_train_steps total_steps iterations",
+        "train.epochs": "epoch epochs num_epochs num_train_epochs n_epochs max_epochs",
+        "train.max_steps": (
+            "steps max_steps num_steps max_train_steps num_train_steps total_steps iterations"
+        ),
         "train.weight_decay": "wd",
         "train.warmup_fraction": "warmup_ratio warmup warmup_steps warmup_pct",
         "train.schedule": "lr_scheduler lr_scheduler_type lr_schedule",

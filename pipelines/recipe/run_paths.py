@@ -40,7 +40,7 @@ LAST_TICK, EVENTS = "schedule/state.json", "schedule/events"
 PAGE, RESULTS = "index.html", "results.json"
 # Of a sweep and its trials.
 TRIALS, TRIAL, MISSING = "trials", "trial.json", "missing_metric.json"
-RUNS, FRONT, BEST = "runs", "pareto.json", "best.yaml"
+RUNS, FRONT, BEST, DEFINITION = "runs", "pareto.json", "best.yaml", "sweep.json"
 
 
 @dataclass(frozen=True)

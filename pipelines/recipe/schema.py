@@ -14,7 +14,7 @@ from pipelines.recipe.location import (
 )
 from pipelines.recipe.masks import AnyMask, NoMask
 from pipelines.recipe.objectives import AnyObjective, DPOConfig, named_objectives
-from pipelines.recipe.section import Section, of_stage
+from pipelines.recipe.section import Section, added, of_stage
 from sparsepo.features import FEATURES
 from sparsepo.objectives.declarations import OBJECTIVES
 
@@ -86,7 +86,8 @@ class Source(Section):
     messages; text_only = one text column (for sft). weight: expected copies of each training row.
     split: of a Hugging Face data set ("train" by default), or of files whose names say their split;
     "all" for every file. subset: of a Hugging Face data set. data_dir: a folder in the data set or
-    directory.
+    directory. transcripts: text = HH transcripts as they stand; messages = their turns, rendered by
+    the chat template.
     """
 
     STAGE, MAIN = "prepare", "path"
@@ -101,6 +102,7 @@ class Source(Section):
     split: str | None = Field(None, min_length=1)
     subset: str | None = None
     data_dir: str | None = None
+    transcripts: Literal["text", "messages"] = added("text")
 
 
 class DataSection(Section):
@@ -109,12 +111,13 @@ class DataSection(Section):
     validation_fraction, test_fraction: share of the prompts of `sources` that are held out.
     split_seed: which prompts those are. max_prompt_tokens, max_response_tokens, max_tokens: of a
     prompt, a response, both together. scored_turns: of a conversation, the last answer alone or all
-    of them. chat_template: a file, or a model whose template is taken. chat_template_kwargs: what
-    else the template is told. prompt_overflow: what becomes of a longer prompt. response_overflow:
-    what becomes of a longer response. min_gap: pairs whose scores are closer are dropped. pairing:
-    of scored candidates, the best with the worst or each with each that is worse. deduplicate: keep
-    one of equal pairs. max_train_pairs, max_validation_pairs, max_test_pairs: of each split, the
-    first ones. shard_pairs: pairs per file. rows_per_task: rows that one task reads.
+    of them. chat_template: a file, a packaged template (user-assistant), or a name among the
+    tokenizer's templates. chat_template_kwargs: what else the template is told. prompt_overflow:
+    what becomes of a longer prompt. response_overflow: what becomes of a longer response. min_gap:
+    pairs whose scores are closer are dropped. pairing: of scored candidates, the best with the
+    worst or each with each that is worse. deduplicate: keep one of equal pairs. max_train_pairs,
+    max_validation_pairs, max_test_pairs: of each split, the first ones. shard_pairs: pairs per
+    file. rows_per_task: rows that one task reads.
     """
 
     STAGE, MAIN = "prepare", "sources"
@@ -311,6 +314,20 @@ class TrainSection(Section):
         return self
 
 
+class SFTSection(Section):
+    """What `sparsepo sft` has of its own; of everything else it takes what `train` says.
+
+    A recipe whose objective is sft has `train` alone. learning_rate: at its highest. epochs: times
+    that every chosen response is seen. max_steps: the last step, where it comes first.
+    global_batch_size: responses per step; train's by default.
+    """
+
+    learning_rate: float = Field(1e-5, gt=0)
+    epochs: float = Field(1.0, gt=0)
+    max_steps: int | None = Field(None, ge=1)
+    global_batch_size: int | None = Field(None, ge=1)
+
+
 class PathsSection(Section):
     """Where shared stage outputs live; by default inside run_dir.
 
@@ -362,6 +379,7 @@ class Recipe(Section):
     mask: AnyMask = NoMask()
     reference: ReferenceSection = ReferenceSection()
     train: TrainSection = TrainSection()
+    sft: SFTSection = SFTSection()
     evaluate: EvaluateSection = EvaluateSection()
     sample: SampleSection = SampleSection()
     schedule: ScheduleSection = ScheduleSection()
@@ -448,6 +466,13 @@ class Recipe(Section):
             raise ValueError(
                 f"train.validate_every = {self.train.validate_every}: there are no validation "
                 "pairs; set data.validation_fraction or data.validation, or leave it out"
+            )
+        own, usual = self.sft.model_dump(), SFTSection().model_dump()
+        if self.objective.name == "sft" and own != usual:
+            key = next(key for key in own if own[key] != usual[key])
+            raise ValueError(
+                f"sft.{key} = {own[key]} with objective.name=sft: it is for `sparsepo sft` of a "
+                f"preference recipe; set train.{key}"
             )
         conflict = self.objective.mask_conflict(self.mask) or self.objective.conflict(
             self.data.min_gap

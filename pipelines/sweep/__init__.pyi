@@ -1,4 +1,6 @@
 from .files import is_sweep as is_sweep, load_sweep as load_sweep
+from .joined import report_sweeps as report_sweeps, sweeps_of as sweeps_of
+from .sharded_status import sharded_status as sharded_status
 from .shared_stores import SharedStores as SharedStores, trial_recipe as trial_recipe
 from .space import RECIPE as RECIPE, Sweep as Sweep
 from .stage import (

@@ -29,15 +29,15 @@ def is_sweep(name: str) -> bool:
         return False
 
 
-def load_sweep(name: str, overrides: Sequence[str] = ()) -> Sweep:
+def load_sweep(name: str, overrides: Sequence[str] = (), shard: str | None = None) -> Sweep:
     """Read and check a sweep file, or a packaged sweep by name.
 
     Args:
         overrides: key=value; keys of the sweep replace what the file says, all others are overrides
-            of the recipe.
+            of the recipe. shard: the part that is run; by default what the file says.
     Raises: UserError naming what is wrong.
     """
-    loaded = read_mapping(name, "sweep")
+    loaded = read_mapping(name, "sweep") | ({} if shard is None else {"shard": shard})
     rest = []
     for item in overrides:
         key, sign, text = item.partition("=")
@@ -63,14 +63,21 @@ def load_sweep(name: str, overrides: Sequence[str] = ()) -> Sweep:
         sweep = Sweep.model_validate({"directory": str(Path.cwd()), **loaded})
     except ValidationError as error:
         raise UserError(f"sweep file {name!r}: {explain(Sweep, error)}") from error
-    sweep = with_absolute_paths(sweep, Path.cwd())
-    for point in sweep.sample_of_points():
+    sweep = _in_its_folder(with_absolute_paths(sweep, Path.cwd()))
+    for point in sweep.points or sweep.sample_of_points():
         try:
             recipe = sweep.recipe_at(point, sweep.run_dir)
         except UserError as error:
             raise UserError(f"sweep file {name!r} at {sweep.title(point)}: {error}") from error
         _check_metrics(sweep, recipe)
     return sweep
+
+
+def _in_its_folder(sweep: Sweep) -> Sweep:
+    """A shard in a directory of its own."""
+    if sweep.part is None or sweep.run_dir.rstrip("/").endswith(f"/{sweep.part.folder}"):
+        return sweep
+    return sweep.model_copy(update={"run_dir": f"{sweep.run_dir.rstrip('/')}/{sweep.part.folder}"})
 
 
 def _with_key(mapping: dict[str, Any], item: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from pipelines.recipe import (
     CONFIG,
     FRONT,
     MANIFEST,
+    MODEL,
     RUNS,
     TRIALS,
     Say,
@@ -59,8 +60,11 @@ def published_tables(store: RunStore) -> dict[str, str]:
     return {path: store.checksum(path) for path in (f"{TRIALS}.json",)}
 
 
-def publish_results(sweep: Sweep, trials: Sequence[Trial], say: Say) -> str:
+def publish_results(sweep: Sweep, trials: Sequence[Trial], say: Say, note: str = "") -> str:
     """Write every result of a sweep; returns the path of best.yaml.
+
+    Args:
+        note: what the page says of the trials as a whole; by default which shard they are.
 
     Raises: StageFailed if no trial finished; UserError if none fulfils the conditions of `pick`.
         The tables are written before.
@@ -99,8 +103,13 @@ def publish_results(sweep: Sweep, trials: Sequence[Trial], say: Say) -> str:
     best, why = pick(sweep, complete)
     best = best.model_copy(update={"run_dir": _place_of(sweep, best)})
     header = f"# trial {best.number} of {len(trials)}: {sweep.title(best.point)}\n# {why}\n"
-    store.write_bytes(BEST, (header + _recipe_of(best)).encode())
-    view = _view(sweep, trials, front, best, why)
+    recipe, is_kept = _recipe_of(best, f"{store.root}/best")
+    if not is_kept:
+        header += (
+            "# Its metrics were kept alone: `sparsepo run` of this trains it again, in best/\n"
+        )
+    store.write_bytes(BEST, (header + recipe).encode())
+    view = _view(sweep, trials, front, best, why, note or _part(sweep, trials))
     for name, png in sweep_figures(view).items():
         store.write_bytes(f"{REPORT}/{name}.png", png)
     store.write_bytes(f"{REPORT}/index.html", render_sweep(view).encode())
@@ -160,10 +169,20 @@ def _place_of(sweep: Sweep, trial: Trial) -> str:
     return here.root if here.exists() else trial.run_dir
 
 
-def _recipe_of(trial: Trial) -> str:
-    """The recipe of a trial (its first seed), free to take the whole cluster.
+def _part(sweep: Sweep, trials: Sequence[Trial]) -> str:
+    if sweep.part is None:
+        return ""
+    return (
+        f"shard {sweep.part}: {len(trials)} of the sweep's {sweep.num_trials_of_all()} trials, the "
+        "others are in other directories"
+    )
 
-    In place its stages are skipped.
+
+def _recipe_of(trial: Trial, elsewhere: str) -> tuple[str, bool]:
+    """(the recipe of a trial (its first seed), free to take the whole cluster; whether its model
+    was kept).
+
+    In place its stages are skipped. Without a model it is another run, in `elsewhere`.
     """
     folder = (
         f"{trial.run_dir}/seed-{next(iter(trial.runs))}" if len(trial.runs) > 1 else trial.run_dir
@@ -177,7 +196,9 @@ def _recipe_of(trial: Trial) -> str:
     if trained.exists(MANIFEST):
         check_config(store, CONFIG, mapping, read_manifest(trained)["settings"])
     share = {"ray.cpus_per_run": None, "ray.gpus_per_run": None}
-    return to_yaml(set_keys(mapping, share | _moved(mapping, store.root)))
+    is_kept = trained.exists(MODEL) or not trained.exists(MANIFEST)
+    place = {} if is_kept else {"run_dir": elsewhere}
+    return to_yaml(set_keys(mapping, share | _moved(mapping, store.root) | place)), is_kept
 
 
 def _moved(mapping: dict[str, Any], folder: str) -> dict[str, str]:
@@ -243,11 +264,16 @@ def _write_table(store: RunStore, name: str, rows: list[dict[str, Any]]) -> None
 
 
 def _view(
-    sweep: Sweep, trials: Sequence[Trial], front: Sequence[Trial], best: Trial, why: str
+    sweep: Sweep,
+    trials: Sequence[Trial],
+    front: Sequence[Trial],
+    best: Trial,
+    why: str,
+    note: str,
 ) -> SweepView:
     on_front = {trial.number for trial in front}
     return SweepView(
-        title=sweep.run_dir.rstrip("/").rsplit("/", 1)[-1],
+        title=sweep.name(),
         keys=list(sweep.space),
         series_key=RECIPE if RECIPE in sweep.space else None,
         objectives=[(goal.metric, goal.mode) for goal in sweep.objectives],
@@ -266,6 +292,7 @@ def _view(
         ],
         rule=why,
         num_seeds=max(1, len(sweep.seeds)),
+        note=note,
     )
 
 

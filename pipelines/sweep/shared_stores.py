@@ -202,5 +202,5 @@ def trial_recipe(sweep: Sweep, point: Point, run_dir: str) -> Recipe:
     return settle_mode(
         sweep.recipe_at(point, run_dir),
         scoring_device(),
-        sweep.num_trials() * max(1, len(sweep.seeds)),
+        sweep.num_trials_of_all() * max(1, len(sweep.seeds)),
     )

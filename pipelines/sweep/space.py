@@ -24,6 +24,7 @@ from pipelines.recipe import (
     validate_recipe,
 )
 from pipelines.storage import digest
+from pipelines.sweep.shards import Shard
 
 RECIPE = "recipe"  # the one searched key that is none of a recipe's: which recipe to start from
 _MAX_CHECKED = 512
@@ -190,6 +191,8 @@ class Sweep(_Part):
     searcher.
     evaluate_all: evaluate every trial, even if no objective asks for it. hours: after that long
     what still runs is stopped. max_failures: times that a trial whose process died is tried again.
+    keep: what stays of a trial that has ended, model = everything; metrics = no checkpoints, model
+    and masks. shard: the part of the trials that is run, K/N, in run_dir/shards/K-of-N.
     """
 
     run_dir: RunDirectory
@@ -210,6 +213,8 @@ class Sweep(_Part):
     hours: float | None = Field(None, gt=0)
     max_concurrent_trials: int | None = Field(None, ge=1)
     max_failures: int = Field(2, ge=0)
+    keep: Literal["model", "metrics"] = "model"
+    shard: str | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> "Sweep":
@@ -264,7 +269,29 @@ class Sweep(_Part):
                 f"scheduler asha: {self.objectives[0].metric} is not known while a trial trains: "
                 "give scheduler.metric and mode"
             )
+        self._check_shard()
         return self
+
+    def _check_shard(self) -> None:
+        if self.part is None:
+            return
+        if self.points is None:
+            raise ValueError(
+                f"shard = {self.shard}: searcher {self.searcher.name} learns from the trials "
+                "before, and a shard does not know those of the others: only random can be split "
+                "(every grid point, and num_samples draws of everything else)"
+            )
+        if self.scheduler.name != "none":
+            raise ValueError(
+                f"shard = {self.shard}: scheduler {self.scheduler.name} compares all trials, and "
+                "a shard knows its own alone: leave scheduler out"
+            )
+        self.part.check(len(self.points))
+
+    @cached_property
+    def part(self) -> Shard | None:
+        """The shard; None for the whole sweep."""
+        return None if self.shard is None else Shard.parse(self.shard)
 
     @cached_property
     def _order(self) -> list[str]:
@@ -295,7 +322,7 @@ class Sweep(_Part):
 
     @cached_property
     def points(self) -> list[Point] | None:
-        """Every point that is tried, in order; None if a searcher finds them on the way."""
+        """Every point of the whole sweep, in order; None if a searcher finds them on the way."""
         if self.searcher.name != "random":
             return None
         rng = random.Random(self.seed)
@@ -304,6 +331,14 @@ class Sweep(_Part):
             for point in self._expand({}, rng):
                 found.setdefault(digest(point), point)
         return list(found.values())
+
+    @cached_property
+    def own_points(self) -> list[tuple[int, Point]] | None:
+        """Number and point of every trial that this sweep, or shard of one, runs."""
+        if self.points is None:
+            return None
+        part = self.part
+        return [(i, p) for i, p in enumerate(self.points) if part is None or part.holds(i)]
 
     def _expand(self, point: Point, rng: random.Random) -> Iterator[Point]:
         left = [key for key in self.active_keys(point) if key not in point]
@@ -319,12 +354,13 @@ class Sweep(_Part):
             yield from self._expand({**point, key: value}, rng)
 
     def sample_of_points(self) -> list[Point]:
-        """All points, or for a searcher all combinations of listed values and ends of ranges.
+        """All points that are run, or for a searcher all combinations of listed values and ends of
+        ranges.
 
         Of very many combinations it returns a random part.
         """
-        if self.points is not None:
-            return self.points
+        if self.own_points is not None:
+            return [point for _, point in self.own_points]
         corners = {key: r.values() or r.bounds() or () for key, r in self.space.items()}
         combinations: Any = itertools.islice(itertools.product(*corners.values()), _MAX_CHECKED + 1)
         listed = list(combinations)
@@ -344,7 +380,18 @@ class Sweep(_Part):
         return list(found.values())
 
     def num_trials(self) -> int:
+        return self.num_samples if self.own_points is None else len(self.own_points)
+
+    def num_trials_of_all(self) -> int:
+        """Of all shards together."""
         return self.num_samples if self.points is None else len(self.points)
+
+    def name(self) -> str:
+        """The last part of the sweep's directory."""
+        path = self.run_dir.rstrip("/")
+        if self.part is not None:
+            path = path.removesuffix(f"/{self.part.folder}")
+        return path.rsplit("/", 1)[-1]
 
     def evaluates(self) -> bool:
         wanted = (
@@ -374,10 +421,9 @@ class Sweep(_Part):
     def recipe_at(self, point: Point, run_dir: str) -> Recipe:
         """The recipe of one point of the space. UserError naming what in it contradicts."""
         base = self._mapping(str(point.get(RECIPE, self.recipe)))
-        group = self.run_dir.rstrip("/").rsplit("/", 1)[-1]
         own = [_as_override(key, value) for key, value in point.items() if key != RECIPE]
         return validate_recipe(
-            set_keys(base, {"run_dir": run_dir, "train.tracker_group": group}),
+            set_keys(base, {"run_dir": run_dir, "train.tracker_group": self.name()}),
             (*self.overrides, *own),
             self.directory,
         )
@@ -405,13 +451,15 @@ class Sweep(_Part):
             "hours",
             "max_concurrent_trials",
             "max_failures",
+            "keep",
+            *(() if self.shard else ("shard",)),
         }
         if self.searcher.name == "random":
             left_out.add("objectives")
         found = self.model_dump(mode="json", by_alias=True, exclude=left_out)
         found["evaluate_all"] = self.evaluates()
         seen = set()
-        for point in self.sample_of_points():
+        for point in self.points or self.sample_of_points():
             name = point.get(RECIPE, self.recipe)
             if name not in seen:
                 seen.add(name)

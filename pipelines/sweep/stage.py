@@ -32,11 +32,12 @@ from pipelines.pairs import PREPARE, open_pairs
 from pipelines.recipe import STARTED, TRIAL, Recipe, Run, Say, Stage, StageRecord
 from pipelines.reference import REFERENCE, run_facts, usable_rows
 from pipelines.storage import RunStore, digest, present
+from pipelines.sweep.definition import write_definition
 from pipelines.sweep.display import shown_trials
 from pipelines.sweep.results import publish_results, published_tables, read_trials
 from pipelines.sweep.shared_stores import SharedStores, trial_recipe
 from pipelines.sweep.space import ASHA, Sweep
-from pipelines.sweep.trial import missing_metric, run_trial
+from pipelines.sweep.trial import keep_of_trial, missing_metric, run_trial
 from pipelines.sweep.trial_record import (
     Trial,
     is_number,
@@ -73,9 +74,12 @@ def run_tune(sweep: Sweep, say: Say, quiet: bool = False, resume: bool = False) 
     record = sweep_record(sweep)
     store = record.store
     if record.is_complete():
+        write_definition(sweep, store)
         trials = read_trials(store)
         if not (resume and any(trial.status == "failed" for trial in trials)):
             say("tune: already done, skipped")
+            for trial in trials:
+                keep_of_trial(sweep, trial)
             return publish_results(sweep, trials, say)
     elif store.exists(STARTED):
         record.check()
@@ -94,11 +98,15 @@ def run_tune(sweep: Sweep, say: Say, quiet: bool = False, resume: bool = False) 
             share = share_of(sweep, Resources.now().machines)
             stores = SharedStores.of(sweep)
             record.begin()
+            write_definition(sweep, store)
             works.enter_context(present(store, stage="tune", trials=sweep.num_trials()))
             started = time.monotonic()
             runs = stores.make(say, quiet, partial(_check_kept, sweep))
             shared_seconds = time.monotonic() - started
-            say(f"tune: {sweep.num_trials()} trials, {share.trials} at a time")
+            part = (
+                "" if sweep.part is None else f" of {sweep.num_trials_of_all()}: shard {sweep.part}"
+            )
+            say(f"tune: {sweep.num_trials()} trials{part}, {share.trials} at a time")
             session = uuid.uuid4().hex[:12]
             with shown_trials(store, sweep.num_trials(), quiet):
                 trials = _run_trials(sweep, stores, share, session, say, resume)
@@ -122,6 +130,13 @@ def run_tune(sweep: Sweep, say: Say, quiet: bool = False, resume: bool = False) 
             published_tables(store),
         )
     return best
+
+
+def _counted(sweep: Sweep) -> str:
+    trials = f"{sweep.num_trials()} trials"
+    if sweep.part is None:
+        return trials
+    return f"{trials} of {sweep.num_trials_of_all()} (shard {sweep.part})"
 
 
 def check_trials(sweep: Sweep) -> None:
@@ -209,12 +224,8 @@ def _run_trials(
     )
     if resume and (found := _gone_on(sweep, trainable, say)):
         return found
-    points = sweep.points
-    listed = (
-        None
-        if points is None
-        else [{"number": i, "point": point} for i, point in enumerate(points)]
-    )
+    points = sweep.own_points
+    listed = None if points is None else [{"number": i, "point": point} for i, point in points]
     tuner = tune.Tuner(
         trainable,
         param_space=None if listed is None else {LISTED: tune.grid_search(listed)},
@@ -255,8 +266,9 @@ def _gone_on(sweep: Sweep, trainable: Any, say: Say) -> list[Trial]:
         for result in grid:
             check_point(sweep, result.config)
             _check_kept_trial(sweep, result)
-        if sweep.points is not None and sweep.hours is None and len(grid) < len(sweep.points):
-            raise Lost(f"it knows {len(grid)} of {len(sweep.points)} trials")
+        listed = sweep.own_points
+        if listed is not None and sweep.hours is None and len(grid) < len(listed):
+            raise Lost(f"it knows {len(grid)} of {len(listed)} trials")
         return _trials_of(sweep, grid)
     except (UserError, StageFailed, RayError):
         raise
@@ -276,7 +288,10 @@ def _check_kept_trial(sweep: Sweep, result: Any) -> None:
 
 
 def _trials_of(sweep: Sweep, grid: Any) -> list[Trial]:
-    return sorted((_trial_of(sweep, result) for result in grid), key=lambda trial: trial.number)
+    trials = sorted((_trial_of(sweep, result) for result in grid), key=lambda trial: trial.number)
+    for trial in trials:
+        keep_of_trial(sweep, trial)
+    return trials
 
 
 def _folder_of(trial: Any) -> str:

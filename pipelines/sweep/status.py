@@ -14,6 +14,7 @@ from pipelines.recipe import (
     read_started,
 )
 from pipelines.storage import RunStore, who_works
+from pipelines.sweep.extent import Extent
 from pipelines.sweep.trial_record import read_trial
 from pipelines.train import TRAIN
 
@@ -35,10 +36,10 @@ def sweep_status(store: RunStore) -> list[dict[str, Any]]:
         if place.exists(TRIAL):
             trial = read_trial(place)
             detail = trial.message or f"{len(trial.runs)} runs, {trial.seconds:.0f} s"
-            rows.append(_row(label, trial.status, detail, place))
+            rows.append(row_of(label, trial.status, detail, place))
         else:
             state = "running" if at_work else "stopped"
-            rows.append({**_row(label, state, trial_progress(place), place), **at_work})
+            rows.append({**row_of(label, state, trial_progress(place), place), **at_work})
     detail = (
         f"{BEST}, report/{PAGE}, {TRIALS}.csv"
         if done
@@ -49,8 +50,12 @@ def sweep_status(store: RunStore) -> list[dict[str, Any]]:
     if at_work:
         ended = sum(row["state"] != "running" for row in rows)
         detail = f"{ended} of {note.get('trials', '?')} trials ended"
+    extent = Extent.of(store)
+    if extent is not None and extent.shard is not None:
+        of_all = f"{extent.trials} of {extent.trials_of_all} trials"
+        detail = f"shard {extent.shard} ({of_all}): {detail}"
     state = "done" if done else "running" if at_work else "stopped"
-    return [*rows, {**_row("tune", state, detail, store), **at_work}]
+    return [*rows, {**row_of("tune", state, detail, store), **at_work}]
 
 
 def trial_progress(place: RunStore) -> str:
@@ -65,5 +70,6 @@ def trial_progress(place: RunStore) -> str:
     return ""
 
 
-def _row(stage: str, state: str, detail: str, place: RunStore) -> dict[str, Any]:
+def row_of(stage: str, state: str, detail: str, place: RunStore) -> dict[str, Any]:
+    """A row of `status`."""
     return {"stage": stage, "state": state, "detail": detail, "path": place.root}

@@ -15,13 +15,13 @@ from typing import Any
 
 from pipelines.errors import DamagedFile, Diverged, StageFailed, Superseded, UserError
 from pipelines.evaluate import EVALUATE, numbers_of
-from pipelines.recipe import CONFIG, MISSING, TRIAL, Recipe, Run, write_yaml
+from pipelines.recipe import CONFIG, MISSING, TRIAL, Recipe, Run, RunPaths, write_yaml
 from pipelines.storage import RunStore, read_record, write_record
 from pipelines.sweep.shared_stores import SharedStores, trial_recipe
 from pipelines.sweep.space import Point, Sweep
 from pipelines.sweep.trial_record import Trial, read_trial, write_trial
 from pipelines.sweep.tune_state import chosen
-from pipelines.train import TRAIN
+from pipelines.train import TRAIN, drop_weights
 
 STD, LOW, HIGH = "/std", "/low", "/high"
 Metrics = dict[str, float]
@@ -64,6 +64,8 @@ def run_trial(config: dict[str, Any], settings: dict[str, Any]) -> None:
                     reports=sweep.scheduler.name != "none" and not trial.runs,
                 )
                 trial.runs[str(recipe.train.seed)] = run
+                if sweep.keep == "metrics":
+                    drop_weights(RunPaths.of(recipe).train)
                 missing = missing_objectives(sweep, run)
                 if missing and sweep.has_one_method():
                     told = {"session": settings["session"], "message": missing}
@@ -80,11 +82,25 @@ def run_trial(config: dict[str, Any], settings: dict[str, Any]) -> None:
         if trial.status == "finished":
             trial.metrics = joined(list(trial.runs.values()))
         write_trial(store, trial)
+    keep_of_trial(sweep, trial)
     if trial.status == "failed":
         raise StageFailed(trial.message)
     tune.report(
         {**trial.metrics, "step": trial.metrics.get("train/step", 0.0), "status": trial.status}
     )
+
+
+def keep_of_trial(sweep: Sweep, trial: Trial) -> None:
+    """Remove what the sweep does not keep of a trial that has ended.
+
+    One that failed stays whole: --resume goes on from its checkpoints.
+    """
+    if sweep.keep == "model" or trial.status == "failed":
+        return
+    store = RunStore(trial.run_dir)
+    seeds = [name for name in store.names() if name.startswith("seed-")]
+    for run in (store, *map(store.at, seeds)):
+        drop_weights(RunPaths.at(run.root).train)
 
 
 def _known(store: RunStore) -> Trial | None:

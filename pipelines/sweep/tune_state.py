@@ -84,7 +84,7 @@ def check_point(sweep: Sweep, config: dict[str, Any]) -> None:
     if points is None:
         known = set(point) <= set(sweep.space)
     else:
-        known = number in range(len(points)) and _plain(points[number]) == _plain(point)
+        known = _plain(dict(sweep.own_points or ()).get(number)) == _plain(point)
     if not known:
         raise Lost(f"trial {number} of {_plain(point)} is none of the sweep's")
 

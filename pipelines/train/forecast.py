@@ -100,6 +100,8 @@ def forecast_training(run: Run, data: dict[str, Any], tflops: float) -> dict[str
     return {
         "steps": steps,
         "pairs_per_step": train.global_batch_size,
+        "epochs": epochs,
+        "learning_rate": train.learning_rate,
         "parameters": parameters,
         "adapter_parameters": adapters,
         "mask_parameters": masks,

@@ -51,7 +51,7 @@ from sparsepo.backbone import has_decoder_layers, transformer_of
 from sparsepo.batching.sampling import Sampler
 from sparsepo.checks import checks_read_later
 from sparsepo.falling import FallingChosenWatch
-from sparsepo.masks import CollapseWatch, LearnedMasks
+from sparsepo.masks import CollapseWatch, LearnedMasks, decay_groups
 from sparsepo.objectives import CoupledBatch, CoupledObjective
 from sparsepo.records import Metrics, TokenScores, add_metrics
 from sparsepo.runaway import RunawayWatch
@@ -252,17 +252,11 @@ class Trainer:
         groups = [
             {"params": policy, "base_lr": train.learning_rate, "weight_decay": train.weight_decay}
         ]
-        mask_parameters = [p for p in self.model.masks.parameters() if p.requires_grad]
-        if mask_parameters:
-            assert isinstance(mask, LearnedMaskConfig)
-            groups.append(
-                {
-                    "params": mask_parameters,
-                    "base_lr": mask.learning_rate,
-                    "weight_decay": mask.weight_decay,
-                    "eps": mask.adam_eps,
-                }
-            )
+        if isinstance(mask, LearnedMaskConfig):
+            own = {"base_lr": mask.learning_rate, "eps": mask.adam_eps}
+            groups += [
+                {**group, **own} for group in decay_groups(self.model.masks, mask.weight_decay)
+            ]
         fused = self.placement.device.type == "cuda"
         return torch.optim.AdamW(
             groups,

@@ -24,7 +24,7 @@ from sparsepo.integrations.trl_batches import (
     prompts_of,
     token_batch,
 )
-from sparsepo.masks import MASKS, LearnedMasks, TokenMasks
+from sparsepo.masks import MASKS, LearnedMasks, TokenMasks, decay_groups
 from sparsepo.model import PolicyModel, head_of, verify_head
 from sparsepo.objectives import OBJECTIVES, Objective
 from sparsepo.records import Features, ModelInputs, ObjectiveOutput
@@ -64,8 +64,8 @@ class TokenDPOTrainer(DPOTrainer):  # type: ignore[misc]
         mask_options: of a kind: its constructor's. A learned mask's sizes come from the reference;
             by default it is `simple_all`, common, with centred weights. An activation mask takes
             `hooks` and `mapping` besides.
-        mask_learning_rate, mask_weight_decay, mask_adam_eps: of a learned mask's parameters; biases
-            and norms decay as all do.
+        mask_learning_rate, mask_weight_decay, mask_adam_eps: of a learned mask's parameters; its
+            biases and norms do not decay.
         scorers: (positive, negative) models for objectives and masks that read their log ratios.
         topk: outcomes of the reference's distribution that a feature `reference_topk` keeps.
         **trl: DPOTrainer's arguments. Columns chosen_score and rejected_score, chosen_weights and
@@ -105,11 +105,8 @@ class TokenDPOTrainer(DPOTrainer):  # type: ignore[misc]
             raise ValueError(f"mask_options={options}: the mask is built already")
         self._hooks = options.pop("hooks", "all") if kind == "activation" else "all"
         self._mapping = options.pop("mapping", "zn_rescale") if kind == "activation" else None
-        self._mask_rates = {
-            "lr": mask_learning_rate,
-            "weight_decay": mask_weight_decay,
-            "eps": mask_adam_eps,
-        }
+        self._mask_rates = {"lr": mask_learning_rate, "eps": mask_adam_eps}
+        self._mask_weight_decay = mask_weight_decay
         self._scorers, self._topk = scorers, topk
         self._pair_features: frozenset[str] = frozenset()
         super().__init__(**{**trl, "args": arguments})
@@ -261,14 +258,16 @@ class TokenDPOTrainer(DPOTrainer):  # type: ignore[misc]
     # The masks in the optimizer, in step and in checkpoints.
 
     def create_optimizer(self, *args: Any, **given: Any) -> Any:
-        """TRL's, and a group for the mask's parameters."""
+        """TRL's, and groups for the mask's parameters."""
         optimizer = super().create_optimizer(*args, **given)
         trained = [p for p in self.masks.parameters() if p.requires_grad]
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if trained and id(trained[0]) not in held:
             known = optimizer.param_groups[0]
-            rates = {name: value for name, value in self._mask_rates.items() if name in known}
-            optimizer.add_param_group({"params": trained, **rates})
+            for group in decay_groups(self.masks, self._mask_weight_decay):
+                given = {**group, **self._mask_rates}
+                kept = {n: value for n, value in given.items() if n == "params" or n in known}
+                optimizer.add_param_group(kept)
         return optimizer
 
     def average_mask_gradients(self) -> None:

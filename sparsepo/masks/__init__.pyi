@@ -8,6 +8,7 @@ from .base import (
 from .collapse import CollapseWatch as CollapseWatch
 from .confidence import ConfidenceMask as ConfidenceMask
 from .contrast import ContrastMask as ContrastMask
+from .decay import decay_groups as decay_groups
 from .declarations import (
     ACTIVATION_MAPPINGS as ACTIVATION_MAPPINGS,
     LEARNED_MASKS as LEARNED_MASKS,

@@ -49,6 +49,32 @@ def test_a_plan_in_sentences(make_recipe: MakeRecipe) -> None:
     assert "text (prompt, chosen, rejected: text)" in text
 
 
+def test_a_plan_of_fine_tuning_has_its_own_numbers(
+    tmp_path: Path, model_dir: Path, pairs_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`plan --sft`: ceil(96 / 32) steps a epoch at the rate of section sft, and no other stage."""
+    recipe = tiny_recipe(tmp_path / "run", model_dir, pairs_file)
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        yaml.safe_dump(recipe | {"sft": {"learning_rate": 3e-4, "global_batch_size": 32}})
+    )
+
+    def said(*more: str) -> tuple[str, str]:
+        with pytest.raises(SystemExit):
+            main(["plan", str(file), *more])
+        return capsys.readouterr()
+
+    lines = said("--sft")[0].splitlines()
+    assert lines[0] == f"{file} -> {tmp_path}/run/sft"
+    assert [line.split()[0] for line in lines[3:6]] == ["prepare", "train", "all"]
+    assert "3 steps of 32 pairs" in lines[4]
+    assert "train: 1 epoch, learning rate 0.0003" in lines
+    assert f"learning rate {recipe['train']['learning_rate']:g}" in said()[0]
+    assert "train.epochs is the preference run's" in said("--sft", "train.epochs=2")[1]
+    assert "sft.epochs = 0: input should be greater than 0" in said("--sft", "sft.epochs=0")[1]
+    assert "no such file" in said("--sft", "data.sources=[{path: /nowhere.jsonl}]")[1]
+
+
 def test_text_for_people_and_json_for_machines(
     tmp_path: Path, model_dir: Path, pairs_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -378,7 +378,7 @@ def test_one_and_two_workers_agree_and_a_changed_pair_shows(
 
 def test_sft_then_sample(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     """sft lowers the loss, and its model samples scored candidates."""
-    base = make_recipe("train.epochs=4", "train.learning_rate=3e-3", "data.test_fraction=0")
+    base = make_recipe("sft.epochs=4", "sft.learning_rate=3e-3", "data.test_fraction=0")
     sft = sft_recipe(base)
     run_here(sft, (PREPARE, TRAIN))
     model = RunPaths.of(sft).model

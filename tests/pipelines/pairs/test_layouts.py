@@ -19,6 +19,8 @@ from pipelines.commands.plan import run_plan
 from pipelines.errors import UserError
 from pipelines.pairs.conversation import ChatRenderer, PairEncoder, RawPair, RowRejected
 from pipelines.pairs.detection import Detected, detect
+from pipelines.pairs.prompts import Prompts
+from pipelines.pairs.question import Question
 from pipelines.pairs.row_readers import SourceRow
 from pipelines.pairs.sources import chunks_of, read_rows, sampled_rows
 from pipelines.pairs.unpaired import pairs_of_rows
@@ -246,6 +248,39 @@ def test_conversations_are_what_apply_chat_template_makes_of_the_messages(
 def test_texts_are_read_as_they_stand(name: str, tmp_path: Path) -> None:
     row, pair = TEXTS[name]
     assert made(source_of(tmp_path, [row])) == [("rows.jsonl:1", pair)]
+
+
+def test_transcripts_are_taken_apart_into_messages_on_request(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    """By the packaged template: a system turn without words, then the turns, each with its end."""
+    row = {"chosen": f"{HEAD} no\n\nand no", "rejected": f"{HEAD} yes"}
+    source = source_of(tmp_path, [row], transcripts="messages")
+    settings = {"chat_template": "user-assistant"}
+    ((_, pair),) = made(source, tokenizer, **settings)
+    end = tokenizer.eos_token
+    asked = f"<|system|>\n{end}\n<|user|>\nboats?{end}\n<|assistant|>\nwhat of them?{end}\n"
+    asked += f"<|user|>\ndull?{end}\n<|assistant|>\n"
+    assert isinstance(pair, RawPair) and pair.prompt == asked
+    data = DataSection(sources=(source,), **settings)  # type: ignore[arg-type]
+    found = PairEncoder(tokenizer, data).encode(pair)
+    assert found.rejected is not None
+    assert tokenizer.decode(found.prompt) == asked
+    assert tokenizer.decode(found.chosen) == f"no\n\nand no{end}"
+    assert tokenizer.decode(found.rejected) == f"yes{end}"
+    (prompt,) = Prompts(data, tokenizer)
+    assert prompt == Question([user("boats?"), bot("what of them?"), user("dull?")])
+
+
+def test_only_transcripts_are_taken_apart(tokenizer: Any, tmp_path: Path) -> None:
+    text = source_of(tmp_path, [TEXTS["text"][0]], transcripts="messages")
+    assert "transcripts = messages, and its form is text: only HH transcripts" in refused(text)
+    cut = {"chosen": f"so. {HEAD} no", "rejected": f"so. {HEAD} yes"}
+    empty = {"chosen": HEAD, "rejected": f"{HEAD} yes"}
+    source = source_of(tmp_path, [cut, empty], transcripts="messages", form="hh")
+    assert [why for _, why in made(source, tokenizer)] == [
+        "the transcript does not begin with a turn", "empty response"
+    ]  # fmt: skip
 
 
 def test_rows_of_the_documents_table_are_of_the_form_it_says(tmp_path: Path) -> None:

@@ -5,13 +5,15 @@ changes.
 import inspect
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from pipelines.commands.sft import sft_recipe
+from pipelines.commands.sft import load_sft, sft_recipe
 from pipelines.errors import UserError
 from pipelines.recipe.files import load_recipe, packaged, validate_recipe, write_yaml
 from pipelines.recipe.run_paths import RunPaths
@@ -328,7 +330,7 @@ NO_RESULT = {
     "evaluate.judge.api_key_env", "evaluate.judge.timeout_seconds", "evaluate.judge.max_tries",
     "evaluate.judge.num_threads", "evaluate.judge.max_failed_fraction", "sample.batch_prompts",
 }  # fmt: skip
-APART = ("run_dir", "model.", "schedule.", "paths.", "ray.")
+APART = ("run_dir", "model.", "schedule.", "paths.", "ray.", "sft.")
 
 
 def keys_of(section: Section, prefix: str = "") -> Iterator[str]:
@@ -356,7 +358,10 @@ def test_what_changes_no_result_is_listed_here() -> None:
         ],
     )
     left = set(keys_of(recipe)) - stage_settings(recipe).keys()
-    left -= {"objective.loss", "objective.divergence", "objective.divergence_alpha"}  # added later
+    left -= {  # added later
+        "objective.loss", "objective.divergence", "objective.divergence_alpha",
+        "data.sources[0].transcripts",
+    }  # fmt: skip
     assert {key for key in left if not key.startswith(APART)} == NO_RESULT
 
 
@@ -393,3 +398,37 @@ def test_fine_tuning_takes_no_place_of_the_preference_run() -> None:
     root = f"{recipe.run_dir}/sft"
     assert RunPaths.of(tuned) == RunPaths(root, f"{root}/pairs", f"{root}/reference")
     assert sft_recipe(tuned) == tuned
+
+
+def test_fine_tuning_has_a_rate_and_epochs_of_its_own() -> None:
+    """1e-5 and one epoch, or what section sft says; the rest is the preference run's."""
+    train = {
+        "learning_rate": 5e-7, "epochs": 3, "max_steps": 7, "global_batch_size": 128, "seed": 4,
+        "lora": {"rank": 8},
+    }  # fmt: skip
+    plain = sft_recipe(validate_recipe({**MINIMAL, "train": train}))
+    kept = ("learning_rate", "epochs", "max_steps", "global_batch_size", "seed")
+    assert plain.train.model_dump(include=set(kept)) == dict(
+        zip(kept, (1e-5, 1.0, None, 128, 4), strict=True)
+    )
+    assert plain.train.lora is not None and plain.train.lora.rank == 8
+    assert plain.train.lora.save == "merged", "the preference run puts adapters of its own on it"
+    own = {"learning_rate": 2e-4, "epochs": 2, "max_steps": 9, "global_batch_size": 32}
+    tuned = sft_recipe(validate_recipe({**MINIMAL, "train": train, "sft": own}))
+    assert tuned.train.model_dump(include=set(own)) == own
+    again = validate_recipe(yaml.safe_load(write_yaml(tuned)))
+    assert sft_recipe(again) == again == tuned, "its own config.yaml is a recipe"
+
+
+@pytest.mark.parametrize(
+    "given", ["train.learning_rate=1e-4", "train={epochs: 2}", "train.global_batch_size=4"]
+)
+def test_an_override_that_fine_tuning_would_ignore_is_refused(given: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(MINIMAL))
+    key = re.search("learning_rate|epochs|global_batch_size", given)
+    assert key is not None
+    with pytest.raises(UserError, match=f"train.{key[0]} is the .* takes sft.{key[0]}$"):
+        load_sft(str(file), [given])
+    assert load_sft(str(file), ["train.seed=3", f"sft.{key[0]}=2"]).train.seed == 3
+    assert load_sft(str(file), ["objective.name=sft", given]).objective.name == "sft"

@@ -99,6 +99,7 @@ def test_points_are_grids_times_draws_under_their_conditions(load: Load, tmp_pat
 def test_composite_values_reach_the_recipe(load: Load) -> None:
     sweep = load(
         {"mask.hooks": {"grid": [["mlp"], "attn"]}, "train.adam_betas": {"choice": [[0.9, 0.95]]}},
+        "data.validation_fraction=0.1",
         recipe="hh-mapo",
     )
     points = sweep.points

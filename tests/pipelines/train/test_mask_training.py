@@ -36,6 +36,38 @@ def test_frozen_masks_keep_the_heaviest_tokens(
     assert record["masks/kl_mean"] == 1
 
 
+def test_the_optimizer_lets_a_masks_maps_decay_alone(
+    recipe_in: MakeRecipe, world: World, tmp_path: Path
+) -> None:
+    """The policy has its own rate and decay, a mask's maps its own; its bias none."""
+    recipe = recipe_in(
+        tmp_path,
+        "objective.name=sparsepo",
+        "mask.kind=learned",
+        "mask.architecture=simple_last",
+        "mask.weights=released",
+        "mask.weight_decay=0.02",
+        "mask.learning_rate=3e-4",
+        "train.learning_rate=1e-5",
+        "train.weight_decay=0.5",
+        *world.options,
+        paths=world.paths,
+    )
+    trainer = trainer_of(recipe)
+    names = {id(p): name for name, p in trainer.model.masks.named_parameters()}
+    found = {
+        (group["base_lr"], group["weight_decay"], group["eps"]): {
+            names.get(id(p), "policy").rpartition(".")[2] for p in group["params"]
+        }
+        for group in trainer.optimizer.param_groups
+    }
+    assert found == {
+        (1e-5, 0.5, 1e-8): {"policy"},
+        (3e-4, 0.02, 1e-6): {"weight"},
+        (3e-4, 0.0, 1e-6): {"bias"},
+    }
+
+
 def test_mask_dropout_resumes_and_is_off_in_validation(
     recipe_in: MakeRecipe, world: World, tmp_path: Path
 ) -> None:

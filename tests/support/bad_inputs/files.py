@@ -185,6 +185,10 @@ DAMAGED: dict[str, Bad] = {
 }  # fmt: skip
 
 BAD: dict[str, Bad] = DAMAGED | {
+    "texts that are to be taken apart": (
+        lambda world: world.rows(_PAIR, transcripts="messages"),
+        "transcripts = messages, and its form is text: only HH transcripts are taken apart",
+    ),
     "no source": (["data.sources=[{path: /nowhere/x.jsonl}]"], "'/nowhere/x.jsonl': no such file"),
     "no held-out source": (
         ["data.test=[{path: /nowhere/x.jsonl}]"], "'/nowhere/x.jsonl': no such file"

@@ -27,6 +27,11 @@ BAD: dict[str, Bad] = {
     "a slip in a tagged section": (
         ["objective={name: dpo, betta: 1}"], "did you mean 'objective.beta'?"
     ),
+    "fine-tuning's own rate in a fine-tuning recipe": (
+        ["objective.name=sft", "sft.learning_rate=1e-4"],
+        "sft.learning_rate = 0.0001 with objective.name=sft: it is for `sparsepo sft` of a "
+        "preference recipe; set train.learning_rate",
+    ),
     "a section with a slip": (["trian.epochs=1"], "unknown config key 'trian'"),
     "another trainer's name": (["lr=1e-5"], "config key 'lr': train.learning_rate is meant"),
     "another trainer's name in a section": (

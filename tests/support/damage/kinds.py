@@ -52,6 +52,7 @@ KINDS: dict[str, Kind] = {
     "start of evaluate": Kind("half/evaluation/started.json", JSON, (), (by.evaluate,)),
     "start of sample": Kind("half/sample/started.json", JSON, (by.status_half,), (by.sample,)),
     "start of a sweep": Kind("sweep/started.json", JSON, (by.sweep_status,), (by.tune,)),
+    "definition of a sweep": Kind("sweep/sweep.json", JSON, (by.sweep_status,), (by.tune,)),
     "configuration": Kind("run/config.yaml", YAML, (by.status, by.timeline), (by.report,)),
     "recipe": Kind("run.yaml", YAML, (by.plan,), is_input=True),
     "sweep file": Kind("sweep.yaml", YAML, (), (by.tune,), is_input=True),

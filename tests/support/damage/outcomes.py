@@ -16,6 +16,7 @@ from pipelines.errors import UserError
 _WRITTEN_ANEW = (
     "run/config.yaml", "half/config.yaml", "attempt.json", "schedule/state.json",
     "sweep/trials.json", "sweep/trials.csv", "sweep/trials.parquet", "sweep/pareto.json",
+    "sweep/sweep.json",
 )  # fmt: skip
 _CURES = ("remove", "restore", "run ", "write ", "set ", "choose", "take ", "give", "add ", "name ")
 

@@ -42,6 +42,7 @@ from pipelines.storage.records import write_record
 from pipelines.storage.store import RunStore
 from pipelines.storage.task_results import TaskResults
 from pipelines.storage.user_key import user_key
+from pipelines.sweep.definition import write_definition
 from pipelines.sweep.files import load_sweep
 from pipelines.sweep.results import publish_results, published_tables
 from pipelines.sweep.space import Sweep
@@ -224,6 +225,7 @@ def _sweep(world: World, recipe: Recipe, name: str) -> Sweep:
     sweep = world.sweep(name)
     record = sweep_record(sweep)
     record.begin()
+    write_definition(sweep, record.store)
     trials = []
     for number, point in enumerate(sweep.points or ()):
         store = RunStore(sweep.trial_dir(number, point))
