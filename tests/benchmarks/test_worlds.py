@@ -140,7 +140,11 @@ def test_a_method_is_trained_and_measured_as_the_quickstart_does_it(
     (setting,) = (s for s in settings.settings_of("worlds") if s.name.startswith(name))
     found = world_measure.measure(small, world_measure.HeldOut(small), setting)
     recipe = quickstart.preference_recipe(small.root, small.seed, small.start, name)
-    recipe = recipe.model_copy(update={"run_dir": str(small.root / f"product-{name}")})
+    product = f"{small.root}/product-{name}"
+    own = {"pairs": f"{product}/pairs", "reference": f"{product}/reference"}
+    recipe = recipe.model_copy(
+        update={"run_dir": product, "paths": recipe.paths.model_copy(update=own)}
+    )
     run_here(recipe, (PREPARE, REFERENCE, TRAIN, EVALUATE))
     records = [r for r in read_metrics(RunStore(f"{recipe.run_dir}/train")) if "kind" not in r]
     assert len(records) == len(found["losses"]) >= 5
