@@ -180,9 +180,9 @@ def main() -> None:
     parser.add_argument("--settings", help="names, separated by commas; all by default")
     parser.add_argument("--worlds", help="names, separated by commas; all by default")
     options = parser.parse_args()
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = "1"  # of the processes that are started
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    # Of the processes that are started. A GPU's samples and its bfloat16 reference would make
+    # another world of the same seed.
+    os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     seeds = options.seeds or list(range(3 if options.table == "methods" else 5))
     settings = chosen(options.settings, settings_of(options.table), "setting")
     worlds = chosen(options.worlds, worlds_of(options.table), "world")
