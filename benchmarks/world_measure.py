@@ -30,8 +30,6 @@ from sparsepo.batching.cutting import token_budget_batches
 from sparsepo.batching.layouts import TokenizedPair, padded_layout
 from sparsepo.model import scored_states
 
-# Shares of the training after which the policy is measured.
-POINTS = (0.125, 0.25, 0.5, 0.75, 1.0)
 _BATCH_TOKENS = 8192
 
 
@@ -147,11 +145,13 @@ class HeldOut:
         }
 
 
-def measure(folder: Folder, held_out: HeldOut, setting: Setting) -> dict[str, Any]:
-    """Train a method, and measure it on the way: one record."""
+def measure(
+    folder: Folder, held_out: HeldOut, setting: Setting, shares: Sequence[float] = (1.0,)
+) -> dict[str, Any]:
+    """Train a method, and measure it after these shares of its steps: one record."""
     started, recipe = time.process_time(), folder.recipe(setting)
     trainer = trainer_of(recipe)
-    at = {max(1, math.ceil(share * trainer.num_steps)) for share in POINTS}
+    at = {max(1, math.ceil(share * trainer.num_steps)) for share in shares}
     watches = (trainer.watch, trainer.runaway, trainer.falling)
     found: dict[str, Any] = {"points": [], "losses": [], "warnings": [], "failed": None}
     try:

@@ -1,7 +1,7 @@
 """The worlds and the methods that `worlds.py` compares: what is trained, on what."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pipelines.commands.quickstart import OBJECTIVES as QUICKSTART_OBJECTIVES
@@ -81,11 +81,21 @@ _SPARSEPO = Setting("sparsepo-quickstart", **QUICKSTART_OBJECTIVES["sparsepo"])
 _ENTROPY = Setting("entropy", _WEIGHTED, {"kind": "entropy", "fraction": 0.2})
 # As many tokens as `entropy` keeps, and about as many as the oracle keeps of the quickstart's.
 _RANDOM_FIFTH = Setting("random-fifth", _WEIGHTED, {"kind": "random", "keep_fraction": 0.2})
-_WORLD_SETTINGS = (DPO, _SPARSEPO, ORACLE, _RANDOM_FIFTH, _ENTROPY)
+# Of the twelve worlds. Each is trained with each beta, so that gains can be read at a distance.
+COMPARED = (DPO, _SPARSEPO, ORACLE, _RANDOM_FIFTH, _ENTROPY)
+BETAS = (0.1, 0.3, 1.0)
 
 
 def settings_of(table: Table) -> tuple[Setting, ...]:
-    return _method_settings() if table == "methods" else _WORLD_SETTINGS
+    if table == "methods":
+        return _method_settings()
+    return tuple(with_beta(setting, beta) for setting in COMPARED for beta in BETAS)
+
+
+def with_beta(setting: Setting, beta: float) -> Setting:
+    """The method with another beta, which its name tells."""
+    objective = {**setting.objective, "beta": beta}
+    return replace(setting, name=f"{setting.name} {beta:g}", objective=objective)
 
 
 def worlds_of(table: Table) -> tuple[World, ...]:

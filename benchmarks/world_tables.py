@@ -3,40 +3,44 @@
     python benchmarks/world_tables.py methods methods.jsonl --figure docs/methods.png
     python benchmarks/world_tables.py worlds worlds.jsonl --figure docs/worlds.png --json docs/worlds.json
 
-Prints Markdown. A number is the mean over seeds with a 95 % t interval. "at 4 nats" is read from a
-training's own points, from one to the next as a straight line, where it first comes that far; "not
-reached" where a seed does not. A run counts as lost if training warned, was refused, or ends with
-more than 2 nats per token.
+Prints Markdown. A number is the mean over seeds with a 95 % t interval; differences from DPO are
+paired by seed. A gain "at 4 nats" is read between the finished trainings of a method with different
+betas; "not reached" where a seed has none on either side. A run counts as lost if training warned,
+was refused, or ends with more than 2 nats per token.
 """  # noqa: E501
 
 import argparse
 import json
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import stats
-from world_settings import WORLDS, settings_of
+from world_settings import COMPARED, WORLDS, settings_of
 from worlds import read_lines
 
 from evaluation.report.figures import COLOURS, as_png, literal
 
 Record = dict[str, Any]
-NATS = (2.0, 4.0, 8.0)
+NATS = (1.0, 2.0, 4.0, 8.0)
+NAMES = [setting.name for setting in COMPARED]
+ALL = settings_of("worlds")
 MOST_NATS_PER_TOKEN = 2.0
 _LEARNED = "sparsepo-quickstart"
 
 
-def gain_at(record: Record, nats: float) -> float | None:
-    """Gain where the training first is this far from the reference; None if it never is."""
-    before_kl, before_gain = 0.0, 0.0
-    for point in record["points"]:
-        if point["kl"] >= nats:
-            share = (nats - before_kl) / (point["kl"] - before_kl)
-            return float(before_gain + share * (point["gain"] - before_gain))
-        before_kl, before_gain = point["kl"], point["gain"]
+def gain_at(records: Sequence[Record], nats: float) -> float | None:
+    """A method's gain at this distance, from its finished trainings with different betas.
+
+    Between two of them, in the order of their KL, it is a straight line; None outside.
+    """
+    ends = sorted((r["points"][-1]["kl"], r["points"][-1]["gain"]) for r in records if r["points"])
+    for (near, low), (far, high) in pairwise(ends):
+        if near <= nats <= far:
+            return float(low + (high - low) * (nats - near) / ((far - near) or 1.0))
     return None
 
 
@@ -85,6 +89,7 @@ def last(name: str) -> Callable[[Record], float | None]:
 def methods_table(records: Sequence[Record]) -> tuple[str, dict[str, Any]]:
     """A row per method, by its gain; and the numbers."""
     rows, numbers = [], {}
+    base = {r["seed"]: r for r in records if r["setting"] == "dpo"}
     for setting in settings_of("methods"):
         own = [r for r in records if r["setting"] == setting.name]
         if not own:
@@ -92,7 +97,7 @@ def methods_table(records: Sequence[Record]) -> tuple[str, dict[str, Any]]:
         found: dict[str, Any] = {
             "gain": over_seeds(own, last("gain")),
             "kl": over_seeds(own, last("kl")),
-            "gain_at_4": over_seeds(own, lambda r: gain_at(r, 4.0)),
+            "less_dpo": over_seeds(own, lambda r: _less(r, base)),
             "auc": over_seeds(own, lambda r: r.get("auc")),
             "zeros": over_seeds(own, lambda r: r.get("zeros")),
             "lost": sum(map(is_lost, own)),
@@ -103,106 +108,108 @@ def methods_table(records: Sequence[Record]) -> tuple[str, dict[str, Any]]:
         has_mask = setting.mask["kind"] != "none"
         cells = [
             f"`{setting.name}`",
-            _described(setting.objective, setting.mask),
             shown(found["gain"]),
+            shown(found["less_dpo"]) if found["less_dpo"] and setting.name != "dpo" else "",
             shown(found["kl"], 1, ""),
-            shown(found["gain_at_4"]),
             shown(found["auc"], 2, "") if has_mask and found["auc"] else "",
             f"{found['zeros']['mean']:.2f}" if has_mask and found["zeros"] else "",
             f"{found['lost']} of {found['seeds']}",
         ]
         rows.append((found["gain"]["mean"] if found["gain"] else -math.inf, cells))
     head = (
-        "method", "objective; mask", "reward gain", "`kl/policy_reference`", "gain at 4 nats",
-        "AUC", "zeros", "lost",
+        "method", "reward gain", "less DPO's", "`kl/policy_reference`", "AUC", "zeros", "lost",
     )  # fmt: skip
     ranked = [cells for _, cells in sorted(rows, key=lambda row: -row[0])]
     return markdown(head, ranked), numbers
 
 
-def _described(objective: dict[str, Any], mask: dict[str, Any]) -> str:
-    def said(section: dict[str, Any], name: str) -> str:
-        others = {k: v for k, v in section.items() if k != name}
-        if "of" in others:
-            terms = (f"{t['weight']:g} {t.get('loss', t['name'])}" for t in others.pop("of"))
-            others[" + "] = " + ".join(terms)
-        values = ", ".join(f"{k} {v}" for k, v in others.items())
-        return f"{section[name]}{f' ({values})' if values else ''}"
-
-    text = said(objective, "name")
-    return text if mask["kind"] == "none" else f"{text}; {said(mask, 'kind')}"
+def _less(record: Record, base: dict[int, Record]) -> float | None:
+    """A training's gain less that of DPO on the same seed."""
+    other = base.get(record["seed"])
+    if other is None or not (record["points"] and other["points"]):
+        return None
+    return float(record["points"][-1]["gain"] - other["points"][-1]["gain"])
 
 
 def worlds_table(records: Sequence[Record]) -> tuple[str, dict[str, Any]]:
     """For each number of nats a row per world: DPO's gain, and what each method adds to it."""
-    names = [s.name for s in settings_of("worlds")]
     numbers: dict[str, Any] = {}
     parts = []
-    for nats in (None, *NATS):
+    worlds = [w for w in WORLDS if any(r["world"] == w.name for r in records)]
+    for nats in NATS:
         rows = []
-        for world in WORLDS:
+        for world in worlds:
             own = [r for r in records if r["world"] == world.name]
-            if not own:
-                continue
-            found = compared(own, names, nats)
+            found = compared(own, nats)
             numbers.setdefault(world.name, {"dial": world.dial})[_at(nats)] = found
-            rows.append(_world_row(world.name, own, found, names))
-        head = ("world", "irrelevant", "dpo", *(f"{n} - dpo" for n in names[1:]), "of the oracle's")
+            rows.append(_world_row(world.name, own, found))
+        head = ("world", "irrelevant", "dpo", *(f"{n} - dpo" for n in NAMES[1:]), "of the oracle's")
         parts.append(f"Gain {_at(nats)}\n\n{markdown(head, rows)}")
-    lost = [[name, *(str(_lost(records, world.name, name)) for world in WORLDS)] for name in names]
+    for world in worlds:
+        own = [r for r in records if r["world"] == world.name]
+        numbers[world.name]["at the end"] = {s.name: _ended(own, s.name) for s in ALL}
+    ends = [
+        [s.name, *(_end_shown(numbers[w.name]["at the end"][s.name]) for w in worlds)] for s in ALL
+    ]
     parts.append(
-        "KL at the end, nats, mean over seeds; and runs lost\n\n"
-        + markdown(("method", *(w.name for w in WORLDS)), lost)
+        "Gain and, in parentheses, nats at the end; means over seeds, and runs lost\n\n"
+        + markdown(("method, beta", *(w.name for w in worlds)), ends)
     )
     return "\n\n".join(parts), numbers
 
 
-def _at(nats: float | None) -> str:
-    return "at the end of training" if nats is None else f"at {nats:g} nats"
+def _at(nats: float) -> str:
+    return f"at {nats:g} nats"
 
 
-def compared(
-    own: Sequence[Record], names: Sequence[str], nats: float | None
-) -> dict[str, dict[str, float] | None]:
-    """DPO's gain, and of every other method the difference from it, paired by seed."""
+def compared(own: Sequence[Record], nats: float) -> dict[str, dict[str, float] | None]:
+    """DPO's gain, and of every other method the difference from it, paired by seed.
 
-    def value(record: Record) -> float | None:
-        return last("gain")(record) if nats is None else gain_at(record, nats)
-
-    by_seed = {name: {r["seed"]: value(r) for r in own if r["setting"] == name} for name in names}
-    base = by_seed[names[0]]
+    None where a seed's trainings do not reach as far, or none stays as near.
+    """
+    by_seed: dict[str, dict[int, float | None]] = {}
+    for name in NAMES:
+        mine = [r for r in own if r["setting"].rpartition(" ")[0] == name]
+        by_seed[name] = {
+            seed: gain_at([r for r in mine if r["seed"] == seed], nats)
+            for seed in sorted({r["seed"] for r in mine})
+        }
+    base = by_seed[NAMES[0]]
     found: dict[str, dict[str, float] | None] = {}
-    for name in names:
+    for name in NAMES:
         pairs = [(v, base.get(seed)) for seed, v in by_seed[name].items()]
-        if not pairs or any(v is None or b is None for v, b in pairs):
-            found[name] = None
-        elif name == names[0]:
-            found[name] = interval([v for v, _ in pairs if v is not None])
-        else:
-            found[name] = interval([v - b for v, b in pairs if v is not None and b is not None])
+        known = [(v, b) for v, b in pairs if v is not None and b is not None]
+        differences = [v if name == NAMES[0] else v - b for v, b in known]
+        found[name] = interval(differences) if known and len(known) == len(pairs) else None
     return found
 
 
-def _world_row(
-    world: str, own: Sequence[Record], found: dict[str, Any], names: Sequence[str]
-) -> list[str]:
+def _world_row(world: str, own: Sequence[Record], found: dict[str, Any]) -> list[str]:
     shares = [1 - r["key_fraction"] for r in own if "key_fraction" in r]
     oracle, learned = found["oracle"], found[_LEARNED]
     is_clear = oracle is not None and learned is not None and oracle["low"] > 0
     return [
         world,
         f"{np.mean(shares):.0%}" if shares else "",
-        *(shown(found[name]) for name in names),
+        *(shown(found[name]) for name in NAMES),
         f"{learned['mean'] / oracle['mean']:.0%}" if is_clear else "no clear gain",
     ]
 
 
-def _lost(records: Sequence[Record], world: str, name: str) -> str:
-    own = [r for r in records if r["world"] == world and r["setting"] == name]
-    if not own:
+def _ended(own: Sequence[Record], name: str) -> dict[str, Any]:
+    mine = [r for r in own if r["setting"] == name]
+    return {
+        "gain": over_seeds(mine, last("gain")),
+        "kl": over_seeds(mine, last("kl")),
+        "lost": sum(map(is_lost, mine)),
+    }
+
+
+def _end_shown(found: dict[str, Any]) -> str:
+    if found["gain"] is None:
         return ""
-    kl, lost = over_seeds(own, last("kl")), sum(map(is_lost, own))
-    return f"{kl['mean']:.1f}" * (kl is not None) + (f", {lost} lost" if lost else "") if kl else ""
+    lost = f", {found['lost']} lost" if found["lost"] else ""
+    return f"{found['gain']['mean']:+.2f} ({found['kl']['mean']:.1f}){lost}"
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -211,24 +218,31 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def draw_methods(numbers: dict[str, Any], path: Path) -> None:
-    """Every method's gain at the end and at 4 nats, with intervals."""
+    """Every method's gain over its distance, with intervals of the gain; lost ones are crosses."""
     import matplotlib.pyplot as plt
 
-    names = sorted(
-        (name for name, found in numbers.items() if found["gain"]),
-        key=lambda name: numbers[name]["gain"]["mean"],
+    figure, axes = plt.subplots(figsize=(10, 6.5), layout="constrained")
+    for name, found in numbers.items():
+        if not found["gain"]:
+            continue
+        x, y = found["kl"]["mean"], found["gain"]["mean"]
+        half = found["gain"]["high"] - y
+        has_mask = found["auc"] is not None
+        axes.errorbar(
+            [x], [y], yerr=None if math.isnan(half) else [half], elinewidth=0.5, alpha=0.8,
+            fmt="x" if found["lost"] else "o", markersize=4, color=COLOURS[0 if has_mask else 1],
+        )  # fmt: skip
+        axes.annotate(
+            literal(name), (x, y), textcoords="offset points", xytext=(3, 2), fontsize=6.5
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel("kl/policy_reference, nats per response", fontsize=9)
+    axes.set_ylabel("gain of the reward of samples", fontsize=9)
+    axes.axhline(0, color="#999", linewidth=0.8, linestyle=":")
+    axes.set_title(
+        "blue: with a token mask; red: without; crosses: a seed was lost", fontsize=9, loc="left"
     )
-    figure, axes = plt.subplots(figsize=(7, 0.19 * len(names) + 1), layout="constrained")
-    for key, colour, label, shift in (
-        ("gain", COLOURS[0], "at the end", 0.15),
-        ("gain_at_4", COLOURS[1], "at 4 nats", -0.15),
-    ):
-        kept = [(i, numbers[n][key]) for i, n in enumerate(names) if numbers[n][key]]
-        _bars(axes, [(found, i + shift) for i, found in kept], colour, label, is_lying=True)
-    axes.set_yticks(range(len(names)), [literal(name) for name in names], fontsize=7)
-    axes.set_xlabel("gain of the reward of samples", fontsize=9)
-    axes.axvline(0, color="#999", linewidth=0.8, linestyle=":")
-    axes.legend(frameon=False, fontsize=8)
+    axes.set_ylim(-0.25, 1.0)
     path.write_bytes(as_png(figure))
 
 
@@ -236,18 +250,17 @@ def draw_worlds(numbers: dict[str, Any], path: Path, nats: float) -> None:
     """What each method adds to DPO's gain at equal KL, a panel for each dial."""
     import matplotlib.pyplot as plt
 
-    names = [s.name for s in settings_of("worlds")][1:]
     dials = ("irrelevant", "noise", "length")
     figure, panels = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained", sharey=True)
     for axes, dial in zip(panels, dials, strict=True):
         worlds = [w.name for w in _in_order(dial) if w.name in numbers]
-        for at, name in enumerate(names):
+        for at, name in enumerate(NAMES[1:]):
             points = [
                 (numbers[world][_at(nats)][name], i + (at - 1.5) * 0.12)
                 for i, world in enumerate(worlds)
                 if numbers[world][_at(nats)][name]
             ]
-            _bars(axes, points, COLOURS[at], name, is_lying=False)
+            _bars(axes, points, COLOURS[at], name)
         axes.set_xticks(range(len(worlds)), worlds, fontsize=8, rotation=20)
         axes.axhline(0, color="#999", linewidth=0.8, linestyle=":")
         axes.set_title(dial, fontsize=10, loc="left")
@@ -264,23 +277,25 @@ def _in_order(dial: str) -> list[Any]:
 
 
 def _bars(
-    axes: Any,
-    points: Sequence[tuple[dict[str, float], float]],
-    colour: str,
-    label: str,
-    is_lying: bool,
+    axes: Any, points: Sequence[tuple[dict[str, float], float]], colour: str, label: str
 ) -> None:
     means = [found["mean"] for found, _ in points]
     halves = [0.0 if math.isnan(f["low"]) else f["mean"] - f["low"] for f, _ in points]
     places = [place for _, place in points]
     style = {"fmt": "o", "markersize": 3, "color": colour, "capsize": 2, "linewidth": 1}
-    if is_lying:
-        axes.errorbar(means, places, xerr=halves, label=label, **style)
-    else:
-        axes.errorbar(places, means, yerr=halves, label=label, **style)
+    axes.errorbar(places, means, yerr=halves, label=label, **style)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
+
+
+def _rounded(value: Any) -> Any:
+    """To four digits; null for the bounds of one seed."""
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, float):
+        return None if math.isnan(value) else round(value, 4)
+    return value
 
 
 def main() -> None:
@@ -291,7 +306,7 @@ def main() -> None:
     parser.add_argument("lines", type=Path, help="file of worlds.py")
     parser.add_argument("--figure", type=Path)
     parser.add_argument("--json", type=Path, help="the table's numbers")
-    parser.add_argument("--nats", type=float, default=4.0, choices=NATS, help="of the figure")
+    parser.add_argument("--nats", type=float, default=2.0, choices=NATS, help="of the figure")
     options = parser.parse_args()
     records = read_lines(options.lines)
     if not records:
@@ -300,7 +315,7 @@ def main() -> None:
     text, numbers = make(records)
     print(text)
     if options.json is not None:
-        options.json.write_text(json.dumps(numbers, indent=1) + "\n")
+        options.json.write_text(json.dumps(_rounded(numbers), indent=1) + "\n")
     if options.figure is not None and options.table == "methods":
         draw_methods(numbers, options.figure)
     elif options.figure is not None:

@@ -5,17 +5,17 @@
     python benchmarks/world_tables.py methods methods.jsonl --figure docs/methods.png
 
 methods: every objective and every producer of token weights on the quickstart's world.
-worlds: five methods on twelve worlds, where one of three dials is moved: words that carry no
-    reward, label noise, length.
+worlds: five methods, each with three betas, on twelve worlds, where one of three dials is moved:
+    words that carry no reward, label noise, length.
 
 A world is made once per seed (texts, starting model, pairs, features of the frozen models) by the
 product's stages, and every method is trained on it by the product's trainer. One JSON line per
 world, seed and method is added to the file of --out; a command that was killed goes on where it
-was. A line holds the losses of every step and, at five places of the training,
+was. A line holds the losses of every step and, at the end (of `methods` on the way too),
 
 gain:   mean reward (VADER) of samples on held-out prompts less the starting model's on the same.
 kl:     KL(policy || reference) per response of the policy's samples, nats.
-auc:    of the token weights for the words that carry the reward, at the end.
+auc:    of the token weights for the words that carry the reward.
 
 A line of a training that was refused or whose loss is not finite says so in `failed`.
 """
@@ -36,6 +36,8 @@ from quickstart_seeds import seeds_of
 from world_settings import Setting, World, settings_of, worlds_of
 
 Key = tuple[str, int, str]  # of a line: world, seed, setting
+# Shares of a training after which the policy is measured.
+_ON_THE_WAY = (0.125, 0.25, 0.5, 0.75, 1.0)
 # Worlds that may lie on the disk at once, for each process.
 _WORLDS_PER_JOB = 1.5
 
@@ -53,14 +55,16 @@ def make_task(root: str, world: World, seed: int, settings: Sequence[Setting]) -
     return time.process_time() - started
 
 
-def measure_task(root: str, world: World, seed: int, setting: Setting) -> dict[str, Any]:
+def measure_task(
+    root: str, world: World, seed: int, setting: Setting, shares: Sequence[float]
+) -> dict[str, Any]:
     """Train and measure one method."""
     _one_thread()
     from world_engine import Folder
     from world_measure import HeldOut, measure
 
     folder = Folder(Path(root), world, seed)
-    found = measure(folder, HeldOut(folder), setting)
+    found = measure(folder, HeldOut(folder), setting, shares)
     return {"world": world.name, "seed": seed, "setting": setting.name, **found}
 
 
@@ -92,13 +96,15 @@ class Schedule:
 
     Args:
         work: folder of the worlds; each is removed with its last method.
+        shares: of a training, after which it is measured.
     """
 
-    def __init__(self, jobs: int, work: Path) -> None:
+    def __init__(self, jobs: int, work: Path, shares: Sequence[float]) -> None:
         context = multiprocessing.get_context("spawn")
         self._pool = ProcessPoolExecutor(jobs, mp_context=context)
         self.errors = 0  # tasks that ended in one
         self._most, self._work = max(1, int(jobs * _WORLDS_PER_JOB)), work
+        self._shares = shares
         self._of: dict[Future[Any], tuple[World, int, Setting | None]] = {}
         self._left: dict[tuple[str, int], list[Setting]] = {}
 
@@ -144,9 +150,8 @@ class Schedule:
     def _measure(self, world: World, seed: int) -> None:
         root = self._root(world, seed)
         for setting in self._left[world.name, seed]:
-            self._of[self._pool.submit(measure_task, root, world, seed, setting)] = (
-                world, seed, setting,
-            )  # fmt: skip
+            task = self._pool.submit(measure_task, root, world, seed, setting, self._shares)
+            self._of[task] = (world, seed, setting)
 
     def _forget(self, world: World, seed: int, setting: Setting) -> None:
         left = self._left[world.name, seed]
@@ -196,7 +201,8 @@ def main() -> None:
     number, started = sum(len(missing) for _, _, missing in todo), time.monotonic()
     print(f"{number} trainings in {len(todo)} worlds, {len(done)} are done", flush=True)
     work = options.work or Path(tempfile.mkdtemp(prefix="worlds-"))
-    schedule = Schedule(options.jobs, work)
+    shares = _ON_THE_WAY if options.table == "methods" else (1.0,)
+    schedule = Schedule(options.jobs, work, shares)
     with options.out.open("a") as out:
         for count, record in enumerate(schedule.results(todo), start=1):
             out.write(json.dumps(record) + "\n")

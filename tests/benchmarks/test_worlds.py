@@ -72,42 +72,50 @@ def test_oracle_weights_are_those_of_words_with_a_sentiment() -> None:
     assert engine.oracle_weights(texts) == [0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0]
 
 
-def record(seed: int, setting: str, *points: tuple[float, float]) -> dict[str, object]:
+def record(seed: int, setting: str, kl: float = 8.0, gain: float = 0.5) -> dict[str, object]:
     return {
         "world": "quickstart", "seed": seed, "setting": setting, "failed": None, "warnings": [],
-        "points": [{"kl": kl, "gain": gain, "tokens": 10.0} for kl, gain in points],
+        "points": [{"kl": kl, "gain": gain, "tokens": 10.0}],
     }  # fmt: skip
 
 
 def test_gain_at_equal_distance_by_hand() -> None:
-    """Half way from (2, 0.1) to (6, 0.5) at 4 nats; from the start (0, 0) below the first point; a
-    later return is not read; 9 nats are not reached.
+    """Three betas end at (2, 0.1), (6, 0.5) and (9, 0.2): half way between the first two at 4 nats,
+    a third of the way down at 7. None ends below 2 or beyond 9.
     """
-    one = record(0, "dpo", (2.0, 0.1), (6.0, 0.5), (3.0, 0.9))
-    assert tables.gain_at(one, 4.0) == pytest.approx(0.3)
-    assert tables.gain_at(one, 1.0) == pytest.approx(0.05)
-    assert tables.gain_at(one, 9.0) is None
+    ends = [record(0, "dpo 1", *end) for end in ((6.0, 0.5), (2.0, 0.1), (9.0, 0.2))]
+    assert tables.gain_at(ends, 4.0) == pytest.approx(0.3)
+    assert tables.gain_at(ends, 7.0) == pytest.approx(0.4)
+    assert tables.gain_at(ends, 1.0) is None
+    assert tables.gain_at(ends, 9.5) is None
 
 
 def test_intervals_over_seeds_are_paired_and_of_t() -> None:
-    """Differences 0.1, 0.2, 0.3: mean 0.2, standard error 0.1 / sqrt 3, t(2) 4.3027. A method that
-    one seed did not carry so far has no number.
+    """At 4 nats, half way between the gains at 2 and 6. Differences 0.1, 0.2, 0.3: mean 0.2,
+    standard error 0.1 / sqrt 3, t(2) 4.3027. A method that one seed did not carry so far has no
+    number.
     """
-    base = [record(s, "dpo", (8.0, g)) for s, g in enumerate((0.5, 0.1, 0.9))]
-    other = [record(s, "oracle", (8.0, g)) for s, g in enumerate((0.6, 0.3, 1.2))]
-    found = tables.compared([*base, *other], ("dpo", "oracle"), None)["oracle"]
-    assert found is not None
-    assert found["mean"] == pytest.approx(0.2)
-    assert found["high"] - found["mean"] == pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-5)
-    other[1]["points"] = [{"kl": 3.0, "gain": 0.3, "tokens": 10.0}]
-    assert tables.compared([*base, *other], ("dpo", "oracle"), 8.0)["oracle"] is None
+    found = []
+    for seed, (base, more) in enumerate(((0.5, 0.1), (0.1, 0.2), (0.9, 0.3))):
+        for kl, off in ((2.0, -0.1), (6.0, 0.1)):
+            found.append(record(seed, f"dpo {kl:g}", kl, base + off))
+            found.append(record(seed, f"oracle {kl:g}", kl, base + more + 3 * off))
+    at_four = tables.compared(found, 4.0)
+    oracle = at_four["oracle"]
+    assert at_four["dpo"] is not None and oracle is not None
+    assert at_four["dpo"]["mean"] == pytest.approx(0.5)
+    assert oracle["mean"] == pytest.approx(0.2)
+    assert oracle["high"] - oracle["mean"] == pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-5)
+    short = [r for r in found if (r["seed"], r["setting"]) != (1, "oracle 6")]
+    assert tables.compared(short, 4.0)["oracle"] is None
+    assert tables.compared(short, 4.0)["dpo"] == at_four["dpo"]
 
 
 def test_a_run_that_ran_away_is_lost() -> None:
-    assert not tables.is_lost(record(0, "dpo", (19.0, 0.5)))
-    assert tables.is_lost(record(0, "dpo", (21.0, 0.5)))  # more than 2 nats for each of 10 tokens
-    assert tables.is_lost({**record(0, "dpo", (1.0, 0.5)), "warnings": ["the mask is zero"]})
-    assert tables.is_lost({**record(0, "dpo"), "failed": "loss nan"})
+    assert not tables.is_lost(record(0, "dpo", kl=19.0))
+    assert tables.is_lost(record(0, "dpo", kl=21.0))  # more than 2 nats for each of 10 tokens
+    assert tables.is_lost({**record(0, "dpo"), "warnings": ["the mask is zero"]})
+    assert tables.is_lost({**record(0, "dpo"), "failed": "the loss is not finite", "points": []})
 
 
 def test_a_killed_command_goes_on_after_its_last_whole_line(tmp_path: Path) -> None:
@@ -125,7 +133,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> engine.Folder:
         for name, count in (("REVIEWS", 300), ("TRAIN_PROMPTS", 130), ("TEST_PROMPTS", 24)):
             patch.setattr(quickstart, name, count)
         folder = engine.Folder(tmp_path_factory.mktemp("small"), settings.DEFAULT_WORLD, 1)
-        engine.make(folder, settings.settings_of("worlds"))
+        engine.make(folder, settings.COMPARED)
         return folder
 
 
@@ -137,7 +145,7 @@ def test_a_method_is_trained_and_measured_as_the_quickstart_does_it(
     """Against the product's stages on the quickstart's own recipe: every step's loss, and gain, KL
     and AUC of the evaluation.
     """
-    (setting,) = (s for s in settings.settings_of("worlds") if s.name.startswith(name))
+    (setting,) = (s for s in settings.COMPARED if s.name.startswith(name))
     found = world_measure.measure(small, world_measure.HeldOut(small), setting)
     recipe = quickstart.preference_recipe(small.root, small.seed, small.start, name)
     product = f"{small.root}/product-{name}"
