@@ -243,6 +243,7 @@ def draw_methods(numbers: dict[str, Any], path: Path) -> None:
         "blue: with a token mask; red: without; crosses: a seed was lost", fontsize=9, loc="left"
     )
     axes.set_ylim(-0.25, 1.0)
+    axes.set_xlim(right=2.5 * axes.get_xlim()[1])  # room for names
     path.write_bytes(as_png(figure))
 
 
