@@ -1,6 +1,7 @@
 """The quickstart's world, and the whole of it in one go without a network."""
 
 import contextlib
+import hashlib
 import json
 import os
 import random
@@ -37,6 +38,19 @@ def test_the_world_is_rich_enough_and_its_labels_are_right() -> None:
     scores = vader_scores([world.continuation(rng) for _ in range(300)])
     assert sum(s > 0.2 for s in scores) > 60
     assert sum(s < -0.2 for s in scores) > 60
+
+
+def test_the_default_dials_write_the_world_of_earlier_versions(tmp_path: Path) -> None:
+    """To the byte: the hashes are those of the files written before there were dials."""
+    world.write_world(tmp_path, 1, 200, 20, 10)
+    found = {
+        name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()[:16]
+        for name in ("reviews.jsonl", "prompts.jsonl")
+    }
+    assert found == {"reviews.jsonl": "743bb6e774795eed", "prompts.jsonl": "0d8e57ec30b25587"}
+    assert (
+        json.loads((tmp_path / "model/config.json").read_text())["max_position_embeddings"] == 128
+    )
 
 
 def without_network(command: list[str]) -> list[str]:
