@@ -5,10 +5,15 @@ then: a device at work comes before what is prepared beside it.
 """
 
 import contextlib
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+Result = TypeVar("Result")
 
 # compile: torch.compile. compute: steps, scoring, sampling. load: weights, checkpoints, read and
 # placed. rows: sources read, tokenised and cut. write: files published. imports: of libraries.
@@ -79,6 +84,32 @@ def spent(kind: str) -> Iterator[None]:
         recording.open.pop()
         if recording.open:
             recording.open[-1] = (recording.open[-1][0], stop)
+
+
+class Beside(Generic[Result]):
+    """Work in a thread of its own, begun at once. Its spans count for who asks for its result."""
+
+    def __init__(self, work: Callable[[], Result]) -> None:
+        self._found: list[Span] = []
+        self._outcome: Future[Result] = Future()
+        threading.Thread(target=self._run, args=(work,), daemon=True).start()
+
+    def _run(self, work: Callable[[], Result]) -> None:
+        try:
+            with recorded() as self._found:
+                found = work()
+        except BaseException as error:  # raised where the result is asked for
+            self._outcome.set_exception(error)
+        else:
+            self._outcome.set_result(found)
+
+    def result(self) -> Result:
+        """What the work gives, once it is done; raises what it raised."""
+        try:
+            return self._outcome.result()
+        finally:
+            add_spans(self._found)
+            self._found = []
 
 
 def add_spans(spans: Sequence[Span]) -> None:
