@@ -76,11 +76,11 @@ def run_quickstart(overrides: Sequence[str], say: Say, quiet: bool) -> str:
     # Three one-CPU runs side by side, on any machine: the start-up of one overlaps the steps of
     # another.
     with ray_session(RaySection(num_cpus=len(OBJECTIVES), num_gpus=0)):
-        start_model = run_sft(_sft_recipe(root, seed), say, quiet)
-        sampling = _sampling_recipe(root, seed, start_model)
+        start_model = run_sft(start_recipe(root, seed), say, quiet)
+        sampling = sampling_recipe(root, seed, start_model)
         run_stages(sampling, (SAMPLE,), say, quiet)
         split_candidates(root)
-        recipes = {name: _preference_recipe(root, seed, start_model, name) for name in OBJECTIVES}
+        recipes = {name: preference_recipe(root, seed, start_model, name) for name in OBJECTIVES}
         # One store serves the three runs: it holds what all of them need.
         run_stages(recipes["mapo"], (PREPARE, REFERENCE), say, quiet)
         _side_by_side(recipes, say)
@@ -149,7 +149,7 @@ def _options(overrides: Sequence[str]) -> dict[str, str]:
     return options
 
 
-def _sft_recipe(root: Path, seed: int) -> Recipe:
+def start_recipe(root: Path, seed: int) -> Recipe:
     return validate_recipe(
         {
             "run_dir": str(root / "sft"),
@@ -172,7 +172,7 @@ def _sft_recipe(root: Path, seed: int) -> Recipe:
     )
 
 
-def _sampling_recipe(root: Path, seed: int, model: str) -> Recipe:
+def sampling_recipe(root: Path, seed: int, model: str) -> Recipe:
     return validate_recipe(
         {
             "run_dir": str(root),
@@ -193,7 +193,7 @@ def _sampling_recipe(root: Path, seed: int, model: str) -> Recipe:
     )
 
 
-def _preference_recipe(root: Path, seed: int, model: str, name: str) -> Recipe:
+def preference_recipe(root: Path, seed: int, model: str, name: str) -> Recipe:
     return validate_recipe(
         {
             "run_dir": str(root / name),

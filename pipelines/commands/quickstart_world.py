@@ -10,6 +10,7 @@ so a model trained on them has something to prefer and nothing to copy.
 import json
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 POSITIVE = (
@@ -111,6 +112,28 @@ ASIDES = (
     "A {role} holds the {color} {thing} .",
 )
 SENTIMENT_WORDS = frozenset(POSITIVE + NEGATIVE + PRAISE + BLAME)
+_BARE_WORDS = 7  # of a sentence of nothing else; about as long as the others
+
+
+@dataclass(frozen=True)
+class Dials:
+    """What the continuation of a review is made of; the defaults are the quickstart's.
+
+    Attributes:
+        sentences: their number. aside_fraction: of sentences that carry no sentiment.
+        slot_words: sentiment words in each slot of a sentence for one, all of its sign.
+        is_bare: a sentence that carries sentiment is its words and nothing else.
+        positions: that the model has room for, in tokens.
+    """
+
+    sentences: int = 3
+    aside_fraction: float = 0.3
+    slot_words: int = 1
+    is_bare: bool = False
+    positions: int = 128
+
+
+QUICKSTART = Dials()
 
 
 def content_words() -> set[str]:
@@ -123,21 +146,32 @@ def opening(rng: random.Random, templates: tuple[str, ...]) -> str:
     return _fill(rng.choice(templates), rng, 0)
 
 
-def continuation(rng: random.Random) -> str:
-    """The rest of a review: three sentences, each neutral or of random sentiment.
+def continuation(rng: random.Random, dials: Dials = QUICKSTART) -> str:
+    """The rest of a review: some sentences, each neutral or of random sentiment.
 
     It starts with a space.
     """
     sentences = []
-    for _ in range(3):
-        if rng.random() < 0.3:
+    for _ in range(dials.sentences):
+        if rng.random() < dials.aside_fraction:
             sentences.append(_fill(rng.choice(ASIDES), rng, 0))
+        elif dials.is_bare:
+            words = rng.choice((POSITIVE, NEGATIVE))
+            sentences.append(" ".join(rng.choice(words) for _ in range(_BARE_WORDS)))
         else:
-            sentences.append(_fill(rng.choice(FEELINGS), rng, rng.choice((1, -1))))
+            template, sign = rng.choice(FEELINGS), rng.choice((1, -1))
+            sentences.append(_fill(template, rng, sign, dials.slot_words))
     return " " + " ".join(sentences)
 
 
-def write_world(folder: Path, seed: int, num_reviews: int, num_train: int, num_test: int) -> None:
+def write_world(
+    folder: Path,
+    seed: int,
+    num_reviews: int,
+    num_train: int,
+    num_test: int,
+    dials: Dials = QUICKSTART,
+) -> None:
     """Write reviews.jsonl, prompts.jsonl, key_words.txt and an untrained model directory.
 
     reviews.jsonl is for sft; prompts.jsonl holds train and test.
@@ -145,7 +179,7 @@ def write_world(folder: Path, seed: int, num_reviews: int, num_train: int, num_t
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
     reviews = [
-        {"prompt": opening(rng, TRAIN_OPENINGS), "chosen": continuation(rng)}
+        {"prompt": opening(rng, TRAIN_OPENINGS), "chosen": continuation(rng, dials)}
         for _ in range(num_reviews)
     ]
     _write_lines(folder / "reviews.jsonl", reviews)
@@ -154,13 +188,16 @@ def write_world(folder: Path, seed: int, num_reviews: int, num_train: int, num_t
     _write_lines(folder / "prompts.jsonl", prompts)
     (folder / "key_words.txt").write_text("\n".join(sorted(SENTIMENT_WORDS)) + "\n")
     texts = [r["prompt"] + r["chosen"] for r in reviews] + [p["prompt"] for p in prompts]
-    write_untrained_model(folder / "model", texts, seed)
+    write_untrained_model(folder / "model", texts, seed, dials.positions)
 
 
-def write_untrained_model(folder: Path, texts: list[str], seed: int) -> None:
+def write_untrained_model(folder: Path, texts: list[str], seed: int, positions: int = 128) -> None:
     """Write a byte-level BPE tokenizer and a randomly initialised Llama.
 
     The tokenizer is trained on the texts; the Llama has about a million parameters.
+
+    Args:
+        positions: tokens of the longest text that the model is for.
     """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -193,7 +230,7 @@ def write_untrained_model(folder: Path, texts: list[str], seed: int) -> None:
             num_hidden_layers=3,
             num_attention_heads=4,
             num_key_value_heads=4,
-            max_position_embeddings=128,
+            max_position_embeddings=positions,
             tie_word_embeddings=True,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -210,7 +247,8 @@ def _distinct(rng: random.Random, templates: tuple[str, ...], count: int) -> Ite
             yield text
 
 
-def _fill(template: str, rng: random.Random, sentiment: int) -> str:
+def _fill(template: str, rng: random.Random, sentiment: int, slot_words: int = 1) -> str:
+    """The template with a word in every slot, and this many in those of sentiment."""
     slots = {
         "{genre}": GENRES,
         "{role}": ROLES,
@@ -228,7 +266,8 @@ def _fill(template: str, rng: random.Random, sentiment: int) -> str:
     }
     words = []
     for word in template.split():
-        words.append(rng.choice(slots[word]) if word in slots else word)
+        count = slot_words if word in ("{adjective}", "{verdict}") else 1
+        words += [rng.choice(slots[word]) for _ in range(count)] if word in slots else [word]
     return " ".join(words)
 
 

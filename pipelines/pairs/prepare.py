@@ -47,6 +47,7 @@ from pipelines.pairs.tasks import (
     result_of,
     rows_of,
     spans_of,
+    value_of,
 )
 from pipelines.pairs.unpaired import num_parts, pairs_of_rows
 from pipelines.pairs.writer import Labelled, write_shards
@@ -304,13 +305,11 @@ def _plan(data: DataSection, blocks: list[Any], start: Start) -> RowPlan:
 
     Raises: UserError or StageFailed of a task.
     """
-    import ray
-
     digest = start(_digest)
     waiting = [digest(block, data) for block in blocks]
     plan = RowPlan(data)
     for number, pending in enumerate(waiting):
-        outcome, spans = ray.get(pending)
+        outcome, spans = value_of(pending)
         add_spans(spans)
         plan.add(result_of(outcome))
         waiting[number] = None  # the object store may forget it

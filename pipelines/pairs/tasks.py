@@ -21,7 +21,7 @@ ROW_SCHEMA = pa.schema([*PAIR_SCHEMA, ("reason", pa.string()), ("place", pa.stri
 # Of its first row: where the time of the task went.
 _BLOCK_SCHEMA = pa.schema([*ROW_SCHEMA, ("failure", pa.string()), ("spans", pa.string())])
 Result = TypeVar("Result")
-# Makes of a function one that starts it as a task and returns a reference to its result.
+# Makes of a function one that starts it as a task and returns what `value_of` takes.
 Start = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -64,14 +64,27 @@ def elsewhere(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def here(function: Callable[..., Any]) -> Callable[..., Any]:
     """In this process, at once: a process for it would cost more than its work."""
-    import ray
 
-    def call(*given: Any) -> Any:
-        return ray.put(
-            function(*(ray.get(g) if isinstance(g, ray.ObjectRef) else g for g in given))
-        )
+    def call(*given: Any) -> Made:
+        return Made(function(*(g.value if isinstance(g, Made) else g for g in given)))
 
     return call
+
+
+@dataclass(frozen=True)
+class Made:
+    """The result of a task that ran in this process."""
+
+    value: Any
+
+
+def value_of(reference: Any) -> Any:
+    """The result of a task, wherever it ran; waits for it."""
+    if isinstance(reference, Made):
+        return reference.value
+    import ray
+
+    return ray.get(reference)
 
 
 def block_of(outcome: Sequence[dict[str, Any]] | Failure, spans: Sequence[Span] = ()) -> pa.Table:

@@ -23,7 +23,7 @@ from pipelines.pairs.table import (
     lengths_path,
     shard_name,
 )
-from pipelines.pairs.tasks import Start, outcome_of, result_of
+from pipelines.pairs.tasks import Start, here, outcome_of, result_of, value_of
 from pipelines.storage import RunStore
 
 _SHARDS_PER_CPU = 2
@@ -113,10 +113,8 @@ def _written(
     labelled: Labelled | None,
 ) -> Iterator[WrittenShard | Failure]:
     """What became of every shard, in order; a few per CPU are under way."""
-    import ray
-
     write = start(_write)
-    most = _SHARDS_PER_CPU * max(1, int(Resources.now().cpus()))
+    most = 1 if start is here else _SHARDS_PER_CPU * max(1, int(Resources.now().cpus()))
     under_way: list[Any] = []
     for shard in shards:
         # In a list, the references are not fetched before the task starts: it takes one block at a
@@ -124,9 +122,9 @@ def _written(
         read = {block: blocks[block] for block, _, _ in (*shard.parts, *shard.mismatches)}
         under_way.append(write(shard, read, root, paths, labelled))
         if len(under_way) == most:
-            yield ray.get(under_way.pop(0))
+            yield value_of(under_way.pop(0))
     while under_way:
-        yield ray.get(under_way.pop(0))
+        yield value_of(under_way.pop(0))
 
 
 def _write(
@@ -162,11 +160,9 @@ def _write(
 
 def _rows_of(parts: Parts, blocks: dict[int, Any]) -> pa.Table:
     """The rows of some parts, in order, with PAIR_SCHEMA."""
-    import ray
-
     tables = []
     for block, rows, occurrences in parts:
-        found = ray.get(blocks[block]).select(PAIR_SCHEMA.names).take(rows)
+        found = value_of(blocks[block]).select(PAIR_SCHEMA.names).take(rows)
         ids = [
             f"{pair}-{occurrence}"
             for pair, occurrence in zip(found["pair_id"].to_pylist(), occurrences, strict=True)
