@@ -201,14 +201,23 @@ def _without_noise() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_ending() -> Iterator[None]:
-    """Keep what this process does on SIGTERM; Ray would print where it was instead."""
+    """Keep what this process does on SIGTERM; Ray would print where it was instead, or that a
+    thread cannot have it so.
+    """
     is_main = threading.current_thread() is threading.main_thread()
     kept = signal.getsignal(signal.SIGTERM)
+    logger = logging.getLogger("ray._private.worker")
+    logger.addFilter(_says_nothing_of_endings)
     try:
         yield
     finally:
+        logger.removeFilter(_says_nothing_of_endings)
         if is_main and kept is not None:
             signal.signal(signal.SIGTERM, kept)
+
+
+def _says_nothing_of_endings(record: logging.LogRecord) -> bool:
+    return "SIGTERM" not in record.getMessage()
 
 
 def has_state_api(config: RaySection) -> bool:

@@ -5,7 +5,7 @@ It skips every stage whose output already matches.
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from pipelines.cluster import (
@@ -251,7 +251,7 @@ class LazyRay:
             return
         with quick_imports():  # here: modules that import each other are imported by one thread
             import ray  # noqa: F401
-        self._beside = Beside(self._session.__enter__)
+        self._beside = Beside(self._session)
 
     def _start(self) -> None:
         first = not self._started
@@ -259,7 +259,7 @@ class LazyRay:
             if self._beside is None:
                 self._session.__enter__()
             else:
-                self._beside.result()
+                self._beside.entered()
             self._started = True
         if cluster_address(self._recipe.ray):
             wait_for_workers(
@@ -269,11 +269,9 @@ class LazyRay:
                 check_shared(self._recipe)
 
     def __exit__(self, *error: Any) -> None:
-        if self._beside is not None and not self._started:
-            with suppress(Exception):  # the command ends for another reason
-                self._beside.result()
-                self._started = True
-        if self._started:
+        if self._beside is not None:
+            self._beside.leave()
+        elif self._started:
             self._session.__exit__(*error)
 
 
