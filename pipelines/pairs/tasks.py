@@ -3,10 +3,8 @@
 Ray Data carries items and blocks of columns. They are encoded and decoded here, nowhere else.
 """
 
-import contextlib
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, astuple, dataclass
 from typing import Any, TypeVar
 
@@ -22,7 +20,6 @@ from pipelines.storage import Span
 ROW_SCHEMA = pa.schema([*PAIR_SCHEMA, ("reason", pa.string()), ("place", pa.string())])
 # Of its first row: where the time of the task went.
 _BLOCK_SCHEMA = pa.schema([*ROW_SCHEMA, ("failure", pa.string()), ("spans", pa.string())])
-_TOKENIZERS = "TOKENIZERS_PARALLELISM"
 Result = TypeVar("Result")
 # Makes of a function one that starts it as a task and returns what `value_of` takes.
 Start = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -69,27 +66,9 @@ def here(function: Callable[..., Any]) -> Callable[..., Any]:
     """In this process, at once: a process for it would cost more than its work."""
 
     def call(*given: Any) -> Made:
-        with _tokenizing_in_threads():
-            return Made(function(*(g.value if isinstance(g, Made) else g for g in given)))
+        return Made(function(*(g.value if isinstance(g, Made) else g for g in given)))
 
     return call
-
-
-@contextlib.contextmanager
-def _tokenizing_in_threads() -> Iterator[None]:
-    """The texts of a call are tokenised side by side.
-
-    Ray's processes leave that: as many of them work as there are cores.
-    """
-    before = os.environ.get(_TOKENIZERS)
-    os.environ[_TOKENIZERS] = "true"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_TOKENIZERS]
-        else:
-            os.environ[_TOKENIZERS] = before
 
 
 @dataclass(frozen=True)
