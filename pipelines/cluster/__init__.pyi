@@ -20,6 +20,7 @@ from .session import (
     cluster_address as cluster_address,
     has_state_api as has_state_api,
     interruptible as interruptible,
+    preloads as preloads,
     ray_session as ray_session,
 )
 from .shared_paths import (

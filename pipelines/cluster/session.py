@@ -43,13 +43,17 @@ def cluster_address(config: RaySection) -> str | None:
 
 @contextlib.contextmanager
 def ray_session(
-    config: RaySection, tunes: bool = False, preloaded: Sequence[str] = ()
+    config: RaySection,
+    tunes: bool = False,
+    preloaded: Sequence[str] = (),
+    preloaded_for_gpus: Sequence[str] = (),
 ) -> Iterator[None]:
     """Ray for the duration of a command; leaves a session that was already there alone.
 
     Args:
         preloaded: modules that processes of a Ray of our own import as they start, where that pays.
             None may ask which devices there are: a process's own are said to it later.
+        preloaded_for_gpus: these too, on a machine with a GPU.
         tunes: whether Ray Tune may stop a training. What that leaves is found through the
             dashboard's state API, whose ten processes a session of our own does without else.
     Raises: UserError for a ray.address that does not answer or refuses the token, or a ray.temp_dir
@@ -98,8 +102,10 @@ def ray_session(
             "RAY_enable_metrics_collection",
         ):
             os.environ.setdefault(name, "0")
-        if preloaded and preloads(Resources.of_this_machine(config)):
-            os.environ.setdefault(_PRELOADS, ",".join(preloaded))
+        machine = Resources.of_this_machine(config)
+        if preloaded and preloads(machine):
+            modules = [*preloaded, *(preloaded_for_gpus if machine.total("GPU") else ())]
+            os.environ.setdefault(_PRELOADS, ",".join(modules))
             os.environ.setdefault(*_KEPT)
         # Ray Train's clean-up of placement groups asks the dashboard's state API, and finds it by
         # itself only where no other Ray runs on this machine. Ray's processes inherit the variable.
@@ -195,14 +201,23 @@ def _without_noise() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_ending() -> Iterator[None]:
-    """Keep what this process does on SIGTERM; Ray would print where it was instead."""
+    """Keep what this process does on SIGTERM; Ray would print where it was instead, or that a
+    thread cannot have it so.
+    """
     is_main = threading.current_thread() is threading.main_thread()
     kept = signal.getsignal(signal.SIGTERM)
+    logger = logging.getLogger("ray._private.worker")
+    logger.addFilter(_says_nothing_of_endings)
     try:
         yield
     finally:
+        logger.removeFilter(_says_nothing_of_endings)
         if is_main and kept is not None:
             signal.signal(signal.SIGTERM, kept)
+
+
+def _says_nothing_of_endings(record: logging.LogRecord) -> bool:
+    return "SIGTERM" not in record.getMessage()
 
 
 def has_state_api(config: RaySection) -> bool:

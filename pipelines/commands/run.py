@@ -9,17 +9,25 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from pipelines.cluster import (
+    Resources,
     check_session,
     check_shared,
     cluster_address,
     known_resources,
+    preloads,
     ray_session,
     wait_for_workers,
 )
-from pipelines.commands.stages import IMPORTED_EARLY, RUN, STAGES, asked_for
+from pipelines.commands.stages import (
+    IMPORTED_EARLY,
+    IMPORTED_EARLY_FOR_GPUS,
+    RUN,
+    STAGES,
+    asked_for,
+)
 from pipelines.commands.timeline import CommandTimes
 from pipelines.errors import UserError
-from pipelines.models import check_families
+from pipelines.models import check_families, quick_imports
 from pipelines.pairs import PREPARE
 from pipelines.recipe import (
     CONFIG,
@@ -33,7 +41,7 @@ from pipelines.recipe import (
     write_yaml,
     write_yaml_beside,
 )
-from pipelines.storage import present, spent
+from pipelines.storage import Beside, present, spent
 
 
 def run_stages(
@@ -68,7 +76,10 @@ def _run_stages(
     times: CommandTimes,
     outcome: dict[str, str],
 ) -> None:
-    with LazyRay(recipe, say) as start_ray:
+    ray = LazyRay(recipe, say)
+    with ray as start_ray:
+        if _has_work_for_ray(recipe, stages):
+            ray.start_beside()
         with spent("checks"):
             run = settled(recipe, start_ray)
             check_before(run, stages)
@@ -93,6 +104,15 @@ def _run_stages(
             took = f"done in {time.monotonic() - started:.1f} s"
             words = [stage.name, *([took] if stage.has_record else []), summary]
             say(": ".join(word for word in words if word))
+
+
+def _has_work_for_ray(recipe: Recipe, stages: Sequence[Stage[Any]]) -> bool:
+    """Whether a stage that uses Ray has left nothing yet, as a look at the disk tells."""
+    paths = RunPaths.of(recipe)
+    return any(
+        stage.uses_ray and stage.has_record and not stage.folder(paths).exists(MANIFEST)
+        for stage in stages
+    )
 
 
 def _told(run: Run, stage: Stage[Any]) -> AbstractContextManager[None]:
@@ -211,16 +231,35 @@ class LazyRay:
 
     def __init__(self, recipe: Recipe, say: Say = print) -> None:
         self._recipe, self._say = recipe, say
-        self._session = ray_session(recipe.ray, preloaded=IMPORTED_EARLY)
+        self._session = ray_session(
+            recipe.ray, preloaded=IMPORTED_EARLY, preloaded_for_gpus=IMPORTED_EARLY_FOR_GPUS
+        )
         self._started = False
+        self._beside: Beside[None] | None = None
 
     def __enter__(self) -> Callable[[], None]:
         return self._start
 
+    def start_beside(self) -> None:
+        """Begin to start it in a thread, where it is a Ray of this machine that has CPUs to spare.
+
+        The command goes on meanwhile. A command that is refused then waits for the start, to end
+        what it has begun.
+        """
+        config = self._recipe.ray
+        if cluster_address(config) or not preloads(Resources.of_this_machine(config)):
+            return
+        with quick_imports():  # here: modules that import each other are imported by one thread
+            import ray  # noqa: F401
+        self._beside = Beside(self._session)
+
     def _start(self) -> None:
         first = not self._started
         if first:
-            self._session.__enter__()
+            if self._beside is None:
+                self._session.__enter__()
+            else:
+                self._beside.entered()
             self._started = True
         if cluster_address(self._recipe.ray):
             wait_for_workers(
@@ -230,7 +269,9 @@ class LazyRay:
                 check_shared(self._recipe)
 
     def __exit__(self, *error: Any) -> None:
-        if self._started:
+        if self._beside is not None:
+            self._beside.leave()
+        elif self._started:
             self._session.__exit__(*error)
 
 

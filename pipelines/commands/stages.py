@@ -71,6 +71,8 @@ IMPORTED_EARLY = (
     "pipelines.train.lean_trainer",
     "pipelines.train.trainer",
 )
+# And on a GPU, where layers or attention are compiled.
+IMPORTED_EARLY_FOR_GPUS = ("torch._inductor.compile_fx",)
 
 
 def asked_for(recipe: Recipe, stages: Sequence[Stage[Any]]) -> list[Stage[Any]]:

@@ -545,12 +545,18 @@ class PairEncoder:
         if pair.rejected is not None:
             texts.append(pair.rejected)
         contexts: list[tuple[int, ...]] = [() for _ in texts]
-        given = _ids(self._tokenizer, prompt) if prompt else []
-        ids = _begun(self._tokenizer, given, self._adds_bos)
         if not prompt:
-            alone = [_ids(self._tokenizer, text) for text in texts]
+            ids, alone = (
+                _begun(self._tokenizer, [], self._adds_bos),
+                _ids_of(self._tokenizer, texts),
+            )
             return ids, [self._ended(found) for found in alone], contexts, 0
-        found = [_continued(self._tokenizer, given, prompt, text) for text in texts]
+        given, *joined = _ids_of(self._tokenizer, [prompt, *(prompt + text for text in texts)])
+        ids = _begun(self._tokenizer, given, self._adds_bos)
+        found = [
+            _continued(self._tokenizer, given, whole, text)
+            for whole, text in zip(joined, texts, strict=True)
+        ]
         # Where no ids continue the prompt's, its last ones are part of the responses.
         kept = min(kept for kept, _, _ in found)
         if kept == 0:
@@ -569,10 +575,13 @@ _Parts = tuple[list[int], list[list[int]], list[tuple[int, ...]], int]
 
 
 def _continued(
-    tokenizer: Any, given: list[int], prompt: str, text: str
+    tokenizer: Any, given: list[int], joined: list[int], text: str
 ) -> tuple[int, list[int], int]:
-    """How many of the prompt's ids stay, what follows, and whether a token would straddle."""
-    joined = _ids(tokenizer, prompt + text)
+    """How many of the prompt's ids stay, what follows, and whether a token would straddle.
+
+    Args:
+        given, joined: ids of the prompt, and of the prompt with the text.
+    """
     if joined[: len(given)] == given:
         return len(given), joined[len(given) :], 0
     whole = _decoded(tokenizer, joined)
@@ -587,6 +596,13 @@ def _continued(
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
     ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    return ids
+
+
+def _ids_of(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Of several texts in one call: what a call costs beside its tokens counts in short rows."""
+    options = {"return_attention_mask": False, "return_token_type_ids": False}
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, **options).input_ids
     return ids
 
 
@@ -605,7 +621,8 @@ def answer_ids(tokenizer: Any, prompt: str, answer: str, is_chat: bool) -> list[
         found = tokenizer(prompt + answer, add_special_tokens=False, return_offsets_mapping=True)
         spans = zip(found.input_ids, found.offset_mapping, strict=True)
         return [id_ for id_, (_, end) in spans if end > len(prompt)]
-    return _continued(tokenizer, _ids(tokenizer, prompt), prompt, answer)[1]
+    given, joined = _ids_of(tokenizer, [prompt, prompt + answer])
+    return _continued(tokenizer, given, joined, answer)[1]
 
 
 def _around(scored: Sequence[Span], first: int, end: int) -> tuple[int, ...]:

@@ -39,6 +39,7 @@ from .row_group_cache import RowGroupCache as RowGroupCache
 from .spans import (
     KINDS as KINDS,
     REST as REST,
+    Beside as Beside,
     Span as Span,
     add_spans as add_spans,
     recorded as recorded,

@@ -5,10 +5,16 @@ then: a device at work comes before what is prepared beside it.
 """
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+Result = TypeVar("Result")
 
 # compile: torch.compile. compute: steps, scoring, sampling. load: weights, checkpoints, read and
 # placed. rows: sources read, tokenised and cut. write: files published. imports: of libraries.
@@ -79,6 +85,56 @@ def spent(kind: str) -> Iterator[None]:
         recording.open.pop()
         if recording.open:
             recording.open[-1] = (recording.open[-1][0], stop)
+
+
+class Beside(Generic[Result]):
+    """A block entered in a thread of its own, begun at once, and left there.
+
+    The thread lives until then: what a process starts for its thread's life goes on.
+    The spans of entering and leaving count for who waits for them.
+    """
+
+    def __init__(self, block: AbstractContextManager[Result]) -> None:
+        self._entered: Future[Result] = Future()
+        self._left: Future[None] = Future()
+        self._asked_to_leave = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(block,), daemon=True)
+        self._found: list[Span] = []
+        self._thread.start()
+
+    def _run(self, block: AbstractContextManager[Result]) -> None:
+        try:
+            with recorded() as self._found:
+                entered = block.__enter__()
+        except BaseException as error:  # raised where the block is waited for
+            self._entered.set_exception(error)
+            return
+        self._entered.set_result(entered)
+        self._asked_to_leave.wait()
+        try:
+            with recorded() as self._found:
+                block.__exit__(None, None, None)
+        except BaseException as error:
+            self._left.set_exception(error)
+        else:
+            self._left.set_result(None)
+
+    def entered(self) -> Result:
+        """What entering gives, once it is done; raises what it raised."""
+        return self._of(self._entered)
+
+    def leave(self) -> None:
+        """Leave the block; returns when it is left. Nothing where entering failed."""
+        if self._entered.exception() is None:
+            self._asked_to_leave.set()
+            self._of(self._left)
+
+    def _of(self, outcome: Future[Any]) -> Any:
+        try:
+            return outcome.result()
+        finally:
+            add_spans(self._found)
+            self._found = []
 
 
 def add_spans(spans: Sequence[Span]) -> None:

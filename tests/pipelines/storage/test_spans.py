@@ -1,12 +1,17 @@
 """Where time went: what counts when several things happen at once."""
 
+import contextlib
 import itertools
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipelines.commands.timeline import CommandTimes, read_times, timeline_lines
-from pipelines.storage.spans import REST, Span, recorded, spent, split_of
+from pipelines.errors import UserError
+from pipelines.storage.spans import REST, Beside, Span, recorded, spent, split_of
 from pipelines.storage.store import RunStore
 
 
@@ -67,3 +72,39 @@ def test_a_run_of_another_version_has_other_kinds(tmp_path: Path) -> None:
     (found,) = read_times(str(tmp_path))
     assert found["split"]["checks"] == 0 and found["split"]["ray"] == 2
     assert timeline_lines([found])[1].split()[:3] == ["train", "1", "3.0"]
+
+
+def test_a_block_beside_is_entered_and_left_by_one_thread_that_lives_until_then() -> None:
+    """Its spans are of who waits: half a tenth while it is entered, as much while it is left."""
+    seen: list[threading.Thread] = []
+
+    @contextlib.contextmanager
+    def block() -> Iterator[str]:
+        seen.append(threading.current_thread())
+        with spent("ray"):
+            time.sleep(0.05)
+        yield "there"
+        seen.append(threading.current_thread())
+        with spent("load"):
+            time.sleep(0.05)
+
+    with recorded() as spans:
+        beside = Beside(block())
+        assert beside.entered() == "there"
+        assert seen[0].is_alive() and seen[0] is not threading.current_thread()
+        beside.leave()
+    assert seen[0] is seen[1]
+    assert [span.kind for span in spans] == ["ray", "load"]
+    assert all(0.04 < span.stop - span.start < 2 for span in spans)
+
+
+def test_what_entering_beside_raises_is_raised_where_it_is_waited_for() -> None:
+    @contextlib.contextmanager
+    def block() -> Iterator[None]:
+        raise UserError("no room")
+        yield
+
+    beside = Beside(block())
+    with pytest.raises(UserError, match="no room"):
+        beside.entered()
+    beside.leave()  # there is nothing to leave
