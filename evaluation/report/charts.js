@@ -52,7 +52,7 @@
   const layout = (record, tone) => {
     const names = categories(record);
     const axis = (a) => ({
-      title: { text: escaped(a.title), standoff: 8, font: { size: 12 } }, type: a.log ? "log" : "linear", automargin: true,
+      title: { text: escaped(a.title), standoff: 8, font: { size: 12 } }, type: a.log ? "log" : "linear", rangemode: a.zero ? "tozero" : "normal", automargin: true,
       gridcolor: tone.line, zerolinecolor: tone.line, linecolor: tone.line, tickfont: { size: 11 }, exponentformat: "power",
     });
     const x = axis(record.x);

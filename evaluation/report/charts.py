@@ -96,6 +96,7 @@ class Figure:
     Attributes:
         name: of its anchor and of the files that a reader saves: letters, digits, - and _; one
             figure of that name per page.
+        y_from_zero: the y axis begins at 0 even if all values are far above.
         levels: horizontal lines that mean something (chance, the start), label to y.
         csv: address of the file beside the page with its numbers, which a browser without
             scripts is told of; "" if there is none.
@@ -109,6 +110,7 @@ class Figure:
     series: Sequence[Series]
     x_log: bool = False
     y_log: bool = False
+    y_from_zero: bool = False
     levels: Mapping[str, float] = field(default_factory=dict)
     csv: str = ""
     height: int = 300
@@ -199,7 +201,7 @@ def figure_record(figure: Figure) -> dict[str, Any]:
         "name": figure.name,
         "title": figure.title,
         "x": {"title": figure.x_title, "log": figure.x_log},
-        "y": {"title": figure.y_title, "log": figure.y_log},
+        "y": {"title": figure.y_title, "log": figure.y_log, "zero": figure.y_from_zero},
         "levels": [{"label": label, "y": y} for label, y in figure.levels.items()],
         "series": [
             {
