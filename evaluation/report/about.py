@@ -10,7 +10,7 @@ def about(runs: list[RunView]) -> list[str]:
     found = []
     if trained:
         methods = list(dict.fromkeys(r.recipe["objective"]["name"] for r in trained))
-        starts = list(dict.fromkeys(r.recipe["model"]["name_or_path"] for r in trained))
+        starts = list(dict.fromkeys(_short(r.recipe["model"]["name_or_path"]) for r in trained))
         data = list(dict.fromkeys(_sources(r) for r in trained))
         pairs = sorted({r.data_counts.get("pairs", {}).get("train", 0) for r in trained})
         runs_are = "one training run" if len(trained) == 1 else f"{len(trained)} training runs"
@@ -30,7 +30,7 @@ def about(runs: list[RunView]) -> list[str]:
         )
     if any(run.is_toy for run in runs):
         found.append(
-            "This is a toy world: made-up film reviews and a tiny model. It shows "
+            "This is a toy world: made-up film reviews and a very small model. It shows "
             "how the pieces work together. Which method is better on real text "
             "it cannot say."
         )
@@ -39,7 +39,13 @@ def about(runs: list[RunView]) -> list[str]:
 
 def _sources(run: RunView) -> str:
     sources = run.recipe.get("data", {}).get("sources") or []
-    return listed([str(s.get("path")) for s in sources if s.get("path")])
+    return listed([_short(str(s["path"])) for s in sources if s.get("path")])
+
+
+def _short(path: str) -> str:
+    """The end of a long path; the table and the recipe have all of it."""
+    parts = path.rstrip("/").split("/")
+    return "…/" + "/".join(parts[-3:]) if len(parts) > 4 else path
 
 
 def _held_out(runs: list[RunView]) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 # Each has a contrast of 3:1 to white and to the dark page. Any two differ by 20 (CIE76) for
 # readers with normal sight, protanopia, deuteranopia and tritanopia; a test computes both.
@@ -187,9 +187,9 @@ def embedded_json(value: Any) -> Markup:
     return Markup(text)
 
 
-def dot_html(style: RunStyle) -> Markup:
-    """A spot of the run's colour, for tables and headings."""
-    return Markup('<i class="dot" style="background:{}"></i>').format(escape(style.colour))
+def run_html(name: str, style: RunStyle) -> Markup:
+    """A run's name behind a spot of its colour, for tables and headings."""
+    return Markup('<span class="run" style="--run:{}">{}</span>').format(style.colour, name)
 
 
 def figure_record(figure: Figure) -> dict[str, Any]:

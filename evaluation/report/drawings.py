@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from evaluation.report.charts import NEUTRAL, Figure, RunStyle, Series
+from evaluation.report.charts import COLOURS, NEUTRAL, Figure, RunStyle, Series
 from evaluation.report.view import MASK_LABELS, RunView
 
 Styles = Mapping[str, RunStyle]
@@ -234,17 +234,18 @@ def weight_profile(run: RunView, number: int) -> Figure | None:
     Args:
         number: of the run on the page, which the figure's name needs.
     """
-    masks, lines = run.results.get("masks", {}), (("solid", "circle"), ("dash", "square"))
+    masks = run.results.get("masks", {})
+    rows = {
+        MASK_LABELS[term]: [row["mean_weight"] for row in found]
+        for term in run.masked_terms
+        if (found := masks.get(f"{term}_mask/by_position"))
+    }
+    if len(rows) == 2 and rows["reward mask"] == rows["KL mask"]:
+        rows = {"reward and KL mask": rows["reward mask"]}
+    styles = (RunStyle(COLOURS[0]), RunStyle(COLOURS[1], "square", "dash"))
     series = [
-        Series(
-            MASK_LABELS[term],
-            [10 * i + 5.0 for i in range(len(rows))],
-            [row["mean_weight"] for row in rows],
-            RunStyle("#3468a9" if term == "reward" else "#c34e0d", symbol, dash),
-            "lines+marks",
-        )
-        for term, (dash, symbol) in zip(run.masked_terms, lines, strict=False)
-        if (rows := masks.get(f"{term}_mask/by_position"))
+        Series(label, [10 * i + 5.0 for i in range(len(means))], means, style, "lines+marks")
+        for (label, means), style in zip(rows.items(), styles, strict=False)
     ]
     if not series:
         return None

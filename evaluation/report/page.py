@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 
 from evaluation.report import drawings, formats
 from evaluation.report.about import about
-from evaluation.report.charts import chart_html, dot_html, embedded_json, library_html, run_styles
+from evaluation.report.charts import chart_html, embedded_json, library_html, run_html, run_styles
 from evaluation.report.downloads import numbers_csv
 from evaluation.report.findings import all_numbers, findings, warnings
 from evaluation.report.samples import samples_by_prompt
@@ -62,7 +62,7 @@ def _context(runs: list[RunView]) -> dict[str, Any]:
         "findings": findings,
         "warn": warnings,
         "numbers": all_numbers,
-        "dots": {name: dot_html(style) for name, style in styles.items()},
+        "labels": {name: run_html(name, style) for name, style in styles.items()},
         "trained": [r for r in runs if r.counts is not None],
         "others": [one for one in views if one.evaluated],
         "sampled": [r for r in runs if r.results.get("sentiment")],

@@ -147,7 +147,11 @@ def paired_verdict(
         "unclear": f"no difference in {measure.noun} found",
     }[found]
     how = size(difference.low, difference.high, tiny) if found in ("more", "less") else ""
-    amount += {"": "", "tiny": ", a tiny difference", "perhaps tiny": ", perhaps a tiny one"}[how]
+    amount += {
+        "": "",
+        "tiny": ", a tiny difference",
+        "perhaps tiny": ", perhaps a tiny difference",
+    }[how]
     if distance is None or not all(map(math.isfinite, (distance.low, distance.high))):
         return Verdict(run, against, amount, numbers)
     numbers += f"; distance {interval(distance.as_dict())} times"
