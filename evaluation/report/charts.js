@@ -60,7 +60,7 @@
     return {
       xaxis: x, yaxis: axis(record.y), barmode: "overlay", bargap: 0.4, hovermode: "closest",
       font: { family: "system-ui, sans-serif", color: tone.ink, size: 12 },
-      uirevision: "kept", paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 48, r: 12, t: 30, b: 40 },
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 48, r: 12, t: 30, b: 40 },
       showlegend: false, dragmode: coarse.matches ? false : "zoom", // a finger scrolls the page
       hoverlabel: { bgcolor: tone.card, bordercolor: tone.soft, font: { color: tone.ink, size: 12 }, align: "left", namelength: -1 },
       modebar: { bgcolor: "rgba(0,0,0,0)", color: tone.soft, activecolor: tone.ink },
@@ -143,13 +143,18 @@
     if (isNew) drawn.set(figure, new Set());
     const tone = colours(), hidden = drawn.get(figure);
     const data = traces(record, tone).map((trace, i) => ({ ...trace, visible: !hidden.has(record.series[i].name) }));
-    await Plotly.react(place, data, layout(record, tone), {
-      responsive: true, displaylogo: false, displayModeBar: true, doubleClick: "reset",
+    const sheet = layout(record, tone);
+    if (!isNew) for (const axis of ["xaxis", "yaxis"]) { // what a reader zoomed into stays in sight
+      const { autorange, range } = place._fullLayout[axis];
+      if (!autorange) Object.assign(sheet[axis], { autorange: false, range: [...range] });
+    }
+    await Plotly.react(place, data, sheet, {
+      responsive: true, displaylogo: false, displayModeBar: true, doubleClick: "autosize",
       modeBarButtons: [
         [button("PNG", "save as PNG", () => picture(place, recordOf(figure), "png")),
           button("SVG", "save as SVG", () => picture(place, recordOf(figure), "svg")),
           button("CSV", "save the numbers as CSV", () => save(csv(recordOf(figure)), "text/csv", `${record.name}.csv`))],
-        ["zoomIn2d", "zoomOut2d", "resetScale2d"],
+        ["zoomIn2d", "zoomOut2d", "autoScale2d"],
       ],
     });
     legend(figure, () => draw(figure));

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from markupsafe import Markup
 
-# Each has a contrast of 3:1 to white and to the dark page. Any two differ by 20 (CIE76) for
-# readers with normal sight, protanopia, deuteranopia and tritanopia; a test computes both.
+# Each has a contrast of 3:1 to white and 2.8:1 to a dark card. Any two differ by 20 (CIE76) for
+# readers with normal sight, protanopia, deuteranopia and tritanopia. A test computes both.
 COLOURS = (
     "#3468a9", "#c34e0d", "#1aa941", "#b675ea", "#a94175", "#756841", "#c38282", "#8f8fb6",
 )  # fmt: skip

@@ -158,7 +158,7 @@ def paired_verdict(
     moved = direction(distance.low - 1, distance.high - 1)
     if found == "unclear" and moved == "unclear":
         return Verdict(run, against, "no difference found", numbers)
-    comma = "" if moved == "less" and not how else ","
+    comma = "" if moved == "less" and found != "unclear" and not how else ","
     headline = f"{amount}{comma} {_where(moved, distance)}"
     return Verdict(run, against, headline, numbers, _ADVICE.get((found, moved), ""))
 
