@@ -54,7 +54,7 @@ def token_view(run: RunView) -> TokenView | None:
     if are_one:
         wanted = [("reward", "reward_mask", "reward and KL mask")]
     scales = [
-        Scale(key, name, label, max(_finite(run.responses, name), default=0.0))
+        Scale(key, name, label, max([0.0, *_finite(run.responses, name)]))
         for key, name, label in [*wanted, ("token-kl", *_TOKEN_KL)]
     ]
     note = "Its reward mask and its KL mask are the same on these tokens." if are_one else ""
