@@ -14,7 +14,8 @@
     shown = owner;
     const at = owner.getClientRects()[0], left = Math.min(at.left, document.documentElement.clientWidth - box.offsetWidth - 8);
     box.style.left = `${Math.max(8, left) + window.scrollX}px`;
-    box.style.top = `${at.bottom + window.scrollY + 4}px`;
+    const isLow = at.bottom + box.offsetHeight + 8 > window.innerHeight && at.top > box.offsetHeight + 8;
+    box.style.top = `${(isLow ? at.top - box.offsetHeight - 4 : at.bottom + 4) + window.scrollY}px`;
   };
   const explain = (owner, lines, isToken) => {
     const open = () => show(owner, lines(), isToken);

@@ -211,6 +211,14 @@ def test_a_token_shows_its_values(visit: Visit) -> None:
     assert hint.inner_text().startswith("reward mask 0\n")
     page.keyboard.press("Escape")
     assert not hint.is_visible()
+    page.evaluate(
+        "e => window.scrollBy(0, e.getBoundingClientRect().bottom - 795)", token.element_handle()
+    )
+    token.focus()
+    box, place = hint.bounding_box(), token.bounding_box()
+    assert place["y"] > 700 and box["y"] + box["height"] <= place["y"], (
+        "above, where it is in sight"
+    )
 
 
 def test_a_word_is_explained_by_keyboard_and_pointer(visit: Visit) -> None:
