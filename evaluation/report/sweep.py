@@ -16,7 +16,8 @@ from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 
-from evaluation.report.figures import COLOURS, as_png, as_svg, literal, new_axes, readable
+from evaluation.report.figures import COLOURS, as_png, as_svg, literal, new_axes
+from evaluation.report.formats import readable
 
 BETA = "objective.beta"
 # The share of response tokens with weight zero: of held-out responses, or of the last training

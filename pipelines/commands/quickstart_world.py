@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+# In the configuration of the world's model, and of every model that is trained from it.
+TOY_WORLD = "quickstart_world"
+
 POSITIVE = (
     "wonderful brilliant superb delightful charming lovely excellent fantastic terrific "
     "beautiful amazing great good fun funny clever heartwarming joyful enjoyable impressive "
@@ -234,6 +237,7 @@ def write_untrained_model(folder: Path, texts: list[str], seed: int, positions: 
             tie_word_embeddings=True,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
+            **{TOY_WORLD: True},
         )
         LlamaForCausalLM(config).save_pretrained(folder, safe_serialization=True)
 

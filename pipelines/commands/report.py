@@ -4,7 +4,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from evaluation.report import RunView, render_report
+from evaluation.report import (
+    CURVES_FILE,
+    NUMBERS_FILE,
+    RunView,
+    all_results,
+    curves_csv,
+    numbers_csv,
+    render_report,
+)
+from pipelines.commands.quickstart_world import TOY_WORLD
 from pipelines.commands.timeline import read_times, timeline_lines
 from pipelines.errors import UserError
 from pipelines.evaluate import read_history, read_results
@@ -12,6 +21,7 @@ from pipelines.recipe import (
     CONFIG,
     GATES,
     MANIFEST,
+    MODEL,
     PAGE,
     RESULTS,
     SAMPLES,
@@ -28,15 +38,16 @@ from pipelines.sweep import report_sweeps, sweeps_of
 from pipelines.train import read_metrics
 
 _AGAIN = "restore it, or remove evaluation/manifest.json and run `sparsepo evaluate` again"
+_TRAIN_AGAIN = "restore it, or remove train/manifest.json and run `sparsepo train` again"
 _LOOK_AGAIN = "remove it and run `sparsepo schedule`, which looks at the gates again"
 
 
 def run_report(
     run_dirs: Sequence[str], output: str | None = None, say: Say = lambda line: None
 ) -> str:
-    """Write report/index.html and report/results.json; returns the page's path.
+    """Write report/index.html and its numbers as JSON and CSV; returns the page's path.
 
-    Both go below `output` (default: the first run).
+    All go below `output` (default: the first run).
 
     Of directories of sweeps it writes what a sweep leaves, of all trials together.
 
@@ -50,17 +61,9 @@ def run_report(
     views = [replace(view, name=name) for view, name in zip(views, names, strict=True)]
     store = RunStore(f"{output or run_dirs[0]}/report")
     title = f"sparsepo: {views[0].name}" if len(views) == 1 else f"sparsepo: {', '.join(names)}"
-    store.write_json(
-        RESULTS,
-        {
-            view.name: {
-                **view.results,
-                "checkpoints": view.history,
-                "evaluations": {name: other.results for name, other in view.others.items()},
-            }
-            for view in views
-        },
-    )
+    store.write_json(RESULTS, all_results(views))
+    store.write_bytes(NUMBERS_FILE, numbers_csv(views).encode())
+    store.write_bytes(CURVES_FILE, curves_csv(views).encode())
     store.write_bytes(PAGE, render_report(views, title).encode())
     return f"{store.root}/{PAGE}"
 
@@ -97,7 +100,14 @@ def _view(run_dir: str) -> RunView:
         history=_checkpoints(paths.evaluation),
         timeline="\n".join(timeline_lines(times)) if times else "",
         others={name: replace(other, name=name) for name, other in others.items()},
+        is_toy=bool(made and _is_toy(train)),
     )
+
+
+def _is_toy(train: RunStore) -> bool:
+    """Whether the trained model says that it comes from the quickstart's world."""
+    path = f"{MODEL}/config.json"
+    return train.exists(path) and bool(read_record(train, path, cure=_TRAIN_AGAIN).get(TOY_WORLD))
 
 
 def _named(store: RunStore) -> RunView:

@@ -185,9 +185,23 @@ class Evaluator:
         responses = [response for i in needs_tokens for response in tokens[i]]
         return {
             "pair": [found[i] for i in range(len(pairs))],
-            "shown": responses[: 2 * task.num_shown()],
+            "shown": self._with_prompts(
+                [(rows[i], response) for i in needs_tokens for response in tokens[i]][
+                    : 2 * task.num_shown()
+                ]
+            ),
             "masks": self._added_up(task.number, responses) if has_masks else None,
         }
+
+    def _with_prompts(self, shown: Sequence[tuple[int, dict[str, Any]]]) -> Records:
+        """Responses, each given with its row, and the prompt that they answer."""
+        rows = list(dict.fromkeys(row for row, _ in shown))
+        stored = self._pairs.values(self._settings.split, rows, ["prompt", "conversation"])
+        asked = {
+            row: prompt if conversation is None else Question.stored(conversation).read()
+            for row, (prompt, conversation) in zip(rows, stored, strict=True)
+        }
+        return [{**response, "prompt": asked[row]} for row, response in shown]
 
     def _added_up(self, number: int, responses: Records) -> dict[str, Any]:
         from evaluation.benchmarks import mask_sums

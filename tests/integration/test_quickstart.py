@@ -100,7 +100,7 @@ def test_quickstart_ends_in_a_report_and_helps(finished: tuple[Path, str]) -> No
     root = finished[0] / "quickstart" / "seed-0"
     page = root / "report" / "index.html"
     assert f"report: {page}" in finished[1]
-    assert page.stat().st_size > 50_000
+    assert page.stat().st_size > 50_000 and "This is a toy world" in page.read_text()
     for name in ("mapo", "sparsepo"):
         sentiment = json.loads((root / name / "evaluation" / "sentiment.json").read_text())
         assert sentiment["num_prompts"] >= 200

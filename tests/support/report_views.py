@@ -1,8 +1,23 @@
-"""A run as its report sees it."""
+"""A run as its report sees it, and the page without the library that it carries."""
+
+import re
+from html import unescape
 
 from evaluation.report import RunView
 
-INTERVAL = {"mean": 0.25, "low": 0.125, "high": 0.375, "n": 9}
+INTERVAL = {"mean": 0.25, "low": 0.125, "high": 0.375, "n": 24}
+
+
+def own_part(page: str) -> str:
+    """The page less the plotting library, which is not ours to check."""
+    found, times = re.subn(r'<script id="plotly">.*?</script>', "", page, flags=re.S)
+    assert times == 1, "once per page"
+    return found
+
+
+def words(html: str) -> str:
+    """The text of a part of a page, without its tags."""
+    return unescape(" ".join(re.sub(r"<[^>]*>", "", html).split()))
 
 
 def view(name: str) -> RunView:
@@ -45,6 +60,8 @@ def view(name: str) -> RunView:
         ],
         responses=[
             {
+                "prompt_hash": "1",
+                "prompt": "<i>asked</i>",
                 "side": "chosen",
                 "tokens": [" a", "<b>"],
                 "reward_mask": [0.0, 1.5],

@@ -1,5 +1,7 @@
 """Names and texts that mean something to HTML, scripts or matplotlib are shown as they are."""
 
+import csv
+import io
 import json
 import re
 from collections import Counter
@@ -8,7 +10,7 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
-from report_views import view
+from report_views import own_part, view
 from test_sweep_report import KL, REWARD, view as sweep_view
 
 from evaluation.report import render_report
@@ -81,26 +83,44 @@ def least_shown(page: str, names: set[str]) -> int:
     return min(found[name] for name in names)
 
 
+AS_JSON = [json.loads(json.dumps(name)) for name in HOSTILE]  # a pair of surrogates is one there
 ONE_LINE = {readable(name) for name in HOSTILE if name and "\n" not in name}
 
 
 def test_a_report_shows_names_as_they_are() -> None:
     """In its table, in its figures and in its data, which is one script that nothing ends."""
     plain_names = [f"run {number}" for number in range(len(HOSTILE))]
-    plain = Page(render_report([view(name) for name in plain_names], "Title"))
+    plain = Page(own_part(render_report([view(name) for name in plain_names], "Title")))
     hostile = [
-        replace(view(name), samples=[{**view("x").samples[0], "prompt": name}]) for name in HOSTILE
+        replace(
+            view(name),
+            samples=[{**view("x").samples[0], "policy_text": name}],
+            responses=[{**view("x").responses[0], "prompt": name, "tokens": [name, name]}],
+        )
+        for name in HOSTILE
     ]
-    text = render_report(hostile, "".join(HOSTILE))
+    text = own_part(render_report(hostile, "".join(HOSTILE)))
     page = Page(text)
     assert len(page.scripts) == len(plain.scripts)
-    assert page.comments == plain.comments, "those of the figures' own"
+    assert page.comments == plain.comments == []
     assert len(page.cells) == len(plain.cells)
     assert {readable(name) for name in HOSTILE} <= set(page.cells)
-    (data,) = [script for script in page.scripts if script.lstrip().startswith("{")]
-    assert {readable(key) for key in json.loads(data)} == {readable(name) for name in HOSTILE}
-    assert not set("<>&") & set(data)
-    assert least_shown(text, ONE_LINE) >= 3, "in each figure's legend"
+    data = [script for script in page.scripts if script.lstrip()[:1] in ("{", '"')]
+    assert not set("<>&\u2028\u2029") & set("".join(data))
+    held = [json.loads(script) for script in data]
+    figures = [record for record in held if "series" in record]
+    for figure in figures:
+        named = {series["name"] for series in figure["series"]}
+        assert named >= set(AS_JSON), figure["name"]
+    assert len(figures) == 4
+    (results,) = [
+        record for record in held if not isinstance(record, str) and "series" not in record
+    ]
+    assert list(results) == AS_JSON
+    (numbers,) = [record for record in held if isinstance(record, str)]
+    rows = list(csv.reader(io.StringIO(numbers)))
+    no_formula = {f"'{name}" if name == "-->" else readable(name) for name in HOSTILE}
+    assert {row[0] for row in rows[1:]} == no_formula
     text.encode()
 
 
@@ -138,7 +158,8 @@ def test_a_literal_dollar_is_no_formula() -> None:
 def test_pages_load_nothing() -> None:
     """Neither page names another file, nor does its style: what it shows is inside."""
     sweep = sweep_view([(REWARD, "max"), (KL, "min")], "recipe")
-    for page in (render_report([view("one")], "Title"), render_sweep(sweep)):
+    beside = {"data:image/png", "results.json", "numbers.csv", "curves.csv"}
+    for page in (own_part(render_report([view("one")], "Title")), render_sweep(sweep)):
         named = re.findall(r"""(?:src|href|action|data|poster)\s*=\s*["']([^"']*)""", page)
-        assert {name.partition(";")[0] for name in named if name[:1] != "#"} <= {"data:image/png"}
+        assert {name.partition(";")[0] for name in named if name[:1] != "#"} <= beside
         assert not re.search(r"url\((?!#)|@import|<(link|iframe|object|embed|base)\b", page)

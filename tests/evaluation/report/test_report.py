@@ -3,28 +3,90 @@
 import json
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
-from report_views import INTERVAL, view
+from report_views import INTERVAL, own_part, view, words
 
 from evaluation.report import render_report
-from evaluation.report.page import _verdict
+from evaluation.report.charts import COLOURS
+from evaluation.report.findings import findings
+
+
+def figures(page: str) -> dict[str, dict[str, Any]]:
+    """The records of the page's figures by name."""
+    texts = re.findall(r'<script type="application/json" class="figure">(.*?)</script>', page, re.S)
+    return {record["name"]: record for record in map(json.loads, texts)}
 
 
 def test_page() -> None:
-    page = render_report([view("one"), view("two")], "Title")
+    page = own_part(render_report([view("one"), view("two")], "Title"))
     assert page.count("0.250 [0.125, 0.375]") >= 8
     assert "1,234" in page
-    assert "<script>x</script>" not in page
-    assert "&lt;script&gt;" in page
+    assert "<script>x</script>" not in page and "<i>asked</i>" not in page
+    assert "&lt;script&gt;" in page and "&lt;i&gt;asked&lt;/i&gt;" in page
     assert 'data-hint="reward mask 1.5 | KL mask 1 | token KL 0.2 nats">&lt;b&gt;</span>' in page
     assert not re.search(r'(src|href)="https?://', page)
     assert "url(http" not in page
     data = json.loads(re.search(r'id="results">(.*?)</script>', page, re.S).group(1))  # type: ignore[union-attr]
     assert data["two"]["sentiment"]["num_prompts"] == 9
-    assert page.count("<svg") == 4, "frontier, AUC, loss, margins"
+    found = figures(page)
+    assert set(found) == {
+        "frontier", "key-token-auc", "curve-loss", "curve-rewards-margins",
+    }  # fmt: skip
+    assert [s["y"] for s in found["frontier"]["series"]] == [[0.25]] * 3
+    assert found["frontier"]["series"][0]["x_low"] == [0.125]
+    assert found["frontier"]["y"]["title"] == "mean reward of samples (vader)"
+    margins = found["curve-rewards-margins"]["series"]
+    assert [(s["name"], s["faint"], s["y"]) for s in margins][2:] == [
+        ("two", True, [0.1, 0.2, 0.3]),
+        ("two", False, [0.1, 0.2, 0.3]),
+    ]
     with pytest.raises(ValueError, match="at least one run"):
         render_report([], "x")
+
+
+def test_a_run_has_one_colour_everywhere() -> None:
+    """In the tables, the samples and every figure: by its place among the page's runs."""
+    page = own_part(render_report([view("one"), view("two")], "Title"))
+    for number, name in enumerate(("one", "two")):
+        spots = re.findall(rf'<span class="run" style="--run:(#\w+)">{name}</span>', page)
+        assert len(spots) >= 5 and set(spots) == {COLOURS[number]}
+        drawn = {
+            series["colour"]
+            for figure in figures(page).values()
+            for series in figure["series"]
+            if series["name"] == name
+        }
+        assert drawn == {COLOURS[number]}
+
+
+def test_the_first_lines_say_what_this_is() -> None:
+    """Method, model, data, what it was judged on; and that a toy world is one."""
+    shown = view("one")
+    data = {"sources": [{"path": "/a/long/way/to/the/pairs.jsonl"}]}
+    shown = replace(shown, recipe={**shown.recipe, "data": data})
+    page = render_report([shown], "Title")
+    first = words(page[page.index("<h1>") : page.index('class="card verdict"')])
+    assert first.startswith(
+        "Title This page shows one training run that taught a language model preferences, by "
+        "sparsepo. Each starts from m and learns from 1,234 preferences of …/to/the/pairs.jsonl. "
+        "What came of it was measured on 9 held-out prompts, which no training saw."
+    )
+    assert "toy world" not in page
+    assert "This is a toy world" in words(render_report([replace(shown, is_toy=True)], "Title"))
+    untrained = words(render_report([replace(shown, counts=None)], "Title"))
+    assert "nothing was trained for it" in untrained and "no training saw" not in untrained
+
+
+def test_contents_lead_to_what_is_there_and_to_nothing_else() -> None:
+    page = own_part(render_report([view("one")], "Title"))
+    contents = page[page.index("<nav") : page.index("</nav>")]
+    links = re.findall(r'href="#([^"]*)"', contents)
+    assert links == re.findall(r'<details class="section" id="([^"]*)"', page)
+    assert links == ["run", "help", "samples", "tokens", "curves", "recipes", "words"]
+    ids = re.findall(r'\bid="([^"]*)"', page)
+    assert len(ids) == len(set(ids)) and set(re.findall(r'href="#([^"]*)"', page)) <= set(ids)
 
 
 def test_warnings_and_the_mask_that_is_one_are_shown() -> None:
@@ -37,12 +99,13 @@ def test_warnings_and_the_mask_that_is_one_are_shown() -> None:
     warned = {"steps": 3, "warnings": ["step 21: the kl mask has <collapsed>"]}
     run = replace(shown, recipe={**shown.recipe, "mask": mask}, counts=warned, responses=[response])
     page = render_report([run], "Title")
-    assert "warning:</strong> step 21: the kl mask has &lt;collapsed&gt;" in page
-    assert re.findall(r"rgba\([^)]*,\s*([\d.]+)\)", page)[-2:] == ["0.0", "0.85"]
-    assert (
-        "KL mask" in page[: page.index("random")]
-        and "reward mask" not in page[page.index("Do the weights") : page.index("random")]
-    )
+    assert "one, warning: step 21: the kl mask has <collapsed>" in words(page)
+    assert re.findall(r'style="--kl:([\d.]+);--token-kl', page) == ["0.0", "0.55"]
+    assert [s["x"] for s in figures(page)["key-token-auc"]["series"]] == [
+        ["one\nKL mask"],
+        ["token KL"],
+        ["random\nweights"],
+    ]
 
 
 def test_without_a_kl_its_mask_is_not_shown() -> None:
@@ -52,7 +115,7 @@ def test_without_a_kl_its_mask_is_not_shown() -> None:
     for alpha, is_told in ((0.5, True), (0.0, False)):
         recipe = {**shown.recipe, "objective": {"name": "weighted", "beta": 0.1, "alpha": alpha}}
         run = replace(shown, recipe=recipe, results={**shown.results, "masks": masks})
-        assert ("the kl mask is zero on 99.5%" in render_report([run], "Title")) == is_told
+        assert ("the kl mask is zero on 99.5%" in words(render_report([run], "Title"))) == is_told
 
 
 def test_a_dead_mask_and_samples_far_away_are_on_the_first_lines() -> None:
@@ -73,7 +136,8 @@ def test_a_dead_mask_and_samples_far_away_are_on_the_first_lines() -> None:
     )
     page = render_report([run], "Title")
     first = page[page.index("<h1>") : page.index('class="card verdict"')]
-    assert re.findall(r"<strong>one, warning:</strong> (.*?)</p>", first) == [
+    lines = re.findall(r"<strong>one, warning:</strong> (.*?)</p>", first)
+    assert [words(line) for line in lines] == [
         "step 20: runs away",
         "the samples are 108 nats from the reference, 2.7 per token: read some of them below "
         "before you trust their reward",
@@ -101,10 +165,10 @@ def test_a_finding_is_what_its_interval_allows() -> None:
     shown = view("one")
 
     def found(results: dict[str, dict[str, object]]) -> str:
-        return " ".join(_verdict(replace(shown, results=results)))
+        return " ".join(findings(replace(shown, results=results)))
 
     def interval(low: float, high: float) -> dict[str, float]:
-        return {"mean": (low + high) / 2, "low": low, "high": high, "n": 9}
+        return {"mean": (low + high) / 2, "low": low, "high": high, "n": 24}
 
     for low, high, change in (
         (0.1, 0.3, "rose"),
@@ -122,6 +186,51 @@ def test_a_finding_is_what_its_interval_allows() -> None:
         rate = interval(low, high)
         assert f"{often} chance" in found({"preference": {"accuracy/implicit_reward": rate}})
         assert judge in found({"dialogue": {"win_rate/chosen": rate}})
-    better = [{**sample, "policy_reward": 0.75} for sample in shown.samples]
-    page = render_report([shown, replace(view("two"), samples=better)], "Title")
-    assert "reward of two less that of one +0.250 [+0.250, +0.250] over 1 prompts" in page
+
+
+def test_a_change_is_called_tiny_by_its_spread() -> None:
+    """Rewards that vary by 1 and rise by 0.05 to 0.15: below Cohen's 0.2. Without samples the unit
+    is not known, and nothing is said.
+    """
+    shown = view("one")
+    gain = {"mean": 0.1, "low": 0.05, "high": 0.15, "n": 24}
+    results = {"sentiment": {**shown.results["sentiment"], "reward/gain": gain}}
+    spread = [
+        {
+            "prompt": str(i),
+            "start_reward": float(i % 2 * 2),
+            "policy_reward": float(i % 2 * 2) + 0.1,
+        }
+        for i in range(24)
+    ]
+    said = findings(replace(shown, results=results, samples=spread))[0]
+    assert said.startswith("The reward of samples rose by a tiny amount: 0.250 before")
+    narrow = [{**s, "policy_reward": 0.1, "start_reward": i / 100} for i, s in enumerate(spread)]
+    assert " rose: " in findings(replace(shown, results=results, samples=narrow))[0]
+    assert " rose: " in findings(replace(shown, results=results, samples=[]))[0]
+    rate = {"mean": 0.55, "low": 0.52, "high": 0.58, "n": 24}
+    (said,) = findings(replace(shown, results={"preference": {"accuracy/implicit_reward": rate}}))
+    assert "more often than chance, a tiny difference: in 55.0% of pairs" in said
+
+
+def test_two_runs_are_compared_on_the_first_lines() -> None:
+    """The second less the first, on the prompts that both have, before anything of one run."""
+    samples = [
+        {
+            "prompt": f"p{i}",
+            "policy_reward": i / 10,
+            "start_reward": 0.0,
+            "kl_policy_reference": 2.0,
+        }
+        for i in range(20)
+    ]
+    better = [
+        {**s, "policy_reward": s["policy_reward"] + 0.25, "kl_policy_reference": 1.0}
+        for s in samples
+    ]
+    runs = [replace(view("one"), samples=samples), replace(view("two"), samples=better)]
+    page = own_part(render_report(runs, "Title"))
+    first = words(page[page.index("<h1>") : page.index("<ul>")])
+    assert "two against one: more reward at 0.5 of the distance [0.5, 0.5]Better on both" in first
+    assert "reward +0.250 [+0.250, +0.250], Cohen's d +0.423" in first
+    assert "over 20 prompts; distance 0.500 [0.500, 0.500] times." in first

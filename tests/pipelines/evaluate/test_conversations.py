@@ -159,6 +159,7 @@ def test_reference_and_numbers_of_tokens_are_those_of_transformers(trained: Reci
         turns = (4, 6) if wanted == "all" else (6,)
         text = "".join(messages[n]["content"] + MARKS[wanted] for n in turns)
         assert "".join(record["tokens"]) == text
+        assert messages[0]["content"] in record["prompt"] and text not in record["prompt"]
         assert all(len(record[key]) == number for key in ("reward_mask", "kl_mask", "is_key"))
         at, is_key = 0, [False] * len(text)
         for token, key in zip(record["tokens"], record["is_key"], strict=True):

@@ -170,7 +170,7 @@ def test_another_reward_stands_beside_the_first(
     assert rows["evaluate"]["state"] == rows["evaluate by-model"]["state"] == "done"
     assert rows["evaluate by-model"]["path"] == named.root
     page = Path(run_report([str(run)])).read_text()
-    assert "evaluation by-model</h2>" in page and "classifier" in page
+    assert ": evaluation by-model</h3>" in page and "classifier" in page
     numbers = json.loads((run / "report" / "results.json").read_text())["dpo"]
     assert numbers["evaluations"]["by-model"] == read_results(named)
     gain = numbers["evaluations"]["start"]["sentiment"]["reward/gain"]

@@ -57,6 +57,7 @@ def test_weights_are_those_that_the_evaluation_shows(
         found = response_weights(Run(evaluated), prompt, matching[0], side=side)  # type: ignore[arg-type]
         assert found.reward.tolist() == pytest.approx(response["reward_mask"], abs=1e-5)
         assert found.tokens == response["tokens"]
+        assert response["prompt"] == prompt
         assert found.kl.tolist() == [1.0] * len(found.tokens)
         compared += 1
     assert compared >= 2, [response["tokens"] for response in shown[:4]]
