@@ -33,6 +33,7 @@ from pipelines.errors import (
 )
 from pipelines.pairs import open_pairs
 from pipelines.recipe import (
+    CARD,
     MANIFEST,
     METRICS,
     MODEL,
@@ -57,7 +58,7 @@ from pipelines.train.metrics import (
     read_metrics,
     read_part,
 )
-from pipelines.train.model_card import model_card
+from pipelines.train.model_card import CardFacts, model_card
 from pipelines.train.steps import completed_steps
 from pipelines.train.worker import (
     remembered_budget,
@@ -135,10 +136,10 @@ def finish_training(run: Run, record: StageRecord, num_pairs: int) -> dict[str, 
     validations = [r for r in records if r.get("kind") == "validation"]
     if validations:
         counts["validation"] = validations[-1]
-    store.write_bytes(
-        f"{MODEL}/README.md",
-        model_card(recipe, counts, read_manifest(run.paths.pairs)["counts"]).encode(),
-    )
+    pairs = read_manifest(run.paths.pairs)["counts"]
+    is_adapter = recipe.train.lora is not None and recipe.train.lora.save == "adapter"
+    card = model_card(recipe, CardFacts(counts, pairs, is_adapter=is_adapter))
+    store.write_bytes(f"{MODEL}/{CARD}", card.encode())
     logged = [f"{METRICS}/{name}" for name in store.names(METRICS)]
     outputs = read_record(store, PUBLISHED) | {path: store.checksum(path) for path in logged}
     manifest = record.finish(counts, outputs)
