@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.export.finished import FinishedRun
 from pipelines.export.place import Place
-from pipelines.pairs import dataset_card
 from pipelines.recipe import CARD, EXPORT, EXPORTED, MASKS, Say, library_versions
 from pipelines.storage import RunStore, hashes_of_written, read_record
-from pipelines.train import CardFacts, model_card
 
 if TYPE_CHECKING:
     from pipelines.export.push import Hub
@@ -102,6 +100,8 @@ def _make(run: FinishedRun, place: Place, wanted: Wanted, repository: str | None
         from pipelines.export.masks import check_masks, write_masks
         from pipelines.export.model import check_base, needed_bytes, write_model
         from pipelines.models import may_run
+        from pipelines.pairs import dataset_card
+        from pipelines.train import CardFacts, model_card
 
     prompts = run.prompts()
     with run.model() as source:

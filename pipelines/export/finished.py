@@ -4,11 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import UserError
 from pipelines.evaluate import read_results
-from pipelines.pairs import SPLITS, PairTable, open_pairs
 from pipelines.recipe import (
     BEST,
     CONFIG,
@@ -25,6 +24,9 @@ from pipelines.recipe import (
 from pipelines.storage import RunStore, nearest_path
 from pipelines.sweep import is_sweep_folder
 from pipelines.train import TRAIN, check_published
+
+if TYPE_CHECKING:
+    from pipelines.pairs import PairTable
 
 _PROMPTS, _TOKENS = 4, 256  # that are read by both models
 
@@ -76,7 +78,9 @@ class FinishedRun:
         with self.paths.train.as_local_directory(MODEL) as folder:
             yield folder
 
-    def pair_table(self) -> PairTable:
+    def pair_table(self) -> "PairTable":
+        from pipelines.pairs import open_pairs
+
         return open_pairs(Run(self.recipe))
 
     def prompts(self) -> list[list[int]]:
@@ -84,6 +88,8 @@ class FinishedRun:
 
         Raises: UserError if the run has no pair.
         """
+        from pipelines.pairs import SPLITS
+
         table = self.pair_table()
         for split in reversed(SPLITS):
             if rows := range(min(_PROMPTS, table.num_rows(split))):

@@ -1,6 +1,7 @@
 """The exported model: the published files as they are, or an adapter merged into its base."""
 
 import shutil
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,9 @@ def _write_merged(
     logits = logits_of(adapted, prompts)
     weights = Placement.choose(run.recipe.train.precision, _CPU, 0, 1).weights
     try:
-        whole = merged(adapted).to(weights)
+        with warnings.catch_warnings():  # peft's on tied weights, which `merged` ties again
+            warnings.simplefilter("ignore", UserWarning)
+            whole = merged(adapted).to(weights)
         whole.save_pretrained(folder)
     except (ValueError, RuntimeError) as error:  # peft's; a generation config that is none
         line = str(error).strip().partition("\n")[0]

@@ -29,12 +29,10 @@ from pipelines.errors import (
     DamagedFile,
     Failure,
     StageFailed,
-    UserError,
 )
 from pipelines.pairs import open_pairs
 from pipelines.recipe import (
     CARD,
-    MANIFEST,
     METRICS,
     MODEL,
     PUBLISHED,
@@ -59,7 +57,6 @@ from pipelines.train.metrics import (
     read_part,
 )
 from pipelines.train.model_card import CardFacts, model_card
-from pipelines.train.steps import completed_steps
 from pipelines.train.worker import (
     remembered_budget,
     spans_told,
@@ -150,37 +147,6 @@ def finish_training(run: Run, record: StageRecord, num_pairs: int) -> dict[str, 
 def _num_steps(train: TrainSection, num_pairs: int) -> int:
     sampler = Sampler(num_pairs, train.global_batch_size, train.seed)
     return sampler.num_steps(train.epochs, train.max_steps)
-
-
-def check_published(store: RunStore) -> None:
-    """Compare the published model and masks with the checksums in the stage's manifest.
-
-    Raises: UserError naming the first file that is missing or damaged.
-    """
-    if not store.exists(MANIFEST):
-        return  # published a moment ago, and its driver was killed before it said so
-    for path, expected in read_manifest(store)["outputs"].items():
-        if path.startswith(f"{METRICS}/"):
-            continue  # who shows them looks at them
-        if not _is_as_written(store, path, expected):
-            raise UserError(
-                f"{store.root}/{path} is missing or damaged: it is not what training published; "
-                f"{_cure(store)}"
-            )
-
-
-def _is_as_written(store: RunStore, path: str, expected: str) -> bool:
-    try:
-        return store.checksum(path) == expected
-    except OSError:  # it is not there, or a folder is
-        return False
-
-
-def _cure(store: RunStore) -> str:
-    steps = completed_steps(store)
-    return f"remove {store.root}/{MANIFEST} and run `sparsepo train` again" + (
-        f" (it goes on from step {steps[-1]})" if steps else ""
-    )
 
 
 def _fit_within_memory(run: Run, facts: TrainingFacts, callbacks: Sequence[Any]) -> None:
