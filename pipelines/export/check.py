@@ -81,5 +81,6 @@ def vllm_line(folder: Path) -> str:
         engine.EngineArgs(**given).create_model_config()
     except Exception as error:  # of the check itself, or of an installation that does not start
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        line = line.replace(str(folder), "the export")  # its place is nobody's business
         return f"warning: vLLM does not take the configuration: {line}"
     return "vLLM takes the configuration"

@@ -66,14 +66,17 @@ def _target(wanted: Wanted, run: FinishedRun, folder: Path | None) -> "Place | H
         return None
     if push.startswith(("/", ".", "~")) or "://" in push:
         place = Place.at(push, run.fingerprint)
-        return None if place.made() is not None else place
+        place.made()  # or what else is there is refused
+        return place
     from pipelines.export.push import Hub
 
     return Hub.ready(push, wanted.is_public, folder)
 
 
 def _send(folder: Path, target: "Place | Hub | None", place: Place, say: Say) -> None:
-    if isinstance(target, Place):
+    if isinstance(target, Place) and target.made() is not None:
+        say(f"export: {target.store.root} has all of it already")
+    elif isinstance(target, Place):
         _copy(folder, target)
         say(f"export: copied to {target.store.root}")
     elif target is not None and target.has_all:

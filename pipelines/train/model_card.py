@@ -79,7 +79,7 @@ def model_card(recipe: Recipe, facts: CardFacts) -> str:
     license_ = f"`{facts.license}`" if facts.license else _LICENSE
     loading = model_text(facts.repository, base, facts.is_adapter, facts.has_code)
     parts = [
-        f"# {recipe.objective.name} from {base}\n",
+        f"# {_title(recipe)}\n",
         _trained(recipe, facts, base),
         f"## How to load it\n\n{loading}",
         *([text] if (text := masks_text(recipe, facts.masks, facts.stored)) else ()),
@@ -101,7 +101,9 @@ def metadata(recipe: Recipe, facts: CardFacts) -> ModelCardData:
     kind = recipe.mask.kind
     sources = [hub_name(source.path) for source in recipe.data.sources]
     data_sets = list(dict.fromkeys(filter(None, sources)))
-    tags = ["sparsepo", "preference-optimization", recipe.objective.name]
+    results = list(_eval_results(recipe, facts.results))
+    prefers = recipe.objective.declared.uses_rejected or recipe.reads_labels()
+    tags = ["sparsepo", *(["preference-optimization"] if prefers else []), recipe.objective.name]
     if recipe.train.lora is not None:
         tags.append("lora")
     return ModelCardData(
@@ -112,10 +114,13 @@ def metadata(recipe: Recipe, facts: CardFacts) -> ModelCardData:
         license=facts.license or UNKNOWN_LICENSE,
         pipeline_tag="text-generation",
         tags=[*tags, *([] if kind == "none" else [f"token-mask-{kind}"])],
-        model_name=facts.repository
-        or f"{recipe.objective.name} from {public_name(recipe.model.name_or_path)}",
-        eval_results=list(_eval_results(recipe, facts.results)) or None,
+        model_name=(facts.repository or _title(recipe)) if results else None,
+        eval_results=results or None,
     )
+
+
+def _title(recipe: Recipe) -> str:
+    return f"{recipe.objective.name} from {public_name(recipe.model.name_or_path)}"
 
 
 def _eval_results(recipe: Recipe, results: Mapping[str, Mapping[str, Any]]) -> Iterator[EvalResult]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from damage.damages import FOLDER, JSON
 from huggingface_hub import constants
 from object_store import ObjectStore
 from processes import kill, started, wait_for
@@ -181,7 +182,28 @@ def test_to_another_directory_too(learned_run: Recipe, exported: Export, tmp_pat
     names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert names == {str(p.relative_to(copy)) for p in copy.rglob("*") if p.is_file()}
     assert all((folder / name).read_bytes() == (copy / name).read_bytes() for name in names)
-    exported(learned_run, push=str(copy))
+    said: list[str] = []
+    exported(learned_run, said, push=str(copy))
+    assert said[1:] == [f"export: {copy} has all of it already"]
+
+
+@pytest.mark.parametrize("damage", [*JSON, FOLDER])
+def test_a_damaged_record_is_one_line(damage: str, exported: Export, learned_run: Recipe) -> None:
+    """It names the file and what to do; all else stays as it was."""
+    folder = exported(learned_run)
+    record = folder / "export.json"
+    content = record.read_bytes()
+    record.unlink()
+    if damage == FOLDER:
+        record.mkdir()
+    else:
+        record.write_bytes(JSON[damage](content))
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    with pytest.raises(UserError) as error:
+        exported(learned_run)
+    (line,) = str(error.value).splitlines()
+    assert str(record) in line and "remove the directory and export again" in line
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
 def test_two_commands_do_not_export_to_one_place(
