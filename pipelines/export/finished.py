@@ -101,15 +101,27 @@ class FinishedRun:
         raise UserError(f"{self.paths.pairs.root} holds no pair to check the export with")
 
     def _refuse_other_pairs(self) -> None:
-        """UserError if others lie in the pairs' place than those that were trained on."""
-        inputs, reference = self.train["inputs"], self.paths.reference
-        if "pairs" not in inputs and reference.exists(MANIFEST):
+        """UserError if others lie in the pairs' place than those that were trained on.
+
+        Where the reference's record is not there any more, nothing says which those were.
+        """
+        made, inputs, reference = self.pairs, self.train["inputs"], self.paths.reference
+        known = {"fingerprint": inputs.get("pairs")} if "pairs" in inputs else {}
+        if not known and reference.exists(MANIFEST):
             scored = read_manifest(reference)
-            inputs = scored["inputs"] if scored["fingerprint"] == inputs["reference"] else {}
-        if inputs.get("pairs", self.pairs["fingerprint"]) != self.pairs["fingerprint"]:
-            raise UserError(
-                f"{self.paths.pairs.root} holds other pairs than {self.paths.root} was trained on"
-            )
+            if scored["fingerprint"] == inputs.get("reference"):
+                known = {
+                    key.removeprefix("pairs."): value
+                    for key, value in scored["inputs"].items()
+                    if key.startswith("pairs.")
+                }
+        found = {"fingerprint": made["fingerprint"], **made["settings"], **made["inputs"]}
+        for key in sorted(known.keys() & found.keys()):
+            if known[key] != found[key]:
+                raise UserError(
+                    f"{self.paths.pairs.root} holds other pairs than {self.paths.root} was trained "
+                    f"on: {key} differs"
+                )
 
 
 def _refuse_others(store: RunStore, run_dir: str) -> None:

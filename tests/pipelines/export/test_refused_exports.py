@@ -139,13 +139,24 @@ def test_a_run_that_evaluates_another_model_has_none(make_recipe: MakeRecipe) ->
 
 
 def test_pairs_of_another_preparation_are_refused(activation_run: Recipe, tmp_path: Path) -> None:
-    """The reference's record says which pairs were scored and trained on."""
+    """The reference's record says which pairs were scored and trained on; without one training's
+    own does.
+    """
     shutil.copytree(activation_run.run_dir, tmp_path / "copy")
     file = tmp_path / "copy/pairs/manifest.json"
-    manifest = {**json.loads(file.read_text()), "fingerprint": "0" * 32}
+    manifest = json.loads(file.read_text())
     manifest.pop("seal")
+    manifest["inputs"]["sources"] = ["0" * 64]
     file.write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="copy/pairs holds other pairs than .*copy was trained on"):
+    line = "copy/pairs holds other pairs than .*copy was trained on: sources differs"
+    with pytest.raises(UserError, match=line):
+        run_export(str(tmp_path / "copy"), Wanted(), silent)
+    train = tmp_path / "copy/train/manifest.json"
+    told = json.loads(train.read_text())
+    told.pop("seal")
+    told["inputs"] = {"weights": "any", "pairs": "another"}
+    train.write_text(json.dumps(told))
+    with pytest.raises(UserError, match="was trained on: fingerprint differs"):
         run_export(str(tmp_path / "copy"), Wanted(), silent)
     assert not (tmp_path / "copy/export").exists()
 
