@@ -64,6 +64,7 @@ def check_base(run: FinishedRun, source: Path) -> None:
     """UserError if an adapter's base is not there, or other weights are in its place."""
     if is_adapter(source):
         base = base_dir(source)
+        hf_config(base)  # or says that its code is not trusted: then its fingerprint is another too
         if weights_fingerprint(base) != run.train["inputs"]["weights"]:
             raise UserError(
                 f"the adapter's base {base} holds other weights than the run was trained from: "
