@@ -103,6 +103,38 @@ def report(
 
 
 @app.command()
+def export(
+    run_dir: Annotated[str, typer.Argument(metavar="RUN", help="A run whose training is done.")],
+    to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Where it goes, empty or not there; RUN/export by default."
+        ),
+    ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REPO_OR_DIR",
+            help="Send it, too: to a repository of the Hub (OWNER/NAME; the token is HF_TOKEN's), "
+            "or to another directory (./DIR, /DIR, s3://...).",
+        ),
+    ] = None,
+    license: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of the model, as the Hub calls it; unknown otherwise."),
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="A new repository is public; private otherwise.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """A finished run for others: model (adapters merged), tokenizer, masks and cards, checked."""
+    from pipelines.export import Wanted, run_export
+
+    print(run_export(run_dir, Wanted(to, push, license, public), _say(quiet)))
+
+
+@app.command()
 def weigh(
     recipe: RecipeArgument,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT")],
@@ -575,7 +607,15 @@ def _way_on(arguments: Sequence[str]) -> str:
     from pipelines.commands.stages import STAGES
 
     name = next((part for part in arguments if not part.startswith("-")), "")
-    if name not in {"run", "sft", "tune", "schedule", "quickstart", *(s.name for s in STAGES)}:
+    if name not in {
+        "run",
+        "sft",
+        "tune",
+        "schedule",
+        "quickstart",
+        "export",
+        *(s.name for s in STAGES),
+    }:
         return ""
     resume = ["--resume"] if name == "tune" and "--resume" not in arguments else []
     return f"; go on with: {shlex.join(['sparsepo', *arguments, *resume])}"

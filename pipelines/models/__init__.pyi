@@ -1,5 +1,9 @@
 from .accelerator import device_kind as device_kind, dtype_name as dtype_name
-from .adapters import merged as merged, merged_adapter as merged_adapter
+from .adapters import (
+    merged as merged,
+    merged_adapter as merged_adapter,
+    with_adapter as with_adapter,
+)
 from .chat_template import (
     ChatSettings as ChatSettings,
     ChatTemplate as ChatTemplate,

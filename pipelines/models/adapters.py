@@ -17,22 +17,31 @@ def merged_adapter(base: Any, directory: Path) -> Any:
         base: a transformers causal language model in float32; it is changed.
     Raises: UserError naming the directory if peft cannot load or merge it.
     """
+    loaded = with_adapter(base, directory)
+    try:
+        whole = merged(loaded)
+        for layer in (whole.get_input_embeddings(), whole.get_output_embeddings()):
+            if not bool(layer.weight.isfinite().all()):
+                raise ValueError("it does not hold all rows of the embeddings and the head")
+    except Exception as error:  # peft's own
+        raise _refused(directory, error) from error
+    return whole.requires_grad_(True)  # peft froze the base
+
+
+def with_adapter(base: Any, directory: Path) -> Any:
+    """The base with an adapter beside its weights, as peft runs it; not merged.
+
+    Args and raises: as `merged_adapter`.
+    """
     from peft import PeftModel
 
     rows = adapter_rows(directory)
     try:
         if rows is not None and len(base.get_input_embeddings().weight) != rows:
             _resize(base, rows)
-        loaded = PeftModel.from_pretrained(base, directory)
-        whole = merged(loaded)
-        for layer in (whole.get_input_embeddings(), whole.get_output_embeddings()):
-            if not bool(layer.weight.isfinite().all()):
-                raise ValueError("it does not hold all rows of the embeddings and the head")
+        return PeftModel.from_pretrained(base, directory).eval()
     except Exception as error:  # peft's own, and what safetensors makes of a damaged file
-        raise UserError(
-            f"model directory {directory}: {str(error).strip().partition(chr(10))[0]}"
-        ) from error
-    return whole.requires_grad_(True)  # peft froze the base
+        raise _refused(directory, error) from error
 
 
 def merged(adapted: Any) -> Any:
@@ -45,6 +54,10 @@ def merged(adapted: Any) -> Any:
     if is_tied:
         _tie_again(whole)
     return whole
+
+
+def _refused(directory: Path, error: Exception) -> UserError:
+    return UserError(f"model directory {directory}: {str(error).strip().partition(chr(10))[0]}")
 
 
 def _resize(base: Any, rows: int) -> None:

@@ -7,6 +7,7 @@ from .conversation import (
     answer_ids as answer_ids,
     text_prompt_ids as text_prompt_ids,
 )
+from .dataset_card import dataset_card as dataset_card
 from .prompts import (
     Prompt as Prompt,
     PromptEncoder as PromptEncoder,

@@ -30,8 +30,11 @@ from .keys import plain_keys as plain_keys, values_of as values_of
 from .location import (
     Directory as Directory,
     RunDirectory as RunDirectory,
+    hub_name as hub_name,
     locations as locations,
+    public_name as public_name,
     with_absolute_paths as with_absolute_paths,
+    with_public_names as with_public_names,
 )
 from .masks import (
     ActivationMaskConfig as ActivationMaskConfig,
@@ -60,12 +63,15 @@ from .run_paths import (
     BEST as BEST,
     BOARD as BOARD,
     CANDIDATES as CANDIDATES,
+    CARD as CARD,
     CHECKPOINTS as CHECKPOINTS,
     CODE_SAMPLES as CODE_SAMPLES,
     CONFIG as CONFIG,
     DEFINITION as DEFINITION,
     EVENTS as EVENTS,
     EXECUTED as EXECUTED,
+    EXPORT as EXPORT,
+    EXPORTED as EXPORTED,
     FAILED_ROWS as FAILED_ROWS,
     FAILURE as FAILURE,
     FRONT as FRONT,

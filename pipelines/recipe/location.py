@@ -18,6 +18,7 @@ from pipelines.recipe.keys import Content, leaves, with_leaves
 from pipelines.storage import folder_of_pattern, has_wildcard, local_tree, name_pattern
 
 Schema = TypeVar("Schema", bound=BaseModel)
+_OF_A_RUN = "/train/model"
 _NAME_BYTES, _PATH_BYTES = 255, 4095  # what Linux and its file systems take
 
 
@@ -102,6 +103,30 @@ def with_absolute_paths(section: Schema, directory: Path) -> Schema:
         return value if location is None else location.absolute(value, directory)
 
     return with_leaves(section, absolute)
+
+
+def hub_name(text: str) -> str | None:
+    """The name on a hub that an absolute location is; None for a path or a URI."""
+    return None if "://" in text or text.startswith(("/", "~", ".")) else text
+
+
+def public_name(text: str) -> str:
+    """What an absolute location is called, without where it lies: for what others will read.
+
+    The model of a run is called as the run is.
+    """
+    if (name := hub_name(text)) is not None:
+        return name
+    return text.rstrip("/").removesuffix(_OF_A_RUN).rpartition("/")[2]
+
+
+def with_public_names(section: Schema) -> Schema:
+    """A copy of a section or recipe that says of no location where it lies."""
+
+    def named(value: Any, content: Content) -> Any:
+        return value if _location(value, content) is None else public_name(value)
+
+    return with_leaves(section, named)
 
 
 def refuse_impossible(section: BaseModel) -> None:

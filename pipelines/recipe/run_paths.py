@@ -36,6 +36,8 @@ NAMED = "named"
 TOKEN_WEIGHTS, EXECUTED, VERDICTS = "token_weights", "code", "verdicts.jsonl"
 HISTORY, GATES = "history", "gates.json"
 LAST_TICK, EVENTS = "schedule/state.json", "schedule/events"
+# Of export: its folder, what was made and checked, and the cards.
+EXPORT, EXPORTED, CARD = "export", "export.json", "README.md"
 # Of report.
 PAGE, RESULTS = "index.html", "results.json"
 # Of a sweep and its trials.

@@ -10,4 +10,4 @@ from .forecast import planned_steps as planned_steps
 from .model import load_reference as load_reference
 from .origins import feature_origins as feature_origins, reference_model_dir as reference_model_dir
 from .stage import REFERENCE as REFERENCE, run_facts as run_facts
-from .store import open_reference as open_reference
+from .store import finished_reference as finished_reference, open_reference as open_reference

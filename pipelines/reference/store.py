@@ -371,15 +371,19 @@ def open_reference(facts: ReferenceFacts, pairs: PairTable) -> ReferenceStore:
 
     Raises: UserError if it was made by another model, from other pairs or is not there.
     """
-    store = RunStore(facts.root)
+    return finished_reference(RunStore(facts.root), facts.fingerprint, pairs)
+
+
+def finished_reference(store: RunStore, fingerprint: str, pairs: PairTable) -> ReferenceStore:
+    """The finished store with a fingerprint. Raises: as `open_reference`."""
     if not store.exists(MANIFEST):
         raise UserError(
             f"{store.root} has no finished reference stage: run `sparsepo reference` first"
         )
     manifest = read_manifest(store)
-    if manifest["fingerprint"] != facts.fingerprint:
+    if manifest["fingerprint"] != fingerprint:
         raise UserError(
             f"{store.root} holds another run's reference stage: its fingerprint is "
-            f"{manifest['fingerprint']}, not {facts.fingerprint}"
+            f"{manifest['fingerprint']}, not {fingerprint}"
         )
     return ReferenceStore(store, manifest, pairs)

@@ -1,10 +1,11 @@
 from .builders import build_objective as build_objective
 from .checkpoint import check_files as check_files
 from .facts import TrainingFacts as TrainingFacts
-from .fit import check_published as check_published
 from .kept import drop_weights as drop_weights
 from .metrics import read_metrics as read_metrics
+from .model_card import CardFacts as CardFacts, model_card as model_card
 from .policy import open_policy as open_policy, open_untrained as open_untrained
+from .published import check_published as check_published
 from .stage import (
     TRAIN as TRAIN,
     require_validation as require_validation,

@@ -29,11 +29,10 @@ from pipelines.errors import (
     DamagedFile,
     Failure,
     StageFailed,
-    UserError,
 )
 from pipelines.pairs import open_pairs
 from pipelines.recipe import (
-    MANIFEST,
+    CARD,
     METRICS,
     MODEL,
     PUBLISHED,
@@ -57,8 +56,7 @@ from pipelines.train.metrics import (
     read_metrics,
     read_part,
 )
-from pipelines.train.model_card import model_card
-from pipelines.train.steps import completed_steps
+from pipelines.train.model_card import CardFacts, model_card
 from pipelines.train.worker import (
     remembered_budget,
     spans_told,
@@ -135,10 +133,10 @@ def finish_training(run: Run, record: StageRecord, num_pairs: int) -> dict[str, 
     validations = [r for r in records if r.get("kind") == "validation"]
     if validations:
         counts["validation"] = validations[-1]
-    store.write_bytes(
-        f"{MODEL}/README.md",
-        model_card(recipe, counts, read_manifest(run.paths.pairs)["counts"]).encode(),
-    )
+    pairs = read_manifest(run.paths.pairs)["counts"]
+    is_adapter = recipe.train.lora is not None and recipe.train.lora.save == "adapter"
+    card = model_card(recipe, CardFacts(counts, pairs, is_adapter=is_adapter))
+    store.write_bytes(f"{MODEL}/{CARD}", card.encode())
     logged = [f"{METRICS}/{name}" for name in store.names(METRICS)]
     outputs = read_record(store, PUBLISHED) | {path: store.checksum(path) for path in logged}
     manifest = record.finish(counts, outputs)
@@ -149,37 +147,6 @@ def finish_training(run: Run, record: StageRecord, num_pairs: int) -> dict[str, 
 def _num_steps(train: TrainSection, num_pairs: int) -> int:
     sampler = Sampler(num_pairs, train.global_batch_size, train.seed)
     return sampler.num_steps(train.epochs, train.max_steps)
-
-
-def check_published(store: RunStore) -> None:
-    """Compare the published model and masks with the checksums in the stage's manifest.
-
-    Raises: UserError naming the first file that is missing or damaged.
-    """
-    if not store.exists(MANIFEST):
-        return  # published a moment ago, and its driver was killed before it said so
-    for path, expected in read_manifest(store)["outputs"].items():
-        if path.startswith(f"{METRICS}/"):
-            continue  # who shows them looks at them
-        if not _is_as_written(store, path, expected):
-            raise UserError(
-                f"{store.root}/{path} is missing or damaged: it is not what training published; "
-                f"{_cure(store)}"
-            )
-
-
-def _is_as_written(store: RunStore, path: str, expected: str) -> bool:
-    try:
-        return store.checksum(path) == expected
-    except OSError:  # it is not there, or a folder is
-        return False
-
-
-def _cure(store: RunStore) -> str:
-    steps = completed_steps(store)
-    return f"remove {store.root}/{MANIFEST} and run `sparsepo train` again" + (
-        f" (it goes on from step {steps[-1]})" if steps else ""
-    )
 
 
 def _fit_within_memory(run: Run, facts: TrainingFacts, callbacks: Sequence[Any]) -> None:

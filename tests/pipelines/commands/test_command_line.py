@@ -23,6 +23,7 @@ COMMANDS = (
     "plan",
     "status",
     "quickstart",
+    "export",
 )
 
 

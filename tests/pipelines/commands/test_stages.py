@@ -305,7 +305,7 @@ def test_run_writes_everything_and_skips_it_the_second_time(
     card = (Path(recipe.run_dir) / "train" / "model" / "README.md").read_text()
     assert "sparsepo from" in card
     assert "`validation/loss`" in card
-    assert f"- `{recipe.data.sources[0].path}`" in card
+    assert f"- `{Path(recipe.data.sources[0].path).name}`" in card
     assert f"Pairs after preparation: {open_pairs(Run(recipe)).num_rows('train')} train" in card
     results = {
         p.stem: json.loads(p.read_text())

@@ -14,7 +14,7 @@ from pipelines.errors import UserError
 from pipelines.recipe.schema import SelectionSection, TrainSection
 from pipelines.storage.store import RunStore
 from pipelines.train import metrics
-from pipelines.train.fit import check_published
+from pipelines.train.published import check_published
 from pipelines.train.selection import Selection
 from pipelines.train.trainer import Trainer
 

@@ -1,0 +1,1 @@
+from .export import Wanted as Wanted, run_export as run_export
