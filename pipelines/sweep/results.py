@@ -15,7 +15,8 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from evaluation.frontier import knee_point, pareto_front
-from evaluation.report.sweep import SweepView, TrialView, render_sweep, sweep_figures
+from evaluation.report.sweep import render_sweep
+from evaluation.report.sweep_png import sweep_figures
 from pipelines.errors import StageFailed, UserError
 from pipelines.recipe import (
     BEST,
@@ -32,7 +33,8 @@ from pipelines.recipe import (
     to_yaml,
 )
 from pipelines.storage import RunStore, damaged, read_list
-from pipelines.sweep.space import RECIPE, Goal, Point, Sweep
+from pipelines.sweep.pages import sweep_view
+from pipelines.sweep.space import Goal, Point, Sweep
 from pipelines.sweep.trial_record import Trial, is_number
 
 REPORT = "report"
@@ -100,7 +102,7 @@ def publish_results(sweep: Sweep, trials: Sequence[Trial], say: Say) -> str:
     best = best.model_copy(update={"run_dir": _place_of(sweep, best)})
     header = f"# trial {best.number} of {len(trials)}: {sweep.title(best.point)}\n# {why}\n"
     store.write_bytes(BEST, (header + _recipe_of(best)).encode())
-    view = _view(sweep, trials, front, best, why)
+    view = sweep_view(sweep, trials, front, best, why, say)
     for name, png in sweep_figures(view).items():
         store.write_bytes(f"{REPORT}/{name}.png", png)
     store.write_bytes(f"{REPORT}/index.html", render_sweep(view).encode())
@@ -239,33 +241,6 @@ def _write_table(store: RunStore, name: str, rows: list[dict[str, Any]]) -> None
     store.write_bytes(f"{name}.csv", buffer.getvalue().encode())
     store.write_table(
         f"{name}.parquet", pa.table({c: pa.array([row[c] for row in plain]) for c in columns})
-    )
-
-
-def _view(
-    sweep: Sweep, trials: Sequence[Trial], front: Sequence[Trial], best: Trial, why: str
-) -> SweepView:
-    on_front = {trial.number for trial in front}
-    return SweepView(
-        title=sweep.run_dir.rstrip("/").rsplit("/", 1)[-1],
-        keys=list(sweep.space),
-        series_key=RECIPE if RECIPE in sweep.space else None,
-        objectives=[(goal.metric, goal.mode) for goal in sweep.objectives],
-        trials=[
-            TrialView(
-                t.number,
-                t.status,
-                t.message,
-                t.point,
-                t.metrics,
-                t.seconds,
-                t.number in on_front,
-                t.number == best.number,
-            )
-            for t in trials
-        ],
-        rule=why,
-        num_seeds=max(1, len(sweep.seeds)),
     )
 
 
