@@ -155,7 +155,7 @@ def _ends(trials: Sequence[TrialView], name: str) -> tuple[list[float], list[flo
 def hover_of(view: SweepView, trial: TrialView) -> str:
     """A trial's number, its keys and its objectives, a line each."""
     lines = [f"trial {trial.number}" + (", on the front" if trial.is_on_front else "")]
-    lines += [f"{key} = {shown_value(trial.point[key])}" for key in view.keys if key in trial.point]
+    lines += [f"{key} = {view.shown(trial, key)}" for key in view.keys if key in trial.point]
     for metric, _ in view.objectives:
         low, high = spread(trial, metric)
         value = trial.metrics[metric]

@@ -1,7 +1,8 @@
 """What the page of a sweep is told: its trials, what was searched on what, and what was chosen."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from evaluation.equal_distance import Level
@@ -109,7 +110,22 @@ class SweepView:
         """The series that a trial belongs to."""
         if self.series_key is None:
             return ""
-        return leaf_of_path(str(trial.point.get(self.series_key)))
+        return self.shown(trial, self.series_key)
+
+    @cached_property
+    def _names(self) -> dict[str, dict[str, str]]:
+        """Searched key -> what each of its texts is called."""
+        return {
+            key: distinct_names(
+                value for trial in self.trials if isinstance(value := trial.point.get(key), str)
+            )
+            for key in self.keys
+        }
+
+    def shown(self, trial: TrialView, key: str) -> str:
+        """A searched key's value, as texts have it: two that differ never look the same."""
+        value = trial.point.get(key)
+        return self._names[key][value] if isinstance(value, str) else shown_value(value)
 
     def methods(self) -> list[str]:
         """Of all trials, so that one keeps its colour whatever became of another."""
@@ -128,9 +144,20 @@ class SweepView:
         )
 
 
-def leaf_of_path(text: str) -> str:
-    """A recipe's name without its folder and its ending."""
-    return text.rsplit("/", 1)[-1].removesuffix(".yaml")
+def leaf_of_path(text: str, depth: int = 1) -> str:
+    """A recipe's name without its folder and its ending, or with so many of its last parts."""
+    return "/".join(text.split("/")[-depth:]).removesuffix(".yaml")
+
+
+def distinct_names(texts: Iterable[str]) -> dict[str, str]:
+    """Path -> its name, with as many of its folders as tell all of them apart."""
+    paths = list(dict.fromkeys(texts))
+    deepest = max((path.count("/") + 1 for path in paths), default=1)
+    for depth in range(1, deepest + 1):
+        names = {path: leaf_of_path(path, depth) for path in paths}
+        if len(set(names.values())) == len(paths):
+            return names
+    return {path: path for path in paths}
 
 
 def leaf(name: str) -> str:

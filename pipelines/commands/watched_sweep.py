@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from evaluation.report.live import chart_groups
+from evaluation.report.sweep_view import distinct_names
 from pipelines.commands.status import status_lines
 from pipelines.commands.watched import LookFailed, Pace, columns
 from pipelines.recipe import CONFIG, PAGE, TRIAL, TRIALS, read_config, read_started
@@ -125,7 +126,7 @@ class WatchedSweep:
         self._headline = status_lines(rows)[0]
         states = {row["path"]: row for row in rows}
         self._version += 1
-        told = []
+        told: list[dict[str, Any]] = []
         for name in self._store.names(TRIALS):
             trial = self._trials.setdefault(name, _Trial())
             place = self._store.at(TRIALS, name)
@@ -137,10 +138,16 @@ class WatchedSweep:
                     "number": int(name.split("-")[0]),
                     "state": row["state"],
                     "detail": row["detail"],
-                    "point": {key: _shown(value) for key, value in trial.point.items()},
+                    "point": trial.point,
                     "runs": list(trial.runs),
                 }
             )
+        names = distinct_names(str(row["point"].get(RECIPE)) for row in told)
+        for row in told:
+            point = {key: _shown(value) for key, value in row["point"].items()}
+            if RECIPE in point:
+                point[RECIPE] = names[str(row["point"][RECIPE])]
+            row["point"] = point
         self._rows = told
 
     def _look_at(self, trial: _Trial, path: str, place: RunStore) -> None:

@@ -160,6 +160,33 @@ def test_a_method_has_one_colour_whatever_became_of_others() -> None:
     assert f'style="--run:{colour}"' in render_sweep(shown)
 
 
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["a/one.yaml", "b/two.yaml", "hh-dpo"], ["one", "two", "hh-dpo"]),
+        (["runs/dpo/config.yaml", "runs/mapo/config.yaml"], ["dpo/config", "mapo/config"]),
+        (["x/a/config.yaml", "y/a/config.yaml", "one"], ["x/a/config", "y/a/config", "one"]),
+        (["one.yaml", "one"], ["one.yaml", "one"]),
+    ],
+)
+def test_two_recipes_are_never_one_method(paths: list[str], names: list[str]) -> None:
+    """However their files are called: in the figure, in its hover and in the table."""
+    shown = view([(REWARD, "max"), (KL, "min")], "recipe")
+    trials = [
+        replace(trial, number=n, status="finished", metrics=shown.trials[n].metrics)
+        for n, trial in enumerate(shown.trials[: len(paths)])
+    ]
+    trials = [
+        replace(trial, point={**trial.point, "recipe": path})
+        for trial, path in zip(trials, paths, strict=True)
+    ]
+    found = series(replace(shown, trials=trials), "frontier")
+    assert set(names) == found.keys() - {"Pareto front", "best.yaml"}
+    assert f"recipe = {names[0]}" in found[names[0]]["hover"][0]
+    page = own_part(render_sweep(replace(shown, trials=trials)))
+    assert all(f'<td class="n">{name}</td>' in page for name in names)
+
+
 def test_intervals_are_drawn_where_there_are_some() -> None:
     shown = view([(REWARD, "max"), (KL, "min")], "recipe")
     first = shown.trials[0]
