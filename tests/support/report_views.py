@@ -1,6 +1,7 @@
 """A run as its report sees it, and the page without the library that it carries."""
 
 import re
+from html import unescape
 
 from evaluation.report import RunView
 
@@ -12,6 +13,11 @@ def own_part(page: str) -> str:
     found, times = re.subn(r'<script id="plotly">.*?</script>', "", page, flags=re.S)
     assert times == 1, "once per page"
     return found
+
+
+def words(html: str) -> str:
+    """The text of a part of a page, without its tags."""
+    return unescape(" ".join(re.sub(r"<[^>]*>", "", html).split()))
 
 
 def view(name: str) -> RunView:

@@ -4,10 +4,13 @@ import itertools
 import json
 import math
 import re
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import evaluation.report
 from evaluation.report.charts import (
     COLOURS,
     DASHES,
@@ -166,3 +169,15 @@ def test_the_library_is_one_script_with_its_licence_that_nothing_ends() -> None:
     library = str(library_html())
     assert library.count("</script") == 2 and "<!--" not in library
     assert "Licensed under the MIT license" in library[:300]
+
+
+def test_an_installed_page_has_all_its_files() -> None:
+    """Templates, styles, scripts, the library and its licence: pyproject.toml names each."""
+    root = Path(evaluation.report.__file__).parents[2]
+    settings = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]
+    patterns = settings["package-data"]["evaluation"]
+    named = {path for pattern in patterns for path in (root / "evaluation").glob(pattern)}
+    files = {path for path in (root / "evaluation" / "report").rglob("*.*") if path.is_file()}
+    left = {path.name for path in files - named if path.suffix not in (".py", ".pyc", ".pyi")}
+    assert not left
+    assert {"plotly-basic.min.js", "plotly-basic.LICENSE.txt"} <= {path.name for path in named}

@@ -3,20 +3,14 @@
 import json
 import re
 from dataclasses import replace
-from html import unescape
 from typing import Any
 
 import pytest
-from report_views import INTERVAL, own_part, view
+from report_views import INTERVAL, own_part, view, words
 
 from evaluation.report import render_report
 from evaluation.report.charts import COLOURS
 from evaluation.report.findings import findings
-
-
-def words(html: str) -> str:
-    """The text of a part of the page, without its tags."""
-    return unescape(" ".join(re.sub(r"<[^>]*>", "", html).split()))
 
 
 def figures(page: str) -> dict[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import Ranks
+from report_views import own_part, words
 from runs import MakeRecipe, run_here, trainer_of
 from transformers import AutoModelForCausalLM
 
@@ -201,6 +202,6 @@ def test_a_finished_run_is_evaluated_by_its_labels(
         preference
     )
     assert "held-out labels" in " ".join(said) and "AUC" in " ".join(said)
-    page = Path(run_report([recipe.run_dir])).read_text()
+    page = words(own_part(Path(run_report([recipe.run_dir])).read_text()))
     assert "The implicit reward agrees with held-out labels" in page
     assert "Held-out labels" in page and "Held-out preferences" not in page
