@@ -114,7 +114,8 @@ def summary(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    from evaluation.report.figures import COLOURS, as_png, new_axes
+    from evaluation.report.charts import COLOURS
+    from evaluation.report.figures import as_png, new_axes
 
     seeds = len({row["seed"] for row in rows})
     figure, axes = new_axes(

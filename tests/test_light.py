@@ -39,6 +39,18 @@ CASES = {
         "assert sparsepo.OBJECTIVES['mapo'].default_mask in MASKS\n"
         "assert sparsepo.FEATURES['activation_mask'].origin == 'reference'"
     ),
+    "watch a run": (
+        "import tempfile\n"
+        "from pipelines.commands.watch import Pages\n"
+        "from pipelines.storage import RunStore\n"
+        "with tempfile.TemporaryDirectory() as folder:\n"
+        "    RunStore(folder).write_bytes('config.yaml', b'paths: {}\\ntrain: {}\\n')\n"
+        '    line = b\'{"step": 1, "loss": 1.0}\\n\'\n'
+        "    RunStore(folder).write_bytes('train/metrics/part-1-1-train.jsonl', line)\n"
+        "    told = Pages(folder).answer('data', {}).content\n"
+        "    assert b'\"loss\": [1.0]' in told, told\n"
+        "assert 'matplotlib' not in sys.modules, 'the browser draws'"
+    ),
     "import the report": "from pipelines.commands.report import run_report",
 }
 PROGRAM = """

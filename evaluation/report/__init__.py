@@ -1,16 +1,5 @@
-"""The self-contained HTML report of one or several runs."""
+"""The pages: the report of a run or of several, a sweep's results, and what `watch` shows."""
 
-from evaluation.report.downloads import NUMBERS_FILE, curves_csv, numbers_csv
-from evaluation.report.drawings import CURVES_FILE
-from evaluation.report.page import render_report
-from evaluation.report.view import RunView, all_results
+import lazy_loader
 
-__all__ = [
-    "CURVES_FILE",
-    "NUMBERS_FILE",
-    "RunView",
-    "all_results",
-    "curves_csv",
-    "numbers_csv",
-    "render_report",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -37,14 +37,14 @@
     const places = new Map(categories(record).map((name, i) => [name, i]));
     return record.series.map((s) => ({
       type: s.kind === "bars" ? "bar" : "scatter",
-      mode: { lines: "lines", marks: "markers", "lines+marks": "lines+markers" }[s.kind],
+      mode: { lines: "lines", marks: "markers", "lines+marks": "lines+markers" }[s.kind] + (s.labels ? "+text" : ""),
       x: s.x.map((x) => typeof x === "string" ? places.get(x) : x), y: s.y,
       name: escaped(s.name), opacity: s.faint ? 0.3 : 1, showlegend: !s.faint, legendgroup: s.name,
       line: { color: s.colour, dash: s.dash, width: s.faint ? 1 : 2 },
       marker: { color: s.colour, symbol: s.symbol, size: 9 },
       error_x: errors(s.x, s.x_low, s.x_high, s.colour),
       error_y: errors(s.y, s.y_low, s.y_high, s.kind === "bars" ? tone.ink : s.colour),
-      hoverinfo: s.faint ? "skip" : "text", hovertext: hover(s, record).map(escaped), text: "", textposition: "none",
+      hoverinfo: s.faint ? "skip" : "text", hovertext: hover(s, record).map(escaped), text: s.labels?.map(escaped) ?? "", textposition: s.labels ? "top right" : "none", textfont: { size: 11, color: tone.soft },
       cliponaxis: false,
     }));
   };
@@ -115,9 +115,13 @@
     return records.get(figure);
   };
 
+  const legends = new Map(); // figure -> what its legend says: entries are kept while it is the same
   const legend = (figure, redraw) => {
     const record = recordOf(figure), hidden = drawn.get(figure);
     const names = [...new Set(record.series.filter((s) => !s.faint).map((s) => s.name))];
+    const now = JSON.stringify([names, [...hidden], record.series.map((s) => [s.kind, s.colour])]);
+    if (legends.get(figure) === now) return;
+    legends.set(figure, now);
     const box = figure.querySelector(".legend"), focused = [...box.children].indexOf(document.activeElement);
     box.replaceChildren(...(names.length < 2 ? [] : names).map((name) => {
       const s = record.series.find((one) => one.name === name && !one.faint);
@@ -138,6 +142,18 @@
     box.children[focused]?.focus();
   };
 
+  // One per figure: with another Plotly begins the figure anew, without its zoom and its listeners.
+  const settings = new Map();
+  const configuration = (figure, place) => ({
+    responsive: true, displaylogo: false, displayModeBar: true, doubleClick: "autosize",
+    modeBarButtons: [
+      [button("PNG", "save as PNG", () => picture(place, recordOf(figure), "png")),
+        button("SVG", "save as SVG", () => picture(place, recordOf(figure), "svg")),
+        button("CSV", "save the numbers as CSV", () => save(csv(recordOf(figure)), "text/csv", `${recordOf(figure).name}.csv`))],
+      ["zoomIn2d", "zoomOut2d", "autoScale2d"],
+    ],
+  });
+
   const draw = async (figure) => {
     const place = figure.querySelector(".plot"), record = recordOf(figure), isNew = !drawn.has(figure);
     if (isNew) drawn.set(figure, new Set());
@@ -148,15 +164,8 @@
       const { autorange, range } = place._fullLayout[axis];
       if (!autorange) Object.assign(sheet[axis], { autorange: false, range: [...range] });
     }
-    await Plotly.react(place, data, sheet, {
-      responsive: true, displaylogo: false, displayModeBar: true, doubleClick: "autosize",
-      modeBarButtons: [
-        [button("PNG", "save as PNG", () => picture(place, recordOf(figure), "png")),
-          button("SVG", "save as SVG", () => picture(place, recordOf(figure), "svg")),
-          button("CSV", "save the numbers as CSV", () => save(csv(recordOf(figure)), "text/csv", `${record.name}.csv`))],
-        ["zoomIn2d", "zoomOut2d", "autoScale2d"],
-      ],
-    });
+    if (isNew) settings.set(figure, configuration(figure, place));
+    await Plotly.react(place, data, sheet, settings.get(figure));
     legend(figure, () => draw(figure));
     if (isNew) place.on("plotly_click", ({ points: [point] }) => {
       const link = recordOf(figure).series[point.curveNumber].links?.[point.pointNumber];
@@ -173,12 +182,24 @@
   window.addEventListener("beforeprint", () => { for (const figure of figures) if (!drawn.has(figure)) draw(figure); });
   dark.addEventListener("change", () => { for (const figure of drawn.keys()) draw(figure); });
 
-  // For pages that get new numbers while they are open: zoom and what is hidden stay.
-  window.sparsepoCharts = {
-    update(record) {
-      const figure = document.getElementById(`chart-${record.name}`);
-      records.set(figure, record);
-      if (drawn.has(figure)) draw(figure);
-    },
+  // For pages that get new numbers while they are open: a figure is drawn again while it is in sight.
+  // What the reader zoomed to and hid stays.
+  const inSight = new Set(), stale = new Map();
+  const refresh = (figure) => {
+    if (!inSight.has(figure) || !stale.has(figure)) return;
+    records.set(figure, stale.get(figure)());
+    stale.delete(figure);
+    draw(figure);
+  };
+  const watched = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) {
+      if (isIntersecting) inSight.add(target); else inSight.delete(target);
+      refresh(target);
+    }
+  }, { rootMargin: "100px" });
+  window.drawLive = (figure, makeRecord) => {
+    stale.set(figure, makeRecord);
+    watched.observe(figure);
+    refresh(figure);
   };
 })();

@@ -60,6 +60,7 @@ class Series:
         hover: text per point, lines parted by "\\n"; empty means name, x and y.
         links: where a click on the point leads: an anchor ("#trial-3") or a relative address.
             "" leads nowhere. Whoever gives links gives them in a table as well, for the keyboard.
+        labels: a short text beside each mark.
         is_faint: raw values behind a smoothed line; not in the legend. It hides with the series
             of the same name.
     """
@@ -75,10 +76,11 @@ class Series:
     x_high: Sequence[float] = ()
     hover: Sequence[str] = ()
     links: Sequence[str] = ()
+    labels: Sequence[str] = ()
     is_faint: bool = False
 
     def __post_init__(self) -> None:
-        for field_name in ("y", "y_low", "y_high", "x_low", "x_high", "hover", "links"):
+        for field_name in ("y", "y_low", "y_high", "x_low", "x_high", "hover", "links", "labels"):
             values = getattr(self, field_name)
             if len(values) != len(self.x) and (values or field_name == "y"):
                 raise ValueError(
@@ -193,7 +195,7 @@ def run_html(name: str, style: RunStyle) -> Markup:
 
 
 def figure_record(figure: Figure) -> dict[str, Any]:
-    """What charts.js draws: of an open page, `window.sparsepoCharts.update(record)` draws it anew.
+    """What charts.js draws; of an open page, `window.drawLive(figure, makeRecord)` draws it anew.
 
     NaN and infinite numbers are still in it: write it with `embedded_json`.
     """
@@ -213,7 +215,17 @@ def figure_record(figure: Figure) -> dict[str, Any]:
                 "faint": one.is_faint,
                 **{
                     key: [_short(value) for value in getattr(one, key)]
-                    for key in ("x", "y", "y_low", "y_high", "x_low", "x_high", "hover", "links")
+                    for key in (
+                        "x",
+                        "y",
+                        "y_low",
+                        "y_high",
+                        "x_low",
+                        "x_high",
+                        "hover",
+                        "links",
+                        "labels",
+                    )
                     if getattr(one, key)
                 },
             }

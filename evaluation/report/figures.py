@@ -1,7 +1,6 @@
-"""Figures as inline SVG: no file, no network, sharp at any width."""
+"""Figures as files, drawn by matplotlib in this package's style."""
 
 import io
-import re
 from typing import Any
 
 import matplotlib
@@ -10,8 +9,6 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
 from evaluation.report.formats import readable
-
-COLOURS = ("#3564a8", "#c8553d", "#3f8f5f", "#8a5fa8", "#b08a2e", "#4d8f9c", "#9c4d6f", "#6b6b6b")
 
 
 def new_axes(title: str, x_label: str, y_label: str) -> tuple[Any, Any]:
@@ -38,18 +35,3 @@ def as_png(figure: Any) -> bytes:
     figure.savefig(buffer, format="png", dpi=200)
     plt.close(figure)
     return buffer.getvalue()
-
-
-def as_svg(figure: Any) -> str:
-    """The figure as an element that fills its place on a page; closes it."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "sparsepo", "svg.fonttype": "none"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    plt.close(figure)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    return (
-        re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", text, count=1)
-        if 'width="' in text[:400]
-        else text
-    )

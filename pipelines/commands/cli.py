@@ -411,6 +411,25 @@ def status(
         print("\n".join(status_lines(run_status(run_dir))))
 
 
+@app.command()
+def watch(
+    run_dir: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run or sweep; it may not be there yet.")
+    ],
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="To listen at; a free one by default.")
+    ] = None,
+    opens: Annotated[
+        bool, typer.Option("--open", help="Open the page in this machine's browser.")
+    ] = False,
+) -> None:
+    """A page of a run or sweep while it works: curves, samples, token weights; until Ctrl-C."""
+    from pipelines.commands.watch import run_watch
+
+    with contextlib.suppress(KeyboardInterrupt):
+        run_watch(run_dir, port, opens, _say(False))
+
+
 def _redrawn() -> Callable[[list[str]], None]:
     """Prints lines; on a terminal in place of those before them."""
     height = 0

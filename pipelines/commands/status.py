@@ -28,15 +28,21 @@ def run_status(run_dir: str) -> list[dict[str, Any]]:
         return sweep_status(store)
     if rows := sharded_status(store):
         return rows
+    if not holds_run(store):
+        raise UserError(no_run(store, run_dir))
     paths = RunPaths.at(run_dir)
-    if not store.exists(CONFIG) and not any(
-        stage.folder(paths).exists(STARTED) for stage in STAGES
-    ):
-        raise UserError(_no_run(store, run_dir))
     return [row for stage in STAGES for row in stage.status(paths)]
 
 
-def _no_run(store: RunStore, run_dir: str) -> str:
+def holds_run(store: RunStore) -> bool:
+    """Whether a run has begun in a directory."""
+    if store.exists(CONFIG):
+        return True
+    paths = RunPaths.at(store.root)
+    return any(stage.folder(paths).exists(STARTED) for stage in STAGES)
+
+
+def no_run(store: RunStore, run_dir: str) -> str:
     """What to say of a place without a run, with what may be meant."""
     if not store.exists():
         return f"{store.root}: no run here: no such directory{nearest_path(run_dir)}"

@@ -9,3 +9,4 @@ from .stage import (
     share_of as share_of,
 )
 from .status import is_sweep_folder as is_sweep_folder, sweep_status as sweep_status
+from .trial_record import read_trial as read_trial

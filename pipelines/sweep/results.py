@@ -15,7 +15,8 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from evaluation.frontier import knee_point, pareto_front
-from evaluation.report.sweep import SweepView, TrialView, render_sweep, sweep_figures
+from evaluation.report.sweep import render_sweep
+from evaluation.report.sweep_png import sweep_figures
 from pipelines.errors import StageFailed, UserError
 from pipelines.recipe import (
     BEST,
@@ -33,8 +34,9 @@ from pipelines.recipe import (
     to_yaml,
 )
 from pipelines.storage import RunStore, damaged, read_list
-from pipelines.sweep.space import RECIPE, Goal, Point, Sweep
-from pipelines.sweep.trial_record import Trial, is_number
+from pipelines.sweep.pages import sweep_view
+from pipelines.sweep.space import Goal, Point, Sweep
+from pipelines.sweep.trial_record import Trial, is_number, place_of
 
 REPORT = "report"
 _BOARD = "tensorboard"
@@ -101,7 +103,7 @@ def publish_results(sweep: Sweep, trials: Sequence[Trial], say: Say, note: str =
         },
     )
     best, why = pick(sweep, complete)
-    best = best.model_copy(update={"run_dir": _place_of(sweep, best)})
+    best = best.model_copy(update={"run_dir": place_of(sweep, best)})
     header = f"# trial {best.number} of {len(trials)}: {sweep.title(best.point)}\n# {why}\n"
     recipe, is_kept = _recipe_of(best, f"{store.root}/best")
     if not is_kept:
@@ -109,7 +111,7 @@ def publish_results(sweep: Sweep, trials: Sequence[Trial], say: Say, note: str =
             "# Its metrics were kept alone: `sparsepo run` of this trains it again, in best/\n"
         )
     store.write_bytes(BEST, (header + recipe).encode())
-    view = _view(sweep, trials, front, best, why, note or _part(sweep, trials))
+    view = sweep_view(sweep, trials, front, best, why, note or _part(sweep, trials), say)
     for name, png in sweep_figures(view).items():
         store.write_bytes(f"{REPORT}/{name}.png", png)
     store.write_bytes(f"{REPORT}/index.html", render_sweep(view).encode())
@@ -161,12 +163,6 @@ def pick(sweep: Sweep, complete: Sequence[Trial]) -> tuple[Trial, str]:
         f"{goal.metric} {best.metrics[goal.metric]:.6g}" for goal in sweep.objectives
     )
     return best, f"knee of the Pareto front{where}: {values}"
-
-
-def _place_of(sweep: Sweep, trial: Trial) -> str:
-    """Where a trial's runs lie now: the whole sweep may have been moved since."""
-    here = RunStore(sweep.trial_dir(trial.number, trial.point))
-    return here.root if here.exists() else trial.run_dir
 
 
 def _part(sweep: Sweep, trials: Sequence[Trial]) -> str:
@@ -260,39 +256,6 @@ def _write_table(store: RunStore, name: str, rows: list[dict[str, Any]]) -> None
     store.write_bytes(f"{name}.csv", buffer.getvalue().encode())
     store.write_table(
         f"{name}.parquet", pa.table({c: pa.array([row[c] for row in plain]) for c in columns})
-    )
-
-
-def _view(
-    sweep: Sweep,
-    trials: Sequence[Trial],
-    front: Sequence[Trial],
-    best: Trial,
-    why: str,
-    note: str,
-) -> SweepView:
-    on_front = {trial.number for trial in front}
-    return SweepView(
-        title=sweep.name(),
-        keys=list(sweep.space),
-        series_key=RECIPE if RECIPE in sweep.space else None,
-        objectives=[(goal.metric, goal.mode) for goal in sweep.objectives],
-        trials=[
-            TrialView(
-                t.number,
-                t.status,
-                t.message,
-                t.point,
-                t.metrics,
-                t.seconds,
-                t.number in on_front,
-                t.number == best.number,
-            )
-            for t in trials
-        ],
-        rule=why,
-        num_seeds=max(1, len(sweep.seeds)),
-        note=note,
     )
 
 

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipelines.recipe import TRIAL
 from pipelines.storage import RunStore, damaged, read_record, write_record
+from pipelines.sweep.space import Sweep
 
 
 class Trial(BaseModel):
@@ -44,3 +45,9 @@ def write_trial(store: RunStore, trial: Trial) -> None:
 
 def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
+
+
+def place_of(sweep: Sweep, trial: Trial) -> str:
+    """Where a trial's runs lie now: the whole sweep may have been moved since."""
+    here = RunStore(sweep.trial_dir(trial.number, trial.point))
+    return here.root if here.exists() else trial.run_dir

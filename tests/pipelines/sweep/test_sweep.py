@@ -4,18 +4,24 @@ best.yaml.
 
 import json
 import math
+import random
+import re
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from report_views import own_part
 from runs import MakeRecipe
 
+from evaluation.equal_distance import Measured, compare_at
 from pipelines.commands.plan import plan_sweep
 from pipelines.errors import StageFailed, UserError
 from pipelines.recipe.files import load_recipe, packaged, validate_recipe, write_yaml
+from pipelines.recipe.record import StageRecord
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import STARTED, Run
 from pipelines.storage.store import RunStore
@@ -541,7 +547,7 @@ def test_results_of_trials_that_ended_differently(load: Load, tmp_path: Path) ->
     assert [row["mask.hooks"] for row in table] == ["all", None, "['mlp']", None]
     front = json.loads((tmp_path / "sweep" / "pareto.json").read_text())
     assert [row["trial"] for row in front["front"]] == [0]
-    page = (tmp_path / "sweep" / "report" / "index.html").read_text()
+    page = page_of(sweep)
     assert "loss nan" in page
     assert 'src="http' not in page
     assert 'href="http' not in page
@@ -556,6 +562,96 @@ def test_results_of_trials_that_ended_differently(load: Load, tmp_path: Path) ->
         for word in (b"_hparams_", b"objective.beta", REWARD.encode())
     )
     assert [t.number for t in read_trials(RunStore(sweep.run_dir))] == [0, 1, 2, 3]
+
+
+def page_of(sweep: Sweep) -> str:
+    """Without the library that draws its figures, and what is ours of the drawing."""
+    page = own_part(Path(sweep.run_dir, "report", "index.html").read_text())
+    return page.partition('<script id="charts">')[0]
+
+
+def table_at_equal_distance(sweep: Sweep) -> list[list[str]]:
+    """The cells of the page's table, row by row."""
+    page = page_of(sweep)
+    if 'id="equal"' not in page:
+        return []
+    table = page.split('id="equal"')[1].split("</table>")[0]
+    rows = [
+        re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in re.findall(r"<tr>.*?</tr>", table)
+    ]
+    return [[re.sub(r"<.*?>", " ", cell).strip() for cell in row] for row in rows]
+
+
+def test_methods_are_compared_at_equal_distances_by_their_samples(
+    load: Load, tmp_path: Path
+) -> None:
+    """Two methods, two betas; samples of twenty prompts at two temperatures, of which the first
+    counts. The same comparison is made from the numbers that were written.
+    """
+    recipes = [str(tmp_path / f"{name}.yaml") for name in ("dpo", "mapo")]
+    sweep = load(
+        {"recipe": {"grid": recipes}, "objective.beta": {"grid": [0.1, 1.0]}},
+        objectives=[{"metric": REWARD}, {"metric": KL, "mode": "min"}],
+    )
+    assert sweep.points is not None
+    trials, expected = [], {"dpo": [], "mapo": []}  # type: ignore[var-annotated]
+    rng = random.Random(0)
+    for number, point in enumerate(sweep.points):
+        root = sweep.trial_dir(number, point)
+        RunStore(root).write_bytes("config.yaml", write_yaml(sweep.recipe_at(point, root)).encode())
+        distance = {0.1: 6.0, 1.0: 1.5}[point["objective.beta"]]
+        base = distance / 10 + 0.2 * ("mapo" in point["recipe"])
+        values = [(base + rng.random(), distance * rng.uniform(0.8, 1.2)) for _ in range(20)]
+        samples = [
+            {"prompt": f"p{i}", "policy_reward": reward, "kl_policy_reference": kl,
+             "temperature_number": 0}
+            for i, (reward, kl) in enumerate(values)
+        ]  # fmt: skip
+        samples += [{**sample, "policy_reward": 9.0, "temperature_number": 1} for sample in samples]
+        lines = "".join(json.dumps(sample) + "\n" for sample in samples)
+        evaluation = RunStore(f"{root}/evaluation")
+        evaluation.write_bytes("samples/samples.jsonl", lines.encode())
+        record = StageRecord("evaluate", evaluation, {}, {})
+        record.begin()
+        path = "samples/samples.jsonl"
+        record.finish({"benchmarks": []}, {path: evaluation.checksum(path)})
+        reward, kl = fmean(r for r, _ in values), fmean(k for _, k in values)
+        trials.append(trial(number, reward, kl, point=point, run_dir=root))
+        by_prompt = {f"p{i}": value for i, value in enumerate(values)}
+        expected[Path(point["recipe"]).stem].append(Measured(kl, reward, by_prompt))
+    publish_results(sweep, trials, print)
+    header, *rows = table_at_equal_distance(sweep)
+    assert header[1:] == ["dpo", "mapo"]
+    levels = compare_at(expected, [2.0, 5.0])
+    assert [row[0] for row in rows] == ["2", "5"]
+    for row, level in zip(rows, levels, strict=True):
+        for name, cell in zip(("dpo", "mapo"), row[1:], strict=True):
+            found = level.methods[name]
+            assert cell.startswith(f"{found.gain:.3f} [{found.low:.3f}, {found.high:.3f}]")
+        assert f"{level.differences['mapo'].mean:+.3f} [" in row[2]
+
+    damaged = Path(trials[0].run_dir, "evaluation/samples/samples.jsonl")
+    damaged.write_text(damaged.read_text()[:-9])
+    said: list[str] = []
+    publish_results(sweep, trials, said.append)
+    assert f"{damaged} is damaged" in said[0]
+    assert all("[" not in cell for row in table_at_equal_distance(sweep) for cell in row)
+
+
+def test_the_page_names_what_all_trials_share(load: Load, tmp_path: Path) -> None:
+    """And leaves out what a searched key changes between them."""
+    sweep = load({"model.name_or_path": {"grid": ["one", "two"]}}, objectives=[{"metric": REWARD}])
+    trials = []
+    for number, point in enumerate(sweep.points or ()):
+        root = sweep.trial_dir(number, point)
+        RunStore(root).write_bytes("config.yaml", write_yaml(sweep.recipe_at(point, root)).encode())
+        trials.append(trial(number, 0.1 * number, 1.0, point=point, run_dir=root))
+    publish_results(sweep, trials, print)
+    page = page_of(sweep)
+    assert "<h1>Search of model.name_or_path on pairs.jsonl</h1>" in page
+    assert "each from" not in page
+    folder = Path(trials[1].run_dir).name
+    assert f'href="../trials/{folder}/config.yaml"' in page and 'href="../best.yaml"' in page
 
 
 def test_an_interrupted_sweep_is_not_taken_for_another(load: Load) -> None:

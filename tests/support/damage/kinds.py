@@ -67,7 +67,7 @@ KINDS: dict[str, Kind] = {
     "Ray Tune's settings": Kind("resumed/.ray/sweep/tuner.pkl", ANY, (), (by.resume,)),
     "times": Kind("run/timeline/prepare-*.json", JSON, (by.timeline,), (by.report,)),
     "metrics": Kind(
-        "run/train/metrics/part-00000003-*", LINES, (), (by.report,)
+        "run/train/metrics/part-00000003-*", LINES, (by.watch,), (by.report,)
     ),
     "metrics of a training under way": Kind(
         "half/train/metrics/part-00000003-*", LINES, (), (by.train,)
@@ -98,8 +98,8 @@ KINDS: dict[str, Kind] = {
     "parts of an evaluation": Kind("half/evaluation/parts/pair*", JSON, (), (by.evaluate,)),
     "token weights": Kind("half/evaluation/token_weights/*0.parquet", PARQUET, (), (by.evaluate,)),
     "parts of samples": Kind("half/sample/parts/*", JSON, (), (by.sample,)),
-    "samples": Kind("run/evaluation/samples/samples.jsonl", LINES, (), (by.report,)),
-    "tokens": Kind("run/evaluation/samples/tokens.jsonl", LINES, (), (by.report,)),
+    "samples": Kind("run/evaluation/samples/samples.jsonl", LINES, (by.watch,), (by.report,)),
+    "tokens": Kind("run/evaluation/samples/tokens.jsonl", LINES, (by.watch,), (by.report,)),
     "programs": Kind("run/evaluation/samples/code.jsonl", LINES, (), (by.execute,)),
     "parts of verdicts": Kind("run/evaluation/code/parts/*", JSON, (), (by.execute,)),
     "answers of a judge": Kind("half/judge/verdicts/*", JSON, (by.judge,)),

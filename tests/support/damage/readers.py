@@ -18,6 +18,7 @@ from pipelines.commands.report import run_report
 from pipelines.commands.run import run_stages
 from pipelines.commands.stages import EVALUATE, EXECUTE, REFERENCE, RUN, SAMPLE
 from pipelines.commands.status import run_status, run_timeline
+from pipelines.commands.watch import Pages
 from pipelines.errors import UserError
 from pipelines.evaluate.schedule import Scheduler
 from pipelines.models.loading import load_causal_lm, load_tokenizer
@@ -84,6 +85,21 @@ def report(world: World, said: Said) -> Any:
     run_report([str(world.folder / "run")], str(world.folder / "out"))
     folder = world.folder / "out" / "report"
     return json.loads((folder / "results.json").read_text()), (folder / "index.html").read_text()
+
+
+def watch(world: World, said: Said) -> Any:
+    """What the page shows; what is wrong with files it says in lines."""
+    answer = Pages(str(world.folder / "run")).answer("data", {})
+    assert answer is not None
+    told = json.loads(answer.content)
+    state, held_out = told["state"], told["rest"]["held_out"]
+    said += [state["headline"], *state["damage"], *held_out["absent"]]
+    return (
+        told["curves"],
+        told["rest"]["groups"],
+        held_out.get("samples"),
+        held_out.get("responses"),
+    )
 
 
 def plan(world: World, said: Said) -> Any:
