@@ -164,13 +164,17 @@ def test_plan_counts_a_shards_own_trials(write: Write, tmp_path: Path) -> None:
         main(["plan", str(tmp_path / "dpo.yaml"), "--shard", "1/2"])
 
 
-def test_a_job_of_a_shard_runs_that_shard(write: Write, tmp_path: Path) -> None:
+def test_a_job_of_a_shard_runs_that_shard(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The file that is sent and the command together mean it once; a bad one is sent nowhere."""
     program = typer.main.get_command(app)
     with packaged_command(["tune", write(GRID), "--shard", "2/3"], program) as (package, command):
         _, file, *options = command
         assert options == ["--shard", "2/3"]
-        sent = load_sweep(str(package / file), (), "2/3")
+        monkeypatch.chdir(package)  # where the job runs
+        sent = load_sweep(file, (), "2/3")
+        monkeypatch.undo()
     assert sent.run_dir == f"{tmp_path}/sweep/shards/2-of-3"
     assert sent.own_points == load_sweep(write(GRID), (), "2/3").own_points
     with (
