@@ -1,22 +1,36 @@
-"""Two models on the same prompts: differences paired by prompt."""
+"""Two models on the same prompts, two methods on the same seeds: paired differences."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from evaluation.bootstrap import Interval, mean_interval
+from evaluation.intervals import Interval, mean_interval, t_interval
+
+Records = Sequence[dict[str, Any]]
 
 
-def paired_difference(
-    first: Sequence[dict[str, Any]],
-    second: Sequence[dict[str, Any]],
-    value: str,
-    samples: int = 2000,
-    seed: int = 0,
-) -> Interval | None:
+@dataclass(frozen=True)
+class SeedComparison:
+    """A method less another, seed by seed.
+
+    Attributes:
+        difference: over the seeds that both have; of a single one over its prompts. seeds: those.
+            left_out: seeds of one method alone, by "first" and "second".
+    """
+
+    difference: Interval
+    seeds: tuple[int, ...]
+    left_out: Mapping[str, tuple[int, ...]]
+
+    @property
+    def varies_seeds(self) -> bool:
+        return len(self.seeds) > 1
+
+
+def paired_difference(first: Records, second: Records, value: str) -> Interval | None:
     """Interval of the mean of second minus first over the prompts that both have.
 
-    It is None if there is none. A prompt's differences at several temperatures are resampled
-    together.
+    It is None if there is none. A prompt's differences at several temperatures belong together.
 
     Args:
         first, second: sample records with prompt, temperature and the named value; of several
@@ -27,11 +41,56 @@ def paired_difference(
     if not shared:
         return None
     return mean_interval(
-        [other[key] - one[key] for key in shared], samples, seed, [prompt for prompt, _ in shared]
+        [other[key] - one[key] for key in shared], [prompt for prompt, _ in shared]
     )
 
 
-def _by_prompt(records: Sequence[dict[str, Any]], value: str) -> dict[tuple[str, float], float]:
+def compared_by_seed(
+    first: Mapping[int, Records], second: Mapping[int, Records], value: str
+) -> SeedComparison | None:
+    """Second minus first, paired by seed and by prompt: Student's interval over the seeds.
+
+    Prompts tell how one trained model differs from another. Only seeds tell how a method does:
+    with one of them the interval is over prompts, and says nothing about another training.
+
+    Args:
+        first, second: seed -> the sample records of its run. value: see `paired_difference`.
+    Returns: None where no seed, or no prompt of a seed, is in both.
+    """
+    shared = sorted(first.keys() & second.keys())
+    found = {seed: paired_difference(first[seed], second[seed], value) for seed in shared}
+    known = {seed: difference for seed, difference in found.items() if difference is not None}
+    if not known:
+        return None
+    differences = list(known.values())
+    return SeedComparison(
+        differences[0] if len(known) == 1 else t_interval([d.mean for d in differences]),
+        tuple(known),
+        _left_out(first, second, known),
+    )
+
+
+def numbers_by_seed(
+    first: Mapping[int, float], second: Mapping[int, float]
+) -> SeedComparison | None:
+    """Second minus first of one number of each run; None with fewer than two seeds in both."""
+    shared = sorted(first.keys() & second.keys())
+    if len(shared) < 2:
+        return None
+    difference = t_interval([second[seed] - first[seed] for seed in shared])
+    return SeedComparison(difference, tuple(shared), _left_out(first, second, shared))
+
+
+def _left_out(
+    first: Iterable[int], second: Iterable[int], taken: Iterable[int]
+) -> dict[str, tuple[int, ...]]:
+    named = {"first": set(first), "second": set(second)}
+    return {
+        name: tuple(sorted(rest)) for name, seeds in named.items() if (rest := seeds - set(taken))
+    }
+
+
+def _by_prompt(records: Records, value: str) -> dict[tuple[str, float], float]:
     found: dict[tuple[str, float], list[float]] = {}
     for record in records:
         if value in record:

@@ -2,15 +2,15 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from markupsafe import Markup
 
-from evaluation.comparison import paired_difference
+from evaluation.kl import SampledKl, sampled_kls
 from evaluation.report import figures
+from evaluation.report.runs import RunView, compared, over_seeds
 
 _CURVES = (
     ("loss", "Loss", "nats", None),
@@ -65,55 +65,7 @@ _HISTORY = (
 # were not
 _FAR_NATS = 2.0
 _DEAD_FRACTION = 0.99
-
-
-@dataclass(frozen=True)
-class RunView:
-    """What the page shows of one run.
-
-    Attributes:
-        name: shown label. recipe: resolved configuration. recipe_yaml: the same as text. counts: of
-            the train stage, None without one.
-        data_counts: of prepare. metrics: training records in step order. results: benchmark name ->
-            numbers.
-        samples: of held-out prompts, both models. responses: tokens with weights for the heatmap.
-        history: numbers of evaluated checkpoints, with step and passed (None without gates).
-        timeline: where the time of the stages before went, as a table of text. others: the run's
-            evaluations that have a name, each with a recipe of its own.
-    """
-
-    name: str
-    recipe: dict[str, Any]
-    recipe_yaml: str
-    counts: dict[str, Any] | None
-    data_counts: dict[str, Any]
-    metrics: list[dict[str, Any]] = field(default_factory=list)
-    results: dict[str, dict[str, Any]] = field(default_factory=dict)
-    samples: list[dict[str, Any]] = field(default_factory=list)
-    responses: list[dict[str, Any]] = field(default_factory=list)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    timeline: str = ""
-    others: dict[str, "RunView"] = field(default_factory=dict)
-
-    @property
-    def evaluated(self) -> str | None:
-        """The model that was evaluated in place of a trained one, if any."""
-        found: str | None = self.recipe["evaluate"].get("model")
-        return found
-
-    @property
-    def is_compared(self) -> bool:
-        """Whether before and after are two models."""
-        return self.evaluated != self.recipe["model"]["name_or_path"]
-
-    def differing(self, other: "RunView") -> list[str]:
-        """What another evaluation's settings say that this one's do not, as key = value."""
-        mine = self.recipe["evaluate"]
-        return [
-            f"{key} = {json.dumps(value)}"
-            for key, value in other.recipe["evaluate"].items()
-            if key != "name" and value != mine.get(key)
-        ]
+_WITHOUT = "without an interval"  # of one prompt
 
 
 def render_report(runs: Sequence[RunView], title: str) -> str:
@@ -125,6 +77,7 @@ def render_report(runs: Sequence[RunView], title: str) -> str:
     )
     environment.filters["num"] = _number
     environment.filters["interval"] = _interval
+    environment.filters["shown"] = lambda v: _interval(v) if isinstance(v, dict) else _number(v)
     environment.filters["signed"] = lambda v: f"{v:+.3f}"
     environment.filters["change"] = _signed_interval
     environment.filters["percent"] = lambda v: f"{v:.0%}"
@@ -132,6 +85,7 @@ def render_report(runs: Sequence[RunView], title: str) -> str:
     environment.globals |= {
         "verdict": _verdict,
         "numbers": _numbers,
+        "sampled_kls": _sampled_kls,
         "examples": _examples,
         "warn": _warnings,
     }
@@ -142,7 +96,8 @@ def render_report(runs: Sequence[RunView], title: str) -> str:
         "others": [other for other in (*runs, *others) if other.evaluated],
         "of_pairs": [r for r in runs if "num_pairs" in r.results.get("preference", {})],
         "of_labels": [r for r in runs if "num_desirable" in r.results.get("preference", {})],
-        "paired": _paired(runs),
+        "paired": compared(runs),
+        "over_seeds": over_seeds(runs),
         "judged": [r for r in runs if r.results.get("dialogue")],
         "summaries": [r for r in runs if r.results.get("summarization")],
         "coded": [r for r in runs if r.results.get("code")],
@@ -175,12 +130,11 @@ def _warnings(run: RunView) -> list[str]:
     found = list((run.counts or {}).get("warnings") or [])
     sentiment, masks = run.results.get("sentiment", {}), run.results.get("masks", {})
     if "tokens/after" in sentiment:
-        per_token = sentiment["kl/policy_reference"]["mean"] / max(
-            1.0, sentiment["tokens/after"]["mean"]
-        )
+        distance = _sampled_kls(run)[0].value["mean"]
+        per_token = distance / max(1.0, sentiment["tokens/after"]["mean"])
         if per_token > _FAR_NATS:
             found.append(
-                f"the samples are {sentiment['kl/policy_reference']['mean']:.0f} nats from the "
+                f"the samples are {distance:.0f} nats from the "
                 f"reference, {per_token:.1f} per token: read some of them below before you trust "
                 "their reward"
             )
@@ -203,14 +157,14 @@ def _verdict(run: RunView) -> list[str]:
     if not run.is_compared:
         return _alone(run)
     if sentiment:
-        gain, kl = sentiment["reward/gain"], sentiment["kl/policy_reference"]
+        gain, kl = sentiment["reward/gain"], _sampled_kls(run)[0]
         word = (
             "rose" if gain["low"] > 0 else "fell" if gain["high"] < 0 else "did not clearly change"
         )
         found.append(
             f"The reward of samples {word}: {sentiment['reward/before']['mean']:.3f} before, "
             f"{sentiment['reward/after']['mean']:.3f} after ({_signed_interval(gain)}), at a "
-            f"distance of {kl['mean']:.2f} nats from the reference."
+            f"distance of {kl.value['mean']:.2f} nats from the reference{_along(kl)}."
         )
     if preference:
         rate = preference["accuracy/implicit_reward"]
@@ -285,16 +239,14 @@ def _numbers(run: RunView) -> list[tuple[str, str]]:
     ]
 
 
-def _paired(runs: Sequence[RunView]) -> list[dict[str, Any]]:
-    """Every run's rewards less the first one's, on the prompts that both were given."""
-    rows = []
-    for run in runs[1:]:
-        difference = paired_difference(runs[0].samples, run.samples, "policy_reward")
-        if difference is not None:
-            rows.append(
-                {"name": run.name, "against": runs[0].name, "difference": difference.as_dict()}
-            )
-    return rows
+def _sampled_kls(run: RunView) -> list[SampledKl]:
+    """KL(policy || reference) of a run's samples, the first temperature's first."""
+    top_p = run.recipe["evaluate"].get("generation", {}).get("top_p", 1.0)
+    return list(sampled_kls(run.results.get("sentiment", {}), top_p))
+
+
+def _along(kl: SampledKl) -> str:
+    return f" along samples at {kl.sampling}, which are not the policy's own" if kl.sampling else ""
 
 
 def _history(runs: Sequence[RunView]) -> list[str]:
@@ -344,17 +296,15 @@ def _frontier(runs: Sequence[RunView]) -> str:
     points: list[dict[str, Any]] = []
     for number, run in enumerate(measured):
         numbers = run.results["sentiment"]
-        for key in numbers:
-            if not key.endswith("kl/policy_reference"):
-                continue
-            prefix = key.removesuffix("kl/policy_reference")
-            name = run.name + (f", T={numbers[f'{prefix}temperature']:g}" if prefix else "")
+        for kl in _sampled_kls(run):
+            at = numbers.get(f"{kl.prefix}temperature", 1.0)
+            name = run.name + (f", T={at:g}" if kl.prefix else "")
             points.append(
                 {
-                    "name": name,
+                    "name": name + (" (other samples)" if kl.sampling else ""),
                     "run": number,
-                    "kl": numbers[key],
-                    "reward": numbers[f"{prefix}reward/after"],
+                    "kl": kl.value,
+                    "reward": numbers[f"{kl.prefix}reward/after"],
                 }
             )
     points.append(
@@ -455,6 +405,8 @@ def _masked_terms(run: RunView) -> list[str]:
 
 
 def _signed_interval(value: dict[str, float]) -> str:
+    if value["low"] != value["low"]:
+        return f"{value['mean']:+.3f}, {_WITHOUT}"
     return f"{value['mean']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"
 
 
@@ -463,4 +415,6 @@ def _number(value: Any) -> str:
 
 
 def _interval(value: dict[str, float]) -> str:
+    if value["low"] != value["low"]:
+        return f"{value['mean']:.3f}, {_WITHOUT}"
     return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"

@@ -16,6 +16,7 @@ from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 
+from evaluation.comparison import SeedComparison
 from evaluation.report.figures import COLOURS, as_png, as_svg, literal, new_axes, readable
 
 BETA = "objective.beta"
@@ -28,6 +29,13 @@ _COLOUR_MAP = "viridis"
 
 @dataclass(frozen=True)
 class TrialView:
+    """What the page shows of a trial.
+
+    Attributes:
+        less_best: the first objective less the chosen trial's, seed by seed; None without several
+            seeds in both.
+    """
+
     number: int
     status: str
     message: str
@@ -36,6 +44,7 @@ class TrialView:
     seconds: float
     is_on_front: bool
     is_best: bool
+    less_best: SeedComparison | None = None
 
 
 @dataclass(frozen=True)
@@ -334,13 +343,14 @@ def _point(axes: Any, trial: TrialView, x: str, y: str, colour: Any, marker: str
 
 
 def _spread(trial: TrialView, metric: str) -> tuple[float, float]:
-    """Below and above a value: standard deviation over seeds, or the evaluation's own interval."""
+    """Below and above a value: its interval, or the standard deviation where seeds have none.
+
+    The interval is over seeds where there are several, else the evaluation's own.
+    """
     mean, m = trial.metrics[metric], trial.metrics
-    if f"{metric}/std" in m:
-        return m[f"{metric}/std"], m[f"{metric}/std"]
-    return max(0.0, mean - m.get(f"{metric}/low", mean)), max(
-        0.0, m.get(f"{metric}/high", mean) - mean
-    )
+    if f"{metric}/low" not in m:
+        return m.get(f"{metric}/std", 0.0), m.get(f"{metric}/std", 0.0)
+    return max(0.0, mean - m[f"{metric}/low"]), max(0.0, m[f"{metric}/high"] - mean)
 
 
 def _norm(values: Sequence[float], may_be_log: bool = True) -> Normalize | None:

@@ -22,7 +22,7 @@ from pipelines.recipe import (
     read_config,
     read_manifest,
 )
-from pipelines.storage import RunStore, read_lines, read_record
+from pipelines.storage import RunStore, digest, read_lines, read_record
 from pipelines.train import read_metrics
 
 _AGAIN = "restore it, or remove evaluation/manifest.json and run `sparsepo evaluate` again"
@@ -87,8 +87,16 @@ def _view(run_dir: str) -> RunView:
         metrics=list(read_metrics(train)) if made else [],
         history=_checkpoints(paths.evaluation),
         timeline="\n".join(timeline_lines(times)) if times else "",
+        method=_method(made) if made else "",
+        seed=made["settings"].get("train.seed") if made else None,
         others={name: replace(other, name=name) for name, other in others.items()},
     )
+
+
+def _method(made: dict[str, Any]) -> str:
+    """What was trained, but for the seed: the same of runs that differ in it alone."""
+    settings = {key: value for key, value in made["settings"].items() if key != "train.seed"}
+    return digest([settings, made["inputs"]])
 
 
 def _named(store: RunStore) -> RunView:

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import ValidationError
 
+from evaluation.comparison import SeedComparison, numbers_by_seed
 from evaluation.frontier import knee_point, pareto_front
 from evaluation.report.sweep import SweepView, TrialView, render_sweep, sweep_figures
 from pipelines.errors import StageFailed, UserError
@@ -261,12 +262,23 @@ def _view(
                 t.seconds,
                 t.number in on_front,
                 t.number == best.number,
+                _less_best(sweep, t, best),
             )
             for t in trials
         ],
         rule=why,
         num_seeds=max(1, len(sweep.seeds)),
     )
+
+
+def _less_best(sweep: Sweep, trial: Trial, best: Trial) -> SeedComparison | None:
+    """The first objective less the chosen trial's, seed by seed; None for that trial itself."""
+    metric = sweep.objectives[0].metric
+    by_seed = [
+        {int(seed): run[metric] for seed, run in t.runs.items() if is_number(run.get(metric))}
+        for t in (best, trial)
+    ]
+    return None if trial.number == best.number else numbers_by_seed(*by_seed)
 
 
 def _write_hparams(sweep: Sweep, trials: Sequence[Trial], store: RunStore) -> None:
