@@ -3,8 +3,8 @@
     python benchmarks/interval_coverage.py > coverage.jsonl
     python benchmarks/interval_coverage.py --table coverage.jsonl
 
-The first takes ten minutes or so on one core and prints a line of JSON per case: a world, a number of
-prompts and of samples per prompt, the share of intervals that held the truth, and their mean width.
+The first takes ten minutes or so on one core and prints a line of JSON per case: a world, a number
+of prompts and of samples per prompt, the share of intervals that held the truth, their mean width.
 `old` is the percentile bootstrap over prompts that the evaluation used before. The second prints
 the table of docs/evaluation.md.
 
@@ -258,7 +258,7 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
     """Coverage in percent, now and (before), by world and size."""
     sizes = [(n, m) for m in SAMPLES for n in PROMPTS]
     rows = [
-        "| | " + " | ".join(f"{n} × {m}" for n, m in sizes) + " |",
+        "| | " + " | ".join(f"{n} x {m}" for n, m in sizes) + " |",
         "|---|" + "---|" * len(sizes),
     ]
     for name in dict.fromkeys(line["world"] for line in lines):

@@ -30,7 +30,8 @@ def masks_benchmark(
         records: per response: prompt_hash (equal for responses to one prompt), tokens (strings),
             reward_mask, kl_mask, token_kl (per token), is_key (bool per token, or None when no key
             words are known).
-        samples, seed: of the rank correlation's bootstrap over prompts. seed: of the random mask too.
+        samples, seed: of the rank correlation's bootstrap over prompts; the seed is the random
+            mask's too.
     Returns: per mask mean, max and share of exact zeros, the tokens with the largest mean weight
         (seen at least five times), tables by kind of token and by position, Spearman's correlation
         with token KL (unless either is constant) and, given key words, the AUC of each mask beside

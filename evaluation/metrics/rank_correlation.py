@@ -1,4 +1,4 @@
-"""Spearman's rank correlation of two numbers of every token. Range: [-1, 1]; 0 means no relation."""
+"""Spearman's rank correlation of two numbers of every token. Range: [-1, 1]; 0 is no relation."""
 
 import math
 from collections.abc import Hashable, Sequence

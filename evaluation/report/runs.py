@@ -20,9 +20,9 @@ class RunView:
             numbers.
         samples: of held-out prompts, both models. responses: tokens with weights for the heatmap.
         history: numbers of evaluated checkpoints, with step and passed (None without gates).
-        method: what was trained and evaluated, seeds apart: runs of one method differ in them alone.
-        seed: of the training. timeline: where the time of the stages before went, as a table of text. others: the run's
-            evaluations that have a name, each with a recipe of its own.
+        timeline: where the time of the stages before went, as a table of text. method: what was
+            trained, the same of runs that differ in their seed alone. seed: of the training.
+        others: the run's evaluations that have a name, each with a recipe of its own.
     """
 
     name: str

@@ -156,14 +156,11 @@ def test_numbers_are_those_of_the_kept_samples(evaluated: Recipe) -> None:
     assert all(first[s["order"]] == s["chosen_text"] for s in samples), (
         "the same prompt at both temperatures"
     )
-    cold = [s for s in samples if s["temperature_number"] == 1]
-    assert all(
-        a["policy_text"] == b["policy_text"] for a, b in zip(cold[::2], cold[1::2], strict=True)
+    warm, cold = (
+        [s["policy_text"] for s in samples if s["temperature_number"] == number]
+        for number in (0, 1)
     )
-    warm = [s for s in samples if s["temperature_number"] == 0]
-    assert any(
-        a["policy_text"] != b["policy_text"] for a, b in zip(warm[::2], warm[1::2], strict=True)
-    )
+    assert cold[::2] == cold[1::2] and warm[::2] != warm[1::2]
     sentiment = results["sentiment"]
     assert sentiment["kl/policy_reference"]["n"] == sentiment["num_prompts"] == 16
     assert "temperature=0/kl/policy_reference" not in sentiment, "those are no samples of its own"
