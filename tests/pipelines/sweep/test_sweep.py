@@ -23,7 +23,7 @@ from pipelines.sweep.files import is_sweep, load_sweep
 from pipelines.sweep.results import pick, publish_results, read_trials
 from pipelines.sweep.shared_stores import SharedStores
 from pipelines.sweep.space import Sweep
-from pipelines.sweep.stage import _trial_of, run_tune, sweep_record
+from pipelines.sweep.stage import _trial_of, check_trials, run_tune, sweep_record
 from pipelines.sweep.trial import joined, seed_recipes
 from pipelines.sweep.trial_record import Trial
 
@@ -621,3 +621,23 @@ def test_a_sweep_that_was_moved_names_its_own_runs(load: Load, tmp_path: Path) -
     (tmp_path / "moved" / "trials" / store.root.rpartition("/")[2] / "config.yaml").unlink()
     with pytest.raises(UserError, match="config.yaml is missing: restore it"):
         publish_results(moved, read_trials(RunStore(moved.run_dir)), print)
+
+
+@pytest.mark.parametrize(
+    ("override", "metric", "wanted"),
+    [
+        ("evaluate.generation.temperature=0.5", KL, f"{KL}_off_policy"),
+        ("evaluate.generation.top_p=0.9", KL, f"{KL}_off_policy"),
+        ("evaluate.generation.temperature=1.0", f"{KL}_off_policy", KL),
+    ],
+)
+def test_the_kl_of_other_samples_is_refused_under_the_policys_name(
+    load: Load, override: str, metric: str, wanted: str
+) -> None:
+    """Before any trial: no trial would report it. As an objective and as a limit of `pick`."""
+    space = {"objective.beta": {"grid": [0.1]}}
+    goal, rule = {"metric": metric, "mode": "min"}, {"where": [f"{metric} <= 5"]}
+    reward = {"metric": REWARD, "mode": "max"}
+    for top in ({"objectives": [goal]}, {"objectives": [reward], "pick": rule}):
+        with pytest.raises(UserError, match=f"objectives and pick: .*; name '{wanted}'"):
+            check_trials(load(space, override, **top))
