@@ -236,20 +236,10 @@ class Evaluator:
             task.temperature_number * 1009 + task.number + task.start * 100_003,
             range(task.start, task.start + task.num_samples),
         )
-        policy, frozen = self._policy.causal_lm, self._reference.causal_lm
         first = [i for i, at in enumerate(task.order) if at < FLOOR_PROMPTS and not task.start]
-        kl = [
-            sequence_kl(
-                model,
-                frozen,
-                [prompts[i] for i in some for _ in drawn.policy[i]],
-                [sample for i in some for sample in drawn.policy[i]],
-                self._settings.batch_tokens,
-            )
-            for model, some in ((policy, range(len(prompts))), (frozen, first))
-        ]
-        floors = iter(kl[1])
-        floor = {i: [next(floors) for _ in drawn.policy[i]] for i in first}
+        frozen = self._reference.causal_lm
+        kl = self._distances(self._policy.causal_lm, range(len(prompts)), prompts, drawn)
+        floor = self._distances(frozen, first, prompts, drawn)
         records = []
         for i, (asked, chosen, conversation) in enumerate(stored):
             is_chat = conversation is not None
@@ -268,7 +258,7 @@ class Evaluator:
                 record = {
                     **shared,
                     "sample": task.start + k,
-                    "kl_policy_reference": kl[0][i * task.num_samples + k],
+                    "kl_policy_reference": kl[i][k],
                 }
                 if i in floor:
                     record["kl_floor"] = floor[i][k]
@@ -280,6 +270,21 @@ class Evaluator:
                     }
                 records.append(record)
         return records
+
+    def _distances(
+        self, model: Any, some: Sequence[int], prompts: list[list[int]], drawn: Drawn
+    ) -> dict[int, list[float]]:
+        """Of some prompts KL(model || reference) along each of the policy's samples."""
+        found = iter(
+            sequence_kl(
+                model,
+                self._reference.causal_lm,
+                [prompts[i] for i in some for _ in drawn.policy[i]],
+                [sample for i in some for sample in drawn.policy[i]],
+                self._settings.batch_tokens,
+            )
+        )
+        return {i: [next(found) for _ in drawn.policy[i]] for i in some}
 
     def _programs(self, task: WritePrograms) -> Records:
         section = self._settings.code
