@@ -1,5 +1,6 @@
 """The page holds the numbers it was given, escapes text, and loads nothing from anywhere."""
 
+import html
 import json
 import re
 from dataclasses import replace
@@ -125,12 +126,12 @@ def test_a_finding_is_what_its_interval_allows() -> None:
         assert judge in found({"dialogue": {"win_rate/chosen": rate}})
     better = [{**sample, "policy_reward": 0.75} for sample in shown.samples]
     page = render_report([shown, replace(view("two"), samples=better)], "Title")
-    assert "reward of two less that of one +0.250 [+0.250, +0.250] over 1 prompts" in page
+    assert "reward of two less that of one +0.250, without an interval over 1 prompts" in page
 
 
 def _shown(page: str) -> str:
     """The page's text, without its tags."""
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+    return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page)))
 
 
 def test_a_kl_stands_beside_its_floor_and_says_along_what() -> None:
