@@ -90,7 +90,8 @@ def rate_interval(
     """
     low, high = span
     data = np.asarray(values, dtype=np.float64)
-    if data.size and (data.min() < low or data.max() > high):
+    slack = 1e-6 * (high - low)  # of rounding
+    if data.size and (data.min() < low - slack or data.max() > high + slack):
         raise ValueError(
             f"values reach from {data.min():g} to {data.max():g}: must be in [{low:g}, {high:g}]"
         )

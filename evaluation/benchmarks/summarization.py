@@ -55,7 +55,12 @@ def summarization_benchmark(records: list[dict[str, Any]], temperature: float) -
         found[f"{name}/after"] = interval(after, prompts).as_dict()
         if name != "words":
             gains = [a - b for a, b in zip(after, before, strict=True)]
-            found[f"{name}/gain"] = mean_interval(gains, prompts).as_dict()
+            gain = (
+                rate_interval(gains, prompts, (-1.0, 1.0))
+                if name in _SHARES
+                else mean_interval(gains, prompts)
+            )
+            found[f"{name}/gain"] = gain.as_dict()
     return found
 
 

@@ -13,7 +13,7 @@ from pipelines.evaluate.tasks import (
     ScorePairs,
     WritePrograms,
 )
-from pipelines.recipe import EvaluateSection, OpenAIJudge
+from pipelines.recipe import EvaluateSection, OpenAIJudge, VaderReward
 
 
 @dataclass
@@ -81,7 +81,8 @@ def benchmark_results(
 
     def sentiment(drawn: Records, temperature: float) -> dict[str, Any]:
         top_p = settings.sampling_top_p(temperature)
-        return sentiment_benchmark(drawn, temperature, top_p, _floor(drawn))
+        span = (-1.0, 1.0) if isinstance(settings.reward, VaderReward) else None
+        return sentiment_benchmark(drawn, temperature, top_p, _floor(drawn), span)
 
     of_samples = {
         "sentiment": sentiment,

@@ -15,6 +15,7 @@ from evaluation.benchmarks import (
     sentiment_benchmark,
 )
 from evaluation.benchmarks.masks import token_class
+from evaluation.intervals import rate_interval
 from evaluation.key_tokens import key_token_labels
 from evaluation.metrics import (
     DistinctN,
@@ -260,6 +261,22 @@ def test_sentiment_gain_is_paired() -> None:
     assert result["reward/after"]["high"] - result["reward/after"]["low"] > 0.1
     assert result["kl/policy_reference"]["mean"] == 1.5
     assert sum(result["reward_histogram"]["start"]) == 50
+
+
+def test_rewards_of_a_known_range_have_a_rates_interval() -> None:
+    """Ten rewards of 1 in [-1, 1] and as many gains of 0: no other prompt is certain of either."""
+    record = {"policy_text": "a", "start_text": "a", "start_reward": 1.0, "policy_reward": 1.0,
+              "policy_tokens": 1, "start_tokens": 1, "kl_policy_reference": 0.0}  # fmt: skip
+    records = [{**record, "prompt": str(i)} for i in range(10)]
+    found = sentiment_benchmark(records, 1.0, span=(-1.0, 1.0))
+    scaled = rate_interval([1.0] * 10)
+    assert found["reward/after"]["low"] == pytest.approx(2 * scaled.low - 1)
+    assert found["reward/after"]["high"] == 1.0
+    gain = rate_interval([0.0] * 10, None, (-2.0, 2.0))
+    assert (found["reward/gain"]["low"], found["reward/gain"]["high"]) == (gain.low, gain.high)
+    assert gain.low < -0.4
+    unknown = sentiment_benchmark(records, 1.0)["reward/after"]
+    assert (unknown["low"], unknown["high"]) == (1.0, 1.0)
 
 
 def test_rewards_are_counted_in_the_bin_that_they_open() -> None:
