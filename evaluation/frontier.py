@@ -62,7 +62,7 @@ def reward_at(points: Sequence[tuple[float, float]], distance: float) -> float |
     front = sorted(points[i] for i in pareto_front(points, (False, True)))
     if not front or not front[0][0] <= distance <= front[-1][0]:
         return None
-    return float(np.interp(distance, *zip(*front, strict=True)))
+    return float(np.interp(distance, [kl for kl, _ in front], [reward for _, reward in front]))
 
 
 def reward_at_interval(
