@@ -3,7 +3,7 @@
     python benchmarks/interval_coverage.py > coverage.jsonl
     python benchmarks/interval_coverage.py --table coverage.jsonl
 
-The first takes ten minutes or so on one core and prints a line of JSON per case: a world, a number
+The first takes minutes on one core and prints a line of JSON per case: a world, a number
 of prompts and of samples per prompt, the share of intervals that held the truth, their mean width.
 `old` is the percentile bootstrap over prompts that the evaluation used before. The second prints
 the table of docs/evaluation.md.
