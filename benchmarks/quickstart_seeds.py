@@ -27,6 +27,8 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.intervals import mean_of
+
 METHODS = ("dpo", "mapo", "sparsepo")
 MOST_NATS_PER_TOKEN = 2.0
 
@@ -74,13 +76,14 @@ def measured(folder: Path, seed: int, name: str) -> dict[str, Any]:
     ]
     kl = sentiment["kl/policy_reference"]["mean"]
     per_token = kl / max(1.0, sentiment["tokens/after"]["mean"])
+    before, after = (mean_of(sentiment[f"distinct_2/{when}"]) for when in ("before", "after"))
     found = {
         "seed": seed,
         "objective": name,
         "gain": round(sentiment["reward/gain"]["mean"], 4),
         "kl": round(kl, 3),
         "kl_per_token": round(per_token, 3),
-        "distinct_2": round(sentiment["distinct_2/after"] / sentiment["distinct_2/before"], 3),
+        "distinct_2": round(after / before, 3),
         "warnings": warnings,
         "diverged": bool(warnings) or per_token > MOST_NATS_PER_TOKEN,
     }

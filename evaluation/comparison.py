@@ -1,22 +1,38 @@
-"""Two models on the same prompts: differences paired by prompt."""
+"""Two models on the same prompts, two methods on the same seeds: paired differences."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import variance
 from typing import Any
 
-from evaluation.bootstrap import Interval, mean_interval, ratio_interval
+from evaluation.intervals import Interval, mean_interval, ratio_interval, t_interval
 
 Records = Sequence[Mapping[str, Any]]
 
 
-def paired_difference(
-    first: Records, second: Records, value: str, samples: int = 2000, seed: int = 0
-) -> Interval | None:
+@dataclass(frozen=True)
+class SeedComparison:
+    """A method less another, seed by seed.
+
+    Attributes:
+        difference: over the seeds that both have; of a single one over its prompts. seeds: those.
+            left_out: seeds of one method alone, by "first" and "second".
+    """
+
+    difference: Interval
+    seeds: tuple[int, ...]
+    left_out: Mapping[str, tuple[int, ...]]
+
+    @property
+    def varies_seeds(self) -> bool:
+        return len(self.seeds) > 1
+
+
+def paired_difference(first: Records, second: Records, value: str) -> Interval | None:
     """Interval of the mean of second minus first over the prompts that both have.
 
-    It is None if there is none. A prompt's differences at several temperatures are resampled
-    together.
+    It is None if there is none. A prompt's differences at several temperatures belong together.
 
     Args:
         first, second: sample records with prompt, temperature and the named value; of several
@@ -26,16 +42,11 @@ def paired_difference(
     if not pairs:
         return None
     return mean_interval(
-        [other - one for one, other in pairs.values()],
-        samples,
-        seed,
-        [prompt for prompt, _ in pairs],
+        [other - one for one, other in pairs.values()], [prompt for prompt, _ in pairs]
     )
 
 
-def paired_ratio(
-    first: Records, second: Records, value: str, samples: int = 2000, seed: int = 0
-) -> Interval | None:
+def paired_ratio(first: Records, second: Records, value: str) -> Interval | None:
     """Interval of second's mean over first's, on the prompts that both have.
 
     It is None if there is none, or if first's values are all 0, to which nothing has a ratio.
@@ -49,8 +60,6 @@ def paired_ratio(
     return ratio_interval(
         [other for _, other in pairs.values()],
         [max(0.0, one) for one, _ in pairs.values()],
-        samples,
-        seed,
         [prompt for prompt, _ in pairs],
     )
 
@@ -66,6 +75,51 @@ def pooled_spread(first: Records, second: Records, value: str) -> float:
     if len(pairs) < 2:
         return 0.0
     return math.sqrt(sum(variance(side) for side in zip(*pairs, strict=True)) / 2)
+
+
+def compared_by_seed(
+    first: Mapping[int, Records], second: Mapping[int, Records], value: str
+) -> SeedComparison | None:
+    """Second minus first, paired by seed and by prompt: Student's interval over the seeds.
+
+    Prompts tell how one trained model differs from another. Only seeds tell how a method does:
+    with one of them the interval is over prompts, and says nothing about another training.
+
+    Args:
+        first, second: seed -> the sample records of its run. value: see `paired_difference`.
+    Returns: None where no seed, or no prompt of a seed, is in both.
+    """
+    shared = sorted(first.keys() & second.keys())
+    found = {seed: paired_difference(first[seed], second[seed], value) for seed in shared}
+    known = {seed: difference for seed, difference in found.items() if difference is not None}
+    if not known:
+        return None
+    differences = list(known.values())
+    return SeedComparison(
+        differences[0] if len(known) == 1 else t_interval([d.mean for d in differences]),
+        tuple(known),
+        _left_out(first, second, known),
+    )
+
+
+def numbers_by_seed(
+    first: Mapping[int, float], second: Mapping[int, float]
+) -> SeedComparison | None:
+    """Second minus first of one number of each run; None with fewer than two seeds in both."""
+    shared = sorted(first.keys() & second.keys())
+    if len(shared) < 2:
+        return None
+    difference = t_interval([second[seed] - first[seed] for seed in shared])
+    return SeedComparison(difference, tuple(shared), _left_out(first, second, shared))
+
+
+def _left_out(
+    first: Iterable[int], second: Iterable[int], taken: Iterable[int]
+) -> dict[str, tuple[int, ...]]:
+    named = {"first": set(first), "second": set(second)}
+    return {
+        name: tuple(sorted(rest)) for name, seeds in named.items() if (rest := seeds - set(taken))
+    }
 
 
 def _pairs(

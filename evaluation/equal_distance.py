@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.bootstrap import Interval
 from evaluation.frontier import pareto_front
+from evaluation.intervals import Interval
 
 Floats = NDArray[np.float64]
 _COVERED = (2.5, 97.5)  # percentiles

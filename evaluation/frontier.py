@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.intervals import Interval, jackknife_interval
+
 
 def pareto_front(values: Sequence[Sequence[float]], maximise: Sequence[bool]) -> list[int]:
     """Indices of the points that no other point dominates, best in the first objective first.
@@ -47,3 +49,42 @@ def knee_point(values: Sequence[Sequence[float]], maximise: Sequence[bool]) -> i
 def _costs(values: Sequence[Sequence[float]], maximise: Sequence[bool]) -> NDArray[np.float64]:
     """The values with signs such that less is better."""
     return np.asarray(values, dtype=np.float64) * np.where(np.asarray(maximise), -1.0, 1.0)
+
+
+def reward_at(points: Sequence[tuple[float, float]], distance: float) -> float | None:
+    """The reward of a front at a distance from the reference, on the line between its points.
+
+    Args:
+        points: (KL, reward) of one method at several strengths. Those that another dominates are
+            left out.
+    Returns: None where the front does not reach so far, or begins farther away.
+    """
+    front = sorted(points[i] for i in pareto_front(points, (False, True)))
+    if not front or not front[0][0] <= distance <= front[-1][0]:
+        return None
+    return float(np.interp(distance, [kl for kl, _ in front], [reward for _, reward in front]))
+
+
+def reward_at_interval(
+    points: Sequence[tuple[Sequence[float], Sequence[float]]], distance: float
+) -> Interval | None:
+    """`reward_at` of one run per strength, with its interval over prompts.
+
+    It says nothing about another seed: of several, take `t_interval` of `reward_at` of each.
+
+    Args:
+        points: (KL, reward) of every prompt, the same prompts in the same order for all points.
+    Returns: None where the front does not reach so far, all prompts taken or any left out.
+    """
+    data = np.asarray(points, dtype=np.float64)  # [points, 2, prompts]
+    count = data.shape[2]
+    whole = reward_at([(float(kl), float(r)) for kl, r in data.mean(2)], distance)
+    left = (data.sum(2, keepdims=True) - data) / max(1, count - 1)
+    without = [
+        reward_at([(float(kl), float(r)) for kl, r in left[:, :, i]], distance)
+        for i in range(count)
+    ]
+    known = [value for value in without if value is not None]
+    if whole is None or len(known) < count:
+        return None
+    return jackknife_interval(whole, known)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from evaluation.bootstrap import mean_interval
+from evaluation.intervals import rate_interval
 from evaluation.metrics.pass_at_k import pass_at_k
 
 # Where a completion has run into something that is not the function any more (HumanEval), or not
@@ -141,9 +141,7 @@ def _require(
             )
 
 
-def code_benchmark(
-    records: list[dict[str, Any]], ks: Sequence[int], samples: int, seed: int
-) -> dict[str, Any]:
+def code_benchmark(records: list[dict[str, Any]], ks: Sequence[int]) -> dict[str, Any]:
     """pass@k of both models with 95 % intervals over tasks, and the gain paired by task.
 
     Args:
@@ -160,10 +158,10 @@ def code_benchmark(
             who: [pass_at_k(len(r[f"{who}_passed"]), sum(r[f"{who}_passed"]), k) for r in records]
             for who in ("start", "policy")
         }
-        found[f"pass@{k}/before"] = mean_interval(value["start"], samples, seed).as_dict()
-        found[f"pass@{k}/after"] = mean_interval(value["policy"], samples, seed).as_dict()
+        found[f"pass@{k}/before"] = rate_interval(value["start"]).as_dict()
+        found[f"pass@{k}/after"] = rate_interval(value["policy"]).as_dict()
         gain = [a - b for a, b in zip(value["policy"], value["start"], strict=True)]
-        found[f"pass@{k}/gain"] = mean_interval(gain, samples, seed).as_dict()
+        found[f"pass@{k}/gain"] = rate_interval(gain, None, (-1.0, 1.0)).as_dict()
     for who, label in (("start", "before"), ("policy", "after")):
         total = sum(len(r[f"{who}_passed"]) for r in records)
         found[f"timeout_fraction/{label}"] = sum(r[f"{who}_timeout"] for r in records) / total

@@ -4,11 +4,14 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.bootstrap import mean_interval
-from evaluation.metrics.auc import auc
+from evaluation.intervals import mean_interval, rate_interval
+from evaluation.kl import REFERENCE_POLICY, floor_of
+from evaluation.metrics.auc import auc_interval
 
 
-def labelled_benchmark(records: list[dict[str, Any]], samples: int, seed: int) -> dict[str, Any]:
+def labelled_benchmark(
+    records: list[dict[str, Any]], floor: list[float] | None = None
+) -> dict[str, Any]:
     """Accuracy and ranks of rows with labels; intervals of 95 % are over prompts.
 
     `accuracy/implicit_reward` and `rewards/margins` compare a row's implicit reward with that of
@@ -20,8 +23,7 @@ def labelled_benchmark(records: list[dict[str, Any]], samples: int, seed: int) -
 
     Args:
         records: as of preference_benchmark, with desirable (bool); chosen is the row's own
-            response, rejected one to another prompt.
-        samples, seed: of the bootstrap.
+            response, rejected one to another prompt. floor: as there.
     """
     if not records:
         raise ValueError("the preference benchmark needs at least one row")
@@ -30,9 +32,6 @@ def labelled_benchmark(records: list[dict[str, Any]], samples: int, seed: int) -
 
     def column(name: str) -> Any:
         return np.array([float(r[name]) for r in records])
-
-    def interval(values: Any) -> dict[str, float]:
-        return mean_interval(values.tolist(), samples, seed, prompts).as_dict()
 
     rewards, lengths = column("reward_chosen"), column("num_chosen")
     distances = rewards - max(0.0, float(column("reward_rejected").mean()))
@@ -48,11 +47,14 @@ def labelled_benchmark(records: list[dict[str, Any]], samples: int, seed: int) -
         "num_rows": len(records),
         "num_desirable": int(labels.sum()),
         "num_prompts": len(set(prompts)),
-        "accuracy/implicit_reward": interval((margins > 0) + 0.5 * (margins == 0)),
-        "rewards/margins": interval(margins),
-        "kl/reference_policy": interval(column("kl_chosen")),
+        "accuracy/implicit_reward": rate_interval(
+            (margins > 0) + 0.5 * (margins == 0), prompts
+        ).as_dict(),
+        "rewards/margins": mean_interval(margins, prompts).as_dict(),
+        REFERENCE_POLICY: mean_interval(column("kl_chosen"), prompts).at_least(0.0).as_dict(),
+        **floor_of(REFERENCE_POLICY, floor),
         **{
-            f"auc/{name}": auc(scores, labels)
+            f"auc/{name}": auc_interval(scores, labels, prompts).as_dict()
             for name, scores in ranks.items()
             if labels.any() and not labels.all()
         },

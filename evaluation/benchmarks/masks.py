@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.bootstrap import cluster_members
-from evaluation.metrics.auc import auc
+from evaluation.metrics.auc import auc_interval
+from evaluation.metrics.rank_correlation import rank_correlation_interval
 
 MASKS = ("reward_mask", "kl_mask")
 _POSITION_BINS, _SEEN = 10, 5
@@ -30,7 +30,8 @@ def masks_benchmark(
         records: per response: prompt_hash (equal for responses to one prompt), tokens (strings),
             reward_mask, kl_mask, token_kl (per token), is_key (bool per token, or None when no key
             words are known).
-        samples, seed: of the bootstrap over prompts, and of the random mask.
+        samples, seed: of the rank correlation's bootstrap over prompts; the seed is the random
+            mask's too.
     Returns: per mask mean, max and share of exact zeros, the tokens with the largest mean weight
         (seen at least five times), tables by kind of token and by position, Spearman's correlation
         with token KL (unless either is constant) and, given key words, the AUC of each mask beside
@@ -128,16 +129,20 @@ def mask_ranks(records: Sequence[dict[str, Any]], samples: int, seed: int) -> di
         records: as in `masks_benchmark`; tokens are not needed, and weights may be arrays.
     """
     result: dict[str, Any] = {}
+    prompts = [r["prompt_hash"] for r in records for _ in r["token_kl"]]
     for name in MASKS:
-        correlation = _kl_correlation(records, name)
-        if correlation is not None:
-            result[f"{name}/token_kl_correlation"] = correlation
+        weights, kl = _flat(records, name), _flat(records, "token_kl")
+        if np.ptp(weights) and np.ptp(kl):
+            result[f"{name}/token_kl_correlation"] = rank_correlation_interval(
+                weights, kl, prompts, samples, seed
+            ).as_dict()
     if records[0]["is_key"] is not None:
         result["auc/chance"] = 0.5
         rng = np.random.default_rng(seed)
         labelled = [{**r, "random_mask": rng.random(len(r["token_kl"]))} for r in records]
+        is_key = _flat(records, "is_key")
         for name in (*MASKS, "token_kl", "random_mask"):
-            result[f"auc/{name}"] = _auc_interval(labelled, name, min(samples, 200), seed)
+            result[f"auc/{name}"] = auc_interval(_flat(labelled, name), is_key, prompts).as_dict()
     return result
 
 
@@ -219,18 +224,9 @@ def _by_position(sums: dict[str, _Sum]) -> list[dict[str, float]]:
     ]
 
 
-def _kl_correlation(records: Sequence[dict[str, Any]], name: str) -> float | None:
-    """Spearman's rank correlation of weight and token KL over all tokens.
-
-    It is None where either is constant.
-    """
-    from scipy.stats import spearmanr
-
-    weights = np.concatenate([np.asarray(r[name], dtype=np.float64) for r in records])
-    kl = np.concatenate([np.asarray(r["token_kl"], dtype=np.float64) for r in records])
-    if np.ptp(weights) == 0 or np.ptp(kl) == 0:
-        return None
-    return float(spearmanr(weights, kl).statistic)
+def _flat(records: Sequence[dict[str, Any]], name: str) -> Any:
+    """A number per token of all responses."""
+    return np.concatenate([np.asarray(r[name], dtype=np.float64) for r in records])
 
 
 def _top_tokens(tokens: dict[str, list[float]], column: int, top: int) -> list[dict[str, Any]]:
@@ -243,29 +239,3 @@ def _top_tokens(tokens: dict[str, list[float]], column: int, top: int) -> list[d
     return [
         {"token": token, "mean_weight": mean, "count": count} for token, (mean, count) in ranked
     ]
-
-
-def _auc_interval(
-    records: Sequence[dict[str, Any]], name: str, samples: int, seed: int
-) -> dict[str, float]:
-    """AUC over all tokens with a bootstrap interval.
-
-    The bootstrap resamples prompts with all responses to them.
-    """
-    values = [np.asarray(r[name], dtype=np.float64) for r in records]
-    labels = [np.asarray(r["is_key"], dtype=bool) for r in records]
-    whole = auc(np.concatenate(values), np.concatenate(labels))
-    members = cluster_members([r["prompt_hash"] for r in records])
-    # Not scipy's bootstrap: a draw without key tokens has no AUC and would make the interval nan.
-    rng = np.random.default_rng(seed)
-    draws = []
-    for _ in range(samples):
-        picked = np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))])
-        drawn = auc(
-            np.concatenate([values[i] for i in picked]), np.concatenate([labels[i] for i in picked])
-        )
-        if not math.isnan(drawn):
-            draws.append(drawn)
-    known = draws and not math.isnan(whole)
-    low, high = np.percentile(draws, [2.5, 97.5]) if known else (math.nan, math.nan)
-    return {"mean": whole, "low": float(low), "high": float(high), "n": len(members)}

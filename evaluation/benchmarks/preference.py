@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.bootstrap import mean_interval
+from evaluation.intervals import Interval, mean_interval, rate_interval
+from evaluation.kl import REFERENCE_POLICY, floor_of
 from evaluation.metrics.calibration import calibration_bins, expected_calibration_error
 from evaluation.metrics.preference_accuracy import preference_hits
 
 
-def preference_benchmark(records: list[dict[str, Any]], samples: int, seed: int) -> dict[str, Any]:
+def preference_benchmark(
+    records: list[dict[str, Any]], floor: list[float] | None = None
+) -> dict[str, Any]:
     """Accuracies and margins of pairs, with 95 % intervals over prompts.
 
     The pairs of one prompt stay together.
@@ -28,7 +31,8 @@ def preference_benchmark(records: list[dict[str, Any]], samples: int, seed: int)
             policy_rejected, start_chosen, start_rejected (sequence log-probabilities, nats),
             num_chosen, num_rejected (tokens), reward_chosen, reward_rejected, kl_chosen,
             kl_rejected (KL(reference || policy), nats per response).
-        samples, seed: of the bootstrap.
+        floor: KL(reference || policy) of some responses with the reference's own weights in the
+            policy's place.
     """
     if not records:
         raise ValueError("the preference benchmark needs at least one pair")
@@ -51,21 +55,29 @@ def preference_benchmark(records: list[dict[str, Any]], samples: int, seed: int)
 
     prompts = [r["prompt_hash"] for r in records]
 
-    def interval(values: list[float]) -> dict[str, float]:
-        return mean_interval(values, samples, seed, prompts).as_dict()
+    def mean(values: list[float]) -> Interval:
+        return mean_interval(values, prompts)
+
+    def rate(values: list[float]) -> dict[str, float]:
+        return rate_interval(values, prompts).as_dict()
 
     return {
         "num_pairs": len(records),
         "num_prompts": len(set(prompts)),
-        "accuracy/logps/before": interval(before),
-        "accuracy/logps/after": interval(after),
-        "accuracy/logps/gain": interval([b - a for a, b in zip(before, after, strict=True)]),
-        "accuracy/logps_per_token/before": interval(before_token),
-        "accuracy/logps_per_token/after": interval(after_token),
-        "accuracy/implicit_reward": interval(hits),
-        "rewards/margins": interval(margins),
+        "accuracy/logps/before": rate(before),
+        "accuracy/logps/after": rate(after),
+        "accuracy/logps/gain": rate_interval(
+            [b - a for a, b in zip(before, after, strict=True)], prompts, (-1.0, 1.0)
+        ).as_dict(),
+        "accuracy/logps_per_token/before": rate(before_token),
+        "accuracy/logps_per_token/after": rate(after_token),
+        "accuracy/implicit_reward": rate(hits),
+        "rewards/margins": mean(margins).as_dict(),
         "calibration/error": expected_calibration_error(stated, hits),
-        "calibration/brier": interval(((stated - np.asarray(hits)) ** 2).tolist()),
+        "calibration/brier": rate(((stated - np.asarray(hits)) ** 2).tolist()),
         "calibration/bins": calibration_bins(stated, hits),
-        "kl/reference_policy": interval([(r["kl_chosen"] + r["kl_rejected"]) / 2 for r in records]),
+        REFERENCE_POLICY: mean([(r["kl_chosen"] + r["kl_rejected"]) / 2 for r in records])
+        .at_least(0.0)
+        .as_dict(),
+        **floor_of(REFERENCE_POLICY, floor),
     }

@@ -153,13 +153,12 @@ def frontier(runs: Sequence[RunView], styles: Styles) -> Figure | None:
     series = []
     for run in measured:
         numbers = run.results["sentiment"]
-        for key in numbers:
-            if not key.endswith("kl/policy_reference"):
-                continue
-            prefix = key.removesuffix("kl/policy_reference")
-            name = run.name + (f", T={numbers[f'{prefix}temperature']:g}" if prefix else "")
-            style = styles[run.name]
-            series.append(_point(name, numbers[key], numbers[f"{prefix}reward/after"], style))
+        for kl in run.sampled_kls:
+            at = numbers.get(f"{kl.prefix}temperature", 1.0)
+            name = run.name + (f", T={at:g}" if kl.prefix else "")
+            name += " (other samples)" if kl.sampling else ""
+            reward = numbers[f"{kl.prefix}reward/after"]
+            series.append(_point(name, kl.value, reward, styles[run.name]))
     start = measured[0].results["sentiment"]["reward/before"]
     label = "starting model" if measured[0].counts is not None else "before"
     series.append(_point(label, {"mean": 0.0, "low": 0.0, "high": 0.0}, start, RunStyle(NEUTRAL)))

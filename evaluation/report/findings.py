@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from evaluation.comparison import pooled_spread
+from evaluation.kl import SampledKl
 from evaluation.report.formats import interval, number, signed_interval
 from evaluation.report.verdicts import TINY, rate_size, size
 from evaluation.report.view import RunView
@@ -21,12 +22,11 @@ def warnings(run: RunView) -> list[str]:
     found = list((run.counts or {}).get("warnings") or [])
     sentiment, masks = run.results.get("sentiment", {}), run.results.get("masks", {})
     if "tokens/after" in sentiment:
-        per_token = sentiment["kl/policy_reference"]["mean"] / max(
-            1.0, sentiment["tokens/after"]["mean"]
-        )
+        distance = run.sampled_kls[0].value["mean"]
+        per_token = distance / max(1.0, sentiment["tokens/after"]["mean"])
         if per_token > _FAR_NATS:
             found.append(
-                f"the samples are {sentiment['kl/policy_reference']['mean']:.0f} nats from the "
+                f"the samples are {distance:.0f} nats from the "
                 f"reference, {per_token:.1f} per token: read some of them below before you trust "
                 "their reward"
             )
@@ -52,7 +52,7 @@ def _reward(run: RunView) -> list[str]:
     sentiment = run.results.get("sentiment")
     if not sentiment:
         return []
-    gain, kl = sentiment["reward/gain"], sentiment["kl/policy_reference"]
+    gain, kl = sentiment["reward/gain"], run.sampled_kls[0]
     start = [{**s, "reward": s["start_reward"]} for s in run.first_samples if "start_reward" in s]
     policy = [
         {**s, "reward": s["policy_reward"]} for s in run.first_samples if "policy_reward" in s
@@ -61,8 +61,12 @@ def _reward(run: RunView) -> list[str]:
     return [
         f"The reward of samples {_change(gain, tiny)}: {sentiment['reward/before']['mean']:.3f} "
         f"before, {sentiment['reward/after']['mean']:.3f} after ({signed_interval(gain)}), at a "
-        f"distance of {kl['mean']:.2f} nats from the reference."
+        f"distance of {kl.value['mean']:.2f} nats from the reference{_along(kl)}."
     ]
+
+
+def _along(kl: SampledKl) -> str:
+    return f" along samples at {kl.sampling}, which are not the policy's own" if kl.sampling else ""
 
 
 def _preference(run: RunView) -> list[str]:
@@ -114,7 +118,7 @@ def _programs_and_summaries(run: RunView) -> list[str]:
 
 def _change(gain: Mapping[str, float], tiny: float = 0.0) -> str:
     """Rose or fell, where the interval leaves out zero; by how little, where a unit is known."""
-    if gain["low"] <= 0 <= gain["high"]:
+    if not (gain["low"] > 0 or gain["high"] < 0):
         return "did not clearly change"
     how = size(gain["low"], gain["high"], tiny)
     by = {"": "", "tiny": " by a tiny amount", "perhaps tiny": ", perhaps by a tiny amount"}[how]

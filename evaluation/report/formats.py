@@ -3,13 +3,24 @@
 from collections.abc import Mapping
 from typing import Any
 
+WITHOUT = "without an interval"  # over one prompt there is none
+
 
 def interval(value: Mapping[str, float]) -> str:
+    if value["low"] != value["low"]:
+        return f"{value['mean']:.3f}, {WITHOUT}"
     return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
 
 def signed_interval(value: Mapping[str, float]) -> str:
+    if value["low"] != value["low"]:
+        return f"{value['mean']:+.3f}, {WITHOUT}"
     return f"{value['mean']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"
+
+
+def shown(value: Any) -> str:
+    """A number with its interval, or alone as evaluations had it before there was one."""
+    return interval(value) if isinstance(value, dict) else number(value)
 
 
 def number(value: Any) -> str:

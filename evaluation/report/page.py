@@ -12,6 +12,7 @@ from evaluation.report.about import about
 from evaluation.report.charts import chart_html, embedded_json, library_html, run_html, run_styles
 from evaluation.report.downloads import numbers_csv
 from evaluation.report.findings import all_numbers, findings, warnings
+from evaluation.report.runs import compared, over_seeds
 from evaluation.report.samples import samples_by_prompt
 from evaluation.report.terms import TERMS, explained, term_id
 from evaluation.report.tokens import token_view
@@ -38,6 +39,7 @@ def render_report(runs: Sequence[RunView], title: str) -> str:
     environment.filters |= {
         "num": formats.number,
         "interval": formats.interval,
+        "shown": formats.shown,
         "change": formats.signed_interval,
         "signed": lambda v: f"{v:+.3f}",
         "percent": lambda v: f"{v:.0%}",
@@ -59,6 +61,8 @@ def _context(runs: list[RunView]) -> dict[str, Any]:
         "runs": runs,
         "about": about(runs),
         "compared": compare(runs),
+        "paired": compared(runs) if any(run.seed is not None for run in runs) else [],
+        "over_seeds": over_seeds(runs),
         "findings": findings,
         "warn": warnings,
         "numbers": all_numbers,

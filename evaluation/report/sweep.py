@@ -5,8 +5,8 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
-from evaluation.bootstrap import Interval
 from evaluation.equal_distance import Reached
+from evaluation.intervals import Interval
 from evaluation.report.charts import chart_html, library_html, run_html
 from evaluation.report.formats import readable
 from evaluation.report.sweep_charts import FRONT, label_key, method_styles, sweep_charts

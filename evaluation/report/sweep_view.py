@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from evaluation.comparison import SeedComparison
 from evaluation.equal_distance import Level
 
 BETA = "objective.beta"
@@ -17,6 +18,7 @@ _SPARSITY = ("evaluation/masks/reward_mask/zero_fraction", "train/masks/reward_z
 _PLAIN = {
     "evaluation/sentiment/reward/after": "reward of samples",
     "evaluation/sentiment/kl/policy_reference": "distance from the reference",
+    "evaluation/sentiment/kl/policy_reference_off_policy": "distance along other samples",
     "validation/rewards/accuracies": "held-out implicit reward accuracy",
     "validation/rewards/margins": "held-out implicit reward margin",
     "validation/kl/reference_policy": "held-out distance from the reference",
@@ -31,7 +33,8 @@ class TrialView:
 
     Attributes:
         point: searched key -> value. folder: of the trial, relative to the sweep. runs: folders of
-            its runs, one per seed, each with its recipe.
+            its runs, one per seed, each with its recipe. less_best: the first objective less the
+            chosen trial's, seed by seed; None without several seeds in both.
     """
 
     number: int
@@ -44,6 +47,7 @@ class TrialView:
     is_best: bool
     folder: str = ""
     runs: Sequence[str] = ()
+    less_best: SeedComparison | None = None
 
 
 @dataclass(frozen=True)
@@ -178,13 +182,14 @@ def axis_name(metric: str) -> str:
 
 
 def spread(trial: TrialView, metric: str) -> tuple[float, float]:
-    """Below and above a value: standard deviation over seeds, or the evaluation's own interval."""
+    """Below and above a value: its interval, or the standard deviation where seeds have none.
+
+    The interval is over seeds where there are several, else the evaluation's own.
+    """
     mean, m = trial.metrics[metric], trial.metrics
-    if f"{metric}/std" in m:
-        return m[f"{metric}/std"], m[f"{metric}/std"]
-    return max(0.0, mean - m.get(f"{metric}/low", mean)), max(
-        0.0, m.get(f"{metric}/high", mean) - mean
-    )
+    if f"{metric}/low" not in m:
+        return m.get(f"{metric}/std", 0.0), m.get(f"{metric}/std", 0.0)
+    return max(0.0, mean - m[f"{metric}/low"]), max(0.0, m[f"{metric}/high"] - mean)
 
 
 def has_spread(trial: TrialView, metric: str) -> bool:

@@ -39,7 +39,7 @@ TERMS: dict[str, tuple[tuple[str, ...], str]] = {
         "-50 very unlikely.",
     ),
     "interval": (
-        ("intervals", "bootstrap intervals", "bootstrap interval"),
+        ("intervals",),
         "The brackets after a number. Prompts are drawn again, with replacement, two thousand "
         "times; the middle 95 % of the results lie in it.",
     ),

@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from evaluation.bootstrap import Interval
 from evaluation.comparison import paired_difference, paired_ratio, pooled_spread
+from evaluation.intervals import Interval
 from evaluation.report.formats import interval, signed_interval
 from evaluation.report.view import RunView
 
 TINY = 0.2
-# Percentile intervals of fewer prompts than this are far too short.
+# Intervals are shown to hold what they say from here on.
 FEWEST = 10
 
 Direction = Literal["more", "less", "same", "unclear"]

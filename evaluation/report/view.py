@@ -4,6 +4,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from evaluation.kl import SampledKl, sampled_kls
+
 
 @dataclass(frozen=True)
 class RunView:
@@ -17,8 +19,9 @@ class RunView:
         samples: of held-out prompts, both models. responses: tokens with weights, two per held-out
             pair.
         history: numbers of evaluated checkpoints, with step and passed (None without gates).
-        timeline: where the time of the stages before went, as a table of text. others: the run's
-            evaluations that have a name, each with a recipe of its own.
+        timeline: where the time of the stages before went, as a table of text. method: what was
+            trained, the same of runs that differ in their seed alone. seed: of the training.
+        others: the run's evaluations that have a name, each with a recipe of its own.
         is_toy: whether the model comes from the quickstart's made-up world.
     """
 
@@ -33,6 +36,8 @@ class RunView:
     responses: list[dict[str, Any]] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
     timeline: str = ""
+    method: str = ""
+    seed: int | None = None
     others: dict[str, "RunView"] = field(default_factory=dict)
     is_toy: bool = False
 
@@ -62,6 +67,12 @@ class RunView:
     def first_samples(self) -> list[dict[str, Any]]:
         """The samples at the first temperature, which the tables' numbers are of."""
         return [s for s in self.samples if s.get("temperature_number", 0) == 0]
+
+    @property
+    def sampled_kls(self) -> list[SampledKl]:
+        """KL(policy || reference) of the samples, the first temperature's first."""
+        top_p = self.recipe["evaluate"].get("generation", {}).get("top_p", 1.0)
+        return list(sampled_kls(self.results.get("sentiment", {}), top_p))
 
     def differing(self, other: "RunView") -> list[str]:
         """What another evaluation's settings say that this one's do not, as key = value."""

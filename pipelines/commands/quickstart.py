@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from evaluation.intervals import mean_of
 from pipelines.cluster import ray_session
 from pipelines.commands.quickstart_world import write_world
 from pipelines.commands.report import run_report
@@ -259,7 +260,8 @@ def _verdict(recipes: dict[str, Recipe]) -> str:
         sentiment, masks = found["sentiment"], found["masks"]
         gain = sentiment["reward/gain"]
         interval = f"{gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"
-        distinct = f"{sentiment['distinct_2/before']:.3f} -> {sentiment['distinct_2/after']:.3f}"
+        before, after = (mean_of(sentiment[f"distinct_2/{when}"]) for when in ("before", "after"))
+        distinct = f"{before:.3f} -> {after:.3f}"
         auc = "no mask" if recipe.mask.kind == "none" else f"{masks['auc/reward_mask']['mean']:.3f}"
         lines.append(
             f"{name:10} {interval:28} {sentiment['kl/policy_reference']['mean']:>20.2f} "

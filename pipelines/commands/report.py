@@ -33,7 +33,7 @@ from pipelines.recipe import (
     read_config,
     read_manifest,
 )
-from pipelines.storage import RunStore, read_lines, read_record
+from pipelines.storage import RunStore, digest, read_lines, read_record
 from pipelines.sweep import report_sweeps, sweeps_of
 from pipelines.train import read_metrics
 
@@ -99,6 +99,8 @@ def _view(run_dir: str) -> RunView:
         metrics=list(read_metrics(train)) if made else [],
         history=_checkpoints(paths.evaluation),
         timeline="\n".join(timeline_lines(times)) if times else "",
+        method=_method(made) if made else "",
+        seed=made["settings"].get("train.seed") if made else None,
         others={name: replace(other, name=name) for name, other in others.items()},
         is_toy=bool(made and _is_toy(train)),
     )
@@ -108,6 +110,12 @@ def _is_toy(train: RunStore) -> bool:
     """Whether the trained model says that it comes from the quickstart's world."""
     path = f"{MODEL}/config.json"
     return train.exists(path) and bool(read_record(train, path, cure=_TRAIN_AGAIN).get(TOY_WORLD))
+
+
+def _method(made: dict[str, Any]) -> str:
+    """What was trained, but for the seed: the same of runs that differ in it alone."""
+    settings = {key: value for key, value in made["settings"].items() if key != "train.seed"}
+    return digest([settings, made["inputs"]])
 
 
 def _named(store: RunStore) -> RunView:

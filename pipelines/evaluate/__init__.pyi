@@ -3,6 +3,7 @@ from .history import (
     read_history as read_history,
     read_results as read_results,
 )
+from .kl_name import check_kl_name as check_kl_name
 from .response_weights import (
     response_weights as response_weights,
     weight_lines as weight_lines,

@@ -11,11 +11,14 @@ from typing import Any
 import torch
 
 from evaluation.key_tokens import key_token_labels
+from pipelines.evaluate.distance import pair_floors, sequence_kl
 from pipelines.evaluate.facts import EvaluationFacts
 from pipelines.evaluate.leaderboard import run_tasks_of
+from pipelines.evaluate.precision import compute_dtype, in_dtype
 from pipelines.evaluate.prompts import CodePrompts, prompt_ids
 from pipelines.evaluate.sampling_way import sample_seed
 from pipelines.evaluate.tasks import (
+    FLOOR_PROMPTS,
     Drawn,
     EvaluationTask,
     Records,
@@ -32,7 +35,6 @@ from pipelines.models import (
     generate,
     load_causal_lm,
     load_tokenizer,
-    reference_dtype,
     resolve_model,
 )
 from pipelines.pairs import Question, answer_ids, read_pairs
@@ -65,12 +67,13 @@ class Evaluator:
         self._facts, self._settings, self._ends = facts, facts.settings, facts.ends
         self._job_sampler = JobSampler(facts.ends)
         self._device = compute_device()
-        self._dtype = reference_dtype("auto", self._device)
         training = facts.training
+        self._dtype = compute_dtype(training, self._device)
         directory = resolve_model(facts.tokenizer, tokenizer_only=True)
         self._tokenizer = load_tokenizer(str(directory))
         self._texts_of = TokenTexts(self._tokenizer)
-        self._reference = load_reference(training.reference.model, self._device)
+        frozen = in_dtype(training.reference.model, self._dtype)
+        self._reference = load_reference(frozen, self._device)
         self._start = (
             self._reference.causal_lm
             if facts.starts_from_reference()
@@ -151,6 +154,9 @@ class Evaluator:
                 "kl": scores.per_response(scores.token_kl).tolist(),
             }
             lengths = [scored for i in batch for scored in pairs[i].num_scored()]
+            floors: list[float] = []
+            if min(batch) < task.num_shown():
+                floors = pair_floors(self._reference, inputs, features, lengths)
             flat = {
                 name: [part.tolist() for part in value.float().cpu().split(lengths)]
                 for name, value in (
@@ -171,6 +177,8 @@ class Evaluator:
                 for side, name in enumerate(("chosen", "rejected")):
                     pair |= {f"{who}_{name}": values[at][side] for who, values in sums.items()}
                     pair[f"num_{name}"] = lengths[2 * at + side]
+                if i < task.num_shown():
+                    pair["kl_floor"] = floors[at]
                 found[i] = pair
                 if i in needs_tokens:
                     tokens[i] = [
@@ -224,9 +232,10 @@ class Evaluator:
         return {"tokens": [texts[place] for place in places], "is_key": labels}
 
     def _sample(self, task: SamplePrompts) -> Records:
-        """One continuation of each prompt by both models.
+        """Continuations of each prompt by both models.
 
-        With it comes the policy's distance from the reference along the policy's own continuation.
+        With them comes the policy's distance from the reference along the policy's continuations,
+        and for some prompts its floor: that of the reference's own weights in the policy's place.
         """
         split = self._settings.split
         prompts = prompt_ids(self._pairs, split, task.rows)
@@ -238,14 +247,18 @@ class Evaluator:
             prompts,
             [("reply", task.temperature_number, at) for at in task.order],
             settings,
-            task.temperature_number * 1009 + task.number,
+            task.temperature_number * 1009 + task.number + task.start * 100_003,
+            range(task.start, task.start + task.num_samples),
         )
-        kl = self._sequence_kl(prompts, [samples[0] for samples in drawn.policy])
+        first = [i for i, at in enumerate(task.order) if at < FLOOR_PROMPTS and not task.start]
+        frozen = self._reference.causal_lm
+        kl = self._distances(self._policy.causal_lm, range(len(prompts)), prompts, drawn)
+        floor = self._distances(frozen, first, prompts, drawn)
         records = []
         for i, (asked, chosen, conversation) in enumerate(stored):
             is_chat = conversation is not None
             answer = answer_ids(self._tokenizer, asked, chosen, is_chat)
-            record: dict[str, Any] = {
+            shared: dict[str, Any] = {
                 "order": task.order[i],
                 "temperature": task.temperature,
                 "temperature_number": task.temperature_number,
@@ -254,16 +267,38 @@ class Evaluator:
                 else self._text(prompts[i]),
                 "conversation": conversation,
                 "chosen_text": self._ends.text(self._tokenizer, self._ends.cut(answer)),
-                "kl_policy_reference": kl[i],
             }
-            for who, samples in vars(drawn).items():
-                ids = samples[i][0]
-                record |= {
-                    f"{who}_text": self._ends.text(self._tokenizer, ids),
-                    f"{who}_tokens": len(ids),
+            for k in range(task.num_samples):
+                record = {
+                    **shared,
+                    "sample": task.start + k,
+                    "kl_policy_reference": kl[i][k],
                 }
-            records.append(record)
+                if i in floor:
+                    record["kl_floor"] = floor[i][k]
+                for who, samples in vars(drawn).items():
+                    ids = samples[i][k]
+                    record |= {
+                        f"{who}_text": self._ends.text(self._tokenizer, ids),
+                        f"{who}_tokens": len(ids),
+                    }
+                records.append(record)
         return records
+
+    def _distances(
+        self, model: Any, some: Sequence[int], prompts: list[list[int]], drawn: Drawn
+    ) -> dict[int, list[float]]:
+        """Of some prompts KL(model || reference) along each of the policy's samples."""
+        found = iter(
+            sequence_kl(
+                model,
+                self._reference.causal_lm,
+                [prompts[i] for i in some for _ in drawn.policy[i]],
+                [sample for i in some for sample in drawn.policy[i]],
+                self._settings.batch_tokens,
+            )
+        )
+        return {i: [next(found) for _ in drawn.policy[i]] for i in some}
 
     def _programs(self, task: WritePrograms) -> Records:
         section = self._settings.code
@@ -341,28 +376,3 @@ class Evaluator:
             return [flat[i * count : (i + 1) * count] for i in range(len(prompts))]
 
         return Drawn(policy=by(self._policy.causal_lm), start=by(self._start))
-
-    @torch.no_grad()
-    def _sequence_kl(self, prompts: list[list[int]], samples: list[list[int]]) -> list[float]:
-        """Per sample the sum over its tokens of KL(policy || reference), nats."""
-        pairs = [TokenizedPair(p, s, None) for p, s in zip(prompts, samples, strict=True)]
-        totals = [0.0] * len(pairs)
-        widths = [len(p.prompt) + len(p.chosen) for p in pairs]
-        for batch in token_budget_batches(
-            range(len(pairs)), widths, 1, self._settings.batch_tokens
-        ):
-            inputs = padded_layout([pairs[i] for i in batch]).to(self._device)
-            policy, reference = self._policy.causal_lm, self._reference.causal_lm
-            # KL(policy || reference): the policy plays the part of score_tokens' fixed
-            # distribution.
-            kl = score_tokens(
-                scored_states(reference, inputs),
-                self._reference.head,
-                inputs.labels,
-                scored_states(policy, inputs),
-                head_of(policy),
-            )[1]
-            assert kl is not None
-            for i, part in zip(batch, kl.split([len(pairs[i].chosen) for i in batch]), strict=True):
-                totals[i] = float(part.sum())
-        return totals

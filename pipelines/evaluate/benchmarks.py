@@ -118,6 +118,11 @@ def run_evaluate(
         "tokenizer: sampling goes on after it"
         for token in (facts.ends.left_out if samples else ())
     ]
+    if "summarization" in settings.benchmarks and settings.samples_per_prompt == 1:
+        warnings.append(
+            "evaluate.samples_per_prompt = 1: self-BLEU compares the samples of a prompt and is "
+            "left out"
+        )
     warnings += [*judged, *dict.fromkeys(found.warnings)]
     manifest = record.finish(
         {"benchmarks": sorted(results), "results": results, "warnings": warnings}, outputs

@@ -103,9 +103,7 @@ def run_execute(run: Run, record: StageRecord, quiet: bool = False) -> dict[str,
                 }
             )
         )
-    result = code_benchmark(
-        list(records.values()), section.k, recipe.evaluate.bootstrap_samples, recipe.evaluate.seed
-    )
+    result = code_benchmark(list(records.values()), section.k)
     record.store.write_bytes(VERDICTS, "".join(line + "\n" for line in lines).encode())
     append_history(evaluation, {"code": result}, record, None)
     manifest = record.finish({"benchmarks": ["code"], "results": {"code": result}})

@@ -47,7 +47,7 @@ def forecast_evaluation(run: Run, data: dict[str, Any], tflops: float) -> dict[s
         prompts = min(held_out, settings.num_prompts)
         each = sampling_seconds(
             parameters,
-            prompts,
+            prompts * settings.samples_per_prompt,
             settings.generation.max_new_tokens,
             settings.sequences_per_batch,
             layers,
@@ -77,7 +77,7 @@ def forecast_evaluation(run: Run, data: dict[str, Any], tflops: float) -> dict[s
         "scored_pairs": scored,
         "sampled_prompts": prompts,
         "sampled_programs": programs,
-        "disk_bytes": _SAMPLE_BYTES * (prompts + programs),
+        "disk_bytes": _SAMPLE_BYTES * (prompts * settings.samples_per_prompt + programs),
         **({"not_counted": left_out} if left_out else {}),
         **Duration(EVALUATION_START, work).as_keys(),
     }

@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from pipelines.errors import UserError
+from pipelines.evaluate.precision import compute_dtype, in_dtype
 from pipelines.models import (
     TokenTexts,
     compute_device,
     load_tokenizer,
-    reference_dtype,
     resolve_model,
 )
 from pipelines.pairs import ChatRenderer, Conversation, PairEncoder, RawPair, RowRejected
@@ -62,8 +62,8 @@ def response_weights(
     except RowRejected as reason:
         raise UserError(f"these texts make no pair: {reason}") from reason
     device = compute_device()
-    reference = load_reference(facts.reference.model, device)
-    dtype = reference_dtype("auto", device)
+    dtype = compute_dtype(facts, device)
+    reference = load_reference(in_dtype(facts.reference.model, dtype), device)
     policy = open_policy(facts, step, reference.head, dtype, device)
     model = facts.reference.model
     try:

@@ -13,7 +13,7 @@ from pipelines.evaluate.tasks import (
     ScorePairs,
     WritePrograms,
 )
-from pipelines.recipe import EvaluateSection, OpenAIJudge
+from pipelines.recipe import EvaluateSection, OpenAIJudge, VaderReward
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Found:
                     found.programs += result["program"]
                 case RunLeaderboard():
                     found.leaderboard += result["leaderboard"]
-        found.samples.sort(key=lambda sample: (sample["temperature_number"], sample["order"]))
+        found.samples.sort(key=lambda s: (s["temperature_number"], s["order"], s["sample"]))
         return found
 
     def by_programming_task(self) -> Records:
@@ -79,8 +79,13 @@ def benchmark_results(
         summarization_benchmark,
     )
 
+    def sentiment(drawn: Records, temperature: float) -> dict[str, Any]:
+        top_p = settings.sampling_top_p(temperature)
+        span = (-1.0, 1.0) if isinstance(settings.reward, VaderReward) else None
+        return sentiment_benchmark(drawn, temperature, top_p, _floor(drawn), span)
+
     of_samples = {
-        "sentiment": sentiment_benchmark,
+        "sentiment": sentiment,
         "dialogue": dialogue_benchmark,
         "summarization": summarization_benchmark,
     }
@@ -88,22 +93,18 @@ def benchmark_results(
     if "preference" in settings.benchmarks:
         has_labels = any("desirable" in record for record in found.pairs)
         benchmark = labelled_benchmark if has_labels else preference_benchmark
-        results["preference"] = benchmark(found.pairs, settings.bootstrap_samples, settings.seed)
+        results["preference"] = benchmark(found.pairs, _floor(found.pairs))
     if "masks" in settings.benchmarks:
         results["masks"] = masks
     if "leaderboard" in settings.benchmarks:
-        results["leaderboard"] = leaderboard_benchmark(
-            found.leaderboard, settings.bootstrap_samples, settings.seed
-        )
+        results["leaderboard"] = leaderboard_benchmark(found.leaderboard)
     for name in settings.sampled_benchmarks():
         results[name] = {}
         for t, temperature in enumerate(settings.sampling_temperatures()):
             drawn = [s for s in found.samples if s["temperature_number"] == t]
             if name == "dialogue" and not isinstance(settings.judge, OpenAIJudge):
                 compare_scores(drawn)
-            numbers = of_samples[name](
-                drawn, temperature, settings.bootstrap_samples, settings.seed
-            )
+            numbers = of_samples[name](drawn, temperature)
             # The first temperature has the plain names; the others say theirs.
             results[name] |= (
                 numbers
@@ -111,3 +112,7 @@ def benchmark_results(
                 else {f"temperature={temperature:g}/{key}": value for key, value in numbers.items()}
             )
     return results
+
+
+def _floor(records: Records) -> list[float]:
+    return [record["kl_floor"] for record in records if "kl_floor" in record]

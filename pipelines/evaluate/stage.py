@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import UserError
 from pipelines.evaluate.held_out import check_held_out, require_held_out
+from pipelines.evaluate.kl_name import check_kl_name
 from pipelines.pairs import PREPARE
 from pipelines.recipe import (
     CANDIDATES,
@@ -61,6 +62,8 @@ class Evaluate(Stage[EvaluateInputs]):
     def check_recipe(self, recipe: Recipe) -> None:
         check_held_out(recipe)
         settings = recipe.evaluate
+        gates = [gate.metric for gate in recipe.schedule.gates]
+        check_kl_name(recipe, "schedule.gates", gates)
         if settings.model is not None and "masks" in settings.benchmarks:
             others = ", ".join(name for name in settings.benchmarks if name != "masks")
             raise UserError(
@@ -77,6 +80,8 @@ class Evaluate(Stage[EvaluateInputs]):
             files["leaderboard.include_path"] = task_files_hash(settings.leaderboard.include_path)
         for key, name in _files(recipe).items():
             if not Path(name).is_file():
+                if key == "code.tasks" and "code" not in settings.benchmarks:
+                    continue  # nobody asks for them
                 raise UserError(f"evaluate.{key} = {name!r}: no such file{nearest_path(name)}")
             files[key] = file_hash(Path(name))
         draws = {*settings.sampled_benchmarks(), "code", "leaderboard"} & set(settings.benchmarks)
@@ -93,7 +98,9 @@ class Evaluate(Stage[EvaluateInputs]):
             return found
         from pipelines.evaluate.other_model import beta_of
 
-        return {**found, "objective.beta": beta_of(recipe)}
+        precision = recipe.train.precision  # of the training, where there is one
+        own = {} if precision == "auto" else {"train.precision": precision}
+        return {**found, **own, "objective.beta": beta_of(recipe)}
 
     def fingerprints(
         self, recipe: Recipe, inputs: EvaluateInputs, earlier: Mapping[str, StageRecord]

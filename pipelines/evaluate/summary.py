@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from evaluation.intervals import mean_of
+from evaluation.kl import SampledKl, sampled_kls
+
 
 def summary_of(results: dict[str, dict[str, Any]]) -> str:
     """The main number of every benchmark."""
@@ -11,8 +14,8 @@ def summary_of(results: dict[str, dict[str, Any]]) -> str:
         ranks = ""
         if "auc/implicit_reward" in found:
             ranks = (
-                f", AUC {found['auc/logps/before']:.3f} by log-probability before, "
-                f"{found['auc/implicit_reward']:.3f} by implicit reward after"
+                f", AUC {mean_of(found['auc/logps/before']):.3f} by log-probability before, "
+                f"{mean_of(found['auc/implicit_reward']):.3f} by implicit reward after"
             )
         rate = found["accuracy/implicit_reward"]["mean"]
         parts.append(f"held-out labels {rate:.3f} right by implicit reward{ranks}")
@@ -26,10 +29,10 @@ def summary_of(results: dict[str, dict[str, Any]]) -> str:
             f"{after['mean']:.3f} by implicit reward after"
         )
     if "sentiment" in results:
-        gain, kl = results["sentiment"]["reward/gain"], results["sentiment"]["kl/policy_reference"]
+        gain, kl = results["sentiment"]["reward/gain"], next(sampled_kls(results["sentiment"]))
         parts.append(
-            f"reward gain {gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}] at KL "
-            f"{kl['mean']:.2f}"
+            f"reward gain {gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}] at "
+            f"{_distance(kl)}"
         )
     for opponent in ("chosen", "start"):
         rate = results.get("dialogue", {}).get(f"win_rate/{opponent}")
@@ -50,3 +53,10 @@ def summary_of(results: dict[str, dict[str, Any]]) -> str:
         ]
         parts.append(f"{', '.join(rates)} on {code['num_tasks']} tasks")
     return "; ".join(parts)
+
+
+def _distance(kl: SampledKl) -> str:
+    """A KL with its floor, if it has one above 0, and what it is along other than own samples."""
+    floor = f" (floor {kl.floor:.2g})" if kl.floor else ""
+    along = f" along samples at {kl.sampling}" if kl.sampling else ""
+    return f"KL {kl.value['mean']:.2f}{floor}{along}"

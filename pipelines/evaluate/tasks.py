@@ -15,6 +15,7 @@ from pipelines.pairs import PairTable
 from pipelines.recipe import EvaluateSection
 
 PAIRS_SHOWN = 6  # the first ones, whose responses are kept token by token
+FLOOR_PROMPTS = 8  # the first ones, of whose samples the KL's floor is measured
 _PAIRS_PER_TASK, _TEXTS_PER_TASK = 128, 64
 _PREFIX: dict[Way, str] = {"batches": "", "captured": "captured_"}  # of a task's kind
 Records = list[dict[str, Any]]
@@ -39,7 +40,7 @@ class ScorePairs:
 
     number: int
     rows: tuple[int, ...]
-    kind = "pair_scores"
+    kind = "scored_pairs"
 
     def num_shown(self) -> int:
         """How many of its pairs are shown token by token."""
@@ -57,11 +58,12 @@ class RankWeights:
 
 @dataclass(frozen=True)
 class SamplePrompts:
-    """Draw one continuation of each prompt by both models.
+    """Draw continuations of each prompt by both models.
 
     Attributes:
         number: of the first prompt, by length. rows: of the split. order: of the prompts among all
-            of the temperature. temperature_number: among the recipe's temperatures.
+            of the temperature. temperature_number: among the recipe's temperatures. start: number
+            of each prompt's first sample here.
     """
 
     number: int
@@ -69,12 +71,14 @@ class SamplePrompts:
     order: tuple[int, ...]
     temperature: float
     temperature_number: int
+    start: int = 0
+    num_samples: int = 1
     drawn: Drawn | None = None
     way: Way = "batches"
 
     @property
     def kind(self) -> str:
-        return f"{_PREFIX[self.way]}replies{self.temperature_number}"
+        return f"{_PREFIX[self.way]}answers{self.temperature_number}_{self.start}"
 
 
 @dataclass(frozen=True)
@@ -176,17 +180,23 @@ def _sampling(
     # Prompts of one length need no padding beside each other.
     chosen.sort(key=lambda item: lengths[item[0]].prompt)
     temperatures, batch = settings.sampling_temperatures(), settings.sequences_per_batch
-    way = way_of(gpus, len(temperatures) * len(chosen), batch, settings.generation)
+    samples = settings.samples_per_prompt
+    way = way_of(gpus, len(temperatures) * len(chosen) * samples, batch, settings.generation)
+    size = CAPTURED_TASK if way == "captured" else batch
+    at_once = min(samples, size)
     for t, temperature in enumerate(temperatures):
-        for number, items in _chunks(chosen, CAPTURED_TASK if way == "captured" else batch):
-            yield SamplePrompts(
-                number,
-                rows=tuple(row for _, row in items),
-                order=tuple(at for at, _ in items),
-                temperature=temperature,
-                temperature_number=t,
-                way=way,
-            )
+        for number, items in _chunks(chosen, max(1, size // at_once)):
+            for start in range(0, samples, at_once):
+                yield SamplePrompts(
+                    number,
+                    rows=tuple(row for _, row in items),
+                    order=tuple(at for at, _ in items),
+                    temperature=temperature,
+                    temperature_number=t,
+                    start=start,
+                    num_samples=min(at_once, samples - start),
+                    way=way,
+                )
 
 
 def _programming(settings: EvaluateSection, gpus: float) -> Iterable[WritePrograms]:

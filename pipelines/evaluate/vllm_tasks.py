@@ -55,7 +55,7 @@ def _asked(task: Any, facts: EvaluationFacts, pairs: PairTable, tokenizer: Any) 
         case SamplePrompts() if settings.generation.engine == "vllm":
             prompts = prompt_ids(pairs, settings.split, task.rows)
             generation = settings.generation.model_copy(update={"temperature": task.temperature})
-            count = 1
+            count = task.num_samples
         case WritePrograms() if settings.code and settings.code.generation.engine == "vllm":
             code = CodePrompts(tokenizer, settings.code, facts.training.chat)
             prompts = [code(text) for text in task.prompts]

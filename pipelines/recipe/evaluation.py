@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipelines.recipe.location import Directory, File, Model
-from pipelines.recipe.section import Section, of_stage
+from pipelines.recipe.section import Section, added, of_stage
 
 
 class VaderReward(Section):
@@ -152,9 +152,10 @@ class EvaluateSection(Section):
     the one of unqualified metric names; by default generation.temperature alone.
     sequences_per_batch: sampled together; other numbers draw other samples. benchmarks: what is
     measured. split: whose pairs and prompts. max_pairs: the first ones. num_prompts: prompts with
-    samples. key_words: a file of words whose tokens the masks should find. seed: of samples and
-    intervals. bootstrap_samples: draws of an interval. batch_tokens: tokens per forward.
-    num_actors: copies of the models; by default one per GPU.
+    samples. samples_per_prompt: drawn for each of them by both models; self-BLEU needs two.
+    key_words: a file of words whose tokens the masks should find. seed: of samples and intervals.
+    bootstrap_samples: draws for the intervals of rank correlations; the others have formulas.
+    batch_tokens: tokens per forward. num_actors: copies of the models; by default one per GPU.
     """
 
     STAGE = "evaluate"
@@ -173,6 +174,7 @@ class EvaluateSection(Section):
     split: Literal["test", "validation"] = "test"
     max_pairs: int | None = Field(None, ge=1)
     num_prompts: int = Field(200, ge=1)
+    samples_per_prompt: int = added(1, ge=1)
     sequences_per_batch: int = Field(64, ge=1)
     generation: GenerationSection = GenerationSection()
     temperatures: tuple[Annotated[float, Field(ge=0)], ...] = ()
@@ -208,6 +210,10 @@ class EvaluateSection(Section):
 
     def sampling_temperatures(self) -> tuple[float, ...]:
         return self.temperatures or (self.generation.temperature,)
+
+    def sampling_top_p(self, temperature: float) -> float:
+        """1 at temperature 0, where the likeliest token is taken whatever it is."""
+        return self.generation.top_p if temperature > 0 else 1.0
 
 
 class SampleSection(Section):

@@ -17,7 +17,7 @@ def of_stage(stage: str | None, default: Any = ..., **constraints: Any) -> Any:
     return Field(default, json_schema_extra={"stage": stage}, **constraints)
 
 
-def added(default: Any, stage: str | None = None) -> Any:
+def added(default: Any, stage: str | None = None, **constraints: Any) -> Any:
     """A field that a section has got since runs were made with it.
 
     It is no setting while it has its default, so that those runs are the same recipe's.
@@ -26,7 +26,7 @@ def added(default: Any, stage: str | None = None) -> Any:
         stage: whose result it changes; by default its section's.
     """
     own = {} if stage is None else {"stage": stage}
-    return Field(default, json_schema_extra={"added": True, **own})
+    return Field(default, json_schema_extra={"added": True, **own}, **constraints)
 
 
 class Section(BaseModel):

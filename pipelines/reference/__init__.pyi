@@ -3,7 +3,11 @@ from .cost import (
     scoring_device as scoring_device,
     settle_mode as settle_mode,
 )
-from .facts import ReferenceFacts as ReferenceFacts, usable_rows as usable_rows
+from .facts import (
+    FrozenReference as FrozenReference,
+    ReferenceFacts as ReferenceFacts,
+    usable_rows as usable_rows,
+)
 from .family_checks import check_hooks as check_hooks
 from .features import FeatureSource as FeatureSource, feature_source as feature_source
 from .forecast import planned_steps as planned_steps

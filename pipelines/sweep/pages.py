@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from evaluation.comparison import SeedComparison, numbers_by_seed
 from evaluation.equal_distance import Level, Measured, compare_at, round_levels
 from evaluation.report.sweep_view import SweepView, TrialView
 from pipelines.errors import DamagedFile, UserError
@@ -18,6 +19,7 @@ _METHODS = (RECIPE, "objective.name", "mask.kind")
 _BY_PROMPT = {
     "evaluation/sentiment/reward/after": "policy_reward",
     "evaluation/sentiment/kl/policy_reference": "kl_policy_reference",
+    "evaluation/sentiment/kl/policy_reference_off_policy": "kl_policy_reference",
 }
 _AGAIN = "restore it: the page of the sweep lacks intervals at equal distances until then"
 
@@ -46,6 +48,7 @@ def sweep_view(
             t.number == best.number,
             _relative(sweep, place_of(sweep, t)),
             [_relative(sweep, path) for path in _runs(sweep, t)],
+            _less_best(sweep, t, best),
         )
         for t in trials
     ]
@@ -62,6 +65,16 @@ def sweep_view(
         **_shared(sweep, trials),
     )
     return view.with_levels(_levels(sweep, view, trials, say))
+
+
+def _less_best(sweep: Sweep, trial: Trial, best: Trial) -> SeedComparison | None:
+    """The first objective less the chosen trial's, seed by seed; None for that trial itself."""
+    metric = sweep.objectives[0].metric
+    by_seed = [
+        {int(seed): run[metric] for seed, run in t.runs.items() if is_number(run.get(metric))}
+        for t in (best, trial)
+    ]
+    return None if trial.number == best.number else numbers_by_seed(*by_seed)
 
 
 def _relative(sweep: Sweep, path: str) -> str:

@@ -166,6 +166,11 @@ class Pick(_Part):
         self.limits()
         return self
 
+    def metrics(self) -> list[str]:
+        """Those that the rule looks at."""
+        own = [self.metric] if self.metric else []
+        return own + [metric for metric, _, _ in self.limits()]
+
     def limits(self) -> list[tuple[str, str, float]]:
         """(metric, comparison, number) of every condition."""
         found = []

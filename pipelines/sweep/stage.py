@@ -27,7 +27,7 @@ from pipelines.cluster import (
     wait_for_workers,
 )
 from pipelines.errors import StageFailed, UserError
-from pipelines.evaluate import EVALUATE
+from pipelines.evaluate import EVALUATE, check_kl_name
 from pipelines.pairs import PREPARE, open_pairs
 from pipelines.recipe import STARTED, TRIAL, Recipe, Run, Say, Stage, StageRecord
 from pipelines.reference import REFERENCE, run_facts, usable_rows
@@ -147,9 +147,11 @@ def check_trials(sweep: Sweep) -> None:
     different = {digest(_looked_at(recipe)): recipe for recipe in recipes}
     evaluates = (EVALUATE,) if sweep.evaluates() else ()
     stages: tuple[Stage[Any], ...] = (PREPARE, REFERENCE, TRAIN, *evaluates)
+    named = [goal.metric for goal in sweep.objectives] + sweep.pick.metrics()
     for recipe in different.values():
         for stage in stages:
             stage.check_recipe(recipe)
+        check_kl_name(recipe, "objectives and pick", named, "evaluation/")
         run = Run(recipe)
         for stage in stages:
             stage.check(run)

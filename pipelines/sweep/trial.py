@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from statistics import fmean, stdev
 from typing import Any
 
+from evaluation.intervals import t_interval
 from pipelines.errors import DamagedFile, Diverged, StageFailed, Superseded, UserError
 from pipelines.evaluate import EVALUATE, numbers_of
 from pipelines.recipe import CONFIG, MISSING, TRIAL, Recipe, Run, RunPaths, write_yaml
@@ -195,9 +196,9 @@ def _check_reported(sweep: Sweep, session: str) -> None:
 
 
 def joined(runs: list[Metrics]) -> Metrics:
-    """Means over the seeds and, with several, their sample standard deviations.
+    """Means over the seeds and, with several, their standard deviations and Student's intervals.
 
-    With several seeds the intervals of single runs are left out.
+    The intervals of single runs, which are over prompts, are left out then.
     """
     if len(runs) == 1:
         return runs[0]
@@ -205,7 +206,13 @@ def joined(runs: list[Metrics]) -> Metrics:
     for key in runs[0]:
         values = [run[key] for run in runs if key in run]
         if len(values) == len(runs) and not key.endswith((LOW, HIGH)):
-            found |= {key: fmean(values), key + STD: stdev(values)}
+            interval = t_interval(values)
+            found |= {
+                key: fmean(values),
+                key + STD: stdev(values),
+                key + LOW: interval.low,
+                key + HIGH: interval.high,
+            }
     return found
 
 

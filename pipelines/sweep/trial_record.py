@@ -15,8 +15,9 @@ class Trial(BaseModel):
 
     status: finished (message: an objective that it did not report); diverged = a loss was not
     finite; failed = another error; stopped = by the scheduler or the time limit. metrics: means
-    over the seeds, with <metric>/std where there are several. runs: metrics of every seed alone.
-    seconds: of this trial's training and evaluation. session: the command that wrote it.
+    over the seeds, with <metric>/std, /low and /high where there are several. runs: metrics of
+    every seed alone. seconds: of this trial's training and evaluation. session: the command that
+    wrote it.
     """
 
     number: int

@@ -138,7 +138,7 @@ def _eval_results(recipe: Recipe, results: Mapping[str, Mapping[str, Any]]) -> I
             metric_name=f"{benchmark}/{name}",
             metric_value=value["mean"],
             metric_args={
-                "interval": "95 % bootstrap",
+                "interval": "95 %",
                 "low": value["low"],
                 "high": value["high"],
                 "n": value["n"],
@@ -175,7 +175,7 @@ def _results(results: Mapping[str, Mapping[str, Any]]) -> str:
         for benchmark, name, value in _measured(results)
     )
     return (
-        "## Results\n\nOn what was held out, with 95 % bootstrap intervals over prompts (n). "
+        "## Results\n\nOn what was held out, with 95 % intervals over prompts (n). "
         "*before* is the starting model, *after* this one, *gain* their paired difference.\n\n"
         f"| benchmark | metric | value | 95 % interval | n |\n|---|---|---|---|---|\n{rows}"
     )

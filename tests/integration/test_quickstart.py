@@ -105,7 +105,8 @@ def test_quickstart_ends_in_a_report_and_helps(finished: tuple[Path, str]) -> No
         sentiment = json.loads((root / name / "evaluation" / "sentiment.json").read_text())
         assert sentiment["num_prompts"] >= 200
         assert sentiment["reward/gain"]["low"] > 0
-        assert sentiment["distinct_2/after"] > 0.8 * sentiment["distinct_2/before"]
+        before, after = (sentiment[f"distinct_2/{when}"]["mean"] for when in ("before", "after"))
+        assert after > 0.8 * before
         assert sentiment["kl/policy_reference"]["mean"] > 0
         masks = json.loads((root / name / "evaluation" / "masks.json").read_text())
         assert masks["auc/chance"] == 0.5

@@ -24,7 +24,8 @@ def view(name: str) -> RunView:
     sentiment = {
         "num_prompts": 9, "reward/before": INTERVAL, "reward/after": INTERVAL,
         "reward/gain": INTERVAL, "kl/policy_reference": INTERVAL,
-        "distinct_2/before": 0.5, "distinct_2/after": 0.25,
+        "kl/policy_reference_floor": 0.0625, "temperature": 1.0, "top_p": 1.0,
+        "distinct_2/before": INTERVAL, "distinct_2/after": INTERVAL,
     }  # fmt: skip
     masks: dict[str, object] = {"auc/chance": 0.5}
     for mask in ("reward_mask", "kl_mask"):

@@ -72,8 +72,10 @@ def picked(result: dict[str, Any]) -> dict[str, float]:
     """The same numbers from a benchmark's result."""
     found = {key: result[key] for key in ("num_tokens", "key_token_fraction")}
     for name in ("reward_mask", "kl_mask"):
-        for key in ("mean", "max", "zero_fraction", "token_kl_correlation"):
+        for key in ("mean", "max", "zero_fraction"):
             found[f"{name}/{key}"] = result[f"{name}/{key}"]
+        key = f"{name}/token_kl_correlation"
+        found[key] = result[key]["mean"]
         found[f"{name}/top"] = result[f"{name}/top_tokens"][0]["mean_weight"]
         by_class = {row["class"]: row["mean_weight"] for row in result[f"{name}/by_class"]}
         found[f"{name}/words"] = by_class["word"]

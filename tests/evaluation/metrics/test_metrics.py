@@ -15,7 +15,7 @@ from evaluation.benchmarks import (
     sentiment_benchmark,
 )
 from evaluation.benchmarks.masks import token_class
-from evaluation.bootstrap import mean_interval
+from evaluation.intervals import rate_interval
 from evaluation.key_tokens import key_token_labels
 from evaluation.metrics import (
     DistinctN,
@@ -68,26 +68,6 @@ def test_distinct_by_hand() -> None:
         distinct_n(["a"], 0)
 
 
-def test_bootstrap_agrees_with_the_normal_interval_and_covers() -> None:
-    """For 400 normal values the percentile interval is the mean +- 1.96 standard errors, to a
-    few per cent; it covers about 95 %.
-    """
-    rng = np.random.default_rng(0)
-    values = rng.normal(2.0, 1.0, 400)
-    interval = mean_interval(values.tolist(), 4000)
-    error = values.std(ddof=1) / 20
-    assert interval.mean == pytest.approx(values.mean())
-    assert interval.low == pytest.approx(values.mean() - 1.96 * error, abs=0.15 * error)
-    assert interval.high == pytest.approx(values.mean() + 1.96 * error, abs=0.15 * error)
-    covered = 0
-    for seed in range(100):
-        drawn = mean_interval(np.random.default_rng(seed).normal(2.0, 1.0, 60).tolist(), 300, seed)
-        covered += drawn.low <= 2.0 <= drawn.high
-    assert 86 <= covered <= 100
-    with pytest.raises(ValueError, match="at least one value"):
-        mean_interval([])
-
-
 def test_masks_by_kind_and_position_by_hand() -> None:
     """Weights 1, 0, 3 on a word, a full stop and an end mark; ranks 2, 1, 3 against token KL's
     1, 2, 3: Spearman 0.5. A constant mask has none.
@@ -117,7 +97,7 @@ def test_masks_by_kind_and_position_by_hand() -> None:
         (0.3, 0, 2),
         (0.6, 3, 2),
     ]
-    assert found["reward_mask/token_kl_correlation"] == pytest.approx(0.5)
+    assert found["reward_mask/token_kl_correlation"]["mean"] == pytest.approx(0.5)
     assert "kl_mask/token_kl_correlation" not in found
     kinds = {"\n": "space", "7": "number", "[INST]": "special", "a1": "word", "...": "punctuation"}
     assert {token: token_class(token) for token in kinds} == kinds
@@ -146,31 +126,26 @@ def test_rank_correlation_by_counting(levels: int | None) -> None:
         if np.ptp(kl):
             found = masks_benchmark([_tokens(weights, kl)], 100, 0)
             wanted = np.corrcoef(_ranks(weights.tolist()), _ranks(kl.tolist()))[0, 1]
-            assert found["kl_mask/token_kl_correlation"] == pytest.approx(wanted, abs=1e-13)
+            assert found["kl_mask/token_kl_correlation"]["mean"] == pytest.approx(wanted, abs=1e-13)
     key = "kl_mask/token_kl_correlation"
     for weights, kl in (([1.0, 1.0], [0.0, 1.0]), ([0.0, 1.0], [2.0, 2.0]), ([1.0], [1.0])):
         assert key not in masks_benchmark([_tokens(weights, kl)], 100, 0), "constant"
-    assert math.isnan(masks_benchmark([_tokens([0.0, math.nan], [0.0, 1.0])], 100, 0)[key])
+    broken = masks_benchmark([_tokens([0.0, math.nan], [0.0, 1.0])], 100, 0)[key]
+    assert math.isnan(broken["mean"])
 
 
-def test_auc_intervals_leave_out_draws_of_one_class() -> None:
-    """One prompt of four has key tokens: each draw that has it ranks them first, others say
-    nothing. A weight that is nan leaves no interval.
-    """
+def test_a_weight_that_is_nan_leaves_no_interval() -> None:
+    """One prompt of four has key tokens: the area is known, how it varies is known of one alone."""
     records = [_tokens([2.0, 1.0], [1.0, 2.0], is_key=[n == 0, False], prompt_hash=str(n))
                for n in range(4)]  # fmt: skip
     found = masks_benchmark(records, 200, 0)
-    # The key token's weight of 2 against 1 and, in other prompts, 2: a draw of a prompt with k
-    # copies of it and 4 - k others has k * (4 + (4 - k) / 2) ordered of k * (8 - k) pairs.
-    drawn = [(4 + (4 - k) / 2) / (8 - k) for k in (1, 2, 3, 4)]
-    assert found["auc/kl_mask"]["mean"] == pytest.approx(drawn[0])
-    assert found["auc/kl_mask"]["low"] == pytest.approx(drawn[0])
-    assert found["auc/kl_mask"]["high"] in [pytest.approx(value) for value in drawn[1:]]
+    # The key token's weight of 2 against 1 of its own prompt and 2 and 1 of three others.
+    assert found["auc/kl_mask"]["mean"] == pytest.approx((4 + 3 / 2) / 7)
+    assert found["auc/kl_mask"]["high"] - found["auc/kl_mask"]["low"] > 0.2
     records[2]["kl_mask"] = [math.nan, 1.0]
-    assert all(
-        math.isnan(masks_benchmark(records, 200, 0)["auc/kl_mask"][name])
-        for name in ("mean", "low", "high")
-    )
+    broken = masks_benchmark(records, 200, 0)
+    for key in ("auc/kl_mask", "kl_mask/token_kl_correlation"):
+        assert all(math.isnan(broken[key][name]) for name in ("mean", "low", "high"))
 
 
 def test_metric_classes_compute_without_a_network() -> None:
@@ -224,12 +199,12 @@ def test_labelled_benchmark_by_hand() -> None:
         }
         for number, (label, reward, other, logps, length, kl) in enumerate(given)
     ]
-    found = labelled_benchmark(records, 100, 0)
+    found = labelled_benchmark(records)
     assert (found["num_rows"], found["num_desirable"], found["num_prompts"]) == (3, 2, 3)
     assert found["accuracy/implicit_reward"]["mean"] == pytest.approx(0.5)
     assert found["rewards/margins"]["mean"] == pytest.approx(0.25 / 3)
     assert found["kl/reference_policy"]["mean"] == pytest.approx(2.0)
-    ranks = {key: value for key, value in found.items() if key.startswith("auc/")}
+    ranks = {key: value["mean"] for key, value in found.items() if key.startswith("auc/")}
     assert ranks == {
         "auc/logps/before": 0.5,
         "auc/logps/after": 0.5,
@@ -238,11 +213,11 @@ def test_labelled_benchmark_by_hand() -> None:
         "auc/implicit_reward": 0.5,
     }
     better = [{**records[0]}, {**records[1], "reward_chosen": -1.0}]
-    assert labelled_benchmark(better, 100, 0)["auc/implicit_reward"] == 1.0
-    alone = labelled_benchmark(records[:1], 100, 0)
+    assert labelled_benchmark(better)["auc/implicit_reward"]["mean"] == 1.0
+    alone = labelled_benchmark(records[:1])
     assert not any(key.startswith("auc/") for key in alone)
     with pytest.raises(ValueError, match="at least one row"):
-        labelled_benchmark([], 100, 0)
+        labelled_benchmark([])
 
 
 def test_preference_benchmark_by_hand() -> None:
@@ -256,7 +231,7 @@ def test_preference_benchmark_by_hand() -> None:
         }  # fmt: skip
 
     result = preference_benchmark(
-        [pair(1, -2, 1, 1), pair(-1, -4, 0, 2), pair(-1, -2, -1, 1), pair(0, -2, 2, 1)], 200, 0
+        [pair(1, -2, 1, 1), pair(-1, -4, 0, 2), pair(-1, -2, -1, 1), pair(0, -2, 2, 1)]
     )
     assert result["accuracy/logps/before"]["mean"] == (1 + 0 + 0 + 0.5) / 4
     assert result["accuracy/logps/after"]["mean"] == 3 / 4
@@ -280,12 +255,28 @@ def test_sentiment_gain_is_paired() -> None:
             "policy_reward": base + 0.1, "start_reward": base, "policy_tokens": 2,
             "start_tokens": 3, "kl_policy_reference": 1.5,
         })  # fmt: skip
-    result = sentiment_benchmark(records, 1.0, 300, 0)
+    result = sentiment_benchmark(records, 1.0)
     assert result["reward/gain"]["low"] == pytest.approx(0.1)
     assert result["reward/gain"]["high"] == pytest.approx(0.1)
     assert result["reward/after"]["high"] - result["reward/after"]["low"] > 0.1
     assert result["kl/policy_reference"]["mean"] == 1.5
     assert sum(result["reward_histogram"]["start"]) == 50
+
+
+def test_rewards_of_a_known_range_have_a_rates_interval() -> None:
+    """Ten rewards of 1 in [-1, 1] and as many gains of 0: no other prompt is certain of either."""
+    record = {"policy_text": "a", "start_text": "a", "start_reward": 1.0, "policy_reward": 1.0,
+              "policy_tokens": 1, "start_tokens": 1, "kl_policy_reference": 0.0}  # fmt: skip
+    records = [{**record, "prompt": str(i)} for i in range(10)]
+    found = sentiment_benchmark(records, 1.0, span=(-1.0, 1.0))
+    scaled = rate_interval([1.0] * 10)
+    assert found["reward/after"]["low"] == pytest.approx(2 * scaled.low - 1)
+    assert found["reward/after"]["high"] == 1.0
+    gain = rate_interval([0.0] * 10, None, (-2.0, 2.0))
+    assert (found["reward/gain"]["low"], found["reward/gain"]["high"]) == (gain.low, gain.high)
+    assert gain.low < -0.4
+    unknown = sentiment_benchmark(records, 1.0)["reward/after"]
+    assert (unknown["low"], unknown["high"]) == (1.0, 1.0)
 
 
 def test_rewards_are_counted_in_the_bin_that_they_open() -> None:
@@ -299,7 +290,7 @@ def test_rewards_are_counted_in_the_bin_that_they_open() -> None:
     counts = [0] * 10
     for tenth in tenths:
         counts[min(9, max(0, (tenth + 10) // 2))] += 1
-    found = sentiment_benchmark(records, 1.0, 100, 0)["reward_histogram"]
+    found = sentiment_benchmark(records, 1.0)["reward_histogram"]
     assert found == {"start": [0] * 5 + [len(records)] + [0] * 4, "policy": counts}
 
 

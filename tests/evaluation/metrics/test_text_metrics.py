@@ -3,6 +3,7 @@
 import itertools
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -202,9 +203,7 @@ def test_preference_calibration_is_folded_on_the_favoured_response() -> None:
         "start_rejected": -1.0, "num_chosen": 2, "num_rejected": 2,
         "kl_chosen": 0.0, "kl_rejected": 0.0, "reward_rejected": 0.0, "prompt_hash": "p",
     }  # fmt: skip
-    found = preference_benchmark(
-        [{**base, "reward_chosen": margin} for margin in (2.0, -1.0, 0.0)], 100, 0
-    )
+    found = preference_benchmark([{**base, "reward_chosen": margin} for margin in (2.0, -1.0, 0.0)])
     s1, s2 = 1 / (1 + math.exp(-1)), 1 / (1 + math.exp(-2))
     assert found["calibration/brier"]["mean"] == pytest.approx(((1 - s2) ** 2 + s1**2) / 3)
     assert found["calibration/error"] == pytest.approx(((1 - s2) + s1) / 3)
@@ -225,7 +224,7 @@ def test_dialogue_counts_ties_half_and_failures_never_as_wins() -> None:
         }
         for text, (verdict, same) in zip(["a b c", "", "a", "x y z w"], verdicts, strict=True)
     ]
-    found = dialogue_benchmark(records, 1.0, 200, 0)
+    found = dialogue_benchmark(records, 1.0)
     assert (
         found["win_rate/chosen"]["mean"] == pytest.approx(0.5)
         and found["win_rate/chosen"]["n"] == 3
@@ -236,7 +235,7 @@ def test_dialogue_counts_ties_half_and_failures_never_as_wins() -> None:
     assert found["consistency/start"]["mean"] == pytest.approx(2 / 3)
     assert found["empty_fraction/after"] == 0.25
     assert found["extra_words/chosen"]["mean"] == pytest.approx((1 - 2 - 1 + 2) / 4)
-    only_failed = dialogue_benchmark([records[3]], 1.0, 200, 0)
+    only_failed = dialogue_benchmark([records[3]], 1.0)
     assert "win_rate/chosen" not in only_failed and only_failed["failed_fraction/chosen"] == 1
 
 
@@ -259,12 +258,34 @@ def test_summarization_pairs_by_prompt_and_counts_empty_texts() -> None:
             "start_entailment": 0.75,
         },
     ]
-    found = summarization_benchmark(records, 0.5, 200, 0)
+    found = summarization_benchmark(records, 0.5)
     assert found["rouge1/after"]["mean"] == pytest.approx(0.5)
     assert found["rouge1/gain"]["mean"] == pytest.approx((1 - 0 + 0 - 0.8) / 2)
     assert found["entailment/gain"]["mean"] == pytest.approx((0.75 - 0.75) / 2)
     assert found["empty_fraction/after"] == 0.5 and found["temperature"] == 0.5
     assert "bert_score/after" not in found
+    assert "self_bleu/after" not in found, "each prompt has a single sample"
+
+
+def test_self_bleu_is_among_the_samples_of_one_prompt() -> None:
+    """Two prompts of two samples, equal within a prompt and without a common word between them: 1.
+    Different within and equal between: next to 0. Across prompts it would be in between for both.
+    """
+    one, other = "aa bb cc dd ee", "vv ww xx yy zz"
+    same = [("p", one), ("p", one), ("q", other), ("q", other)]
+    mixed = [("p", one), ("q", one), ("p", other), ("q", other), ("alone", one)]
+
+    def found(drawn: list[tuple[str, str]]) -> dict[str, Any]:
+        return summarization_benchmark(
+            [{"prompt": p, "chosen_text": "a", "policy_text": t, "start_text": one}
+             for p, t in drawn], 1.0,
+        )  # fmt: skip
+
+    assert found(same)["self_bleu/after"]["mean"] == pytest.approx(1.0)
+    varied = found(mixed)
+    assert varied["self_bleu/after"]["mean"] < 0.1 and varied["self_bleu/after"]["n"] == 2
+    assert varied["self_bleu/before"]["mean"] == pytest.approx(1.0)
+    assert (varied["num_prompts"], varied["num_samples"]) == (3, 5)
 
 
 def test_code_benchmark_by_hand() -> None:
@@ -287,7 +308,7 @@ def test_code_benchmark_by_hand() -> None:
             "policy_timeout": 0,
         },
     ]
-    found = code_benchmark(records, (1, 2, 10), 200, 0)
+    found = code_benchmark(records, (1, 2, 10))
     assert [
         found[f"pass@{k}/{when}"]["mean"] for k in (1, 2) for when in ("before", "after")
     ] == pytest.approx([0.25, 0.75, 0.5, 1.0])

@@ -1,5 +1,6 @@
 """The page holds the numbers it was given, escapes text, and loads nothing from anywhere."""
 
+import html
 import json
 import re
 from dataclasses import replace
@@ -8,9 +9,10 @@ from typing import Any
 import pytest
 from report_views import INTERVAL, own_part, view, words
 
-from evaluation.report import render_report
+from evaluation.report import RunView, render_report
 from evaluation.report.charts import COLOURS
 from evaluation.report.findings import findings
+from evaluation.report.runs import compared, over_seeds
 
 
 def figures(page: str) -> dict[str, dict[str, Any]]:
@@ -234,3 +236,66 @@ def test_two_runs_are_compared_on_the_first_lines() -> None:
     assert "two against one: more reward at 0.5 of the distance [0.5, 0.5]Better on both" in first
     assert "reward +0.250 [+0.250, +0.250], Cohen's d +0.423" in first
     assert "over 20 prompts; distance 0.500 [0.500, 0.500] times." in first
+
+
+def _shown(page: str) -> str:
+    """The page's text, without its tags."""
+    return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page)))
+
+
+def test_a_kl_stands_beside_its_floor_and_says_along_what() -> None:
+    """Own samples with a floor; samples at another temperature; and an evaluation from before,
+    which measured no floor and called every KL the policy's.
+    """
+    own, other, before = view("own"), view("other"), view("before")
+    numbers = other.results["sentiment"]
+    tempered = {key: value for key, value in numbers.items() if "policy_reference" not in key}
+    tempered |= {"temperature": 0.5, "kl/policy_reference_off_policy": INTERVAL}
+    old = {key: value for key, value in numbers.items() if not key.endswith(("_floor", "top_p"))}
+    old |= {"temperature": 0.5, "distinct_2/before": 0.5, "distinct_2/after": 0.375}
+    runs = [own, replace(other, results={"sentiment": tempered}),
+            replace(before, results={"sentiment": old})]  # fmt: skip
+    text = _shown(render_report(runs, "Title"))
+    assert "0.250 [0.125, 0.375] floor 0.0625" in text
+    along = "0.250 [0.125, 0.375] along samples at temperature 0.5, top_p 1, not the policy's own"
+    assert text.count(f"{along} floor not measured") == 2
+    assert text.count("along samples at temperature 0.5, top_p 1, which are not the policy's") == 2
+    assert "0.5 → 0.375" in text and "0.250 [0.125, 0.375] → 0.250" in text
+    assert "T=0.5" not in text, "the first temperature has the plain names"
+
+
+def _seeded(name: str, method: str, seed: int, reward: float) -> RunView:
+    samples = [
+        {"prompt": str(i), "start_text": "", "policy_text": "", "start_reward": 0.0,
+         "policy_reward": reward + i / 10} for i in range(4)
+    ]  # fmt: skip
+    numbers = {**view(name).results["sentiment"]}
+    numbers["reward/gain"] = {**INTERVAL, "mean": reward}
+    results = {"sentiment": numbers}
+    return replace(view(name), method=method, seed=seed, samples=samples, results=results)
+
+
+def test_methods_are_compared_over_their_seeds() -> None:
+    """Gains of 0.5 and 0.7 over the same seeds: 0.6, t with one degree of freedom 12.706 times
+    0.1. A seed of one method alone is named; one shared seed gives an interval over prompts.
+    """
+    runs = [_seeded("dpo-0", "dpo", 0, 0.0), _seeded("dpo-1", "dpo", 1, 0.1),
+            _seeded("map-0", "mapo", 0, 0.5), _seeded("map-1", "mapo", 1, 0.8),
+            _seeded("map-2", "mapo", 2, 9.0), _seeded("one", "tdpo", 1, 0.4),
+            _seeded("far", "ipo", 7, 0.4)]  # fmt: skip
+    rows = compared(runs)
+    assert [row["name"] for row in rows] == ["map-0 and 2 more seeds", "one", "far"]
+    over_two, over_one, over_none = rows
+    assert (over_two["over"], over_two["difference"]["n"]) == ("seeds", 2)
+    assert over_two["difference"]["mean"] == pytest.approx(0.6)
+    assert over_two["difference"]["high"] == pytest.approx(0.6 + 1.2706205)
+    assert over_two["note"] == "left out: seed 2 of map-0 and 2 more seeds alone"
+    assert (over_one["over"], over_one["difference"]["n"]) == ("prompts", 4)
+    assert over_one["note"].startswith("seeds were not varied: 1 alone; left out: seed 0 of dpo-0")
+    assert over_none["note"] == "of dpo-0 and far alone, which share no seed"
+    assert [row["seeds"] for row in over_seeds(runs)] == ["0, 1", "0, 1, 2"]
+    assert over_seeds(runs)[0]["gain"]["mean"] == pytest.approx(0.05)
+    text = _shown(render_report(runs, "Title"))
+    assert "reward of one less that of dpo-0 and 1 more seeds" in text
+    assert "over 4 prompts (seeds were not varied: 1 alone" in text
+    assert "Over seeds: reward gain of dpo-0 and 1 more seeds" in text

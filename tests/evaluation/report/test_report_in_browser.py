@@ -303,7 +303,8 @@ def test_a_figure_is_zoomed_and_comes_back(visit: Visit) -> None:
 
 def test_a_point_says_what_it_is(visit: Visit) -> None:
     figure, page = visit.drawn("frontier"), visit.page
-    assert {"first", "first, T=0.5", "second", "second, T=0.5", "starting model"} == {
+    cold = "T=0.5 (other samples)"  # than the policy's own
+    assert {"first", f"first, {cold}", "second", f"second, {cold}", "starting model"} == {
         text.split(" ", 1)[1] for text in figure.locator(".legend button").all_inner_texts()
     }
     box = figure.locator(".point").last.bounding_box()

@@ -217,18 +217,20 @@ def test_samples_at_other_temperatures_are_not_in_a_verdict() -> None:
 
 
 def test_ratio_and_spread_by_hand() -> None:
-    """Means 2 and 3 give 1.5; variances 2 and 8 over two prompts give sqrt(5). A ratio of values
-    that are everywhere twice the others is 2 in every resample.
+    """Means 2 and 3 give 1.5; variances 2 and 8 over two prompts give sqrt(5). Without the first
+    prompt the ratio is 5/3, without the second 1, so its error is 1/3, times Student's 12.706. A
+    ratio of values that are everywhere twice the others is 2 whatever is left out.
     """
     first = [{"prompt": "a", "x": 1.0}, {"prompt": "b", "x": 3.0}, {"prompt": "c", "x": 9.0}]
     second = [{"prompt": "b", "x": 5.0}, {"prompt": "a", "x": 1.0}]
     ratio = paired_ratio(first, second, "x")
     assert ratio is not None and (ratio.mean, ratio.n) == (1.5, 2)
-    assert (ratio.low, ratio.high) == (1.0, pytest.approx(5 / 3))
+    assert (ratio.low, ratio.high) == pytest.approx((1.5 - 12.7062 / 3, 1.5 + 12.7062 / 3), 1e-4)
     assert pooled_spread(first, second, "x") == pytest.approx(math.sqrt(5))
     doubled = [{**record, "x": 2 * record["x"]} for record in first]
     twice = paired_ratio(first, doubled, "x")
-    assert twice is not None and twice == Interval(2.0, 2.0, 2.0, 3)
+    assert twice is not None and twice.n == 3
+    assert (twice.mean, twice.low, twice.high) == pytest.approx((2, 2, 2), rel=1e-12)
     assert paired_ratio([{"prompt": "a", "x": 0.0}], second, "x") is None
     assert paired_ratio(first, [], "x") is None and paired_difference(first, [], "x") is None
     assert pooled_spread(first, second[:1], "x") == 0.0

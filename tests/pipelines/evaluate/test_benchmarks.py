@@ -91,6 +91,8 @@ def evaluated(
         f"evaluate.leaderboard={{tasks: [prefers], include_path: {write_task(folder, rows)}, "
         f"batch_size: 3, limit: 20}}",
         "evaluate.temperatures=[1.0, 0.0]",
+        "evaluate.samples_per_prompt=2",
+        "evaluate.sequences_per_batch=5",
         f"evaluate.judge={{kind: reward_model, model: "
         f"{write_reward_model(folder / 'reward', words)}}}",
         f"evaluate.summarization={{bert_score_model: {write_encoder(folder / 'encoder', words)}, "
@@ -124,23 +126,25 @@ def test_numbers_are_those_of_the_kept_samples(evaluated: Recipe) -> None:
     }
     for number, prefix in ((0, ""), (1, "temperature=0/")):
         drawn = [s for s in samples if s["temperature_number"] == number]
-        assert len(drawn) == 16 and [s["order"] for s in drawn] == list(range(16))
+        assert [(s["order"], s["sample"]) for s in drawn] == [
+            (order, sample) for order in range(16) for sample in range(2)
+        ]
         after, chosen = (
             [str(s["policy_text"]) for s in drawn],
             [str(s["chosen_text"]) for s in drawn],
         )
-        mean = sum(vader_scores(after)) / 16
+        mean = sum(vader_scores(after)) / 32
         assert results["sentiment"][f"{prefix}reward/after"]["mean"] == pytest.approx(mean)
         assert results["summarization"][f"{prefix}rouge1/after"]["mean"] == pytest.approx(
-            sum(rouge(after, chosen)["rouge1"]) / 16
+            sum(rouge(after, chosen)["rouge1"]) / 32
         )
         assert results["summarization"][f"{prefix}self_bleu/after"]["mean"] == pytest.approx(
-            sum(self_bleu(after)) / 16
+            sum(sum(self_bleu(after[i : i + 2])) for i in range(0, 32, 2)) / 32
         )
         wins = [1.0 if s["policy_judge_score"] > s["start_judge_score"] else 0.0 for s in drawn]  # type: ignore[operator]
         ties = [0.5 for s in drawn if s["policy_judge_score"] == s["start_judge_score"]]
         assert results["dialogue"][f"{prefix}win_rate/start"]["mean"] == pytest.approx(
-            (sum(wins) + sum(ties)) / 16
+            (sum(wins) + sum(ties)) / 32
         )
         assert 0 < results["summarization"][f"{prefix}entailment/after"]["mean"] < 1
         assert 0 < results["summarization"][f"{prefix}bert_score/after"]["mean"] <= 1
@@ -152,6 +156,18 @@ def test_numbers_are_those_of_the_kept_samples(evaluated: Recipe) -> None:
     assert all(first[s["order"]] == s["chosen_text"] for s in samples), (
         "the same prompt at both temperatures"
     )
+    warm, cold = (
+        [s["policy_text"] for s in samples if s["temperature_number"] == number]
+        for number in (0, 1)
+    )
+    assert cold[::2] == cold[1::2] and warm[::2] != warm[1::2]
+    sentiment = results["sentiment"]
+    assert sentiment["kl/policy_reference"]["n"] == sentiment["num_prompts"] == 16
+    assert "temperature=0/kl/policy_reference" not in sentiment, "those are no samples of its own"
+    assert sentiment["temperature=0/kl/policy_reference_off_policy"]["n"] == 16
+    for key in ("kl/policy_reference_floor", "temperature=0/kl/policy_reference_off_policy_floor"):
+        assert sentiment[key] == 0.0, "policy and reference are computed alike"
+    assert results["preference"]["kl/reference_policy_floor"] == 0.0
 
 
 def test_leaderboard_equals_log_probabilities_computed_apart(

@@ -29,7 +29,7 @@ from pipelines.sweep.files import is_sweep, load_sweep
 from pipelines.sweep.results import pick, publish_results, read_trials
 from pipelines.sweep.shared_stores import SharedStores
 from pipelines.sweep.space import Sweep
-from pipelines.sweep.stage import _trial_of, run_tune, sweep_record
+from pipelines.sweep.stage import _trial_of, check_trials, run_tune, sweep_record
 from pipelines.sweep.trial import joined, seed_recipes
 from pipelines.sweep.trial_record import Trial
 
@@ -495,8 +495,14 @@ def test_tpe_learns_from_results_and_keeps_conditions(load: Load) -> None:
 
 
 def test_means_and_spread_over_seeds() -> None:
+    """Of 1 and 3: mean 2, standard error 1, Student's t with one degree of freedom 12.706. The
+    intervals of the runs, which are over prompts, are no intervals over seeds.
+    """
     found = joined([{"a": 1.0, "a/low": 0.0, "b": 2.0}, {"a": 3.0, "a/low": 0.0, "b": 2.0}])
-    assert found == {"a": 2.0, "a/std": pytest.approx(2**0.5), "b": 2.0, "b/std": 0.0}
+    assert found == pytest.approx({
+        "a": 2.0, "a/std": 2**0.5, "a/low": 2 - 12.7062047, "a/high": 2 + 12.7062047,
+        "b": 2.0, "b/std": 0.0, "b/low": 2.0, "b/high": 2.0,
+    })  # fmt: skip
     assert joined([{"a": 1.0, "a/low": 0.0}]) == {"a": 1.0, "a/low": 0.0}
 
 
@@ -712,3 +718,23 @@ def test_a_sweep_that_was_moved_names_its_own_runs(load: Load, tmp_path: Path) -
     (tmp_path / "moved" / "trials" / store.root.rpartition("/")[2] / "config.yaml").unlink()
     with pytest.raises(UserError, match="config.yaml is missing: restore it"):
         publish_results(moved, read_trials(RunStore(moved.run_dir)), print)
+
+
+@pytest.mark.parametrize(
+    ("override", "metric", "wanted"),
+    [
+        ("evaluate.generation.temperature=0.5", KL, f"{KL}_off_policy"),
+        ("evaluate.generation.top_p=0.9", KL, f"{KL}_off_policy"),
+        ("evaluate.generation.temperature=1.0", f"{KL}_off_policy", KL),
+    ],
+)
+def test_the_kl_of_other_samples_is_refused_under_the_policys_name(
+    load: Load, override: str, metric: str, wanted: str
+) -> None:
+    """Before any trial: no trial would report it. As an objective and as a limit of `pick`."""
+    space = {"objective.beta": {"grid": [0.1]}}
+    goal, rule = {"metric": metric, "mode": "min"}, {"where": [f"{metric} <= 5"]}
+    reward = {"metric": REWARD, "mode": "max"}
+    for top in ({"objectives": [goal]}, {"objectives": [reward], "pick": rule}):
+        with pytest.raises(UserError, match=f"objectives and pick: .*; name '{wanted}'"):
+            check_trials(load(space, override, **top))

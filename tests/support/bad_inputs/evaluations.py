@@ -58,6 +58,23 @@ _TASK = {"task_id": "a", "prompt": "def f(x):\n" + "    # the plot\n" * 60, "ent
 _SUMMARIES = "evaluate.benchmarks=[summarization]"
 
 BAD: dict[str, Bad] = {
+    "a gate on the KL of samples that are not the policy's own": (
+        [
+            "evaluate.benchmarks=[sentiment]",
+            "evaluate.generation.temperature=0.5",
+            "schedule.gates=[{metric: sentiment/kl/policy_reference, max: 8}]",
+        ],
+        "schedule.gates: metric 'sentiment/kl/policy_reference' is not reported",
+        "temperature 0.5, top_p 1 are not the policy's own; name "
+        "'sentiment/kl/policy_reference_off_policy'",
+    ),
+    "a gate on the KL of other samples where they are the policy's own": (
+        [
+            "evaluate.benchmarks=[sentiment]",
+            "schedule.gates=[{metric: sentiment/kl/policy_reference_off_policy, max: 8}]",
+        ],
+        "temperature 1, top_p 1 are the policy's own; name 'sentiment/kl/policy_reference'",
+    ),
     "key words that are no text": (
         lambda w: [f"evaluate.key_words={w.file(bytes(range(128, 200)), 'words.txt')}"],
         "evaluate.key_words = ", "can't decode byte",
