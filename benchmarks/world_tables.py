@@ -22,7 +22,8 @@ from scipy import stats
 from world_settings import COMPARED, WORLDS, settings_of
 from worlds import read_lines
 
-from evaluation.report.figures import COLOURS, as_png, literal
+from evaluation.report.charts import COLOURS
+from evaluation.report.figures import as_png, literal
 
 Record = dict[str, Any]
 NATS = (1.0, 2.0, 4.0, 8.0)

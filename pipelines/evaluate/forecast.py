@@ -45,16 +45,19 @@ def forecast_evaluation(run: Run, data: dict[str, Any], tflops: float) -> dict[s
         scored = 0
     if settings.sampled_benchmarks():
         prompts = min(held_out, settings.num_prompts)
-        each = sampling_seconds(
-            parameters,
-            prompts * settings.samples_per_prompt,
-            settings.generation.max_new_tokens,
-            settings.sequences_per_batch,
-            layers,
-            tflops,
-            device,
+        counts = [prompts * settings.samples_at(t) for t in settings.sampling_temperatures()]
+        work += _SAMPLED_BY * sum(
+            sampling_seconds(
+                parameters,
+                count,
+                settings.generation.max_new_tokens,
+                settings.sequences_per_batch,
+                layers,
+                tflops,
+                device,
+            )
+            for count in counts
         )
-        work += _SAMPLED_BY * len(settings.sampling_temperatures()) * each
     if "code" in settings.benchmarks and settings.code is not None:
         programs = len(read_code_tasks(settings.code)) * settings.code.num_samples
         work += _SAMPLED_BY * sampling_seconds(

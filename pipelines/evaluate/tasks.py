@@ -180,11 +180,11 @@ def _sampling(
     # Prompts of one length need no padding beside each other.
     chosen.sort(key=lambda item: lengths[item[0]].prompt)
     temperatures, batch = settings.sampling_temperatures(), settings.sequences_per_batch
-    samples = settings.samples_per_prompt
-    way = way_of(gpus, len(temperatures) * len(chosen) * samples, batch, settings.generation)
+    counts = [settings.samples_at(temperature) for temperature in temperatures]
+    way = way_of(gpus, len(chosen) * sum(counts), batch, settings.generation)
     size = CAPTURED_TASK if way == "captured" else batch
-    at_once = min(samples, size)
-    for t, temperature in enumerate(temperatures):
+    for t, (temperature, samples) in enumerate(zip(temperatures, counts, strict=True)):
+        at_once = min(samples, size)
         for number, items in _chunks(chosen, max(1, size // at_once)):
             for start in range(0, samples, at_once):
                 yield SamplePrompts(

@@ -208,6 +208,10 @@ class EvaluateSection(Section):
             name for name in ("sentiment", "dialogue", "summarization") if name in self.benchmarks
         ]
 
+    def samples_at(self, temperature: float) -> int:
+        """Samples of a prompt: at temperature 0 all of them would be the same."""
+        return self.samples_per_prompt if temperature > 0 else 1
+
     def sampling_temperatures(self) -> tuple[float, ...]:
         return self.temperatures or (self.generation.temperature,)
 

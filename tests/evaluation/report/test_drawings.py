@@ -60,7 +60,11 @@ def test_the_frontier_has_every_temperature_and_the_start() -> None:
     results = {"sentiment": {**sentiment, **cold, "temperature=0.5/temperature": 0.5}}
     figure = frontier([replace(shown, results=results)], STYLES)
     assert figure is not None
-    assert [s.name for s in figure.series] == ["one", "one, T=0.5 (other samples)", "starting model"]
+    assert [s.name for s in figure.series] == [
+        "one",
+        "one, T=0.5 (other samples)",
+        "starting model",
+    ]
     assert figure.series[0].style == figure.series[1].style == STYLES["one"]
     start = figure.series[-1]
     assert (start.x, start.y, start.y_low) == ([0.0], [0.25], [0.125])

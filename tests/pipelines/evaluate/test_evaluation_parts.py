@@ -182,7 +182,12 @@ def test_numbers_are_those_of_all_tokens_at_once(
     same(mask_totals(part["masks"] for part in parts) | json.loads(json.dumps(ranks)), expected)
     again = [json.loads(result) for result in scored(recipe, monkeypatch, pairs_per_task=12)[1]]
     assert Found.of(tasks, again).shown == responses[:12]
-    assert Found.of(tasks, again).pairs == [pair for part in parts for pair in part["pair"]]
+    every = [pair for part in parts for pair in part["pair"]]
+    floors = [pair.pop("kl_floor") for pair in every]  # of those alone that are shown
+    assert floors == [0.0] * PAIRS
+    few = Found.of(tasks, again).pairs
+    assert [pair.pop("kl_floor", None) for pair in few] == [0.0] * 6 + [None] * (PAIRS - 6)
+    assert few == every
 
 
 def same(found: Any, expected: Any, path: str = "") -> None:

@@ -139,7 +139,13 @@ def test_captured_candidates_depend_on_no_task_and_no_batch(
         return [found for task in tasks for found in actor(task)["candidates"]]
 
     found = drawn(actor, 12)
-    assert drawn(other, 5) == found
+    again = drawn(other, 5)
+    assert [(c["prompt"], c["responses"]) for c in again] == [
+        (c["prompt"], c["responses"]) for c in found
+    ]
+    # A processor's sums may depend on how many texts are scored at once, by its last bits.
+    for one, two in zip(again, found, strict=True):
+        assert one["scores"] == pytest.approx(two["scores"], rel=1e-5)
     assert actor(DrawCandidates(1, 12, tuple(prompts), "captured"))["candidates"] != found
     assert len({text for each in found for text in each["responses"]}) > 25
     kinds = {DrawCandidates(0, 8, (), way).kind for way in ("captured", "batches")}
