@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from evaluation.bootstrap import Interval
 from report_views import view
 
-from evaluation.bootstrap import Interval
 from evaluation.comparison import paired_difference, paired_ratio, pooled_spread
 from evaluation.report.verdicts import (
     AGREEMENT,
