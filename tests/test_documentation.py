@@ -340,7 +340,6 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
         "-m",
         "mkdocs",
         "build",
-        "--quiet",
         "-f",
         str(ROOT / ".ci" / "mkdocs.yml"),
         "--site-dir",
