@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from evaluation.bootstrap import Interval
 from report_views import view
 
 from evaluation.comparison import paired_difference, paired_ratio, pooled_spread
+from evaluation.intervals import Interval
 from evaluation.report.verdicts import (
     AGREEMENT,
     REWARD,

@@ -95,7 +95,7 @@ KINDS: dict[str, Kind] = {
     "head": Kind("run/reference/lm_head.safetensors", SAFETENSORS, (by.check,)),
     "head's settings": Kind("run/reference/lm_head.json", JSON, (by.check,)),
     "head in training": Kind("half/reference/lm_head.safetensors", SAFETENSORS, (), (by.train,)),
-    "parts of an evaluation": Kind("half/evaluation/parts/pair*", JSON, (), (by.evaluate,)),
+    "parts of an evaluation": Kind("half/evaluation/parts/scored_pair*", JSON, (), (by.evaluate,)),
     "token weights": Kind("half/evaluation/token_weights/*0.parquet", PARQUET, (), (by.evaluate,)),
     "parts of samples": Kind("half/sample/parts/*", JSON, (), (by.sample,)),
     "samples": Kind("run/evaluation/samples/samples.jsonl", LINES, (by.watch,), (by.report,)),
