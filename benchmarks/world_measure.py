@@ -17,6 +17,7 @@ from world_settings import DPO, Setting
 
 from evaluation.metrics import auc, distinct_n, vader_scores
 from pipelines.errors import Diverged, StageFailed
+from pipelines.evaluate.distance import sequence_kl
 from pipelines.evaluate.prompts import prompt_ids
 from pipelines.evaluate.stage import ends_of
 from pipelines.evaluate.tasks import SamplePrompts, evaluation_tasks
@@ -25,10 +26,9 @@ from pipelines.pairs import open_pairs
 from pipelines.reference import load_reference
 from pipelines.train import training_facts
 from pipelines.train.trainer import Trainer
-from sparsepo import PolicyModel, head_of, score_tokens
+from sparsepo import PolicyModel
 from sparsepo.batching.cutting import token_budget_batches
-from sparsepo.batching.layouts import TokenizedPair, padded_layout
-from sparsepo.model import scored_states
+from sparsepo.batching.layouts import padded_layout
 
 _BATCH_TOKENS = 8192
 
@@ -87,32 +87,11 @@ class HeldOut:
         part.replace(self._kept)
         return found
 
-    @torch.no_grad()
-    def sequence_kl(self, model: Any, samples: Sequence[Sequence[int]]) -> list[float]:
-        """Per sample the sum over its tokens of KL(policy || reference), nats."""
-        prompts = [prompt for batch in self.prompts for prompt in batch]
-        pairs = [TokenizedPair(p, s, None) for p, s in zip(prompts, samples, strict=True)]
-        widths = [len(p.prompt) + len(p.chosen) for p in pairs]
-        totals = [0.0] * len(pairs)
-        for batch in token_budget_batches(range(len(pairs)), widths, 1, _BATCH_TOKENS):
-            inputs = padded_layout([pairs[i] for i in batch])
-            # The policy plays the part of score_tokens' fixed distribution.
-            kl = score_tokens(
-                scored_states(self.reference.causal_lm, inputs),
-                self.reference.head,
-                inputs.labels,
-                scored_states(model, inputs),
-                head_of(model),
-            )[1]
-            assert kl is not None
-            for i, part in zip(batch, kl.split([len(pairs[i].chosen) for i in batch]), strict=True):
-                totals[i] = float(part.sum())
-        return totals
-
     def point(self, model: Any) -> dict[str, float]:
         """Gain and distance of a policy."""
         after = self.sample(model)
-        kl = self.sequence_kl(model, after.ids)
+        prompts = [prompt for batch in self.prompts for prompt in batch]
+        kl = sequence_kl(model, self.reference.causal_lm, prompts, after.ids, _BATCH_TOKENS)
         return {
             "reward": _mean(after.rewards),
             "gain": _mean(after.rewards) - _mean(self.before.rewards),
