@@ -143,16 +143,16 @@ def ratio_interval(
     Source: the jackknife of a ratio, Quenouille, Biometrika 43 (1956).
     """
     above, below = (np.asarray(v, dtype=np.float64) for v in (numerators, denominators))
-    members = cluster_members(range(above.size) if clusters is None else clusters)
-    if not above.size == below.size == sum(map(len, members)):
+    numbers = np.arange(above.size) if clusters is None else cluster_numbers(clusters)
+    if not above.size == below.size == numbers.size:
         raise ValueError(f"a ratio of {above.size} and {below.size} values: they must be as many")
     if not below.sum() > 0 or (below < 0).any():
         raise ValueError("a ratio needs denominators that are not negative, and one above 0")
-    rest = [(above.sum() - above[m].sum(), below.sum() - below[m].sum()) for m in members]
+    over, under = (v.sum() - np.bincount(numbers, v) for v in (above, below))
     estimate = float(above.sum() / below.sum())
-    if min(one for _, one in rest) <= 1e-12 * below.sum():
-        return Interval(estimate, math.nan, math.nan, len(members))
-    return jackknife_interval(estimate, [over / under for over, under in rest])
+    if under.min() <= 1e-12 * below.sum():
+        return Interval(estimate, math.nan, math.nan, under.size)
+    return jackknife_interval(estimate, over / under)
 
 
 def jackknife_interval(
