@@ -12,7 +12,7 @@ was refused, or ends with more than 2 nats per token.
 import argparse
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -223,9 +223,8 @@ def draw_methods(numbers: dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(10, 6.5), layout="constrained")
-    for name, found in numbers.items():
-        if not found["gain"]:
-            continue
+    placed = {name: found for name, found in numbers.items() if found["gain"]}
+    for found in placed.values():
         x, y = found["kl"]["mean"], found["gain"]["mean"]
         half = found["gain"]["high"] - y
         has_mask = found["auc"] is not None
@@ -233,9 +232,6 @@ def draw_methods(numbers: dict[str, Any], path: Path) -> None:
             [x], [y], yerr=None if math.isnan(half) else [half], elinewidth=0.5, alpha=0.8,
             fmt="x" if found["lost"] else "o", markersize=4, color=COLOURS[0 if has_mask else 1],
         )  # fmt: skip
-        axes.annotate(
-            literal(name), (x, y), textcoords="offset points", xytext=(3, 2), fontsize=6.5
-        )
     axes.set_xscale("log")
     axes.set_xlabel("kl/policy_reference, nats per response", fontsize=9)
     axes.set_ylabel("gain of the reward of samples", fontsize=9)
@@ -245,7 +241,27 @@ def draw_methods(numbers: dict[str, Any], path: Path) -> None:
     )
     axes.set_ylim(-0.25, 1.0)
     axes.set_xlim(right=2.5 * axes.get_xlim()[1])  # room for names
+    _name_where_free(axes, placed)
     path.write_bytes(as_png(figure))
+
+
+def _name_where_free(axes: Any, numbers: Mapping[str, Any]) -> None:
+    """Write the names beside their points; one that finds no free place is left to the table."""
+    axes.figure.draw_without_rendering()  # points and text have their places from here on
+    taken: list[Any] = []
+    for name, found in numbers.items():
+        point = found["kl"]["mean"], found["gain"]["mean"]
+        for offset, side in (((3, 2), "left"), ((3, -7), "left"), ((-3, 2), "right"),
+                             ((-3, -7), "right")):  # fmt: skip
+            text = axes.annotate(
+                literal(name), point, textcoords="offset points", xytext=offset, ha=side,
+                fontsize=6.5,
+            )  # fmt: skip
+            box = text.get_window_extent()
+            if not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+            text.remove()
 
 
 def draw_worlds(numbers: dict[str, Any], path: Path, nats: float) -> None:
