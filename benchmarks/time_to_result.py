@@ -119,6 +119,7 @@ def recipe_of(options: argparse.Namespace, name: str, variant: str) -> Path:
             "compile": {"off": False, "auto": None}.get(variant, True),
         },
         "evaluate": {"benchmarks": []},
+        "ray": {"num_cpus": options.cpus},
     }
     path = options.work / f"{name}.yaml"
     path.write_text(json.dumps(body))  # which is YAML too
@@ -255,6 +256,9 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-6)
     parser.add_argument("--variants", default="auto", help="comma separated; see above")
     parser.add_argument("--rounds", type=int, default=1, help="of first and second each")
+    parser.add_argument(
+        "--cpus", type=int, default=None, help="of the machine, that the pipeline's Ray takes"
+    )
     parser.add_argument("--workers", type=int, default=1, help="of the pipeline's training")
     parser.add_argument("--without-trl", action="store_true")
     parser.add_argument("--results", type=Path, help="file of lines that several calls share")

@@ -19,7 +19,8 @@ from pipelines.pairs.prepare import (
 from pipelines.pairs.row_readers import SourceRow
 from pipelines.pairs.sources import Chunk, read_rows
 from pipelines.pairs.table import SPLITS
-from pipelines.pairs.unpaired import pairs_of_rows
+from pipelines.pairs.tokenising import used
+from pipelines.pairs.unpaired import pairs_of_rows, stand_alone
 from pipelines.recipe import (
     MANIFEST,
     Recipe,
@@ -148,16 +149,9 @@ def _estimate(
     detected, chunks = checked_chunks(recipe, source)
     sample = _Sample(chunks, detected.form.name == "unpaired" and not recipe.reads_labels())
     totals, reasons = [0] * len(_ESTIMATED), Counter[str]()
-    for _, made in pairs_of_rows(
-        sample.rows(),
-        detected.form,
-        recipe.data,
-        chat,
-        quantities,
-        0,
-        sample.parts,
-        recipe.reads_labels(),
-    ):
+    form, is_labelled = detected.form, recipe.reads_labels()
+    found = pairs_of_rows(sample.rows(), form, recipe.data, chat, 0, sample.parts, is_labelled)
+    for _, made in used(found, quantities, stand_alone(form, is_labelled)):
         if isinstance(made, RowRejected):
             reasons[str(made)] += 1
         else:

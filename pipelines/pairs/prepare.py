@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from pipelines.cluster import (
     cluster_address,
+    local_cpus,
     local_paths,
     quieten_ray_data,
     require_seen,
@@ -49,7 +50,8 @@ from pipelines.pairs.tasks import (
     spans_of,
     value_of,
 )
-from pipelines.pairs.unpaired import num_parts, pairs_of_rows
+from pipelines.pairs.tokenising import used
+from pipelines.pairs.unpaired import num_parts, pairs_of_rows, stand_alone
 from pipelines.pairs.writer import Labelled, write_shards
 from pipelines.recipe import REJECTED_ROWS, DataSection, Recipe, Source, StageRecord
 from pipelines.storage import Span, add_spans, recorded, spent
@@ -58,6 +60,7 @@ _TEXT = ("jsonl", "array", "csv")  # kinds of chunks whose bounds are bytes
 _SMALL_BYTES = 2**23  # some seconds of work
 # Rows of a source that are looked at before any work, if none of them makes a pair.
 _LOOKED_AT = 10_000
+_MOST_THREADS = 8  # beyond them a tokenizer's threads wait for Python
 
 
 def run_prepare(
@@ -286,7 +289,8 @@ def _blocks(
     }
     items = [task.item() for task in tasks]
     if start is here:
-        run = here(partial(_run_task, **given))
+        threads = min(_MOST_THREADS, recipe.ray.num_cpus or local_cpus())
+        run = here(partial(_run_task, **given, threads=threads))
         return [run(pa.Table.from_pylist([item])) for item in items]
     import ray.data
 
@@ -329,13 +333,15 @@ def _run_task(
     paths: dict[str, str],
     known_tokens: int | None = None,
     is_labelled: bool = False,
+    threads: int = 1,
 ) -> pa.Table:
     """Ray Data task: a part of a source -> a block of pairs and rejected rows, or its failure."""
 
     def rows() -> list[dict[str, Any]]:
         require_seen(paths)
         task = ReadTask.of_batch(batch)
-        return list(_rows_of_task(task, data, tokenizer_name, known_tokens, is_labelled))
+        given = data, tokenizer_name, known_tokens, is_labelled, threads
+        return list(_rows_of_task(task, *given))
 
     with recorded() as spans, spent("rows"):
         outcome = outcome_of(rows)
@@ -348,6 +354,7 @@ def _rows_of_task(
     tokenizer_name: str,
     known_tokens: int | None = None,
     is_labelled: bool = False,
+    threads: int = 1,
 ) -> Iterator[dict[str, Any]]:
     # By name: a model from a hub or an object store lies elsewhere on every machine.
     tokenizer = load_tokenizer(str(resolve_model(tokenizer_name, tokenizer_only=True)))
@@ -359,8 +366,8 @@ def _rows_of_task(
         return _columns(pair, encoded)
 
     read = (row for chunk in task.chunks for row in read_rows(chunk))
-    found = pairs_of_rows(read, task.form, data, chat, columns, task.part, task.parts, is_labelled)
-    for row, made in found:
+    found = pairs_of_rows(read, task.form, data, chat, task.part, task.parts, is_labelled)
+    for row, made in used(found, columns, stand_alone(task.form, is_labelled), threads):
         base = {"source": task.source, "row": row.number}
         if isinstance(made, RowRejected):
             yield {**base, "reason": str(made), "place": row.place}

@@ -8,9 +8,9 @@ prompts that fall to its part, so that no row is handed between tasks.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from pipelines.pairs.cells import label_of
 from pipelines.pairs.conversation import ChatRenderer, Conversation, RawPair, RowRejected
@@ -22,8 +22,6 @@ from pipelines.recipe import DataSection
 _PARTS = 16
 _CHUNKS_PER_PART = 100
 _ALONE = "no response with the other label is left for this prompt"
-
-Used = TypeVar("Used")
 
 
 @dataclass(frozen=True)
@@ -43,21 +41,20 @@ def pairs_of_rows(
     form: Form,
     data: DataSection,
     chat: ChatRenderer,
-    use: Callable[[RawPair], Used],
     part: int = 0,
     parts: int = 1,
     is_labelled: bool = False,
-) -> Iterator[tuple[SourceRow, Used | RowRejected]]:
-    """What is made of every row's pairs, or the reason why a row or pair is none.
+) -> Iterator[tuple[SourceRow, RawPair | RowRejected]]:
+    """Every row's pairs, or the reason why a row or pair is none.
 
     Args:
-        rows: of a chunk; of the whole source if the form is unpaired. use: what is made of a pair;
-            it may raise RowRejected. part, parts: of the prompts of an unpaired source; rows of the
-            other parts give nothing. is_labelled: every response is a row of its own with its
-        label; a pair gives two, and no prompt's rows are brought together.
+        rows: of a chunk; of the whole source if the form is unpaired. part, parts: of the prompts
+            of an unpaired source; rows of the other parts give nothing. is_labelled: every response
+            is a row of its own with its label; a pair gives two, and no prompt's rows are brought
+            together.
     """
-    if form.name == "unpaired" and not is_labelled:
-        yield from _unpaired(rows, form, data, chat, use, part, parts)
+    if stand_alone(form, is_labelled):
+        yield from _unpaired(rows, form, data, chat, part, parts)
         return
     for row in rows:
         try:
@@ -69,9 +66,14 @@ def pairs_of_rows(
                 made = pairs_of_row(row.values, form, data, chat)
             for pair in made:
                 for one in pair.rows() if is_labelled and pair.desirable is None else (pair,):
-                    yield row, use(one)
+                    yield row, one
         except RowRejected as reason:
             yield row, reason
+
+
+def stand_alone(form: Form, is_labelled: bool) -> bool:
+    """Whether pairs are made of several rows, so that one that is none says nothing of others."""
+    return form.name == "unpaired" and not is_labelled
 
 
 def _response(row: SourceRow, form: Form, chat: ChatRenderer) -> RawPair:
@@ -85,10 +87,9 @@ def _unpaired(
     form: Form,
     data: DataSection,
     chat: ChatRenderer,
-    use: Callable[[RawPair], Used],
     part: int,
     parts: int,
-) -> Iterator[tuple[SourceRow, Used | RowRejected]]:
+) -> Iterator[tuple[SourceRow, RawPair | RowRejected]]:
     """A pair counts as the row of its response labelled true."""
     prompts: dict[str, tuple[list[_Labelled], list[_Labelled]]] = {}
     for row in rows:
@@ -109,7 +110,7 @@ def _unpaired(
             alone = [] if paired else [*good, *bad]
         for one, other in paired:
             try:
-                yield one.row, use(pair_of(one.prompt, one.side, other.side, chat))
+                yield one.row, pair_of(one.prompt, one.side, other.side, chat)
             except RowRejected as reason:
                 yield one.row, reason
         for one in alone:

@@ -23,7 +23,8 @@ from pipelines.pairs.prompts import Prompts
 from pipelines.pairs.question import Question
 from pipelines.pairs.row_readers import SourceRow
 from pipelines.pairs.sources import chunks_of, read_rows, sampled_rows
-from pipelines.pairs.unpaired import pairs_of_rows
+from pipelines.pairs.tokenising import used
+from pipelines.pairs.unpaired import pairs_of_rows, stand_alone
 from pipelines.recipe.schema import ColumnNames, DataSection, Source
 
 DATA = ROOT / "docs" / "data.md"
@@ -205,7 +206,7 @@ def made(source: Source, tokenizer: Any = None, **settings: Any) -> list[tuple[s
     chunks = chunks_of(source, 3)
     read = (row for chunk in chunks for row in read_rows(chunk))
     chat, form = ChatRenderer(tokenizer, data), detected(source).form
-    found = pairs_of_rows(read, form, data, chat, lambda pair: pair)
+    found = pairs_of_rows(read, form, data, chat)
     return [
         (row.place, str(pair) if isinstance(pair, RowRejected) else pair) for row, pair in found
     ]
@@ -589,7 +590,8 @@ def test_a_bad_cell_drops_its_row_alone(name: str, tokenizer: Any, tmp_path: Pat
 
     def found(rows: Sequence[Row]) -> list[Any]:
         read = [SourceRow(number, values, "") for number, values in enumerate(rows)]
-        return [made for _, made in pairs_of_rows(read, form, data, chat, encode)]
+        pairs = pairs_of_rows(read, form, data, chat)
+        return [made for _, made in used(pairs, encode, stand_alone(form, is_labelled=False))]
 
     (good,) = found([row])
     assert not isinstance(good, RowRejected)
@@ -635,7 +637,7 @@ def test_labelled_rows_are_paired_by_prompt(is_all: bool, parts: int, tmp_path: 
     found = []
     for part in range(parts):
         read = (row for chunk in chunks_of(source, 3) for row in read_rows(chunk))
-        found += list(pairs_of_rows(read, form, data, chat, lambda p: p, part, parts))
+        found += list(pairs_of_rows(read, form, data, chat, part, parts))
     pairs = [(row, pair) for row, pair in found if isinstance(pair, RawPair)]
     alone = {row.number for row, why in found if isinstance(why, RowRejected)}
     expected, unused = by_hand(LABELLED, is_all)
