@@ -23,6 +23,7 @@ from pipelines.recipe import Recipe, validate_recipe
 
 Row = dict[str, Any]
 _PROMPT_WORDS, _SNIPPET_WORDS = 8, 40
+_SPARE = 2  # rows for each pair that is wanted: prepare drops those of a small gap
 _JUDGE_FILES = ("hh_helpful_rejection_sampled_test", "hh_helpful_online_test")
 
 
@@ -262,9 +263,9 @@ def _write_split(
     """Each seed trains on other rows: the first ones of its own order that prepare keeps."""
     shuffled = list(train)
     random.Random(f"rows {seed}").shuffle(shuffled)
-    files = folder.pairs(seed)
-    write_rows(Path(f"{files}-validation.jsonl"), validation)
-    write_rows(Path(f"{files}-train.jsonl"), shuffled)
+    files, sizes = folder.pairs(seed), folder.sizes
+    write_rows(Path(f"{files}-validation.jsonl"), validation[: _SPARE * sizes.validation])
+    write_rows(Path(f"{files}-train.jsonl"), shuffled[: _SPARE * sizes.pairs])
 
 
 def judge_pairs(plan: Plan) -> list[Row]:

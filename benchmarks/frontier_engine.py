@@ -243,8 +243,8 @@ class Engine:
         """The pairs of a seed, by the product's stage."""
         recipe = self.folders[task].recipe(seed)
         run_stage(PREPARE, recipe)
-        kept = settled_run(recipe).record(PREPARE).manifest()["counts"]
-        return {"about": "pairs", "of": task, "seed": seed, "kept": kept.get("kept")}
+        counts = settled_run(recipe).record(PREPARE).manifest()["counts"]
+        return {"about": "pairs", "of": task, "seed": seed, "pairs": counts["pairs"]}
 
     def train_judge(self) -> dict[str, Any]:
         """A reward model from the same weights, its accuracy on HH's held-out pairs.

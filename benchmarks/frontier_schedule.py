@@ -61,20 +61,28 @@ class Schedule:
     def __init__(
         self, records: Sequence[Record], settings: Collection[str] = tuple(BY_NAME)
     ) -> None:
-        self._records = trials_of(records)
+        self._done: dict[tuple[Task, str], list[Record]] = {}
+        for record in trials_of(records):
+            self._keep(record)
         self._names = [s.name for s in SETTINGS if s.name in settings]
         self._hh = [name for name in HH_BETAS if name in settings]
         self._running: set[Trial] = set()
         self._count = 0  # of trials given since the pilot
 
+    def _keep(self, record: Record) -> None:
+        self._done.setdefault((record["task"], record["setting"]), []).append(record)
+
+    def _all(self) -> list[Record]:
+        return [record for records in self._done.values() for record in records]
+
     def add(self, record: Record) -> None:
-        self._records.append(record)
+        self._keep(record)
         self._running.discard(Trial.of(record))
 
     def drop(self, trial: Trial) -> None:
         """It ended in an error and is not tried again by this command."""
         self._running.discard(trial)
-        self._records.append({**vars(trial), "points": [], "failed": "not measured"})
+        self._keep({**vars(trial), "points": [], "failed": "not measured"})
 
     def next(self, ready: Collection[tuple[Task, int]]) -> Trial | None:
         """The next trial whose pairs are prepared; None if there is nothing to do for now."""
@@ -90,7 +98,7 @@ class Schedule:
 
     def missing(self) -> list[Trial]:
         """What is not done, as far as it is known."""
-        done = {Trial.of(record) for record in self._records if record["failed"] != "not measured"}
+        done = {Trial.of(record) for record in self._all() if record["failed"] != "not measured"}
         wanted = [*self.pilot(), *self.fronts(), *self.hh()]
         return [trial for trial in dict.fromkeys(wanted) if trial not in done]
 
@@ -109,7 +117,8 @@ class Schedule:
         return [*first, *more]
 
     def _of_pilot(self, name: str) -> list[Record]:
-        return [r for r in of_setting(self._records, name) if r["seed"] == SEEDS["imdb"][0]]
+        own = self._done.get(("imdb", name), [])
+        return [record for record in own if record["seed"] == SEEDS["imdb"][0]]
 
     def _further(self, name: str) -> list[float]:
         done = self._of_pilot(name)
@@ -151,7 +160,7 @@ class Schedule:
         ]
 
     def _open(self, wanted: Sequence[Trial], ready: Collection[tuple[Task, int]]) -> list[Trial]:
-        taken = {Trial.of(record) for record in self._records} | self._running
+        taken = {Trial.of(record) for record in self._all()} | self._running
         return [t for t in wanted if t not in taken and (t.task, t.seed) in ready]
 
     def _begin(self, trial: Trial) -> Trial:

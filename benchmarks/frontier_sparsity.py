@@ -21,6 +21,7 @@ Lines with `about` tell of the scorers and the data.
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import time
@@ -177,9 +178,14 @@ class Run:
     """Gives steps to processes until all is done or the time is over."""
 
     def __init__(
-        self, plan: Plan, records: Sequence[dict[str, Any]], settings: Sequence[str]
+        self,
+        plan: Plan,
+        records: Sequence[dict[str, Any]],
+        settings: Sequence[str],
+        most: int | None = None,
     ) -> None:
         self.schedule = Schedule(records, settings)
+        self._left = math.inf if most is None else most  # trials to begin
         self._steps = steps_of(plan)
         self._begun: set[Step] = set()
         self._errors: Counter[Step] = Counter()
@@ -187,6 +193,7 @@ class Run:
     def go(
         self, processes: Processes | Here, until: float, say: Callable[[dict[str, Any]], None]
     ) -> None:
+        """Args: until: by the monotonic clock. say: is given every result as it comes."""
         doing = 0
         while time.monotonic() < until:
             for number in processes.free():
@@ -217,8 +224,11 @@ class Run:
             if all(need.is_done() for need in step.needs):
                 self._begun.add(step)
                 return step
-        trial = self.schedule.next(self._ready())
-        return None if trial is None else Step("trial", (trial,))
+        trial = self.schedule.next(self._ready()) if self._left > 0 else None
+        if trial is None:
+            return None
+        self._left -= 1
+        return Step("trial", (trial,))
 
     def _ready(self) -> set[tuple[Task, int]]:
         """Tasks and seeds whose pairs are prepared; of HH there is a judge, too."""
@@ -251,6 +261,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=0, help="processes; 0 for this one alone")
     parser.add_argument("--threads", type=int, default=4, help="of each process")
     parser.add_argument("--seconds", type=float, default=1e9, help="after which it ends")
+    parser.add_argument("--trials", type=int, help="that are begun; all by default")
     parser.add_argument("--settings", help="names, separated by commas; all by default")
     parser.add_argument("--small", action="store_true", help="a few pairs, to see that it works")
     options = parser.parse_args(given)
@@ -260,7 +271,7 @@ def main(given: Sequence[str] | None = None) -> None:
     sizes = {"imdb": SMALL_IMDB, "hh": SMALL_HH, "shards": 2} if options.small else {}
     plan = Plan(options.model, options.data, str(options.work.absolute()), **sizes)
     records = read_lines(options.out)
-    run = Run(plan, records, names)
+    run = Run(plan, records, names, options.trials)
     processes = (
         Processes(plan, options.jobs, options.gpus, options.threads) if options.jobs else Here(plan)
     )
