@@ -287,12 +287,8 @@ class Engine:
         folder, setting, times = self.folders[trial.task], BY_NAME[trial.setting], Times()
         with times("setup"):
             models, held = self.models, self.held(trial.task)
-            recipe = folder.recipe(
-                trial.seed,
-                trial.name,
-                objective={**setting.objective, "beta": trial.beta},
-                mask=setting.mask,
-            )
+            sections = setting.sections(trial.beta, trial.seed)
+            recipe = folder.recipe(trial.seed, trial.name, **sections)
             run = settled_run(recipe)
             run.record(TRAIN).begin()
             trainer = WarmTrainer(models, training_facts(run))

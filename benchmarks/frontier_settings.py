@@ -35,6 +35,12 @@ class Setting:
     mask: dict[str, Any]
     betas: tuple[float, ...]
 
+    def sections(self, beta: float, seed: int) -> dict[str, Any]:
+        """Of a recipe; weights that are drawn are others for each seed."""
+        drawn = {"seed": seed} if self.mask["kind"] in ("random", "partition") else {}
+        objective = {**self.objective, "beta": beta}
+        return {"objective": objective, "mask": {**self.mask, **drawn}}
+
 
 @dataclass(frozen=True)
 class Trial:

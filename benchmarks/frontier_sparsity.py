@@ -83,9 +83,8 @@ def steps_of(plan: Plan) -> list[Step]:
     return [scorer, judge, *draws, *files.values(), *prepared]
 
 
-def serve(connection: Connection, plan: Plan, gpu: str, threads: int) -> None:
-    """A process: it takes steps until there are no more."""
-    os.environ |= {"CUDA_VISIBLE_DEVICES": gpu, "OMP_NUM_THREADS": str(threads)}
+def serve(connection: Connection, plan: Plan, threads: int) -> None:
+    """A process: it takes steps until it is ended."""
     import torch
     from frontier_engine import Engine
 
@@ -99,6 +98,8 @@ def serve(connection: Connection, plan: Plan, gpu: str, threads: int) -> None:
             connection.send((None, f"{type(error).__name__}: {error}"))
             if "CUDA error" in str(error):  # the device is of no more use to this process
                 raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # others share the device
 
 
 class Processes:
@@ -115,9 +116,11 @@ class Processes:
 
     def _start(self, number: int) -> None:
         here, there = self._context.Pipe()
-        gpu = str(number % self._gpus) if self._gpus else ""
+        # Inherited: a process chooses its device before it asks for any.
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(number % self._gpus) if self._gpus else ""
+        os.environ["OMP_NUM_THREADS"] = str(self._threads)
         process = self._context.Process(
-            target=serve, args=(there, self._plan, gpu, self._threads), daemon=True
+            target=serve, args=(there, self._plan, self._threads), daemon=True
         )
         process.start()
         there.close()

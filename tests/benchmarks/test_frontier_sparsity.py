@@ -178,12 +178,11 @@ def test_every_setting_is_a_recipe(tmp_path: Path) -> None:
     for task, names in (("imdb", settings.BY_NAME), ("hh", settings.HH_BETAS)):
         for name in names:
             setting = settings.BY_NAME[name]
-            recipe = data.Folder(plan, task).recipe(0, mask=setting.mask, objective={
-                **setting.objective, "beta": 0.5,
-            })  # fmt: skip
+            recipe = data.Folder(plan, task).recipe(0, **setting.sections(0.5, 3))
             assert recipe.objective.name == setting.objective["name"]
             assert recipe.objective.model_dump()["beta"] == 0.5
             assert recipe.stored_features() == set()  # no reference stage is run
+            assert recipe.mask.model_dump().get("seed", 3) == 3
     assert settings.BY_NAME["partition"].mask["parts"] == settings.IMDB.epochs
 
 
@@ -243,6 +242,7 @@ def test_intervals_of_the_pilot_are_over_prompts() -> None:
     assert "| `dpo` |" in text
 
 
+@pytest.mark.slow
 def test_tables_name_what_is_missing(
     whole: Records, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -399,12 +399,10 @@ def test_the_smallest_form_in_one_process(
     assert 0.2 < sparse["training_zeros"]["reward"] <= 1 and trials[0]["zeros"]["reward"] is None
     # By the product's own stages, into another run directory.
     one = one_engine(source, model_dir, work)
-    setting = settings.BY_NAME[sparse["setting"]]
-    recipe = one.folders["imdb"].recipe(
-        0, "product", mask=setting.mask, objective={**setting.objective, "beta": sparse["beta"]}
-    )
+    sections = settings.BY_NAME[sparse["setting"]].sections(sparse["beta"], 0)
+    recipe = one.folders["imdb"].recipe(0, "product", **sections)
     run_here(recipe, [PREPARE, TRAIN])
-    lines = read_metrics(RunStore(f"{recipe.run_dir}/train"))
+    lines = list(read_metrics(RunStore(f"{recipe.run_dir}/train")))
     losses = [line["loss"] for line in lines if "kind" not in line]
     assert len(losses) == 6 and sparse["losses"] == pytest.approx(losses, abs=2e-5)
     (*_, told) = (line for line in lines if line.get("kind") == "validation")
