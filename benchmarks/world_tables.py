@@ -33,12 +33,12 @@ MOST_NATS_PER_TOKEN = 2.0
 _LEARNED = "sparsepo-quickstart"
 
 
-def gain_at(records: Sequence[Record], nats: float) -> float | None:
+def gain_at(records: Sequence[Record], nats: float, what: str = "gain") -> float | None:
     """A method's gain at this distance, from its finished trainings with different betas.
 
     Between two of them, in the order of their KL, it is a straight line; None outside.
     """
-    ends = sorted((r["points"][-1]["kl"], r["points"][-1]["gain"]) for r in records if r["points"])
+    ends = sorted((r["points"][-1]["kl"], r["points"][-1][what]) for r in records if r["points"])
     for (near, low), (far, high) in pairwise(ends):
         if near <= nats <= far:
             return float(low + (high - low) * (nats - near) / ((far - near) or 1.0))
@@ -307,10 +307,10 @@ def _bars(
     axes.grid(alpha=0.25, linewidth=0.6)
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """To four digits; null for the bounds of one seed."""
     if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
+        return {key: rounded(one) for key, one in value.items()}
     if isinstance(value, float):
         return None if math.isnan(value) else round(value, 4)
     return value
@@ -333,7 +333,7 @@ def main() -> None:
     text, numbers = make(records)
     print(text)
     if options.json is not None:
-        options.json.write_text(json.dumps(_rounded(numbers), indent=1) + "\n")
+        options.json.write_text(json.dumps(rounded(numbers), indent=1) + "\n")
     if options.figure is not None and options.table == "methods":
         draw_methods(numbers, options.figure)
     elif options.figure is not None:

@@ -47,6 +47,7 @@ from pipelines.train.steps import completed_steps
 from pipelines.train.strategy import strategy_of
 from pipelines.train.throughput import Throughput
 from pipelines.train.trackers import build_trackers
+from sparsepo import ReferenceModel
 from sparsepo.backbone import has_decoder_layers, transformer_of
 from sparsepo.batching.sampling import Sampler
 from sparsepo.checks import checks_read_later
@@ -190,12 +191,7 @@ class Trainer:
 
     def _build(self, micro_batch_tokens: int | None) -> None:
         facts, placement = self.facts, self.placement
-        causal_lm = load_policy_model(facts, placement)
-        online = (
-            load_reference(facts.reference.model, placement.device)
-            if facts.reference.online
-            else None
-        )
+        causal_lm, online = self.load_models()
         self.layout = choose_layout(facts, causal_lm, online, placement, micro_batch_tokens)
         self.source = feature_source(facts.reference, self.pairs, placement.device, online)
         counted = [
@@ -226,6 +222,17 @@ class Trainer:
             self.strategy.aligns_micro_batches,
             self.objective.uses_rejected,
         )
+
+    def load_models(self) -> tuple[Any, ReferenceModel | None]:
+        """The starting model to train, and the frozen reference where it runs beside training.
+
+        Called once, while the trainer is made: who trains many runs in one process has them there.
+        """
+        facts, placement = self.facts, self.placement
+        causal_lm = load_policy_model(facts, placement)
+        if not facts.reference.online:
+            return causal_lm, None
+        return causal_lm, load_reference(facts.reference.model, placement.device)
 
     def _compilation(self, causal_lm: Any) -> Compilation | None:
         """What compiles the layers, if that is asked for or pays."""
@@ -281,7 +288,7 @@ class Trainer:
         """
         train = self.facts.train
         if self.step == 0 and self.rows["validation"]:
-            self._validate()
+            self.validate()
         while self.step < self.num_steps and not self.selection.has_ended:
             self._launch_step(is_preempted())
             last, improved, validated = self.step == self.num_steps, False, {}
@@ -291,7 +298,7 @@ class Trainer:
             saves = last or self.step % train.checkpoint_every == 0
             latest, preempted = self._read_steps(0 if validates or saves else self._steps_unread)
             if validates:
-                validated = self._validate()
+                validated = self.validate()
                 improved = self.selection.observe(self.step, validated)
                 latest |= validated
             if saves or preempted or improved or self.selection.has_ended:
@@ -542,7 +549,8 @@ class Trainer:
         )
 
     @torch.no_grad()
-    def _validate(self) -> dict[str, float]:
+    def validate(self) -> dict[str, float]:
+        """Means over the validation split, logged as those of this step. Every rank must call it."""
         rows = self.rows["validation"]
         # A coupled loss depends on the size of its batch: the training's, so that both can be
         # compared.
