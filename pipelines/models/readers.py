@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.errors import UserError
+from pipelines.models.control import recorded_control
 from pipelines.models.directories import base_dir, max_positions, resolve_model
 from pipelines.models.fingerprints import ask_tokenizer, check_family
 from pipelines.models.sizes import check_tokenizer, embedding_rows, tokens_in_use
@@ -116,12 +117,19 @@ def padded_vocabularies(recipe: Recipe) -> Vocabularies | None:
         return None
     policy, reference = map(resolve_model, (recipe.model.name_or_path, recipe.model.reference))
     check_family("model.reference", reference)
-    found = Vocabularies(embedding_rows(policy), embedding_rows(reference))
+    found = Vocabularies(predicted_rows(policy), predicted_rows(reference))
     if found.policy == found.reference:
         return None
     name = recipe.model.tokenizer or recipe.model.name_or_path
     used = tokens_in_use(resolve_model(name, tokenizer_only=True))
     return found if used["largest"] < found.common else None
+
+
+def predicted_rows(directory: Path) -> int:
+    """Tokens that a model's distributions are over: those with embeddings that are not soft."""
+    control = recorded_control(directory)
+    rows = embedding_rows(directory)
+    return rows if control is None or control.first is None else min(rows, control.first)
 
 
 def models_are_here(recipe: Recipe) -> bool:

@@ -109,6 +109,7 @@ from .run_paths import (
 )
 from .schema import (
     ColumnNames as ColumnNames,
+    ControlSection as ControlSection,
     DataSection as DataSection,
     LoraSection as LoraSection,
     ModelSection as ModelSection,
