@@ -142,11 +142,12 @@ def _as_checked(parts: list[Recipe]) -> list[Recipe]:
 
 def _check(parts: list[Recipe]) -> None:
     for part in _as_checked(parts):
-        for stage in _STAGES:
-            stage.check_recipe(part)
+        for asked in _STAGES:
+            asked.check_recipe(part)
+        settled = part
         for stage in STAGES:
-            part = stage.settle(part)
-        check_before(Run(part), _STAGES, is_settled=False)
+            settled = stage.settle(settled)
+        check_before(Run(settled), _STAGES, is_settled=False)
 
 
 def in_turn(sft: Recipe) -> list[Recipe]:

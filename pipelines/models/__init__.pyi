@@ -87,6 +87,7 @@ from .quick_imports import quick_imports as quick_imports
 from .readers import (
     check_families as check_families,
     check_generation as check_generation,
+    check_positions as check_positions,
     check_readers as check_readers,
     longest_row as longest_row,
     models_are_here as models_are_here,

@@ -73,6 +73,10 @@ class Control:
     def ids(self, desirable: bool) -> tuple[int, ...]:
         return self.good.ids if desirable else self.bad.ids
 
+    def front(self, name: Literal["good", "bad", "none"]) -> tuple[int, ...]:
+        """The ids that one of evaluate.control means."""
+        return () if name == "none" else self.ids(name == "good")
+
     @property
     def longest(self) -> int:
         return max(len(self.good.ids), len(self.bad.ids))
@@ -195,7 +199,7 @@ def evaluated_control(recipe: Recipe) -> Control | None:
 
 def in_front(control: Sequence[int], prompt: Sequence[int], bos: int | None) -> list[int]:
     """A prompt's ids with a control's in front: after BOS, if it begins with that."""
-    begun = 1 if prompt and prompt[0] == bos else 0
+    begun = int(len(prompt) > 0 and prompt[0] == bos)
     return [*prompt[:begun], *control, *prompt[begun:]]
 
 

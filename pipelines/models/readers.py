@@ -90,15 +90,21 @@ def check_readers(recipe: Recipe) -> None:
 
 @dataclass(frozen=True)
 class Vocabularies:
-    """Embeddings of the policy and of its reference, where one has more of them as padding."""
+    """Embeddings of the policy and of its reference, where one has more of them as padding.
+
+    Attributes:
+        soft: the first row of a soft token, which is never predicted; None without any.
+    """
 
     policy: int
     reference: int
+    soft: int | None = None
 
     @property
     def common(self) -> int:
         """The rows that both have, over which they are compared."""
-        return min(self.policy, self.reference)
+        rows = min(self.policy, self.reference)
+        return rows if self.soft is None else min(rows, self.soft)
 
     def __str__(self) -> str:
         return (
@@ -117,19 +123,15 @@ def padded_vocabularies(recipe: Recipe) -> Vocabularies | None:
         return None
     policy, reference = map(resolve_model, (recipe.model.name_or_path, recipe.model.reference))
     check_family("model.reference", reference)
-    found = Vocabularies(predicted_rows(policy), predicted_rows(reference))
-    if found.policy == found.reference:
+    controls = map(recorded_control, (policy, reference))
+    soft = [each.first for each in controls if each is not None and each.first is not None]
+    rows = embedding_rows(policy), embedding_rows(reference)
+    found = Vocabularies(*rows, soft=min(soft, default=None))
+    if found.policy == found.reference == found.common:
         return None
     name = recipe.model.tokenizer or recipe.model.name_or_path
     used = tokens_in_use(resolve_model(name, tokenizer_only=True))
     return found if used["largest"] < found.common else None
-
-
-def predicted_rows(directory: Path) -> int:
-    """Tokens that a model's distributions are over: those with embeddings that are not soft."""
-    control = recorded_control(directory)
-    rows = embedding_rows(directory)
-    return rows if control is None or control.first is None else min(rows, control.first)
 
 
 def models_are_here(recipe: Recipe) -> bool:
