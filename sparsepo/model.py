@@ -74,8 +74,9 @@ def _trained_copy(layer: Any) -> Any:
     Of a head that is tied to embeddings of which peft trains some rows, the layer as it was: these
     rows stand in front of prompts, and `PolicyModel`'s vocabulary leaves them out.
     """
-    if type(layer).__name__ == "TrainableTokensLayer":
-        return layer.get_base_layer()
+    tokens = getattr(layer, "token_adapter", layer)
+    if type(tokens).__name__ == "TrainableTokensLayer":
+        return tokens.get_base_layer()
     copies = getattr(layer, "modules_to_save", None)
     if not isinstance(copies, nn.ModuleDict):
         return layer

@@ -22,7 +22,7 @@ from pipelines.commands.sft import in_turn, plan_sft, planned_sft, sft_recipe
 from pipelines.commands.stages import EVALUATE, PREPARE, TRAIN
 from pipelines.errors import UserError
 from pipelines.models.control import Control, ControlText, add_rows, control_of, in_front
-from pipelines.models.loading import load_causal_lm, load_tokenizer
+from pipelines.models.loading import load_tokenizer
 from pipelines.pairs.conversation import PairEncoder, RawPair
 from pipelines.pairs.table import open_pairs
 from pipelines.recipe.run_paths import RunPaths
@@ -132,23 +132,24 @@ def test_soft_tokens_compute_what_pefts_prompt_tuning_does(
     assert control is not None
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     ids = torch.tensor([tokenizer(" A good day .", add_special_tokens=False).input_ids])
-    model = load_causal_lm(str(model_dir), torch.float64)
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float64)
     rows = model.config.vocab_size
     add_rows(model, control)
     for text in (control.good, control.bad):
-        plain = load_causal_lm(str(model_dir), torch.float64)
+        virtual = tokenizer(text.text).input_ids  # with BOS, if the tokenizer adds it
+        begun = virtual[: len(virtual) - len(text.ids)]
+        plain = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float64)
         settings = PromptTuningConfig(
             task_type="CAUSAL_LM",
             prompt_tuning_init=PromptTuningInit.TEXT,
             prompt_tuning_init_text=text.text,
-            num_virtual_tokens=len(text.ids),
+            num_virtual_tokens=len(virtual),
             tokenizer_name_or_path=str(model_dir),
-            tokenizer_kwargs={"add_special_tokens": False},
         )
         expected = get_peft_model(plain, settings)(input_ids=ids).logits
-        front = torch.tensor([text.ids])
+        front = torch.tensor([[*begun, *text.ids]])
         found = model(input_ids=torch.cat([front, ids], dim=1)).logits[..., :rows]
-        torch.testing.assert_close(found[:, len(text.ids) :], expected[:, -ids.shape[1] :])
+        torch.testing.assert_close(found[:, len(virtual) :], expected[:, -ids.shape[1] :])
 
 
 @pytest.mark.parametrize("stage", ["soft", "model"])
@@ -293,9 +294,9 @@ def test_labelled_rows_train_and_one_label_is_plain_tuning_behind_its_text(
     rows: list[dict[str, str]], recipe_in: MakeRecipe, tmp_path: Path
 ) -> None:
     """Rows that are all wanted: the loss is that of sft on prompts that begin with the text."""
-    text = "a good one . "
-    given = [{"prompt": r["prompt"], "response": r["chosen"], "label": True} for r in rows]
-    plain = [{"prompt": text + r["prompt"], "chosen": r["chosen"]} for r in rows]
+    text = "a good one ."  # before a space its tokens stay what they are
+    given = [{"prompt": f" {r['prompt']}", "response": r["chosen"], "label": True} for r in rows]
+    plain = [{"prompt": f"{text} {r['prompt']}", "chosen": r["chosen"]} for r in rows]
     options = ("objective.name=sft", "train.max_steps=2", "data.max_prompt_tokens=40")
     losses = []
     for name, source, more in (
@@ -382,7 +383,8 @@ def test_preferences_are_scored_behind_the_first_control(
     control = control_of(parts_of(tuned)[1])
     assert control is not None
     tuned_lm, start = (
-        load_causal_lm(str(name), torch.float64) for name in (folder, recipe.model.name_or_path)
+        AutoModelForCausalLM.from_pretrained(name, dtype=torch.float64)
+        for name in (folder, recipe.model.name_or_path)
     )
     cut_head(tuned_lm, control.first or 0)
     assert len(head_of(tuned_lm).weight) == control.first
@@ -403,11 +405,11 @@ def test_preferences_are_scored_behind_the_first_control(
                 )
                 for model, front in ((tuned_lm, asked), (start, prompt))
             ]
-            sides.append(float(logps[0] - logps[1]))
+            sides.append(float((logps[0] - logps[1]).detach()))
         margins.append(sides[0] - sides[1])
     accuracy = sum((m > 0) + 0.5 * (m == 0) for m in margins) / 4
     assert found["accuracy/implicit_reward"]["mean"] == pytest.approx(accuracy)
-    assert found["margin/implicit_reward"]["mean"] == pytest.approx(
+    assert found["rewards/margins"]["mean"] == pytest.approx(
         0.1 * sum(margins) / 4, abs=1e-4
     )
 
