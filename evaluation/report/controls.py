@@ -44,12 +44,17 @@ def behind_controls(runs: Sequence[RunView]) -> list[Behind]:
         for kl in run.sampled_kls:
             if "temperature=" in kl.prefix or f"{kl.prefix}control" not in numbers:
                 continue
-            at = {key: numbers.get(f"{kl.prefix}{key}") for key in _KEYS}
-            found.append(Behind(run.name, *(at[key] for key in _KEYS[:3]), kl.value, at[_KEYS[3]]))
+            found.append(
+                Behind(
+                    run.name,
+                    numbers[f"{kl.prefix}control"],
+                    numbers[f"{kl.prefix}reward/after"],
+                    numbers[f"{kl.prefix}tokens/after"],
+                    kl.value,
+                    numbers.get(f"{kl.prefix}reward/first_control_gain"),
+                )
+            )
     return found
-
-
-_KEYS = ("control", "reward/after", "tokens/after", "reward/first_control_gain")
 
 
 def answers_behind(runs: Sequence[RunView]) -> list[Answers]:

@@ -409,9 +409,7 @@ def test_preferences_are_scored_behind_the_first_control(
         margins.append(sides[0] - sides[1])
     accuracy = sum((m > 0) + 0.5 * (m == 0) for m in margins) / 4
     assert found["accuracy/implicit_reward"]["mean"] == pytest.approx(accuracy)
-    assert found["rewards/margins"]["mean"] == pytest.approx(
-        0.1 * sum(margins) / 4, abs=1e-4
-    )
+    assert found["rewards/margins"]["mean"] == pytest.approx(0.1 * sum(margins) / 4, abs=1e-4)
 
 
 def test_plan_tells_of_both_stages_before_and_after(
