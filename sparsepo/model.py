@@ -69,7 +69,14 @@ def head_input(causal_lm: Any, states: Tensor) -> Tensor:
 
 
 def _trained_copy(layer: Any) -> Any:
-    """The layer itself, or the whole copy that peft trains in its place (modules_to_save)."""
+    """The layer itself, or the whole copy that peft trains in its place (modules_to_save).
+
+    Of a head that is tied to embeddings of which peft trains some rows, the layer as it was: these
+    rows stand in front of prompts, and `PolicyModel`'s vocabulary leaves them out.
+    """
+    tokens = getattr(layer, "token_adapter", layer)
+    if type(tokens).__name__ == "TrainableTokensLayer":
+        return tokens.get_base_layer()
     copies = getattr(layer, "modules_to_save", None)
     if not isinstance(copies, nn.ModuleDict):
         return layer
@@ -141,6 +148,20 @@ def cut_vocabulary(causal_lm: Any, rows: int) -> None:
         raise ValueError(
             f"{type(causal_lm).__name__} was cut to {rows} embeddings, its head still has {left}"
         )
+
+
+def cut_head(causal_lm: Any, rows: int) -> None:
+    """Keep the first rows of the head alone, in place: the others can be read, not predicted."""
+    layer = transformer_of(causal_lm).get_output_embeddings()
+    if len(layer.weight) <= rows:
+        return
+    bias = getattr(layer, "bias", None)
+    with torch.device("meta"):
+        cut = nn.Linear(layer.weight.shape[1], rows, bias=bias is not None)
+    cut.weight = nn.Parameter(layer.weight.detach()[:rows], requires_grad=False)
+    if bias is not None:
+        cut.bias = nn.Parameter(bias.detach()[:rows], requires_grad=False)
+    transformer_of(causal_lm).set_output_embeddings(cut)
 
 
 def scored_states(causal_lm: Any, inputs: ModelInputs) -> Tensor:

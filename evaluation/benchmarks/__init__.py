@@ -6,7 +6,7 @@ from evaluation.benchmarks.labelled import labelled_benchmark
 from evaluation.benchmarks.leaderboard import leaderboard_benchmark
 from evaluation.benchmarks.masks import mask_ranks, mask_sums, mask_totals, masks_benchmark
 from evaluation.benchmarks.preference import preference_benchmark
-from evaluation.benchmarks.sentiment import sentiment_benchmark
+from evaluation.benchmarks.sentiment import control_gain, sentiment_benchmark
 from evaluation.benchmarks.summarization import summarization_benchmark
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "CodeTask",
     "code_benchmark",
     "code_tasks",
+    "control_gain",
     "dialogue_benchmark",
     "labelled_benchmark",
     "leaderboard_benchmark",

@@ -63,6 +63,26 @@ def sentiment_benchmark(
     }
 
 
+def control_gain(
+    first: list[dict[str, Any]],
+    other: list[dict[str, Any]],
+    span: tuple[float, float] | None = None,
+) -> dict[str, float]:
+    """How much more reward the policy gets behind one control than behind another; paired.
+
+    Args:
+        first, other: sample records of one model, prompts and numbers of samples in one order.
+        span: where rewards can lie, if that is known.
+    """
+    prompts = [record["prompt"] for record in first]
+    if prompts != [record["prompt"] for record in other]:
+        raise ValueError("the samples behind both controls must answer the same prompts")
+    gains = [a["policy_reward"] - b["policy_reward"] for a, b in zip(first, other, strict=True)]
+    if span is None:
+        return mean_interval(gains, prompts).as_dict()
+    return rate_interval(gains, prompts, (span[0] - span[1], span[1] - span[0])).as_dict()
+
+
 def _histograms(records: list[dict[str, Any]]) -> dict[str, list[int]]:
     """Counts of rewards in ten equal bins of [-1, 1]."""
     edges = np.arange(-5, 6) / 5  # numpy's own are rounded: -0.2 would count as less

@@ -155,7 +155,9 @@ def frontier(runs: Sequence[RunView], styles: Styles) -> Figure | None:
         numbers = run.results["sentiment"]
         for kl in run.sampled_kls:
             at = numbers.get(f"{kl.prefix}temperature", 1.0)
-            name = run.name + (f", T={at:g}" if kl.prefix else "")
+            name = run.name + (f", T={at:g}" if "temperature=" in kl.prefix else "")
+            control = numbers.get(f"{kl.prefix}control")
+            name += "" if control is None else f", control {control}"
             name += " (other samples)" if kl.sampling else ""
             reward = numbers[f"{kl.prefix}reward/after"]
             series.append(_point(name, kl.value, reward, styles[run.name]))

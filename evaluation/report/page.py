@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 from evaluation.report import drawings, formats
 from evaluation.report.about import about
 from evaluation.report.charts import chart_html, embedded_json, library_html, run_html, run_styles
+from evaluation.report.controls import answers_behind, behind_controls
 from evaluation.report.downloads import numbers_csv
 from evaluation.report.findings import all_numbers, findings, warnings
 from evaluation.report.runs import compared, over_seeds
@@ -70,6 +71,8 @@ def _context(runs: list[RunView]) -> dict[str, Any]:
         "trained": [r for r in runs if r.counts is not None],
         "others": [one for one in views if one.evaluated],
         "sampled": [r for r in runs if r.results.get("sentiment")],
+        "controlled": behind_controls(views),
+        "answers": answers_behind(views),
         "of_pairs": [r for r in runs if "num_pairs" in r.results.get("preference", {})],
         "of_labels": [r for r in runs if "num_desirable" in r.results.get("preference", {})],
         "judged": [r for r in runs if r.results.get("dialogue")],
@@ -106,6 +109,7 @@ def _sections(context: dict[str, Any]) -> list[Section]:
         (has("trained"), Section("run", "What was run")),
         (has("others"), Section("evaluated", "What was evaluated")),
         (has("sampled"), Section("help", "Did it help?" if is_compared else "Rewards of samples")),
+        (has("controlled"), Section("controls", "Behind each control")),
         (has("of_pairs"), Section("preferences", "Held-out preferences")),
         (has("of_labels"), Section("labels", "Held-out labels")),
         (has("judged"), Section("replies", "Replies, judged")),

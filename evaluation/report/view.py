@@ -21,6 +21,7 @@ class RunView:
         history: numbers of evaluated checkpoints, with step and passed (None without gates).
         timeline: where the time of the stages before went, as a table of text. method: what was
             trained, the same of runs that differ in their seed alone. seed: of the training.
+        controlled: further samples, behind the second control and those after it.
         others: the run's evaluations that have a name, each with a recipe of its own.
         is_toy: whether the model comes from the quickstart's made-up world.
     """
@@ -33,6 +34,7 @@ class RunView:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
+    controlled: list[dict[str, Any]] = field(default_factory=list)
     responses: list[dict[str, Any]] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
     timeline: str = ""

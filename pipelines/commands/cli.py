@@ -373,10 +373,10 @@ def plan(
     if shard is not None and not is_sweep(recipe):
         raise UserError(f"--shard {shard}: {recipe} is no sweep")
     if sft:
-        from pipelines.commands.sft import load_sft, plan_sft
+        from pipelines.commands.sft import load_sft, plan_sft, planned_sft
 
         found = plan_sft(load_sft(recipe, given), tflops, recipe)
-        lines = plan_lines(found, planned(found))
+        lines = plan_lines(found, planned_sft(found))
     elif is_sweep(recipe):
         found = plan_sweep(load_sweep(recipe, given, shard), tflops, recipe)
         lines = sweep_plan_lines(found)

@@ -19,6 +19,7 @@ from pipelines.errors import UserError
 from pipelines.evaluate import read_history, read_results
 from pipelines.recipe import (
     CONFIG,
+    CONTROLLED,
     GATES,
     MANIFEST,
     MODEL,
@@ -137,6 +138,7 @@ def _evaluation(store: RunStore, recipe: dict[str, Any], text: str) -> RunView:
         data_counts={},
         results=read_results(store),
         samples=_lines(store, SAMPLES),
+        controlled=_lines(store, CONTROLLED),
         responses=_lines(store, TOKENS),
     )
 

@@ -4,7 +4,8 @@ The benchmarks' numbers are made of its results elsewhere.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -33,6 +34,7 @@ from pipelines.models import (
     TokenTexts,
     compute_device,
     generate,
+    in_front,
     load_causal_lm,
     load_tokenizer,
     resolve_model,
@@ -140,7 +142,7 @@ class Evaluator:
         ):
             inputs = padded_layout([pairs[i] for i in batch]).to(self._device)
             features = self._source.features(split, [rows[i] for i in batch], inputs)
-            scores = self._policy(inputs, features)
+            scores = self._policy(self._asked(inputs, [pairs[i] for i in batch]), features)
             output = self._objective(scores)
             start = (
                 features.reference_logps
@@ -201,6 +203,20 @@ class Evaluator:
             "masks": self._added_up(task.number, responses) if has_masks else None,
         }
 
+    def _behind(self, front: Sequence[int], prompts: Iterable[Sequence[int]]) -> list[list[int]]:
+        """The policy's prompts with a control in front."""
+        return [in_front(front, prompt, self._tokenizer.bos_token_id) for prompt in prompts]
+
+    def _asked(self, inputs: ModelInputs, pairs: Sequence[TokenizedPair]) -> ModelInputs:
+        """What the policy reads of pairs: the first control stands in front."""
+        front = self._facts.fronts[0]
+        if not front:
+            return inputs
+        prompts = self._behind(front, (pair.prompt for pair in pairs))
+        return padded_layout(
+            [replace(pair, prompt=prompt) for pair, prompt in zip(pairs, prompts, strict=True)]
+        ).to(self._device)
+
     def _with_prompts(self, shown: Sequence[tuple[int, dict[str, Any]]]) -> Records:
         """Responses, each given with its row, and the prompt that they answer."""
         rows = list(dict.fromkeys(row for row, _ in shown))
@@ -232,19 +248,18 @@ class Evaluator:
         return {"tokens": [texts[place] for place in places], "is_key": labels}
 
     def _sample(self, task: SamplePrompts) -> Records:
-        """Continuations of each prompt by both models.
+        """Continuations of each prompt by both models, the policy's behind each control.
 
         With them comes the policy's distance from the reference along the policy's continuations,
         and for some prompts its floor: that of the reference's own weights in the policy's place.
+        The reference reads the prompt alone.
         """
         split = self._settings.split
         prompts = prompt_ids(self._pairs, split, task.rows)
         columns = ["prompt", "chosen", "conversation"]
         stored = self._pairs.values(split, task.rows, columns)
         settings = self._settings.generation.model_copy(update={"temperature": task.temperature})
-        drawn = task.drawn or self._drawn(
-            task,
-            prompts,
+        drawing = (
             [("reply", task.temperature_number, at) for at in task.order],
             settings,
             task.temperature_number * 1009 + task.number + task.start * 100_003,
@@ -252,8 +267,39 @@ class Evaluator:
         )
         first = [i for i, at in enumerate(task.order) if at < FLOOR_PROMPTS and not task.start]
         frozen = self._reference.causal_lm
-        kl = self._distances(self._policy.causal_lm, range(len(prompts)), prompts, drawn)
-        floor = self._distances(frozen, first, prompts, drawn)
+        records: Records = []
+        drawn = task.drawn
+        for number, front in enumerate(self._facts.fronts):
+            asked = self._behind(front, prompts) if front else prompts
+            if drawn is None or number:
+                start = (
+                    drawn.start if drawn else self._drawn_by(self._start, task, prompts, *drawing)
+                )
+                policy = self._drawn_by(self._policy.causal_lm, task, asked, *drawing)
+                drawn = Drawn(policy=policy, start=start)
+            kl = self._distances(self._policy.causal_lm, range(len(prompts)), asked, prompts, drawn)
+            floor = self._distances(frozen, first, prompts, prompts, drawn)
+            found = self._records(task, prompts, stored, drawn, kl, floor)
+            if self._settings.control:
+                name = self._settings.control[number]
+                found = [{**one, "control": name, "control_number": number} for one in found]
+            records += found
+        return records
+
+    def _records(
+        self,
+        task: SamplePrompts,
+        prompts: list[list[int]],
+        stored: Sequence[Sequence[Any]],
+        drawn: Drawn,
+        kl: dict[int, list[float]],
+        floor: dict[int, list[float]],
+    ) -> Records:
+        """A record for each sample.
+
+        Args:
+            stored: of each prompt its text, the chosen response, and the conversation.
+        """
         records = []
         for i, (asked, chosen, conversation) in enumerate(stored):
             is_chat = conversation is not None
@@ -286,16 +332,26 @@ class Evaluator:
         return records
 
     def _distances(
-        self, model: Any, some: Sequence[int], prompts: list[list[int]], drawn: Drawn
+        self,
+        model: Any,
+        some: Sequence[int],
+        asked: list[list[int]],
+        prompts: list[list[int]],
+        drawn: Drawn,
     ) -> dict[int, list[float]]:
-        """Of some prompts KL(model || reference) along each of the policy's samples."""
+        """Of some prompts KL(model || reference) along each of the policy's samples.
+
+        Args:
+            asked: what the model reads; prompts: the reference.
+        """
         found = iter(
             sequence_kl(
                 model,
                 self._reference.causal_lm,
-                [prompts[i] for i in some for _ in drawn.policy[i]],
+                [asked[i] for i in some for _ in drawn.policy[i]],
                 [sample for i in some for sample in drawn.policy[i]],
                 self._settings.batch_tokens,
+                None if asked is prompts else [prompts[i] for i in some for _ in drawn.policy[i]],
             )
         )
         return {i: [next(found) for _ in drawn.policy[i]] for i in some}
@@ -305,13 +361,16 @@ class Evaluator:
         assert section is not None
         asked = CodePrompts(self._tokenizer, section, self._facts.training.chat)
         prompts = [asked(prompt) for prompt in task.prompts]
-        drawn = task.drawn or self._drawn(
-            task,
-            prompts,
+        drawing = (
             [("program", name) for name in task.task_ids],
             section.generation,
             task.start * 1009 + task.number,
             range(task.start, task.start + task.num_samples),
+        )
+        behind = self._behind(self._facts.fronts[0], prompts)
+        drawn = task.drawn or Drawn(
+            policy=self._drawn_by(self._policy.causal_lm, task, behind, *drawing),
+            start=self._drawn_by(self._start, task, prompts, *drawing),
         )
         return [
             {
@@ -344,35 +403,32 @@ class Evaluator:
             for who, model in models.items()
         ]
 
-    def _drawn(
+    def _drawn_by(
         self,
+        model: Any,
         task: SamplePrompts | WritePrograms,
         prompts: list[list[int]],
         names: Sequence[tuple[Any, ...]],
         settings: GenerationSection,
         number: int,
         samples: Sequence[int] = (0,),
-    ) -> Drawn:
-        """Samples by both models.
+    ) -> list[list[list[int]]]:
+        """Samples of a model, by prompt.
 
         Args:
             names: of the prompts, for seeds of their own. number: of the task, for one seed.
             samples: numbers of each prompt's samples.
         """
         seed, count = self._settings.seed, len(samples)
-
-        def by(model: Any) -> list[list[list[int]]]:
-            if task.way == "captured":
-                flat = self._job_sampler(
-                    model,
-                    [prompt for prompt in prompts for _ in samples],
-                    settings,
-                    [sample_seed(seed, *name, k) for name in names for k in samples],
-                    self._settings.sequences_per_batch,
-                )
-            else:
-                one_seed = seed * 1_000_003 + number
-                flat = generate(model, self._ends, prompts, settings, one_seed, count)
-            return [flat[i * count : (i + 1) * count] for i in range(len(prompts))]
-
-        return Drawn(policy=by(self._policy.causal_lm), start=by(self._start))
+        if task.way == "captured":
+            flat = self._job_sampler(
+                model,
+                [prompt for prompt in prompts for _ in samples],
+                settings,
+                [sample_seed(seed, *name, k) for name in names for k in samples],
+                self._settings.sequences_per_batch,
+            )
+        else:
+            one_seed = seed * 1_000_003 + number
+            flat = generate(model, self._ends, prompts, settings, one_seed, count)
+        return [flat[i * count : (i + 1) * count] for i in range(len(prompts))]

@@ -30,10 +30,11 @@ from pipelines.evaluate.tasks import (
 )
 from pipelines.evaluate.token_weights import RankingFacts, WeightRanker
 from pipelines.evaluate.vllm_tasks import with_vllm_samples
-from pipelines.models import Placement, ResponseEnds
+from pipelines.models import Placement, ResponseEnds, evaluated_control
 from pipelines.pairs import SPLITS, open_pairs
 from pipelines.recipe import (
     CODE_SAMPLES,
+    CONTROLLED,
     MODEL,
     SAMPLES,
     TOKEN_WEIGHTS,
@@ -85,7 +86,8 @@ def run_evaluate(
     pairs = open_pairs(run)
     require_held_out(recipe, {split: pairs.num_rows(split) for split in SPLITS})
     pairs.check(settings.split)
-    facts = EvaluationFacts.of(recipe, record.store, facts_of_policy(run), step, ends)
+    control = evaluated_control(recipe)
+    facts = EvaluationFacts.of(recipe, record.store, facts_of_policy(run), step, ends, control)
     usable = usable_rows(facts.training.reference, pairs, settings.split)
     pool = Pool(
         "evaluate",
@@ -174,7 +176,9 @@ def _write(store: RunStore, found: Found, results: dict[str, dict[str, Any]]) ->
     """Write samples and numbers; returns file -> sha256 of what is read again."""
     lines = {TOKENS: _lines(found.shown)}
     if found.samples:
-        lines[SAMPLES] = _lines(found.samples)
+        lines[SAMPLES] = _lines(found.samples_of(0))
+    if others := [sample for sample in found.samples if sample.get("control_number", 0)]:
+        lines[CONTROLLED] = _lines(others)
     if found.programs:
         lines[CODE_SAMPLES] = _lines(found.by_programming_task())
     for path, content in lines.items():

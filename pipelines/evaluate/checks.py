@@ -7,8 +7,12 @@ from pipelines.evaluate.other_model import in_its_place
 from pipelines.models import (
     ADAPTER_CONFIG,
     ChatSettings,
+    Control,
     check_generation,
+    check_positions,
+    evaluated_control,
     load_tokenizer,
+    longest_row,
     padded_vocabularies,
     quick_imports,
     resolve_model,
@@ -41,6 +45,10 @@ def check_evaluation(recipe: Recipe) -> None:
             "with `sparsepo sft`"
         )
     check_held_out(recipe)
+    control = evaluated_control(recipe)
+    in_front = control.longest if control is not None else 0
+    if control is not None:
+        _check_controlled(recipe, control)
     if settings.sampled_benchmarks():
         with quick_imports():
             from pipelines.evaluate.text_scorer import check_text_models
@@ -48,7 +56,7 @@ def check_evaluation(recipe: Recipe) -> None:
         check_generation(
             recipe,
             "evaluate.generation",
-            longest_prompt(recipe),
+            longest_prompt(recipe) + in_front,
             settings.generation.max_new_tokens,
         )
         check_text_models(settings)
@@ -70,11 +78,34 @@ def check_evaluation(recipe: Recipe) -> None:
     if "leaderboard" in wanted and settings.leaderboard is not None:
         check_tasks(settings.leaderboard)
     if "code" in wanted and settings.code is not None:
-        _check_programs(recipe, settings.code)
+        _check_programs(recipe, settings.code, in_front)
     if "dialogue" in wanted and isinstance(settings.judge, OpenAIJudge):
         from pipelines.evaluate.judge import judge_key
 
         judge_key(settings.judge)
+
+
+def _check_controlled(recipe: Recipe, control: Control) -> None:
+    """UserError for what cannot put a control in front of prompts, or has no room for it."""
+    settings, tokens = recipe.evaluate, longest_row(recipe)
+    key = "evaluate.model" if settings.model else "model.name_or_path"
+    check_positions(
+        key,
+        resolve_model(settings.model or recipe.model.name_or_path),
+        tokens + control.longest,
+        f"a row of {tokens} tokens (data.max_prompt_tokens + max_response_tokens, or "
+        f"data.max_tokens) with {control.longest} of the control are {{tokens}} tokens",
+    )
+    asked = f"evaluate.control = [{', '.join(settings.control)}]"
+    if "leaderboard" in settings.benchmarks:
+        raise UserError(
+            f"{asked}: the leaderboard's tasks ask without a control; leave leaderboard out of "
+            "evaluate.benchmarks"
+        )
+    if wants_vllm(settings):
+        raise UserError(
+            f"{asked}: generation.engine = 'vllm' draws without a control; take engine=transformers"
+        )
 
 
 def longest_prompt(recipe: Recipe) -> int:
@@ -83,8 +114,12 @@ def longest_prompt(recipe: Recipe) -> int:
     return most if whole is None else min(most, whole - 1)
 
 
-def _check_programs(recipe: Recipe, section: CodeSection) -> None:
-    """UserError for tasks that cannot be read, or too long for the model with their programs."""
+def _check_programs(recipe: Recipe, section: CodeSection, in_front: int) -> None:
+    """UserError for tasks that cannot be read, or too long for the model with their programs.
+
+    Args:
+        in_front: tokens of a control.
+    """
     from pipelines.evaluate.code_tasks import read_code_tasks
     from pipelines.evaluate.prompts import CodePrompts
 
@@ -92,7 +127,7 @@ def _check_programs(recipe: Recipe, section: CodeSection) -> None:
     name = recipe.model.tokenizer or recipe.model.name_or_path
     tokenizer = load_tokenizer(str(resolve_model(name, tokenizer_only=True)))
     asked = CodePrompts(tokenizer, section, ChatSettings.of(recipe.data))
-    longest = max((len(asked(task.prompt)) for task in tasks), default=0)
+    longest = in_front + max((len(asked(task.prompt)) for task in tasks), default=0)
     new_tokens = section.generation.max_new_tokens
     check_generation(recipe, "evaluate.code.generation", longest, new_tokens)
 

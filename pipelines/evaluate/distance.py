@@ -23,20 +23,29 @@ def sequence_kl(
     prompts: Sequence[list[int]],
     samples: Sequence[list[int]],
     batch_tokens: int,
+    reference_prompts: Sequence[list[int]] | None = None,
 ) -> list[float]:
     """Per sample the sum over its tokens of KL(policy || reference), nats, full vocabulary.
 
     Args:
         policy, reference: causal language models on one device, over one vocabulary.
+            reference_prompts: what the reference reads in the place of prompts, if not these.
     """
     pairs = [TokenizedPair(p, s, None) for p, s in zip(prompts, samples, strict=True)]
+    others = [
+        TokenizedPair(p, s, None)
+        for p, s in zip(reference_prompts or prompts, samples, strict=True)
+    ]
     totals = [0.0] * len(pairs)
     widths = [len(p.prompt) + len(p.chosen) for p in pairs]
     for batch in token_budget_batches(range(len(pairs)), widths, 1, batch_tokens):
         inputs = padded_layout([pairs[i] for i in batch]).to(policy.device)
+        given = inputs
+        if reference_prompts is not None:
+            given = padded_layout([others[i] for i in batch]).to(policy.device)
         # KL(policy || reference): the policy plays the part of score_tokens' fixed distribution.
         kl = score_tokens(
-            scored_states(reference, inputs),
+            scored_states(reference, given),
             head_of(reference),
             inputs.labels,
             scored_states(policy, inputs),

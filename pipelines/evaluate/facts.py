@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.errors import UserError
-from pipelines.models import ResponseEnds
+from pipelines.models import Control, ResponseEnds
 from pipelines.recipe import EvaluateSection, Recipe
 from pipelines.storage import RunStore
 from pipelines.train import TrainingFacts
@@ -18,6 +18,8 @@ class EvaluationFacts:
         store: root of this evaluation's store. step: of the checkpoint that is evaluated; None is
             the published model. start: the starting model's name or path. tokenizer: of what
             holds the tokenizer. ends: of all models' samples. key_words: in lower case, or None.
+            fronts: the ids of each of evaluate.control, which stand in front of the policy's
+            prompts in turn; one that is empty without.
     """
 
     settings: EvaluateSection
@@ -28,6 +30,7 @@ class EvaluationFacts:
     tokenizer: str
     ends: ResponseEnds
     key_words: frozenset[str] | None
+    fronts: tuple[tuple[int, ...], ...] = ((),)
 
     @classmethod
     def of(
@@ -37,11 +40,23 @@ class EvaluationFacts:
         training: TrainingFacts,
         step: int | None,
         ends: ResponseEnds,
+        control: Control | None = None,
     ) -> "EvaluationFacts":
         settings, model = recipe.evaluate, recipe.model
         tokenizer = model.tokenizer or model.name_or_path
         words = read_key_words(settings)
-        return cls(settings, store.root, training, step, model.name_or_path, tokenizer, ends, words)
+        fronts = ((),) if control is None else tuple(map(control.front, settings.control))
+        return cls(
+            settings,
+            store.root,
+            training,
+            step,
+            model.name_or_path,
+            tokenizer,
+            ends,
+            words,
+            fronts,
+        )
 
     def starts_from_reference(self) -> bool:
         """Whether the starting model is the reference."""

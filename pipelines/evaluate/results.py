@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 from pipelines.evaluate.sample_scores import compare_scores
@@ -21,8 +22,8 @@ class Found:
     """What the tasks found: some numbers per pair, some texts per prompt, and nothing per token.
 
     Attributes:
-        shown: the first responses, token by token. samples: in the order of temperatures and
-            prompts.
+        shown: the first responses, token by token. samples: in the order of controls,
+            temperatures and prompts.
     """
 
     pairs: Records = field(default_factory=list)
@@ -47,8 +48,19 @@ class Found:
                     found.programs += result["program"]
                 case RunLeaderboard():
                     found.leaderboard += result["leaderboard"]
-        found.samples.sort(key=lambda s: (s["temperature_number"], s["order"], s["sample"]))
+        found.samples.sort(
+            key=lambda s: (
+                s.get("control_number", 0),
+                s["temperature_number"],
+                s["order"],
+                s["sample"],
+            )
+        )
         return found
+
+    def samples_of(self, control: int) -> Records:
+        """Those of one of the controls, by its number; of the only one without any."""
+        return [sample for sample in self.samples if sample.get("control_number", 0) == control]
 
     def by_programming_task(self) -> Records:
         """One record per programming task, with all samples of both models in order."""
@@ -71,6 +83,7 @@ def benchmark_results(
         masks: the numbers of that benchmark, which no record of a pair holds; empty without it.
     """
     from evaluation.benchmarks import (
+        control_gain,
         dialogue_benchmark,
         labelled_benchmark,
         leaderboard_benchmark,
@@ -81,8 +94,7 @@ def benchmark_results(
 
     def sentiment(drawn: Records, temperature: float) -> dict[str, Any]:
         top_p = settings.sampling_top_p(temperature)
-        span = (-1.0, 1.0) if isinstance(settings.reward, VaderReward) else None
-        return sentiment_benchmark(drawn, temperature, top_p, _floor(drawn), span)
+        return sentiment_benchmark(drawn, temperature, top_p, _floor(drawn), _span(settings))
 
     of_samples = {
         "sentiment": sentiment,
@@ -100,18 +112,31 @@ def benchmark_results(
         results["leaderboard"] = leaderboard_benchmark(found.leaderboard)
     for name in settings.sampled_benchmarks():
         results[name] = {}
-        for t, temperature in enumerate(settings.sampling_temperatures()):
-            drawn = [s for s in found.samples if s["temperature_number"] == t]
+        for c, t in product(
+            range(max(1, len(settings.control))), range(len(settings.sampling_temperatures()))
+        ):
+            temperature = settings.sampling_temperatures()[t]
+            first, drawn = (
+                [s for s in found.samples_of(number) if s["temperature_number"] == t]
+                for number in (0, c)
+            )
             if name == "dialogue" and not isinstance(settings.judge, OpenAIJudge):
                 compare_scores(drawn)
             numbers = of_samples[name](drawn, temperature)
-            # The first temperature has the plain names; the others say theirs.
-            results[name] |= (
-                numbers
-                if t == 0
-                else {f"temperature={temperature:g}/{key}": value for key, value in numbers.items()}
-            )
+            if settings.control:
+                numbers = {"control": settings.control[c], **numbers}
+            if name == "sentiment" and c:
+                numbers["reward/first_control_gain"] = control_gain(first, drawn, _span(settings))
+            # The first control and temperature have the plain names; the others say theirs.
+            prefix = f"control={settings.control[c]}/" if c else ""
+            prefix += f"temperature={temperature:g}/" if t else ""
+            results[name] |= {f"{prefix}{key}": value for key, value in numbers.items()}
     return results
+
+
+def _span(settings: EvaluateSection) -> tuple[float, float] | None:
+    """Where rewards can lie, if that is known."""
+    return (-1.0, 1.0) if isinstance(settings.reward, VaderReward) else None
 
 
 def _floor(records: Records) -> list[float]:

@@ -27,7 +27,7 @@ from pipelines.storage import RunStore, file_hash, nearest_path
 from pipelines.train import TRAIN
 
 if TYPE_CHECKING:
-    from pipelines.models import ResponseEnds
+    from pipelines.models import Control, ResponseEnds
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,13 @@ class EvaluateInputs:
     Attributes:
         files: recipe key below evaluate -> fingerprint. models: of a model that is evaluated in
             place of the trained one, of the starting model and the reference: name -> fingerprint;
-            empty otherwise.
+            empty otherwise. control: of the evaluated model, where evaluate.control asks for it.
     """
 
     ends: "ResponseEnds | None"
     files: dict[str, str]
     models: dict[str, str]
+    control: "Control | None" = None
 
 
 class Evaluate(Stage[EvaluateInputs]):
@@ -86,7 +87,9 @@ class Evaluate(Stage[EvaluateInputs]):
             files[key] = file_hash(Path(name))
         draws = {*settings.sampled_benchmarks(), "code", "leaderboard"} & set(settings.benchmarks)
         ends = _ends_of(recipe) if draws else None
-        return EvaluateInputs(ends, files, _models_of(recipe))
+        from pipelines.models import evaluated_control
+
+        return EvaluateInputs(ends, files, _models_of(recipe), evaluated_control(recipe))
 
     def settings(self, recipe: Recipe, inputs: EvaluateInputs) -> dict[str, Any]:
         found = {
@@ -108,7 +111,8 @@ class Evaluate(Stage[EvaluateInputs]):
         ends = {} if inputs.ends is None else inputs.ends.fingerprint()
         read = {name: found.fingerprint() for name, found in earlier.items()}
         made = read if inputs.models else {"train": read[TRAIN.name]}
-        return {**made, **inputs.models, **inputs.files, **ends}
+        control = {"control": found.fingerprint()} if (found := inputs.control) else {}
+        return {**made, **inputs.models, **inputs.files, **ends, **control}
 
     def record(
         self, recipe: Recipe, inputs: EvaluateInputs, earlier: Mapping[str, StageRecord]

@@ -14,6 +14,17 @@ from .chat_template import (
     special_ids as special_ids,
     template_file_text as template_file_text,
 )
+from .control import (
+    CONTROL_FILE as CONTROL_FILE,
+    Control as Control,
+    ControlText as ControlText,
+    add_rows as add_rows,
+    control_of as control_of,
+    evaluated_control as evaluated_control,
+    in_front as in_front,
+    recorded_control as recorded_control,
+    with_soft_tokens as with_soft_tokens,
+)
 from .device import (
     LateNumbers as LateNumbers,
     Placement as Placement,
@@ -76,6 +87,7 @@ from .quick_imports import quick_imports as quick_imports
 from .readers import (
     check_families as check_families,
     check_generation as check_generation,
+    check_positions as check_positions,
     check_readers as check_readers,
     longest_row as longest_row,
     models_are_here as models_are_here,

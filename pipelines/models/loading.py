@@ -89,13 +89,15 @@ def load_causal_lm(
 
     Args:
         num_gpus: more than one spreads the layers over the first GPUs that this process sees.
-        vocabulary: embeddings beyond so many are left out.
+        vocabulary: embeddings beyond so many are left out; of a model with soft tokens, which it
+            reads and never predicts, rows of the head alone.
     """
     with quick_imports():
         import torch
         from transformers import AutoModelForCausalLM
 
-        from sparsepo.model import cut_vocabulary, verify_head
+        from pipelines.models.control import recorded_control
+        from sparsepo.model import cut_head, cut_vocabulary, verify_head
 
     base = base_dir(Path(directory))
     is_adapter = base != Path(directory)
@@ -124,7 +126,9 @@ def load_causal_lm(
     try:
         verify_head(model)
         if vocabulary is not None:
-            cut_vocabulary(model, vocabulary)
+            control = recorded_control(Path(directory))
+            cut = cut_head if control is not None and control.soft_ids else cut_vocabulary
+            cut(model, vocabulary)
     except ValueError as error:
         raise UserError(f"model directory {directory}: {error}") from error
     return model

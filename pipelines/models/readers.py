@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.errors import UserError
+from pipelines.models.control import recorded_control
 from pipelines.models.directories import base_dir, max_positions, resolve_model
 from pipelines.models.fingerprints import ask_tokenizer, check_family
 from pipelines.models.sizes import check_tokenizer, embedding_rows, tokens_in_use
@@ -89,15 +90,21 @@ def check_readers(recipe: Recipe) -> None:
 
 @dataclass(frozen=True)
 class Vocabularies:
-    """Embeddings of the policy and of its reference, where one has more of them as padding."""
+    """Embeddings of the policy and of its reference, where one has more of them as padding.
+
+    Attributes:
+        soft: the first row of a soft token, which is never predicted; None without any.
+    """
 
     policy: int
     reference: int
+    soft: int | None = None
 
     @property
     def common(self) -> int:
         """The rows that both have, over which they are compared."""
-        return min(self.policy, self.reference)
+        rows = min(self.policy, self.reference)
+        return rows if self.soft is None else min(rows, self.soft)
 
     def __str__(self) -> str:
         return (
@@ -116,8 +123,11 @@ def padded_vocabularies(recipe: Recipe) -> Vocabularies | None:
         return None
     policy, reference = map(resolve_model, (recipe.model.name_or_path, recipe.model.reference))
     check_family("model.reference", reference)
-    found = Vocabularies(embedding_rows(policy), embedding_rows(reference))
-    if found.policy == found.reference:
+    controls = map(recorded_control, (policy, reference))
+    soft = [each.first for each in controls if each is not None and each.first is not None]
+    rows = embedding_rows(policy), embedding_rows(reference)
+    found = Vocabularies(*rows, soft=min(soft, default=None))
+    if found.policy == found.reference == found.common:
         return None
     name = recipe.model.tokenizer or recipe.model.name_or_path
     used = tokens_in_use(resolve_model(name, tokenizer_only=True))

@@ -18,7 +18,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipelines.models import ChatSettings, ChatTemplate, Message, TemplateRefused, end_ids, last_of
+from pipelines.models import (
+    ChatSettings,
+    ChatTemplate,
+    Control,
+    Message,
+    TemplateRefused,
+    end_ids,
+    in_front,
+    last_of,
+)
 from pipelines.recipe import DataSection
 from pipelines.storage import parse_json
 from sparsepo.batching.layouts import tokens_within
@@ -397,10 +406,14 @@ class Encoded:
 
 
 class PairEncoder:
-    """Tokenises and truncates pairs for one tokenizer and data section."""
+    """Tokenises and truncates pairs for one tokenizer and data section.
 
-    def __init__(self, tokenizer: Any, data: DataSection) -> None:
-        self._tokenizer, self._data = tokenizer, data
+    Args:
+        control: stands in front of the prompts of labelled responses; it is never cut.
+    """
+
+    def __init__(self, tokenizer: Any, data: DataSection, control: Control | None = None) -> None:
+        self._tokenizer, self._data, self._control = tokenizer, data, control
         self._adds_bos = adds_bos(tokenizer)
         self._ends = end_ids(tokenizer)
 
@@ -430,7 +443,10 @@ class PairEncoder:
         """
         parts = self._chat if pair.is_chat else self._text
         prompt, responses, contexts, straddling = parts(pair)
-        if not prompt:
+        front: tuple[int, ...] = ()
+        if self._control is not None and pair.desirable is not None:
+            front = self._control.ids(pair.desirable)
+        if not (prompt or front):
             # Text without any prompt and without BOS: the first token has nothing to be predicted
             # from.
             if pair.rejected is not None or pair.is_chat or pair.desirable is not None:
@@ -443,9 +459,9 @@ class PairEncoder:
             )
         ]
         truncated = []
-        if len(fitting := self._fitting(prompt)) < len(prompt):
+        if len(fitting := self._fitting(prompt, len(front))) < len(prompt):
             truncated.append("prompt")
-        prompt = fitting
+        prompt = in_front(front, fitting, self._tokenizer.bos_token_id)
         limit = self._data.max_response_tokens
         if self._data.max_tokens is not None:
             limit = min(limit, self._data.max_tokens - len(prompt))
@@ -476,9 +492,9 @@ class PairEncoder:
             contexts[1] if has_rejected else (),
         )
 
-    def _fitting(self, prompt: list[int]) -> list[int]:
-        """The prompt's end or start that is kept; its BOS stays where it is."""
-        keep = self._data.max_prompt_tokens
+    def _fitting(self, prompt: list[int], taken: int = 0) -> list[int]:
+        """The prompt's end or start that is kept beside so many tokens; its BOS stays in place."""
+        keep = self._data.max_prompt_tokens - taken
         if len(prompt) <= keep:
             return prompt
         if self._data.prompt_overflow == "drop":

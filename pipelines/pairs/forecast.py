@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.cluster import local_cpus
 from pipelines.errors import UserError
-from pipelines.models import RAY_START, Duration, load_tokenizer, pairs_seconds
+from pipelines.models import RAY_START, Control, Duration, load_tokenizer, pairs_seconds
 from pipelines.pairs.conversation import ChatRenderer, PairEncoder, RawPair, RowRejected
 from pipelines.pairs.prepare import (
     checked_chunks,
@@ -36,12 +36,17 @@ _ESTIMATED = ("pairs", "model_tokens", "shared_tokens", "scored_tokens")
 
 
 def forecast_pairs(
-    run: Run, record: StageRecord, tokenizer_dir: str, known_tokens: int | None
+    run: Run,
+    record: StageRecord,
+    tokenizer_dir: str,
+    known_tokens: int | None,
+    control: Control | None = None,
 ) -> dict[str, Any]:
     """Pairs, shards and tokens by split, and rejected rows by reason.
 
     Args:
         record: of prepare. known_tokens: ids below this have embeddings; None if all have.
+            control: stands in front of the prompts.
 
     Raises: UserError if no row that was looked at makes a training pair.
     """
@@ -57,7 +62,8 @@ def forecast_pairs(
             **Duration(0.0, 0.0).as_keys(),
         }
     tokenizer = load_tokenizer(tokenizer_dir)
-    encoder, chat = PairEncoder(tokenizer, recipe.data), ChatRenderer(tokenizer, recipe.data)
+    encoder = PairEncoder(tokenizer, recipe.data, control)
+    chat = ChatRenderer(tokenizer, recipe.data)
     data = recipe.data
     held = {"validation": data.validation_fraction, "test": data.test_fraction}
     shares = {
@@ -140,7 +146,7 @@ def _estimate(
         responses = len(encoded.chosen) + len(encoded.rejected or ())
         prompts = 1 if encoded.rejected is None else 2
         if (
-            pair.desirable is not None
+            pair.desirable is not None and recipe.objective.declared.uses_rejected
         ):  # beside it a row reads another's response, as long on average
             responses, prompts = 2 * responses, 2
         prompt = len(encoded.prompt)

@@ -25,7 +25,7 @@ from pipelines.cluster import (
     told_in_a_line,
 )
 from pipelines.errors import Failure, UserError
-from pipelines.models import check_readers, load_tokenizer, resolve_model
+from pipelines.models import Control, check_readers, load_tokenizer, resolve_model
 from pipelines.pairs.conversation import (
     ChatRenderer,
     Encoded,
@@ -69,11 +69,13 @@ def run_prepare(
     tokenizer_dir: str,
     known_tokens: int | None,
     quiet: bool = False,
+    control: Control | None = None,
 ) -> dict[str, Any]:
     """Prepare a recipe's pairs and return the stage's manifest. Needs a running Ray.
 
     Args:
-        known_tokens: ids below this have embeddings; None if all have.
+        known_tokens: ids below this have embeddings; None if all have. control: stands in front of
+            the prompts.
     Raises: UserError for a missing file or column, a tokenizer that cannot do the form, or no
         usable row at all.
     """
@@ -87,7 +89,7 @@ def run_prepare(
     with told_in_a_line("prepare", "lower data.rows_per_task or ray.num_cpus"):
         start = here if _is_small(tasks, recipe) else elsewhere
         with spent("ray"):  # what its tasks do meanwhile comes before it
-            blocks = _blocks(tasks, recipe, known_tokens, start)
+            blocks = _blocks(tasks, recipe, known_tokens, start, control)
             plan = _plan(recipe.data, blocks, start)
         with spent("write"):
             paths, pairs = local_paths(recipe), recipe.data.shard_pairs
@@ -107,7 +109,7 @@ def run_prepare(
     return record.finish(counts, checksums)
 
 
-def check_sources(recipe: Recipe, known_tokens: int | None) -> None:
+def check_sources(recipe: Recipe, known_tokens: int | None, control: Control | None = None) -> None:
     """UserError for a source without a row, without what form, objective or mask need, or with
     rows that the tokenizer cannot render; and where no row of the training sources makes a pair,
     or of the others if there are none.
@@ -126,7 +128,7 @@ def check_sources(recipe: Recipe, known_tokens: int | None) -> None:
             row
             for task in tasks
             for row in _rows_of_task(
-                task, recipe.data, tokenizer, known_tokens, recipe.reads_labels()
+                task, recipe.data, tokenizer, known_tokens, recipe.reads_labels(), control
             )
         )
         first = list(_until_a_pair(itertools.islice(rows, _LOOKED_AT)))
@@ -161,7 +163,8 @@ def no_pair(recipe: Recipe, reasons: Counter[str], layouts: Iterable[str]) -> Us
 
 
 def _labelled(recipe: Recipe) -> Labelled | None:
-    return Labelled(recipe.data.max_tokens) if recipe.reads_labels() else None
+    has_others = recipe.reads_labels() and recipe.objective.declared.uses_rejected
+    return Labelled(recipe.data.max_tokens) if has_others else None
 
 
 def needed_splits(recipe: Recipe) -> tuple[str, ...]:
@@ -205,13 +208,15 @@ def checked_chunks(recipe: Recipe, source: Source) -> tuple[Detected, list[Chunk
     if not chunks:
         raise UserError(f"data source {source.path!r} holds no row")
     detected = detect(source, sampled_rows(chunks))
-    if recipe.objective.declared.uses_rejected and not detected.form.has_rejected:
+    reads_both = recipe.objective.declared.uses_rejected or recipe.reads_labels()
+    if reads_both and not detected.form.has_rejected:
         lacking = "no rejected responses"
         if recipe.reads_labels():
             lacking = "neither labels nor rejected responses"
-        raise UserError(
-            f"{detected.line} has {lacking}: objective {recipe.objective.name} needs them"
-        )
+        reader = f"objective {recipe.objective.name}"
+        if recipe.control() is not None:
+            reader = "sft.control"
+        raise UserError(f"{detected.line} has {lacking}: {reader} needs them")
     _check_features(recipe, source, detected.form)
     if recipe.reads_labels():
         detected = _taken_apart(recipe, detected)
@@ -223,7 +228,8 @@ def _taken_apart(recipe: Recipe, detected: Detected) -> Detected:
     name = detected.form.name
     if name == "scored" and recipe.data.pairing == "all":
         raise UserError(
-            f"{detected.line}: data.pairing=all with objective.name={recipe.objective.name} would "
+            f"{detected.line}: data.pairing=all with objective.name={recipe.objective.name}"
+            f"{' and sft.control' if recipe.control() else ''} would "
             "take a candidate several times; leave it out"
         )
     each = "every response is a row with its label"
@@ -277,7 +283,11 @@ def _is_small(tasks: list[ReadTask], recipe: Recipe) -> bool:
 
 
 def _blocks(
-    tasks: list[ReadTask], recipe: Recipe, known_tokens: int | None, start: Start
+    tasks: list[ReadTask],
+    recipe: Recipe,
+    known_tokens: int | None,
+    start: Start,
+    control: Control | None,
 ) -> list[Any]:
     """References to the blocks of rows that the tasks make, in their order."""
     given: dict[str, Any] = {
@@ -285,6 +295,7 @@ def _blocks(
         "is_labelled": recipe.reads_labels(),
         "tokenizer_name": recipe.model.tokenizer or recipe.model.name_or_path,
         "known_tokens": known_tokens,
+        "control": control,
         "paths": local_paths(recipe),
     }
     items = [task.item() for task in tasks]
@@ -333,6 +344,7 @@ def _run_task(
     paths: dict[str, str],
     known_tokens: int | None = None,
     is_labelled: bool = False,
+    control: Control | None = None,
     threads: int = 1,
 ) -> pa.Table:
     """Ray Data task: a part of a source -> a block of pairs and rejected rows, or its failure."""
@@ -340,7 +352,7 @@ def _run_task(
     def rows() -> list[dict[str, Any]]:
         require_seen(paths)
         task = ReadTask.of_batch(batch)
-        given = data, tokenizer_name, known_tokens, is_labelled, threads
+        given = data, tokenizer_name, known_tokens, is_labelled, control, threads
         return list(_rows_of_task(task, *given))
 
     with recorded() as spans, spent("rows"):
@@ -354,11 +366,12 @@ def _rows_of_task(
     tokenizer_name: str,
     known_tokens: int | None = None,
     is_labelled: bool = False,
+    control: Control | None = None,
     threads: int = 1,
 ) -> Iterator[dict[str, Any]]:
     # By name: a model from a hub or an object store lies elsewhere on every machine.
     tokenizer = load_tokenizer(str(resolve_model(tokenizer_name, tokenizer_only=True)))
-    encoder, chat = PairEncoder(tokenizer, data), ChatRenderer(tokenizer, data)
+    encoder, chat = PairEncoder(tokenizer, data, control), ChatRenderer(tokenizer, data)
 
     def columns(pair: RawPair) -> dict[str, Any]:
         encoded = encoder.encode(pair)

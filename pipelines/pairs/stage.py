@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.recipe import (
     Located,
@@ -17,6 +17,9 @@ from pipelines.recipe import (
 )
 from pipelines.storage import RunStore
 
+if TYPE_CHECKING:
+    from pipelines.models import Control
+
 
 @dataclass(frozen=True)
 class PrepareInputs:
@@ -25,13 +28,14 @@ class PrepareInputs:
     Attributes:
         sources: the fingerprint of every source by the group that names it. known_tokens: ids
             below this have embeddings in the starting model; None if all have. chat_template: the
-            text of the file that data.chat_template names.
+            text of the file that data.chat_template names. control: stands in front of prompts.
     """
 
     tokenizer: Located
     sources: dict[str, list[Any]]
     known_tokens: int | None
     chat_template: str | None = None
+    control: "Control | None" = None
 
 
 def _shown(run: Run, count: int, is_terminal: bool) -> Iterable[str]:
@@ -57,6 +61,7 @@ class Prepare(Stage[PrepareInputs]):
     def resolve(self, recipe: Recipe) -> PrepareInputs:
         """UserError if a source or the tokenizer does not exist."""
         from pipelines.models import (
+            control_of,
             num_known_tokens,
             resolve_model,
             template_file_text,
@@ -74,6 +79,7 @@ class Prepare(Stage[PrepareInputs]):
             },
             num_known_tokens(recipe, directory),
             template_file_text(recipe.data),
+            control_of(recipe),
         )
 
     def settings(self, recipe: Recipe, inputs: PrepareInputs) -> dict[str, Any]:
@@ -100,6 +106,7 @@ class Prepare(Stage[PrepareInputs]):
             "needs_rejected": recipe.objective.declared.uses_rejected,
             **({"chat_template": text} if (text := inputs.chat_template) else {}),
             **({"labelled_rows": True} if recipe.reads_labels() else {}),
+            **({"control": control.fingerprint()} if (control := inputs.control) else {}),
         }
 
     def check(self, run: Run) -> None:
@@ -108,16 +115,21 @@ class Prepare(Stage[PrepareInputs]):
         with quick_imports():
             from pipelines.pairs.prepare import check_sources
 
-        known = run.inputs(self).known_tokens
+        inputs = run.inputs(self)
         check_readers(run.recipe)
-        check_sources(run.recipe, known)
+        check_sources(run.recipe, inputs.known_tokens, inputs.control)
 
     def run(self, run: Run, say: Say, quiet: bool) -> dict[str, Any]:
         from pipelines.pairs.prepare import run_prepare
 
         inputs = run.inputs(self)
         return run_prepare(
-            run.recipe, run.record(self), inputs.tokenizer.path, inputs.known_tokens, quiet
+            run.recipe,
+            run.record(self),
+            inputs.tokenizer.path,
+            inputs.known_tokens,
+            quiet,
+            inputs.control,
         )
 
     def summary(self, counts: dict[str, Any]) -> str:
@@ -138,7 +150,9 @@ class Prepare(Stage[PrepareInputs]):
         from pipelines.pairs.forecast import forecast_pairs
 
         inputs = run.inputs(self)
-        return forecast_pairs(run, run.record(self), inputs.tokenizer.path, inputs.known_tokens)
+        return forecast_pairs(
+            run, run.record(self), inputs.tokenizer.path, inputs.known_tokens, inputs.control
+        )
 
     def planned(self, forecast: Mapping[str, Any]) -> str:
         about = "" if forecast["exact"] else "about "

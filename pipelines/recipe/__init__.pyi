@@ -67,6 +67,7 @@ from .run_paths import (
     CHECKPOINTS as CHECKPOINTS,
     CODE_SAMPLES as CODE_SAMPLES,
     CONFIG as CONFIG,
+    CONTROLLED as CONTROLLED,
     DEFINITION as DEFINITION,
     EVENTS as EVENTS,
     EXECUTED as EXECUTED,
@@ -109,6 +110,7 @@ from .run_paths import (
 )
 from .schema import (
     ColumnNames as ColumnNames,
+    ControlSection as ControlSection,
     DataSection as DataSection,
     LoraSection as LoraSection,
     ModelSection as ModelSection,

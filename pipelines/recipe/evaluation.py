@@ -153,7 +153,9 @@ class EvaluateSection(Section):
     sequences_per_batch: sampled together; other numbers draw other samples. benchmarks: what is
     measured. split: whose pairs and prompts. max_pairs: the first ones. num_prompts: prompts with
     samples. samples_per_prompt: drawn for each of them by both models; self-BLEU needs two.
-    key_words: a file of words whose tokens the masks should find. seed: of samples and intervals.
+    control: what stands in front of the model's prompts in turn, of the two texts that it was tuned
+    with, or nothing; the first is the one of unqualified metric names. key_words: a file of words
+    whose tokens the masks should find. seed: of samples and intervals.
     bootstrap_samples: draws for the intervals of rank correlations; the others have formulas.
     batch_tokens: tokens per forward. num_actors: copies of the models; by default one per GPU.
     """
@@ -175,6 +177,7 @@ class EvaluateSection(Section):
     max_pairs: int | None = Field(None, ge=1)
     num_prompts: int = Field(200, ge=1)
     samples_per_prompt: int = added(1, ge=1)
+    control: tuple[Literal["good", "bad", "none"], ...] = added(())
     sequences_per_batch: int = Field(64, ge=1)
     generation: GenerationSection = GenerationSection()
     temperatures: tuple[Annotated[float, Field(ge=0)], ...] = ()
@@ -200,6 +203,8 @@ class EvaluateSection(Section):
                 raise ValueError(f"benchmarks names {benchmark}: set evaluate.{key}")
         if len(set(self.temperatures)) < len(self.temperatures):
             raise ValueError(f"temperatures = {list(self.temperatures)}: one of them occurs twice")
+        if len(set(self.control)) < len(self.control):
+            raise ValueError(f"control = [{', '.join(self.control)}]: one of them occurs twice")
         return self
 
     def sampled_benchmarks(self) -> list[str]:

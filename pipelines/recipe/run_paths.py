@@ -31,6 +31,7 @@ MEMORY, ATTEMPT, STATE = "memory.json", "attempt.json", "state.json"
 PUBLISHED = "published.json"  # checksums of what the workers have published, for the driver
 # Of evaluate, execute and schedule.
 SAMPLES, TOKENS = "samples/samples.jsonl", "samples/tokens.jsonl"
+CONTROLLED = "samples/controlled.jsonl"  # behind the second control and those after it
 CODE_SAMPLES = "samples/code.jsonl"
 NAMED = "named"
 TOKEN_WEIGHTS, EXECUTED, VERDICTS = "token_weights", "code", "verdicts.jsonl"

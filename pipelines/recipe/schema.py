@@ -314,18 +314,50 @@ class TrainSection(Section):
         return self
 
 
+class ControlSection(Section):
+    """Two texts that stand in front of wanted and unwanted responses' prompts (MEET).
+
+    good, bad: the texts. stages: soft trains tokens that begin as the texts' and take their place,
+    the model being frozen; model trains the model, these tokens included; both by default.
+    soft_learning_rate: of the tokens, at its highest. soft_epochs: times that every response is
+    seen meanwhile. soft_max_steps: the last such step, where it comes first.
+    """
+
+    good: str = Field(min_length=1)
+    bad: str = Field(min_length=1)
+    stages: tuple[Literal["soft", "model"], ...] = ("soft", "model")
+    soft_learning_rate: float = Field(1e-3, gt=0)
+    soft_epochs: float = Field(1.0, gt=0)
+    soft_max_steps: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ControlSection":
+        for name in ("good", "bad"):
+            if not getattr(self, name).strip():
+                raise ValueError(f"{name} = {getattr(self, name)!r}: must be more than white space")
+        if self.good == self.bad:
+            raise ValueError(f"good and bad are both {self.good!r}: they must differ")
+        if self.stages not in (("soft", "model"), ("soft",), ("model",)):
+            raise ValueError(
+                f"stages = [{', '.join(self.stages)}]: allowed is [soft, model], [soft] or [model]"
+            )
+        return self
+
+
 class SFTSection(Section):
     """What `sparsepo sft` has of its own; of everything else it takes what `train` says.
 
-    A recipe whose objective is sft has `train` alone. learning_rate: at its highest. epochs: times
-    that every chosen response is seen. max_steps: the last step, where it comes first.
-    global_batch_size: responses per step; train's by default.
+    A recipe whose objective is sft has `train` and control alone. learning_rate: at its highest.
+    epochs: times that every chosen response is seen. max_steps: the last step, where it comes
+    first. global_batch_size: responses per step; train's by default. control: tune on rejected
+    responses too, told apart by a text in front of the prompt.
     """
 
     learning_rate: float = Field(1e-5, gt=0)
     epochs: float = Field(1.0, gt=0)
     max_steps: int | None = Field(None, ge=1)
     global_batch_size: int | None = Field(None, ge=1)
+    control: ControlSection | None = added(None)
 
 
 class PathsSection(Section):
@@ -467,7 +499,9 @@ class Recipe(Section):
                 f"train.validate_every = {self.train.validate_every}: there are no validation "
                 "pairs; set data.validation_fraction or data.validation, or leave it out"
             )
-        own, usual = self.sft.model_dump(), SFTSection().model_dump()
+        own, usual = (
+            section.model_dump(exclude={"control"}) for section in (self.sft, SFTSection())
+        )
         if self.objective.name == "sft" and own != usual:
             key = next(key for key in own if own[key] != usual[key])
             raise ValueError(
@@ -503,7 +537,19 @@ class Recipe(Section):
 
     def reads_labels(self) -> bool:
         """Whether the objective reads responses with labels, each a row, instead of pairs."""
-        return "desirable" in self.objective.requires()
+        return "desirable" in self.objective.requires() or self.control() is not None
+
+    def control(self) -> ControlSection | None:
+        """The texts in front of this run's own prompts; None of a preference recipe.
+
+        Its section sft is for `sparsepo sft`.
+        """
+        return self.sft.control if self.objective.name == "sft" else None
+
+    def trains_control(self) -> bool:
+        """Whether this run trains the soft tokens of its control and nothing else."""
+        control = self.control()
+        return control is not None and control.stages == ("soft",)
 
     def reference_mode(self) -> Literal["stored", "online"]:
         """Whether the reference is stored or online.

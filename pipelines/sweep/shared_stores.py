@@ -112,6 +112,7 @@ class SharedStores:
                     *(part.model_dump(mode="json") for part in parts),
                     recipe.objective.declared.uses_rejected,
                     recipe.reads_labels(),
+                    None if (control := recipe.control()) is None else control.model_dump(),
                 ]
             )
             run = Run(recipe)

@@ -1,28 +1,35 @@
 """Fresh adapters on the policy, as `train.lora` asks; what peft would ignore is refused."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipelines.errors import UserError
-from pipelines.models import ADAPTER_CONFIG
+from pipelines.models import ADAPTER_CONFIG, Control
 from pipelines.recipe import LoraSection
 from sparsepo import head_of
 from sparsepo.backbone import backbone_of, reads_more_than_text
 
 _PATTERNS = ("rank_pattern", "alpha_pattern")
+_SOFT = ".trainable_tokens_delta."  # what peft calls trained embeddings
 
 
 def adapted(
-    causal_lm: Any, lora: LoraSection, directory: Path, weights: torch.dtype, name: str
+    causal_lm: Any,
+    lora: LoraSection,
+    directory: Path,
+    weights: torch.dtype,
+    name: str,
+    soft_ids: Sequence[int] = (),
 ) -> Any:
     """The model with adapters, wrapped by peft; what is trained has the dtype of `weights`.
 
     Args:
-        directory: of the starting model. name: as the recipe has it.
+        directory: of the starting model. name: as the recipe has it. soft_ids: tokens of a control,
+            whose embeddings are trained beside the adapters.
     Raises: UserError naming the key that peft refuses, or that nothing in the model answers to.
     """
     from peft import LoraConfig, get_peft_model
@@ -45,6 +52,7 @@ def adapted(
         modules_to_save=list(lora.modules_to_save) or None,
         rank_pattern=dict(lora.rank_pattern),
         alpha_pattern=dict(lora.alpha_pattern),
+        trainable_token_indices=list(soft_ids) or None,
         task_type="CAUSAL_LM",
     )
     modules = {path: type(module).__name__ for path, module in causal_lm.named_modules() if path}
@@ -84,6 +92,41 @@ def adapted(
         str(directory) if Path(name).is_dir() else name
     )
     return found.eval()
+
+
+def soft_prompts(causal_lm: Any, control: Control, weights: torch.dtype) -> Any:
+    """The model, frozen but for the embeddings of a control's soft tokens; wrapped by peft.
+
+    It computes what peft's prompt tuning does with these embeddings in front of the prompt.
+
+    Raises: UserError if peft cannot train them.
+    """
+    from peft import TrainableTokensConfig, get_peft_model
+
+    settings = TrainableTokensConfig(token_indices=list(control.soft_ids), task_type="CAUSAL_LM")
+    try:
+        found = get_peft_model(causal_lm, settings, autocast_adapter_dtype=weights == torch.float32)
+    except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
+        raise UserError(
+            f"sft.control.stages names soft: peft cannot train tokens of "
+            f"{type(causal_lm).__name__}: {str(error).splitlines()[0]}"
+        ) from error
+    for parameter in found.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(weights)
+    return found.eval()
+
+
+def trained_rows(causal_lm: Any, control: Control, state: Mapping[str, torch.Tensor]) -> None:
+    """Put the embeddings that `soft_prompts` trained into a plain model that has their rows.
+
+    Args:
+        state: all parameters of the trained model, by name.
+    """
+    (trained,) = (value for name, value in state.items() if _SOFT in name)
+    weight = causal_lm.get_input_embeddings().weight
+    with torch.no_grad():
+        weight[list(control.soft_ids)] = trained.to(weight)
 
 
 def _beside_text(causal_lm: Any) -> str | None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.models import ChatSettings
+from pipelines.models import ChatSettings, Control
 from pipelines.recipe import MaskConfig, ModelSection, ObjectiveConfig, TrainSection
 from pipelines.reference import ReferenceFacts
 
@@ -18,7 +18,8 @@ class TrainingFacts:
         base: fingerprint of the weights that training keeps, None if it changes them.
         vocabulary: rows of the policy's head over which its distributions are, None for all.
         gpus_per_run: what the run may take; a fraction of a GPU has that much of its memory.
-        chat: the template that the recipe sets.
+        chat: the template that the recipe sets. control: what stands in front of the prompts.
+        trains_control: whether its soft tokens alone are trained.
         run_dir, settings: name and recipe, for trackers.
         compiled: root of the store of compiled code. key: signs what lies there.
     """
@@ -38,3 +39,5 @@ class TrainingFacts:
     settings: dict[str, Any]
     compiled: str
     key: bytes = field(repr=False)
+    control: Control | None = None
+    trains_control: bool = False

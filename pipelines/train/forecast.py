@@ -49,12 +49,11 @@ def forecast_training(run: Run, data: dict[str, Any], tflops: float) -> dict[str
         _mask_parameters(recipe),
     )
     placement = Placement.choose(train.precision, device, 0, train.num_workers, train.strategy)
+    is_frozen = train.lora is not None or recipe.trains_control()
     # Weights, their gradients, and Adam's two moments.
     per_trained = 4 * placement.weights.itemsize
     sharers = train.num_workers if train.strategy == "fsdp" else 1
-    base = (
-        parameters * (per_trained if train.lora is None else placement.compute.itemsize) / sharers
-    )
+    base = parameters * (placement.compute.itemsize if is_frozen else per_trained) / sharers
     online = bool(recipe.online_features())
     reference_bytes = reference_dtype(recipe.reference.dtype, device).itemsize
     frozen = parameters * reference_bytes / sharers if online else 0
@@ -72,7 +71,7 @@ def forecast_training(run: Run, data: dict[str, Any], tflops: float) -> dict[str
     tokens = data["model_tokens" if train.layout == "padded" else "shared_tokens"]["train"] * epochs
     flops = (
         (
-            (6 if train.lora is None else 4)
+            (4 if is_frozen else 6)
             + (2 if train.gradient_checkpointing else 0)
             + (2 if online else 0)
         )
@@ -82,7 +81,7 @@ def forecast_training(run: Run, data: dict[str, Any], tflops: float) -> dict[str
     experts = num_experts(config)
     # Workers on CPUs share the cores that the rate is of.
     parallel = train.num_workers if device.type == "cuda" else 1
-    trained = (parameters if train.lora is None else adapters) + masks
+    trained = (adapters if is_frozen else parameters) + masks
     work = training_seconds(
         flops,
         max(tokens / budget, steps),

@@ -10,9 +10,12 @@ import torch
 from pipelines.errors import UserError
 from pipelines.models import (
     ADAPTER_CONFIG,
+    Control,
     Placement,
+    add_rows,
     base_dir,
     batch_layout,
+    control_of,
     hf_config,
     load_causal_lm,
     load_tokenizer,
@@ -21,12 +24,14 @@ from pipelines.models import (
     merged_adapter,
     micro_batch_tokens,
     publish_code,
+    recorded_control,
     resolve_model,
+    with_soft_tokens,
     without_weights,
 )
 from pipelines.recipe import MASKS, MODEL, Recipe
 from pipelines.storage import RunStore
-from pipelines.train.adapters import adapted
+from pipelines.train.adapters import adapted, soft_prompts, trained_rows
 from pipelines.train.builders import build_mask
 from pipelines.train.checkpoint import load_checkpoint
 from pipelines.train.compilation import Compilation, num_widths
@@ -43,7 +48,7 @@ from sparsepo.backbone import (
 from sparsepo.batching.batch_layout import BatchLayout
 from sparsepo.kernels.token_scoring import LMHead
 from sparsepo.masks import LearnedMasks, TokenMasks
-from sparsepo.model import PolicyModel, cut_vocabulary
+from sparsepo.model import PolicyModel, cut_head, cut_vocabulary
 
 
 def build_masks(facts: TrainingFacts) -> TokenMasks:
@@ -56,34 +61,54 @@ def build_masks(facts: TrainingFacts) -> TokenMasks:
 
 
 def load_policy_model(facts: TrainingFacts, placement: Placement) -> Any:
-    """The starting model on the rank's device, with fresh adapters under LoRA."""
-    lora, name = facts.train.lora, facts.model.name_or_path
+    """The starting model on the rank's device, with fresh adapters under LoRA.
+
+    Where the soft tokens of a control are trained, it has them, and the rest is frozen.
+    """
+    lora, name, control = facts.train.lora, facts.model.name_or_path, facts.control
     directory = resolve_model(name)
     # A frozen base needs no master weights.
+    is_frozen = lora is not None or facts.trains_control
     causal_lm = load_causal_lm(
-        str(directory), placement.compute if lora else placement.weights, placement.device
+        str(directory), placement.compute if is_frozen else placement.weights, placement.device
     )
     freeze_other_parts(causal_lm)
+    if facts.trains_control:
+        assert control is not None
+        add_rows(causal_lm, control)
+        return soft_prompts(causal_lm, control, placement.weights)
     if lora is None:
         return causal_lm
     with torch.random.fork_rng():
         torch.manual_seed(facts.train.seed)
-        return adapted(causal_lm, lora, directory, placement.weights, name)
+        return adapted(causal_lm, lora, directory, placement.weights, name, _soft_ids(control))
+
+
+def _soft_ids(control: Control | None) -> tuple[int, ...]:
+    return () if control is None else control.soft_ids
 
 
 def count_adapter_parameters(recipe: Recipe) -> int:
-    """Parameters of the recipe's adapters, without memory for any; 0 without LoRA."""
-    if recipe.train.lora is None:
+    """Parameters of the recipe's adapters or soft tokens, without memory for any; 0 without."""
+    if recipe.train.lora is None and not recipe.trains_control():
         return 0
-    directory = resolve_model(recipe.model.name_or_path)
+    directory, control = resolve_model(recipe.model.name_or_path), control_of(recipe)
     with torch.device("meta"):
-        found = adapted(
-            without_weights(directory),
-            recipe.train.lora,
-            directory,
-            torch.float32,
-            recipe.model.name_or_path,
-        )
+        model = without_weights(directory)
+        if recipe.trains_control():
+            assert control is not None
+            add_rows(model, control)
+            found = soft_prompts(model, control, torch.float32)
+        else:
+            assert recipe.train.lora is not None
+            found = adapted(
+                model,
+                recipe.train.lora,
+                directory,
+                torch.float32,
+                recipe.model.name_or_path,
+                _soft_ids(control),
+            )
     return sum(p.numel() for p in found.parameters() if p.requires_grad)
 
 
@@ -164,7 +189,16 @@ def write_model(
         return
     saved = causal_lm.state_dict().keys()
     state |= {name: buffer.cpu() for name, buffer in causal_lm.named_buffers() if name in saved}
-    causal_lm.save_pretrained(folder, state_dict=state)
+    if facts.trains_control:
+        assert facts.control is not None
+        causal_lm = load_causal_lm(
+            str(resolve_model(facts.model.name_or_path)), strategy.placement.weights
+        )
+        add_rows(causal_lm, facts.control)
+        trained_rows(causal_lm, facts.control, state)
+        causal_lm.save_pretrained(folder)
+    else:
+        causal_lm.save_pretrained(folder, state_dict=state)
     if facts.train.lora is not None:
         (folder / "README.md").unlink(missing_ok=True)  # ours is written at the end of the stage
         if facts.train.lora.save == "merged":
@@ -177,8 +211,12 @@ def write_model(
             whole.save_pretrained(folder)
     model = facts.model
     directory = resolve_model(model.tokenizer or model.name_or_path, tokenizer_only=True)
-    tokenizer = facts.chat.on(load_tokenizer(str(directory)))
-    base = base_dir(resolve_model(model.name_or_path))
+    start = resolve_model(model.name_or_path)
+    control = facts.control or recorded_control(start)
+    if control is not None:
+        control.write(folder)
+    tokenizer = with_soft_tokens(facts.chat.on(load_tokenizer(str(directory))), control)
+    base = base_dir(start)
     if may_run(base):
         # The trained model is trusted as far as the one it comes from: it has the same code,
         # configuration and tokenizer.
@@ -246,5 +284,6 @@ def open_policy(
         policy.causal_lm = merged(policy.causal_lm)
     policy.causal_lm.to(dtype)
     if vocabulary is not None:
-        cut_vocabulary(policy.causal_lm, vocabulary)
+        has_soft = facts.control is not None and facts.control.soft_ids
+        (cut_head if has_soft else cut_vocabulary)(policy.causal_lm, vocabulary)
     return policy.to(device).eval()

@@ -25,6 +25,7 @@ from sparsepo.features import FEATURES
 
 if TYPE_CHECKING:
     from pipelines.cluster import Resources
+    from pipelines.models import Control
     from pipelines.train.facts import TrainingFacts
 
 _SHOWN = (("loss", "loss"), ("rewards/accuracies", "accuracy"))
@@ -36,11 +37,13 @@ class TrainInputs:
 
     Attributes:
         vocabulary: rows of the policy's head over which its distributions are, None for all.
+        control: what stands in front of the prompts.
     """
 
     start: Located
     origins: dict[str, str]
     vocabulary: int | None
+    control: "Control | None" = None
 
 
 class Train(Stage[TrainInputs]):
@@ -59,13 +62,24 @@ class Train(Stage[TrainInputs]):
     def check_recipe(self, recipe: Recipe) -> None:
         if not recipe.data.sources:
             raise UserError("data.sources = []: there are no pairs to train on")
+        control = recipe.control()
+        if control is not None and len(control.stages) > 1:
+            raise UserError(
+                "sft.control.stages = [soft, model]: `sparsepo sft` trains one after the other, "
+                "other commands one alone"
+            )
+        if recipe.trains_control() and recipe.train.lora is not None:
+            raise UserError(
+                f"train.lora.rank = {recipe.train.lora.rank} with sft.control.stages = [soft]: "
+                "the model is frozen; leave it out"
+            )
 
     def needs(self, recipe: Recipe) -> tuple[Stage[Any], ...]:
         return (PREPARE, REFERENCE) if recipe.required_features() else (PREPARE,)
 
     def resolve(self, recipe: Recipe) -> TrainInputs:
         """UserError if the trained model could not be published."""
-        from pipelines.models import weights_fingerprint
+        from pipelines.models import control_of, weights_fingerprint
         from pipelines.reference import feature_origins
         from pipelines.train.start import starting_model
 
@@ -74,13 +88,16 @@ class Train(Stage[TrainInputs]):
             Located(str(directory), weights_fingerprint(directory)),
             feature_origins(recipe),
             _vocabulary(recipe),
+            control_of(recipe),
         )
 
     def settings(self, recipe: Recipe, inputs: TrainInputs) -> dict[str, Any]:
         # The activation mask is made by the reference stage, but which one was trained with is this
         # stage's business.
         mask = {f"mask.{key}": value for key, value in recipe.mask.model_dump(mode="json").items()}
-        return {**stage_settings(recipe, self.name), **mask}
+        section = recipe.control()
+        control = {} if section is None else {"sft.control.stages": list(section.stages)}
+        return {**stage_settings(recipe, self.name), **mask, **control}
 
     def fingerprints(
         self, recipe: Recipe, inputs: TrainInputs, earlier: Mapping[str, StageRecord]
@@ -99,7 +116,7 @@ class Train(Stage[TrainInputs]):
         run.inputs(self)
         check_readers(run.recipe)
         check_hooks(run.recipe)
-        if run.recipe.train.lora is not None:
+        if run.recipe.train.lora is not None or run.inputs(self).control is not None:
             from pipelines.train.policy import count_adapter_parameters
 
             count_adapter_parameters(run.recipe)  # or says why there can be none
@@ -170,9 +187,15 @@ TRAIN = Train()
 
 
 def _vocabulary(recipe: Recipe) -> int | None:
-    """Rows of the policy's head that a reference which it is compared with has, None for all."""
-    from pipelines.models import padded_vocabularies
+    """Rows of the policy's head over which its distributions are, None for all.
 
+    A reference which it is compared with has no more, and soft tokens of a control are left out.
+    """
+    from pipelines.models import control_of, padded_vocabularies
+
+    control = control_of(recipe)
+    if control is not None:
+        return control.first
     wanted = recipe.required_features()
     if not any(FEATURES[name].origin == "reference" for name in wanted):
         return None
@@ -185,10 +208,12 @@ def training_facts(run: Run) -> "TrainingFacts":
 
     Raises: UserError if the reference's store is another recipe's.
     """
-    from pipelines.models import ChatSettings
+    from pipelines.models import ChatSettings, control_of
     from pipelines.train.facts import TrainingFacts
 
     recipe = run.recipe
+    control = control_of(recipe)
+    trains_control = recipe.trains_control()
     return TrainingFacts(
         run.paths.train.root,
         run.paths.pairs.root,
@@ -197,7 +222,9 @@ def training_facts(run: Run) -> "TrainingFacts":
         recipe.objective,
         recipe.mask,
         recipe.train,
-        None if recipe.train.lora is None else run.inputs(TRAIN).start.fingerprint,
+        run.inputs(TRAIN).start.fingerprint
+        if recipe.train.lora is not None or trains_control
+        else None,
         _vocabulary(recipe),
         recipe.ray.gpus_per_run,
         ChatSettings.of(recipe.data),
@@ -205,6 +232,8 @@ def training_facts(run: Run) -> "TrainingFacts":
         recipe.model_dump(mode="json"),
         run.paths.compiled.root,
         user_key(),
+        control,
+        trains_control,
     )
 
 

@@ -20,7 +20,8 @@ from sparsepo.model import PolicyModel
 from sparsepo.records import TokenScores
 
 _BUCKET_ELEMENTS = 2**24
-_ADAPTER = ".lora_"  # what peft calls the parts of an adapter
+# What peft calls the parts of an adapter, and trained embeddings.
+_ADAPTERS = (".lora_", ".trainable_tokens_delta.")
 
 
 class Strategy(ABC):
@@ -132,7 +133,7 @@ class Sharded(Strategy):
         replicated |= {
             p
             for name, p in policy.causal_lm.named_parameters()
-            if p.requires_grad and _ADAPTER in name
+            if p.requires_grad and any(part in name for part in _ADAPTERS)
         }
         placement = self.placement
         mixed = (

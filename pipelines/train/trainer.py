@@ -201,7 +201,7 @@ class Trainer:
         self.throughput = Throughput(
             transformer_of(causal_lm).config,
             counted[0],
-            facts.train.lora is not None,
+            facts.base is not None,
             sum(counted[1:]),
             placement.device,
             placement.world,

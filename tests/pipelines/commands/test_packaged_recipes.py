@@ -9,8 +9,10 @@ from runs import run_here
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.commands.plan import run_plan
+from pipelines.commands.sft import in_turn, plan_sft, sft_recipe
 from pipelines.commands.stages import EVALUATE, PREPARE, REFERENCE, REPORT, TRAIN
 from pipelines.recipe.files import load_recipe, packaged
+from pipelines.recipe.schema import Recipe
 from pipelines.storage.store import RunStore
 from pipelines.train.metrics import read_metrics
 
@@ -33,7 +35,7 @@ FAMILIES = {
 IN_THE_SUITE = (
     "tldr-sparsepo-common", "tldr-mapo", "code-sparsepo-common", "code-mapo",
     "hh-orpo", "hh-cpo", "hh-alphapo", "hh-dpo-shift", "hh-beta-dpo", "hh-wpo", "hh-dpo-losses",
-    "hh-kto", "hh-sum",
+    "hh-kto", "hh-sum", "hh-meet",
     *(name for name in packaged("recipe") if load_recipe(name).objective.name == "weighted"),
 )  # fmt: skip
 # Of every family one, with adapters and without, and what only a recipe puts together.
@@ -93,6 +95,9 @@ def test_packaged_recipes_run_on_tiny_models_of_their_families(
             *scorers,
         ],
     )  # fmt: skip
+    if recipe.sft.control is not None:
+        tuned_with_a_control(recipe)
+        return
     assert run_plan(recipe)["train"]["parameters"] > 0
     run_here(recipe, (PREPARE, REFERENCE, TRAIN, EVALUATE, REPORT))
     records = [r for r in read_metrics(RunStore(f"{recipe.run_dir}/train")) if "kind" not in r]
@@ -107,3 +112,32 @@ def test_packaged_recipes_run_on_tiny_models_of_their_families(
     )
     page = Path(recipe.run_dir, "report", "index.html").read_text()
     assert "preference" in page
+
+
+def tuned_with_a_control(recipe: Recipe) -> None:
+    """`sparsepo sft` in both stages, two steps each, then `sparsepo run`: what it left, evaluated
+    behind the control and without.
+    """
+    control = recipe.sft.control
+    assert control is not None
+    few = control.model_copy(update={"soft_max_steps": 2})
+    sft = recipe.sft.model_copy(
+        update={"control": few, "max_steps": 2, "global_batch_size": 8, "learning_rate": 1e-2}
+    )
+    evaluate = recipe.evaluate.model_copy(
+        update={"benchmarks": ("preference", "sentiment"), "num_prompts": 8}
+    )
+    recipe = recipe.model_copy(update={"sft": sft, "evaluate": evaluate})
+    found = plan_sft(recipe, None, "hh-meet")
+    assert (found["soft"]["steps"], found["train"]["steps"]) == (2, 2)
+    for part in in_turn(sft_recipe(recipe)):
+        run_here(part, (PREPARE, TRAIN))
+    records = [r for r in read_metrics(RunStore(f"{recipe.run_dir}/sft/train")) if "loss" in r]
+    assert records[-1]["loss"] < records[0]["loss"]
+    run_here(recipe, (PREPARE, EVALUATE, REPORT))
+    numbers = json.loads(Path(recipe.run_dir, "evaluation", "sentiment.json").read_text())
+    assert [numbers[f"{at}control"] for at in ("", "control=bad/", "control=none/")] == [
+        "good", "bad", "none"
+    ]  # fmt: skip
+    assert numbers["control=none/reward/first_control_gain"]["n"] == 8
+    assert "Behind each control" in Path(recipe.run_dir, "report", "index.html").read_text()
