@@ -23,6 +23,12 @@ def sweep_names(incomplete: str) -> list[str]:
     return _names(packaged("sweep"), incomplete)
 
 
+def merge_names(incomplete: str) -> list[str]:
+    from pipelines.recipe import packaged
+
+    return _names(packaged("merge"), incomplete)
+
+
 def recipe_and_sweep_names(incomplete: str) -> list[str]:
     from pipelines.recipe import packaged
 

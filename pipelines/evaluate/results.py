@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipelines.evaluate.rewards import reward_span
 from pipelines.evaluate.sample_scores import compare_scores
 from pipelines.evaluate.tasks import (
     EvaluationTask,
@@ -13,7 +14,7 @@ from pipelines.evaluate.tasks import (
     ScorePairs,
     WritePrograms,
 )
-from pipelines.recipe import EvaluateSection, OpenAIJudge, VaderReward
+from pipelines.recipe import EvaluateSection, OpenAIJudge
 
 
 @dataclass
@@ -81,7 +82,7 @@ def benchmark_results(
 
     def sentiment(drawn: Records, temperature: float) -> dict[str, Any]:
         top_p = settings.sampling_top_p(temperature)
-        span = (-1.0, 1.0) if isinstance(settings.reward, VaderReward) else None
+        span = reward_span(settings.reward)
         return sentiment_benchmark(drawn, temperature, top_p, _floor(drawn), span)
 
     of_samples = {

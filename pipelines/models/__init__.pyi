@@ -42,12 +42,14 @@ from .durations import (
     sampling_seconds as sampling_seconds,
     training_seconds as training_seconds,
 )
+from .ensemble import Ensemble as Ensemble, load_ensemble as load_ensemble
 from .families import (
     STREAMS as STREAMS,
     family_of as family_of,
     num_experts as num_experts,
 )
 from .fingerprints import (
+    check_family as check_family,
     model_shape as model_shape,
     tokenizer_fingerprint as tokenizer_fingerprint,
     weights_fingerprint as weights_fingerprint,
@@ -72,10 +74,12 @@ from .loading import (
     reference_dtype as reference_dtype,
     without_weights as without_weights,
 )
+from .merged_sampling import MergeRule as MergeRule, sample_merged as sample_merged
 from .quick_imports import quick_imports as quick_imports
 from .readers import (
     check_families as check_families,
     check_generation as check_generation,
+    check_positions as check_positions,
     check_readers as check_readers,
     longest_row as longest_row,
     models_are_here as models_are_here,
@@ -86,7 +90,10 @@ from .response_ends import (
     ResponseEnds as ResponseEnds,
     response_ends as response_ends,
 )
-from .sizes import check_tokenizer as check_tokenizer
+from .sizes import (
+    check_tokenizer as check_tokenizer,
+    embedding_rows as embedding_rows,
+)
 from .tensors import model_tensors as model_tensors
 from .token_texts import TokenTexts as TokenTexts
 from .trusted_code import (
