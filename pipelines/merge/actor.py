@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from pipelines.merge.points import Point, alone_in
 from pipelines.merge.prompts import Asked, prompt_weights
 from pipelines.merge.schema import Merge, Weights
 from pipelines.models import (
+    ADAPTER_CONFIG,
     Ensemble,
     MergeRule,
     ResponseEnds,
@@ -74,7 +75,13 @@ class MergingSampler:
         self._directories = [resolve_model(model) for model in facts.models]
         self._tokenizer = load_tokenizer(str(self._directories[0]))
         self._load = cache(self._loaded)
+        # Merged adapters one at a time: together their base is in memory once (`load_ensemble`).
+        self._load_merged = lru_cache(maxsize=1)(self._loaded)
         self._rewards = [build_reward(section) for section in facts.merge.rewards]
+
+    def _alone(self, directory: Path) -> Any:
+        is_adapter = (directory / ADAPTER_CONFIG).is_file()
+        return (self._load_merged if is_adapter else self._load)(directory)
 
     def _loaded(self, directory: Path) -> Any:
         return load_causal_lm(str(directory), self._dtype, self._device)
@@ -118,7 +125,7 @@ class MergingSampler:
             asked = [prompts[i].ids for i in some]
             if alone is not None:
                 found = generate(
-                    self._load(self._directories[alone]),
+                    self._alone(self._directories[alone]),
                     self._facts.ends,
                     asked,
                     self._merge.generation,

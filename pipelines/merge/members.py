@@ -20,7 +20,7 @@ from pipelines.models import (
     weights_fingerprint,
 )
 from pipelines.recipe import CONFIG, DataSection, Recipe, RunPaths, public_name
-from pipelines.storage import RunStore, nearest_path
+from pipelines.storage import RunStore
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,9 @@ def _opened(place: str, label: str) -> Member:
     store = RunStore(place)
     if not store.exists(CONFIG) and (store.exists("config.json") or store.exists(ADAPTER_CONFIG)):
         return Member(store.root, label, store.root, resolve_model(store.root))
-    if store.exists() and not store.exists(CONFIG):
-        raise UserError(
-            f"models: {store.root} is neither a run (no {CONFIG}) nor a model (no config.json)"
-        )
-    if not store.exists():
-        raise UserError(f"models: {store.root}: no such directory{nearest_path(place)}")
+    folder, _, name = store.root.rpartition("/")
+    if name == CONFIG:
+        raise UserError(f"models: {store.root}: the run itself is meant: {folder}")
     recipe, paths, _ = trained_run(place, "merge")
     return Member(store.root, label, paths.model, resolve_model(paths.model), (recipe, paths))
 

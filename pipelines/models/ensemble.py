@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipelines.errors import UserError
 from pipelines.models.adapters import add_adapter, with_adapter
-from pipelines.models.directories import base_dir
+from pipelines.models.directories import ADAPTER_CONFIG, base_dir, json_of
 from pipelines.models.loading import load_causal_lm
 from pipelines.models.tensors import adapter_rows
 from sparsepo.backbone import transformer_of
@@ -71,10 +71,7 @@ def load_ensemble(
     by_base: dict[Path, list[int]] = defaultdict(list)
     alone: list[int] = []
     for number, directory in enumerate(directories):
-        base = base_dir(directory)
-        # An adapter with embeddings of its own has another base than the others.
-        is_shareable = base != directory and adapter_rows(directory) is None
-        (by_base[base] if is_shareable else alone).append(number)
+        (by_base[base_dir(directory)] if _leaves_base(directory) else alone).append(number)
     voices, shared = [], []
     for base, numbers in by_base.items():
         if len(numbers) == 1:
@@ -94,6 +91,22 @@ def load_ensemble(
     return Ensemble(tuple(voices), tuple(shared))
 
 
+def _leaves_base(directory: Path) -> bool:
+    """Whether a directory is an adapter that changes nothing of its base but what it adds.
+
+    Whole layers, embeddings and biases that an adapter brings would be the others', too.
+    """
+    if not (directory / ADAPTER_CONFIG).is_file() or adapter_rows(directory) is not None:
+        return False
+    settings = json_of(directory / ADAPTER_CONFIG)
+    return (
+        settings.get("peft_type") == "LORA"
+        and settings.get("bias", "none") == "none"
+        and not settings.get("modules_to_save")
+        and not settings.get("trainable_token_indices")
+    )
+
+
 def _listed(numbers: Sequence[int]) -> str:
     return ", ".join(str(number + 1) for number in numbers)
 
@@ -105,29 +118,34 @@ def _adapters_of(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Voices:
-    adapted = with_adapter(load_causal_lm(str(base), dtype, device), directories[0])
-    names = [adapted.active_adapter, *(f"model{number}" for number in numbers[1:])]
-    for name, directory in zip(names[1:], directories[1:], strict=True):
-        add_adapter(adapted, directory, name)
-    adapted.to(device).eval()
+    def built() -> tuple[Any, tuple[str, ...]]:
+        adapted = with_adapter(load_causal_lm(str(base), dtype, device), directories[0])
+        names = (adapted.active_adapter, *(f"model{number}" for number in numbers[1:]))
+        for name, directory in zip(names[1:], directories[1:], strict=True):
+            add_adapter(adapted, directory, name)
+        return adapted.to(device).eval(), names
+
+    adapted, names = built()
     is_joint = _reads_jointly(adapted, names)
-    return Voices(adapted, tuple(numbers), tuple(names), is_joint)
+    if not is_joint:  # where peft has refused, its hooks are left on the layers
+        adapted, names = built()
+    return Voices(adapted, tuple(numbers), names, is_joint)
 
 
 @torch.no_grad()
 def _reads_jointly(adapted: Any, names: Sequence[str]) -> bool:
     """Whether one forward with rows for all adapters gives what each gives when it is active."""
     ids = torch.arange(1, 9, device=adapted.device).view(2, 4)
-    rows = [name for name in names for _ in range(len(ids))]
-    try:
-        joint = adapted(input_ids=ids.repeat(len(names), 1), adapter_names=rows).logits.float()
-    except (ValueError, RuntimeError, TypeError):  # DoRA, layers that see tokens as rows, ...
-        return False
     apart = []
     for name in names:
         adapted.set_adapter(name)
         apart.append(adapted(input_ids=ids).logits.float())
     expected = torch.cat(apart)
+    rows = [name for name in names for _ in range(len(ids))]
+    try:
+        joint = adapted(input_ids=ids.repeat(len(names), 1), adapter_names=rows).logits.float()
+    except (ValueError, RuntimeError, TypeError):  # DoRA, layers that see tokens as rows, ...
+        return False
     slack = 1e-4 if adapted.dtype == torch.float32 else 3e-2
     return torch.allclose(joint, expected, rtol=0, atol=slack * float(expected.abs().max()))
 
