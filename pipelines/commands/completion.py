@@ -36,7 +36,8 @@ def recipe_and_sweep_names(incomplete: str) -> list[str]:
 
 
 def override_words(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Keys of a recipe, or of a sweep or merge for their commands, and the values of one that stands before "=".
+    """Keys of a recipe (of a sweep or merge for their commands), and the values of one that stands
+    before "=".
 
     Bash takes "=" for a word of its own, other shells for a part of the word.
     """
