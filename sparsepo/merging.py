@@ -112,7 +112,7 @@ def checked_weights(
 
 
 class WeightMap(nn.Module):
-    """Weights [n, K] = softmax(W h / rms(h) + b) for hidden states h [n, d], in float32.
+    """Weights [n, K] = softmax(W h / |h| + b) for hidden states h [n, d], in float32.
 
     It begins with equal weights for all policies, whatever the state.
     """
@@ -124,8 +124,8 @@ class WeightMap(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, states: Tensor) -> Tensor:
-        scaled = F.rms_norm(states.float(), states.shape[-1:], eps=1e-6)
-        return self.linear(scaled).softmax(-1)
+        weights: Tensor = self.linear(F.normalize(states.float(), dim=-1)).softmax(-1)
+        return weights
 
 
 def _check_shapes(logps: Tensor, weights: Tensor) -> None:

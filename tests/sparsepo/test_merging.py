@@ -143,7 +143,7 @@ def test_weights_are_divided_by_their_sum() -> None:
 
 
 def test_a_map_begins_with_equal_weights_and_does_not_see_the_scale_of_states() -> None:
-    """softmax(W h / rms(h) + b), written out."""
+    """softmax(W h / |h| + b), written out."""
     states = torch.randn(4, 6, generator=torch.Generator().manual_seed(2))
     weight_map = WeightMap(6, 3)
     assert torch.equal(weight_map(states), torch.full((4, 3), 1 / 3))
@@ -151,7 +151,7 @@ def test_a_map_begins_with_equal_weights_and_does_not_see_the_scale_of_states() 
         weight_map.linear.weight.copy_(torch.arange(18.0).view(3, 6) / 10)
         weight_map.linear.bias.copy_(torch.tensor([0.1, -0.2, 0.3]))
     h = states.double().numpy()
-    h = h / np.sqrt((h**2).mean(-1, keepdims=True))
+    h = h / np.sqrt((h**2).sum(-1, keepdims=True))
     logits = h @ (np.arange(18.0).reshape(3, 6) / 10).T + np.array([0.1, -0.2, 0.3])
     expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     np.testing.assert_allclose(weight_map(states).detach(), expected, atol=1e-5)
