@@ -14,7 +14,7 @@ from checkout import ROOT
 # From the ground up: a room may import from those before it, and errors from everywhere.
 ROOMS = (
     "storage", "recipe", "models", "cluster", "pairs", "reference", "train", "evaluate", "sweep",
-    "export", "commands",
+    "export", "merge", "commands",
 )  # fmt: skip
 
 
@@ -249,7 +249,8 @@ WORKERS = (
     "pairs/tasks.py", "pairs/writer.py", "reference/actor.py", "reference/features.py",
     "reference/store.py", "reference/other_models.py", "train/worker.py", "train/trainer.py",
     "train/policy.py", "train/micro_batches.py", "train/checkpoint.py", "evaluate/actor.py",
-    "evaluate/text_scorer.py", "evaluate/token_weights.py", "evaluate/facts.py",
+    "evaluate/text_scorer.py", "evaluate/token_weights.py", "evaluate/facts.py", "merge/actor.py",
+    "merge/fit.py",
 )  # fmt: skip
 
 
@@ -282,7 +283,10 @@ def test_ray_is_the_engine() -> None:
     assert "ray.data.from_items" in calls("pairs/prepare.py")
     assert "ray.remote" in calls("pairs/tasks.py")
     assert {"ray.data.from_items", "ray.data.ActorPoolStrategy"} <= calls("cluster/actor_pool.py")
-    for file in ("reference/scoring", "evaluate/benchmarks", "evaluate/sample", "evaluate/execute"):
+    for file in (
+        "reference/scoring", "evaluate/benchmarks", "evaluate/sample", "evaluate/execute",
+        "merge/stage",
+    ):  # fmt: skip
         assert "run_tasks" in calls(f"{file}.py"), file
     assert {"trainer_class", "ScalingConfig"} <= calls("train/fit.py")
     assert (

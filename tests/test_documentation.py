@@ -22,6 +22,8 @@ import yaml
 from checkout import ROOT
 
 from pipelines.commands.cli import app
+from pipelines.merge import load_merge
+from pipelines.merge.schema import MapSection, Merge
 from pipelines.recipe import Recipe, unknown_key_message
 from pipelines.recipe.files import packaged, validate_recipe
 from pipelines.sweep import load_sweep
@@ -140,12 +142,25 @@ NEEDED_OF_A_SWEEP = {
 def test_recipes_and_sweeps_are_valid_also_in_part(block: str, tmp_path: Path) -> None:
     """What a block leaves out is added: every key, value and combination is one that is taken."""
     part = yaml.safe_load(block)
-    if part.keys() - Recipe.model_fields.keys():
+    if "models" in part:
+        file = tmp_path / "merge.yaml"
+        file.write_text(block)
+        load_merge(str(file))
+    elif part.keys() - Recipe.model_fields.keys():
         file = tmp_path / "sweep.yaml"
         file.write_text(yaml.safe_dump({**NEEDED_OF_A_SWEEP, **part}))
         load_sweep(str(file))
     else:
         assert validate_recipe({**NEEDED, **part}).run_dir
+
+
+def test_the_page_of_merges_has_every_key_and_the_packaged_merge_loads() -> None:
+    page = (ROOT / "docs" / "merge.md").read_text().partition("## Every key of a merge")[2]
+    named = set(re.findall(r"`([a-z_.]+)`", page))
+    below = {f"map.{key}" for key in MapSection.model_fields}
+    assert Merge.model_fields.keys() | below <= named
+    for name in packaged("merge"):
+        assert len(load_merge(name).models) == 2
 
 
 def test_the_objective_of_the_page_is_the_one_that_a_test_trains_with() -> None:

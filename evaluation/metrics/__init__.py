@@ -5,6 +5,7 @@ Each has one file, with unit, range and direction stated.
 
 from evaluation.metrics.auc import TokenAUC, auc
 from evaluation.metrics.bert_score import BertScore, BertScorer
+from evaluation.metrics.brevity import Brevity, brevity_scores
 from evaluation.metrics.calibration import Calibration, calibration_bins, expected_calibration_error
 from evaluation.metrics.distinct_n import DistinctN, distinct_n
 from evaluation.metrics.entailment import Entailment, EntailmentScorer
@@ -17,6 +18,7 @@ from evaluation.metrics.vader_sentiment import VaderSentiment, vader_scores
 __all__ = [
     "BertScore",
     "BertScorer",
+    "Brevity",
     "Calibration",
     "DistinctN",
     "Entailment",
@@ -28,6 +30,7 @@ __all__ = [
     "TokenAUC",
     "VaderSentiment",
     "auc",
+    "brevity_scores",
     "calibration_bins",
     "distinct_n",
     "expected_calibration_error",

@@ -31,7 +31,17 @@ def literal(text: str) -> str:
 
 def as_png(figure: Any) -> bytes:
     """The figure as a file of its own; closes it."""
+    return _as_file(figure, "png", {"dpi": 200})
+
+
+def as_svg(figure: Any) -> bytes:
+    """As `as_png`; the same figure is the same file."""
+    with matplotlib.rc_context({"svg.hashsalt": "sparsepo"}):
+        return _as_file(figure, "svg", {"metadata": {"Date": None}})
+
+
+def _as_file(figure: Any, kind: str, options: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=200)
+    figure.savefig(buffer, format=kind, **options)
     plt.close(figure)
     return buffer.getvalue()

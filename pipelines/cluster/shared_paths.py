@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from pipelines.cluster.resources import living_nodes
 from pipelines.errors import UserError
 from pipelines.recipe import Recipe, locations
@@ -51,11 +53,13 @@ def check_shared(recipe: Recipe) -> None:
             marker_path.unlink(missing_ok=True)
 
 
-def local_paths(recipe: Recipe) -> dict[str, str]:
-    """Key -> path of all local paths that exist and that whoever works on this run has to see."""
+def local_paths(named: BaseModel) -> dict[str, str]:
+    """Key -> path of all local paths of a recipe, or of another file, that exist and that whoever
+    works on it has to see.
+    """
     return {
         key: path
-        for key, text, location in locations(recipe)
+        for key, text, location in locations(named)
         if location.is_shared and (path := location.local(text)) is not None
     }
 

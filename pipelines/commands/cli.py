@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipelines.commands.completion import (
+    merge_names,
     override_words,
     recipe_and_sweep_names,
     recipe_names,
@@ -234,6 +235,25 @@ def tune(
     from pipelines.sweep import load_sweep, run_tune
 
     print(run_tune(load_sweep(sweep, overrides or (), shard), _say(quiet), quiet, resume))
+
+
+@app.command()
+def merge(
+    merge_file: Annotated[
+        str,
+        typer.Argument(
+            metavar="MERGE",
+            help="Merge file, or the name of a packaged merge.",
+            autocompletion=merge_names,
+        ),
+    ],
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Sample from several tuned models as one, over a sweep of their weights; draw the frontier."""
+    from pipelines.merge import load_merge, run_merge
+
+    print(run_merge(load_merge(merge_file, overrides or ()), _say(quiet), quiet))
 
 
 @app.command()
@@ -630,6 +650,7 @@ def _way_on(arguments: Sequence[str]) -> str:
         "run",
         "sft",
         "tune",
+        "merge",
         "schedule",
         "quickstart",
         "export",

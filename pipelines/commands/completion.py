@@ -23,6 +23,12 @@ def sweep_names(incomplete: str) -> list[str]:
     return _names(packaged("sweep"), incomplete)
 
 
+def merge_names(incomplete: str) -> list[str]:
+    from pipelines.recipe import packaged
+
+    return _names(packaged("merge"), incomplete)
+
+
 def recipe_and_sweep_names(incomplete: str) -> list[str]:
     from pipelines.recipe import packaged
 
@@ -30,7 +36,8 @@ def recipe_and_sweep_names(incomplete: str) -> list[str]:
 
 
 def override_words(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Keys of a recipe, or of a sweep for `tune`, and the values of one that stands before "=".
+    """Keys of a recipe (of a sweep or merge for their commands), and the values of one that stands
+    before "=".
 
     Bash takes "=" for a word of its own, other shells for a part of the word.
     """
@@ -41,6 +48,10 @@ def override_words(ctx: typer.Context, incomplete: str) -> list[str]:
         from pipelines.sweep import Sweep
 
         models.append(Sweep)
+    elif ctx.info_name == "merge":
+        from pipelines.merge import Merge
+
+        models = [Merge]
     given = list(ctx.params.get("overrides") or ())
     known = [key for model in models for key in plain_keys(model)]
     before, sign, begun = incomplete.partition("=")

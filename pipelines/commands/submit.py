@@ -21,8 +21,9 @@ from pipelines.cluster import Cluster, Job
 from pipelines.commands.job_environment import job_environment
 from pipelines.commands.stages import stages_of
 from pipelines.errors import UserError
+from pipelines.merge import load_merge
 from pipelines.models import check_readers, models_are_here
-from pipelines.recipe import Say, load_recipe, to_yaml, write_yaml
+from pipelines.recipe import MERGE, Say, load_recipe, to_yaml, write_yaml
 from pipelines.sweep import RECIPE, is_sweep, load_sweep
 
 PACKAGES = ("sparsepo", "pipelines", "evaluation")
@@ -86,7 +87,7 @@ def submit(
 def packaged_command(command: Sequence[str], program: Any) -> Iterator[tuple[Path, list[str]]]:
     """(directory to send, command to run in it).
 
-    The recipe with its overrides becomes recipe.yaml, a sweep sweep.yaml.
+    The recipe with its overrides becomes recipe.yaml, a sweep sweep.yaml, a merge merge.yaml.
     """
     if not command or command[0] not in program.commands or command[0] in ("submit", "job"):
         allowed = ", ".join(sorted(set(program.commands) - {"submit", "job"}))
@@ -114,6 +115,11 @@ def packaged_command(command: Sequence[str], program: Any) -> Iterator[tuple[Pat
             (package / "recipe.yaml").write_text(write_yaml(recipe))
             kept = ("--quiet", "-q", "--allow-code-execution")
             yield package, ["run", "recipe.yaml", *(word for word in command if word in kept)]
+            return
+        if (merge := parameters.get("merge_file")) is not None:
+            given = parameters.get("overrides") or []
+            (package / MERGE).write_text(to_yaml(load_merge(merge, given).model_dump(mode="json")))
+            yield package, _replaced(command, merge, given, MERGE)
             return
         file, overrides = (
             parameters.get("sweep") or parameters.get("recipe"),

@@ -8,5 +8,10 @@ from .response_weights import (
     response_weights as response_weights,
     weight_lines as weight_lines,
 )
+from .rewards import (
+    build_reward as build_reward,
+    check_reward as check_reward,
+    reward_span as reward_span,
+)
 from .schedule import Scheduler as Scheduler, check_run as check_run
 from .stage import EVALUATE as EVALUATE, EXECUTE as EXECUTE, SAMPLE as SAMPLE

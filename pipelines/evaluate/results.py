@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
+from pipelines.evaluate.rewards import reward_span
 from pipelines.evaluate.sample_scores import compare_scores
 from pipelines.evaluate.tasks import (
     EvaluationTask,
@@ -14,7 +15,7 @@ from pipelines.evaluate.tasks import (
     ScorePairs,
     WritePrograms,
 )
-from pipelines.recipe import EvaluateSection, OpenAIJudge, VaderReward
+from pipelines.recipe import EvaluateSection, OpenAIJudge
 
 
 @dataclass
@@ -92,9 +93,11 @@ def benchmark_results(
         summarization_benchmark,
     )
 
+    span = reward_span(settings.reward)
+
     def sentiment(drawn: Records, temperature: float) -> dict[str, Any]:
         top_p = settings.sampling_top_p(temperature)
-        return sentiment_benchmark(drawn, temperature, top_p, _floor(drawn), _span(settings))
+        return sentiment_benchmark(drawn, temperature, top_p, _floor(drawn), span)
 
     of_samples = {
         "sentiment": sentiment,
@@ -126,17 +129,12 @@ def benchmark_results(
             if settings.control:
                 numbers = {"control": settings.control[c], **numbers}
             if name == "sentiment" and c:
-                numbers["reward/first_control_gain"] = control_gain(first, drawn, _span(settings))
+                numbers["reward/first_control_gain"] = control_gain(first, drawn, span)
             # The first control and temperature have the plain names; the others say theirs.
             prefix = f"control={settings.control[c]}/" if c else ""
             prefix += f"temperature={temperature:g}/" if t else ""
             results[name] |= {f"{prefix}{key}": value for key, value in numbers.items()}
     return results
-
-
-def _span(settings: EvaluateSection) -> tuple[float, float] | None:
-    """Where rewards can lie, if that is known."""
-    return (-1.0, 1.0) if isinstance(settings.reward, VaderReward) else None
 
 
 def _floor(records: Records) -> list[float]:

@@ -1,6 +1,7 @@
 """Rewards of generated texts, by the recipe's reward section."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,21 +9,43 @@ import torch
 
 from pipelines.errors import UserError
 from pipelines.models import compute_device, from_directory, hf_config, resolve_model
-from pipelines.recipe import ClassifierReward, VaderReward
+from pipelines.recipe import BrevityReward, ClassifierReward, RewardSection, VaderReward
 
 Reward = Callable[[list[str]], list[float]]
 
 
-def build_reward(section: VaderReward | ClassifierReward) -> Reward:
+def build_reward(section: RewardSection) -> Reward:
     """A function texts -> rewards. UserError if the classifier or its label does not exist."""
-    if isinstance(section, VaderReward):
-        from evaluation.metrics.vader_sentiment import vader_scores
+    match section:
+        case VaderReward():
+            from evaluation.metrics.vader_sentiment import vader_scores
 
-        return vader_scores
-    return _classifier(section)
+            return vader_scores
+        case BrevityReward():
+            from evaluation.metrics.brevity import brevity_scores
+
+            return partial(brevity_scores, most_words=section.most_words)
+        case ClassifierReward():
+            return _classifier(section)
 
 
-def check_reward(section: VaderReward | ClassifierReward, key: str) -> None:
+def needs_model(section: RewardSection) -> bool:
+    """Whether texts are scored by a model, which is an actor's work."""
+    return isinstance(section, ClassifierReward)
+
+
+def reward_span(section: RewardSection) -> tuple[float, float] | None:
+    """Where rewards can lie; None where that is not known (a classifier's may be a logit)."""
+    match section:
+        case VaderReward():
+            return (-1.0, 1.0)
+        case BrevityReward():
+            return (-1.0, 0.0)
+        case ClassifierReward():
+            return None
+
+
+def check_reward(section: RewardSection, key: str) -> None:
     """UserError naming the recipe's key if a classifier does not exist or lacks its label."""
     if isinstance(section, ClassifierReward):
         label_index(model_config_of(section.model, f"{key}.model"), section.label, f"{key}.label")

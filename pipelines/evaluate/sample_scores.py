@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.cluster import Pool, run_tasks
 from pipelines.evaluate.tasks import Records, ScoreTexts, text_tasks
-from pipelines.recipe import EvaluateSection, OpenAIJudge, VaderReward
+from pipelines.recipe import EvaluateSection, OpenAIJudge
 from pipelines.storage import TaskResults
 
 # The judge's client and the text models' libraries are heavy.
@@ -17,12 +17,13 @@ def scored(
     samples: Records, settings: EvaluateSection, parts: TaskResults, pool: Pool, quiet: bool
 ) -> Records:
     """Add what the sampled benchmarks need of each text; in actors where it takes a model."""
+    from pipelines.evaluate.rewards import needs_model
     from pipelines.evaluate.text_scorer import TextScorer
 
     scorers = _scorers(settings)
     if not scorers or not samples:
         return samples
-    if scorers == ["reward"] and isinstance(settings.reward, VaderReward):
+    if scorers == ["reward"] and not needs_model(settings.reward):
         return TextScorer(settings)(ScoreTexts(0, ("reward",), samples))
     tasks = text_tasks(samples, scorers)
     todo = parts.missing(tasks)

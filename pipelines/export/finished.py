@@ -47,18 +47,10 @@ class FinishedRun:
     @classmethod
     def open(cls, run_dir: str) -> "FinishedRun":
         """Nothing is written. UserError naming what is missing, damaged or of another run."""
-        store = RunStore(run_dir)
-        _refuse_others(store, run_dir)
-        mapping, _ = read_config(store, CONFIG)
-        recipe = validate_recipe({**mapping, "run_dir": store.root})
-        paths = RunPaths.at(store.root)
-        _require_trained(recipe, paths)
-        train = read_manifest(paths.train)
-        check_config(store, CONFIG, mapping, train["settings"])
-        check_published(paths.train)
+        recipe, paths, train = trained_run(run_dir, "export")
         if not paths.pairs.exists(MANIFEST):
             raise UserError(
-                f"{store.root}: its pairs are not at {paths.pairs.root} any more: the export is "
+                f"{paths.root}: its pairs are not at {paths.pairs.root} any more: the export is "
                 "checked with their prompts"
             )
         found = cls(
@@ -124,7 +116,28 @@ class FinishedRun:
                 )
 
 
-def _refuse_others(store: RunStore, run_dir: str) -> None:
+def trained_run(run_dir: str, command: str) -> tuple[Recipe, RunPaths, dict[str, Any]]:
+    """The recipe, the folders and the manifest of the training of a run with a whole model.
+
+    Nothing is written.
+
+    Args:
+        command: of this program, that asks.
+    Raises: UserError naming what is missing, damaged or of another run.
+    """
+    store = RunStore(run_dir)
+    _refuse_others(store, run_dir, command)
+    mapping, _ = read_config(store, CONFIG)
+    recipe = validate_recipe({**mapping, "run_dir": store.root})
+    paths = RunPaths.at(store.root)
+    _require_trained(recipe, paths, command)
+    train = read_manifest(paths.train)
+    check_config(store, CONFIG, mapping, train["settings"])
+    check_published(paths.train)
+    return recipe, paths, train
+
+
+def _refuse_others(store: RunStore, run_dir: str, command: str) -> None:
     """UserError for a place that holds no run of one model."""
     if is_sweep_folder(store):
         raise UserError(
@@ -135,21 +148,21 @@ def _refuse_others(store: RunStore, run_dir: str) -> None:
         return
     folder, _, name = store.root.rpartition("/")
     if name == CONFIG and store.exists():
-        raise UserError(f"{store.root}: the run itself is meant: sparsepo export {folder}")
+        raise UserError(f"{store.root}: the run itself is meant: sparsepo {command} {folder}")
     why = f"no {CONFIG}" if store.exists() else f"no such directory{nearest_path(run_dir)}"
     raise UserError(f"{store.root}: no run here ({why})")
 
 
-def _require_trained(recipe: Recipe, paths: RunPaths) -> None:
+def _require_trained(recipe: Recipe, paths: RunPaths, command: str) -> None:
     if paths.train.exists(MANIFEST):
         return
     if recipe.evaluate.model is not None:
         raise UserError(
             f"{paths.root} evaluates {recipe.evaluate.model} and has trained nothing: there is no "
-            "model of its own to export"
+            f"model of its own to {command}"
         )
     state = ", ".join(f"{row['stage']} {row['state']}" for row in TRAIN.status(paths))
     raise UserError(
-        f"{paths.root} has no finished training ({state}): give its command again, and export it "
-        "when it is done"
+        f"{paths.root} has no finished training ({state}): give its command again, and {command} "
+        "it when it is done"
     )

@@ -53,12 +53,14 @@ from .durations import (
     sampling_seconds as sampling_seconds,
     training_seconds as training_seconds,
 )
+from .ensemble import Ensemble as Ensemble, load_ensemble as load_ensemble
 from .families import (
     STREAMS as STREAMS,
     family_of as family_of,
     num_experts as num_experts,
 )
 from .fingerprints import (
+    check_family as check_family,
     model_shape as model_shape,
     tokenizer_fingerprint as tokenizer_fingerprint,
     weights_fingerprint as weights_fingerprint,
@@ -83,6 +85,7 @@ from .loading import (
     reference_dtype as reference_dtype,
     without_weights as without_weights,
 )
+from .merged_sampling import MergeRule as MergeRule, sample_merged as sample_merged
 from .quick_imports import quick_imports as quick_imports
 from .readers import (
     check_families as check_families,
@@ -98,7 +101,10 @@ from .response_ends import (
     ResponseEnds as ResponseEnds,
     response_ends as response_ends,
 )
-from .sizes import check_tokenizer as check_tokenizer
+from .sizes import (
+    check_tokenizer as check_tokenizer,
+    embedding_rows as embedding_rows,
+)
 from .tensors import model_tensors as model_tensors
 from .token_texts import TokenTexts as TokenTexts
 from .trusted_code import (

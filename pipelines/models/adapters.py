@@ -44,6 +44,17 @@ def with_adapter(base: Any, directory: Path) -> Any:
         raise _refused(directory, error) from error
 
 
+def add_adapter(adapted: Any, directory: Path, name: str) -> None:
+    """Put another adapter of the same base beside those that a model of peft's has.
+
+    Raises: UserError naming the directory if peft cannot load it.
+    """
+    try:
+        adapted.load_adapter(directory, adapter_name=name)
+    except Exception as error:  # peft's own, and what safetensors makes of a damaged file
+        raise _refused(directory, error) from error
+
+
 def merged(adapted: Any) -> Any:
     """A model of peft's, merged: the transformers model with the logits that it had before.
 

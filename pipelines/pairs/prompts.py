@@ -17,6 +17,7 @@ from pipelines.pairs.conversation import (
 from pipelines.pairs.detection import Detected, detect_questions
 from pipelines.pairs.forms import Form, asked_alone, question_of, side_of, split_transcript
 from pipelines.pairs.question import Question
+from pipelines.pairs.row_readers import SourceRow
 from pipelines.pairs.sources import Chunk, chunks_of, read_rows, sampled_rows
 from pipelines.recipe import DataSection, Source
 
@@ -75,6 +76,11 @@ class Prompts:
 
     def __iter__(self) -> Iterator[Prompt]:
         """Every prompt that can be asked, in order, repeated ones too."""
+        for prompt, _ in self.rows():
+            yield prompt
+
+    def rows(self) -> Iterator[tuple[Prompt, SourceRow]]:
+        """The same, each with the row that it stands in."""
         self.reasons.clear()
         for found, chunks in self._sources:
             for row in itertools.chain.from_iterable(map(read_rows, chunks)):
@@ -86,7 +92,7 @@ class Prompts:
                 except RowRejected as reason:
                     self.reasons[str(reason)] += 1
                 else:
-                    yield prompt
+                    yield prompt, row
 
     def none(self) -> UserError:
         """What to say where no row asks anything."""

@@ -1,4 +1,5 @@
 from .evaluation import (
+    BrevityReward as BrevityReward,
     ClassifierReward as ClassifierReward,
     CodeSection as CodeSection,
     EvaluateSection as EvaluateSection,
@@ -6,6 +7,7 @@ from .evaluation import (
     LeaderboardSection as LeaderboardSection,
     OpenAIJudge as OpenAIJudge,
     RewardModelJudge as RewardModelJudge,
+    RewardSection as RewardSection,
     SampleSection as SampleSection,
     ScheduleSection as ScheduleSection,
     VaderReward as VaderReward,
@@ -20,6 +22,7 @@ from .files import (
     read_mapping as read_mapping,
     set_keys as set_keys,
     to_yaml as to_yaml,
+    validate as validate,
     validate_recipe as validate_recipe,
     write_yaml as write_yaml,
     write_yaml_beside as write_yaml_beside,
@@ -76,6 +79,7 @@ from .run_paths import (
     FAILED_ROWS as FAILED_ROWS,
     FAILURE as FAILURE,
     FRONT as FRONT,
+    FRONTIER as FRONTIER,
     GATES as GATES,
     HEAD_FILE as HEAD_FILE,
     HEAD_SETTINGS as HEAD_SETTINGS,
@@ -83,13 +87,18 @@ from .run_paths import (
     LAST_TICK as LAST_TICK,
     LENGTHS as LENGTHS,
     MANIFEST as MANIFEST,
+    MAP_FILE as MAP_FILE,
+    MAPS as MAPS,
     MARKERS as MARKERS,
     MASKS as MASKS,
     MEMORY as MEMORY,
+    MERGE as MERGE,
     METRICS as METRICS,
     MISSING as MISSING,
     MODEL as MODEL,
     PAGE as PAGE,
+    POINT_SAMPLES as POINT_SAMPLES,
+    POINTS as POINTS,
     PUBLISHED as PUBLISHED,
     REJECTED_ROWS as REJECTED_ROWS,
     RESULTS as RESULTS,
@@ -122,5 +131,9 @@ from .schema import (
     Source as Source,
     TrainSection as TrainSection,
 )
-from .section import stage_settings as stage_settings
+from .section import (
+    Section as Section,
+    of_stage as of_stage,
+    stage_settings as stage_settings,
+)
 from .stage import Action as Action, Run as Run, Say as Say, Stage as Stage, View as View

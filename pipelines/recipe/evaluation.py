@@ -15,6 +15,17 @@ class VaderReward(Section):
     kind: Literal["vader"] = "vader"
 
 
+class BrevityReward(Section):
+    """Minus the number of words over most_words, in [-1, 0]: shorter is better; no model.
+
+    most_words: from so many words on the reward is -1.
+    """
+
+    STAGE = "evaluate"
+    kind: Literal["brevity"] = "brevity"
+    most_words: int = Field(100, ge=1)
+
+
 class ClassifierReward(Section):
     """Probability of one label under a local sequence classification model.
 
@@ -27,7 +38,9 @@ class ClassifierReward(Section):
     label: str = "POSITIVE"
 
 
-RewardSection = Annotated[VaderReward | ClassifierReward, Field(discriminator="kind")]
+RewardSection = Annotated[
+    VaderReward | BrevityReward | ClassifierReward, Field(discriminator="kind")
+]
 
 
 class GenerationSection(Section):

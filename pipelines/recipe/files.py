@@ -24,10 +24,12 @@ from pipelines.storage import RunStore, damaged, did_you_mean, nearest_path, rea
 _FLOAT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 _PART = re.compile(r"[^.\[\]]+")
 Schema = TypeVar("Schema", bound=BaseModel)
+Kind = Literal["recipe", "sweep", "merge"]
+_COMMANDS: dict[Kind, str] = {"recipe": "run", "sweep": "tune", "merge": "merge"}
 
 
-def packaged(kind: Literal["recipe", "sweep"]) -> dict[str, Path]:
-    """Name -> file of the recipes or sweeps shipped with the package."""
+def packaged(kind: Kind) -> dict[str, Path]:
+    """Name -> file of the recipes, sweeps or merges shipped with the package."""
     folder = Path(str(resources.files("pipelines"))) / f"{kind}s"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
@@ -47,7 +49,7 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
     return validate_recipe(read_mapping(recipe, "recipe"), overrides)
 
 
-def read_mapping(name: str, kind: Literal["recipe", "sweep"]) -> dict[str, Any]:
+def read_mapping(name: str, kind: Kind) -> dict[str, Any]:
     """Read a YAML mapping from a file (on an object store too), or a packaged one by its name."""
     try:
         text = _text_of(name, kind)
@@ -63,7 +65,7 @@ def read_mapping(name: str, kind: Literal["recipe", "sweep"]) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def _text_of(name: str, kind: Literal["recipe", "sweep"]) -> str:
+def _text_of(name: str, kind: Kind) -> str:
     folder, _, file = name.rpartition("/")
     if "://" in name:
         store = RunStore(folder)
@@ -77,12 +79,11 @@ def _text_of(name: str, kind: Literal["recipe", "sweep"]) -> str:
     return (path if is_there else known[name]).read_text()
 
 
-def _not_there(name: str, kind: Literal["recipe", "sweep"], known: Collection[str]) -> str:
+def _not_there(name: str, kind: Kind, known: Collection[str]) -> str:
     """What to say of a name that is neither a file nor packaged, with what it may mean."""
-    other: Literal["recipe", "sweep"] = "sweep" if kind == "recipe" else "recipe"
-    command = {"recipe": "run", "sweep": "tune"}[other]
-    if name in packaged(other):
-        return f"{kind} {name!r}: it is a packaged {other}: sparsepo {command} {name}"
+    for other, command in _COMMANDS.items():
+        if other != kind and name in packaged(other):
+            return f"{kind} {name!r}: it is a packaged {other}: sparsepo {command} {name}"
     if "=" in name:
         return f"{kind} {name!r}: a file or a packaged {kind} comes first, overrides after it"
     if os.path.isdir(name):  # noqa: PTH112  False for what no folder can be called

@@ -6,39 +6,11 @@ from pathlib import Path
 import pytest
 from runs import MakeRecipe, run_here
 
-from pipelines.commands.stages import EVALUATE, PREPARE, REFERENCE, TRAIN
+from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
 from pipelines.export.export import Wanted, run_export
 from pipelines.recipe.schema import Recipe
 
-LEARNED = (
-    "objective.name=sparsepo", "mask.kind=learned", "mask.architecture=simple_last",
-    "reference.mode=online", "train.max_steps=3", "evaluate.benchmarks=[preference]",
-)  # fmt: skip
 Export = Callable[..., Path]
-
-
-@pytest.fixture(scope="session")
-def learned_run(
-    recipe_in: MakeRecipe, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None
-) -> Recipe:
-    """Whole weights, learned masks and an evaluation."""
-    recipe = recipe_in(tmp_path_factory.mktemp("learned") / "run", *LEARNED)
-    run_here(recipe, (PREPARE, TRAIN, EVALUATE))
-    return recipe
-
-
-@pytest.fixture(scope="session")
-def adapter_run(
-    recipe_in: MakeRecipe, scored: Recipe, tmp_path_factory: pytest.TempPathFactory
-) -> Recipe:
-    """An adapter, on pairs and a reference that lie elsewhere."""
-    paths = {"pairs": f"{scored.run_dir}/pairs", "reference": f"{scored.run_dir}/reference"}
-    recipe = recipe_in(
-        tmp_path_factory.mktemp("adapter") / "run", "objective.name=tdpo1", "train.max_steps=4",
-        "train.learning_rate=0.02", "train.lora={rank: 4, target_modules: all-linear}", paths=paths,
-    )  # fmt: skip
-    run_here(recipe, (PREPARE, REFERENCE, TRAIN))
-    return recipe
 
 
 @pytest.fixture(scope="session")
