@@ -211,6 +211,18 @@ def sft(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = Fals
 
 
 @app.command()
+def discriminator(
+    recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = False
+) -> None:
+    """Train a head on the reference's states that tells good tokens from bad ones (TLCR)."""
+    from pipelines.commands.discriminator import run_discriminator
+    from pipelines.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    print(f"discriminator: {run_discriminator(loaded, _say(quiet), quiet)}")
+
+
+@app.command()
 def tune(
     sweep: Annotated[
         str,
@@ -361,6 +373,9 @@ def plan(
     sft: Annotated[
         bool, typer.Option("--sft", help="Of what `sparsepo sft` makes with this recipe.")
     ] = False,
+    discriminator: Annotated[
+        bool, typer.Option("--discriminator", help="Of what `sparsepo discriminator` makes.")
+    ] = False,
     shard: ShardOption = None,
 ) -> None:
     """What would be made, how long it takes, memory and disk, what is refused; runs nothing."""
@@ -376,6 +391,11 @@ def plan(
         from pipelines.commands.sft import load_sft, plan_sft
 
         found = plan_sft(load_sft(recipe, given), tflops, recipe)
+        lines = plan_lines(found, planned(found))
+    elif discriminator:
+        from pipelines.commands.discriminator import plan_discriminator
+
+        found = plan_discriminator(load_recipe(recipe, given), tflops, recipe)
         lines = plan_lines(found, planned(found))
     elif is_sweep(recipe):
         found = plan_sweep(load_sweep(recipe, given, shard), tflops, recipe)

@@ -1,3 +1,4 @@
+from .facts import read_key_words as read_key_words
 from .history import (
     numbers_of as numbers_of,
     read_history as read_history,

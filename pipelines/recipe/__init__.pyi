@@ -1,3 +1,8 @@
+from .discriminator import (
+    DiscriminatorSection as DiscriminatorSection,
+    EndpointEditor as EndpointEditor,
+    ModelEditor as ModelEditor,
+)
 from .evaluation import (
     ClassifierReward as ClassifierReward,
     CodeSection as CodeSection,
@@ -46,6 +51,7 @@ from .objectives import (
     DPOConfig as DPOConfig,
     ObjectiveConfig as ObjectiveConfig,
     SFTConfig as SFTConfig,
+    SimPOConfig as SimPOConfig,
 )
 from .problems import (
     explain as explain,
@@ -68,12 +74,14 @@ from .run_paths import (
     CODE_SAMPLES as CODE_SAMPLES,
     CONFIG as CONFIG,
     DEFINITION as DEFINITION,
+    DISCRIMINATOR_RUN as DISCRIMINATOR_RUN,
     EVENTS as EVENTS,
     EXECUTED as EXECUTED,
     EXPORT as EXPORT,
     EXPORTED as EXPORTED,
     FAILED_ROWS as FAILED_ROWS,
     FAILURE as FAILURE,
+    FIGURES as FIGURES,
     FRONT as FRONT,
     GATES as GATES,
     HEAD_FILE as HEAD_FILE,

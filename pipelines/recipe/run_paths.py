@@ -19,6 +19,8 @@ MARKERS, FAILED_ROWS = "shards", "failed_rows.jsonl"
 HEAD_FILE, HEAD_SETTINGS = "lm_head.safetensors", "lm_head.json"
 # Of sample.
 CANDIDATES = "candidates.jsonl"
+# Of discriminator: its runs' folder in a run's, and what is measured of a head.
+DISCRIMINATOR_RUN, FIGURES = "discriminator", "figures.json"
 # Of train, and of a checkpoint.
 MODEL, MASKS, CHECKPOINTS, METRICS, BOARD = (
     "model",
@@ -108,6 +110,11 @@ class RunPaths:
         """Name -> the same folders, with that evaluation meant."""
         names = self.run.at("evaluation").names(NAMED)
         return {name: replace(self, evaluation_name=name) for name in names}
+
+    @property
+    def discriminator(self) -> RunStore:
+        """Of a trained discriminator, in a run of its own."""
+        return self.run.at("head")
 
     @property
     def sample(self) -> RunStore:

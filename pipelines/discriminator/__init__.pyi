@@ -1,0 +1,1 @@
+from .stage import DISCRIMINATOR as DISCRIMINATOR, check_labels as check_labels
