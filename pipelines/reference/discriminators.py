@@ -11,7 +11,7 @@ from pipelines.models import (
     tokenizer_fingerprint,
     weights_fingerprint,
 )
-from pipelines.recipe import Recipe
+from pipelines.recipe import FIGURES, Recipe
 from pipelines.storage import RunStore, nearest_path, read_record
 
 if TYPE_CHECKING:
@@ -35,6 +35,12 @@ def read_facts(location: str) -> dict[str, Any]:
             f"{HEAD_FACTS}){near}; `sparsepo discriminator RECIPE` makes one"
         )
     return read_record(store, HEAD_FACTS, _FACTS, _CURE)
+
+
+def read_figures(location: str) -> dict[str, Any]:
+    """What was measured of a discriminator; empty for one that nobody measured."""
+    store = RunStore(location)
+    return read_record(store, FIGURES, cure=_CURE) if store.exists(FIGURES) else {}
 
 
 def load_discriminator(location: str) -> "TokenDiscriminator":
