@@ -595,7 +595,7 @@ def _add_stage_commands() -> None:
     _add_command("run", f"{way}; finished stages are skipped.", RUN)
     own = {command.callback.__name__ for command in others if command.callback is not None}
     for stage in STAGES:
-        if stage.name not in own and stage.flag is None:
+        if stage.has_command and stage.name not in own and stage.flag is None:
             _add_command(stage.name, stage.help, (stage,))
     app.registered_commands += others
 

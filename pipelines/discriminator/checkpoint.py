@@ -11,9 +11,9 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from pipelines.errors import DamagedFile
+from pipelines.recipe import HEAD_POSITION
 from pipelines.storage import RunStore, read_record, write_record
 
-_RECORD = "checkpoint.json"
 _FIELDS = {"step": int, "file": str, "sha256": str, "fingerprint": str, "curve": list}
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -52,7 +52,7 @@ class HeadCheckpoint:
             "fingerprint": self._fingerprint,
             "curve": at.curve,
         }
-        write_record(self._store, _RECORD, record)
+        write_record(self._store, HEAD_POSITION, record)
         for other in self._files():
             if other != name:
                 self._store.delete(other)
@@ -62,10 +62,10 @@ class HeadCheckpoint:
 
         A damaged checkpoint is said, and training starts again: it comes to the same end.
         """
-        if not self._store.exists(_RECORD):
+        if not self._store.exists(HEAD_POSITION):
             return Position()
         try:
-            record = read_record(self._store, _RECORD, _FIELDS)
+            record = read_record(self._store, HEAD_POSITION, _FIELDS)
             found = self._read(record)
         except (DamagedFile, FileNotFoundError, SafetensorError, ValueError) as error:
             print(f"{error}: trained again from the start", file=sys.stderr, flush=True)
@@ -81,7 +81,7 @@ class HeadCheckpoint:
 
     def clear(self) -> None:
         """Forget it, once the stage is complete."""
-        for name in (_RECORD, *self._files()):
+        for name in (HEAD_POSITION, *self._files()):
             self._store.delete(name)
 
     def _read(self, record: dict[str, Any]) -> dict[str, Tensor]:

@@ -9,8 +9,14 @@ from pipelines.discriminator.forecast import num_steps
 from pipelines.discriminator.training import HeadTrainer
 from pipelines.errors import StageFailed
 from pipelines.pairs import open_pairs
-from pipelines.recipe import FIGURES, Recipe, Run, StageRecord
-from pipelines.reference import HEAD_FACTS, HEAD_WEIGHTS
+from pipelines.recipe import (
+    FIGURES,
+    HEAD_FACTS,
+    HEAD_WEIGHTS,
+    Recipe,
+    Run,
+    StageRecord,
+)
 from pipelines.storage import write_record
 
 

@@ -65,6 +65,11 @@ class Discriminator(Stage[DiscriminatorInputs]):
             None if words is None else file_hash(Path(words)),
         )
 
+    def settings(self, recipe: Recipe, inputs: DiscriminatorInputs) -> dict[str, Any]:
+        # What an editor did is in the pairs.
+        found = super().settings(recipe, inputs)
+        return {k: v for k, v in found.items() if not k.startswith("discriminator.editor")}
+
     def fingerprints(
         self, recipe: Recipe, inputs: DiscriminatorInputs, earlier: Mapping[str, StageRecord]
     ) -> dict[str, Any]:

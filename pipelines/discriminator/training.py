@@ -25,11 +25,11 @@ from pipelines.discriminator.labels import targets_of
 from pipelines.errors import StageFailed
 from pipelines.models import TokenTexts, load_tokenizer, resolve_model
 from pipelines.pairs import read_pairs
-from pipelines.reference import HEAD_FACTS, HEAD_WEIGHTS, finished_reference
+from pipelines.recipe import HEAD_FACTS, HEAD_WEIGHTS
+from pipelines.reference import finished_reference
 from pipelines.storage import RunStore, write_record
 from sparsepo import Sampler, TokenDiscriminator
 from sparsepo.batching.layouts import TokenizedPair
-from sparsepo.discriminator import signed_value
 
 STATES = "token_states"
 _HELD_OUT_ROWS = 64  # read at a time
@@ -142,15 +142,15 @@ class HeadTrainer:
             hashes = self._pairs.values(split, rows, ("prompt_hash",))
             for pair, (prompt,) in zip(pairs, hashes, strict=True):
                 prompts += [prompt] * sum(pair.num_scored())
-        values, targets, is_key = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        labelled = np.isin(targets, (0.0, 1.0))
+        values, wanted, is_key = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        labelled = np.isin(wanted, (0.0, 1.0))
         if not labelled.any():
             raise StageFailed(f"discriminator: no token of the {split} pairs has a label")
         own = [prompt for prompt, is_own in zip(prompts, labelled, strict=True) if is_own]
-        figures = discriminator_benchmark(values[labelled], targets[labelled] == 1, own)
+        figures = discriminator_benchmark(values[labelled], wanted[labelled] == 1, own)
         figures |= {"split": split, "num_equal": int((~labelled).sum())}
         if self._facts.key_words is not None:
-            strength = np.abs(signed_value(values))
+            strength = np.abs(2 * values - 1)
             figures["auc/key_words"] = auc_interval(strength, is_key, prompts).as_dict()
         return figures
 

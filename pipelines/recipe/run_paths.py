@@ -19,8 +19,9 @@ MARKERS, FAILED_ROWS = "shards", "failed_rows.jsonl"
 HEAD_FILE, HEAD_SETTINGS = "lm_head.safetensors", "lm_head.json"
 # Of sample.
 CANDIDATES = "candidates.jsonl"
-# Of discriminator: its runs' folder in a run's, and what is measured of a head.
-DISCRIMINATOR_RUN, FIGURES = "discriminator", "figures.json"
+# Of discriminator: its run's folder in a run's; weights, facts and figures of a head; where it is.
+DISCRIMINATOR_RUN, FIGURES, HEAD_POSITION = "discriminator", "figures.json", "checkpoint.json"
+HEAD_WEIGHTS, HEAD_FACTS = "discriminator.safetensors", "discriminator.json"
 # Of train, and of a checkpoint.
 MODEL, MASKS, CHECKPOINTS, METRICS, BOARD = (
     "model",

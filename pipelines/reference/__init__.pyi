@@ -4,8 +4,6 @@ from .cost import (
     settle_mode as settle_mode,
 )
 from .discriminators import (
-    HEAD_FACTS as HEAD_FACTS,
-    HEAD_WEIGHTS as HEAD_WEIGHTS,
     layer_of as layer_of,
     load_discriminator as load_discriminator,
     tokenizer_of as tokenizer_of,

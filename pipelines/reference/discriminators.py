@@ -11,13 +11,12 @@ from pipelines.models import (
     tokenizer_fingerprint,
     weights_fingerprint,
 )
-from pipelines.recipe import FIGURES, Recipe
+from pipelines.recipe import FIGURES, HEAD_FACTS, HEAD_WEIGHTS, Recipe
 from pipelines.storage import RunStore, nearest_path, read_record
 
 if TYPE_CHECKING:
     from sparsepo import TokenDiscriminator
 
-HEAD_WEIGHTS, HEAD_FACTS = "discriminator.safetensors", "discriminator.json"
 _FACTS = {"layer": int, "hidden_size": int, "reference": str, "tokenizer": str, "sha256": str}
 _CURE = "run `sparsepo discriminator` again"
 
