@@ -6,6 +6,7 @@ from .batching.layouts import (
     padded_layout as padded_layout,
 )
 from .batching.sampling import Sampler as Sampler
+from .discriminator import TokenDiscriminator as TokenDiscriminator
 from .falling import FallingChosenWatch as FallingChosenWatch
 from .features import FEATURES as FEATURES
 from .kernels import (
@@ -21,6 +22,7 @@ from .masks import (
     CollapseWatch as CollapseWatch,
     ConfidenceMask as ConfidenceMask,
     ContrastMask as ContrastMask,
+    DiscriminatorMask as DiscriminatorMask,
     EntropyMask as EntropyMask,
     ExpRatioMask as ExpRatioMask,
     ExternalMask as ExternalMask,

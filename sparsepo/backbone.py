@@ -131,6 +131,21 @@ def scored_rows(states: Tensor, inputs: ModelInputs) -> Tensor:
     return states.flatten(0, 1).index_select(0, inputs.score_rows.to(states.device))
 
 
+def token_rows(states: Tensor, inputs: ModelInputs) -> Tensor:
+    """The rows [S, ...] of states [R, T, ...] that have read the scored tokens: their own."""
+    rows = inputs.score_rows + 1
+    if inputs.segments is not None:
+        # A rejected response's first token is predicted by the prompt, and does not follow it.
+        segments = inputs.segments.flatten().long()
+        wanted = 4 * (inputs.response_index // 2) + 1 + inputs.response_index % 2
+        places = torch.arange(len(segments), device=segments.device)
+        first = places.new_full((4 * inputs.num_pairs,), len(segments))
+        is_real = segments >= 0
+        first = first.scatter_reduce(0, segments[is_real], places[is_real], "amin")
+        rows = torch.where(inputs.segments.flatten()[rows] == wanted, rows, first[wanted])
+    return states.flatten(0, 1).index_select(0, rows.to(states.device))
+
+
 def attention_argument(transformer: Any, inputs: ModelInputs) -> Any:
     """What a transformers model takes as `attention_mask` for these inputs.
 

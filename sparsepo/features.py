@@ -10,11 +10,16 @@ class FeatureKind:
 
     Origins are the reference model, the scorers, the embedding model, the pairs themselves, the
     policy in the step (never stored nor read), or the training loop.
+
+    Attributes:
+        has_own_weights: trained weights beside the origin's make it, so that these say, too, what
+            it is.
     """
 
     origin: Literal["reference", "scorers", "embedder", "pairs", "step", "loop"]
     per: Literal["token", "pair"]
     needs_backward: bool = False
+    has_own_weights: bool = False
 
     @property
     def of_frozen_model(self) -> bool:
@@ -52,6 +57,8 @@ FEATURES: dict[str, FeatureKind] = {
     "reference_entropy": FeatureKind("reference", "token"),
     "reference_square_sum": FeatureKind("reference", "token"),
     "saliency": FeatureKind("reference", "token", needs_backward=True),
+    "token_states": FeatureKind("reference", "token"),
+    "discriminator_values": FeatureKind("reference", "token", has_own_weights=True),
     "scorer_log_ratios": FeatureKind("scorers", "token"),
     "positive_logps": FeatureKind("scorers", "token"),
     "negative_logps": FeatureKind("scorers", "token"),

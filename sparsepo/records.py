@@ -77,6 +77,10 @@ class Features(_TensorRecord):
         reference_square_sum: float [S], sum of its squared probabilities, in (0, 1].
         saliency: float [S] >= 0, how much the token moves what the reference says last
             (saliency.py).
+        token_states: [S, d], what one of the reference's layers makes of each token itself: states
+            that have read the token, where reference_hidden predicts it.
+        discriminator_values: float [S] in [0, 1], D_t: how likely a TokenDiscriminator finds the
+            token to be good.
         scorer_log_ratios: float [S], log-probability under the positive minus under the negative
             scorer, nats; the reference stands for a scorer that is missing.
         positive_logps, negative_logps: float [S], log-probability under either, nats.
@@ -102,6 +106,8 @@ class Features(_TensorRecord):
     reference_entropy: Tensor | None = None
     reference_square_sum: Tensor | None = None
     saliency: Tensor | None = None
+    token_states: Tensor | None = None
+    discriminator_values: Tensor | None = None
     scorer_log_ratios: Tensor | None = None
     positive_logps: Tensor | None = None
     negative_logps: Tensor | None = None

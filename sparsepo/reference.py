@@ -13,9 +13,11 @@ from sparsepo.backbone import (
     run_backbone,
     scored_rows,
     state_size,
+    token_rows,
     transformer_of,
 )
 from sparsepo.compression import pack_topk, topk_of
+from sparsepo.discriminator import TokenDiscriminator
 from sparsepo.features import FEATURES
 from sparsepo.kernels.token_scoring import score_tokens, score_tokens_and_moments
 from sparsepo.masks.activation import activation_weights, logit_activation
@@ -36,10 +38,56 @@ def _layer_state(output: Any, inputs: ModelInputs, width: int) -> Tensor:
     expected = (*inputs.input_ids.shape, width)
     if tuple(state.shape) != expected:
         raise ValueError(
-            f"states of all layers: a layer gives {list(state.shape)}, one state per token is "
+            f"states of layers: a layer gives {list(state.shape)}, one state per token is "
             f"{list(expected)}"
         )
     return state
+
+
+class _TokenStates:
+    """Records, while it is entered, what layers make of the scored tokens themselves.
+
+    Args:
+        layers: name -> layer, 1..L; the last is the backbone's output.
+    Raises: ValueError for a layer that the model has not, or whose output is not one state a token.
+    """
+
+    def __init__(self, transformer: Any, inputs: ModelInputs, layers: dict[str, int]) -> None:
+        self._inputs, self._layers = inputs, layers
+        text = transformer.config.get_text_config()
+        self._last, self._width = int(text.num_hidden_layers), int(text.hidden_size)
+        for layer in layers.values():
+            if not 1 <= layer <= self._last:
+                raise ValueError(f"layer {layer} is none of the model's 1 to {self._last}")
+        inner = {layer for layer in layers.values() if layer < self._last}
+        modules = decoder_layers(transformer) if inner else []
+        self._modules = {layer: modules[layer - 1] for layer in inner}
+        self._found: dict[int, Tensor] = {}
+        self._hooked: list[Any] = []
+
+    def __enter__(self) -> None:
+        for layer, module in self._modules.items():
+            self._hooked.append(
+                module.register_forward_hook(
+                    lambda _, __, out, layer=layer: self._found.update(
+                        {layer: self._own(_layer_state(out, self._inputs, self._width))}
+                    )
+                )
+            )
+
+    def __exit__(self, *error: object) -> None:
+        for hook in self._hooked:
+            hook.remove()
+
+    def states(self, last: Tensor) -> dict[str, Tensor]:
+        """Name -> [S, d]; last are the backbone's [R, T, d]."""
+        return {
+            name: self._own(last) if layer == self._last else self._found[layer]
+            for name, layer in self._layers.items()
+        }
+
+    def _own(self, states: Tensor) -> Tensor:
+        return token_rows(states, self._inputs)
 
 
 class ReferenceModel:
@@ -50,6 +98,8 @@ class ReferenceModel:
         topk: the k of reference_topk.
         hooks: hook points for `activation_mask`: "all", a type, or a list of names. mapping: how
             they become weights.
+        token_layer: of token_states, 1..L; the last by default. discriminator: makes
+            discriminator_values of its own layer's states.
         is_policy: the model is trained beside, without its adapters it is the reference: its mode
             and its gradients are left alone.
     Raises: ValueError for an unknown hook, or a family without a hook table, when activation_mask
@@ -63,10 +113,13 @@ class ReferenceModel:
         mapping: ActivationMapping = "zn_rescale",
         topk: int = 64,
         is_policy: bool = False,
+        token_layer: int | None = None,
+        discriminator: TokenDiscriminator | None = None,
     ) -> None:
         self.causal_lm = causal_lm if is_policy else causal_lm.eval().requires_grad_(False)
         self.head = head_of(causal_lm).detached()
         self._hooks, self._mapping, self._topk = hooks, mapping, topk
+        self._token_layer, self._discriminator = token_layer, discriminator
 
     @torch.no_grad()
     def features(self, inputs: ModelInputs, wanted: Iterable[str]) -> Features:
@@ -108,8 +161,9 @@ class ReferenceModel:
             )
             for layer in (layers if is_projected else layers[:-1])
         ]
+        of_tokens = _TokenStates(transformer, inputs, self._layers_of_tokens(names, transformer))
         try:
-            with recorder:
+            with recorder, of_tokens:
                 output = run_backbone(self.causal_lm, inputs)
         finally:
             for hook in hooked:
@@ -128,6 +182,10 @@ class ReferenceModel:
         if layers:
             inner = inner if is_projected else [*inner, last]
             states = torch.stack([state.to(device) for state in inner], dim=1)
+        token_states = {
+            name: state.to(device)
+            for name, state in of_tokens.states(output.last_hidden_state).items()
+        }
         weights = None
         if "activation_mask" in names:
             recorded = {
@@ -151,7 +209,31 @@ class ReferenceModel:
             reference_entropy=entropy,
             reference_square_sum=square_sum,
             saliency=saliency,
+            token_states=token_states.get("token_states"),
+            discriminator_values=self._judged(token_states.get("discriminator_values")),
         )
+
+    def _layers_of_tokens(self, names: frozenset[str], transformer: Any) -> dict[str, int]:
+        """Feature -> the layer whose states of the tokens themselves it is made of."""
+        wanted = {}
+        last: int = transformer.config.get_text_config().num_hidden_layers
+        if "token_states" in names:
+            wanted["token_states"] = self._token_layer or last
+        if "discriminator_values" in names:
+            if self._discriminator is None:
+                raise ValueError(
+                    "discriminator_values need a discriminator: ReferenceModel(discriminator=...)"
+                )
+            wanted["discriminator_values"] = self._discriminator.layer
+        return wanted
+
+    def _judged(self, states: Tensor | None) -> Tensor | None:
+        """D_t of these states."""
+        if states is None:
+            return None
+        assert self._discriminator is not None
+        judged: Tensor = self._discriminator.to(states.device)(states)
+        return judged
 
     def _token_values(
         self, hidden: Tensor, labels: Tensor, names: frozenset[str]

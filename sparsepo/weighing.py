@@ -27,23 +27,31 @@ class TokenWeights:
 
     Attributes:
         tokens: texts where a tokenizer was given, ids otherwise.
+        segments: of every token, from 0 on; None of a mask without any. A bar stands before each
+            but the first where the tokens are shown.
     """
 
     tokens: list[str] | list[int]
     reward: Tensor
     kl: Tensor
+    segments: list[int] | None = None
 
     def text(self, colours: bool = False) -> str:
         """The tokens as text, a line per term: the weights as colours, or else as numbers."""
         shown = coloured_text if colours else plain_text
         return "\n".join(
-            f"{name} {span_of(weights)}: {shown(self.tokens, weights)}"
+            f"{name} {span_of(weights)}: {shown(self.tokens, weights, self.begins())}"
             for name, weights in self._terms().items()
         )
 
     def _repr_html_(self) -> str:
         """What a notebook shows; a token says its weights when it is pointed at."""
-        return html_of(self.tokens, self._terms())
+        return html_of(self.tokens, self._terms(), self.begins())
+
+    def begins(self) -> frozenset[int]:
+        """Places at which a segment other than the first begins."""
+        found = self.segments or []
+        return frozenset(i for i in range(1, len(found)) if found[i] != found[i - 1])
 
     def _terms(self) -> dict[str, list[float]]:
         """Name -> weights of the terms; the KL's are left out where they are the reward's, or 1."""
@@ -114,8 +122,14 @@ def token_weights(
             made = ReferenceModel(frozen, **reference_options).features(inputs, wanted)
             known = replace(known, **{name: getattr(made, name) for name in wanted})
         scores = PolicyModel(model, masks)(inputs, known)
+        found = masks.segments(
+            replace(known, policy_logps=scores.policy_logps), inputs.response_index
+        )
+    segments = None if found is None else (found[of_response] - found[of_response][0]).tolist()
     tokens = own if tokenizer is None else tokenizer.convert_ids_to_tokens(own)
-    return TokenWeights(tokens, scores.reward_mask[of_response], scores.kl_mask[of_response])
+    return TokenWeights(
+        tokens, scores.reward_mask[of_response], scores.kl_mask[of_response], segments
+    )
 
 
 def _device_of(model: Any) -> torch.device:

@@ -1,45 +1,62 @@
 """Tokens with their weights for people: as text, coloured text and HTML.
 
 Blue is for weights above zero, red for those below; the strongest has the largest absolute weight.
+A bar stands where a segment begins.
 """
 
 import html
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 # Of 256 colours, from weak to strong; black is read on all but the last.
 _ABOVE, _BELOW = (195, 153, 111, 69, 26), (224, 217, 210, 203, 160)
 _BLACK, _WHITE = 16, 231
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_BORDER = ";border-left:2px solid"
 _STYLE = "font-family:monospace;line-height:1.9;overflow-wrap:anywhere"
+_BAR = "│"
 Tokens = Sequence[str | int]
+Places = Collection[int]
 
 
-def plain_text(tokens: Tokens, weights: Sequence[float]) -> str:
-    """Every token in brackets, its weight behind it."""
+def plain_text(tokens: Tokens, weights: Sequence[float], begins: Places = ()) -> str:
+    """Every token in brackets, its weight behind it.
+
+    Args:
+        begins: places of tokens with which a segment begins.
+    """
     pairs = zip(tokens, weights, strict=True)
-    return " ".join(f"⟦{visible(token)}⟧{weight:.2f}" for token, weight in pairs)
+    return " ".join(
+        f"{_BAR + ' ' if i in begins else ''}⟦{visible(token)}⟧{weight:.2f}"
+        for i, (token, weight) in enumerate(pairs)
+    )
 
 
-def coloured_text(tokens: Tokens, weights: Sequence[float]) -> str:
-    """The running text for a terminal of 256 colours; a token of weight 0 has no colour."""
+def coloured_text(tokens: Tokens, weights: Sequence[float], begins: Places = ()) -> str:
+    """The running text for a terminal of 256 colours; a token of weight 0 has no colour.
+
+    Args:
+        begins: as in `plain_text`.
+    """
     marked = []
-    for token, weight, share in zip(tokens, weights, _shares(weights), strict=True):
+    shares = _shares(weights)
+    for i, (token, weight, share) in enumerate(zip(tokens, weights, shares, strict=True)):
         text = visible(token)
         if share:
             level = min(4, int(share * 5))
             back = (_ABOVE if weight > 0 else _BELOW)[level]
             text = f"\x1b[38;5;{_WHITE if level == 4 else _BLACK};48;5;{back}m{text}\x1b[0m"
-        marked.append(text)
+        marked.append(_BAR + text if i in begins else text)
     return _joined(tokens).join(marked)
 
 
-def html_of(tokens: Tokens, terms: Mapping[str, Sequence[float]]) -> str:
+def html_of(tokens: Tokens, terms: Mapping[str, Sequence[float]], begins: Places = ()) -> str:
     """An element that needs no script and no style of the page.
 
     Args:
         terms: name -> weights; a line of text for each, and every token says all of its weights.
+        begins: as in `plain_text`.
     """
     hints = [
         " | ".join(f"{name} {weights[i]:.4g}" for name, weights in terms.items())
@@ -48,10 +65,10 @@ def html_of(tokens: Tokens, terms: Mapping[str, Sequence[float]]) -> str:
     lines = []
     for name, weights in terms.items():
         spans = [
-            f'<span title="{html.escape(hint)}" style="{_paint(weight, share)}">'
-            f"{html.escape(visible(token))}</span>"
-            for token, weight, share, hint in zip(
-                tokens, weights, _shares(weights), hints, strict=True
+            f'<span title="{html.escape(hint)}" style="{_paint(weight, share)}'
+            f'{_BORDER if i in begins else ""}">{html.escape(visible(token))}</span>'
+            for i, (token, weight, share, hint) in enumerate(
+                zip(tokens, weights, _shares(weights), hints, strict=True)
             )
         ]
         told = html.escape(f"{name} {span_of(weights)}")

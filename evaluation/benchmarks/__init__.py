@@ -2,6 +2,7 @@
 
 from evaluation.benchmarks.code import CodeTask, code_benchmark, code_tasks
 from evaluation.benchmarks.dialogue import OPPONENTS, dialogue_benchmark
+from evaluation.benchmarks.discriminator import discriminator_benchmark
 from evaluation.benchmarks.labelled import labelled_benchmark
 from evaluation.benchmarks.leaderboard import leaderboard_benchmark
 from evaluation.benchmarks.masks import mask_ranks, mask_sums, mask_totals, masks_benchmark
@@ -16,6 +17,7 @@ __all__ = [
     "code_tasks",
     "control_gain",
     "dialogue_benchmark",
+    "discriminator_benchmark",
     "labelled_benchmark",
     "leaderboard_benchmark",
     "mask_ranks",

@@ -4,11 +4,14 @@
 width; `brier`: mean squared error.
 """
 
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import datasets
 import evaluate
 import numpy as np
+
+from evaluation.intervals import Interval, cluster_numbers, jackknife_interval
 
 
 def calibration_bins(
@@ -49,6 +52,32 @@ def expected_calibration_error(probabilities: Any, outcomes: Any, num_bins: int 
     found = calibration_bins(probabilities, outcomes, num_bins)
     total = sum(b["count"] for b in found)
     return sum(b["count"] * abs(b["probability"] - b["outcome"]) for b in found) / total
+
+
+def calibration_interval(
+    probabilities: Any, outcomes: Any, clusters: Sequence[Hashable], num_bins: int = 10
+) -> Interval:
+    """`expected_calibration_error` with its interval over clusters.
+
+    The limits come from the jackknife: they hold the spread, not the bias of a binned error, which
+    is above 0 even where all probabilities are true.
+
+    Args:
+        clusters: [n], equal for values that belong together.
+    """
+    error = expected_calibration_error(probabilities, outcomes, num_bins)
+    p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(outcomes, dtype=np.float64)
+    numbers = cluster_numbers(clusters)
+    count = int(numbers.max()) + 1
+    cell = numbers * num_bins + np.minimum((p * num_bins).astype(int), num_bins - 1)
+    # Of every cluster and bin the sum of p - y, and how many values there are.
+    gaps, sizes = (
+        np.bincount(cell, weights, count * num_bins).reshape(count, num_bins)
+        for weights in (p - y, np.ones(p.size))
+    )
+    left = np.maximum(p.size - sizes.sum(1), 1)
+    without = np.abs(gaps.sum(0) - gaps).sum(1) / left
+    return jackknife_interval(error, without, (0.0, 1.0))
 
 
 class Calibration(evaluate.Metric):

@@ -217,6 +217,36 @@ def key_token_auc(runs: Sequence[RunView], styles: Styles) -> Figure | None:
     )
 
 
+def reliability(runs: Sequence[RunView], styles: Styles) -> Figure | None:
+    """How often a token is good by what the discriminator says of it; on the line it is right."""
+    found = {r.name: d for r in runs if (d := r.results.get("discriminator"))}
+    if not found:
+        return None
+    series = [
+        Series(
+            name,
+            [row["probability"] for row in figures["calibration"]],
+            [row["outcome"] for row in figures["calibration"]],
+            styles[name],
+            "lines+marks",
+            hover=[
+                f"D {row['probability']:.2f}: {row['outcome']:.2f} of {row['count']} tokens"
+                for row in figures["calibration"]
+            ],
+        )
+        for name, figures in found.items()
+    ]
+    series.append(Series("D at its word", [0.0, 1.0], [0.0, 1.0], RunStyle(NEUTRAL)))
+    return Figure(
+        "discriminator-reliability",
+        "Is a token as often good as the discriminator says?",
+        "mean D of a tenth",
+        "share of good tokens",
+        series,
+        y_from_zero=True,
+    )
+
+
 def _bar(label: str, name: str, value: Mapping[str, Any], style: RunStyle) -> Series:
     return Series(
         name,

@@ -79,6 +79,16 @@ TERMS: dict[str, tuple[tuple[str, ...], str]] = {
         ("key words", "key token"),
         "Tokens of words that are known to matter, from the list that the recipe names.",
     ),
+    "discriminator": (
+        ("discriminators",),
+        "A small head on the reference's states, trained to tell tokens of chosen responses from "
+        "tokens of rejected ones. D is its probability that a token is good.",
+    ),
+    "segment": (
+        ("segments",),
+        "Neighbouring tokens whose value does not jump. A segment counts as a whole, or not at "
+        "all.",
+    ),
     "calibration error": (
         (),
         "How far the model's stated probability of a preference is from how often it holds; 0 "

@@ -58,6 +58,8 @@ def token_view(run: RunView) -> TokenView | None:
         for key, name, label in [*wanted, ("token-kl", *_TOKEN_KL)]
     ]
     note = "Its reward mask and its KL mask are the same on these tokens." if are_one else ""
+    if any("segment" in response for response in run.responses):
+        note = f"{note} A bar stands where a segment begins.".strip()
     if not run.masked_terms:
         note = "Without a mask every token counts alike; the colours are the token KL."
     return TokenView(run.name, scales, _by_prompt(run.responses, scales), note)
@@ -77,6 +79,7 @@ def _finite(responses: Sequence[dict[str, Any]], name: str) -> list[float]:
 
 def _response(response: dict[str, Any], scales: Sequence[Scale]) -> dict[str, Any]:
     tokens = []
+    segments = response.get("segment")
     for i, token in enumerate(response["tokens"]):
         weights = {name: response[name][i] for name in ("reward_mask", "kl_mask", "token_kl")}
         tokens.append(
@@ -85,6 +88,7 @@ def _response(response: dict[str, Any], scales: Sequence[Scale]) -> dict[str, An
                 "style": ";".join(
                     f"--{scale.key}:{scale.strength(weights[scale.field])}" for scale in scales
                 ),
+                "begins": bool(segments and i and segments[i] != segments[i - 1]),
                 "is_key": bool(response["is_key"] and response["is_key"][i]),
                 "hint": "reward mask {reward_mask:.4g} | KL mask {kl_mask:.4g} | token KL "
                 "{token_kl:.4g} nats".format(**weights),

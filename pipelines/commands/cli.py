@@ -212,6 +212,18 @@ def sft(recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = Fals
 
 
 @app.command()
+def discriminator(
+    recipe: RecipeArgument, overrides: Overrides = None, quiet: Quiet = False
+) -> None:
+    """Train a head on the reference's states that tells good tokens from bad ones (TLCR)."""
+    from pipelines.commands.discriminator import run_discriminator
+    from pipelines.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    print(f"discriminator: {run_discriminator(loaded, _say(quiet), quiet)}")
+
+
+@app.command()
 def tune(
     sweep: Annotated[
         str,
@@ -381,6 +393,9 @@ def plan(
     sft: Annotated[
         bool, typer.Option("--sft", help="Of what `sparsepo sft` makes with this recipe.")
     ] = False,
+    discriminator: Annotated[
+        bool, typer.Option("--discriminator", help="Of what `sparsepo discriminator` makes.")
+    ] = False,
     shard: ShardOption = None,
 ) -> None:
     """What would be made, how long it takes, memory and disk, what is refused; runs nothing."""
@@ -397,6 +412,11 @@ def plan(
 
         found = plan_sft(load_sft(recipe, given), tflops, recipe)
         lines = plan_lines(found, planned_sft(found))
+    elif discriminator:
+        from pipelines.commands.discriminator import plan_discriminator
+
+        found = plan_discriminator(load_recipe(recipe, given), tflops, recipe)
+        lines = plan_lines(found, planned(found))
     elif is_sweep(recipe):
         found = plan_sweep(load_sweep(recipe, given, shard), tflops, recipe)
         lines = sweep_plan_lines(found)
@@ -595,7 +615,7 @@ def _add_stage_commands() -> None:
     _add_command("run", f"{way}; finished stages are skipped.", RUN)
     own = {command.callback.__name__ for command in others if command.callback is not None}
     for stage in STAGES:
-        if stage.name not in own and stage.flag is None:
+        if stage.has_command and stage.name not in own and stage.flag is None:
             _add_command(stage.name, stage.help, (stage,))
     app.registered_commands += others
 

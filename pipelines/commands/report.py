@@ -94,6 +94,7 @@ def _view(run_dir: str) -> RunView:
     found = _evaluation(paths.evaluation, recipe, text)
     return replace(
         found,
+        results={**found.results, **_discriminator(paths, recipe)},
         name=recipe["objective"]["name"] if made else _folder(evaluated),
         counts=made["counts"] if made else None,
         data_counts=read_manifest(paths.pairs)["counts"],
@@ -105,6 +106,16 @@ def _view(run_dir: str) -> RunView:
         others={name: replace(other, name=name) for name, other in others.items()},
         is_toy=bool(made and _is_toy(train)),
     )
+
+
+def _discriminator(paths: RunPaths, recipe: dict[str, Any]) -> dict[str, Any]:
+    """The figures of the discriminator that weighs tokens, as the reference stage found them."""
+    mask, store = recipe["mask"], paths.reference
+    reads = "discriminator" in (mask["kind"], mask.get("value"))
+    if not reads or not store.exists(MANIFEST):
+        return {}
+    figures = read_manifest(store)["counts"].get("discriminator")
+    return {"discriminator": figures} if figures else {}
 
 
 def _is_toy(train: RunStore) -> bool:

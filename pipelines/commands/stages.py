@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipelines.discriminator import DISCRIMINATOR, EDIT
 from pipelines.evaluate import EVALUATE, EXECUTE, SAMPLE
 from pipelines.pairs import PREPARE
 from pipelines.recipe import PAGE, Recipe, Run, RunPaths, Say, Stage, StageRecord
@@ -59,7 +60,7 @@ REPORT = Report()
 
 # In the order in which they run.
 STAGES: tuple[Stage[Any], ...] = (
-    SAMPLE, PREPARE, REFERENCE, TRAIN, EVALUATE, EXECUTE, REPORT,
+    SAMPLE, PREPARE, EDIT, REFERENCE, DISCRIMINATOR, TRAIN, EVALUATE, EXECUTE, REPORT,
 )  # fmt: skip
 RUN = tuple(stage for stage in STAGES if stage.in_run)
 # What their processes import first, most of their time to start. None asks for devices.

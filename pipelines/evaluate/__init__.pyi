@@ -1,3 +1,5 @@
+from .endpoint import ChatEndpoint as ChatEndpoint, endpoint_key as endpoint_key
+from .facts import read_key_words as read_key_words
 from .history import (
     numbers_of as numbers_of,
     read_history as read_history,

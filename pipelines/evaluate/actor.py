@@ -49,7 +49,7 @@ from sparsepo.batching.cutting import token_budget_batches
 from sparsepo.batching.layouts import TokenizedPair, padded_layout
 from sparsepo.features import FEATURES
 from sparsepo.model import scored_states
-from sparsepo.records import ModelInputs
+from sparsepo.records import Features, ModelInputs, TokenScores
 
 
 def _sides(label: bool | None) -> tuple[str, ...]:
@@ -156,6 +156,7 @@ class Evaluator:
                 "kl": scores.per_response(scores.token_kl).tolist(),
             }
             lengths = [scored for i in batch for scored in pairs[i].num_scored()]
+            segments = self._segments(scores, features, lengths)
             floors: list[float] = []
             if min(batch) < task.num_shown():
                 floors = pair_floors(self._reference, inputs, features, lengths)
@@ -189,6 +190,7 @@ class Evaluator:
                             "side": name,
                             **{key: parts[2 * at + side] for key, parts in flat.items()},
                             **self._token_texts(pairs[i], side),
+                            **({} if segments is None else {"segment": segments[2 * at + side]}),
                         }
                         for side, name in enumerate(_sides(label))
                     ]
@@ -232,6 +234,16 @@ class Evaluator:
 
         write_weights(RunStore(self._facts.store), number, responses)
         return mask_sums(responses)
+
+    def _segments(
+        self, scores: TokenScores, features: Features, lengths: Sequence[int]
+    ) -> list[list[int]] | None:
+        """Of every response its tokens' segments, from 0 on; None of a mask without any."""
+        known = replace(features, policy_logps=scores.policy_logps)
+        found = self._policy.masks.segments(known, scores.response_index)
+        if found is None:
+            return None
+        return [(part - part[0]).tolist() for part in found.cpu().split(list(lengths))]
 
     def _start_logps(self, inputs: ModelInputs) -> torch.Tensor:
         hidden = scored_states(self._start, inputs)

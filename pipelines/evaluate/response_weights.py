@@ -15,7 +15,7 @@ from pipelines.models import (
 )
 from pipelines.pairs import ChatRenderer, Conversation, PairEncoder, RawPair, RowRejected
 from pipelines.recipe import MANIFEST, DataSection, Run
-from pipelines.reference import load_reference
+from pipelines.reference import load_discriminator, load_reference
 from pipelines.train import TRAIN, completed_steps, open_policy, training_facts
 from sparsepo import TokenWeights, token_weights
 from sparsepo.features import FEATURES
@@ -77,6 +77,9 @@ def response_weights(
             other=answers[1] if len(answers) > 1 else None,
             hooks=model.hooks,
             mapping=model.mapping,
+            discriminator=None
+            if model.discriminator is None
+            else load_discriminator(model.discriminator),
         )
     except ValueError as error:
         raise UserError(f"mask.kind={mask.kind}: {error}") from error
@@ -108,9 +111,12 @@ def weight_lines(found: TokenWeights, has_colours: bool = False) -> Iterator[str
         yield from found.text(colours=True).splitlines()
         yield ""
     yield f"{'reward':>8} {'kl':>8}  token"
-    for token, reward, kl in zip(
-        found.tokens, found.reward.tolist(), found.kl.tolist(), strict=True
+    begins = found.begins()
+    for i, (token, reward, kl) in enumerate(
+        zip(found.tokens, found.reward.tolist(), found.kl.tolist(), strict=True)
     ):
+        if i in begins:
+            yield f"{'':>17}  --- a segment begins"
         yield f"{reward:8.4f} {kl:8.4f}  {json.dumps(token, ensure_ascii=False)}"
 
 

@@ -1,3 +1,8 @@
+from .discriminator import (
+    DiscriminatorSection as DiscriminatorSection,
+    EndpointEditor as EndpointEditor,
+    ModelEditor as ModelEditor,
+)
 from .evaluation import (
     BrevityReward as BrevityReward,
     ClassifierReward as ClassifierReward,
@@ -49,6 +54,7 @@ from .objectives import (
     DPOConfig as DPOConfig,
     ObjectiveConfig as ObjectiveConfig,
     SFTConfig as SFTConfig,
+    SimPOConfig as SimPOConfig,
 )
 from .problems import (
     explain as explain,
@@ -72,17 +78,22 @@ from .run_paths import (
     CONFIG as CONFIG,
     CONTROLLED as CONTROLLED,
     DEFINITION as DEFINITION,
+    DISCRIMINATOR_RUN as DISCRIMINATOR_RUN,
     EVENTS as EVENTS,
     EXECUTED as EXECUTED,
     EXPORT as EXPORT,
     EXPORTED as EXPORTED,
     FAILED_ROWS as FAILED_ROWS,
     FAILURE as FAILURE,
+    FIGURES as FIGURES,
     FRONT as FRONT,
     FRONTIER as FRONTIER,
     GATES as GATES,
+    HEAD_FACTS as HEAD_FACTS,
     HEAD_FILE as HEAD_FILE,
+    HEAD_POSITION as HEAD_POSITION,
     HEAD_SETTINGS as HEAD_SETTINGS,
+    HEAD_WEIGHTS as HEAD_WEIGHTS,
     HISTORY as HISTORY,
     LAST_TICK as LAST_TICK,
     LENGTHS as LENGTHS,

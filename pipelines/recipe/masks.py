@@ -10,6 +10,7 @@ from sparsepo.masks.declarations import (
     LEARNED_MASKS,
     MASKS,
     RATIO_SOURCES,
+    SEGMENT_VALUES,
     TRANSPORT_STATES,
     check_exp_ratio_options,
     check_mask_options,
@@ -164,10 +165,27 @@ class SelectiveMaskConfig(FrozenMaskConfig):
 
 
 class SegmentMaskConfig(FrozenMaskConfig):
-    """Segments, cut where q jumps by more than theta nats, whose sum agrees with their side."""
+    """Segments, cut where a value jumps by more than theta, whose sum agrees with their side.
+
+    value: of each token; ratio = the scorers' log ratio q, in nats, of which token_reward's is a
+    multiple; discriminator = 2 D - 1 of model.discriminator; policy_ratio = policy minus reference;
+    external = the data's columns of weights. theta: in the value's unit.
+    """
 
     kind: Literal["segment"] = "segment"
     theta: float = Field(1.0, ge=0, allow_inf_nan=False)
+    value: Literal["ratio", "discriminator", "policy_ratio", "external"] = added("ratio")
+
+    def requires(self) -> frozenset[str]:
+        return SEGMENT_VALUES[self.value]
+
+
+class DiscriminatorMaskConfig(FrozenMaskConfig):
+    """TLCR: clamp(1 + mu v, 0, hi) chosen, clamp(1 - mu v, 0, hi) rejected, v = 2 D - 1."""
+
+    kind: Literal["discriminator"] = "discriminator"
+    mu: float = Field(1.0, ge=0, allow_inf_nan=False)
+    hi: float = Field(2.0, ge=1, allow_inf_nan=False)
 
 
 class ContrastMaskConfig(FrozenMaskConfig):
@@ -267,6 +285,7 @@ AnyMask = Annotated[
     | TokenRewardMaskConfig
     | SelectiveMaskConfig
     | SegmentMaskConfig
+    | DiscriminatorMaskConfig
     | ContrastMaskConfig
     | EntropyMaskConfig
     | SaliencyMaskConfig

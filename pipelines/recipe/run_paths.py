@@ -19,6 +19,9 @@ MARKERS, FAILED_ROWS = "shards", "failed_rows.jsonl"
 HEAD_FILE, HEAD_SETTINGS = "lm_head.safetensors", "lm_head.json"
 # Of sample.
 CANDIDATES = "candidates.jsonl"
+# Of discriminator: its run's folder in a run's; weights, facts and figures of a head; where it is.
+DISCRIMINATOR_RUN, FIGURES, HEAD_POSITION = "discriminator", "figures.json", "checkpoint.json"
+HEAD_WEIGHTS, HEAD_FACTS = "discriminator.safetensors", "discriminator.json"
 # Of train, and of a checkpoint.
 MODEL, MASKS, CHECKPOINTS, METRICS, BOARD = (
     "model",
@@ -112,6 +115,11 @@ class RunPaths:
         """Name -> the same folders, with that evaluation meant."""
         names = self.run.at("evaluation").names(NAMED)
         return {name: replace(self, evaluation_name=name) for name in names}
+
+    @property
+    def discriminator(self) -> RunStore:
+        """Of a trained discriminator, in a run of its own."""
+        return self.run.at("head")
 
     @property
     def sample(self) -> RunStore:

@@ -4,9 +4,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from pipelines.recipe.discriminator import DiscriminatorSection
 from pipelines.recipe.evaluation import EvaluateSection, SampleSection, ScheduleSection
 from pipelines.recipe.location import (
     Data,
+    Directory,
     Model,
     RunDirectory,
     ScratchDirectory,
@@ -26,7 +28,8 @@ class ModelSection(Section):
     are weighed with; the reference takes the place of one that is left out. embedder: a
     sentence-embedding model for rpo; without one, the mean of the reference's last hidden states.
     name_or_path: the model to tune; the reference too, unless another is named. tokenizer: another
-    one than the model's.
+    one than the model's. discriminator: the directory that `sparsepo discriminator` names at its
+    end.
     """
 
     MAIN = "name_or_path"
@@ -36,6 +39,7 @@ class ModelSection(Section):
     positive_scorer: Model | None = None
     negative_scorer: Model | None = None
     embedder: Model | None = None
+    discriminator: Directory | None = None
 
 
 class ColumnNames(Section):
@@ -184,6 +188,8 @@ class ReferenceSection(Section):
             "reference_entropy",
             "reference_square_sum",
             "saliency",
+            "token_states",
+            "discriminator_values",
             "scorer_log_ratios",
             "positive_logps",
             "negative_logps",
@@ -412,6 +418,7 @@ class Recipe(Section):
     reference: ReferenceSection = ReferenceSection()
     train: TrainSection = TrainSection()
     sft: SFTSection = SFTSection()
+    discriminator: DiscriminatorSection = DiscriminatorSection()
     evaluate: EvaluateSection = EvaluateSection()
     sample: SampleSection = SampleSection()
     schedule: ScheduleSection = ScheduleSection()
@@ -464,6 +471,12 @@ class Recipe(Section):
             raise ValueError(
                 f"{self.reader_of(feature)} needs the feature {feature} of the reference stage: "
                 f"set {cure}"
+            )
+        if self.judges_tokens() and self.model.discriminator is None:
+            raise ValueError(
+                f"{self.reader_of('discriminator_values')} reads a discriminator's values: set "
+                "model.discriminator to the directory that `sparsepo discriminator` names at its "
+                "end"
             )
         if "reference_topk" in wanted and self.reference.topk is None:
             raise ValueError(
@@ -534,6 +547,11 @@ class Recipe(Section):
         if self.reference.topk is not None and "reference_hidden" in wanted:
             return wanted - {"reference_hidden"} | {"reference_topk"}
         return wanted
+
+    def judges_tokens(self) -> bool:
+        """Whether it reads, or stores, what a discriminator finds of tokens."""
+        wanted = self.required_features() | frozenset(self.reference.features)
+        return "discriminator_values" in wanted
 
     def reads_labels(self) -> bool:
         """Whether the objective reads responses with labels, each a row, instead of pairs."""

@@ -88,9 +88,9 @@ class Stage(ABC, Generic[Inputs]):
 
     Attributes:
         name: of its command and record. help: of its command. title: of its part of a plan.
-        in_run: whether `run` takes it. is_optional: whether a recipe may do without it, so that
-            commands which do not run it leave its checks alone. has_record: whether its result is
-            kept. uses_ray: whether it works on Ray.
+        in_run: whether `run` takes it. has_command: whether a command is called so. is_optional:
+            whether a recipe may do without it, so that commands which do not run it leave its
+            checks alone. has_record: whether its result is kept. uses_ray: whether it works on Ray.
         flag: the option that asks for a stage that runs on request only, without dashes. follows:
             the stage whose commands have that option. flag_help: of the option. flag_hint: said
             where the stage applies and was not asked for.
@@ -101,6 +101,7 @@ class Stage(ABC, Generic[Inputs]):
     help: ClassVar[str]
     title: ClassVar[str]
     in_run: ClassVar[bool] = True
+    has_command: ClassVar[bool] = True
     is_optional: ClassVar[bool] = False
     has_record: ClassVar[bool] = True
     uses_ray: ClassVar[bool] = True

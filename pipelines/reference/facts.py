@@ -26,6 +26,8 @@ class FrozenReference:
             longest sequence that it reads.
         vocabulary: rows over which it is compared with the policy where one of them has more, None
             for all.
+        token_layer: whose states of the tokens themselves are stored, None for the last one.
+        discriminator: the directory of the one that judges them, if any does.
     """
 
     name: str
@@ -35,6 +37,8 @@ class FrozenReference:
     topk: int
     longest: int
     vocabulary: int | None = None
+    token_layer: int | None = None
+    discriminator: str | None = None
 
     @classmethod
     def of(cls, recipe: Recipe, vocabulary: int | None = None) -> "FrozenReference":
@@ -53,6 +57,8 @@ class FrozenReference:
             recipe.reference.topk or 64,
             longest_row(recipe),
             vocabulary,
+            recipe.discriminator.layer,
+            recipe.model.discriminator if recipe.judges_tokens() else None,
         )
 
 

@@ -7,8 +7,9 @@ which takes seconds.
 from pathlib import Path
 
 from pipelines.errors import UserError
-from pipelines.models import STREAMS, family_of, longest_row, resolve_model
+from pipelines.models import STREAMS, family_of, longest_row, model_shape, resolve_model
 from pipelines.recipe import ActivationMaskConfig, Recipe
+from pipelines.reference.discriminators import layer_of, read_facts
 from pipelines.reference.origins import reference_model_dir
 
 
@@ -31,16 +32,14 @@ def check_hooks(recipe: Recipe) -> None:
             raise UserError(f"mask.hooks: {error}") from error
     train = recipe.train
     if "reference_layers" in recipe.required_features() | recipe.stored_features():
-        _check_layers(
+        _check_one_state(
             reference,
-            "states of all layers (reference_layers; a mask of kind *_last reads the last layer "
-            "alone)",
+            "states of all layers",
+            "a mask of kind *_last reads the last layer alone",
         )
-        if (family := family_of(Path(reference))) in STREAMS:
-            raise UserError(
-                f"states of all layers: {reference}: models of type {family!r} hand on several "
-                "states per token; a mask of kind *_last reads the last layer alone"
-            )
+    layer = _inner_layer(recipe, reference)
+    if layer is not None:
+        _check_one_state(reference, f"states of tokens at layer {layer}", "the last layer has one")
     asked = {
         "train.gradient_checkpointing=true": train.gradient_checkpointing,
         "train.strategy=fsdp": train.strategy == "fsdp",
@@ -63,6 +62,28 @@ def check_hooks(recipe: Recipe) -> None:
                     f"{setting}.layout=packed: {type(model).__name__} cannot: {obstacle}; use "
                     "auto or padded"
                 )
+
+
+def _inner_layer(recipe: Recipe, reference: str) -> int | None:
+    """The layer below the last one whose states of tokens are read, if any is."""
+    wanted = recipe.required_features() | recipe.stored_features()
+    if not {"token_states", "discriminator_values"} & wanted:
+        return None
+    layers = {model_shape(Path(reference)).num_layers}
+    if "token_states" in wanted:
+        layers.add(layer_of(recipe, reference))
+    if "discriminator_values" in wanted and recipe.model.discriminator is not None:
+        layers.add(int(read_facts(recipe.model.discriminator)["layer"]))
+    return min(layers) if len(layers) > 1 else None
+
+
+def _check_one_state(directory: str, purpose: str, cure: str) -> None:
+    _check_layers(directory, purpose)
+    if (family := family_of(Path(directory))) in STREAMS:
+        raise UserError(
+            f"{purpose}: {directory}: models of type {family!r} hand on several states per token; "
+            f"{cure}"
+        )
 
 
 def _check_layers(directory: str, purpose: str) -> None:

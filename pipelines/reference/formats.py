@@ -59,6 +59,9 @@ def formats_of(recipe: Recipe, features: Iterable[str], dtype: str) -> dict[str,
     for feature in sorted(features):
         if feature == "reference_hidden":
             found[feature] = FeatureFormat("raw", dtype, (model_shape(directory).state_size,))
+        elif feature == "token_states":
+            width = token_state_size(directory, recipe.discriminator.layer)
+            found[feature] = FeatureFormat("raw", dtype, (width,))
         elif feature == "reference_layers":
             shape = model_shape(directory)
             encoding: Literal["int8", "raw"] = (
@@ -73,6 +76,12 @@ def formats_of(recipe: Recipe, features: Iterable[str], dtype: str) -> dict[str,
         else:
             found[feature] = FeatureFormat("list", "float32", ())
     return found
+
+
+def token_state_size(directory: Path, layer: int | None) -> int:
+    """Features of a layer's states, None for the last one; the last may be of another width."""
+    shape = model_shape(directory)
+    return shape.state_size if layer in (None, shape.num_layers) else shape.hidden_size
 
 
 def stored_bytes(formats: dict[str, FeatureFormat], counts: dict[str, Any]) -> int:

@@ -4,6 +4,7 @@ import torch
 
 from pipelines.models import load_causal_lm, reference_dtype, resolve_model
 from pipelines.recipe import ReferenceSection
+from pipelines.reference.discriminators import load_discriminator
 from pipelines.reference.facts import FrozenReference
 from sparsepo import ReferenceModel
 
@@ -19,7 +20,16 @@ def load_reference(
         num_gpus,
         model.vocabulary,
     )
-    return ReferenceModel(loaded, model.hooks, model.mapping, model.topk)
+    return ReferenceModel(
+        loaded,
+        model.hooks,
+        model.mapping,
+        model.topk,
+        token_layer=model.token_layer,
+        discriminator=None
+        if model.discriminator is None
+        else load_discriminator(model.discriminator),
+    )
 
 
 def batch_tokens(settings: ReferenceSection, device: torch.device) -> int:

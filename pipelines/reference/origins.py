@@ -10,6 +10,7 @@ from typing import Literal
 from pipelines.errors import UserError
 from pipelines.models import json_list_of, json_of, resolve_model, weights_fingerprint
 from pipelines.recipe import ActivationMaskConfig, Recipe, StageRecord
+from pipelines.reference.discriminators import discriminator_origin, layer_origin
 from pipelines.reference.facts import FrozenReference, OtherModels
 from sparsepo.features import FEATURES
 
@@ -85,14 +86,14 @@ def pooling_of(directory: Path) -> _Pooling:
 
 
 def feature_origins(recipe: Recipe) -> dict[str, str]:
-    """What the recipe's scorers' and embedder's features are made of, by feature.
+    """What the recipe's features are made of that other weights than the reference's make.
 
     It is an input of training, like the reference.
     """
     made_elsewhere = frozenset(
         name
         for name in recipe.required_features()
-        if FEATURES[name].origin in ("scorers", "embedder")
+        if FEATURES[name].origin in ("scorers", "embedder") or FEATURES[name].has_own_weights
     )
     return origins_of(recipe, made_elsewhere)
 
@@ -105,6 +106,10 @@ def origins_of(recipe: Recipe, features: Iterable[str]) -> dict[str, str]:
         "positive_logps": scorer_fingerprints,
         "negative_logps": scorer_fingerprints,
         "prompt_embedding": embedder_fingerprint,
+        "token_states": lambda recipe: layer_origin(recipe, reference_model_dir(recipe)),
+        "discriminator_values": lambda recipe: discriminator_origin(
+            recipe, reference_model_dir(recipe)
+        ),
         "reference_topk": lambda recipe: f"top {recipe.reference.topk}",
         "reference_layers": lambda recipe: (
             "int8" if recipe.reference.layers_dtype == "int8" else ""

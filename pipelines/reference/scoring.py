@@ -32,6 +32,7 @@ from pipelines.recipe import (
     read_manifest,
 )
 from pipelines.reference.actor import Scoring, ShardScorer, ShardTask, marker_path
+from pipelines.reference.discriminators import read_figures
 from pipelines.reference.facts import FrozenReference, OtherModels
 from pipelines.reference.family_checks import check_hooks
 from pipelines.reference.formats import formats_of, head_bytes, stored_bytes
@@ -266,10 +267,19 @@ def _finish(
         "devices": sorted(devices),
         "shards_scored": scored,
         "warnings": warnings,
+        **_judge_of(recipe, known),
         **({"topk_error": topk_error} if topk_error else {}),
     }
     _write_failed_rows(store, pairs, failed)
     return record.finish(counts, outputs)
+
+
+def _judge_of(recipe: Recipe, known: dict[str, Any]) -> dict[str, Any]:
+    """The figures of the discriminator whose values are here: of this recipe's, or a known one."""
+    if recipe.judges_tokens():
+        assert recipe.model.discriminator is not None
+        return {"discriminator": read_figures(recipe.model.discriminator)}
+    return {"discriminator": known["discriminator"]} if "discriminator" in known else {}
 
 
 def _write_failed_rows(

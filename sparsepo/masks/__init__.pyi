@@ -16,6 +16,7 @@ from .declarations import (
     MaskDeclaration as MaskDeclaration,
     check_mask_options as check_mask_options,
 )
+from .discriminator import DiscriminatorMask as DiscriminatorMask
 from .entropy import EntropyMask as EntropyMask
 from .exp_ratio import ExpRatioMask as ExpRatioMask
 from .frozen import (

@@ -48,6 +48,13 @@ class TokenMasks(nn.Module, ABC):
         Raises: ValueError naming the feature that is missing.
         """
 
+    def segments(self, features: Features, response_index: Tensor) -> Tensor | None:
+        """int64 [S], non-decreasing: the segment of every token; None of a mask without any.
+
+        Args: as of `forward`.
+        """
+        return None
+
 
 class UniformMask(TokenMasks):
     """Every response token weighs 1: with a KL term this is TDPO v1, without one DPO."""

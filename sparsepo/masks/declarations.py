@@ -29,6 +29,14 @@ RATIO_SOURCES: dict[RatioSource, str] = {
     "scorers": "scorer_log_ratios",
     "external": "external_weights",
 }
+SegmentValue = Literal["ratio", "discriminator", "policy_ratio", "external"]
+# The per-token value that segments are made of -> the features that it is made of.
+SEGMENT_VALUES: dict[SegmentValue, frozenset[str]] = {
+    "ratio": frozenset({"scorer_log_ratios"}),
+    "discriminator": frozenset({"discriminator_values"}),
+    "policy_ratio": frozenset({"policy_logps", "reference_logps"}),
+    "external": frozenset({"external_weights"}),
+}
 TransportStates = Literal["policy", "reference"]
 TRANSPORT_STATES: dict[TransportStates, str] = {
     "policy": "policy_hidden",
@@ -83,6 +91,9 @@ MASKS: dict[str, MaskDeclaration] = {
     ),
     "selective": MaskDeclaration("selective", "SelectiveMask", frozenset({"scorer_log_ratios"})),
     "segment": MaskDeclaration("segment", "SegmentMask", frozenset({"scorer_log_ratios"})),
+    "discriminator": MaskDeclaration(
+        "discriminator", "DiscriminatorMask", frozenset({"discriminator_values"})
+    ),
     "contrast": MaskDeclaration(
         "contrast", "ContrastMask", frozenset({"positive_logps", "negative_logps"})
     ),

@@ -78,6 +78,7 @@ def test_a_mask_reads_what_its_declaration_says(kind: str) -> None:
         reference_layers=torch.randn(5, 2, 8),
         activation_mask=torch.rand(5),
         external_weights=torch.rand(5),
+        discriminator_values=torch.rand(5),
         pair_keys=torch.tensor([7]),
         policy_logps=-3 * torch.rand(5),
         reference_logps=-3 * torch.rand(5),

@@ -13,6 +13,8 @@ from sparsepo import (
     LearnedMasks,
     LengthSplitMask,
     ReferenceModel,
+    SegmentMask,
+    TokenDiscriminator,
     TokenizedPair,
     padded_layout,
     token_weights,
@@ -107,5 +109,26 @@ def test_every_producer_answers(kind: str) -> None:
         for name, feature in FEATURES.items()
         if feature.origin in ("pairs", "scorers") and feature.per == "token"
     }
-    found = token_weights(llama(), kind, PROMPT, RESPONSE, other=OTHER, features=of_tokens)
+    model = llama()
+    head = TokenDiscriminator(1, model.config.hidden_size)
+    found = token_weights(
+        model, kind, PROMPT, RESPONSE, other=OTHER, features=of_tokens, discriminator=head
+    )
     assert found.reward.shape == (5,) and found.reward.isfinite().all()
+
+
+def test_segments_are_numbered_from_the_response_and_shown_by_bars() -> None:
+    """Of the pair's other response, too: its tokens do not count."""
+    values = torch.tensor([1.0, 1.1, -1.0, 3.0, 3.1, 0.0, 5.0])
+    mask, features = SegmentMask(0.5, "external"), {"external_weights": values}
+    found = token_weights(
+        llama(), mask, PROMPT, RESPONSE, other=OTHER, side="rejected", features=features
+    )
+    # The other one has two tokens, then come -1 | 3 3.1 | 0 | 5.
+    assert found.segments == [0, 1, 1, 2, 3] and found.begins() == {1, 3, 4}
+    assert found.text().count("│ ") == 3 and found._repr_html_().count("border-left") == 3
+    assert found.text(colours=True).count("│") == 3
+    plain = token_weights(llama(), "external", PROMPT, RESPONSE, features={
+        "external_weights": values[:5]
+    })  # fmt: skip
+    assert plain.segments is None and not plain.begins() and "│" not in plain.text()

@@ -8,9 +8,17 @@ import torch
 from runs import run_here
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from pipelines.commands.discriminator import discriminator_recipe
 from pipelines.commands.plan import run_plan
 from pipelines.commands.sft import in_turn, plan_sft, sft_recipe
-from pipelines.commands.stages import EVALUATE, PREPARE, REFERENCE, REPORT, TRAIN
+from pipelines.commands.stages import (
+    DISCRIMINATOR,
+    EVALUATE,
+    PREPARE,
+    REFERENCE,
+    REPORT,
+    TRAIN,
+)
 from pipelines.recipe.files import load_recipe, packaged
 from pipelines.recipe.schema import Recipe
 from pipelines.storage.store import RunStore
@@ -92,12 +100,15 @@ def test_packaged_recipes_run_on_tiny_models_of_their_families(
             "data.max_prompt_tokens=24", "data.max_response_tokens=24", "train.max_steps=4",
             "train.global_batch_size=8", "train.learning_rate=1e-2", "train.warmup_fraction=0",
             "evaluate.benchmarks=[preference]",
+            "discriminator.held_out=validation", "discriminator.batch_pairs=16",
             *scorers,
         ],
     )  # fmt: skip
     if recipe.sft.control is not None:
         tuned_with_a_control(recipe)
         return
+    if recipe.model.discriminator is not None:
+        run_here(discriminator_recipe(recipe), (PREPARE, REFERENCE, DISCRIMINATOR))
     assert run_plan(recipe)["train"]["parameters"] > 0
     run_here(recipe, (PREPARE, REFERENCE, TRAIN, EVALUATE, REPORT))
     records = [r for r in read_metrics(RunStore(f"{recipe.run_dir}/train")) if "kind" not in r]

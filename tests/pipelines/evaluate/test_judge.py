@@ -23,7 +23,7 @@ from by_hand import unsealed
 from text_models import write_constant_judge
 
 from pipelines.errors import StageFailed, UserError
-from pipelines.evaluate import judge as judge_module
+from pipelines.evaluate import endpoint as endpoint_module
 from pipelines.evaluate.judge import EndpointJudge, judge_key
 from pipelines.recipe.evaluation import OpenAIJudge
 from pipelines.storage.store import RunStore
@@ -355,7 +355,7 @@ def test_a_question_is_asked_as_often_as_the_recipe_says(
 
     Then: too busy at first, and no JSON; both are asked again and answered.
     """
-    monkeypatch.setattr(judge_module, "_WAITS_SECONDS", (0.0,))
+    monkeypatch.setattr(endpoint_module, "_WAITS_SECONDS", (0.0,))
     again = {"Retry-After": "60", "x-should-retry": "true"}
     address, told = endpoint(lambda headers, count: (503, again, "busy"))
     with pytest.raises(StageFailed, match="2 of 2 questions .* without a verdict: 503 'busy'"):
@@ -393,7 +393,7 @@ def test_what_is_no_key_is_said_without_saying_it(
 
 def test_the_client_library_is_imported_by_a_judge_alone() -> None:
     """No module imports it at its head, outside of what type checkers read."""
-    root = Path(judge_module.__file__).parents[2]
+    root = Path(endpoint_module.__file__).parents[2]
     heads = {
         name
         for package in ("sparsepo", "evaluation", "pipelines")
