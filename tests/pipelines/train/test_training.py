@@ -6,6 +6,8 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,6 @@ import torch
 from peft import PeftModel
 from runs import CPU, MakeRecipe, trainer_of
 from safetensors.torch import load_file, save_file
-from torch._inductor.utils import fresh_cache
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.commands.plan import run_plan
@@ -151,7 +152,7 @@ def test_layouts_accumulation_and_recomputation_change_nothing_but_rounding(
 
 @pytest.mark.slow
 def test_compiled_layers_change_nothing_but_rounding_and_are_compiled_once(
-    make: MakeRecipe,
+    make: MakeRecipe, another_machine: Callable[[], AbstractContextManager[None]]
 ) -> None:
     """Rows of several widths, and validations without gradients: two graphs, three parts.
 
@@ -165,7 +166,7 @@ def test_compiled_layers_change_nothing_but_rounding_and_are_compiled_once(
     def compiled(name: str, *options: str, stop_at: int | None = None) -> tuple[float, float]:
         recipe = make(name, "train.max_steps=3", "train.compile=true", *options)
         torch._dynamo.reset()
-        with fresh_cache():
+        with another_machine():
             trainer = trained(recipe, stop_at)
         if not options and stop_at is None:
             assert distance(curve(plain), curve(recipe)) < 1e-5
