@@ -29,6 +29,7 @@ def trained(recipe: Recipe) -> list[dict[str, float]]:
     return [r for r in read_metrics(RunStore(f"{recipe.run_dir}/train")) if "kind" not in r]
 
 
+@pytest.mark.slow
 def test_mlflow_and_wandb_hold_what_the_log_holds(
     make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -119,6 +119,7 @@ PATHS = {
 }
 
 
+@pytest.mark.slow
 def test_layouts_accumulation_and_recomputation_change_nothing_but_rounding(
     make: MakeRecipe,
 ) -> None:
@@ -199,6 +200,7 @@ def test_low_precision_starts_at_ln_2(make: MakeRecipe) -> None:
         assert dtypes == {torch.bfloat16 if precision == "bfloat16" else torch.float32}
 
 
+@pytest.mark.slow
 def test_adapters_are_trained_saved_and_resumed_with_their_masks(
     make: MakeRecipe, model_dir: Path
 ) -> None:
@@ -242,6 +244,7 @@ def test_adapters_are_trained_saved_and_resumed_with_their_masks(
     torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_sends_training_back_to_the_older_checkpoint(make: MakeRecipe) -> None:
     """Newest of two damaged: the run ends with the bits of one that was never stopped, and says
     what it did.
