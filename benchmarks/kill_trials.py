@@ -116,8 +116,16 @@ def command(stage: str, recipe: Path, log: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def finish(process: subprocess.Popen[bytes], log: Path, seconds: float = 300) -> None:
-    if process.wait(timeout=seconds) != 0:
+def finish(process: subprocess.Popen[bytes], run_dir: Path, log: Path) -> None:
+    """Wait for the command, for as long as files of its run come and go."""
+    seen, limit = -1, 0.0
+    while process.poll() is None:
+        if (now := sum(len(names) for *_, names in os.walk(run_dir))) != seen:
+            seen, limit = now, time.monotonic() + PATIENCE_SECONDS
+        if time.monotonic() > limit:
+            raise SystemExit(f"no progress after a kill:\n{log.read_text()[-2000:]}")
+        time.sleep(0.1)
+    if process.returncode != 0:
         raise SystemExit(
             f"the command failed with {process.returncode}:\n{log.read_text()[-2000:]}"
         )
@@ -206,7 +214,7 @@ def trial(
         if resize:
             recipe = write_recipe(work, name, workers - 1 or 2, strategy, every)
         process = command("train", recipe, log)
-    finish(process, log)
+    finish(process, run_dir, log)
     found, expected = tensors(run_dir), tensors(work / f"whole-{workers}-{strategy}")
     difference = max(
         float((found[k] - expected[k]).abs().max() / expected[k].abs().max().clamp(min=1e-12))

@@ -1,11 +1,11 @@
 """What computes nothing imports nothing heavy, shown in one fresh interpreter."""
 
 import json
-import subprocess
 import sys
 
 import pytest
 from checkout import ROOT
+from processes import ended
 
 HEAVY = ("torch", "transformers", "ray", "pandas", "peft", "datasets", "scipy", "sklearn")
 # What is done -> statements. They run one after the other in one interpreter, so a case is charged
@@ -68,13 +68,7 @@ print(json.dumps(found))
 @pytest.fixture(scope="module")
 def imported() -> dict[str, list[str]]:
     """Case -> heavy modules that it was the first to import."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps([HEAVY, CASES])],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = ended([sys.executable, "-c", PROGRAM, json.dumps([HEAVY, CASES])], folder=ROOT)
     assert done.returncode == 0, done.stderr
     found: dict[str, list[str]] = json.loads(done.stdout.splitlines()[-1])
     return found

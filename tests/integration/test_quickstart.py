@@ -1,6 +1,5 @@
 """The quickstart's world, and the whole of it in one go without a network."""
 
-import contextlib
 import hashlib
 import json
 import os
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from checkout import ROOT
-from processes import started_as, wait_for_end
+from processes import said_by
 
 from evaluation.metrics import vader_scores
 from pipelines.commands import quickstart_world as world
@@ -73,26 +72,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("checkout")
     command = without_network([sys.executable, "-m", "pipelines", "quickstart", "--quiet"])
     return folder, said_by(command, folder, dict(os.environ))
-
-
-def said_by(command: list[str], folder: Path, environment: dict[str, str]) -> str:
-    """What a command prints that runs in a folder, for as long as it writes there or prints."""
-    log = folder / "printed.log"
-
-    def written() -> tuple[int, int]:
-        """Files and their bytes; files and folders come and go meanwhile."""
-        sizes = []
-        for place, _, names in os.walk(folder):  # unlike rglob it passes over a folder that went
-            for name in names:
-                with contextlib.suppress(OSError):
-                    sizes.append((Path(place) / name).stat().st_size)
-        return len(sizes), sum(sizes)
-
-    with started_as(command, log, environment, folder) as process:
-        code = wait_for_end(process, written)
-    text = log.read_text()
-    assert code == 0, text[-3000:]
-    return text
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import resource
-import subprocess
 import sys
 import threading
 import time
@@ -17,6 +16,7 @@ import psutil
 import pytest
 import torch
 from checkout import ROOT
+from processes import ended
 from runs import MakeRecipe, run_here, trainer_of
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -41,10 +41,10 @@ def test_killed_workers_change_no_bit(tmp_path: Path) -> None:
     environment = {
         k: v for k, v in os.environ.items() if not k.startswith(("RAY_ADDRESS", "RAY_API_SERVER"))
     } | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
+    done = ended(
         [sys.executable, "benchmarks/kill_trials.py", "--seeds", "0,3",
          "--targets", "worker,shrink", "--work", str(tmp_path)],
-        cwd=ROOT, capture_output=True, text=True, timeout=900, env=environment,
+        environment, ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     trials = {t["target"]: t for t in json.loads(done.stdout.splitlines()[-1])["trials"]}

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from pipelines.cluster.session import free_port
 
 ISOLATED = os.geteuid() == 0 and Path("/usr/sbin/ip").exists()
 _PORT, _DASHBOARD = 6379, 8265
+_GIVEN_UP, _STARTS = "The current node timed out during startup", 4
 _COUNTER = itertools.count()
 
 # What of /tmp the hosts keep (KEPT, separated by colons) is put back below their private one.
@@ -100,6 +102,8 @@ class Hosts:
         self._gcs = _PORT if ISOLATED else free_port()
         self.address = f"http://{self.ip(0)}:{self._port}"
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._options: dict[int, tuple[str, ...]] = {}
+        self._starts: Counter[int] = Counter()
 
     def start(self, workers: int) -> None:
         if ISOLATED:
@@ -116,6 +120,7 @@ class Hosts:
             *self._head_options,
         )
         self._wait_for_dashboard()
+        self._wait_for_hosts(0)
         for number in range(1, workers + 1):
             self.start_host(number)
         self._wait_for_hosts(workers)
@@ -129,7 +134,8 @@ class Hosts:
     def kill_host(self, number: int) -> None:
         """Every process of the host at once, as when it loses its power."""
         process = self._processes.pop(number)
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         self._remove_network(number)
 
@@ -190,6 +196,8 @@ class Hosts:
             subprocess.run(["ip", "link", "del", self._bridge], capture_output=True)
 
     def _start(self, number: int, *options: str) -> None:
+        self._options[number] = options
+        self._starts[number] += 1
         command = [
             str(Path(sys.executable).parent / "ray"), "start", "--block", "--disable-usage-stats",
             f"--node-ip-address={self.ip(number)}",
@@ -256,19 +264,23 @@ class Hosts:
         """Until head and hosts are in the cluster: a driver on a host finds it from then on."""
         wait_while_it_goes_on(lambda: self._alive() > workers, self._alive_and_well, 0.3)
 
-    def _alive_and_well(self) -> int:
-        """The same number, while no host has ended."""
-        for number, process in self._processes.items():
-            assert process.poll() is None, self._log(number)
-        return self._alive()
+    def _alive_and_well(self) -> tuple[int, int]:
+        """The same number, and how often a host was started; fails for one that has ended."""
+        for number, process in list(self._processes.items()):
+            if process.poll() is not None:
+                self._start_again(number)
+        return self._alive(), self._starts.total()
 
     def _alive(self) -> int:
         """Nodes that the head counts as alive."""
-        return len(self.kinds())
+        with contextlib.suppress(OSError):  # a head that starts again does not answer
+            return len(self.kinds())
+        return 0
 
     def _wait_for_dashboard(self) -> None:
         def answers() -> bool:
-            assert self._processes[0].poll() is None, self._log(0)
+            if self._processes[0].poll() is not None:
+                self._start_again(0)
             with contextlib.suppress(OSError):
                 self._answer("/api/jobs/")
                 return True
@@ -276,6 +288,13 @@ class Hosts:
 
         logs = self._folder / "host-0.log"
         wait_while_it_goes_on(answers, lambda: logs.stat().st_size, 0.3)
+
+    def _start_again(self, number: int) -> None:
+        """A host that Ray gave up: it waits half a minute for the node's first word, no longer."""
+        said = self._log(number)
+        assert _GIVEN_UP in said and self._starts[number] < _STARTS, said
+        self.kill_host(number)
+        self._start(number, *self._options[number])
 
     def _answer(self, path: str) -> bytes:
         request = urllib.request.Request(

@@ -5,9 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import psutil
 
 _PATIENCE_SECONDS = 180.0  # without any progress
 
@@ -88,3 +91,52 @@ def wait_while_it_goes_on(
             seen, limit = now, time.monotonic() + _PATIENCE_SECONDS
         assert time.monotonic() < limit, f"no progress after {seen}"
         time.sleep(pause_seconds)
+
+
+def said_by(command: list[str], folder: Path, environment: dict[str, str]) -> str:
+    """What a command prints that runs in a folder, for as long as it writes there or prints."""
+    log = folder / "printed.log"
+
+    def written() -> tuple[int, int]:
+        """Files and their bytes; files and folders come and go meanwhile."""
+        sizes = []
+        for place, _, names in os.walk(folder):  # unlike rglob it passes over a folder that went
+            for name in names:
+                with contextlib.suppress(OSError):
+                    sizes.append((Path(place) / name).stat().st_size)
+        return len(sizes), sum(sizes)
+
+    with started_as(command, log, environment, folder) as process:
+        code = wait_for_end(process, written)
+    text = log.read_text()
+    assert code == 0, text[-3000:]
+    return text
+
+
+def ended(
+    command: list[str], environment: dict[str, str] | None = None, folder: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """A command with its exit code, output and errors, for as long as it is given CPU to work."""
+    with tempfile.TemporaryDirectory() as place:
+        out, error = Path(place, "out"), Path(place, "error")
+        with out.open("wb") as said, error.open("wb") as complained:
+            process = subprocess.Popen(
+                command, stdout=said, stderr=complained, env=environment, cwd=folder
+            )
+            try:
+                code = wait_for_end(process, lambda: round(cpu_seconds(process.pid)))
+            finally:
+                if process.poll() is None:
+                    kill(process)
+        return subprocess.CompletedProcess(command, code, out.read_text(), error.read_text())
+
+
+def cpu_seconds(pid: int) -> float:
+    """Of a process, what it has started, and what of that has ended."""
+    spent = 0.0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(pid)
+        for process in (parent, *parent.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                spent += sum(process.cpu_times()[:4])
+    return spent

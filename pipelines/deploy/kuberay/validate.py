@@ -65,7 +65,7 @@ def _strict(schema: Any, at_top: bool = True) -> Any:
     found = {
         key: _strict(value, False)
         for key, value in schema.items()
-        if key not in ("default", "description")
+        if key not in ("default", "description", "properties")
     }
     if "properties" in schema:
         # Names of properties are no keywords: keep them all.

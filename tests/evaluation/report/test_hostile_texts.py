@@ -109,6 +109,7 @@ def test_a_report_shows_names_as_they_are() -> None:
     text.encode()
 
 
+@pytest.mark.slow
 def test_a_sweep_shows_names_as_they_are() -> None:
     """Of its methods: in the table, in the figures, in the figures' own files."""
 

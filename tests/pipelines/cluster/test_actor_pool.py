@@ -14,6 +14,7 @@ from pipelines.recipe.schema import RaySection
 POOL = Pool("numbers", RaySection(), {}, num_actors=2)
 
 
+@pytest.mark.slow
 @pytest.mark.actors
 @pytest.mark.usefixtures("ray_cluster")
 def test_results_come_in_order_and_failures_as_what_they_were(tmp_path: Path) -> None:

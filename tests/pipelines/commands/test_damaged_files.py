@@ -163,6 +163,7 @@ def test_every_damage_before_every_command(with_sweep: Table, name: str) -> None
     with_sweep.check(kind, tuple(commands), [*kind.damages, FOLDER])
 
 
+@pytest.mark.slow
 def test_a_command_ends_with_one_line_or_as_without_the_damage(table: Table) -> None:
     """What `make test-exhaustive` does with all kinds of files and commands."""
     for name in ("manifest of pairs", "samples", "programs"):

@@ -5,12 +5,12 @@ place in the list of stages. Every command takes it from there.
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from checkout import ROOT
+from processes import ended
 
 from pipelines.pairs.table import open_pairs
 from pipelines.recipe.files import write_yaml
@@ -52,9 +52,7 @@ print(json.dumps(found))
 def test_a_new_stage_is_a_room_and_a_place_in_the_list(copied: Recipe, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     for package in ("sparsepo", "evaluation", "pipelines"):
-        shutil.copytree(
-            ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__")
-        )
+        shutil.copytree(ROOT / package, copy / package)
     room = copy / "pipelines" / "audit"
     room.mkdir()
     shutil.copy(EXAMPLE, room / "stage.py")
@@ -82,14 +80,8 @@ def test_a_new_stage_is_a_room_and_a_place_in_the_list(copied: Recipe, tmp_path:
         ["plan", *refused], ["run", *refused], ["package", "run", *refused],
         ["audit", recipe, "data.max_prompt_tokens=11"],
     ]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(commands)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(copy), "RAY_ADDRESS": ""},
-        timeout=300,
-    )
+    environment = {**os.environ, "PYTHONPATH": str(copy), "RAY_ADDRESS": ""}
+    done = ended([sys.executable, "-c", PROGRAM, json.dumps(commands)], environment, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
     help_, before, first, again, after, plan, package, *refusals, other = found

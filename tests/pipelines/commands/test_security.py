@@ -20,6 +20,7 @@ import pytest
 import torch
 from checkout import ROOT
 from packaging.requirements import Requirement
+from processes import ended
 from runs import MakeRecipe
 
 import pipelines.cluster.jobs
@@ -490,13 +491,7 @@ def test_no_key_and_no_pickle_in_what_a_run_leaves(
         **{name: f"{PLANTED}-{name}" for name in SECRETS},
         TRUSTED_CODE: code_hash(own),
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "pipelines", "run", str(file)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+    done = ended([sys.executable, "-m", "pipelines", "run", str(file)], environment)
     assert done.returncode == 0, done.stderr[-2000:]
     assert PLANTED not in done.stdout + done.stderr
     left = [path for path in Path(recipe.run_dir).rglob("*") if path.is_file()]

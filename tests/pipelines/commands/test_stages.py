@@ -236,6 +236,7 @@ def test_stopped_training_resumes_to_the_same_bits(make_recipe: MakeRecipe, tmp_
     assert logged(whole.run_dir)[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_micro_batches_and_reference_mode_change_nothing_but_rounding(
     make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
@@ -388,6 +389,7 @@ def test_one_and_two_workers_agree_and_a_changed_pair_shows(
         TRAIN.run(Run(three), print, True)
 
 
+@pytest.mark.slow
 def test_sft_then_sample(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     """sft lowers the loss, and its model samples scored candidates."""
     base = make_recipe("sft.epochs=4", "sft.learning_rate=3e-3", "data.test_fraction=0")

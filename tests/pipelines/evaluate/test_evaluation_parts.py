@@ -106,6 +106,7 @@ def scored(
     return tasks, [json.dumps(actor(task)) for task in tasks]  # type: ignore[return-value]
 
 
+@pytest.mark.slow
 def test_what_reaches_the_driver_does_not_grow_with_tokens(
     prepared: Callable[[int], Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:

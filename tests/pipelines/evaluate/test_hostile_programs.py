@@ -27,6 +27,7 @@ def verdicts() -> dict[str, Verdict]:
     return dict(zip(HOSTILE, found, strict=True))
 
 
+@pytest.mark.slow
 @needs_isolation
 @pytest.mark.parametrize("name", HOSTILE)
 def test_no_trick_works(name: str) -> None:

@@ -4,6 +4,7 @@ endpoints that are slow, wrong or away.
 
 import ast
 import base64
+import contextlib
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ from typing import Any
 import httpx
 import pytest
 from by_hand import unsealed
+from processes import cpu_seconds, wait_while_it_goes_on
 from text_models import write_constant_judge
 
 from pipelines.errors import StageFailed, UserError
@@ -55,15 +57,19 @@ def served(model: Path, log: Path) -> tuple[subprocess.Popen[bytes], str]:
             env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
         )
     address = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if httpx.get(f"{address}/health", timeout=2).is_success:
-                return process, f"{address}/v1"
-        except httpx.HTTPError:
-            time.sleep(0.3)
-    process.kill()
-    raise AssertionError(log.read_text()[-3000:])
+
+    def answers() -> bool:
+        assert process.poll() is None, log.read_text()[-3000:]
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(f"{address}/health", timeout=2).is_success
+        return False
+
+    try:
+        wait_while_it_goes_on(answers, lambda: round(cpu_seconds(process.pid)), 0.3)
+    except BaseException:
+        process.kill()
+        raise
+    return process, f"{address}/v1"
 
 
 @pytest.fixture(scope="module")

@@ -132,6 +132,7 @@ def test_a_model_alone_is_compared_with_nothing(
     assert "Did it help" not in page and "largest gains" not in page
 
 
+@pytest.mark.slow
 def test_another_reward_stands_beside_the_first(
     trained: Recipe, evaluate: Evaluate, tmp_path: Path
 ) -> None:

@@ -278,6 +278,7 @@ def one_module(program: str, tests: str) -> str:
     return "passed"
 
 
+@pytest.mark.slow
 def test_names_that_python_has_too_are_the_programs() -> None:
     """As in one module; but there the last of these passes, which do not define what is tested."""
     expected = [one_module(*pair) for pair in NAMES]

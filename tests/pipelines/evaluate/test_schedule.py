@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 from by_hand import unsealed
-from processes import kill, started, wait_for, wait_for_end
+from processes import ended, kill, started, wait_for, wait_for_end
 from runs import MakeRecipe, run_here
 
 from pipelines.commands.stages import EVALUATE, PREPARE, REFERENCE, TRAIN
@@ -177,13 +177,7 @@ def test_a_planted_regression_trips_the_gate_and_the_webhook(
         "schedule.webhook_env=HOOK",
     ]
     environment = {**os.environ, "HOOK": address}
-    done = subprocess.run(
-        [sys.executable, "-m", "pipelines", *command(run, *options)],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env=environment,
-    )
+    done = ended([sys.executable, "-m", "pipelines", *command(run, *options)], environment)
     assert done.returncode == 3, done.stderr[-3000:]
     assert (
         "error: preference/accuracy/implicit_reward = " in done.stderr

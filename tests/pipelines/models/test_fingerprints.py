@@ -572,6 +572,7 @@ print(json.dumps({"device": device_kind(), **answers}))
 """
 
 
+@pytest.mark.slow
 def test_what_records_need_is_known_without_heavy_imports(
     model_dir: Path,
     recipe_in: MakeRecipe,

@@ -220,6 +220,7 @@ KINDS: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.slow
 def test_every_kind_that_is_merged_is_merged_right(bases: dict[str, Path], tmp_path: Path) -> None:
     assert {"LORA", *KINDS} == set(MERGED_KINDS)
     for kind, config in KINDS.items():

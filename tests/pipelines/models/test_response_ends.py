@@ -123,6 +123,7 @@ def test_a_batch_of_mixed_lengths_ends_each_where_it_ends(tmp_path: Path) -> Non
     assert model.generation_config is own
 
 
+@pytest.mark.slow
 def test_the_whole_distribution_is_sampled_and_the_random_state_is_left(model_dir: Path) -> None:
     """One step of an untrained model, whose tokens are about equally likely: nearly all of them
     come, not the 50 likeliest that transformers would leave.

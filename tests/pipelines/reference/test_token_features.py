@@ -64,6 +64,7 @@ def expected_of(recipe: Recipe, model: Any) -> dict[str, torch.Tensor]:
     return {name: torch.cat(values).float() for name, values in found.items()}
 
 
+@pytest.mark.slow
 def test_entropy_squares_and_saliency_are_the_models_own(
     scored: Recipe, recipe_in: MakeRecipe, tmp_path: Path
 ) -> None:

@@ -81,6 +81,7 @@ def told(run_dirs: Sequence[str], output: str | None = None) -> tuple[Path, list
     return Path(page).parent.parent, said
 
 
+@pytest.mark.slow
 def test_shards_are_reported_as_one_sweep(begun: Begun, tmp_path: Path) -> None:
     """Two of three shards, one of them killed after its first trial, by the sweep's directory."""
     begun("1/3", [0])

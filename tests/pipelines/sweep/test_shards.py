@@ -156,6 +156,7 @@ def test_what_needs_the_other_trials_results_is_not_split(
         load_sweep(file, (), "1/2")
 
 
+@pytest.mark.slow
 def test_plan_counts_a_shards_own_trials(write: Write, tmp_path: Path) -> None:
     whole, part = (plan_sweep(load_sweep(write(GRID), (), shard)) for shard in (None, "4/4"))
     assert (whole["runs"], part["runs"]) == (6, 1)

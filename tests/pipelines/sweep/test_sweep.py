@@ -325,6 +325,7 @@ def test_keys_on_the_command_line(load: Load) -> None:
     assert [sweep.recipe_at(p, "x").train.weight_decay for p in points] == [0, 0.1]
 
 
+@pytest.mark.slow
 def test_points_share_a_store_unless_a_searched_key_changes_it(load: Load, tmp_path: Path) -> None:
     methods = {
         "recipe": {"grid": [str(tmp_path / f"{name}.yaml") for name in ("dpo", "mapo", "sparsepo")]}
@@ -588,6 +589,7 @@ def table_at_equal_distance(sweep: Sweep) -> list[list[str]]:
     return [[re.sub(r"<.*?>", " ", cell).strip() for cell in row] for row in rows]
 
 
+@pytest.mark.slow
 def test_methods_are_compared_at_equal_distances_by_their_samples(
     load: Load, tmp_path: Path
 ) -> None:

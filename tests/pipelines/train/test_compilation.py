@@ -1,18 +1,20 @@
 """Where compiling layers is expected to pay, and who finds what was compiled."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._inductor.utils import fresh_cache
 
 from pipelines.models.hardware import compile_forecast
 from pipelines.storage import RunStore
 from pipelines.train.compilation import Compilation
 
 TRAINING, EVALUATION = True, False
+Machine = Callable[[], AbstractContextManager[None]]
 
 
 def test_layers_are_compiled_where_that_is_forecast_to_pay() -> None:
@@ -69,50 +71,56 @@ class Process:
 
 
 @pytest.mark.slow
-def test_what_a_process_did_first_changes_nothing_that_it_compiles(tmp_path: Path) -> None:
+def test_what_a_process_did_first_changes_nothing_that_it_compiles(
+    tmp_path: Path, another_machine: Machine
+) -> None:
     """Validation, then training; and, as after a restart, training in another width first."""
-    with fresh_cache():
+    with another_machine():
         first = Process(tmp_path).call(16, (48, EVALUATION), (40, TRAINING), (48, TRAINING))
         assert first.end() == (2, 3, 0)
-    with fresh_cache():
+    with another_machine():
         resumed = Process(tmp_path).call(16, (48, TRAINING), (40, TRAINING), (40, EVALUATION))
         assert resumed.end() == (2, 0, 3)
 
 
 @pytest.mark.slow
-def test_all_that_was_compiled_is_kept(tmp_path: Path) -> None:
+def test_all_that_was_compiled_is_kept(tmp_path: Path, another_machine: Machine) -> None:
     """Layers of two models before two checkpoints of a process, and of a third in another one."""
-    with fresh_cache():
+    with another_machine():
         two = Process(tmp_path).call(16, (48, EVALUATION)).call(24, (48, EVALUATION))
         assert two.end() == (2, 2, 0)
     store = RunStore(str(tmp_path))
     sizes = [len(store.read_bytes(name)) for name in store.names()]
     assert len(sizes) == 2 and max(sizes) < 1.5 * min(sizes)
-    with fresh_cache():
+    with another_machine():
         assert Process(tmp_path).call(8, (48, EVALUATION)).end() == (1, 1, 0)
     for hidden in (8, 16, 24):
-        with fresh_cache():
+        with another_machine():
             assert Process(tmp_path).call(hidden, (40, EVALUATION)).end() == (1, 0, 1)
 
 
 @pytest.mark.slow
-def test_what_the_machine_knew_already_is_kept_for_others(tmp_path: Path) -> None:
+def test_what_the_machine_knew_already_is_kept_for_others(
+    tmp_path: Path, another_machine: Machine
+) -> None:
     """Torch's caches hold it from a run on other pairs; nothing is written twice."""
     here, there = tmp_path / "here", tmp_path / "there"
-    with fresh_cache():
+    with another_machine():
         assert Process(here).call(16, (48, EVALUATION)).end() == (1, 1, 0)
         assert Process(there).call(16, (48, EVALUATION)).end() == (1, 0, 1)
         assert Process(there).call(16, (40, EVALUATION)).end() == (1, 0, 1)
     assert len(RunStore(str(there)).names()) == 1
-    with fresh_cache():
+    with another_machine():
         assert Process(there).call(16, (48, EVALUATION)).end() == (1, 0, 1)
 
 
 @pytest.mark.slow
-def test_a_width_that_equals_another_size_is_compiled_for_any_width(tmp_path: Path) -> None:
+def test_a_width_that_equals_another_size_is_compiled_for_any_width(
+    tmp_path: Path, another_machine: Machine
+) -> None:
     """Here that of the hidden states; another process meets other widths first."""
-    with fresh_cache():
+    with another_machine():
         found = Process(tmp_path).call(16, (16, EVALUATION), (48, EVALUATION))
         assert found.end() == (1, 1, 0)
-    with fresh_cache():
+    with another_machine():
         assert Process(tmp_path).call(16, (40, EVALUATION), (16, EVALUATION)).end() == (1, 0, 1)

@@ -74,6 +74,7 @@ def trained(recipe: Recipe) -> torch.Tensor:
     return found(recipe)
 
 
+@pytest.mark.slow
 def test_cuts_layouts_and_an_online_reference_do_not_show(
     recipe_in: MakeRecipe, world: World, tmp_path: Path
 ) -> None:

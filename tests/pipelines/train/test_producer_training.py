@@ -171,7 +171,7 @@ def numbers(kind: str, recipe: Recipe) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("kind", members(STEP_PRODUCERS, ("partition", "transport")))
+@pytest.mark.parametrize("kind", members(STEP_PRODUCERS, ("partition",)))
 def test_what_producers_read_of_the_step_depends_on_no_layout_or_resume(
     kind: str, recipe_in: MakeRecipe, world: World, tmp_path: Path
 ) -> None:

@@ -4,13 +4,13 @@ lines.
 
 import os
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 from checkout import ROOT
+from processes import ended
 from runs import MakeRecipe, trainer_of
 
 from pipelines.commands.run import run_stages
@@ -29,6 +29,7 @@ def trained(recipe: Recipe) -> list[dict[str, float]]:
     return [r for r in read_metrics(RunStore(f"{recipe.run_dir}/train")) if "kind" not in r]
 
 
+@pytest.mark.slow
 def test_mlflow_and_wandb_hold_what_the_log_holds(
     make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,14 +118,7 @@ def test_prometheus_finds_the_gauges() -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
         "RAY_enable_metrics_collection": "1"
     }
-    done = subprocess.run(
-        [sys.executable, "-c", SCRAPE, str(port)],
-        capture_output=True,
-        text=True,
-        timeout=150,
-        env=environment,
-        cwd=ROOT,
-    )
+    done = ended([sys.executable, "-c", SCRAPE, str(port)], environment, ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
     found = {
         line.split("{")[0].removeprefix("ray_"): (line, float(line.split()[-1]))

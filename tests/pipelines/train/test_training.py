@@ -6,6 +6,8 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,6 @@ import torch
 from peft import PeftModel
 from runs import CPU, MakeRecipe, trainer_of
 from safetensors.torch import load_file, save_file
-from torch._inductor.utils import fresh_cache
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.commands.plan import run_plan
@@ -118,6 +119,7 @@ PATHS = {
 }
 
 
+@pytest.mark.slow
 def test_layouts_accumulation_and_recomputation_change_nothing_but_rounding(
     make: MakeRecipe,
 ) -> None:
@@ -151,7 +153,7 @@ def test_layouts_accumulation_and_recomputation_change_nothing_but_rounding(
 
 @pytest.mark.slow
 def test_compiled_layers_change_nothing_but_rounding_and_are_compiled_once(
-    make: MakeRecipe,
+    make: MakeRecipe, another_machine: Callable[[], AbstractContextManager[None]]
 ) -> None:
     """Rows of several widths, and validations without gradients: two graphs, three parts.
 
@@ -165,7 +167,7 @@ def test_compiled_layers_change_nothing_but_rounding_and_are_compiled_once(
     def compiled(name: str, *options: str, stop_at: int | None = None) -> tuple[float, float]:
         recipe = make(name, "train.max_steps=3", "train.compile=true", *options)
         torch._dynamo.reset()
-        with fresh_cache():
+        with another_machine():
             trainer = trained(recipe, stop_at)
         if not options and stop_at is None:
             assert distance(curve(plain), curve(recipe)) < 1e-5
@@ -198,6 +200,7 @@ def test_low_precision_starts_at_ln_2(make: MakeRecipe) -> None:
         assert dtypes == {torch.bfloat16 if precision == "bfloat16" else torch.float32}
 
 
+@pytest.mark.slow
 def test_adapters_are_trained_saved_and_resumed_with_their_masks(
     make: MakeRecipe, model_dir: Path
 ) -> None:
@@ -241,6 +244,7 @@ def test_adapters_are_trained_saved_and_resumed_with_their_masks(
     torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_sends_training_back_to_the_older_checkpoint(make: MakeRecipe) -> None:
     """Newest of two damaged: the run ends with the bits of one that was never stopped, and says
     what it did.

@@ -173,6 +173,7 @@ def test_metrics_are_trls(make: Make, model_dir: Path, tmp_path: Path) -> None:
         assert ours._metrics["train"][name][-1] == pytest.approx(value, abs=1e-4), name
 
 
+@pytest.mark.slow
 def test_masks_are_trained_saved_and_resumed_to_the_same_bits(
     make: Make, tmp_path: Path, model_dir: Path
 ) -> None:
@@ -205,6 +206,7 @@ def test_masks_are_trained_saved_and_resumed_to_the_same_bits(
     assert not any("mask" in name for name in load_file(tmp_path / "saved/model.safetensors"))
 
 
+@pytest.mark.slow
 def test_a_learning_mask_keeps_its_share_of_zeros(make: Make) -> None:
     trainer = make(
         SparsePO(beta=0.5),
