@@ -208,6 +208,7 @@ def test_rewards_at_a_distance_and_their_differences_by_hand() -> None:
     less = numbers["mapo"]["less_dpo"]["4 nats"]
     assert less["mean"] == pytest.approx(0.02)
     assert less["high"] - less["mean"] == pytest.approx(4.302653 * 0.01 / math.sqrt(3), rel=1e-5)
+    assert numbers["mapo"]["less_dpo_unseen"]["4 nats"]["mean"] == pytest.approx(0.025)
     assert numbers["mapo"]["first"]["4 nats"] == [3, 3]
     assert numbers["dpo"]["first"]["4 nats"] == [0, 3]
     ranked = tables.ranking(numbers)
@@ -365,6 +366,34 @@ def one_engine(source: Path, model: Path, work: Path) -> engine.Engine:
         str(model), str(source), str(work), settings.SMALL_IMDB, settings.SMALL_HH, shards=2
     )
     return engine.Engine(plan)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_another_ones_work(
+    source: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    """An error is told and the process stays; one that ended is started again and works."""
+    plan = one_engine(source, model_dir, tmp_path / "work").plan
+    processes = command.Processes(plan, jobs=1, gpus=0, threads=1)
+
+    def result(step: command.Step) -> tuple[Any, str | None]:
+        assert processes.free() == [0]
+        processes.give(0, step)
+        assert processes.free() == []
+        ((done, found, error),) = processes.results(120)
+        assert done == step
+        return found, error
+
+    try:
+        found, error = result(command.Step("prepare", ("imdb", 0)))  # there are no files yet
+        assert found is None and "pairs-0-train.jsonl" in str(error)
+        processes._processes[0].kill()
+        assert result(command.Step("fit_scorer", ())) == (None, "its process ended")
+        found, error = result(command.Step("fit_scorer", ()))
+        assert error is None and found["tried_reviews"] == 56
+    finally:
+        processes.close()
+    assert not processes._processes[0].is_alive()
 
 
 @pytest.mark.slow
