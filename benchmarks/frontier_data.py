@@ -22,7 +22,7 @@ from evaluation.intervals import rate_interval
 from pipelines.recipe import Recipe, validate_recipe
 
 Row = dict[str, Any]
-_PROMPT_WORDS, _SNIPPET_WORDS = 8, 40
+_PROMPT_WORDS, _SNIPPET_WORDS = 8, 32  # words that a sample has, about
 _SPARE = 2  # rows for each pair that is wanted: prepare drops those of a small gap
 _JUDGE_FILES = ("hh_helpful_rejection_sampled_test", "hh_helpful_online_test")
 
@@ -99,7 +99,7 @@ class Sentiment:
         return found
 
     def _accuracies(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """Of as many words of the reviews as a sample has, after the prompt; VADER's beside it."""
+        """Of the words after the prompts; VADER's beside it."""
         from evaluation.metrics import vader_scores
 
         rows = [row for row in rows if len(row["text"].split()) > 2 * _PROMPT_WORDS]
@@ -134,7 +134,7 @@ def _paired_reviews(plan: Plan, tried: Sequence[Row]) -> list[Row]:
 
 
 def _snippets(rows: Sequence[Row]) -> tuple[list[str], list[int]]:
-    """Texts of as many words as a sample has, and their labels."""
+    """Texts of so many words, and their labels."""
     texts, labels = [], []
     for row in rows:
         words = row["text"].split()

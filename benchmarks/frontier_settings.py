@@ -86,9 +86,10 @@ class Sizes:
     judge_pairs: int = 4000
 
 
+# Prompt and continuation are 64 tokens, as many as a cache has columns.
 IMDB = Sizes(
     prompts=2500, candidates=6, held_out=1500, samples=4, pairs=1536, validation=1000,
-    new_tokens=48, prompt_tokens=24, response_tokens=48,
+    new_tokens=40, prompt_tokens=24, response_tokens=40,
 )  # fmt: skip
 HH = Sizes(
     prompts=0, candidates=0, held_out=384, samples=1, pairs=1536, validation=1000,

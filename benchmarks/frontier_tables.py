@@ -131,14 +131,25 @@ def fronts(records: Sequence[Record]) -> dict[str, Any]:
         numbers[name] = {
             "seeds": sorted(seeds),
             "reward": {w: _over([v[i] for v in seeds.values()]) for i, w in enumerate(_AT)},
-            "less_dpo": {
-                w: _over([_less(v[i], base[s][i]) for s, v in seeds.items() if s in base])
-                for i, w in enumerate(_AT)
-            },
+            "less_dpo": _less_dpo(seeds, base),
+            "less_dpo_unseen": _less_dpo(
+                {s: v for s, v in seeds.items() if s != SEEDS["imdb"][0]}, base
+            ),
             "zeros": _range([r["zeros"]["reward"] for r in every if r["points"]]),
             "first": {w: _times_first(at, i, name) for i, w in enumerate(_AT)},
         }
     return numbers
+
+
+def _less_dpo(
+    seeds: dict[int, list[float | None]], base: dict[int, list[float | None]]
+) -> dict[str, Found]:
+    """At each distance a method's reward less DPO's, over the seeds that both have."""
+    shared = [seed for seed in seeds if seed in base]
+    return {
+        where: _over([_less(seeds[seed][i], base[seed][i]) for seed in shared])
+        for i, where in enumerate(_AT)
+    }
 
 
 def _less(value: float | None, other: float | None) -> float | None:
@@ -182,12 +193,17 @@ def ranking(numbers: dict[str, Any]) -> str:
         known = {n: f["less_dpo"][at] for n, f in numbers.items() if f["less_dpo"][at]}
         for place, name in enumerate(sorted(known, key=lambda n: -known[n]["mean"]), start=1):
             won, number = numbers[name]["first"][at]
-            less = "" if name == "dpo" else shown(known[name], 3)
-            rows.append([at, str(place), f"`{name}`", less, f"{won} of {number}"])
+            own = [known[name], numbers[name]["less_dpo_unseen"][at]]
+            less = ["", ""] if name == "dpo" else [shown(found, 3) for found in own]
+            rows.append([at, str(place), f"`{name}`", *less, f"{won} of {number}"])
         unknown = [f"`{name}`" for name in numbers if name not in known]
         if unknown:
-            rows.append([at, "", ", ".join(unknown), "not reached on every seed", ""])
-    return markdown(("at", "place", "method", "less DPO's, paired by seed", "first on"), rows)
+            rows.append([at, "", ", ".join(unknown), "not reached on every seed", "", ""])
+    head = (
+        "at", "place", "method", "less DPO's, paired by seed", "without the pilot's seed",
+        "first on",
+    )  # fmt: skip
+    return markdown(head, rows)
 
 
 def hh_table(records: Sequence[Record]) -> tuple[str, dict[str, Any]]:

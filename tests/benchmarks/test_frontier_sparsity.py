@@ -208,6 +208,7 @@ def test_rewards_at_a_distance_and_their_differences_by_hand() -> None:
     less = numbers["mapo"]["less_dpo"]["4 nats"]
     assert less["mean"] == pytest.approx(0.02)
     assert less["high"] - less["mean"] == pytest.approx(4.302653 * 0.01 / math.sqrt(3), rel=1e-5)
+    assert numbers["mapo"]["less_dpo_unseen"]["4 nats"]["mean"] == pytest.approx(0.025)
     assert numbers["mapo"]["first"]["4 nats"] == [3, 3]
     assert numbers["dpo"]["first"]["4 nats"] == [0, 3]
     ranked = tables.ranking(numbers)
@@ -291,6 +292,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         for number in range(140)
     ]  # fmt: skip
+    for number in range(20):  # known by their words alone
+        pairs[number] |= {"prompt": "", "rejected": reviews[number]["text"]}
     files = {"imdb_reviews": reviews, "imdb_prefix_pairs": pairs}
     for at, name in enumerate((
         "hh_helpful_w2sg", "hh_helpful_base_test", "hh_helpful_rejection_sampled_test",
@@ -326,10 +329,12 @@ def test_a_review_serves_one_purpose(source: Path) -> None:
     tried = [*reviews.train, *reviews.held_out]
     further = data._paired_reviews(plan, tried)
     # Second reviews of all pairs, and the first of those that are no prompt's.
-    assert len(further) == 140 + 84
+    asked = {r["id"] for r in tried}
+    known = sum(f"review/{number}" in asked for number in range(20))
+    assert known and len(further) == 140 + 84 - known
     shards = [data.drawn_prompts(replace(plan, shards=3), shard) for shard in range(3)]
-    asked = [prompt for shard in shards for _, prompt, _ in shard]
-    assert sorted(asked) == sorted(data.prompt_of(r["text"]) for r in tried)
+    drawn = [prompt for shard in shards for _, prompt, _ in shard]
+    assert sorted(drawn) == sorted(data.prompt_of(r["text"]) for r in tried)
     with pytest.raises(SystemExit, match="none for the scorer"):
         data.Reviews.of(replace(plan, imdb=replace(plan.imdb, prompts=130)))
 
@@ -346,12 +351,12 @@ def test_the_reward_model_sees_no_prompt_of_a_policy(source: Path) -> None:
 
 
 def test_the_scorer_knows_reviews_that_it_has_not_seen(source: Path) -> None:
-    """A word in each review gives its label away; the accuracy is of words 9 to 48."""
+    """A word in each review gives its label away; the accuracy is of words 9 to 40."""
     plan = settings.Plan("/m", str(source), "/w", settings.SMALL_IMDB, settings.SMALL_HH)
     scorer = data.Sentiment.fitted(plan)
     reviews = data.Reviews.of(plan)
     tried = [*reviews.train, *reviews.held_out]
-    said = scorer([" ".join(r["text"].split()[8:48]) for r in tried])
+    said = scorer([" ".join(r["text"].split()[8:40]) for r in tried])
     right = [(p > 0.5) == bool(r["label"]) for p, r in zip(said, tried, strict=True)]
     assert scorer.about["accuracy"]["mean"] == pytest.approx(np.mean(right))
     assert np.mean(right) > 0.8
@@ -365,6 +370,34 @@ def one_engine(source: Path, model: Path, work: Path) -> engine.Engine:
         str(model), str(source), str(work), settings.SMALL_IMDB, settings.SMALL_HH, shards=2
     )
     return engine.Engine(plan)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_another_ones_work(
+    source: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    """An error is told and the process stays; one that ended is started again and works."""
+    plan = one_engine(source, model_dir, tmp_path / "work").plan
+    processes = command.Processes(plan, jobs=1, gpus=0, threads=1)
+
+    def result(step: command.Step) -> tuple[Any, str | None]:
+        assert processes.free() == [0]
+        processes.give(0, step)
+        assert processes.free() == []
+        ((done, found, error),) = processes.results(120)
+        assert done == step
+        return found, error
+
+    try:
+        found, error = result(command.Step("prepare", ("imdb", 0)))  # there are no files yet
+        assert found is None and "pairs-0-train.jsonl" in str(error)
+        processes._processes[0].kill()
+        assert result(command.Step("fit_scorer", ())) == (None, "its process ended")
+        found, error = result(command.Step("fit_scorer", ()))
+        assert error is None and found["tried_reviews"] == 56
+    finally:
+        processes.close()
+    assert not processes._processes[0].is_alive()
 
 
 @pytest.mark.slow

@@ -122,7 +122,7 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("run mi", {"mine.yaml"}),
         ("run ./mi", set()),  # the shell's own names of files
         ("tune imdb-m", {"imdb-mapo-keep-fraction"}),
-        ("plan imdb-f", {"imdb-frontier"}),
+        ("plan imdb-f", {"imdb-frontier", "imdb-frontier-sparsity"}),
         ("run hh-dpo train.warm", {"train.warmup_fraction"}),
         ("run hh-dpo train.precision = b", {"bfloat16"}),
         ("run hh-dpo train.precision =", {"auto", "float32", "mixed", "bfloat16"}),

@@ -76,9 +76,9 @@ def test_every_objective_has_a_recipe() -> None:
 
 
 def test_every_producer_has_a_recipe() -> None:
-    """Baselines of MaPO excepted, which are one word in its recipe."""
+    """But for weights that come with the data."""
     kinds = {load_recipe(name).mask.kind for name in packaged("recipe")}
-    assert kinds == set(MASKS) - {"random", "external"}
+    assert kinds == set(MASKS) - {"external"}
 
 
 NUMBERS = (-math.inf, -1, 0, 1e-3, 0.49, 0.5, 1, 1.5, 2, 50, math.inf, math.nan)

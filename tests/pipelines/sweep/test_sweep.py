@@ -305,6 +305,39 @@ def test_producers_side_by_side_have_settings_of_their_own() -> None:
     assert kept == {kind: [0.1, 0.2, 0.4] for kind in kinds}
 
 
+def test_sparse_weights_stand_beside_their_baselines() -> None:
+    """Each method at the same betas; all but DPO, TDPO and MaPO have SparsePO's loss. SparsePO has
+    this project's weights, dense and at three shares of zeros.
+    """
+    sweep = load_sweep("imdb-frontier-sparsity")
+    assert sweep.points is not None
+    betas: dict[tuple[Any, ...], list[float]] = {}
+    for point in sweep.points:
+        recipe = sweep.recipe_at(point, "x")
+        mask, objective = recipe.mask.model_dump(), recipe.objective.model_dump()
+        share = mask.get("target_sparsity") or mask.get("keep_fraction")
+        sharing = mask.get("sharing", "")
+        betas.setdefault((objective["name"], mask["kind"], sharing, share), []).append(
+            objective["beta"]
+        )
+        assert objective.get("alpha", 1.0) == (0.5 if objective["name"] == "tdpo2" else 1.0)
+        assert mask.get("weights", "centred") == "centred"
+        assert (recipe.evaluate.num_prompts, recipe.evaluate.samples_per_prompt) == (1500, 4)
+    sparsepo = [
+        ("sparsepo", "learned", sharing, share)
+        for sharing in ("common", "independent")
+        for share in (None, 0.5, 0.75, 0.9)
+    ]
+    assert set(betas) == {
+        *((name, "none", "", None) for name in ("dpo", "tdpo1", "tdpo2")),
+        ("mapo", "activation", "", 0.3), ("mapo", "activation", "", 1.0), *sparsepo,
+        ("weighted", "random", "", 0.25),
+        *(("weighted", kind, "", None) for kind in ("entropy", "partition", "adversarial")),
+    }  # fmt: skip
+    assert all(found == [0.1, 0.3, 0.8, 2.0] for found in betas.values())
+    assert sweep.keep == "metrics"
+
+
 def test_keys_on_the_command_line(load: Load) -> None:
     """Keys of the sweep replace the file's, all others go to the recipe."""
     sweep = load(
