@@ -21,7 +21,8 @@ from pipelines.commands.report import run_report
 from pipelines.commands.sft import in_turn, plan_sft, planned_sft, sft_recipe
 from pipelines.commands.stages import EVALUATE, PREPARE, TRAIN
 from pipelines.errors import UserError
-from pipelines.models.control import Control, ControlText, add_rows, control_of, in_front
+from pipelines.models.control import Control, ControlText, in_front
+from pipelines.models.control_tokens import add_rows, control_of
 from pipelines.models.loading import load_tokenizer
 from pipelines.pairs.conversation import PairEncoder, RawPair
 from pipelines.pairs.table import open_pairs
