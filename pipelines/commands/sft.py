@@ -98,9 +98,8 @@ def plan_sft(recipe: Recipe, tflops: float | None, name: str) -> dict[str, Any]:
     """What `run_plan` says of the supervised run; of two, their sum, with the soft tokens' training
     under "soft".
     """
-    first, *rest = (
-        run_plan(part, tflops, _STAGES, name) for part in _as_checked(in_turn(sft_recipe(recipe)))
-    )
+    sft = sft_recipe(recipe)
+    first, *rest = (run_plan(part, tflops, _STAGES, name) for part in _as_checked(in_turn(sft)))
     for then in rest:
         own, total = then[TRAIN.title], then["total"]
         sums = {
@@ -111,7 +110,7 @@ def plan_sft(recipe: Recipe, tflops: float | None, name: str) -> dict[str, Any]:
             PREPARE.title: first[PREPARE.title],
             _SOFT: first[TRAIN.title],
             TRAIN.title: own,
-            "total": {**total, **sums},
+            "total": {**total, **sums, "run_dir": sft.run_dir},
         }
     return first
 

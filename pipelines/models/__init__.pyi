@@ -15,14 +15,14 @@ from .chat_template import (
     template_file_text as template_file_text,
 )
 from .control import (
-    CONTROL_FILE as CONTROL_FILE,
     Control as Control,
-    ControlText as ControlText,
+    in_front as in_front,
+    recorded_control as recorded_control,
+)
+from .control_tokens import (
     add_rows as add_rows,
     control_of as control_of,
     evaluated_control as evaluated_control,
-    in_front as in_front,
-    recorded_control as recorded_control,
     with_soft_tokens as with_soft_tokens,
 )
 from .device import (

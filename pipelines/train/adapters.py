@@ -85,13 +85,18 @@ def adapted(
             f"train.lora.target_modules = {settings.target_modules}: {error}; to train it whole, "
             "name it in train.lora.modules_to_save"
         ) from error
-    for parameter in found.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(weights)
+    _in_dtype(found, weights)
     found.peft_config["default"].base_model_name_or_path = (
         str(directory) if Path(name).is_dir() else name
     )
     return found.eval()
+
+
+def _in_dtype(model: Any, weights: torch.dtype) -> None:
+    """What is trained gets this dtype."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(weights)
 
 
 def soft_prompts(causal_lm: Any, control: Control, weights: torch.dtype) -> Any:
@@ -111,9 +116,7 @@ def soft_prompts(causal_lm: Any, control: Control, weights: torch.dtype) -> Any:
             f"sft.control.stages names soft: peft cannot train tokens of "
             f"{type(causal_lm).__name__}: {str(error).splitlines()[0]}"
         ) from error
-    for parameter in found.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(weights)
+    _in_dtype(found, weights)
     return found.eval()
 
 

@@ -110,3 +110,11 @@ def citation(recipe: Recipe) -> str:
 def _documented(class_: type) -> str:
     """What a class and its module say of themselves: their sources among it."""
     return f"{class_.__doc__}\n{inspect.getmodule(class_).__doc__}"
+
+
+CONTROL = """## Control
+
+The model was tuned on wanted and unwanted responses, each behind a string of its own in front of
+the prompt (arXiv:2310.00819). `control.json` has both: the joined `names` of `good`, or its `text`
+where there are none. Put it in front of a prompt, after BOS, for responses of the wanted kind.
+"""

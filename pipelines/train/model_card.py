@@ -20,7 +20,7 @@ from pipelines.recipe import (
     to_yaml,
     with_public_names,
 )
-from pipelines.train.card_texts import citation, masks_text, model_text
+from pipelines.train.card_texts import CONTROL, citation, masks_text, model_text
 
 _SHOWN = (
     "loss",
@@ -82,6 +82,7 @@ def model_card(recipe: Recipe, facts: CardFacts) -> str:
         f"# {_title(recipe)}\n",
         _trained(recipe, facts, base),
         f"## How to load it\n\n{loading}",
+        *([CONTROL] if recipe.control() is not None else ()),
         *([text] if (text := masks_text(recipe, facts.masks, facts.stored)) else ()),
         *([_results(facts.results)] if any(_measured(facts.results)) else ()),
         _training(facts),

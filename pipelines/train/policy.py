@@ -280,7 +280,7 @@ def open_policy(
         raise UserError(
             f"{store.root}/{step_folder(step)}: cannot be read: {str(error).splitlines()[0]}"
         ) from error
-    if facts.train.lora is not None:
+    if facts.train.lora is not None or facts.trains_control:
         policy.causal_lm = merged(policy.causal_lm)
     policy.causal_lm.to(dtype)
     if vocabulary is not None:

@@ -17,15 +17,43 @@ from pipelines.storage.store import RunStore
 FLOAT, HALF = torch.float32, torch.bfloat16
 
 
-def _dense_kl(policy: Any, reference: Any, prompt: list[int], sample: list[int]) -> float:
-    """The definition over whole rows of logits, in float64."""
-    whole = torch.tensor([prompt + sample])
+def _dense_kl(
+    policy: Any,
+    reference: Any,
+    prompt: list[int],
+    sample: list[int],
+    asked: list[int] | None = None,
+) -> float:
+    """The definition over whole rows of logits, in float64.
+
+    Args:
+        asked: what the policy reads in the prompt's place.
+    """
     with torch.no_grad():
         one, other = (
-            model(whole).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)
-            for model in (policy, reference)
+            model(torch.tensor([read + sample]))
+            .logits[0, len(read) - 1 : -1]
+            .double()
+            .log_softmax(-1)
+            for model, read in ((policy, asked or prompt), (reference, prompt))
         )
     return float((one.exp() * (one - other)).sum())
+
+
+def test_a_policy_behind_a_control_beside_a_reference_without(model_dir: Path) -> None:
+    tokenizer = load_tokenizer(str(model_dir))
+    prompts = [tokenizer(text)["input_ids"] for text in ("The film was", "A plot")]
+    samples = [tokenizer(text)["input_ids"] for text in (" good and long .", " bad")]
+    model = load_causal_lm(str(model_dir), FLOAT)
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach() * 4)
+    asked = [[5, 9, *prompt] for prompt in prompts]
+    found = sequence_kl(model, model, asked, samples, 8192, prompts)
+    dense = [
+        _dense_kl(model, model, p, s, a) for p, s, a in zip(prompts, samples, asked, strict=True)
+    ]
+    assert min(dense) > 1e-3
+    assert found == pytest.approx(dense, rel=1e-3)
 
 
 def test_the_same_weights_in_other_numbers_lie_apart(model_dir: Path) -> None:

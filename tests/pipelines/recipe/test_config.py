@@ -51,6 +51,8 @@ def test_every_packaged_recipe_loads_and_says_what_it_is(name: str) -> None:
     objective = name.split("-", 1)[1].removesuffix("-losses").replace("-", "_")
     if recipe.objective.name == "weighted":  # called after its producer
         assert recipe.mask.kind == objective
+    elif recipe.sft.control is not None:  # after how `sparsepo sft` tunes
+        assert objective == "meet"
     else:
         named = "sparsepo" if objective.startswith("sparsepo") else objective
         assert recipe.objective.name == named
@@ -360,7 +362,7 @@ def test_what_changes_no_result_is_listed_here() -> None:
     left = set(keys_of(recipe)) - stage_settings(recipe).keys()
     left -= {  # added later
         "objective.loss", "objective.divergence", "objective.divergence_alpha",
-        "data.sources[0].transcripts", "evaluate.samples_per_prompt",
+        "data.sources[0].transcripts", "evaluate.samples_per_prompt", "evaluate.control",
     }  # fmt: skip
     assert {key for key in left if not key.startswith(APART)} == NO_RESULT
 

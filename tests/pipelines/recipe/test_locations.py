@@ -33,7 +33,7 @@ ALL = MODELS | DATA | FILES | DIRECTORIES | STORES | {"run_dir", "ray.temp_dir"}
 OTHER_TEXTS = {
     "data.sources[].split", "data.sources[].subset", "data.sources[].data_dir", "mask.hooks",
     "mask.hooks[]", "train.lora.target_modules[]", "train.lora.modules_to_save[]",
-    "train.selection.metric",
+    "train.selection.metric", "sft.control.good", "sft.control.bad",
     "train.tracker_project", "train.tracker_group", "evaluate.name", "evaluate.reward.label",
     "evaluate.judge.label", "evaluate.judge.base_url", "evaluate.judge.api_key_env",
     "evaluate.summarization.entailment_label", "evaluate.leaderboard.tasks[]",

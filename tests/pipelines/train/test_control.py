@@ -12,16 +12,17 @@ import torch
 from peft import PromptTuningConfig, PromptTuningInit, get_peft_model
 from ranks import Ranks
 from report_views import words
-from runs import MakeRecipe, run_here, trainer_of
+from runs import CPU, MakeRecipe, run_here, silent, trainer_of
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.commands.report import run_report
-from pipelines.commands.sft import in_turn, plan_sft, planned_sft, sft_recipe
+from pipelines.commands.sft import in_turn, plan_sft, planned_sft, run_sft, sft_recipe
 from pipelines.commands.stages import EVALUATE, PREPARE, TRAIN
 from pipelines.errors import UserError
-from pipelines.models.control import Control, ControlText, add_rows, control_of, in_front
+from pipelines.models.control import Control, ControlText, in_front
+from pipelines.models.control_tokens import add_rows, control_of
 from pipelines.models.loading import load_tokenizer
 from pipelines.pairs.conversation import PairEncoder, RawPair
 from pipelines.pairs.table import open_pairs
@@ -30,6 +31,8 @@ from pipelines.recipe.schema import DataSection, Recipe, Source
 from pipelines.recipe.stage import Run
 from pipelines.storage.store import RunStore
 from pipelines.train.metrics import read_metrics
+from pipelines.train.policy import open_policy
+from pipelines.train.stage import training_facts
 from sparsepo import head_of
 from sparsepo.model import cut_head
 
@@ -218,6 +221,7 @@ def test_the_published_model_is_a_plain_one(tuned: Recipe) -> None:
     folder = model_of(parts_of(tuned)[1])
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
+    assert "## Control" in (folder / "README.md").read_text()
     texts = json.loads((folder / "control.json").read_text())
     ids = tokenizer("".join(texts["good"]["names"]), add_special_tokens=False).input_ids
     assert ids == texts["good"]["ids"]
@@ -243,6 +247,11 @@ def test_a_stage_that_was_interrupted_ends_with_the_same_bits(
     trainer.optimizer_step()
     trainer._checkpoint({})
     assert trainer.checkpoints.failure(wait=True) is None
+    ids = torch.tensor([[1458, 1460, 5, 9]])
+    opened = open_policy(training_facts(Run(cut)), 1, None, torch.float32, CPU).causal_lm
+    with torch.no_grad():
+        expected = trainer.model.causal_lm(input_ids=ids).logits
+        torch.testing.assert_close(opened(input_ids=ids).logits, expected)
     trainer.close()
     for recipe in (cut, whole):
         trainer = trainer_of(recipe)
@@ -412,6 +421,24 @@ def test_preferences_are_scored_behind_the_first_control(
     assert found["rewards/margins"]["mean"] == pytest.approx(0.1 * sum(margins) / 4, abs=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.actors
+def test_the_command_trains_both_stages_under_ray_train(
+    tuned: Recipe, recipe_in: MakeRecipe, tmp_path: Path
+) -> None:
+    """The weights are those that the test's own process trains; a second call has no work."""
+    recipe = recipe_in(tmp_path / "run", *CONTROL)
+    folder = run_sft(recipe, silent, quiet=True)
+    one, other = (
+        load_file(Path(at) / "model.safetensors") for at in (folder, model_of(sft_recipe(tuned)))
+    )
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-5)
+    said: list[str] = []
+    run_sft(recipe, said.append, quiet=True)
+    assert [line for line in said if "skipped" not in line] == []
+
+
 def test_plan_tells_of_both_stages_before_and_after(
     tuned: Recipe, recipe_in: MakeRecipe, tmp_path: Path
 ) -> None:
@@ -420,6 +447,7 @@ def test_plan_tells_of_both_stages_before_and_after(
     assert (found["soft"]["steps"], found["train"]["steps"]) == (3, 3)
     assert found["total"]["seconds"] > found["soft"]["seconds"] + found["train"]["seconds"]
     assert list(planned_sft(found)) == ["data", "soft", "train"]
+    assert found["total"]["run_dir"] == f"{fresh.run_dir}/sft"
     assert not Path(fresh.run_dir).exists()
     done = plan_sft(tuned, None, "x")
     assert done["train"]["done"]
@@ -431,15 +459,13 @@ def test_a_second_stage_is_refused_before_the_first_has_begun(
     recipe_in: MakeRecipe, tmp_path: Path
 ) -> None:
     """`sft` and `plan --sft` say the same, of what only the model's training has."""
-    from pipelines.commands.sft import run_sft
-
     recipe = recipe_in(
         tmp_path / "run", *CONTROL, "train.lora={rank: 2, target_modules: [no_such_layer]}"
     )
     said = []
     for command in (
         lambda: plan_sft(recipe, None, "x"),
-        lambda: run_sft(recipe, lambda line: None, quiet=True),
+        lambda: run_sft(recipe, silent, quiet=True),
     ):
         with pytest.raises(UserError) as refused:
             command()
