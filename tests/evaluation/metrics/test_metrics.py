@@ -18,11 +18,13 @@ from evaluation.benchmarks.masks import token_class
 from evaluation.intervals import rate_interval
 from evaluation.key_tokens import key_token_labels
 from evaluation.metrics import (
+    Brevity,
     DistinctN,
     PreferenceAccuracy,
     TokenAUC,
     VaderSentiment,
     auc,
+    brevity_scores,
     distinct_n,
 )
 
@@ -312,3 +314,14 @@ def test_masks_benchmark_finds_a_planted_mask() -> None:
     assert result["auc/token_kl"]["low"] < 0.5 < result["auc/token_kl"]["high"]
     assert result["reward_mask/zero_fraction"] == pytest.approx(1 - result["key_token_fraction"])
     assert result["reward_mask/top_tokens"][0]["token"] == "key"
+
+
+def test_brevity_counts_words_up_to_a_limit() -> None:
+    """Three words of four: -0.75. From the limit on it is -1, and 0 for no word."""
+    texts = ["", "  a \n b\tc ", "one", "a b c d", "a b c d e f"]
+    assert brevity_scores(texts, most_words=4) == [0.0, -0.75, -0.25, -1.0, -1.0]
+    found = Brevity().compute(predictions=["a", "a b"], most_words=4)
+    assert found == {"mean": -0.375, "scores": [-0.25, -0.5]}
+    assert brevity_scores(["a " * 50]) == [-0.5]
+    with pytest.raises(ValueError, match="most_words = 0: must be at least 1"):
+        brevity_scores(["a"], most_words=0)

@@ -1,15 +1,22 @@
 """Rewards of generated texts."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig
 
 from pipelines.errors import UserError
+from pipelines.evaluate.results import Found, benchmark_results
 from pipelines.evaluate.rewards import build_reward
-from pipelines.evaluate.sample_scores import compare_scores
-from pipelines.recipe.evaluation import ClassifierReward, VaderReward
+from pipelines.evaluate.sample_scores import compare_scores, scored
+from pipelines.recipe.evaluation import (
+    BrevityReward,
+    ClassifierReward,
+    EvaluateSection,
+    VaderReward,
+)
 
 
 def test_classifier_reward_is_the_probability_of_its_label(model_dir: Path, tmp_path: Path) -> None:
@@ -55,3 +62,33 @@ def test_the_higher_score_wins_and_equal_ones_tie() -> None:
     assert [sample["chosen_verdict"] for sample in samples] == ["policy", "opponent"]
     assert [sample["start_verdict"] for sample in samples] == ["tie", "policy"]
     assert {sample["start_consistent"] for sample in samples} == {None}, "no order was asked"
+
+
+def test_an_evaluation_takes_brevity_as_its_reward(tmp_path: Path) -> None:
+    """By hand: the policy's two texts have 1 and 3 of 4 words, the start's 4 and 5. It is scored
+    without an actor, and its interval knows its range: ten gains of 0 have a width.
+    """
+    settings = EvaluateSection(
+        benchmarks=("sentiment",), reward=BrevityReward(most_words=4), bootstrap_samples=100
+    )
+
+    def found(texts: list[tuple[str, str]]) -> dict[str, Any]:
+        records: list[dict[str, Any]] = [
+            {
+                "prompt": f"p{i}", "temperature_number": 0, "policy_text": policy,
+                "start_text": start, "policy_tokens": 5, "start_tokens": 6,
+                "kl_policy_reference": 0.5,
+            }
+            for i, (policy, start) in enumerate(texts)
+        ]  # fmt: skip
+        unused: Any = None
+        samples = scored(records, settings, unused, unused, True)
+        return benchmark_results(settings, Found(samples=samples), {})["sentiment"]
+
+    numbers = found([("a", "a b c d"), ("a b c", "a b c d e")])
+    assert numbers["reward/after"]["mean"] == pytest.approx(-0.5)
+    assert numbers["reward/before"]["mean"] == pytest.approx(-1.0)
+    assert numbers["reward/gain"]["mean"] == pytest.approx(0.5)
+    same = found([("a", "b")] * 10)["reward/gain"]
+    assert same["low"] < same["mean"] == 0.0 < same["high"]
+    assert build_reward(BrevityReward())(["a b"]) == [-0.02]
