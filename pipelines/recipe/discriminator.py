@@ -70,7 +70,7 @@ class DiscriminatorSection(Section):
     epochs: float = Field(2.0, gt=0)
     max_steps: int | None = Field(None, ge=1)
     batch_pairs: int = Field(64, ge=1)
-    learning_rate: float = Field(1e-2, gt=0)
+    learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     seed: int = 0
     held_out: Literal["validation", "test"] = "test"

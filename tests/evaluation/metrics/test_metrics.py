@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given, strategies as st
 
 from evaluation.benchmarks import (
+    discriminator_benchmark,
     labelled_benchmark,
     masks_benchmark,
     preference_benchmark,
     sentiment_benchmark,
 )
 from evaluation.benchmarks.masks import token_class
-from evaluation.intervals import rate_interval
+from evaluation.intervals import jackknife_interval, rate_interval
 from evaluation.key_tokens import key_token_labels
 from evaluation.metrics import (
     Brevity,
@@ -27,6 +28,7 @@ from evaluation.metrics import (
     brevity_scores,
     distinct_n,
 )
+from evaluation.metrics.calibration import calibration_interval, expected_calibration_error
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=30))
@@ -325,3 +327,37 @@ def test_brevity_counts_words_up_to_a_limit() -> None:
     assert brevity_scores(["a " * 50]) == [-0.5]
     with pytest.raises(ValueError, match="most_words = 0: must be at least 1"):
         brevity_scores(["a"], most_words=0)
+
+
+def test_calibration_interval_leaves_out_a_cluster_at_a_time() -> None:
+    """The jackknife with the error computed anew without each cluster."""
+    rng = np.random.default_rng(0)
+    given_, clusters = rng.random(60), rng.integers(0, 7, 60).tolist()
+    outcomes = (rng.random(60) < given_**2).astype(float)
+    found = calibration_interval(given_, outcomes, clusters)
+    assert found.mean == expected_calibration_error(given_, outcomes)
+    without = [
+        expected_calibration_error(
+            given_[np.array(clusters) != one], outcomes[np.array(clusters) != one]
+        )
+        for one in dict.fromkeys(clusters)
+    ]
+    expected = jackknife_interval(found.mean, without, (0.0, 1.0))
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert 0 < found.low < found.mean < found.high and found.n == 7
+
+
+def test_discriminator_by_hand() -> None:
+    """Of three good tokens and a bad one D 0.9 is right, 0.5 a tie, 0.2 and the bad 0.6 wrong.
+
+    Of (good, bad) pairs the bad one's 0.6 outranks 0.2 and 0.5 of three.
+    """
+    found = discriminator_benchmark([0.9, 0.2, 0.5, 0.6], [1, 1, 1, 0], ["a", "a", "b", "b"])
+    assert found["accuracy"]["mean"] == pytest.approx((1 + 0 + 0.5 + 0) / 4)
+    assert found["accuracy/majority"]["mean"] == 0.75
+    assert found["auc"]["mean"] == pytest.approx(1 / 3)
+    assert found["brier"]["mean"] == pytest.approx((0.01 + 0.64 + 0.25 + 0.36) / 4)
+    assert found["ece"]["mean"] == pytest.approx((0.1 + 0.8 + 0.5 + 0.6) / 4)
+    assert (found["num_tokens"], found["num_good"], found["num_prompts"]) == (4, 3, 2)
+    with pytest.raises(ValueError, match="1 probabilities, 2 labels and 1 prompts"):
+        discriminator_benchmark([0.5], [1, 0], ["a"])

@@ -54,6 +54,7 @@ def liked_options(liked_file: Path, small_model: Path, words_file: Path) -> tupl
         "data.shard_pairs=32",
         "discriminator.batch_pairs=8",
         "discriminator.epochs=3",
+        "discriminator.learning_rate=1e-2",
         "discriminator.checkpoint_every=5",
     )
 

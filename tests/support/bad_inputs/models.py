@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from bad_inputs.world import ADAPTER_CONFIG, Bad, Options, World
 
@@ -162,7 +163,59 @@ def _negative(world: World) -> Options:
     return [f"model.name_or_path={folder}"]
 
 
+def _discriminator(world: World, **facts: Any) -> Options:
+    """A mask that reads one which says this of itself, as `sparsepo discriminator` writes it."""
+    from pipelines.models.fingerprints import tokenizer_fingerprint, weights_fingerprint
+    from pipelines.storage.records import write_record
+    from pipelines.storage.store import RunStore
+
+    own = {
+        "layer": 2,
+        "hidden_size": 8,
+        "sha256": "0" * 64,
+        "reference": weights_fingerprint(world.model),
+        "tokenizer": tokenizer_fingerprint(world.model),
+    }
+    write_record(RunStore(str(world.folder / "head")), "discriminator.json", {**own, **facts})
+    return [*_JUDGED, f"model.discriminator={world.folder / 'head'}"]
+
+
+def _torn_discriminator(world: World) -> Options:
+    options = _discriminator(world)
+    file = world.folder / "head" / "discriminator.json"
+    file.write_text(file.read_text().replace('"layer": 2', '"layer": 1'))
+    return options
+
+
+_JUDGED = ("objective.name=weighted", "mask.kind=discriminator")
 BAD: dict[str, Bad] = {
+    "no discriminator": (
+        [*_JUDGED, "model.discriminator=/nowhere"],
+        "model.discriminator = /nowhere: no finished discriminator is there",
+    ),
+    "a discriminator that is not named": (
+        ["objective.name=weighted", "mask={kind: segment, value: discriminator}"],
+        "mask.kind=segment reads a discriminator's values: set model.discriminator",
+    ),
+    "a discriminator of another model": (
+        lambda w: _discriminator(w, reference="another"),
+        "it was trained on reference another, this recipe has ",
+    ),
+    "a discriminator of other tokens": (
+        lambda w: _discriminator(w, tokenizer="another"),
+        "it was trained on tokenizer another, this recipe has ",
+    ),
+    "a discriminator of another layer": (
+        lambda w: [*_discriminator(w), "discriminator.layer=1"],
+        "it was trained on layer 2, this recipe has discriminator.layer = 1",
+    ),
+    "a layer that the reference has not": (
+        lambda w: [*_discriminator(w), "discriminator.layer=99"],
+        "discriminator.layer = 99: ", " has layers 1 to ",
+    ),
+    "a discriminator that was changed": (
+        _torn_discriminator, "discriminator.json is damaged: its checksum does not fit",
+    ),
     "a model with a FIFO": (
         _with_pipe, "model directory ", ": generation_config.json is a FIFO, which is not read"
     ),
