@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,10 +13,13 @@ from pathlib import Path
 
 import pytest
 from checkout import ROOT
+from local_executor import LocalExecutor
 from processes import said_by
 
 from evaluation.metrics import vader_scores
+from pipelines.cluster.actor_pool import executed_by
 from pipelines.commands import quickstart_world as world
+from pipelines.commands.cli import main
 
 
 def test_the_world_is_rich_enough_and_its_labels_are_right() -> None:
@@ -105,22 +109,50 @@ def recipe_of(document: str) -> tuple[str, str]:
     return body
 
 
+def steps_of(script: str) -> list[tuple[bool, str]]:
+    """(is a sparsepo command, text) of a shell script, in order; other lines stay together."""
+    found: list[tuple[bool, str]] = []
+    for line in script.splitlines(keepends=True):
+        is_ours = line.startswith("sparsepo ")
+        if found and not is_ours and not found[-1][0]:
+            found[-1] = False, found[-1][1] + line
+        else:
+            found.append((is_ours, line))
+    return found
+
+
 @pytest.mark.slow
 def test_the_walk_through_of_the_documents_runs_as_it_stands(
-    finished: tuple[Path, str], ray_environment: dict[str, str]
+    finished: tuple[Path, str],
+    ray_cluster: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Start page, a first run, training: every command in order, in the directory in which `make
-    quickstart` ran; on a Ray that runs already.
+    quickstart` ran; in this process, training on the session's Ray.
+
+    Commands as processes, and actors, are the quickstart's and test_security.py's.
     """
     folder, _ = finished
     name, text = recipe_of("recipes.md")
     (folder / name).write_text(text)
     pages = ("index.md", "recipes.md", "training.md")
-    script = "".join(block for page in pages for block in shell_blocks(page))
-    assert script.count("sparsepo ") >= 10
+    steps = steps_of("".join(block for page in pages for block in shell_blocks(page)))
+    assert sum(is_ours for is_ours, _ in steps) >= 10
+    monkeypatch.chdir(folder)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    said = said_by(["bash", "-ec", script], folder, {**ray_environment, "PATH": path})
-    assert "prepare: already done, skipped" in said, "the second run of the same recipe"
+    said = ""
+    with executed_by(LocalExecutor()):
+        for is_ours, line in steps:
+            if is_ours:
+                with pytest.raises(SystemExit) as ended:
+                    main(shlex.split(line)[1:])
+                out, error = capfd.readouterr()
+                assert not ended.value.code, f"{line}{out}{error}"
+                said += out + error
+            else:
+                said_by(["bash", "-ec", line], folder, {**os.environ, "PATH": path})
+    assert said.count("prepare: already done, skipped") >= 1, "the second run of the same recipe"
     for report in ("comparison", "runs/comparison"):
         assert list((folder / report).rglob("index.html"))
     assert (folder / "runs" / "base" / "sft" / "train" / "model" / "model.safetensors").is_file()
