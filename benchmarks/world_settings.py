@@ -83,7 +83,7 @@ _ENTROPY = Setting("entropy", _WEIGHTED, {"kind": "entropy", "fraction": 0.2})
 _RANDOM_FIFTH = Setting("random-fifth", _WEIGHTED, {"kind": "random", "keep_fraction": 0.2})
 # Of the twelve worlds. Each is trained with each beta, so that gains can be read at a distance.
 COMPARED = (DPO, _SPARSEPO, ORACLE, _RANDOM_FIFTH, _ENTROPY)
-BETAS = (0.1, 0.3, 1.0)
+BETAS = (0.1, 0.3, 1.0, 3.0, 10.0)
 
 
 def settings_of(table: Table) -> tuple[Setting, ...]:

@@ -5,7 +5,7 @@
     python benchmarks/world_tables.py methods methods.jsonl --figure docs/methods.png
 
 methods: every objective and every producer of token weights on the quickstart's world.
-worlds: five methods, each with three betas, on twelve worlds, where one of three dials is moved:
+worlds: five methods, each with five betas, on twelve worlds, where one of three dials is moved:
     words that carry no reward, label noise, length.
 
 A world is made once per seed (texts, starting model, pairs, features of the frozen models) by the
