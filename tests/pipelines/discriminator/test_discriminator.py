@@ -1,5 +1,7 @@
 """A trained discriminator: its steps against plain torch, resuming, figures, and what reads it."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from processes import kill, started, wait_for, wait_for_end
 from runs import CPU, MakeRecipe, run_here, silent
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -20,6 +23,7 @@ from pipelines.discriminator.labels import targets_of
 from pipelines.discriminator.training import HeadTrainer
 from pipelines.errors import UserError
 from pipelines.pairs.table import open_pairs
+from pipelines.recipe.files import write_yaml
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import Run
 from pipelines.reference.features import feature_source
@@ -263,3 +267,30 @@ def test_an_actor_of_ray_makes_the_same_bytes(
         assert (head_of(recipe) / name).read_bytes() == (head_of(judged) / name).read_bytes()
     assert not list(head_of(recipe).glob("checkpoint*"))
     assert TokenDiscriminator.from_pretrained(head_of(recipe)).layer == 2
+
+
+@pytest.mark.slow
+def test_a_killed_command_goes_on_to_the_same_bytes(
+    judged: Recipe, recipe_in: MakeRecipe, liked_options: tuple[str, ...], tmp_path: Path,
+    ray_environment: dict[str, str],
+) -> None:  # fmt: skip
+    """kill -9 of the driver between two checkpoints, against steps that nobody interrupted."""
+    shutil.copytree(judged.run_dir, tmp_path / "run")
+    recipe = recipe_in(tmp_path / "run", *liked_options, "discriminator.epochs=100")
+    head, log = head_of(recipe), tmp_path / "log"
+    shutil.rmtree(head)
+    (tmp_path / "recipe.yaml").write_text(write_yaml(recipe))
+    command = ["discriminator", str(tmp_path / "recipe.yaml"), "--quiet"]
+    facts = facts_of(judged, tmp_path / "whole", epochs=100)
+    with started(command, log, ray_environment) as process:
+        wait_for(lambda: int((head / "checkpoint.json").exists()), 1, process, log)
+        kill(process)
+    assert not (head / WEIGHTS).exists(), "it was killed too late"
+    kept = int(json.loads((head / "checkpoint.json").read_text())["step"])
+    with started(command, log, ray_environment) as process:
+        assert wait_for_end(process, lambda: len(list(head.glob("*")))) == 0, log.read_text()
+    assert log.read_text().splitlines()[-1] == f"discriminator: {head}"
+    steps = figures_of(recipe)["num_steps"]
+    assert 0 < kept < steps == 100 * figures_of(judged)["num_steps"] / 3
+    HeadTrainer(facts)(TrainHead(steps, steps))
+    assert (head / WEIGHTS).read_bytes() == Path(facts.store, WEIGHTS).read_bytes()
