@@ -21,11 +21,13 @@ from pipelines.commands.report import run_report
 from pipelines.commands.sft import in_turn, plan_sft, planned_sft, run_sft, sft_recipe
 from pipelines.commands.stages import EVALUATE, PREPARE, TRAIN
 from pipelines.errors import UserError
+from pipelines.evaluate.results import Found, benchmark_results
 from pipelines.models.control import Control, ControlText, in_front
 from pipelines.models.control_tokens import add_rows, control_of
 from pipelines.models.loading import load_tokenizer
 from pipelines.pairs.conversation import PairEncoder, RawPair
 from pipelines.pairs.table import open_pairs
+from pipelines.recipe.evaluation import EvaluateSection
 from pipelines.recipe.run_paths import RunPaths
 from pipelines.recipe.schema import DataSection, Recipe, Source
 from pipelines.recipe.stage import Run
@@ -182,7 +184,8 @@ def test_the_loss_by_plain_transformers(stage: str, on_pairs: Callable[..., Reci
     for pair, (prompt, label) in zip(pairs.pairs("train", rows), stored, strict=True):
         begun = tokenizer(prompt).input_ids
         first = int(begun[0] == tokenizer.bos_token_id)
-        asked = [*begun[:first], *control.ids(label), *begun[first:]]
+        front = (control.good if label else control.bad).ids
+        asked = [*begun[:first], *front, *begun[first:]]
         answer = [int(i) for i in pair.chosen]
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([[*asked, *answer]])).logits[
@@ -370,6 +373,28 @@ def test_an_evaluation_puts_each_control_in_front(tuned: Recipe, recipe_in: Make
         assert [s["start_text"] for s in warm[name]] == [s["start_text"] for s in warm["good"]]
     page = words(Path(run_report([recipe.run_dir])).read_text())
     assert "Behind each control" in page
+
+
+def test_the_first_controls_gain_by_hand() -> None:
+    """Behind good 0.9 and 0.1, without 0.5 and -0.3: (0.4 + 0.4) / 2 = 0.4 more."""
+    settings = EvaluateSection(control=("good", "none"), benchmarks=("sentiment",))
+    rewards = {"good": (0.9, 0.1), "none": (0.5, -0.3)}
+    samples = [
+        {
+            "prompt": f"prompt {at}", "order": at, "sample": 0, "temperature_number": 0,
+            "control": name, "control_number": number, "kl_policy_reference": 1.0,
+            "policy_text": "a b", "start_text": "a b", "policy_tokens": 2, "start_tokens": 2,
+            "policy_reward": reward, "start_reward": 0.0,
+        }
+        for number, (name, values) in enumerate(rewards.items())
+        for at, reward in enumerate(values)
+    ]  # fmt: skip
+    found = benchmark_results(settings, Found(samples=samples), {})["sentiment"]
+    assert (found["control"], found["control=none/control"]) == ("good", "none")
+    assert found["reward/after"]["mean"] == pytest.approx(0.5)
+    assert found["control=none/reward/after"]["mean"] == pytest.approx(0.1)
+    assert found["control=none/reward/first_control_gain"]["mean"] == pytest.approx(0.4)
+    assert "reward/first_control_gain" not in found
 
 
 def test_preferences_are_scored_behind_the_first_control(
