@@ -59,10 +59,17 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         torch.manual_seed(seed)
         config = AutoConfig.for_model("llama", **SIZES)
         AutoModelForCausalLM.from_config(config).save_pretrained(folder / name)
+    for name, seed in (("gpt", 7), ("other gpt", 8)):  # positions that are not relative
+        torch.manual_seed(seed)
+        config = AutoConfig.for_model(
+            "gpt2", vocab_size=ROWS, n_embd=16, n_layer=2, n_head=4, n_positions=64,
+            initializer_range=0.4,
+        )  # fmt: skip
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder / name)
     base = folder / "base"
     return {
         "base": base,
-        "other": folder / "other",
+        **{name: folder / name for name in ("other", "gpt", "other gpt")},
         "one": write_adapter(base, folder / "one", 1),
         "two": write_adapter(base, folder / "two", 2, r=2, use_rslora=True),
         "dora": write_adapter(base, folder / "dora", 3, use_dora=True),
@@ -97,6 +104,7 @@ def own_probabilities(directories: Sequence[Path], ids: Sequence[int]) -> np.nda
 
 
 CASES = {
+    "absolute positions": (("gpt", "other gpt"), "models 1, 2: weights of their own in memory"),
     "whole models": (("base", "other"), "models 1, 2: weights of their own in memory"),
     "adapters": (("one", "two"), "models 1, 2: adapters of base, .* once; one forward serves all"),
     "dora": (("one", "dora", "two"), "models 1, 2, 3: .* once; a forward for each"),
