@@ -285,6 +285,10 @@ def draw(records: Sequence[Record], numbers: dict[str, Any], path: Path) -> None
         axes.grid(alpha=0.25, linewidth=0.6)
         if axes.has_data():
             axes.set_xscale("log")
+            low, high = axes.get_xlim()
+            ticks = [2.0**power for power in range(-4, 8) if low <= 2.0**power <= high]
+            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axes.set_xticks([], minor=True)
             axes.legend(frameon=False, fontsize=8)
     path.write_bytes(as_png(figure))
 
