@@ -7,7 +7,7 @@ Prints Markdown: the pilot, the fronts, their order, HH, what is missing. The pi
 its 95 % intervals are over held-out prompts, and a reward at a distance lies on a method's own
 Pareto front. The fronts have several: a seed's reward at a distance is read on the straight line
 between its trials, differences are paired by seed, intervals are Student's over the seeds.
-"not reached": no trial of a seed is as near or none as far.
+"not reached": no trial of a seed is as near or none as far. Zeros are those of the last step.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def pilot_table(records: Sequence[Record]) -> tuple[str, dict[str, Any]]:
         numbers[name] = {
             "family": BY_NAME[name].family,
             "reward": at,
-            "zeros": _range([r["zeros"]["reward"] for r in own[name] if r["points"]]),
+            "zeros": _range([r["training_zeros"]["reward"] for r in own[name] if r["points"]]),
             "kl": _range([kl for kl, _ in ends]),
             "betas": sorted(beta for _, beta in ends),
             "lost": sum(bool(r["failed"]) for r in own[name]),
@@ -135,7 +135,7 @@ def fronts(records: Sequence[Record]) -> dict[str, Any]:
             "less_dpo_unseen": _less_dpo(
                 {s: v for s, v in seeds.items() if s != SEEDS["imdb"][0]}, base
             ),
-            "zeros": _range([r["zeros"]["reward"] for r in every if r["points"]]),
+            "zeros": _range([r["training_zeros"]["reward"] for r in every if r["points"]]),
             "first": {w: _times_first(at, i, name) for i, w in enumerate(_AT)},
         }
     return numbers
@@ -217,7 +217,7 @@ def hh_table(records: Sequence[Record]) -> tuple[str, dict[str, Any]]:
             if not own:
                 continue
             found: dict[str, Any] = {key: over_seeds(own, last(key)) for key in names}
-            found["zeros"] = _range([r["zeros"]["reward"] for r in own])
+            found["zeros"] = _range([r["training_zeros"]["reward"] for r in own])
             found["seeds"] = len(own)
             numbers.setdefault(name, {})[f"{beta:g}"] = found
             cells = [shown(found[key], digits, "") for key, digits in names.items()]
@@ -285,6 +285,10 @@ def draw(records: Sequence[Record], numbers: dict[str, Any], path: Path) -> None
         axes.grid(alpha=0.25, linewidth=0.6)
         if axes.has_data():
             axes.set_xscale("log")
+            low, high = axes.get_xlim()
+            ticks = [2.0**power for power in range(-4, 8) if low <= 2.0**power <= high]
+            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axes.set_xticks([], minor=True)
             axes.legend(frameon=False, fontsize=8)
     path.write_bytes(as_png(figure))
 

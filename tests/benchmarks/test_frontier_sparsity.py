@@ -43,7 +43,8 @@ def record(
     spread = np.linspace(-0.1, 0.1, prompts)
     point = {"step": 9, "kl": kl, "reward": reward, "gain": reward - 0.4, "accuracy": reward}
     return {
-        **vars(trial), "failed": None, "warnings": [], "zeros": {"reward": zeros, "kl": zeros},
+        **vars(trial), "failed": None, "warnings": [],
+        "training_zeros": {"reward": zeros, "kl": zeros},
         "points": [{**point, "win/start": 0.5, "win/chosen": 0.3}],
         "by_prompt": {"reward": list(reward + spread), "kl": list(kl * (1 + spread))},
     }  # fmt: skip
