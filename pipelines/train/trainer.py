@@ -550,14 +550,10 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-<<<<<<< HEAD
-        """Means over the validation split, logged as of this step. Every rank must call it."""
-=======
         """Means over the validation split, logged as those of this step.
 
         Every rank must call it.
         """
->>>>>>> frontier
         rows = self.rows["validation"]
         # A coupled loss depends on the size of its batch: the training's, so that both can be
         # compared.
