@@ -1,6 +1,7 @@
 """Connect to Ray: a running cluster if one is named, else a private one on this machine."""
 
 import contextlib
+import ctypes
 import inspect
 import logging
 import os
@@ -29,6 +30,7 @@ _KEPT = "RAY_num_workers_soft_limit", "8"
 # Ray starts a process per CPU at once: with fewer they would keep the command from its work, with
 # more they would fill the memory (half a GiB each).
 _SPARE_CPUS = range(8, 33)
+_ACTION_BYTES = 256  # no less than a struct sigaction has anywhere
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
 
 # What Ray puts below its directory, and how long a socket's path may be.
@@ -203,15 +205,21 @@ def _without_noise() -> Iterator[None]:
 def _own_ending() -> Iterator[None]:
     """Keep what this process does on SIGTERM; Ray would print where it was instead, or that a
     thread cannot have it so.
+
+    Ray's library sets the system's action too, from any thread; Python sets it from the first
+    alone.
     """
     is_main = threading.current_thread() is threading.main_thread()
     kept = signal.getsignal(signal.SIGTERM)
+    library, action = ctypes.CDLL(None), ctypes.create_string_buffer(_ACTION_BYTES)
+    library.sigaction(signal.SIGTERM, None, action)
     logger = logging.getLogger("ray._private.worker")
     logger.addFilter(_says_nothing_of_endings)
     try:
         yield
     finally:
         logger.removeFilter(_says_nothing_of_endings)
+        library.sigaction(signal.SIGTERM, action, None)
         if is_main and kept is not None:
             signal.signal(signal.SIGTERM, kept)
 

@@ -1,13 +1,16 @@
 """What of a session is known before Ray starts, and what the tests' own one has."""
 
+import ctypes
 import importlib.util
 import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
 
 from pipelines.cluster.resources import Resources
-from pipelines.cluster.session import check_session, preloads, told_of_start
+from pipelines.cluster.session import _own_ending, check_session, preloads, told_of_start
 from pipelines.commands.stages import IMPORTED_EARLY
 from pipelines.errors import StageFailed, UserError
 from pipelines.recipe.schema import RaySection
@@ -90,3 +93,26 @@ def test_a_ray_that_does_not_start_is_one_line(
     with pytest.raises(type_) as found, told_of_start(RaySection(temp_dir="/scratch")):
         raise error
     assert str(found.value) == line
+
+
+@pytest.mark.parametrize("thread", ["main", "another"])
+def test_what_sigterm_does_outlives_the_start_of_ray(thread: str) -> None:
+    """Ray's library sets the system's action, as `signal` of the C library does here."""
+    ended: list[int] = []
+
+    def start() -> None:
+        with _own_ending():
+            ctypes.CDLL(None).signal(signal.SIGTERM, 1)  # 1 = ignored
+
+    before = signal.signal(signal.SIGTERM, lambda number, _: ended.append(number))
+    try:
+        if thread == "main":
+            start()
+        else:
+            other = threading.Thread(target=start)
+            other.start()
+            other.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended == [signal.SIGTERM]
