@@ -287,14 +287,17 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # The pair's first review is a prompt's by its id; its second is nobody's.
     pairs = [
         {
-            "prompt": "A film", "chosen": continuation(rng), "rejected": continuation(rng),
+            "prompt": "A film", "chosen": f"{continuation(rng)} wonderful",
+            "rejected": f"{continuation(rng)} dreadful",
             "chosen_reward": 9, "rejected_reward": 2, "chosen_id": f"review/{number}",
             "rejected_id": f"other/{number}",
         }
         for number in range(140)
     ]  # fmt: skip
     for number in range(20):  # known by their words alone
-        pairs[number] |= {"prompt": "", "rejected": reviews[number]["text"]}
+        known = reviews[number]
+        stars = 9 if known["label"] else 2
+        pairs[number] |= {"prompt": "", "rejected": known["text"], "rejected_reward": stars}
     files = {"imdb_reviews": reviews, "imdb_prefix_pairs": pairs}
     for at, name in enumerate((
         "hh_helpful_w2sg", "hh_helpful_base_test", "hh_helpful_rejection_sampled_test",

@@ -626,7 +626,7 @@ def test_a_sweeps_package_has_the_recipes_it_names(make_recipe: MakeRecipe, tmp_
     ("arguments", "message"),
     [
         ((), "Missing argument"),
-        (("nonsense",), "submit nonsense: the command must be one of evaluate, "),
+        (("nonsense",), "submit nonsense: the command must be one of discriminator, evaluate, "),
         (("submit", "run"), "submit submit run: the command must be one of"),
         (("run", "nowhere.yaml"), "recipe 'nowhere.yaml': no such file"),
         (("status", "/runs/x"), "give --address http://HEAD:8265"),
