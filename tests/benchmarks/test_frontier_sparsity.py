@@ -274,7 +274,7 @@ def test_tables_name_what_is_missing(
 def review(rng: random.Random, number: int) -> dict[str, Any]:
     label = number % 2
     word = ("dreadful", "wonderful")[label]
-    body = " ".join(f"{continuation(rng).strip()} {word}" for _ in range(4))
+    body = " ".join(f"{word} {continuation(rng).strip()}" for _ in range(4))
     text = f"Film {number} , {opening(rng, TRAIN_OPENINGS)} it begins . {body}"
     return {"text": text, "label": label, "id": f"review/{number}"}
 
