@@ -146,6 +146,8 @@ def _recipes() -> list[str]:
     seen: set[str] = set()
     for name in names:
         recipe = load_recipe(name)
+        if recipe.model.discriminator is not None:  # a training of its own comes before it
+            continue
         if name.startswith("hh-") or recipe.objective.name not in seen:
             said = [recipe.objective.model_dump(mode="json"), recipe.mask.model_dump(mode="json")]
             kept.setdefault(json.dumps(said, sort_keys=True), name)

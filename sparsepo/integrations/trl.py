@@ -15,6 +15,7 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
+from sparsepo.discriminator import TokenDiscriminator
 from sparsepo.features import FEATURES
 from sparsepo.integrations.trl_batches import (
     COLUMNS,
@@ -67,6 +68,7 @@ class TokenDPOTrainer(DPOTrainer):  # type: ignore[misc]
         mask_learning_rate, mask_weight_decay, mask_adam_eps: of a learned mask's parameters; its
             biases and norms do not decay.
         scorers: (positive, negative) models for objectives and masks that read their log ratios.
+        discriminator: of the reference, for the mask that reads its values.
         topk: outcomes of the reference's distribution that a feature `reference_topk` keeps.
         **trl: DPOTrainer's arguments. Columns chosen_score and rejected_score, chosen_weights and
             rejected_weights (one per response token, the end token's too) are read if needed.
@@ -88,6 +90,7 @@ class TokenDPOTrainer(DPOTrainer):  # type: ignore[misc]
         mask_weight_decay: float = 0.01,
         mask_adam_eps: float = 1e-6,
         scorers: tuple[Any, Any] | None = None,
+        discriminator: TokenDiscriminator | None = None,
         topk: int = 64,
         **trl: Any,
     ) -> None:
@@ -126,6 +129,8 @@ class TokenDPOTrainer(DPOTrainer):  # type: ignore[misc]
         self._wanted = wanted
         if "scorer_log_ratios" in wanted and scorers is None:
             raise ValueError("scorers=None: give (positive, negative), whose log ratios are read")
+        if "discriminator_values" in wanted and discriminator is None:
+            raise ValueError("discriminator=None: give the one whose values of tokens are read")
         collator: Any = self.data_collator  # type: ignore[has-type]
         self.data_collator = PairColumns(collator, self._pair_features)
         if scorers is not None:
@@ -137,6 +142,7 @@ class TokenDPOTrainer(DPOTrainer):  # type: ignore[misc]
             self._mapping or "zn_rescale",
             self._topk,
             is_policy=self.ref_model is None,
+            discriminator=discriminator,
         )
         self._policy = PolicyModel(
             self._plain_model(),

@@ -60,7 +60,7 @@ def test_a_new_stage_is_a_room_and_a_place_in_the_list(copied: Recipe, tmp_path:
     (room / "__init__.pyi").write_text("from .stage import AUDIT as AUDIT\n")
     stages = copy / "pipelines" / "commands" / "stages.py"
     text = stages.read_text()
-    listed = text.replace("PREPARE, REFERENCE", "PREPARE, AUDIT, REFERENCE", 1)
+    listed = text.replace("PREPARE, EDIT", "PREPARE, AUDIT, EDIT", 1)
     assert listed != text
     stages.write_text(
         listed.replace(

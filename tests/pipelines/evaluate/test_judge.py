@@ -111,7 +111,7 @@ def test_a_judge_that_always_says_a_is_found_inconsistent(
     kept = unsealed(tmp_path / "verdicts" / name)
     assert len(kept) == 4 and set(kept.values()) == {"A is better: [[A]]"}
     gone = EndpointJudge(judge(*server), store)
-    gone._ask = None  # type: ignore[method-assign, assignment] - whoever asks now, fails
+    gone._endpoint._ask = None  # type: ignore[method-assign, assignment] - whoever asks now, fails
     assert gone.compare(PROMPTS, OURS, THEIRS, quiet=True) == found
     store.write_json(
         f"verdicts/{name}",
@@ -132,8 +132,9 @@ def test_nonsense_is_asked_again_and_then_failed(server: tuple[str, str], tmp_pa
         judge(*server, max_tokens=2, max_failed_fraction=1.0), RunStore(str(tmp_path))
     )
     asked: list[float] = []
-    ask = patient._ask
-    patient._ask = lambda client, body: asked.append(body["temperature"]) or ask(client, body)  # type: ignore[method-assign, func-returns-value]
+    endpoint = patient._endpoint
+    ask = endpoint._ask
+    endpoint._ask = lambda client, body: asked.append(body["temperature"]) or ask(client, body)  # type: ignore[method-assign, func-returns-value]
     assert patient.compare(PROMPTS[:1], OURS[:1], THEIRS[:1], quiet=True) == [
         {"verdict": "failed", "consistent": None}
     ]

@@ -266,7 +266,7 @@ LEARNED = ("objective.name=sparsepo", "mask.kind=learned", "mask.architecture=si
             "states of all layers: .*gemma3n_text: models of type 'gemma3n_text' hand on several "
             "states per token",
         ),
-        ("hrm_text", LEARNED, "states of all layers .*HrmTextForCausalLM: no list of 16 decoder"),
+        ("hrm_text", LEARNED, "states of all layers.*HrmTextForCausalLM: no list of 16 decoder"),
         (
             "longcat_flash",
             ("train.gradient_checkpointing=true",),

@@ -36,6 +36,10 @@ UNIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"kind": "openai", "base_url": "http://x", "model": "m"},
         ("evaluate.judge.model=m", "evaluate.judge.kind=reward_model"),
     ),
+    "discriminator.editor.kind": (
+        {"kind": "openai", "base_url": "http://x", "model": "m"},
+        ("discriminator.editor.kind=model", "discriminator.editor.name_or_path=m"),
+    ),
     "sample.reward.kind": ({"kind": "classifier", "model": "m"}, ("sample.reward.kind=vader",)),
 }
 

@@ -104,7 +104,9 @@ def assert_same_ranges(config: Any, build: Any, numbers: Iterable[str]) -> None:
 @pytest.mark.parametrize("kind", [kind for kind in MASKS if kind not in ("none", "learned")])
 def test_a_recipe_may_say_exactly_what_a_producer_can_be_built_with(kind: str) -> None:
     given = {"objective": {"name": "weighted"}, "mask": {"kind": kind}}
-    config = type(validate_recipe({**MINIMAL, **WITH_OBJECTIVE["tis_dpo"], **given}).mask)
+    base = {**MINIMAL, **WITH_OBJECTIVE["tis_dpo"], **given}
+    base["model"] = {**base["model"], "discriminator": "d"}
+    config = type(validate_recipe(base).mask)
     built = dict(inspect.signature(MASKS[kind].load()).parameters)
     if built.pop("options", None):
         built |= inspect.signature(FrozenMask).parameters
@@ -319,6 +321,7 @@ def test_every_field_changes_exactly_the_stage_it_says() -> None:
 # What changes no stage's result. Sections that say where, when and on which machines, and what is
 # fingerprinted by its content, do not either.
 NO_RESULT = {
+    "discriminator.checkpoint_every",
     "data.rows_per_task", "reference.mode", "reference.features", "reference.layout",
     "reference.batch_tokens", "reference.num_actors", "reference.gpus_per_model",
     "reference.max_failed_fraction", "train.selection.keep_best", "train.strategy",

@@ -22,11 +22,13 @@ MODELS = {
     "model.negative_scorer", "model.embedder", "evaluate.model", "evaluate.reward.model",
     "evaluate.judge.model",
     "evaluate.summarization.bert_score_model", "evaluate.summarization.entailment_model",
-    "sample.reward.model", "data.chat_template",
+    "sample.reward.model", "data.chat_template", "discriminator.editor.name_or_path",
 }  # fmt: skip
 DATA = {"data.sources[].path", "data.validation[].path", "data.test[].path"}
 FILES = {"evaluate.key_words", "evaluate.code.tasks"}
-DIRECTORIES = {"evaluate.leaderboard.include_path", "schedule.release"}
+DIRECTORIES = {
+    "evaluate.leaderboard.include_path", "schedule.release", "model.discriminator",
+}  # fmt: skip
 STORES = {"paths.pairs", "paths.reference"}
 ALL = MODELS | DATA | FILES | DIRECTORIES | STORES | {"run_dir", "ray.temp_dir"}
 # Texts of the schema that name nothing on a disk.
@@ -39,6 +41,8 @@ OTHER_TEXTS = {
     "evaluate.summarization.entailment_label", "evaluate.leaderboard.tasks[]",
     "sample.reward.label", "schedule.cron", "schedule.timezone", "schedule.gates[].metric",
     "schedule.webhook", "schedule.webhook_env", "ray.address", "ray.fallback_resource",
+    "discriminator.editor.base_url", "discriminator.editor.model",
+    "discriminator.editor.api_key_env",
 }  # fmt: skip
 
 
@@ -66,7 +70,9 @@ def test_every_text_of_the_schema_is_a_location_or_known_to_be_none() -> None:
 
 def with_all(text: str, **more: Any) -> dict[str, Any]:
     """A recipe that names the same thing everywhere."""
-    section = dict.fromkeys(("positive_scorer", "negative_scorer", "embedder"), text)
+    section = dict.fromkeys(
+        ("positive_scorer", "negative_scorer", "embedder", "discriminator"), text
+    )
     return {
         "run_dir": text,
         "model": {"name_or_path": text, "reference": text, "tokenizer": text, **section},
@@ -84,6 +90,7 @@ def with_all(text: str, **more: Any) -> dict[str, Any]:
             "key_words": text,
         },
         "sample": {"reward": {"kind": "classifier", "model": text}},
+        "discriminator": {"editor": {"kind": "model", "name_or_path": text}},
         "schedule": {"release": text},
         "paths": {"pairs": text, "reference": text},
         "ray": {"temp_dir": text},

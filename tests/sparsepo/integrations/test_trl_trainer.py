@@ -25,6 +25,7 @@ from sparsepo import (
     UniformMask,
     padded_layout,
 )
+from sparsepo.discriminator import TokenDiscriminator
 from sparsepo.features import FEATURES
 from sparsepo.masks import MASKS
 from sparsepo.objectives.dpo_shift import DPOShift
@@ -346,6 +347,7 @@ def test_masks_are_the_same_on_every_rank(
         ({"objective": "dpo", "arguments": {"label_smoothing": 0.1}}, "args.label_smoothing=0.1"),
         ({"objective": "dpo", "arguments": {"precompute_ref_log_probs": True}}, "precompute_ref"),
         ({"objective": "tis_dpo"}, "scorers=None"),
+        ({"objective": "weighted", "mask": "discriminator"}, "discriminator=None"),
         ({"objective": "kto"}, "reads desirable, which pairs do not have"),
         ({"objective": "beta_dpo"}, "objective=beta_dpo: remembers what it has seen"),
     ],
@@ -363,6 +365,8 @@ def test_beta_is_trls_unless_said(make: Make) -> None:
 
 def test_every_kind_of_mask_can_be_named(make: Make) -> None:
     """One loss of each kind that needs no other model; the log knows the mask's share."""
+    size = make("dpo").model.config.hidden_size
+    heads = {"discriminator": {"discriminator": TokenDiscriminator(1, size)}}
     for kind, declared in MASKS.items():
         if kind in ("none", "learned") or declared.requires - {
             name for name, known in FEATURES.items() if known.origin in ("reference", "step")
@@ -371,7 +375,7 @@ def test_every_kind_of_mask_can_be_named(make: Make) -> None:
         objective = "weighted" if "weighted" in OBJECTIVES else "mapo"
         if kind not in OBJECTIVES[objective].mask_kinds:
             continue
-        trainer = make(objective, mask=kind)
+        trainer = make(objective, mask=kind, **heads.get(kind, {}))
         trainer.model.train()
         loss = trainer.compute_loss(trainer.model, next(iter(trainer.get_train_dataloader())))
         assert bool(torch.isfinite(loss)), kind
