@@ -8,11 +8,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pipelines.cluster import Bar
 from pipelines.errors import DamagedFile, StageFailed, UserError
 from pipelines.evaluate.key_traces import KeyTraces
+from pipelines.recipe import EndpointSection
 from pipelines.storage import RunStore, digest, read_record, write_record
 
 if TYPE_CHECKING:
@@ -39,34 +40,11 @@ _HEADERS = frozenset(
 Answer = TypeVar("Answer")
 
 
-class EndpointSettings(Protocol):
-    """What a recipe says of an endpoint."""
-
-    @property
-    def base_url(self) -> str: ...
-    @property
-    def model(self) -> str: ...
-    @property
-    def max_tokens(self) -> int: ...
-    @property
-    def temperature(self) -> float: ...
-    @property
-    def api_key_env(self) -> str | None: ...
-    @property
-    def timeout_seconds(self) -> float: ...
-    @property
-    def max_tries(self) -> int: ...
-    @property
-    def num_threads(self) -> int: ...
-    @property
-    def max_failed_fraction(self) -> float: ...
-
-
 class _Refused(Exception):
     """The endpoint does not take this question."""
 
 
-def endpoint_key(settings: EndpointSettings, section: str) -> str | None:
+def endpoint_key(settings: EndpointSection, section: str) -> str | None:
     """The endpoint's key, or None if it wants none.
 
     UserError if the environment variable of the key is not set, or holds what no header can.
@@ -85,7 +63,7 @@ def endpoint_key(settings: EndpointSettings, section: str) -> str | None:
     return key
 
 
-def endpoint_client(settings: EndpointSettings, key: str | None) -> "OpenAI":
+def endpoint_client(settings: EndpointSection, key: str | None) -> "OpenAI":
     """A client of the endpoint that the recipe names, with the key that the recipe names.
 
     Nothing is taken from OPENAI_* variables, and no header tells about this machine. Redirects are
@@ -124,7 +102,7 @@ class ChatEndpoint(Generic[Answer]):
 
     def __init__(
         self,
-        settings: EndpointSettings,
+        settings: EndpointSection,
         section: str,
         who: str,
         store: RunStore,

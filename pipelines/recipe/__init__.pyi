@@ -3,6 +3,7 @@ from .discriminator import (
     EndpointEditor as EndpointEditor,
     ModelEditor as ModelEditor,
 )
+from .endpoint import EndpointSection as EndpointSection
 from .evaluation import (
     BrevityReward as BrevityReward,
     ClassifierReward as ClassifierReward,

@@ -4,11 +4,12 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from pipelines.recipe.endpoint import EndpointSection
 from pipelines.recipe.location import Model
 from pipelines.recipe.section import Section, of_stage
 
 
-class EndpointEditor(Section):
+class EndpointEditor(EndpointSection):
     """Any endpoint that speaks OpenAI's chat completions.
 
     base_url: up to and without /chat/completions. model: its name at the endpoint. max_tokens,
@@ -18,16 +19,6 @@ class EndpointEditor(Section):
     """
 
     STAGE: ClassVar[str | None] = "discriminator"
-    kind: Literal["openai"] = "openai"
-    base_url: str = Field(pattern=r"^https?://")
-    model: str = Field(min_length=1)
-    max_tokens: int = Field(512, ge=1)
-    temperature: float = Field(0.0, ge=0)
-    api_key_env: str | None = of_stage(None, None)
-    timeout_seconds: float = of_stage(None, 60.0, gt=0)
-    max_tries: int = of_stage(None, 4, ge=1)
-    num_threads: int = of_stage(None, 8, ge=1)
-    max_failed_fraction: float = of_stage(None, 0.1, ge=0, le=1)
 
 
 class ModelEditor(Section):

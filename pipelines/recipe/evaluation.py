@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from pipelines.recipe.endpoint import EndpointSection
 from pipelines.recipe.location import Directory, File, Model
 from pipelines.recipe.section import Section, added, of_stage
 
@@ -72,7 +73,7 @@ class RewardModelJudge(Section):
     label: str | None = None
 
 
-class OpenAIJudge(Section):
+class OpenAIJudge(EndpointSection):
     """Any endpoint that speaks OpenAI's chat completions.
 
     Both orders are asked; who changes their mind with the order means a tie.
@@ -85,16 +86,6 @@ class OpenAIJudge(Section):
     """
 
     STAGE = "evaluate"
-    kind: Literal["openai"] = "openai"
-    base_url: str = Field(pattern=r"^https?://")
-    model: str = Field(min_length=1)
-    max_tokens: int = Field(512, ge=1)
-    temperature: float = Field(0.0, ge=0)
-    api_key_env: str | None = of_stage(None, None)
-    timeout_seconds: float = of_stage(None, 60.0, gt=0)
-    max_tries: int = of_stage(None, 4, ge=1)
-    num_threads: int = of_stage(None, 8, ge=1)
-    max_failed_fraction: float = of_stage(None, 0.1, ge=0, le=1)
 
 
 Judge = Annotated[RewardModelJudge | OpenAIJudge, Field(discriminator="kind")]
