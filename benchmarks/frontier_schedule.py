@@ -30,7 +30,7 @@ from frontier_settings import (
     Task,
     Trial,
 )
-from world_tables import gain_at
+from world_comparison import gain_at
 
 Record = dict[str, Any]
 _STEP, _GAP, _MOST = 4.0, 3.5, 6

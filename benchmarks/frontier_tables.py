@@ -19,16 +19,8 @@ from typing import Any
 import numpy as np
 from frontier_schedule import Schedule, distances, front_betas, of_setting, trials_of
 from frontier_settings import BY_NAME, DEFAULTS, HH_BETAS, NATS, SEEDS, SETTINGS, Task
-from world_tables import (
-    Record,
-    gain_at,
-    interval,
-    last,
-    markdown,
-    over_seeds,
-    rounded,
-    shown,
-)
+from world_comparison import Record, gain_at, interval, last, over_seeds
+from world_tables import markdown, rounded, shown
 from worlds import read_lines
 
 from evaluation.equal_distance import Measured, compare_at
@@ -272,7 +264,10 @@ def draw(records: Sequence[Record], numbers: dict[str, Any], path: Path) -> None
     for at, name in enumerate(shown_methods):
         own = seeds_of(records, name)
         by_beta = _by_beta([r for found in own.values() for r in found])
-        _line(left, by_beta, "reward", COLOURS[at % len(COLOURS)], name)
+        # Bars of two or three seeds would be all that the figure shows.
+        has_all = len(own) == len(SEEDS["imdb"])
+        label = name if has_all else f"{name} ({len(own)} seeds)"
+        _line(left, by_beta, "reward", COLOURS[at % len(COLOURS)], label, has_all)
     for at, name in enumerate(HH_BETAS):
         by_beta = _by_beta([r for r in of_setting(records, name, "hh") if r["points"]])
         _line(right, by_beta, "accuracy", COLOURS[at % len(COLOURS)], name)
@@ -298,16 +293,19 @@ def _by_beta(records: Sequence[Record]) -> list[list[Record]]:
     return [[r for r in records if r["beta"] == beta and r["points"]] for beta in betas]
 
 
-def _line(axes: Any, by_beta: Sequence[list[Record]], what: str, colour: str, name: str) -> None:
+def _line(
+    axes: Any, by_beta: Sequence[list[Record]], what: str, colour: str, label: str,
+    has_bars: bool = True,
+) -> None:  # fmt: skip
     points = []
     for found in filter(None, by_beta):
         x, y = (interval([r["points"][-1][key] for r in found]) for key in ("kl", what))
-        halves = [np.nan_to_num(value["high"] - value["mean"]) for value in (x, y)]
+        halves = [np.nan_to_num(v["high"] - v["mean"]) if has_bars else 0.0 for v in (x, y)]
         points.append((x["mean"], y["mean"], *halves))
     if points:
         x, y, wide, high = zip(*sorted(points), strict=True)
         style = {"fmt": "o-", "markersize": 3, "capsize": 2, "linewidth": 1}
-        axes.errorbar(x, y, xerr=wide, yerr=high, color=colour, label=name, **style)
+        axes.errorbar(x, y, xerr=wide, yerr=high, color=colour, label=label, **style)
 
 
 def main(given: Sequence[str] | None = None) -> None:

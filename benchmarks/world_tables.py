@@ -4,64 +4,40 @@
     python benchmarks/world_tables.py worlds worlds.jsonl --figure docs/worlds.png --json docs/worlds.json
 
 Prints Markdown. A number is the mean over seeds with a 95 % t interval; differences from DPO are
-paired by seed. A gain "at 4 nats" is read between the finished trainings of a method with different
-betas; "not reached" where a seed has none on either side. A run counts as lost if training warned,
-was refused, or ends with more than 2 nats per token.
+paired by seed. A gain at some distance is read between the finished trainings of a method with
+different betas. "At equal distance" is the mean difference over the range of KL that both methods
+span on a seed, spread evenly over its logarithm; seeds without such a range are left out, and n says
+how many are left. "With each one's best beta" compares the beta of the highest mean gain of either
+method, whatever its KL. A run counts as lost if training warned, was refused, or ends with more than
+2 nats per token.
 """  # noqa: E501
 
 import argparse
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
-from world_settings import COMPARED, WORLDS, settings_of
+from world_comparison import (
+    ALL,
+    NAMES,
+    Record,
+    at_best,
+    at_equal_distance,
+    is_lost,
+    last,
+    over_seeds,
+)
+from world_settings import WORLDS, settings_of
 from worlds import read_lines
 
 from evaluation.report.charts import COLOURS
 from evaluation.report.figures import as_png, literal
 
-Record = dict[str, Any]
-NATS = (1.0, 2.0, 4.0, 8.0)
-NAMES = [setting.name for setting in COMPARED]
-ALL = settings_of("worlds")
-MOST_NATS_PER_TOKEN = 2.0
+EQUAL, BEST = "at equal distance", "with each one's best beta"
 _LEARNED = "sparsepo-quickstart"
-
-
-def gain_at(records: Sequence[Record], nats: float, what: str = "gain") -> float | None:
-    """A method's gain at this distance, from its finished trainings with different betas.
-
-    Between two of them, in the order of their KL, it is a straight line; None outside.
-    """
-    ends = sorted((r["points"][-1]["kl"], r["points"][-1][what]) for r in records if r["points"])
-    for (near, low), (far, high) in pairwise(ends):
-        if near <= nats <= far:
-            return float(low + (high - low) * (nats - near) / ((far - near) or 1.0))
-    return None
-
-
-def is_lost(record: Record) -> bool:
-    """Whether the training was refused, warned of, or ran away."""
-    if record["failed"] or record["warnings"] or not record["points"]:
-        return True
-    last = record["points"][-1]
-    return bool(last["kl"] > MOST_NATS_PER_TOKEN * max(1.0, last["tokens"]))
-
-
-def interval(values: Sequence[float]) -> dict[str, float]:
-    """Mean, and the bounds of a 95 % t interval over the seeds; none of one seed."""
-    found = np.asarray(values, dtype=np.float64)
-    half = math.nan
-    if len(found) > 1:
-        spread = found.std(ddof=1) / math.sqrt(len(found))
-        half = float(stats.t.ppf(0.975, len(found) - 1) * spread)
-    mean = float(found.mean())
-    return {"mean": mean, "low": mean - half, "high": mean + half, "n": len(found)}
 
 
 def shown(found: dict[str, float] | None, digits: int = 2, sign: str = "+") -> str:
@@ -69,22 +45,6 @@ def shown(found: dict[str, float] | None, digits: int = 2, sign: str = "+") -> s
         return "not reached"
     mean, low, high = (f"{found[key]:{sign}.{digits}f}" for key in ("mean", "low", "high"))
     return mean if math.isnan(found["low"]) else f"{mean} [{low}, {high}]"
-
-
-def over_seeds(
-    records: Sequence[Record], value: Callable[[Record], float | None]
-) -> dict[str, float] | None:
-    """The interval of a value, None where a seed has none."""
-    values = [value(record) for record in records]
-    known = [v for v in values if v is not None and not math.isnan(v)]
-    return interval(known) if known and len(known) == len(values) else None
-
-
-def last(name: str) -> Callable[[Record], float | None]:
-    def value(record: Record) -> float | None:
-        return float(record["points"][-1][name]) if record["points"] else None
-
-    return value
 
 
 def methods_table(records: Sequence[Record]) -> tuple[str, dict[str, Any]]:
@@ -133,68 +93,58 @@ def _less(record: Record, base: dict[int, Record]) -> float | None:
 
 
 def worlds_table(records: Sequence[Record]) -> tuple[str, dict[str, Any]]:
-    """For each number of nats a row per world: DPO's gain, and what each method adds to it."""
-    numbers: dict[str, Any] = {}
-    parts = []
+    """Each method against DPO in every world: at equal distance, and each with its best beta."""
     worlds = [w for w in WORLDS if any(r["world"] == w.name for r in records)]
-    for nats in NATS:
-        rows = []
-        for world in worlds:
-            own = [r for r in records if r["world"] == world.name]
-            found = compared(own, nats)
-            numbers.setdefault(world.name, {"dial": world.dial})[_at(nats)] = found
-            rows.append(_world_row(world.name, own, found))
-        head = ("world", "irrelevant", "dpo", *(f"{n} - dpo" for n in NAMES[1:]), "of the oracle's")
-        parts.append(f"Gain {_at(nats)}\n\n{markdown(head, rows)}")
+    numbers: dict[str, Any] = {}
     for world in worlds:
         own = [r for r in records if r["world"] == world.name]
-        numbers[world.name]["at the end"] = {s.name: _ended(own, s.name) for s in ALL}
+        shares = [1 - r["key_fraction"] for r in own if "key_fraction" in r]
+        numbers[world.name] = {
+            "dial": world.dial,
+            "irrelevant": float(np.mean(shares)) if shares else math.nan,
+            EQUAL: {name: at_equal_distance(own, name) for name in NAMES[1:]},
+            BEST: {name: at_best(own, name) for name in NAMES},
+            "at the end": {s.name: _ended(own, s.name) for s in ALL},
+        }
+    head = ("world", "irrelevant", "DPO alone", *NAMES[1:], "of the oracle's")
+    parts = [
+        f"Gain less DPO's {where}\n\n"
+        + markdown(head, [_world_row(name, found, where) for name, found in numbers.items()])
+        for where in (EQUAL, BEST)
+    ]
     ends = [
-        [s.name, *(_end_shown(numbers[w.name]["at the end"][s.name]) for w in worlds)] for s in ALL
+        [s.name, *(_end_shown(found["at the end"][s.name]) for found in numbers.values())]
+        for s in ALL
     ]
     parts.append(
         "Gain and, in parentheses, nats at the end; means over seeds, and runs lost\n\n"
-        + markdown(("method, beta", *(w.name for w in worlds)), ends)
+        + markdown(("method, beta", *numbers), ends)
     )
     return "\n\n".join(parts), numbers
 
 
-def _at(nats: float) -> str:
-    return f"at {nats:g} nats"
-
-
-def compared(own: Sequence[Record], nats: float) -> dict[str, dict[str, float] | None]:
-    """DPO's gain, and of every other method the difference from it, paired by seed.
-
-    None where a seed's trainings do not reach as far, or none stays as near.
-    """
-    by_seed: dict[str, dict[int, float | None]] = {}
-    for name in NAMES:
-        mine = [r for r in own if r["setting"].rpartition(" ")[0] == name]
-        by_seed[name] = {
-            seed: gain_at([r for r in mine if r["seed"] == seed], nats)
-            for seed in sorted({r["seed"] for r in mine})
-        }
-    base = by_seed[NAMES[0]]
-    found: dict[str, dict[str, float] | None] = {}
-    for name in NAMES:
-        pairs = [(v, base.get(seed)) for seed, v in by_seed[name].items()]
-        known = [(v, b) for v, b in pairs if v is not None and b is not None]
-        differences = [v if name == NAMES[0] else v - b for v, b in known]
-        found[name] = interval(differences) if known and len(known) == len(pairs) else None
-    return found
-
-
-def _world_row(world: str, own: Sequence[Record], found: dict[str, Any]) -> list[str]:
-    shares = [1 - r["key_fraction"] for r in own if "key_fraction" in r]
-    oracle, learned = found["oracle"], found[_LEARNED]
+def _world_row(world: str, found: dict[str, Any], where: str) -> list[str]:
+    irrelevant, base, of = found["irrelevant"], found[BEST][NAMES[0]], found[where]
+    oracle, learned = of["oracle"], of[_LEARNED]
     is_clear = oracle is not None and learned is not None and oracle["low"] > 0
+    alone = f"{base['gain']['mean']:+.2f} at {base['kl']['mean']:.1f}" if base else "not reached"
     return [
         world,
-        f"{np.mean(shares):.0%}" if shares else "",
-        *(shown(found[name]) for name in NAMES),
+        "" if math.isnan(irrelevant) else f"{irrelevant:.0%}",
+        alone,
+        *(_difference_shown(of[name]) for name in NAMES[1:]),
         f"{learned['mean'] / oracle['mean']:.0%}" if is_clear else "no clear gain",
     ]
+
+
+def _difference_shown(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "no common range"
+    if "nats" in found:
+        low, high = found["nats"]
+        seeds = "" if found["n"] == found["of"] else f", {found['n']} seeds"
+        return f"{shown(found)}, {low:.1f} to {high:.1f} nats{seeds}"
+    return f"{shown(found)} at {found['kl']['mean']:.1f} nats"
 
 
 def _ended(own: Sequence[Record], name: str) -> dict[str, Any]:
@@ -264,26 +214,27 @@ def _name_where_free(axes: Any, numbers: Mapping[str, Any]) -> None:
             text.remove()
 
 
-def draw_worlds(numbers: dict[str, Any], path: Path, nats: float) -> None:
-    """What each method adds to DPO's gain at equal KL, a panel for each dial."""
+def draw_worlds(numbers: dict[str, Any], path: Path) -> None:
+    """What each method adds to DPO's gain, a column for each dial."""
     import matplotlib.pyplot as plt
 
     dials = ("irrelevant", "noise", "length")
-    figure, panels = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained", sharey=True)
-    for axes, dial in zip(panels, dials, strict=True):
-        worlds = [w.name for w in _in_order(dial) if w.name in numbers]
-        for at, name in enumerate(NAMES[1:]):
-            points = [
-                (numbers[world][_at(nats)][name], i + (at - 1.5) * 0.12)
-                for i, world in enumerate(worlds)
-                if numbers[world][_at(nats)][name]
-            ]
-            _bars(axes, points, COLOURS[at], name)
-        axes.set_xticks(range(len(worlds)), worlds, fontsize=8, rotation=20)
-        axes.axhline(0, color="#999", linewidth=0.8, linestyle=":")
-        axes.set_title(dial, fontsize=10, loc="left")
-    panels[0].set_ylabel(f"gain less DPO's at {nats:g} nats", fontsize=9)
-    panels[0].legend(frameon=False, fontsize=8)
+    figure, rows = plt.subplots(2, 3, figsize=(12, 6.4), layout="constrained", sharey="row")
+    for where, panels in zip((EQUAL, BEST), rows, strict=True):
+        for axes, dial in zip(panels, dials, strict=True):
+            worlds = [w.name for w in _in_order(dial) if w.name in numbers]
+            for at, name in enumerate(NAMES[1:]):
+                points = [
+                    (numbers[world][where][name], i + (at - 1.5) * 0.12)
+                    for i, world in enumerate(worlds)
+                    if numbers[world][where][name]
+                ]
+                _bars(axes, points, COLOURS[at], name)
+            axes.set_xticks(range(len(worlds)), worlds, fontsize=8, rotation=20)
+            axes.axhline(0, color="#999", linewidth=0.8, linestyle=":")
+            axes.set_title(dial, fontsize=10, loc="left")
+        panels[0].set_ylabel(f"gain less DPO's\n{where}", fontsize=9)
+    rows[0][0].legend(frameon=False, fontsize=8)
     path.write_bytes(as_png(figure))
 
 
@@ -311,6 +262,8 @@ def rounded(value: Any) -> Any:
     """To four digits; null for the bounds of one seed."""
     if isinstance(value, dict):
         return {key: rounded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [rounded(one) for one in value]
     if isinstance(value, float):
         return None if math.isnan(value) else round(value, 4)
     return value
@@ -324,7 +277,6 @@ def main() -> None:
     parser.add_argument("lines", type=Path, help="file of worlds.py")
     parser.add_argument("--figure", type=Path)
     parser.add_argument("--json", type=Path, help="the table's numbers")
-    parser.add_argument("--nats", type=float, default=2.0, choices=NATS, help="of the figure")
     options = parser.parse_args()
     records = read_lines(options.lines)
     if not records:
@@ -337,7 +289,7 @@ def main() -> None:
     if options.figure is not None and options.table == "methods":
         draw_methods(numbers, options.figure)
     elif options.figure is not None:
-        draw_worlds(numbers, options.figure, options.nats)
+        draw_worlds(numbers, options.figure)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import random
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from checkout import ROOT
 from runs import train_here
@@ -22,10 +23,10 @@ from sparsepo.objectives.declarations import OBJECTIVES
 
 sys.path.append(str(ROOT / "benchmarks"))
 
+import world_comparison as comparison
 import world_engine as engine
 import world_measure
 import world_settings as settings
-import world_tables as tables
 import worlds
 
 BY_NAME = {world.name: world for world in settings.WORLDS}
@@ -85,38 +86,73 @@ def test_gain_at_equal_distance_by_hand() -> None:
     a third of the way down at 7. None ends below 2 or beyond 9.
     """
     ends = [record(0, "dpo 1", *end) for end in ((6.0, 0.5), (2.0, 0.1), (9.0, 0.2))]
-    assert tables.gain_at(ends, 4.0) == pytest.approx(0.3)
-    assert tables.gain_at(ends, 7.0) == pytest.approx(0.4)
-    assert tables.gain_at(ends, 1.0) is None
-    assert tables.gain_at(ends, 9.5) is None
+    assert comparison.gain_at(ends, 4.0) == pytest.approx(0.3)
+    assert comparison.gain_at(ends, 7.0) == pytest.approx(0.4)
+    assert comparison.gain_at(ends, 1.0) is None
+    assert comparison.gain_at(ends, 9.5) is None
+
+
+def trainings(seed: int, name: str, *ends: tuple[float, float]) -> list[dict[str, object]]:
+    return [record(seed, f"{name} {at}", *end) for at, end in enumerate(ends)]
+
+
+def test_a_difference_at_equal_distance_is_read_over_the_common_range() -> None:
+    """DPO spans 2 to 6 nats, the other 3 to 9: 3 to 6 are common. numpy's interpolation says the
+    same at nine distances evenly apart in their logarithm.
+    """
+    dpo = trainings(0, "dpo", (2.0, 0.1), (6.0, 0.5))
+    other = trainings(0, "oracle", (3.0, 0.3), (5.0, 0.9), (9.0, 0.7))
+    assert comparison.shared_range(other, dpo) == (3.0, 6.0)
+    levels = 3.0 * 2.0 ** (np.arange(9) / 8)
+    mine, base = (
+        np.interp(levels, [3, 5, 9], [0.3, 0.9, 0.7]),
+        np.interp(levels, [2, 6], [0.1, 0.5]),
+    )
+    assert comparison.difference_over(other, dpo, (3.0, 6.0)) == pytest.approx((mine - base).mean())
+    assert comparison.shared_range(dpo, trainings(0, "oracle", (7.0, 0.1), (9.0, 0.2))) is None
 
 
 def test_intervals_over_seeds_are_paired_and_of_t() -> None:
-    """At 4 nats, half way between the gains at 2 and 6. Differences 0.1, 0.2, 0.3: mean 0.2,
-    standard error 0.1 / sqrt 3, t(2) 4.3027. A method that one seed did not carry so far has no
-    number.
+    """Differences 0.1, 0.2, 0.3: mean 0.2, standard error 0.1 / sqrt 3, t(2) 4.3027. A seed without
+    a common range is left out, and so is a lost training; two seeds are too few.
     """
     found = []
     for seed, (base, more) in enumerate(((0.5, 0.1), (0.1, 0.2), (0.9, 0.3))):
-        for kl, off in ((2.0, -0.1), (6.0, 0.1)):
-            found.append(record(seed, f"dpo {kl:g}", kl, base + off))
-            found.append(record(seed, f"oracle {kl:g}", kl, base + more + 3 * off))
-    at_four = tables.compared(found, 4.0)
-    oracle = at_four["oracle"]
-    assert at_four["dpo"] is not None and oracle is not None
-    assert at_four["dpo"]["mean"] == pytest.approx(0.5)
+        found += trainings(seed, "dpo", (2.0, base), (8.0, base + 0.3))
+        found += trainings(seed, "oracle", (2.0, base + more), (8.0, base + more + 0.3))
+    found += trainings(3, "dpo", (2.0, 0.0), (8.0, 0.3))
+    found += trainings(3, "oracle", (9.0, 0.9), (12.0, 0.9))
+    oracle = comparison.at_equal_distance(found, "oracle")
+    assert oracle is not None and oracle["n"] == 3
     assert oracle["mean"] == pytest.approx(0.2)
     assert oracle["high"] - oracle["mean"] == pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-5)
-    short = [r for r in found if (r["seed"], r["setting"]) != (1, "oracle 6")]
-    assert tables.compared(short, 4.0)["oracle"] is None
-    assert tables.compared(short, 4.0)["dpo"] == at_four["dpo"]
+    assert oracle["nats"] == pytest.approx([2.0, 8.0])
+    for one in found:
+        if (one["seed"], one["setting"]) == (1, "oracle 0"):
+            one["warnings"] = ["the mask is zero"]
+    assert comparison.at_equal_distance(found, "oracle") is None
+
+
+def test_the_best_beta_is_chosen_by_its_mean_and_compared_with_dpos_best() -> None:
+    """Oracle's second beta gains 0.6 and 0.8, its first 0.9 and 0.3: the second. DPO's best is its
+    first, 0.5 and 0.3: 0.1 and 0.5 are added.
+    """
+    found = []
+    for seed, gains in enumerate(((0.5, 0.2, 0.9, 0.6), (0.3, 0.4, 0.3, 0.8))):
+        for name, gain in zip(("dpo 0.1", "dpo 1", "oracle 0.1", "oracle 1"), gains, strict=True):
+            found.append(record(seed, name, gain=gain))
+    best = comparison.at_best(found, "oracle")
+    assert best is not None and best["beta"] == 1.0
+    assert (best["mean"], best["gain"]["mean"]) == (pytest.approx(0.3), pytest.approx(0.7))
 
 
 def test_a_run_that_ran_away_is_lost() -> None:
-    assert not tables.is_lost(record(0, "dpo", kl=19.0))
-    assert tables.is_lost(record(0, "dpo", kl=21.0))  # more than 2 nats for each of 10 tokens
-    assert tables.is_lost({**record(0, "dpo"), "warnings": ["the mask is zero"]})
-    assert tables.is_lost({**record(0, "dpo"), "failed": "the loss is not finite", "points": []})
+    assert not comparison.is_lost(record(0, "dpo", kl=19.0))
+    assert comparison.is_lost(record(0, "dpo", kl=21.0))  # more than 2 nats for each of 10 tokens
+    assert comparison.is_lost({**record(0, "dpo"), "warnings": ["the mask is zero"]})
+    assert comparison.is_lost(
+        {**record(0, "dpo"), "failed": "the loss is not finite", "points": []}
+    )
 
 
 def test_a_killed_command_goes_on_after_its_last_whole_line(tmp_path: Path) -> None:
