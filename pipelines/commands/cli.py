@@ -21,7 +21,7 @@ import typer
 from pipelines.commands.completion import (
     merge_names,
     override_words,
-    recipe_and_sweep_names,
+    planned_names,
     recipe_names,
     sweep_names,
 )
@@ -375,9 +375,9 @@ def plan(
     recipe: Annotated[
         str,
         typer.Argument(
-            metavar="RECIPE|SWEEP",
-            help="Recipe or sweep: a file, or the name of a packaged one.",
-            autocompletion=recipe_and_sweep_names,
+            metavar="RECIPE|SWEEP|MERGE",
+            help="Recipe, sweep or merge: a file, or the name of a packaged one.",
+            autocompletion=planned_names,
         ),
     ],
     overrides: Overrides = None,
@@ -399,8 +399,9 @@ def plan(
     shard: ShardOption = None,
 ) -> None:
     """What would be made, how long it takes, memory and disk, what is refused; runs nothing."""
-    from pipelines.commands.plan import plan_sweep, planned, run_plan
-    from pipelines.commands.plan_text import plan_lines, sweep_plan_lines
+    from pipelines.commands.plan import plan_merge, plan_sweep, planned, run_plan
+    from pipelines.commands.plan_text import merge_plan_lines, plan_lines, sweep_plan_lines
+    from pipelines.merge import is_merge, load_merge
     from pipelines.recipe import load_recipe
     from pipelines.sweep import is_sweep, load_sweep
 
@@ -420,6 +421,9 @@ def plan(
     elif is_sweep(recipe):
         found = plan_sweep(load_sweep(recipe, given, shard), tflops, recipe)
         lines = sweep_plan_lines(found)
+    elif is_merge(recipe):
+        found = plan_merge(load_merge(recipe, given), tflops, recipe)
+        lines = merge_plan_lines(found)
     else:
         found = run_plan(load_recipe(recipe, given), tflops, name=recipe)
         lines = plan_lines(found, planned(found))
@@ -437,7 +441,7 @@ def status(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
-    """What of a run or sweep is done, running or stopped, how far, and where the outputs are."""
+    """What of a run, sweep or merge is done, running or stopped, how far, and where outputs are."""
     from pipelines.commands.status import follow, run_status, run_timeline, status_lines
 
     if timeline:
@@ -454,7 +458,7 @@ def status(
 @app.command()
 def watch(
     run_dir: Annotated[
-        str, typer.Argument(metavar="RUN", help="A run or sweep; it may not be there yet.")
+        str, typer.Argument(metavar="RUN", help="A run, sweep or merge; it may not be there yet.")
     ],
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="To listen at; a free one by default.")
