@@ -1,19 +1,30 @@
 """Arguments and options that several commands have."""
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
-from pipelines.commands.completion import override_words, recipe_names
+from pipelines.commands.completion import (
+    merge_names,
+    override_words,
+    recipe_names,
+    sweep_names,
+)
 
-RecipeArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="RECIPE",
-        help="Recipe file, or the name of a packaged recipe.",
-        autocompletion=recipe_names,
-    ),
-]
+
+def _packaged(kind: str, names: Callable[[str], list[str]]) -> Any:
+    """The argument of a command on one kind of file. Args: names: that complete a begun one."""
+    return typer.Argument(
+        metavar=kind.upper(),
+        help=f"{kind.capitalize()} file, or the name of a packaged {kind}.",
+        autocompletion=names,
+    )
+
+
+RecipeArgument = Annotated[str, _packaged("recipe", recipe_names)]
+SweepArgument = Annotated[str, _packaged("sweep", sweep_names)]
+MergeArgument = Annotated[str, _packaged("merge", merge_names)]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(

@@ -4,20 +4,12 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.arguments import Overrides, Quiet, ShardOption
-from pipelines.commands.completion import merge_names, sweep_names
+from pipelines.commands.arguments import MergeArgument, Overrides, Quiet, ShardOption, SweepArgument
 from pipelines.commands.printing import saying
 
 
 def tune(
-    sweep: Annotated[
-        str,
-        typer.Argument(
-            metavar="SWEEP",
-            help="Sweep file, or the name of a packaged sweep.",
-            autocompletion=sweep_names,
-        ),
-    ],
+    sweep: SweepArgument,
     overrides: Overrides = None,
     quiet: Quiet = False,
     resume: Annotated[
@@ -35,14 +27,7 @@ def tune(
 
 
 def merge(
-    merge_file: Annotated[
-        str,
-        typer.Argument(
-            metavar="MERGE",
-            help="Merge file, or the name of a packaged merge.",
-            autocompletion=merge_names,
-        ),
-    ],
+    merge_file: MergeArgument,
     overrides: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
