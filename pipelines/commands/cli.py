@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -105,10 +106,15 @@ def submit(
         print(cluster.command("logs", job.name, "--follow"))
 
 
-for _command in (report, export, weigh, evaluate, sft, discriminator, tune, merge, schedule):
+# In the order of --help.
+_BEFORE: tuple[Callable[..., None], ...] = (
+    report, export, weigh, evaluate, sft, discriminator, tune, merge, schedule,
+)  # fmt: skip
+_BEHIND: tuple[Callable[..., None], ...] = (plan, status, watch, quickstart)
+for _command in _BEFORE:
     app.command()(_command)
 app.command(context_settings={"ignore_unknown_options": True})(submit)
-for _command in (plan, status, watch, quickstart):
+for _command in _BEHIND:
     app.command()(_command)
 add_stage_commands(app)
 

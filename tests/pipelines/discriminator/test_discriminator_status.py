@@ -43,7 +43,7 @@ def test_a_finished_one_is_finished_and_stands_in_the_run_beside_it(copied_run: 
     assert states(own) == [("prepare", "done"), ("reference", "done"), ("discriminator", "done")]
     assert status_lines(run_status(own))[0] == "finished" == run_state(own)["headline"]
     row = of_run(run_status(str(copied_run)))
-    assert row["state"] == "done" and ", AUC 0.9" in row["detail"] and row["path"] == own
+    assert row["state"] == "done" and ", AUC 0.9" in row["detail"] and row["path"] == f"{own}/head"
     assert "not started: reference, train" in status_lines(run_status(str(copied_run)))[0]
 
 
