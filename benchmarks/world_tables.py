@@ -15,7 +15,7 @@ method, whatever its KL. A run counts as lost if training warned, was refused, o
 import argparse
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from world_settings import WORLDS, settings_of
 from worlds import read_lines
 
 from evaluation.report.charts import COLOURS
-from evaluation.report.figures import as_png, literal
+from evaluation.report.figures import Named, as_png, name_where_free
 
 EQUAL, BEST = "at equal distance", "with each one's best beta"
 _LEARNED = "sparsepo-quickstart"
@@ -191,27 +191,10 @@ def draw_methods(numbers: dict[str, Any], path: Path) -> None:
     )
     axes.set_ylim(-0.25, 1.0)
     axes.set_xlim(right=2.5 * axes.get_xlim()[1])  # room for names
-    _name_where_free(axes, placed)
+    name_where_free(
+        axes, [Named(name, f["kl"]["mean"], f["gain"]["mean"]) for name, f in placed.items()]
+    )
     path.write_bytes(as_png(figure))
-
-
-def _name_where_free(axes: Any, numbers: Mapping[str, Any]) -> None:
-    """Write the names beside their points; one that finds no free place is left to the table."""
-    axes.figure.draw_without_rendering()  # points and text have their places from here on
-    taken: list[Any] = []
-    for name, found in numbers.items():
-        point = found["kl"]["mean"], found["gain"]["mean"]
-        for offset, side in (((3, 2), "left"), ((3, -7), "left"), ((-3, 2), "right"),
-                             ((-3, -7), "right")):  # fmt: skip
-            text = axes.annotate(
-                literal(name), point, textcoords="offset points", xytext=offset, ha=side,
-                fontsize=6.5,
-            )  # fmt: skip
-            box = text.get_window_extent()
-            if not any(box.overlaps(other) for other in taken):
-                taken.append(box)
-                break
-            text.remove()
 
 
 def draw_worlds(numbers: dict[str, Any], path: Path) -> None:

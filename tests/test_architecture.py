@@ -250,6 +250,7 @@ WORKERS = (
     "reference/store.py", "reference/other_models.py", "train/worker.py", "train/trainer.py",
     "train/policy.py", "train/micro_batches.py", "train/checkpoint.py", "evaluate/actor.py",
     "evaluate/text_scorer.py", "evaluate/token_weights.py", "evaluate/facts.py", "merge/actor.py",
+    "evaluate/evaluated_models.py", "evaluate/pair_scoring.py", "evaluate/response_drawing.py",
     "merge/fit.py", "discriminator/training.py", "discriminator/checkpoint.py",
 )  # fmt: skip
 

@@ -96,7 +96,7 @@
 
   // On white, with title and legend: a picture for a text, whatever the page looks like.
   const picture = (place, record, format) => Plotly.downloadImage({
-    data: traces(record, paper).map((trace, i) => ({ ...trace, visible: place.data[i].visible ?? true })),
+    data: traces(record, paper).map((trace, i) => ({ ...trace, visible: place.data[i].visible ?? true, text: place.data[i].text, textposition: place.data[i].textposition })),
     layout: { ...layout(record, paper), xaxis: { ...layout(record, paper).xaxis, range: place.layout.xaxis.range, autorange: false },
       yaxis: { ...layout(record, paper).yaxis, range: place.layout.yaxis.range, autorange: false },
       paper_bgcolor: "#fff", plot_bgcolor: "#fff", showlegend: place.data.length > 1, legend: { orientation: "h", y: -0.25 },
@@ -142,6 +142,39 @@
     box.children[focused]?.focus();
   };
 
+  // A name stands on a side of its mark where no other name and no mark is. One that finds no side is
+  // left out: hovering over its mark says it.
+  const sides = [["top right", 1, -1], ["bottom right", 1, 1], ["top left", -1, -1], ["bottom left", -1, 1],
+    ["top center", 0, -1], ["bottom center", 0, 1], ["middle right", 1, 0], ["middle left", -1, 0]];
+  const pen = document.createElement("canvas").getContext("2d");
+  const placeNames = async (figure) => {
+    const place = figure.querySelector(".plot"), record = recordOf(figure), { xaxis, yaxis } = place._fullLayout;
+    const named = record.series.map((s, i) => [s, i]).filter(([s, i]) => s.labels && place.data[i].visible !== false);
+    if (!named.length) return;
+    const marks = named.flatMap(([s]) => s.x.map((_, k) => [xaxis.d2p(s.x[k]), yaxis.d2p(s.y[k])]));
+    const taken = [], text = [], textposition = [];
+    let number = 0;
+    pen.font = "11px system-ui, sans-serif";
+    for (const [s] of named) {
+      const found = s.labels.map((name) => {
+        const [x, y] = marks[number++], width = pen.measureText(name).width, height = 13;
+        for (const [side, right, down] of sides) {
+          const left = x + right * (5 + width / 2) - width / 2, top = y + down * (5 + height / 2) - height / 2;
+          const box = [left, top, left + width, top + height];
+          if (box[0] < 0 || box[1] < 0 || box[2] > xaxis._length || box[3] > yaxis._length) continue;
+          if (taken.some((b) => box[0] < b[2] && b[0] < box[2] && box[1] < b[3] && b[1] < box[3])) continue;
+          if (marks.some(([a, b]) => (a !== x || b !== y) && a > box[0] - 4 && a < box[2] + 4 && b > box[1] - 4 && b < box[3] + 4)) continue;
+          taken.push(box);
+          return [escaped(name), side];
+        }
+        return ["", "top right"];
+      });
+      text.push(found.map(([name]) => name));
+      textposition.push(found.map(([, side]) => side));
+    }
+    await Plotly.restyle(place, { text, textposition }, named.map(([, i]) => i));
+  };
+
   // One per figure: with another Plotly begins the figure anew, without its zoom and its listeners.
   const settings = new Map();
   const configuration = (figure, place) => ({
@@ -166,7 +199,9 @@
     }
     if (isNew) settings.set(figure, configuration(figure, place));
     await Plotly.react(place, data, sheet, settings.get(figure));
+    await placeNames(figure);
     legend(figure, () => draw(figure));
+    if (isNew) place.on("plotly_relayout", () => placeNames(figure)); // zoomed, or another width
     if (isNew) place.on("plotly_click", ({ points: [point] }) => {
       const link = recordOf(figure).series[point.curveNumber].links?.[point.pointNumber];
       if (link) window.location.assign(link);

@@ -17,7 +17,7 @@ from evaluation.report.charts import (
     run_html,
     run_styles,
 )
-from evaluation.report.figures import as_png, as_svg, literal, new_axes
+from evaluation.report.figures import Named, as_png, as_svg, literal, name_where_free, new_axes
 from evaluation.report.formats import readable
 
 Numbers = Mapping[str, float]
@@ -99,15 +99,14 @@ def merge_figure(view: MergeView, kind: Literal["png", "svg"]) -> bytes:
                 markersize=5,
                 elinewidth=0.7,
             )
-            axes.annotate(
-                literal(point.label),
-                (at_x, at_y),
-                textcoords="offset points",
-                xytext=(4, 4),
-                fontsize=6.5,
-            )
         axes.plot([], [], _SYMBOLS[style.symbol], color=style.colour, label=literal(name))
     axes.legend(frameon=False, fontsize=7)
+    named = [
+        Named(point.label, point.rewards[x]["mean"], point.rewards[y]["mean"],
+              styles[point.series].colour)
+        for point in view.points
+    ]  # fmt: skip
+    name_where_free(axes, named)
     return as_png(figure) if kind == "png" else as_svg(figure)
 
 

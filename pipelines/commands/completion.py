@@ -29,10 +29,12 @@ def merge_names(incomplete: str) -> list[str]:
     return _names(packaged("merge"), incomplete)
 
 
-def recipe_and_sweep_names(incomplete: str) -> list[str]:
+def planned_names(incomplete: str) -> list[str]:
+    """What `plan` takes."""
     from pipelines.recipe import packaged
 
-    return _names([*packaged("recipe"), *packaged("sweep")], incomplete)
+    kinds = (packaged("recipe"), packaged("sweep"), packaged("merge"))
+    return _names([name for kind in kinds for name in kind], incomplete)
 
 
 def override_words(ctx: typer.Context, incomplete: str) -> list[str]:

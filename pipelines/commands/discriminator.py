@@ -7,12 +7,14 @@ has its rows, which are prepared as pairs of their own.
 
 from typing import Any
 
+from pipelines.commands.discriminator_status import EDITOR_RUN
 from pipelines.commands.plan import run_plan
 from pipelines.commands.run import run_stages
 from pipelines.discriminator import DISCRIMINATOR, EDIT, check_labels
 from pipelines.pairs import PREPARE
 from pipelines.recipe import (
     DISCRIMINATOR_RUN,
+    TOKEN_STATES,
     NoMask,
     Recipe,
     ReferenceSection,
@@ -53,7 +55,7 @@ def discriminator_recipe(recipe: Recipe) -> Recipe:
 def editing_recipe(recipe: Recipe) -> Recipe:
     """What is run to edit, in a run of its own: the discriminator's has other pairs."""
     own = discriminator_recipe(recipe)
-    return own.model_copy(update={"run_dir": f"{own.run_dir}/editor"})
+    return own.model_copy(update={"run_dir": f"{own.run_dir}/{EDITOR_RUN}"})
 
 
 def edited_recipe(recipe: Recipe) -> Recipe:
@@ -86,7 +88,7 @@ def _states_of(section: ReferenceSection) -> ReferenceSection:
     """The reference stage that stores states of tokens, and nothing that only a KL reads."""
     changed = {
         "mode": "stored",
-        "features": ("token_states",),
+        "features": (TOKEN_STATES,),
         "topk": None,
         "layers_dtype": "compute",
     }

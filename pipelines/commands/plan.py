@@ -8,6 +8,7 @@ from typing import Any
 from pipelines.cluster import cluster_address, known_resources, local_cpus
 from pipelines.commands.run import check_before, check_room
 from pipelines.commands.stages import RUN, STAGES
+from pipelines.merge import Merge
 from pipelines.models import (
     RAY_START,
     TRIAL_START,
@@ -17,12 +18,16 @@ from pipelines.models import (
     sustained_tflops,
 )
 from pipelines.pairs import PREPARE
-from pipelines.recipe import MANIFEST, Recipe, Run, Stage
+from pipelines.recipe import MANIFEST, RaySection, Recipe, Run, Stage
 from pipelines.reference import REFERENCE
 from pipelines.storage import RunStore
 from pipelines.sweep import SharedStores, Sweep, check_trials, share_of, trial_recipe
 from pipelines.train import TRAIN
 
+_LIGHTER = (
+    "lower train.micro_batch_tokens, or set train.strategy=fsdp, train.lora or "
+    "reference.gpus_per_model"
+)
 _SHARED = ("features", "storage_bytes", "storage_gib", "memory_gib", "hours_stored")
 
 
@@ -48,7 +53,7 @@ def run_plan(
     for stage in STAGES:
         recipe = stage.settle(recipe)
     run = Run(recipe)
-    rate = tflops or sustained_tflops(device_kind()) * _share_of_cores(recipe)
+    rate = tflops or sustained_tflops(device_kind()) * _share_of_cores(recipe.ray)
     found: dict[str, Any] = {}
     is_settled = cluster_address(recipe.ray) is None
     check_before(run, stages, is_settled)
@@ -68,7 +73,7 @@ def run_plan(
     works = [part for part in found.values() if part.get("seconds")]
     is_begun = found.get(PREPARE.title, {}).get("done", False)
     seconds = sum(part["seconds"] for part in works) + (RAY_START if is_begun and works else 0.0)
-    return found | {"total": _total(recipe, found, seconds, rate, name, is_settled)}
+    return found | {"total": _total(recipe.run_dir, found, seconds, rate, name, is_settled)}
 
 
 def planned(found: dict[str, Any]) -> dict[str, str]:
@@ -157,21 +162,45 @@ def plan_sweep(sweep: Sweep, tflops: float | None = None, name: str = "sweep") -
         "trials_seconds": seconds,
         "disk_bytes_per_run": disk,
         "total": _total(
-            recipe, {"trials": everything}, shared_seconds + seconds, rate, name, is_settled
+            recipe.run_dir,
+            {"trials": everything},
+            shared_seconds + seconds,
+            rate,
+            name,
+            is_settled,
         ),
     }
 
 
-def _share_of_cores(recipe: Recipe) -> float:
+def plan_merge(merge: Merge, tflops: float | None = None, name: str = "merge") -> dict[str, Any]:
+    """What a merge would fit and draw, as `run_plan` says it of a run.
+
+    Raises: UserError for what `merge` would refuse.
+    """
+    from pipelines.merge import checked, forecast_merge
+
+    notes: list[str] = []
+    job = checked(merge, lambda line: notes.append(line.removeprefix("merge: ")))
+    rate = tflops or sustained_tflops(device_kind()) * _share_of_cores(merge.ray)
+    parts = forecast_merge(job, rate)
+    seconds = sum(part["seconds"] for part in parts.values())
+    is_settled = cluster_address(merge.ray) is None
+    total = _total(job.store.root, parts, seconds, rate, name, is_settled)
+    return {"models": [member.label for member in job.members], "notes": notes, **parts} | {
+        "total": total
+    }
+
+
+def _share_of_cores(config: RaySection) -> float:
     """The part of this machine's cores that a run on CPUs may take."""
     if device_kind() != "cpu":
         return 1.0
     cores = os.cpu_count() or 1
-    return min(cores, recipe.ray.cpus_per_run or recipe.ray.num_cpus or cores) / cores
+    return min(cores, config.cpus_per_run or config.num_cpus or cores) / cores
 
 
 def _total(
-    recipe: Recipe,
+    run_dir: str,
     parts: dict[str, Any],
     seconds: float,
     rate: float,
@@ -182,19 +211,19 @@ def _total(
     kind = device_kind()
     return {
         "recipe": name,
-        "run_dir": recipe.run_dir,
+        "run_dir": run_dir,
         "seconds": seconds,
         "disk_bytes": disk,
         "assumed_tflops": rate,
         "device": "a GPU" if kind == "cuda" else "these CPUs",
-        "warnings": _warnings(recipe, parts, disk) if is_settled else [],
+        "warnings": _warnings(run_dir, parts, disk) if is_settled else [],
     }
 
 
-def _warnings(recipe: Recipe, parts: dict[str, Any], disk: int) -> list[str]:
+def _warnings(run_dir: str, parts: dict[str, Any], disk: int) -> list[str]:
     """What will probably not fit, on a local disk and into this machine's memory."""
     found = []
-    store = RunStore(recipe.run_dir)
+    store = RunStore(run_dir)
     if store.is_local:
         free = shutil.disk_usage(store.nearest()).free
         if disk > free:
@@ -208,8 +237,7 @@ def _warnings(recipe: Recipe, parts: dict[str, Any], disk: int) -> list[str]:
         if needed > have:
             found.append(
                 f"{title} takes about {needed:.0f} GiB of memory a process and this machine's "
-                f"device has {have:.0f}: lower train.micro_batch_tokens, or set "
-                "train.strategy=fsdp, train.lora or reference.gpus_per_model"
+                f"device has {have:.0f}: {part.get('lighter', _LIGHTER)}"
             )
     return found
 

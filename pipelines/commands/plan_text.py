@@ -99,6 +99,36 @@ def sweep_plan_lines(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def merge_plan_lines(found: Mapping[str, Any]) -> list[str]:
+    """What a terminal shows of a merge's plan."""
+    total, points = found["total"], found["points"]
+    told = {
+        "points": f"{points['left']} of {points['points']} weights and forms, each "
+        f"{points['samples']} samples of {points['prompts']} prompts"
+    }
+    if maps := found.get("maps"):
+        told = {"maps": f"{', '.join(maps['forms'])}: fitted on {maps['pairs']} pairs"} | told
+    lines = [f"{total['recipe']} -> {total['run_dir']}", f"merges {', '.join(found['models'])}", ""]
+    rows = [
+        (
+            part,
+            f"done before: {what}" if found[part]["done"] else what,
+            "-" if found[part]["done"] else shown_seconds(found[part]["seconds"]),
+            shown_bytes(found[part]["disk_bytes"]),
+            "" if found[part]["done"] else f"{found[part]['memory_gib']:.1f} GiB",
+        )
+        for part, what in told.items()
+    ]
+    rows.append(("all", "", shown_seconds(total["seconds"]), shown_bytes(total["disk_bytes"]), ""))
+    lines += table(("part", "what it makes", "time", "disk", "memory"), rows)
+    lines += ["", _assumed(total), *found["notes"]]
+    lines += [f"warning: {line}" for line in total["warnings"]]
+    lines.append(
+        "Nothing was run or written. `merge` checks the same; what it would refuse, this refuses."
+    )
+    return lines
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Columns as wide as they need; numbers stand to the right."""
     everything = [tuple(head), *map(tuple, rows)]
@@ -144,6 +174,8 @@ def _notes(found: Mapping[str, Any]) -> list[tuple[str, str]]:
             ("prepare", "drops " + ", ".join(f"{n} rows ({why})" for why, n in rejected.items()))
         )
     notes += [("prepare", f"warning: {line}") for line in data.get("left_out", ())]
+    if "edit" in found:
+        notes.append(("edit", "what learns from the edits can be planned once they are there"))
     train = found.get("train", {})
     if train:
         epochs = f"{train['epochs']:.3g} epoch{'s' * (train['epochs'] != 1)}"

@@ -4,10 +4,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pipelines.commands.stages import RUN, STAGES
+from pipelines.commands.discriminator_status import (
+    beside_status,
+    discriminator_status,
+    is_discriminators,
+)
+from pipelines.commands.stages import REPORT, RUN, STAGES
 from pipelines.commands.timeline import read_times, timeline_lines
 from pipelines.errors import UserError
-from pipelines.recipe import CONFIG, STARTED, TIMELINE, RunPaths
+from pipelines.merge import is_merge_folder, merge_status
+from pipelines.recipe import CONFIG, MERGE, STARTED, TIMELINE, RunPaths
 from pipelines.storage import RunStore, nearest_path, shown_seconds
 from pipelines.sweep import is_sweep_folder, sharded_status, sweep_status
 
@@ -17,7 +23,7 @@ _LISTED = 8
 
 
 def run_status(run_dir: str) -> list[dict[str, Any]]:
-    """One row per stage (or trial of a sweep): stage, state, detail, path.
+    """One row per stage (trial of a sweep, point of a merge): stage, state, detail, path.
 
     Rows of what a process works on have its host, pid and since too. Reads records only.
 
@@ -28,10 +34,23 @@ def run_status(run_dir: str) -> list[dict[str, Any]]:
         return sweep_status(store)
     if rows := sharded_status(store):
         return rows
-    if not holds_run(store):
-        raise UserError(no_run(store, run_dir))
+    if is_merge_folder(store):
+        return merge_status(store)
     paths = RunPaths.at(run_dir)
-    return [row for stage in STAGES for row in stage.status(paths)]
+    if is_discriminators(store):
+        return discriminator_status(paths)
+    beside = beside_status(paths)  # whose pairs may lie elsewhere
+    if not holds_run(store):
+        if beside:
+            return beside
+        raise UserError(no_run(store, run_dir))
+    return [*(row for stage in STAGES for row in stage.status(paths)), *beside]
+
+
+def is_something(store: RunStore) -> bool:
+    """Whether `run_status` knows what a directory is."""
+    is_other = is_sweep_folder(store) or is_merge_folder(store)
+    return is_other or holds_run(store) or bool(beside_status(RunPaths.at(store.root)))
 
 
 def holds_run(store: RunStore) -> bool:
@@ -49,7 +68,7 @@ def no_run(store: RunStore, run_dir: str) -> str:
     inside = [
         name
         for name in store.names()[:1000]
-        if store.exists(f"{name}/{CONFIG}") or store.exists(f"{name}/{STARTED}")
+        if any(store.exists(f"{name}/{file}") for file in (CONFIG, STARTED, MERGE))
     ]
     if not inside:
         return f"{store.root}: no run here (no {CONFIG})"
@@ -78,7 +97,9 @@ def _summary(rows: list[dict[str, Any]], where: set[tuple[Any, Any, Any]]) -> st
     for state, said in (("failed", "failed"), ("stopped", "stopped: no process works on it")):
         if found := [row["stage"] for row in rows if row["state"] == state]:
             return f"{', '.join(found)}: {said}"
-    needed = [row for row in rows if row["stage"] in {stage.name for stage in RUN}] or rows
+    run = {stage.name for stage in RUN}
+    is_run = any(row["stage"] == REPORT.name for row in rows)  # the others have rows of their own
+    needed = [row for row in rows if row["stage"] in run] if is_run else rows
     left = [row["stage"] for row in needed if row["state"] == "not started"]
     return "finished" if not left else f"nothing is running; not started: {', '.join(left)}"
 

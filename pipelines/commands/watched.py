@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from evaluation.report.live import chart_groups
-from pipelines.commands.status import holds_run, no_run, run_status, status_lines
+from pipelines.commands.status import is_something, no_run, run_status, status_lines
 from pipelines.errors import StageFailed, UserError
 from pipelines.recipe import (
     CHECKPOINTS,
@@ -21,7 +21,6 @@ from pipelines.recipe import (
     read_manifest,
 )
 from pipelines.storage import RunStore, digest, read_lines
-from pipelines.sweep import is_sweep_folder
 from pipelines.train import MetricsFollower
 
 _SHOWN = 8  # prompts, and responses with weights
@@ -145,7 +144,7 @@ def run_state(run_dir: str) -> dict[str, Any]:
     """The headline of a run, what each stage does, and whether there is a run at all."""
     try:
         store = RunStore(run_dir)
-        if not (is_sweep_folder(store) or holds_run(store)):
+        if not is_something(store):
             said = f"Waiting: {no_run(store, run_dir)}"
             return {"headline": said, "is_there": False, "stages": []}
         rows = run_status(run_dir)

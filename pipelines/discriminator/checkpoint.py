@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipelines.errors import DamagedFile
 from pipelines.recipe import HEAD_POSITION
-from pipelines.storage import RunStore, read_record, write_record
+from pipelines.storage import RunStore, read_record, read_whole, write_record
 
 _FIELDS = {"step": int, "file": str, "sha256": str, "fingerprint": str, "curve": list}
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -69,6 +69,7 @@ class HeadCheckpoint:
             found = self._read(record)
         except (DamagedFile, FileNotFoundError, SafetensorError, ValueError) as error:
             print(f"{error}: trained again from the start", file=sys.stderr, flush=True)
+            self.clear()  # what lies in its place may be a folder
             return Position()
         with torch.no_grad():
             for name, parameter in head.named_parameters():
@@ -85,7 +86,7 @@ class HeadCheckpoint:
             self._store.delete(name)
 
     def _read(self, record: dict[str, Any]) -> dict[str, Tensor]:
-        content = self._store.read_bytes(record["file"])
+        content = read_whole(self._store, record["file"])
         path = f"{self._store.root}/{record['file']}"
         if hashlib.sha256(content).hexdigest() != record["sha256"]:
             raise DamagedFile(f"{path} is damaged: its checksum does not fit")

@@ -1,5 +1,6 @@
 """edit as the commands see it: who improves the rejected responses that labels are made of."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from pipelines.discriminator.stage import DISCRIMINATOR, check_labels
 from pipelines.pairs import PREPARE
 from pipelines.recipe import (
+    MANIFEST,
     EndpointEditor,
     Recipe,
     Run,
@@ -16,7 +18,12 @@ from pipelines.recipe import (
     StageRecord,
     stage_settings,
 )
-from pipelines.storage import RunStore, digest
+from pipelines.storage import RunStore, damaged, digest, read_whole
+
+_AGAIN = (
+    f"remove {MANIFEST} beside it and give the same command again; what an endpoint answered is "
+    "not asked again"
+)
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,20 @@ class Edit(Stage[EditInputs]):
     ) -> dict[str, Any]:
         model = {} if inputs.model is None else {"model": inputs.model}
         return {"pairs": earlier[PREPARE.name].fingerprint(), "wording": inputs.wording, **model}
+
+    def is_done(self, run: Run) -> bool:
+        """DamagedFile if edits are not those that were written: they are read as pairs are."""
+        record = run.record(self)
+        if not record.is_complete():
+            return False
+        for path, known in record.manifest()["outputs"].items():
+            try:
+                content = read_whole(record.store, path, _AGAIN)
+            except FileNotFoundError:
+                raise damaged(record.store, path, "it is gone", _AGAIN) from None
+            if hashlib.sha256(content).hexdigest() != known:
+                raise damaged(record.store, path, "its sha256 is not the manifest's", _AGAIN)
+        return True
 
     def check(self, run: Run) -> None:
         """What comes after the edits is looked at now, before anybody is asked."""

@@ -25,13 +25,12 @@ from pipelines.discriminator.labels import targets_of
 from pipelines.errors import StageFailed
 from pipelines.models import TokenTexts, load_tokenizer, resolve_model
 from pipelines.pairs import read_pairs
-from pipelines.recipe import HEAD_FACTS, HEAD_WEIGHTS
+from pipelines.recipe import HEAD_FACTS, HEAD_WEIGHTS, TOKEN_STATES
 from pipelines.reference import finished_reference
 from pipelines.storage import RunStore, write_record
 from sparsepo import Sampler, TokenDiscriminator
 from sparsepo.batching.layouts import TokenizedPair
 
-STATES = "token_states"
 _HELD_OUT_ROWS = 64  # read at a time
 
 
@@ -118,7 +117,7 @@ class HeadTrainer:
 
     def _read(self, split: str, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """States [S, d] and targets [S] of the rows' scored tokens."""
-        states = self._states.features(split, rows, [STATES]).token_states
+        states = self._states.features(split, rows, [TOKEN_STATES]).token_states
         assert states is not None
         targets = [targets_of(pair, self._section.equal) for pair in self._pairs.pairs(split, rows)]
         return states, torch.from_numpy(np.concatenate(targets))

@@ -7,6 +7,14 @@ from pipelines.merge.schema import Merge
 from pipelines.recipe import read_mapping, validate
 
 
+def is_merge(name: str) -> bool:
+    """Whether a file (or packaged name) is a merge rather than a recipe or a sweep."""
+    try:
+        return "models" in read_mapping(name, "merge")
+    except UserError:
+        return False
+
+
 def load_merge(name: str, overrides: Sequence[str] = ()) -> Merge:
     """Read and check a merge file, or a packaged merge by name.
 

@@ -1,12 +1,16 @@
 """The numbers of a map of the hidden state: as a module, and as a file."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pipelines.storage import RunStore, damaged, read_whole
 from sparsepo.merging import WeightMap
+
+_AGAIN = "restore it, or remove its folder: the same command fits the map again"
 
 
 def map_of(numbers: dict[str, Any]) -> WeightMap:
@@ -31,8 +35,18 @@ def write_map(numbers: dict[str, Any], file: Path, about: dict[str, Any]) -> Non
     save_file(tensors, file, {"about": json.dumps(about, sort_keys=True)})
 
 
-def read_map(file: Path) -> dict[str, Any]:
-    from safetensors.torch import load_file
+def read_map(store: RunStore, path: str, sha256: str | None) -> dict[str, Any]:
+    """Args: sha256: of the file, as its manifest has it.
 
-    found = load_file(file)
+    Raises: DamagedFile if it is gone or another one.
+    """
+    from safetensors.torch import load
+
+    try:
+        content = read_whole(store, path, _AGAIN)
+    except FileNotFoundError:
+        raise damaged(store, path, "it is gone", _AGAIN) from None
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise damaged(store, path, "its sha256 is not the manifest's", _AGAIN)
+    found = load(content)
     return {"weight": found["linear.weight"].tolist(), "bias": found["linear.bias"].tolist()}

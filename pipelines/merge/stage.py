@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.cluster import Pool, local_paths, ray_session, run_tasks
+from pipelines.cluster import Pool, check_session, local_paths, ray_session, run_tasks
 from pipelines.errors import UserError
 from pipelines.merge.members import (
     Member,
@@ -31,6 +31,7 @@ from pipelines.recipe import (
     MAP_FILE,
     MAPS,
     MERGE,
+    MERGE_RECORD,
     POINT_SAMPLES,
     POINTS,
     RunPaths,
@@ -40,7 +41,7 @@ from pipelines.recipe import (
     stage_settings,
     to_yaml,
 )
-from pipelines.storage import RunStore, TaskResults, digest, present
+from pipelines.storage import RunStore, TaskResults, digest, present, write_record
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,10 @@ class Job:
         inputs = {**self.inputs, "pairs": read_manifest(self.pairs)["fingerprint"]}
         return StageRecord("map", self.store.at(MAPS, form), settings, inputs)
 
+    def starts(self) -> range:
+        """The first prompt of every task of a point."""
+        return range(0, len(self.prompts), self.merge.batch_prompts)
+
     def forms_with_map(self) -> list[str]:
         return [str(point.form) for point in self.points if point.origin == "map"]
 
@@ -107,6 +112,12 @@ def run_merge(merge: Merge, say: Say, quiet: bool = False) -> str:
 
     job = checked(merge, say)
     job.store.write_bytes(MERGE, to_yaml(merge.model_dump(mode="json")).encode())
+    asked = {
+        "points": [point.name for point in job.points],
+        "maps": job.forms_with_map(),
+        "tasks": len(job.starts()),
+    }
+    write_record(job.store, MERGE_RECORD, asked)
     missing = [record for record in job.records() if not record.is_complete()]
     if missing:
         with ray_session(merge.ray), present(job.store, stage=STAGE):
@@ -125,6 +136,7 @@ def checked(merge: Merge, say: Say) -> Job:
     store = RunStore(merge.run_dir)
     if store.exists(CONFIG):
         raise UserError(f"run_dir = {store.root}: a run is there; choose another one")
+    check_session(merge.ray)
     points = points_of(merge, say)
     members = open_members(merge)
     for number, reward in enumerate(merge.rewards):
@@ -191,8 +203,9 @@ def _fitted(job: Job, say: Say, quiet: bool) -> dict[str, dict[str, Any]]:
             say(_map_line(form, counts))
     maps = {}
     for form in forms:
-        with job.map_record(form).store.as_local_directory("") as folder:
-            maps[form] = read_map(Path(folder, MAP_FILE))
+        record = job.map_record(form)
+        hash_ = record.manifest()["outputs"].get(MAP_FILE)
+        maps[form] = read_map(record.store, MAP_FILE, hash_)
     return maps
 
 
@@ -216,9 +229,12 @@ def _sample(job: Job, maps: dict[str, dict[str, Any]], say: Say, quiet: bool) ->
 
     merge = job.merge
     todo = [point for point in job.points if not job.point_record(point).is_complete()]
-    batch, starts = merge.batch_prompts, range(0, len(job.prompts), merge.batch_prompts)
+    batch = merge.batch_prompts
     by_point = {
-        point: [SamplePoint(at, batch, point, tuple(job.prompts[at : at + batch])) for at in starts]
+        point: [
+            SamplePoint(at, batch, point, tuple(job.prompts[at : at + batch]))
+            for at in job.starts()
+        ]
         for point in todo
     }
     for point in todo:

@@ -1,4 +1,5 @@
 from .discriminator import (
+    TOKEN_STATES as TOKEN_STATES,
     DiscriminatorSection as DiscriminatorSection,
     EndpointEditor as EndpointEditor,
     ModelEditor as ModelEditor,
@@ -105,6 +106,7 @@ from .run_paths import (
     MASKS as MASKS,
     MEMORY as MEMORY,
     MERGE as MERGE,
+    MERGE_RECORD as MERGE_RECORD,
     METRICS as METRICS,
     MISSING as MISSING,
     MODEL as MODEL,

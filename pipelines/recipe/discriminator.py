@@ -8,6 +8,8 @@ from pipelines.recipe.endpoint import EndpointSection
 from pipelines.recipe.location import Model
 from pipelines.recipe.section import Section, of_stage
 
+TOKEN_STATES = "token_states"  # the feature of the reference that a discriminator learns from
+
 
 class EndpointEditor(EndpointSection):
     """Any endpoint that speaks OpenAI's chat completions.

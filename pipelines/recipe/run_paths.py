@@ -44,8 +44,8 @@ LAST_TICK, EVENTS = "schedule/state.json", "schedule/events"
 EXPORT, EXPORTED, CARD = "export", "export.json", "README.md"
 # Of report.
 PAGE, RESULTS = "index.html", "results.json"
-# Of a merge: what was asked, its points and maps, the figure.
-MERGE, POINTS, POINT_SAMPLES = "merge.yaml", "points", "samples.jsonl"
+# Of a merge: what was asked, for people and for `status`; its points and maps, the figure.
+MERGE, MERGE_RECORD, POINTS, POINT_SAMPLES = "merge.yaml", "merge.json", "points", "samples.jsonl"
 MAPS, MAP_FILE, FRONTIER = "maps", "map.safetensors", "frontier"
 # Of a sweep and its trials.
 TRIALS, TRIAL, MISSING = "trials", "trial.json", "missing_metric.json"

@@ -12,12 +12,13 @@ from pipelines.models import (
     weights_fingerprint,
 )
 from pipelines.recipe import FIGURES, HEAD_FACTS, HEAD_WEIGHTS, Recipe
-from pipelines.storage import RunStore, nearest_path, read_record
+from pipelines.storage import RunStore, nearest_path, read_record, read_whole
 
 if TYPE_CHECKING:
     from sparsepo import TokenDiscriminator
 
 _FACTS = {"layer": int, "hidden_size": int, "reference": str, "tokenizer": str, "sha256": str}
+_MEASURED = {"accuracy": dict, "auc": dict, "ece": dict, "num_tokens": int}
 _CURE = "run `sparsepo discriminator` again"
 
 
@@ -39,7 +40,7 @@ def read_facts(location: str) -> dict[str, Any]:
 def read_figures(location: str) -> dict[str, Any]:
     """What was measured of a discriminator; empty for one that nobody measured."""
     store = RunStore(location)
-    return read_record(store, FIGURES, cure=_CURE) if store.exists(FIGURES) else {}
+    return read_record(store, FIGURES, _MEASURED, _CURE) if store.exists(FIGURES) else {}
 
 
 def load_discriminator(location: str) -> "TokenDiscriminator":
@@ -49,7 +50,7 @@ def load_discriminator(location: str) -> "TokenDiscriminator":
     from sparsepo import TokenDiscriminator
 
     facts, store = read_facts(location), RunStore(location)
-    content = store.read_bytes(HEAD_WEIGHTS) if store.exists(HEAD_WEIGHTS) else b""
+    content = read_whole(store, HEAD_WEIGHTS, _CURE) if store.exists(HEAD_WEIGHTS) else b""
     if hashlib.sha256(content).hexdigest() != facts["sha256"]:
         raise UserError(
             f"model.discriminator = {location}: {HEAD_WEIGHTS} is missing or damaged; {_CURE}"

@@ -63,6 +63,10 @@ class TaskResults:
         for task in tasks:
             yield read_record(self._store, f"{_FOLDER}/{_name(task)}", _FIELDS)[_RESULT]
 
+    def kept(self) -> int:
+        """How many tasks have a result, as a look at the names tells."""
+        return len(self._store.names(_FOLDER))
+
     def clear(self) -> None:
         self._store.delete(_FOLDER)
 

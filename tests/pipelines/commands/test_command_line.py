@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.commands.cli import _way_on, main
+from pipelines.commands.cli import main
+from pipelines.commands.ending import way_on
 from pipelines.errors import DamagedCheckpoint, Diverged, GateFailed, StageFailed, UserError
 
 COMMANDS = (
@@ -211,4 +212,4 @@ def test_plan_is_exact_after_prepare_and_close_before(
     ],
 )
 def test_who_is_stopped_is_told_what_to_type(given: list[str], line: str) -> None:
-    assert _way_on(given) == line
+    assert way_on(given) == line

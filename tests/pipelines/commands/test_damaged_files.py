@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from damage.commands import COMMANDS
 from damage.damages import FOLDER
-from damage.kinds import KINDS, Kind
+from damage.kind import Kind
+from damage.kinds import KINDS
+from damage.other_systems import add_other_systems
 from damage.outcomes import Outcome, read, world_for, wrong_of
 from damage.readers import Reader, resume
 from damage.world import World, add_interrupted_sweep, make_world
@@ -82,6 +84,7 @@ def table(
     folder = tmp_path_factory.mktemp("damage")
     (folder / "world").mkdir()
     world = make_world(folder / "world", model_dir, rows)
+    add_other_systems(world)
     base = World((world.folder).rename(folder / "base"))
     table = Table(base, folder / "world")
     yield table
@@ -100,7 +103,8 @@ READ = [name for name, kind in KINDS.items() if kind.readers]
 QUICK = (
     "manifest of pairs", "start of a sweep", "configuration", "recipe", "memory", "pairs",
     "features", "answers of a judge", "compiled code", "a fact", "adapter",
-    "tasks of the code benchmark", "source pairs.jsonl.gz",
+    "tasks of the code benchmark", "source pairs.jsonl.gz", "record of a merge", "edits",
+    "discriminator",
 )  # fmt: skip
 
 

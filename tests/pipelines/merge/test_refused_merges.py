@@ -1,4 +1,4 @@
-"""What a merge refuses: in one line, with exit code 2, before anything is written."""
+"""What a merge and its plan refuse: in one line, with exit code 2, before anything is written."""
 
 import json
 import shutil
@@ -109,6 +109,7 @@ REFUSED: dict[str, tuple[Case, str]] = {
     "vllm": (given("generation.engine=vllm"), "merged samples are drawn with transformers"),
     "too long": (given("generation.max_new_tokens=500"), "generation.max_new_tokens = 500 are"),
     "a run's place": (lambda f, runs: (runs, [f"run_dir={runs[1]}"]), "a run is there"),
+    "a deep folder": (given(f"ray.temp_dir=/{'d' * 90}"), "Ray's sockets lie deep below it"),
     "an unknown key": (given("weigths=[[1,0]]"), "weigths"),
     "a column of no file": (given("weights_column=lambda"), "it is a column of a file of prompts"),
     "no column": (prompts({"prompt": "a film"}), "p.jsonl:1: weights_column = 'lambda' holds no"),
@@ -139,11 +140,12 @@ def test_what_is_refused(
                  for item in overrides]  # fmt: skip
     file = tmp_path / "m.yaml"
     file.write_text(yaml.safe_dump({"run_dir": str(tmp_path / "merged"), "models": named}))
-    command = ["merge", str(file), *overrides] if named else ["run", "two-rewards"]
-    with pytest.raises(SystemExit) as ended:
-        main(command)
-    err = capsys.readouterr().err
-    assert ended.value.code == 2
-    line = [one for one in err.splitlines() if one.startswith("error: ")]
-    assert len(line) == 1 and said in line[0], err
-    assert "Traceback" not in err and not (tmp_path / "merged").exists()
+    named_merge = [[command, str(file), *overrides] for command in ("plan", "merge")]
+    for command in named_merge if named else [["run", "two-rewards"]]:
+        with pytest.raises(SystemExit) as ended:
+            main(command)
+        err = capsys.readouterr().err
+        assert ended.value.code == 2
+        line = [one for one in err.splitlines() if one.startswith("error: ")]
+        assert len(line) == 1 and said in line[0], err
+        assert "Traceback" not in err and not (tmp_path / "merged").exists()

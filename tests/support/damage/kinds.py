@@ -1,28 +1,9 @@
 """Every kind of file that the program reads: where it lies, its format, and who reads it."""
 
-from dataclasses import dataclass
-
 from damage import readers as by
-from damage.damages import ANY, JSON, LINES, PARQUET, SAFETENSORS, YAML, Damage
-from damage.readers import Reader
-
-
-@dataclass(frozen=True)
-class Kind:
-    """Files of one kind.
-
-    Attributes:
-        path: a pattern below the world. damages: of its format. readers: that take seconds or less;
-            slow: those that load models. is_input: whether it is the user's own, of which nobody
-            knows what it was before.
-    """
-
-    path: str
-    damages: dict[str, Damage]
-    readers: tuple[Reader, ...]
-    slow: tuple[Reader, ...] = ()
-    is_input: bool = False
-
+from damage.damages import ANY, JSON, LINES, PARQUET, SAFETENSORS, YAML
+from damage.kind import Kind
+from damage.other_kinds import OTHER_KINDS
 
 _FEATURE = "reference/reference_hidden"
 KINDS: dict[str, Kind] = {
@@ -152,4 +133,5 @@ KINDS: dict[str, Kind] = {
             "pairs.parquet": PARQUET, "pairs.csv": ANY,
         }.items()
     },
+    **OTHER_KINDS,
 }  # fmt: skip

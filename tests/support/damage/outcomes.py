@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from damage.damages import FOLDER, Damage
-from damage.kinds import Kind
+from damage.kind import Kind
 from damage.readers import Reader
 from damage.world import World, linked
 from pipelines.errors import UserError
@@ -16,7 +16,8 @@ from pipelines.errors import UserError
 _WRITTEN_ANEW = (
     "run/config.yaml", "half/config.yaml", "attempt.json", "schedule/state.json",
     "sweep/trials.json", "sweep/trials.csv", "sweep/trials.parquet", "sweep/pareto.json",
-    "sweep/sweep.json",
+    "sweep/sweep.json", "/merge.json", "/merge.yaml", "discriminator/config.yaml",
+    "editor/config.yaml", "controlled/config.yaml", "reading/config.yaml",
 )  # fmt: skip
 _CURES = ("remove", "restore", "run ", "write ", "set ", "choose", "take ", "give", "add ", "name ")
 
