@@ -27,9 +27,10 @@ _PRELOADS = "RAY_preload_python_modules"  # which Ray gives to every process tha
 # How many processes Ray leaves alone that are idle; by default none while an actor has all CPUs.
 # A run takes about eight: helpers of Ray Data and of Ray Train, and those that work.
 _KEPT = "RAY_num_workers_soft_limit", "8"
-# Ray starts a process per CPU at once: with fewer they would keep the command from its work, with
-# more they would fill the memory (half a GiB each).
-_SPARE_CPUS = range(8, 33)
+# Of them wait from the start; Ray alone would start one per CPU. Each imports for some seconds,
+# beside the others: one that nobody asks for anything keeps those from it that are asked.
+_WAITING = 7
+_SPARE_CPUS = 8  # with fewer they would keep the command from its work
 _ACTION_BYTES = 256  # no less than a struct sigaction has anywhere
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
 
@@ -105,9 +106,14 @@ def ray_session(
         ):
             os.environ.setdefault(name, "0")
         machine = Resources.of_this_machine(config)
+        waiting = None
         if preloaded and preloads(machine):
+            from pipelines.cluster import early
+
             modules = [*preloaded, *(preloaded_for_gpus if machine.total("GPU") else ())]
-            os.environ.setdefault(_PRELOADS, ",".join(modules))
+            os.environ.setdefault(_PRELOADS, early.__name__)
+            os.environ[early.EARLY] = f"{_WAITING}:{','.join(modules)}"
+            waiting = _WAITING
             os.environ.setdefault(*_KEPT)
         # Ray Train's clean-up of placement groups asks the dashboard's state API, and finds it by
         # itself only where no other Ray runs on this machine. Ray's processes inherit the variable.
@@ -115,7 +121,7 @@ def ray_session(
         if tunes:
             os.environ[_API_SERVER] = f"http://127.0.0.1:{port}"
         with told_of_start(config), spent("ray"), _without_noise(), _own_ending():
-            _start_local(config, port, tunes)
+            _start_local(config, port, tunes, waiting)
     try:
         yield
     finally:
@@ -131,7 +137,7 @@ def preloads(machine: Resources) -> bool:
     Not where there are several GPUs. A process is told later which of them is its own, and no
     library must have looked at them by then. None does today.
     """
-    return machine.total("CPU") in _SPARE_CPUS and machine.total("GPU") <= 1
+    return machine.total("CPU") >= _SPARE_CPUS and machine.total("GPU") <= 1
 
 
 def check_session(config: RaySection) -> None:
@@ -233,10 +239,10 @@ def has_state_api(config: RaySection) -> bool:
     return cluster_address(config) is not None or _API_SERVER in os.environ
 
 
-def _start_local(config: RaySection, port: int, has_dashboard: bool) -> None:
+def _start_local(config: RaySection, port: int, has_dashboard: bool, waiting: int | None) -> None:
     import ray
 
-    with _few_processes(config.worker_logs, has_dashboard):
+    with _few_processes(config.worker_logs, has_dashboard, waiting):
         ray.init(
             address="local",
             num_cpus=config.num_cpus,
@@ -251,17 +257,23 @@ def _start_local(config: RaySection, port: int, has_dashboard: bool) -> None:
 
 
 @contextlib.contextmanager
-def _few_processes(shows_logs: bool, has_dashboard: bool) -> Iterator[None]:
+def _few_processes(
+    shows_logs: bool, has_dashboard: bool, waiting: int | None = None
+) -> Iterator[None]:
     """Start a Ray of our own at once, and without processes that nobody asks for anything.
 
     One asks a cloud for machines, one reads workers' logs, which are rarely shown, and one counts
     Ray's users in place of a dashboard. The agent of the node takes any free port: it would try one
     port only, for four seconds, where another Ray of this machine has that. `ray.init` has no
     option for any of it.
+
+    Args:
+        waiting: how many processes wait for work from the start; one per CPU by default.
     """
-    from ray._private import node, parameter
+    from ray._private import node, parameter, services
 
     every, start = parameter.RayParams, node.Node.start_api_server
+    start_process = services.start_ray_process
     settings = {
         "no_monitor": True,
         "include_log_monitor": shows_logs,
@@ -280,12 +292,25 @@ def _few_processes(shows_logs: bool, has_dashboard: bool) -> Iterator[None]:
         with _temporary_files_in(self.get_session_dir_path()):
             start(self, **given)
 
+    def started(command: list[str], *given: Any, **named: Any) -> Any:
+        return start_process([with_waiting(part, waiting) for part in command], *given, **named)
+
     parameter.RayParams = chosen
+    services.start_ray_process = started
     node.Node.start_api_server = within if has_dashboard else without
     try:
         yield
     finally:
         parameter.RayParams, node.Node.start_api_server = every, start
+        services.start_ray_process = start_process
+
+
+def with_waiting(argument: str, waiting: int | None) -> str:
+    """An argument of the raylet's as it is, but for how many processes it starts at once."""
+    name, _, value = argument.partition("=")
+    if waiting is None or name != "--num_prestart_python_workers":
+        return argument
+    return f"{name}={min(int(value), waiting)}"
 
 
 @contextlib.contextmanager

@@ -57,7 +57,8 @@ from pipelines.recipe import REJECTED_ROWS, DataSection, Recipe, Source, StageRe
 from pipelines.storage import Span, add_spans, recorded, spent
 
 _TEXT = ("jsonl", "array", "csv")  # kinds of chunks whose bounds are bytes
-_SMALL_BYTES = 2**23  # some seconds of work
+_SMALL_BYTES = 2**23  # of text to tokenise: some seconds of work
+_SMALL_BLOCKS_BYTES = 2**28  # of tokenised rows to plan and write: some seconds of work
 # Rows of a source that are looked at before any work, if none of them makes a pair.
 _LOOKED_AT = 10_000
 _MOST_THREADS = 8  # beyond them a tokenizer's threads wait for Python
@@ -89,9 +90,10 @@ def run_prepare(
     with told_in_a_line("prepare", "lower data.rows_per_task or ray.num_cpus"):
         start = here if _is_small(tasks, recipe) else elsewhere
         with spent("ray"):  # what its tasks do meanwhile comes before it
-            blocks = _blocks(tasks, recipe, known_tokens, start, control)
+            blocks, num_bytes = _blocks(tasks, recipe, known_tokens, start, control)
+            if _is_own_ray(recipe) and num_bytes <= _SMALL_BLOCKS_BYTES:
+                start = here
             plan = _plan(recipe.data, blocks, start)
-        with spent("write"):
             paths, pairs = local_paths(recipe), recipe.data.shard_pairs
             counts, checksums = write_shards(
                 plan, blocks, record.store, paths, pairs, quiet, start, _labelled(recipe)
@@ -276,10 +278,14 @@ def _is_small(tasks: list[ReadTask], recipe: Recipe) -> bool:
     """
     chunks = [chunk for task in tasks for chunk in task.chunks]
     return (
-        cluster_address(recipe.ray) is None
+        _is_own_ray(recipe)
         and all(chunk.kind in _TEXT for chunk in chunks)
         and sum(chunk.stop - chunk.start for chunk in chunks) <= _SMALL_BYTES
     )
+
+
+def _is_own_ray(recipe: Recipe) -> bool:
+    return cluster_address(recipe.ray) is None
 
 
 def _blocks(
@@ -288,8 +294,8 @@ def _blocks(
     known_tokens: int | None,
     start: Start,
     control: Control | None,
-) -> list[Any]:
-    """References to the blocks of rows that the tasks make, in their order."""
+) -> tuple[list[Any], int]:
+    """References to the blocks of rows that the tasks make, in their order, and all their bytes."""
     given: dict[str, Any] = {
         "data": recipe.data,
         "is_labelled": recipe.reads_labels(),
@@ -302,17 +308,17 @@ def _blocks(
     if start is here:
         threads = min(_MOST_THREADS, recipe.ray.num_cpus or local_cpus())
         run = here(partial(_run_task, **given, threads=threads))
-        return [run(pa.Table.from_pylist([item])) for item in items]
+        made = [run(pa.Table.from_pylist([item])) for item in items]
+        return made, sum(value_of(block).nbytes for block in made)
     import ray.data
 
     quieten_ray_data()
-    blocks: list[Any] = (
+    found = (
         ray.data.from_items(items, override_num_blocks=len(items))
         .map_batches(_run_task, batch_size=1, batch_format="pyarrow", fn_kwargs=given)
         .materialize()
-        .to_arrow_refs()
     )
-    return blocks
+    return found.to_arrow_refs(), found.size_bytes()
 
 
 def _plan(data: DataSection, blocks: list[Any], start: Start) -> RowPlan:
@@ -321,7 +327,8 @@ def _plan(data: DataSection, blocks: list[Any], start: Start) -> RowPlan:
     Raises: UserError or StageFailed of a task.
     """
     digest = start(_digest)
-    waiting = [digest(block, data) for block in blocks]
+    # A task is given what a reference stands for; this process asks for it.
+    waiting = [digest(value_of(block) if start is here else block, data) for block in blocks]
     plan = RowPlan(data)
     for number, pending in enumerate(waiting):
         outcome, spans = value_of(pending)

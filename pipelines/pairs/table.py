@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.errors import UserError
+from pipelines.pairs.latest_shards import LatestShards
 from pipelines.recipe import LENGTHS, MANIFEST, Run, read_manifest
 from pipelines.storage import RunStore, damaged, read_parquet
 from sparsepo.batching.layouts import PairLengths, TokenizedPair, tokens_within
@@ -20,7 +21,6 @@ SPLITS = ("train", "validation", "test")
 _ID_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 _CONTEXT_COLUMNS = ("chosen_context", "rejected_context")
 TOKEN_COLUMNS = (*_ID_COLUMNS, *_CONTEXT_COLUMNS)
-_LOADED_SHARDS = 64
 _IDS = pa.list_(pa.int32())
 _Int32 = npt.NDArray[np.int32]
 PAIR_SCHEMA = pa.schema(
@@ -151,11 +151,9 @@ class PairTable:
         }
         # One cache per choice of columns: texts do not drive out ids.
         self._kept = lru_cache(maxsize=None)(
-            lambda names: lru_cache(maxsize=_LOADED_SHARDS)(
-                lambda split, number: self.shard(split, number, names)
-            )
+            lambda names: LatestShards(lambda split, number: self.shard(split, number, names))
         )
-        self._token_ids = lru_cache(maxsize=_LOADED_SHARDS)(
+        self._token_ids = LatestShards(
             lambda split, number: _TokenIds(self.shard(split, number, TOKEN_COLUMNS))
         )
         self._parts = lru_cache(maxsize=None)(self._read_lengths)
@@ -305,6 +303,7 @@ class _TokenIds:
             column = table[name].combine_chunks()
             valid = column.is_valid().to_numpy(zero_copy_only=False)
             self._columns.append((column.values.to_numpy(), column.offsets.to_numpy(), valid))
+        self.nbytes = sum(part.nbytes for column in self._columns if column for part in column)
 
     def pair(self, row: int) -> TokenizedPair:
         """A row's ids, as views of the arrays."""

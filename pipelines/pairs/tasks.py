@@ -3,8 +3,9 @@
 Ray Data carries items and blocks of columns. They are encoded and decoded here, nowhere else.
 """
 
+import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass
 from typing import Any, TypeVar
 
@@ -71,7 +72,7 @@ def here(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Made:
     """The result of a task that ran in this process."""
 
@@ -85,6 +86,36 @@ def value_of(reference: Any) -> Any:
     import ray
 
     return ray.get(reference)
+
+
+def in_order(references: Iterable[Any], most: int) -> Iterator[Any]:
+    """The results of tasks, in their order, whichever ends first.
+
+    Args:
+        references: taken one by one, which starts a task. most: how many are under way at once. One
+            that takes long keeps no other from its start: a process that waits is soon ended.
+    """
+    under_way: dict[Any, int] = {}
+    found: dict[int, Any] = {}
+    waiting = enumerate(references)
+    for number in itertools.count():
+        while number not in found:
+            for place, reference in itertools.islice(waiting, most - len(under_way)):
+                under_way[reference] = place
+            if not under_way:
+                return
+            ended = _one_ended(list(under_way))
+            found[under_way.pop(ended)] = value_of(ended)
+        yield found.pop(number)
+
+
+def _one_ended(references: list[Any]) -> Any:
+    made = next((each for each in references if isinstance(each, Made)), None)
+    if made is not None:
+        return made
+    import ray
+
+    return ray.wait(references)[0][0]
 
 
 def block_of(outcome: Sequence[dict[str, Any]] | Failure, spans: Sequence[Span] = ()) -> pa.Table:

@@ -1,11 +1,12 @@
 """Write the planned shards of RUN/pairs by tasks.
 
-The rows go from where they were read to the store, never through the driver.
+The rows go from where they were read to the store. The driver writes them where they are so few
+that a process for it costs more, and lie in this machine's memory.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -23,10 +24,8 @@ from pipelines.pairs.table import (
     lengths_path,
     shard_name,
 )
-from pipelines.pairs.tasks import Start, here, outcome_of, result_of, value_of
-from pipelines.storage import RunStore
-
-_SHARDS_PER_CPU = 2
+from pipelines.pairs.tasks import Start, here, in_order, outcome_of, result_of, value_of
+from pipelines.storage import RunStore, Span, add_spans, recorded, spent
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class WrittenShard:
     Attributes:
         lengths: of its rows. truncated: part of a pair -> how many were cut. straddling:
             tokens of responses that hold text of the prompt too, or would.
+        spans: where the time of the task went.
     """
 
     split: str
@@ -51,6 +51,7 @@ class WrittenShard:
     lengths: TokenLengths
     truncated: Counter[str]
     straddling: int
+    spans: tuple[Span, ...] = ()
 
 
 def write_shards(
@@ -82,6 +83,7 @@ def write_shards(
         shards = plan.shards(shard_pairs, labelled is not None)
         for outcome in _written(shards, blocks, store.root, paths, start, labelled):
             shard = result_of(outcome)
+            add_spans(shard.spans)
             written[shard.split].append(shard.lengths)
             checksums[shard.path] = shard.sha256
             truncated.update(shard.truncated)
@@ -90,7 +92,7 @@ def write_shards(
     lengths = {split: TokenLengths.joined(parts) for split, parts in written.items()}
     for split, rows in lengths.items():
         if rows.num_rows:
-            with store.table_writer(lengths_path(split), LENGTH_SCHEMA) as file:
+            with spent("write"), store.table_writer(lengths_path(split), LENGTH_SCHEMA) as file:
                 file.write(rows.table())
             checksums[lengths_path(split)] = file.sha256
     return {
@@ -112,19 +114,20 @@ def _written(
     start: Start,
     labelled: Labelled | None,
 ) -> Iterator[WrittenShard | Failure]:
-    """What became of every shard, in order; a few per CPU are under way."""
+    """What became of every shard, in order."""
     write = start(_write)
-    most = 1 if start is here else _SHARDS_PER_CPU * max(1, int(Resources.now().cpus()))
-    under_way: list[Any] = []
-    for shard in shards:
-        # In a list, the references are not fetched before the task starts: it takes one block at a
-        # time.
-        read = {block: blocks[block] for block, _, _ in (*shard.parts, *shard.mismatches)}
-        under_way.append(write(shard, read, root, paths, labelled))
-        if len(under_way) == most:
-            yield value_of(under_way.pop(0))
-    while under_way:
-        yield value_of(under_way.pop(0))
+    # One task per CPU: a task that asks for its blocks gives its CPU away meanwhile, and Ray would
+    # start a process on it for one more.
+    most = 1 if start is here else max(1, int(Resources.now().cpus()))
+
+    def started() -> Iterator[Any]:
+        for shard in shards:
+            # In a list, the references are not fetched before the task starts: it takes one block
+            # at a time.
+            read = {block: blocks[block] for block, _, _ in (*shard.parts, *shard.mismatches)}
+            yield write(shard, read, root, paths, labelled)
+
+    return in_order(started(), most)
 
 
 def _write(
@@ -135,6 +138,20 @@ def _write(
     labelled: Labelled | None = None,
 ) -> WrittenShard | Failure:
     """Ray task: collect a shard's rows and publish it."""
+    with recorded() as spans, spent("write"):
+        outcome = _published(shard, blocks, root, paths, labelled)
+    if isinstance(outcome, Failure):
+        return outcome
+    return replace(outcome, spans=tuple(spans))
+
+
+def _published(
+    shard: ShardRows,
+    blocks: dict[int, Any],
+    root: str,
+    paths: dict[str, str],
+    labelled: Labelled | None,
+) -> WrittenShard | Failure:
     table = _rows_of(shard.parts, blocks)
     if labelled is not None:
         others = _rows_of(shard.mismatches, blocks)

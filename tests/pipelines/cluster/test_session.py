@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 
 from pipelines.cluster.resources import Resources
-from pipelines.cluster.session import _own_ending, check_session, preloads, told_of_start
+from pipelines.cluster.session import (
+    _own_ending,
+    check_session,
+    preloads,
+    told_of_start,
+    with_waiting,
+)
 from pipelines.commands.stages import IMPORTED_EARLY
 from pipelines.errors import StageFailed, UserError
 from pipelines.recipe.schema import RaySection
@@ -59,15 +65,29 @@ def test_the_dashboard_leaves_its_temporary_files_in_the_session(ray_cluster: No
     assert list(Path(_global_node.get_session_dir_path()).glob("pymp-*/listener-*"))
 
 
+def test_ray_starts_as_many_processes_as_it_is_told(ray_cluster: None) -> None:
+    """Of two CPUs, so two; the argument that says so is Ray's own, whose name no document holds."""
+    from ray._private import ray_constants
+    from ray._private.worker import _global_node
+
+    (raylet,) = _global_node.all_processes[ray_constants.PROCESS_TYPE_RAYLET]
+    command = Path(f"/proc/{raylet.process.pid}/cmdline").read_text().split("\0")
+    changed = [with_waiting(part, 1) for part in command]
+    assert set(changed) - set(command) == {"--num_prestart_python_workers=1"}
+    assert set(command) - set(changed) == {"--num_prestart_python_workers=2"}
+    for more in (2, 7, None):
+        assert [with_waiting(part, more) for part in command] == command
+
+
 @pytest.mark.parametrize(
     ("cpus", "gpus", "expected"),
-    [(2, 0, False), (7, 1, False), (8, 1, True), (16, 1, True), (32, 0, True), (33, 1, False),
+    [(2, 0, False), (7, 1, False), (8, 1, True), (16, 1, True), (32, 0, True), (96, 1, True),
      (16, 2, False)],
 )  # fmt: skip
 def test_processes_import_early_where_processors_are_to_spare(
     cpus: int, gpus: int, expected: bool
 ) -> None:
-    """A process per CPU imports; with several GPUs none does before it knows its own."""
+    """With several GPUs no process does before it knows its own."""
     assert preloads(Resources(({"CPU": float(cpus), "GPU": float(gpus)},))) is expected
     assert all(importlib.util.find_spec(name) is not None for name in IMPORTED_EARLY)
 
