@@ -3,6 +3,8 @@
 import os
 import re
 from collections.abc import Collection, Sequence
+from copy import deepcopy
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -52,17 +54,22 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
 def read_mapping(name: str, kind: Kind) -> dict[str, Any]:
     """Read a YAML mapping from a file (on an object store too), or a packaged one by its name."""
     try:
-        text = _text_of(name, kind)
-        # What is neither a mapping nor a list (a number, a word) is no configuration to OmegaConf.
-        loaded = OmegaConf.create(text) if isinstance(yaml.safe_load(text), dict) else None
+        plain = deepcopy(_parsed(_text_of(name, kind)))
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{kind} {name!r} is not valid YAML: {_fault_of(error)}") from error
-    if not isinstance(loaded, DictConfig):
+    if not isinstance(plain, dict):
         raise UserError(f"{kind} {name!r} must be a mapping of keys to values")
-    plain = OmegaConf.to_container(loaded)
-    assert isinstance(plain, dict)
     refuse_resolvers(plain, f"{kind} {name!r}")
     return {str(key): value for key, value in plain.items()}
+
+
+@lru_cache(maxsize=128)
+def _parsed(text: str) -> Any:
+    """What a YAML text holds; None unless it is a mapping. Files are read more than once."""
+    # What is neither a mapping nor a list (a number, a word) is no configuration to OmegaConf.
+    if not isinstance(yaml.safe_load(text), dict):
+        return None
+    return OmegaConf.to_container(OmegaConf.create(text))
 
 
 def _text_of(name: str, kind: Kind) -> str:
@@ -219,7 +226,7 @@ def read_config(store: RunStore, path: str) -> tuple[dict[str, Any], str]:
     cure = "restore it, or give the run's command again, which writes it anew"
     try:
         text = read_whole(store, path, cure).decode()
-        mapping = OmegaConf.to_container(OmegaConf.create(text))
+        mapping = deepcopy(_parsed(text))
     except UnicodeDecodeError as error:
         raise damaged(store, path, "it is not UTF-8", cure) from error
     except (YAMLError, OmegaConfBaseException, AssertionError, RecursionError) as error:
