@@ -561,6 +561,7 @@ def dead_runs(weights: str, seeds: int = 12) -> int:
     return dead
 
 
+@pytest.mark.slow
 def test_seeds_whose_released_mask_dies_keep_a_centred_one() -> None:
     assert dead_runs("released") >= 3
     assert dead_runs("centred") == 0
