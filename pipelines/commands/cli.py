@@ -363,7 +363,7 @@ def submit(
     """Run a command as a job of a Ray cluster; submitted again while it runs, it is found again."""
     from pipelines.commands.submit import submit as start
 
-    program = _program()
+    program = _commands()
     cluster, job = start(command, program, address, name, env or (), public_env or (), _say(False))
     if follow:
         follow_job(cluster, job)
@@ -625,7 +625,7 @@ _add_stage_commands()
 
 
 @functools.cache
-def _program() -> Any:
+def _commands() -> Any:
     """All commands, with options and help, as click has them."""
     return typer.main.get_command(app)
 
@@ -634,7 +634,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Console entry point: turns errors into one line and an exit code."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    command = _program()
+    command = _commands()
     given = sys.argv[1:] if arguments is None else arguments
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _end_of_process)

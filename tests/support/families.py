@@ -148,9 +148,10 @@ UNLIKE = ("granite", "mixtral", "opt", "gpt_neo", "bloom", "mamba", "cohere", "l
 # in `make test-exhaustive`.
 IN_THE_SUITE = (
     "bitnet", "bloom", "cohere", "cohere2", "dbrx", "deepseek_v3", "falcon_h1", "gemma3n_text",
-    "gpt_neo", "gpt_oss", "gptj", "granite", "hyperclovax", "inkling_text", "jamba", "llama4_text", "mamba",
-    "mamba2", "minimax", "mixtral", "modernbert-decoder", "mpt", "opt", "phimoe", "qwen3_moe",
-    "qwen3_next", "recurrent_gemma", "rwkv", "xglm", "zamba2", "gemma3", "llama4", "qwen3_5",
+    "gpt_neo", "gpt_oss", "gptj", "granite", "hyperclovax", "inkling_text",
+    "jamba", "llama4_text", "mamba", "mamba2", "minimax", "mixtral", "modernbert-decoder", "mpt",
+    "opt", "phimoe", "qwen3_moe", "qwen3_next", "recurrent_gemma", "rwkv", "xglm", "zamba2",
+    "gemma3", "llama4", "qwen3_5",
 )  # fmt: skip
 # Of those, one of each kind: ALiBi, latent attention and experts, a composite, a state space,
 # projected states, a mixed stack.
