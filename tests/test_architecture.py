@@ -6,6 +6,7 @@ import ast
 import importlib
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,14 +19,24 @@ ROOMS = (
 )  # fmt: skip
 
 
+@cache
+def import_nodes(file: Path) -> tuple[ast.Import | ast.ImportFrom, ...]:
+    """What a file imports, lazily too; each file is parsed once for all tests."""
+    return tuple(
+        node
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    )
+
+
 def imports(package: str) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for file in (ROOT / package).rglob("*.py"):
         names = set()
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in import_nodes(file):
             if isinstance(node, ast.Import):
                 names |= {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module:
+            elif node.module:
                 names.add(node.module.split(".")[0])
         found[str(file.relative_to(ROOT))] = names
     return found
@@ -95,12 +106,13 @@ def test_names_say_what_is_inside() -> None:
     ]
 
 
+@cache
 def surface(room: str) -> set[str]:
     """What a room offers to others: the names of its stub."""
-    stub = ast.parse((ROOT / "pipelines" / room / "__init__.pyi").read_text())
+    stub = ROOT / "pipelines" / room / "__init__.pyi"
     return {
         alias.name
-        for node in ast.walk(stub)
+        for node in import_nodes(stub)
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
@@ -118,15 +130,13 @@ def room_faults(root: Path, rooms: tuple[str, ...]) -> Iterator[str]:
         if own not in rooms:
             yield f"{path} stands in no room"
             continue
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in import_nodes(file):
             if isinstance(node, ast.Import):
                 modules = [(alias.name, "") for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
+            else:
                 if node.level:
                     yield f"{path}:{node.lineno} imports relatively"
                 modules = [(node.module or "", alias.name) for alias in node.names]
-            else:
-                continue
             for module, name in modules:
                 parts = module.split(".")
                 if parts[0] != "pipelines" or parts[1:2] == ["errors"]:
@@ -182,7 +192,7 @@ def test_surfaces_hold_what_others_use(room: str) -> None:
     taken = set()
     for file in (ROOT / "pipelines").rglob("*.py"):
         if file.parent.name != room:
-            for node in ast.walk(ast.parse(file.read_text())):
+            for node in import_nodes(file):
                 if isinstance(node, ast.ImportFrom) and node.module == f"pipelines.{room}":
                     taken |= {alias.name for alias in node.names}
     assert set(module.__all__) == surface(room) == taken
@@ -196,7 +206,7 @@ def test_modules_import_in_no_circle() -> None:
     for file in (ROOT / "pipelines").rglob("*.py"):
         own = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         arrows[own] = set()
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in import_nodes(file):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pipelines."):
                 arrows[own] |= {str(node.module), *(f"{node.module}.{a.name}" for a in node.names)}
     arrows = {module: targets & arrows.keys() for module, targets in arrows.items()}
@@ -260,7 +270,7 @@ def test_workers_take_facts_and_build_no_record(file: str) -> None:
     """They import neither a run nor a stage, so they cannot ask for a record."""
     taken = {
         alias.name
-        for node in ast.walk(ast.parse((ROOT / "pipelines" / file).read_text()))
+        for node in import_nodes(ROOT / "pipelines" / file)
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }

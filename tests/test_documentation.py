@@ -296,6 +296,7 @@ def messages() -> list[re.Pattern[str]]:
     return found
 
 
+@pytest.mark.slow
 def test_every_error_of_the_troubleshooting_page_is_one_that_is_said() -> None:
     """Each quoted line has a whole message of the code in it."""
     known = messages()

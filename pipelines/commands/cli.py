@@ -4,6 +4,7 @@ Exit codes: 0 ok, 2 the user's input is wrong, 3 a quality gate failed, 130 inte
 143 terminated (SIGTERM), 1 anything else.
 """
 
+import functools
 import os
 import signal
 import sys
@@ -96,7 +97,7 @@ def submit(
     """Run a command as a job of a Ray cluster; submitted again while it runs, it is found again."""
     from pipelines.commands.submit import submit as start
 
-    program: Any = typer.main.get_command(app)
+    program = _commands()
     cluster, job = start(
         command, program, address, name, env or (), public_env or (), saying(False)
     )
@@ -119,11 +120,17 @@ for _command in _BEHIND:
 add_stage_commands(app)
 
 
+@functools.cache
+def _commands() -> Any:
+    """All commands, with options and help, as click has them."""
+    return typer.main.get_command(app)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Console entry point: turns errors into one line and an exit code."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    command: Any = typer.main.get_command(app)
+    command = _commands()
     given = sys.argv[1:] if arguments is None else arguments
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, end_of_process)

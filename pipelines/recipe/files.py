@@ -2,7 +2,9 @@
 
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from copy import deepcopy
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -22,6 +24,7 @@ from pipelines.recipe.schema import Recipe
 from pipelines.storage import RunStore, damaged, did_you_mean, nearest_path, read_whole
 
 _FLOAT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+_REFERENCE = re.compile(r"\$\{(\w+)")
 _PART = re.compile(r"[^.\[\]]+")
 Schema = TypeVar("Schema", bound=BaseModel)
 Kind = Literal["recipe", "sweep", "merge"]
@@ -52,17 +55,22 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
 def read_mapping(name: str, kind: Kind) -> dict[str, Any]:
     """Read a YAML mapping from a file (on an object store too), or a packaged one by its name."""
     try:
-        text = _text_of(name, kind)
-        # What is neither a mapping nor a list (a number, a word) is no configuration to OmegaConf.
-        loaded = OmegaConf.create(text) if isinstance(yaml.safe_load(text), dict) else None
+        plain = deepcopy(_parsed(_text_of(name, kind)))
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{kind} {name!r} is not valid YAML: {_fault_of(error)}") from error
-    if not isinstance(loaded, DictConfig):
+    if not isinstance(plain, dict):
         raise UserError(f"{kind} {name!r} must be a mapping of keys to values")
-    plain = OmegaConf.to_container(loaded)
-    assert isinstance(plain, dict)
     refuse_resolvers(plain, f"{kind} {name!r}")
     return {str(key): value for key, value in plain.items()}
+
+
+@lru_cache(maxsize=128)
+def _parsed(text: str) -> Any:
+    """What a YAML text holds; None unless it is a mapping. Files are read more than once."""
+    # What is neither a mapping nor a list (a number, a word) is no configuration to OmegaConf.
+    if not isinstance(yaml.safe_load(text), dict):
+        return None
+    return OmegaConf.to_container(OmegaConf.create(text))
 
 
 def _text_of(name: str, kind: Kind) -> str:
@@ -120,10 +128,7 @@ def validate(
             )
     try:
         refuse_resolvers(mapping, "recipe")
-        base = OmegaConf.create(mapping)
-        for item in _in_order(schema, overrides):
-            _override_named(schema, base, item)
-        merged = OmegaConf.to_container(base, resolve=True)
+        merged = _merged(schema, mapping, _in_order(schema, overrides))
     except (OmegaConfBaseException, YAMLError, TypeError, ValueError, IndexError) as error:
         raise UserError(
             f"overrides {' '.join(overrides) or '(none)'}: {_fault_of(error)}"
@@ -136,6 +141,55 @@ def validate(
     absolute = with_absolute_paths(found, Path(directory) if directory else Path.cwd())
     refuse_impossible(absolute)
     return absolute
+
+
+def _merged(schema: type[BaseModel], mapping: dict[str, Any], overrides: Sequence[str]) -> Any:
+    """The mapping with the overrides, as plain values.
+
+    OmegaConf takes milliseconds for a recipe, and a sweep makes hundreds: it gets the sections that
+    an override names, those that refer to others, and what they refer to.
+    """
+    refers = any("${" in item for item in overrides)
+    keys = mapping if refers else (item.partition("=")[0] for item in overrides)
+    named = _needed(mapping, keys)
+    base = OmegaConf.create({key: value for key, value in mapping.items() if key in named})
+    for item in overrides:
+        _override_named(schema, base, item)
+    return _put_back(mapping, OmegaConf.to_container(base, resolve=True), named)
+
+
+def _needed(mapping: dict[str, Any], keys: Iterable[str]) -> set[str]:
+    """Sections that OmegaConf has to see if these keys are set."""
+    needed = {next(iter(_PART.findall(str(key))), "") for key in keys}
+    for section, value in mapping.items():
+        found = _references(value)
+        if found is None:
+            return set(mapping)
+        needed |= {section, *found} if found else set()
+    return needed
+
+
+def _references(value: Any) -> set[str] | None:
+    """Sections that a value refers to; None if OmegaConf may make something else of it."""
+    if type(value) is str:
+        found = _REFERENCE.findall(value)
+        return set(found) if len(found) == value.count("${") else None
+    if type(value) in (bool, int, float, type(None)):
+        return set()
+    if type(value) is dict and all(type(key) is str for key in value):
+        parts = [_references(part) for part in value.values()]
+    elif type(value) is list:
+        parts = [_references(part) for part in value]
+    else:
+        return None
+    return None if None in parts else {name for part in parts for name in part or ()}
+
+
+def _put_back(mapping: dict[str, Any], found: Any, named: Collection[str]) -> dict[str, Any]:
+    """A copy of a mapping with the sections that were changed, in its order."""
+    rest = {key: deepcopy(value) for key, value in mapping.items() if key not in named}
+    order = dict.fromkeys([*mapping, *found])
+    return {str(key): found[key] if key in found else rest[key] for key in order}
 
 
 def _in_order(schema: type[BaseModel], overrides: Sequence[str]) -> list[str]:
@@ -219,7 +273,7 @@ def read_config(store: RunStore, path: str) -> tuple[dict[str, Any], str]:
     cure = "restore it, or give the run's command again, which writes it anew"
     try:
         text = read_whole(store, path, cure).decode()
-        mapping = OmegaConf.to_container(OmegaConf.create(text))
+        mapping = deepcopy(_parsed(text))
     except UnicodeDecodeError as error:
         raise damaged(store, path, "it is not UTF-8", cure) from error
     except (YAMLError, OmegaConfBaseException, AssertionError, RecursionError) as error:
@@ -264,12 +318,11 @@ def _inner(value: Any, *keys: str | int) -> Any:
 
 def set_keys(mapping: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     """A copy of a recipe mapping with dotted keys set to plain values."""
-    config = OmegaConf.create(mapping)
+    named = _needed(mapping, values)
+    config = OmegaConf.create({key: value for key, value in mapping.items() if key in named})
     for key, value in values.items():
         OmegaConf.update(config, key, value, force_add=True)
-    plain = OmegaConf.to_container(config)
-    assert isinstance(plain, dict)
-    return {str(key): item for key, item in plain.items()}
+    return _put_back(mapping, OmegaConf.to_container(config), named)
 
 
 def _fault_of(error: BaseException) -> str:

@@ -175,7 +175,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> engine.Folder:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["dpo", "sparsepo"])
+@pytest.mark.parametrize("name", [pytest.param("dpo", marks=pytest.mark.exhaustive), "sparsepo"])
 def test_a_method_is_trained_and_measured_as_the_quickstart_does_it(
     name: str, small: engine.Folder
 ) -> None:

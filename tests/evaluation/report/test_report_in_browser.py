@@ -165,8 +165,15 @@ def visit(browser: Any, address: str) -> Iterator[Visit]:
     found.context.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1100, 400])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (1100, "light"),
+        (400, "dark"),
+        pytest.param(1100, "dark", marks=pytest.mark.slow),
+        pytest.param(400, "light", marks=pytest.mark.slow),
+    ],
+)
 def test_nothing_sticks_out(browser: Any, address: str, width: int, scheme: str) -> None:
     """With every section open and every figure drawn, by day and by night; what is wider than a
     telephone scrolls in a place of its own, says so, and takes the keyboard.
@@ -248,6 +255,7 @@ def test_a_word_is_explained_by_keyboard_and_pointer(visit: Visit) -> None:
     assert hint.is_visible() and "#" not in page.url, "a click explains and leads nowhere"
 
 
+@pytest.mark.slow
 def test_a_word_is_explained_by_a_tap(browser: Any, address: str) -> None:
     size = {"width": 400, "height": 800}
     visit = Visit(browser, address, viewport=size, has_touch=True, is_mobile=True)
@@ -264,6 +272,7 @@ def test_a_word_is_explained_by_a_tap(browser: Any, address: str) -> None:
     visit.context.close()
 
 
+@pytest.mark.slow
 def test_a_name_hides_its_points(visit: Visit) -> None:
     """By mouse and by keyboard; raw values and their mean go together, the other run stays."""
     figure, page = visit.drawn("curve-loss"), visit.page
@@ -279,6 +288,7 @@ def test_a_name_hides_its_points(visit: Visit) -> None:
     assert page.evaluate("document.activeElement.textContent").strip().endswith("first")
 
 
+@pytest.mark.slow
 def test_a_figure_is_zoomed_and_comes_back(visit: Visit) -> None:
     """Drag over a part; hide a run, which keeps it; double click."""
     figure, page = visit.drawn("curve-rewards-margins"), visit.page
@@ -301,6 +311,7 @@ def test_a_figure_is_zoomed_and_comes_back(visit: Visit) -> None:
     assert visit.range_of("curve-rewards-margins") == pytest.approx(whole, abs=0.1)
 
 
+@pytest.mark.slow
 def test_a_point_says_what_it_is(visit: Visit) -> None:
     figure, page = visit.drawn("frontier"), visit.page
     cold = "T=0.5 (other samples)"  # than the policy's own
@@ -313,6 +324,7 @@ def test_a_point_says_what_it_is(visit: Visit) -> None:
     assert shown.startswith("starting model") and "0.25 [0.125, 0.375]" in shown
 
 
+@pytest.mark.slow
 def test_files_to_save(visit: Visit, tmp_path: Path) -> None:
     """Out of the page alone: nothing lies beside it here. A figure comes without the night."""
     page, held = visit.page, {}
@@ -340,6 +352,7 @@ def test_files_to_save(visit: Visit, tmp_path: Path) -> None:
             assert (table[0]["series"], table[0]["y_low"]) == ("first", "0.125")
 
 
+@pytest.mark.slow
 def test_search_among_tokens(visit: Visit) -> None:
     """Tokens that have the text are marked, prompts without it hidden; nothing typed shows all."""
     page = visit.page
@@ -356,6 +369,7 @@ def test_search_among_tokens(visit: Visit) -> None:
     assert page.locator(".token.hit").count() == 0
 
 
+@pytest.mark.slow
 def test_tokens_are_coloured_by_either_mask(visit: Visit) -> None:
     """The second token weighs 1.5 of at most 1.5 in the reward, 1 of at most 2 in the KL."""
     page = visit.page
@@ -377,6 +391,7 @@ def test_tokens_are_coloured_by_either_mask(visit: Visit) -> None:
     assert strength() == pytest.approx(0.55 * 0.2 / 0.4, abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_link_opens_its_section(visit: Visit, browser: Any, address: str) -> None:
     """From the contents, and in the address; a word's meaning lies in a closed section, too."""
     page, words = visit.page, visit.page.locator("details#words")

@@ -312,6 +312,7 @@ def test_the_running_cluster_is_counted(ray_cluster: None) -> None:
     assert resources.node_cpus() == [2]
 
 
+@pytest.mark.slow
 def test_what_others_have_is_waited_for_with_a_line(
     ray_cluster: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -333,6 +334,7 @@ def test_what_others_have_is_waited_for_with_a_line(
     assert capsys.readouterr().err == "", "what has just been given back is free soon"
 
 
+@pytest.mark.slow
 def test_machines_that_do_not_come_are_named(ray_cluster: None, make_recipe: MakeRecipe) -> None:
     """Two CPUs are there, three workers are asked for: one place is missing, and asked for on
     machines of the second choice in turn.

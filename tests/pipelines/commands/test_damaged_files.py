@@ -17,7 +17,7 @@ from damage.kinds import KINDS
 from damage.other_systems import add_other_systems
 from damage.outcomes import Outcome, read, world_for, wrong_of
 from damage.readers import Reader, resume
-from damage.world import World, add_interrupted_sweep, make_world
+from damage.world import World, add_interrupted_sweep, linked, make_world
 from matrices import members
 
 
@@ -175,3 +175,31 @@ def test_a_command_ends_with_one_line_or_as_without_the_damage(table: Table) -> 
         commands = {COMMANDS[each] for each in kind.readers + kind.slow if each in COMMANDS}
         assert commands
         table.check(kind, tuple(commands), ["truncated"])
+
+
+def test_a_copy_is_mended_whatever_became_of_it(tmp_path: Path) -> None:
+    """Cases share one copy: what one of them leaves there is not what the next one reads."""
+    base, there = tmp_path / "base", tmp_path / "there"
+    for name in ("a/kept", "a/gone", "a/other", "a/folder now", "b/c/inside", "a/.ray/state"):
+        (base / name).parent.mkdir(parents=True, exist_ok=True)
+        (base / name).write_text(name)
+    (base / "empty").mkdir()
+    linked(base, there)
+    assert (there / "a/kept").stat().st_ino == (base / "a/kept").stat().st_ino
+    (there / "a/gone").unlink()
+    (there / "a/other").unlink()
+    (there / "a/other").write_text("another")
+    (there / "a/folder now").unlink()
+    (there / "a/folder now/deep").mkdir(parents=True)
+    (there / "new/deep").mkdir(parents=True)
+    (there / "new/file").write_text("new")
+    (there / "a/.ray/state").write_text("written in its place")
+    shutil.rmtree(there / "b")
+    (there / "b").write_text("a file now")
+    (there / "empty").rmdir()
+    linked(base, there)
+    read, whole = (
+        {str(p.relative_to(root)): p.is_file() and p.read_text() for p in root.rglob("*")}
+        for root in (there, base)
+    )
+    assert read == whole and whole["a/.ray/state"] == "a/.ray/state"

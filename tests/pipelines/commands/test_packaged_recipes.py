@@ -40,14 +40,16 @@ FAMILIES = {
     "imdb": ("gpt2", SIZES),
     "hh": ("gpt_neox", NEOX),
 }
+# What a recipe puts together, no test of an objective or a producer alone; the others in
+# `make test-exhaustive`.
 IN_THE_SUITE = (
     "tldr-sparsepo-common", "tldr-mapo", "code-sparsepo-common", "code-mapo",
-    "hh-orpo", "hh-cpo", "hh-alphapo", "hh-dpo-shift", "hh-beta-dpo", "hh-wpo", "hh-dpo-losses",
-    "hh-kto", "hh-sum", "hh-meet",
-    *(name for name in packaged("recipe") if load_recipe(name).objective.name == "weighted"),
+    "hh-orpo", "hh-beta-dpo", "hh-dpo-losses", "hh-kto", "hh-sum", "hh-meet", "hh-transport",
+    "hh-adversarial", "hh-contrast", "hh-discriminator", "hh-segment", "hh-selective",
+    "hh-token-reward", "imdb-partition",
 )  # fmt: skip
 # Of every family one, with adapters and without, and what only a recipe puts together.
-QUICK = ("tldr-mapo", "code-sparsepo-common", "hh-dpo-losses", "hh-kto", "hh-sum", "hh-transport")
+QUICK = ("tldr-mapo", "code-sparsepo-common", "hh-kto")
 
 
 def marks(name: str) -> list[pytest.MarkDecorator]:
@@ -152,3 +154,7 @@ def tuned_with_a_control(recipe: Recipe) -> None:
     ]  # fmt: skip
     assert numbers["control=none/reward/first_control_gain"]["n"] == 8
     assert "Behind each control" in Path(recipe.run_dir, "report", "index.html").read_text()
+
+
+def test_the_recipes_of_the_suite_are_packaged() -> None:
+    assert set(QUICK) <= set(IN_THE_SUITE) <= packaged("recipe").keys()

@@ -208,6 +208,7 @@ def test_another_models_store_is_refused(
         run_stages(make_recipe("data.max_prompt_tokens=20"), (PREPARE,), silent)
 
 
+@pytest.mark.slow
 def test_stopped_training_resumes_to_the_same_bits(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     """Uninterrupted = stopped after step 4 (a checkpoint) and resumed; the log has every step
     once.

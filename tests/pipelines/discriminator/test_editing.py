@@ -74,6 +74,7 @@ def edited(recipe: Recipe) -> Recipe:
     return edited_recipe(recipe)
 
 
+@pytest.mark.slow
 def test_an_endpoint_edits_each_reply_once_and_its_edits_are_the_labels(
     editor: tuple[str, list[str]], judged: Recipe, recipe_in: MakeRecipe,
     liked_options: tuple[str, ...], tmp_path: Path,

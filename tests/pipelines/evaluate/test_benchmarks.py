@@ -110,6 +110,7 @@ def samples_of(recipe: Recipe) -> list[dict[str, object]]:
     return [json.loads(line) for line in store.read_bytes(SAMPLES).splitlines()]
 
 
+@pytest.mark.slow
 def test_numbers_are_those_of_the_kept_samples(evaluated: Recipe) -> None:
     """Rewards, ROUGE, self-BLEU and win rates from the samples file by other means; temperature
     0 has names of its own, and one sample of a prompt, which has nothing to be like.
@@ -170,6 +171,7 @@ def test_numbers_are_those_of_the_kept_samples(evaluated: Recipe) -> None:
     assert results["preference"]["kl/reference_policy_floor"] == 0.0
 
 
+@pytest.mark.slow
 def test_leaderboard_equals_log_probabilities_computed_apart(
     evaluated: Recipe, rows: list[dict[str, str]]
 ) -> None:
@@ -207,6 +209,7 @@ def test_leaderboard_equals_log_probabilities_computed_apart(
     }
 
 
+@pytest.mark.slow
 def test_masks_by_class_and_position_add_up(evaluated: Recipe) -> None:
     masks = read_results(RunStore(f"{evaluated.run_dir}/evaluation"))["masks"]
     for table in ("by_class", "by_position"):
@@ -219,6 +222,7 @@ def test_masks_by_class_and_position_add_up(evaluated: Recipe) -> None:
 
 @pytest.mark.slow
 @pytest.mark.actors
+@pytest.mark.slow
 def test_programs_are_run_on_request_only(evaluated: Recipe) -> None:
     """Sampled, kept, not run; then run by a step of its own: an untrained model passes nothing,
     a right answer planted among the samples passes.
@@ -248,6 +252,7 @@ def test_programs_are_run_on_request_only(evaluated: Recipe) -> None:
     assert run_stages(evaluated, (EXECUTE,), lambda line: None) == {"execute": "skipped"}
 
 
+@pytest.mark.slow
 def test_history_has_a_row_per_evaluation(evaluated: Recipe) -> None:
     rows = [
         row
@@ -262,6 +267,7 @@ def test_history_has_a_row_per_evaluation(evaluated: Recipe) -> None:
 
 @pytest.mark.slow
 @pytest.mark.actors
+@pytest.mark.slow
 def test_an_unfinished_evaluation_goes_on_from_its_parts(
     evaluated: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,6 +334,7 @@ def test_task_files_are_checked(line: str, message: str, tmp_path: Path) -> None
         read_code_tasks(CodeSection(tasks=str(tmp_path / "none.jsonl")))
 
 
+@pytest.mark.slow
 def test_an_unknown_task_is_named(evaluated: Recipe) -> None:
     section = evaluated.evaluate.leaderboard
     assert section is not None
@@ -337,6 +344,7 @@ def test_an_unknown_task_is_named(evaluated: Recipe) -> None:
         task_files_hash("/nowhere")
 
 
+@pytest.mark.slow
 def test_models_of_the_metrics_are_checked_before_anything_runs(
     evaluated: Recipe, tmp_path: Path
 ) -> None:
@@ -365,6 +373,7 @@ def test_models_of_the_metrics_are_checked_before_anything_runs(
             check_text_models(validate_recipe(mapping, overrides).evaluate)
 
 
+@pytest.mark.slow
 def test_rows_for_vllm_are_what_rays_processor_documents(evaluated: Recipe) -> None:
     """The engine's stage of ray.data.llm says which columns it reads and writes; without vLLM
     the recipe is refused before anything is sampled.

@@ -36,6 +36,7 @@ def test_no_trick_works(name: str) -> None:
     assert len(verdict.message) <= 300 and verdict.message.isprintable()
 
 
+@pytest.mark.slow
 @needs_isolation
 def test_what_never_ends_is_ended_and_leaves_nothing() -> None:
     """By the clock or a limit; then no process, mount or directory of a sandbox is there, and an

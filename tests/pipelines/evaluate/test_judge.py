@@ -398,6 +398,7 @@ def test_what_is_no_key_is_said_without_saying_it(
     assert "s3cret" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_client_library_is_imported_by_a_judge_alone() -> None:
     """No module imports it at its head, outside of what type checkers read."""
     root = Path(endpoint_module.__file__).parents[2]

@@ -72,6 +72,7 @@ def evaluate(capfd: pytest.CaptureFixture[str]) -> Evaluate:
     return act
 
 
+@pytest.mark.slow
 def test_a_model_by_flags_is_what_its_own_run_found(
     trained: Recipe, evaluate: Evaluate, tmp_path: Path
 ) -> None:

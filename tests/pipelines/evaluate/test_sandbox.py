@@ -319,6 +319,7 @@ ENDS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_no_end_of_a_program_speaks_for_the_sandbox() -> None:
     """Each is a verdict on that program, and the next one runs; so are ends of the tests."""
     programs = [(program, "assert f() == 1\n") for program in ENDS.values()]

@@ -109,6 +109,7 @@ def test_a_merge_on_ray_from_runs_to_the_frontier(
     assert any("models 1, 2: weights of their own" in line for line in said)
 
 
+@pytest.mark.slow
 def test_a_second_call_draws_nothing_and_more_weights_draw_only_theirs(
     make_merge: MakeMerge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,6 +142,7 @@ def test_a_second_call_draws_nothing_and_more_weights_draw_only_theirs(
     assert drawn == ["model-1-by4 0", "model-1-by4 4"] and results(merge) == numbers
 
 
+@pytest.mark.slow
 def test_a_killed_merge_goes_on_to_the_same_samples(
     make_merge: MakeMerge, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -171,6 +173,7 @@ def test_a_killed_merge_goes_on_to_the_same_samples(
     assert results(merge)["points"] == results(whole)["points"]
 
 
+@pytest.mark.slow
 def test_another_seed_in_the_same_place_is_refused_and_draws_others_elsewhere(
     make_merge: MakeMerge, tmp_path: Path
 ) -> None:
@@ -220,6 +223,7 @@ def test_weights_of_each_prompt(
     ]
 
 
+@pytest.mark.slow
 def test_a_map_is_fitted_saved_read_again_and_drawn_with(
     make_merge: MakeMerge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

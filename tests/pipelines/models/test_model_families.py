@@ -345,6 +345,7 @@ def test_the_documents_name_what_is_refused() -> None:
         assert f"`{family}`" in page and reason in page
 
 
+@pytest.mark.slow
 def test_mapo_weighs_tokens_by_their_activations(made: Callable[..., Recipe]) -> None:
     """Of a mixture, of ALiBi and of parallel blocks: from a plan to a policy that has moved. The
     weights are computed anew, from hooks on one module of each layer.

@@ -214,6 +214,7 @@ def test_a_flipped_shard_is_found_before_it_is_scored_or_trained_on(
         again(copied, recipe_in, tmp_path / "again")
 
 
+@pytest.mark.slow
 def test_scoring_and_training_never_read_a_text(
     copied: Recipe, scored: Recipe, recipe_in: MakeRecipe, tmp_path: Path
 ) -> None:

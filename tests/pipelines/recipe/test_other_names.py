@@ -61,6 +61,7 @@ def test_an_unknown_key_is_said_before_a_missing_one() -> None:
     assert str(caught.value) == line
 
 
+@pytest.mark.slow
 def test_no_message_names_a_class() -> None:
     """Every key given a text, a number and a mapping that it does not take."""
     sections = {type_.__name__ for type_ in _subclasses(Recipe.__mro__[1])}

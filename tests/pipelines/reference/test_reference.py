@@ -42,6 +42,7 @@ def test_the_store_is_the_same_bytes_for_any_number_of_actors(
         assert store_files(found) == files, f"{number} actors, against this process"
 
 
+@pytest.mark.slow
 def test_budget_and_layout_change_nothing_but_rounding(
     scored: Recipe, recipe_in: MakeRecipe, tmp_path: Path
 ) -> None:

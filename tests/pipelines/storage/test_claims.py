@@ -177,6 +177,7 @@ def test_a_claim_on_a_local_disk_needs_no_waiting(store: RunStore) -> None:
     assert time.monotonic() - started < 30
 
 
+@pytest.mark.slow
 def test_claims_of_an_object_store(object_store: ObjectStore) -> None:
     """By its clock: a fresh claim of another host is held although that host's clock is behind by
     years; once it was not renewed it is taken over, although the clock was ahead.

@@ -50,6 +50,7 @@ def test_files_are_whole_or_absent(object_store: ObjectStore) -> None:
     assert not store.exists("a/one")
 
 
+@pytest.mark.slow
 def test_passing_errors_are_waited_out(
     object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +141,7 @@ def test_a_model_on_an_object_store_is_downloaded_once_per_content(
         resolve_model("s3://bucket/models/none")
 
 
+@pytest.mark.slow
 def test_a_damaged_download_of_a_model_is_made_anew(
     object_store: ObjectStore,
     model_dir: Path,
@@ -168,6 +170,7 @@ def test_a_damaged_download_of_a_model_is_made_anew(
     assert not list((tmp_path / "models").glob(".tmp-*"))
 
 
+@pytest.mark.slow
 def test_row_groups_are_fetched_once_and_kept_within_the_limit(
     object_store: ObjectStore, scored: Recipe
 ) -> None:

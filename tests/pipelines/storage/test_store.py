@@ -205,6 +205,7 @@ def test_another_command_that_tidies_up_ends_a_write_in_a_line(tmp_path: Path) -
     assert store.names() == []
 
 
+@pytest.mark.slow
 def test_many_files_need_few_descriptors(tmp_path: Path) -> None:
     """Three hundred shards of pairs, and local copies of their row groups that are all in use, with
     room for eighty open files.

@@ -42,8 +42,7 @@ CASES = {
 # scorers, a coupled objective, weights of the step, its states, signed weights, the data's.
 QUICK = (
     "dpo", "ipo", "odpo", "orpo", "tdpo2", "mapo", "sparsepo", "tis_dpo", "beta_dpo",
-    "weighted all", "weighted free", "weighted transport", "weighted token_reward",
-    "weighted external",
+    "weighted transport", "weighted token_reward", "weighted external",
 )  # fmt: skip
 # Losses while the policy is the reference.
 UNFIXED = (

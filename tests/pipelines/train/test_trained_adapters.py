@@ -184,6 +184,7 @@ def test_what_is_trained_is_float32_where_products_are_not(
         assert curve(recipe).isfinite().all()
 
 
+@pytest.mark.slow
 def test_whole_weights_may_start_from_an_adapter(
     make: MakeRecipe, recipe_in: MakeRecipe, model_dir: Path, tmp_path: Path
 ) -> None:

@@ -396,6 +396,7 @@ def test_a_machine_that_will_be_taken_away_leaves_a_checkpoint(make: MakeRecipe)
 TIMES = ("step_seconds", "elapsed_seconds", "memory_gib", "pairs_per_second", "tokens_per_second")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masks", [(), ("mask.target_sparsity=0.4",)])
 def test_numbers_read_a_step_late_are_those_read_at_once(
     make: MakeRecipe, masks: tuple[str, ...]
@@ -428,6 +429,7 @@ def test_numbers_read_a_step_late_are_those_read_at_once(
     at_once.close()
 
 
+@pytest.mark.slow
 def test_a_step_lasts_as_long_whenever_its_numbers_are_read(make: MakeRecipe) -> None:
     """Before a checkpoint two steps are read one after the other; each still has its own time."""
     trainer = trainer_of(make("run", "train.max_steps=4", "train.checkpoint_every=2"))

@@ -363,6 +363,7 @@ def test_beta_is_trls_unless_said(make: Make) -> None:
     assert make("dpo", {"beta": 0.3}, objective_options={"beta": 0.7}).objective.beta == 0.7
 
 
+@pytest.mark.slow
 def test_every_kind_of_mask_can_be_named(make: Make) -> None:
     """One loss of each kind that needs no other model; the log knows the mask's share."""
     size = make("dpo").model.config.hidden_size

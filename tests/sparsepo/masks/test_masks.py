@@ -353,8 +353,8 @@ def train(
 
 
 SEEDS = [
-    pytest.param(range(3), id="three seeds"),
-    pytest.param(range(3, 20), id="the rest of twenty", marks=pytest.mark.exhaustive),
+    pytest.param(range(1), id="one seed"),
+    pytest.param(range(1, 20), id="the rest of twenty", marks=pytest.mark.exhaustive),
 ]
 
 
@@ -375,8 +375,8 @@ def test_the_target_is_reached_and_kept_from_every_seed(
 @pytest.mark.parametrize(
     "seeds",
     [
-        pytest.param(range(2), id="two seeds"),
-        pytest.param(range(2, 5), id="the rest of five", marks=pytest.mark.exhaustive),
+        pytest.param(range(1), id="one seed"),
+        pytest.param(range(1, 5), id="the rest of five", marks=pytest.mark.exhaustive),
     ],
 )
 @pytest.mark.parametrize("target", [0.2, 0.5, 0.8])
@@ -561,6 +561,7 @@ def dead_runs(weights: str, seeds: int = 12) -> int:
     return dead
 
 
+@pytest.mark.slow
 def test_seeds_whose_released_mask_dies_keep_a_centred_one() -> None:
     assert dead_runs("released") >= 3
     assert dead_runs("centred") == 0

@@ -113,13 +113,17 @@ class World:
     def states(self, but: Path) -> dict[str, tuple[int, int, int]]:
         """Inode, size and time of every file below the folder but one: others if it changed."""
         found = {}
-        for folder, _, names in os.walk(self.folder):
-            for path in (Path(folder, name) for name in names):
-                stat = path.stat()
-                if path != but and but not in path.parents:
-                    found[str(path.relative_to(self.folder))] = (
-                        stat.st_ino, stat.st_size, stat.st_mtime_ns,
-                    )  # fmt: skip
+        folders = [os.fspath(self.folder)]
+        while folders:
+            for entry in os.scandir(folders.pop()):
+                if entry.path == os.fspath(but):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                else:
+                    stat = entry.stat()
+                    name = os.path.relpath(entry.path, self.folder)
+                    found[name] = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
         return found
 
 
@@ -293,13 +297,44 @@ def judged(world: World) -> list[dict[str, Any]]:
 
 
 def linked(base: Path, there: Path) -> World:
-    """The same world again at `there`. Nobody changes a file in its place, so links will do; but
-    for Ray Tune, which writes into its own.
+    """The same world again at `there`, whatever became of the one that was there. Nobody changes
+    a file in its place, so links will do; but for Ray Tune, which writes into its own.
     """
-
-    def bring(source: str, target: str) -> None:
-        (shutil.copy2 if ".ray" in Path(source).parts else os.link)(source, target)
-
-    shutil.rmtree(there, ignore_errors=True)
-    shutil.copytree(base, there, copy_function=bring)
+    there.mkdir(exist_ok=True)
+    _mend(os.fspath(base), os.fspath(there))
     return World(there)
+
+
+def _mend(base: str, there: str) -> None:
+    """Bring back what is gone or another file, take away what was not there: of hundreds of files
+    a case changes a few.
+    """
+    left = {entry.name: entry for entry in os.scandir(there)}
+    for entry in os.scandir(base):
+        target, found = f"{there}/{entry.name}", left.pop(entry.name, None)
+        is_folder = entry.is_dir(follow_symlinks=False)
+        if found is not None and not (
+            found.is_dir(follow_symlinks=False) and entry.name != ".ray"
+            if is_folder
+            else found.inode() == entry.inode()
+        ):
+            _remove(found)
+            found = None
+        if not is_folder:
+            if found is None:
+                os.link(entry.path, target)
+        elif entry.name == ".ray":
+            shutil.copytree(entry.path, target)
+        else:
+            if found is None:
+                Path(target).mkdir()
+            _mend(entry.path, target)
+    for found in left.values():
+        _remove(found)
+
+
+def _remove(entry: os.DirEntry[str]) -> None:
+    if entry.is_dir(follow_symlinks=False):
+        shutil.rmtree(entry.path)
+    else:
+        Path(entry.path).unlink()
