@@ -3,8 +3,8 @@
 A worker that starts as Ray starts it spends four to eight seconds of CPU on imports. The processes:
 
     server            forks one of the next kind for each environment that imports read
-    with libraries    has imported torch, transformers and others; forks one for each raylet
-    with Ray          has imported Ray too, in the raylet's namespaces; forks its workers
+    with libraries    has imported torch, transformers and others; forks one for each Ray job
+    with Ray          has imported Ray too, in the raylet's namespaces; forks the job's workers
 
 None of them has a thread, a connection to Ray or a module of the project. A worker gets the
 environment, arguments, directory, path and files of the process that Ray started for it
@@ -48,6 +48,8 @@ _READ_BY_IMPORTS = (
 )  # fmt: skip
 _READ_AT_START = ("LD_", "MALLOC", "GLIBC", "PYTHON")
 _NOT_READ = ("PYTHONPATH", "PYTHONUNBUFFERED")
+_JOB = "RAY_JOB_ID"  # Ray reads it as it is imported
+_IDLE_SECONDS = 20
 _NAMESPACES = ("net", "uts", "ipc", "pid", "mnt")  # files are found by the old ones until the last
 _MOST = 1 << 18  # bytes of a request
 
@@ -134,38 +136,39 @@ def serve(listening: socket.socket, alive: int) -> Request | None:
 
 
 def with_libraries(channel: socket.socket, environment: dict[str, str]) -> Request | None:
-    """Import libraries in this environment, then hand each raylet's requests to a process of it."""
+    """Import libraries in this environment, then hand each job's requests to a process of it."""
     put_on(environment)
     imported(LIBRARIES)
-    below: dict[int, socket.socket] = {}
+    below: dict[tuple[int, str | None], socket.socket] = {}
     while (request := handed(channel)) is not None:
         launcher = peer(request.connection)
         raylet = parent(launcher)
+        job = raylet, request.told["environment"].get(_JOB)
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
-        if raylet in below:
+        if job in below:
             try:
-                hand_on(below[raylet], request)
+                hand_on(below[job], request)
                 continue
-            except ConnectionError:  # another raylet had that number
-                below.pop(raylet).close()
-        below[raylet], theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            except ConnectionError:  # it has had nothing to do, or another raylet had that number
+                below.pop(job).close()
+        below[job], theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         if forked() == 0:
             channel.close()
             for one in below.values():
                 one.close()
-            raylet = os.pidfd_open(raylet)
+            alive = os.pidfd_open(raylet)
             enter(launcher)
             drop(request)
-            return with_ray(theirs, raylet, request.told["environment"])
+            return with_ray(theirs, alive, request.told["environment"])
         theirs.close()
-        hand_on(below[raylet], request)
+        hand_on(below[job], request)
     return None
 
 
 def with_ray(channel: socket.socket, raylet: int, environment: dict[str, str]) -> Request | None:
-    """Import Ray in the raylet's environment, then fork its workers for as long as it lives."""
+    """Import Ray in a job's environment, then fork its workers for as long as the raylet lives."""
     put_on(environment)
     imported(RAYS)
     names = [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]
@@ -179,7 +182,10 @@ def with_ray(channel: socket.socket, raylet: int, environment: dict[str, str]) -
         for one in (channel, raylet):
             waiting.register(one, selectors.EVENT_READ)
         while is_there or workers:
-            for key, _ in waiting.select():
+            found = waiting.select(None if workers else _IDLE_SECONDS)
+            if not found:
+                return None
+            for key, _ in found:
                 if key.fd == raylet:
                     is_there = False
                     waiting.unregister(raylet)
