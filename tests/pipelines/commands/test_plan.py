@@ -128,11 +128,11 @@ def test_a_stage_without_work_is_not_called_done(make_recipe: MakeRecipe) -> Non
 def test_what_does_not_fit_is_warned_of(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe()
     parts = {"train": {"memory_gib": 1e6}, "reference": {"memory_gib": 1e6, "done": True}}
-    (memory,) = _warnings(recipe, parts, 1)
+    (memory,) = _warnings(recipe.run_dir, parts, 1)
     assert "train takes about 1000000 GiB of memory" in memory
-    (disk,) = _warnings(recipe, {}, 2**60)
+    (disk,) = _warnings(recipe.run_dir, {}, 2**60)
     assert "about 1073741824.00 GiB are to be written" in disk
-    assert _warnings(recipe, {"train": {"memory_gib": 0.1}}, 1) == []
+    assert _warnings(recipe.run_dir, {"train": {"memory_gib": 0.1}}, 1) == []
 
 
 def test_a_sweep_counts_every_start(tmp_path: Path, model_dir: Path, pairs_file: Path) -> None:
