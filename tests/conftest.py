@@ -80,8 +80,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests of the longest files first, all others as they were; the exhaustive ones on request."""
     if not config.getoption("--exhaustive"):
-        asked = [item for item in items if item.get_closest_marker("exhaustive") is None]
-        config.hook.pytest_deselected(items=[item for item in items if item not in asked])
+        asked: list[pytest.Item] = []
+        left: list[pytest.Item] = []
+        for item in items:
+            (left if item.get_closest_marker("exhaustive") else asked).append(item)
+        config.hook.pytest_deselected(items=left)
         items[:] = asked
     tests = Path(__file__).parent
     place = {tests / name: number for number, name in enumerate(LONGEST)}

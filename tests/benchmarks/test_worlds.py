@@ -56,6 +56,7 @@ def test_dials_move_what_they_are_called() -> None:
     assert len({world.name for world in settings.WORLDS}) == 12
 
 
+@pytest.mark.slow
 def test_every_objective_and_producer_is_compared() -> None:
     found = settings.settings_of("methods")
     assert {setting.objective["name"] for setting in found} == set(OBJECTIVES)

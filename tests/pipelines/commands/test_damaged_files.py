@@ -18,7 +18,6 @@ from damage.other_systems import add_other_systems
 from damage.outcomes import Outcome, read, world_for, wrong_of
 from damage.readers import Reader, resume
 from damage.world import World, add_interrupted_sweep, linked, make_world
-from matrices import members
 
 
 class Table:
@@ -98,17 +97,12 @@ def with_sweep(table: Table) -> Table:
     return table
 
 
-# Readers that load no model read these; one of each format and reader is quick.
+# Readers that load no model read these. The world alone takes fifteen seconds.
 READ = [name for name, kind in KINDS.items() if kind.readers]
-QUICK = (
-    "manifest of pairs", "start of a sweep", "configuration", "recipe", "memory", "pairs",
-    "features", "answers of a judge", "compiled code", "a fact", "adapter",
-    "tasks of the code benchmark", "source pairs.jsonl.gz", "record of a merge", "edits",
-    "discriminator",
-)  # fmt: skip
 
 
-@pytest.mark.parametrize("name", members(READ, QUICK))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", READ)
 def test_a_damaged_file_is_named_or_done_without(table: Table, name: str) -> None:
     kind = KINDS[name]
     names = ["truncated", "other types inside"] if kind.is_input else [*kind.damages, FOLDER]

@@ -135,6 +135,7 @@ def test_what_does_not_fit_is_warned_of(make_recipe: MakeRecipe) -> None:
     assert _warnings(recipe.run_dir, {"train": {"memory_gib": 0.1}}, 1) == []
 
 
+@pytest.mark.slow
 def test_a_sweep_counts_every_start(tmp_path: Path, model_dir: Path, pairs_file: Path) -> None:
     """Six trials, two at a time: three waves of Tune's, the training's and the evaluation's start,
     beside the work. Once it was the arithmetic alone: seconds of what takes minutes.

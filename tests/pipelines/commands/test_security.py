@@ -405,6 +405,7 @@ def test_a_model_that_transformers_knows_needs_no_code(
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 def test_every_call_that_could_run_a_models_code_says_whether() -> None:
     """Left out, transformers asks on the terminal."""
     calls = []
@@ -553,6 +554,7 @@ def test_a_checkpoint_cannot_name_files_elsewhere(tmp_path: Path) -> None:
         load_checkpoint(store, 1, torch.nn.Linear(1, 1), None, strategy_of(placement))
 
 
+@pytest.mark.slow
 def test_a_directory_that_ray_cannot_use_is_one_line(
     make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:

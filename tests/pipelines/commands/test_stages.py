@@ -190,6 +190,7 @@ def test_store_equals_a_live_reference_and_grows_by_feature(
         REFERENCE.run(Run(other), print, True)
 
 
+@pytest.mark.slow
 def test_another_models_store_is_refused(
     make_recipe: MakeRecipe, model_dir: Path, tmp_path: Path
 ) -> None:

@@ -320,6 +320,7 @@ def test_a_sweep_tells_what_changed_of_its_trials(
     assert data(get, "metric=grad_norm")["curves"][0]["y"] == []
 
 
+@pytest.mark.slow
 def test_each_trial_has_its_page_and_no_other_folder_has(
     get: Get, sweep: dict[str, MetricsWriter], run: str, config: str
 ) -> None:
@@ -382,6 +383,7 @@ def object_store() -> Iterator[ObjectStore]:
     server.stop()
 
 
+@pytest.mark.slow
 def test_a_run_on_an_object_store_is_read_once(object_store: ObjectStore, config: str) -> None:
     """Twelve parts; a look without news asks for the list of parts and for nothing of them."""
     from pipelines.train.follow import MetricsFollower

@@ -180,6 +180,7 @@ def _store(folder: Path) -> Any:
     return RunStore(str(folder))
 
 
+@pytest.mark.slow
 def test_a_run_reads_its_values_and_another_layer_is_another_store(
     judged: Recipe, recipe_in: MakeRecipe, liked_options: tuple[str, ...], small_model: Path,
     tmp_path: Path,

@@ -355,6 +355,7 @@ def test_what_an_endpoint_repeats_of_the_key_is_kept_nowhere(
     assert base64.b64encode(key.encode()).decode().rstrip("=") not in everything
 
 
+@pytest.mark.slow
 def test_a_question_is_asked_as_often_as_the_recipe_says(
     endpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,6 +51,7 @@ def test_network_is_out_of_reach() -> None:
             ), verdict
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root sees a process of another user whole")
 def test_a_sandbox_has_namespaces_of_its_own() -> None:
     """As the kernel says of a running program, seen from outside; its rights too."""
@@ -371,6 +372,7 @@ def test_without_isolation_nothing_runs(tmp_path: Path, monkeypatch: pytest.Monk
         run_program("", "", LIMITS)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     os.geteuid() != 0 or not Path("/usr/bin/python3").exists(),
     reason="needs root to become somebody else",

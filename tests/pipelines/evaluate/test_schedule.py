@@ -313,6 +313,7 @@ def flip(path: Path) -> None:
     path.write_bytes(raw)
 
 
+@pytest.mark.slow
 def test_claims_are_had_by_one_and_pass_on_when_abandoned(tmp_path: Path) -> None:
     """Eight at once: one holds.
 

@@ -158,6 +158,7 @@ def test_the_data_sets_card_counts_what_was_kept_and_dropped(
     assert "- test: 0.2 of the prompts" in card.text and "`pairs.jsonl`" in card.text
 
 
+@pytest.mark.slow
 def test_an_adapter_is_merged_as_peft_merges_it(
     adapter_run: Recipe, exported: Export, model_dir: Path
 ) -> None:
@@ -244,6 +245,7 @@ def test_another_base_is_refused(adapter_run: Recipe, exported: Export, tmp_path
     assert not (tmp_path / "export").exists() and not list(tmp_path.glob(".tmp-*"))
 
 
+@pytest.mark.slow
 def test_stored_weights_are_read_again_pair_by_pair(
     activation_run: Recipe, exported: Export, model_dir: Path
 ) -> None:

@@ -262,6 +262,7 @@ def test_what_cannot_be_merged_is_said_before_anything_is_loaded(
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_trained_token_beyond_the_base_is_named(bases: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "adapter"
     config = lora(trainable_token_indices=[5, ROWS])

@@ -39,6 +39,7 @@ def test_the_collector_is_off_inside_and_as_it_was_afterwards() -> None:
     assert gc.isenabled()
 
 
+@pytest.mark.slow
 def test_a_block_without_many_imports_keeps_nothing_for_ever() -> None:
     """A model that is loaded again and again goes when the next one comes."""
     frozen = gc.get_freeze_count()

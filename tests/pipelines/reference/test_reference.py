@@ -154,6 +154,7 @@ def test_training_from_the_store_equals_training_beside_the_reference(
         assert sizes[0] < 0.3 * sizes[1], "a byte per value and a scale per block, against four"
 
 
+@pytest.mark.slow
 def test_topk_is_a_lower_bound_whose_error_is_in_the_manifest(
     scored: Recipe, recipe_in: MakeRecipe, tmp_path: Path
 ) -> None:

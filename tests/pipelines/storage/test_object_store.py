@@ -232,6 +232,7 @@ def test_a_damaged_local_row_group_is_fetched_again(
     assert spool.read(file.name, footer, 0).equals(whole)
 
 
+@pytest.mark.slow
 def test_pairs_with_long_texts_cost_what_their_token_ids_cost(object_store: ObjectStore) -> None:
     """Bytes are counted by the server, memory by arrow's allocator: 300 pairs of 20 KB of text that
     does not compress, and of 90 ids.
@@ -287,6 +288,7 @@ def test_a_task_whose_store_stays_away_fails_as_a_stage(
         result_of(found)
 
 
+@pytest.mark.slow
 def test_sources_are_read_as_from_a_disk(object_store: ObjectStore, tmp_path: Path) -> None:
     """Compressed, by folder and by pattern, a saved data set, a snapshot's configs; what is left
     out is named. The same tree on the disk is the measure.

@@ -305,6 +305,7 @@ def test_producers_side_by_side_have_settings_of_their_own() -> None:
     assert kept == {kind: [0.1, 0.2, 0.4] for kind in kinds}
 
 
+@pytest.mark.slow
 def test_sparse_weights_stand_beside_their_baselines() -> None:
     """Each method at the same betas; all but DPO, TDPO and MaPO have SparsePO's loss. SparsePO has
     this project's weights, dense and at three shares of zeros.
@@ -557,6 +558,7 @@ def test_every_seed_is_a_run_of_its_own(load: Load) -> None:
     assert runs([]) == [(9, "")], "the recipe's own"
 
 
+@pytest.mark.slow
 def test_results_of_trials_that_ended_differently(load: Load, tmp_path: Path) -> None:
     """Tables keep every trial, the front only finished ones; a value that is a word is text in
     both tables.
@@ -695,6 +697,7 @@ def test_the_page_names_what_all_trials_share(load: Load, tmp_path: Path) -> Non
     assert f'href="../trials/{folder}/config.yaml"' in page and 'href="../best.yaml"' in page
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_is_not_taken_for_another(load: Load) -> None:
     """Without --resume it is refused, with other settings too; what changes no trial may change."""
     space = {"objective.beta": {"grid": [0.1, 0.2]}}

@@ -328,6 +328,7 @@ def test_labelled_rows_train_and_one_label_is_plain_tuning_behind_its_text(
     assert len(losses[0]) == 2
 
 
+@pytest.mark.slow
 def test_an_evaluation_puts_each_control_in_front(tuned: Recipe, recipe_in: MakeRecipe) -> None:
     """Greedy answers are transformers' own behind the string; differences are paired by prompt."""
     folder = model_of(parts_of(tuned)[1])

@@ -153,6 +153,7 @@ def test_the_first_steps_against_plain_transformers(
     assert validated[-1] == pytest.approx(total / count, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_restart_does_not_show(recipe_in: MakeRecipe, world: World, tmp_path: Path) -> None:
     options = (*world.options, *STEPS, "train.checkpoint_every=1")
     whole = recipe_in(tmp_path / "whole", *options, paths=world.paths)
@@ -184,6 +185,7 @@ def test_ranks_do_not_show(
     torch.testing.assert_close(found(two), one, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_evaluated_by_its_labels(
     recipe_in: MakeRecipe, world: World, tmp_path: Path
 ) -> None:

@@ -317,6 +317,7 @@ def test_adapters_that_cannot_be_are_one_line(make: MakeRecipe, tmp_path: Path) 
         )
 
 
+@pytest.mark.slow
 def test_training_stops_early_and_publishes_the_best(make: MakeRecipe) -> None:
     """A learning rate that ruins the model: validation worsens, patience ends the run, and the
     best checkpoint is the model.
@@ -381,6 +382,7 @@ def test_a_metric_that_validations_lack_is_named(make: MakeRecipe) -> None:
         make("many", "train.min_workers=3", "train.num_workers=2")
 
 
+@pytest.mark.slow
 def test_a_machine_that_will_be_taken_away_leaves_a_checkpoint(make: MakeRecipe) -> None:
     """Told of before step 3: all ranks know it one step later, when they read that step."""
     recipe = make("run", "train.max_steps=5", "train.checkpoint_every=1000")

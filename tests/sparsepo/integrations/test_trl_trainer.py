@@ -229,6 +229,7 @@ def test_a_learning_mask_keeps_its_share_of_zeros(make: Make) -> None:
     assert groups == [(1e-6, 0.01, {n for n in names.values() if n.endswith("weight")})]
 
 
+@pytest.mark.slow
 def test_an_adapter_is_trained_against_its_own_base(make: Make, model_dir: Path) -> None:
     """Without a reference the policy's base is one: the first loss is ln 2, the base stays."""
     from peft import LoraConfig
@@ -383,6 +384,7 @@ def test_every_kind_of_mask_can_be_named(make: Make) -> None:
         assert "masks/reward_mean" in trainer._metrics["train"], kind
 
 
+@pytest.mark.slow
 def test_a_loss_that_changes_on_the_way_is_told_how_far_it_is(make: Make) -> None:
     """dpo_shift's progress at every step, and in an evaluation."""
 

@@ -67,6 +67,7 @@ def test_how_many_are_kept(count: int, kept: int) -> None:
     assert float(values[:, 0].sum()) == pytest.approx(count)
 
 
+@pytest.mark.slow
 def test_pairs_are_drawn_by_their_distance_from_the_average() -> None:
     """Of two pairs one is kept, with probability w_1 / (w_1 + w_2): over 4,000 seeds within three
     standard errors. Average 0, deviation 1 after a batch whose statistics are that.
