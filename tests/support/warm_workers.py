@@ -207,13 +207,13 @@ def with_ray(channel: socket.socket, raylet: int, environment: dict[str, str]) -
                     answer(worker.connection, process)
                     for file in request.files:
                         os.close(file)
-                elif workers.get(key.data.end) is not key.data:
+                elif (worker := key.data) is not workers.get(worker.end):
                     pass  # ended in this round
-                elif key.fd != key.data.end:
-                    if not key.data.pass_on():
-                        waiting.unregister(key.data.connection)
+                elif key.fd != worker.end:
+                    if not worker.pass_on():
+                        waiting.unregister(worker.connection)
                 else:
-                    worker = workers.pop(key.fd)
+                    del workers[worker.end]
                     for one in (worker.end, worker.connection):
                         if one in waiting.get_map():
                             waiting.unregister(one)
