@@ -207,13 +207,13 @@ def with_ray(channel: socket.socket, raylet: int, environment: dict[str, str]) -
                     answer(worker.connection, process)
                     for file in request.files:
                         os.close(file)
-                elif (worker := key.data) is not workers.get(worker.end):
+                elif workers.get(key.data.end) is not key.data:
                     pass  # ended in this round
-                elif key.fd != worker.end:
-                    if not worker.pass_on():
-                        waiting.unregister(worker.connection)
+                elif key.fd != key.data.end:
+                    if not key.data.pass_on():
+                        waiting.unregister(key.data.connection)
                 else:
-                    del workers[worker.end]
+                    worker = workers.pop(key.fd)
                     for one in (worker.end, worker.connection):
                         if one in waiting.get_map():
                             waiting.unregister(one)
