@@ -31,7 +31,6 @@ os.environ |= {
 
 from ranks import Ranks
 from runs import MakeRecipe, tiny_recipe
-from warm_workers import Warm, warm_workers
 
 from pipelines.commands.quickstart_world import (
     TEST_OPENINGS,
@@ -121,22 +120,11 @@ def pairs_file(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, st
 
 
 @pytest.fixture(scope="session")
-def warm() -> Iterator[Warm]:
-    """warm(environment): the same, for Rays whose workers are forked with all imports done."""
-    with warm_workers() as warmed:
-        yield warmed
-
-
-@pytest.fixture(scope="session")
-def ray_cluster(warm: Warm) -> Iterator[None]:
+def ray_cluster() -> Iterator[None]:
     """One local Ray with two CPUs for all tests of the session."""
     from pipelines.cluster.session import ray_session
 
-    with contextlib.ExitStack() as session:
-        with pytest.MonkeyPatch.context() as environment:
-            for name, value in warm(os.environ).items():
-                environment.setenv(name, value)
-            session.enter_context(ray_session(RaySection(num_cpus=2), tunes=True))
+    with ray_session(RaySection(num_cpus=2), tunes=True):
         yield
 
 

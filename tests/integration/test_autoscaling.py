@@ -19,7 +19,6 @@ from hosts import Hosts, hosts
 from processes import wait_while_it_goes_on
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from runs import MakeRecipe
-from warm_workers import Warm
 
 from pipelines.recipe.files import write_yaml
 
@@ -105,7 +104,7 @@ def config_in(folder: Path) -> Path:
 
 
 def test_machines_come_for_a_job_are_replaced_while_it_trains_and_go_again(
-    recipe_in: MakeRecipe, tmp_path: Path, warm: Warm
+    recipe_in: MakeRecipe, tmp_path: Path
 ) -> None:
     """The cloud has one spot machine in all: another one on demand comes for the second worker,
     and one more when the first is taken away.
@@ -123,7 +122,7 @@ def test_machines_come_for_a_job_are_replaced_while_it_trains_and_go_again(
     with hosts(
         tmp_path / "hosts",
         0,
-        warm({**ENVIRONMENT, "MACHINES_OF": str(tmp_path)}),
+        {**ENVIRONMENT, "MACHINES_OF": str(tmp_path)},
         autoscaling=config_in(tmp_path),
     ) as cluster:
         inputs = cluster.shared / "inputs"

@@ -23,7 +23,6 @@ from ranks import Ranks
 from runs import MakeRecipe, run_here
 from stores import files_below
 from transformers import AutoModelForCausalLM
-from warm_workers import Warm
 
 from pipelines.cluster.actor_pool import executed_by
 from pipelines.commands.quickstart_world import TRAIN_OPENINGS, continuation, opening
@@ -50,13 +49,12 @@ def object_store() -> Iterator[ObjectStore]:
 
 
 @pytest.fixture(scope="module")
-def cluster(
-    tmp_path_factory: pytest.TempPathFactory, object_store: ObjectStore, warm: Warm
-) -> Iterator[Hosts]:
+def cluster(tmp_path_factory: pytest.TempPathFactory, object_store: ObjectStore) -> Iterator[Hosts]:
     """A head and three hosts of one CPU each, with tokens."""
     port = ADDRESS.rpartition(":")[2]
-    environment = {"AWS_ENDPOINT_URL": f"http://GATEWAY:{port}"}
-    with hosts(tmp_path_factory.mktemp("hosts"), 3, warm(environment)) as found:
+    with hosts(
+        tmp_path_factory.mktemp("hosts"), 3, {"AWS_ENDPOINT_URL": f"http://GATEWAY:{port}"}
+    ) as found:
         yield found
 
 
@@ -285,7 +283,8 @@ def test_a_sweep_on_three_hosts(
     """NSGA-II on reward and KL with an evaluation per trial, submitted: all trials end, three at
     a time.
     """
-    cluster.complete(3)
+    while len(cluster.running()) < 4:
+        cluster.start_host(max(cluster.running()) + 1)
     options = (
         "objective.name=mapo",
         "mask.kind=activation",

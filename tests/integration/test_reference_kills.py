@@ -16,7 +16,6 @@ import pytest
 from processes import started_as, wait_for_end, wait_while_it_goes_on
 from runs import MakeRecipe, run_here
 from stores import files_below
-from warm_workers import Warm
 
 from pipelines.commands.stages import PREPARE, REFERENCE
 from pipelines.recipe.files import write_yaml
@@ -111,7 +110,7 @@ cluster.shutdown()
 
 
 def test_a_killed_node_changes_nothing(
-    whole: Recipe, recipe_in: MakeRecipe, tmp_path: Path, warm: Warm
+    whole: Recipe, recipe_in: MakeRecipe, tmp_path: Path
 ) -> None:
     """Two nodes of one CPU and an actor each; the second dies at two points and is replaced."""
     recipe = recipe_in(tmp_path / "run", *OPTIONS, paths={"pairs": f"{whole.run_dir}/pairs"})
@@ -124,7 +123,7 @@ def test_a_killed_node_changes_nothing(
     }
     command = [sys.executable, "-c", NODES, str(tmp_path / "recipe.yaml"), "2", "8"]
     log = tmp_path / "log"
-    with started_as(command, log, warm(environment)) as process:
+    with started_as(command, log, environment) as process:
         code = wait_for_end(process, lambda: scored(recipe))
     said = log.read_text()
     assert code == 0, said[-3000:]

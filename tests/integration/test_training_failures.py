@@ -19,7 +19,6 @@ from checkout import ROOT
 from processes import ended
 from runs import MakeRecipe, run_here, trainer_of
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from warm_workers import Warm
 
 from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
 from pipelines.commands.status import run_status
@@ -33,7 +32,7 @@ pytestmark = pytest.mark.slow
 STEPS = 4
 
 
-def test_killed_workers_change_no_bit(tmp_path: Path, warm: Warm) -> None:
+def test_killed_workers_change_no_bit(tmp_path: Path) -> None:
     """A fixed seed of benchmarks/kill_trials.py, and a node that never comes back: one worker goes
     on, to rounding.
 
@@ -45,7 +44,7 @@ def test_killed_workers_change_no_bit(tmp_path: Path, warm: Warm) -> None:
     done = ended(
         [sys.executable, "benchmarks/kill_trials.py", "--seeds", "0,3",
          "--targets", "worker,shrink", "--work", str(tmp_path)],
-        warm(environment), ROOT,
+        environment, ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     trials = {t["target"]: t for t in json.loads(done.stdout.splitlines()[-1])["trials"]}
