@@ -52,9 +52,8 @@ def object_store() -> Iterator[ObjectStore]:
 def cluster(tmp_path_factory: pytest.TempPathFactory, object_store: ObjectStore) -> Iterator[Hosts]:
     """A head and three hosts of one CPU each, with tokens."""
     port = ADDRESS.rpartition(":")[2]
-    with hosts(
-        tmp_path_factory.mktemp("hosts"), 3, {"AWS_ENDPOINT_URL": f"http://GATEWAY:{port}"}
-    ) as found:
+    environment = {"AWS_ENDPOINT_URL": f"http://GATEWAY:{port}"}
+    with hosts(tmp_path_factory.mktemp("hosts"), 3, environment) as found:
         yield found
 
 
@@ -283,8 +282,7 @@ def test_a_sweep_on_three_hosts(
     """NSGA-II on reward and KL with an evaluation per trial, submitted: all trials end, three at
     a time.
     """
-    while len(cluster.running()) < 4:
-        cluster.start_host(max(cluster.running()) + 1)
+    cluster.complete(3)
     options = (
         "objective.name=mapo",
         "mask.kind=activation",

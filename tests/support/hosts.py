@@ -120,10 +120,8 @@ class Hosts:
             *self._head_options,
         )
         self._wait_for_dashboard()
-        self._wait_for_hosts(0)
-        for number in range(1, workers + 1):
-            self.start_host(number)
-        self._wait_for_hosts(workers)
+        self._wait_for_hosts()
+        self.complete(workers)
 
     def ip(self, number: int) -> str:
         return f"10.77.{self._number}.{number + 1}" if ISOLATED else "127.0.0.1"
@@ -148,15 +146,13 @@ class Hosts:
 
     def kinds(self) -> list[str]:
         """For every node that the head counts as alive, its kind in an autoscaler's terms."""
-        nodes = json.loads(self._answer("/nodes?view=summary"))["data"]["summary"]
-        return [
-            node["raylet"].get("nodeTypeName", "")
-            for node in nodes
-            if node["raylet"].get("state") == "ALIVE"
-        ]
+        return [str(node.get("nodeTypeName", "")) for node in self._nodes()]
 
-    def running(self) -> list[int]:
-        return sorted(self._processes)
+    def complete(self, workers: int) -> None:
+        """Start hosts in place of those that went, until the head counts so many and no other."""
+        while len(self._processes) <= workers:
+            self.start_host(max(self._processes) + 1)
+        self._wait_for_hosts()
 
     def host_of(self, pid: int) -> int | None:
         """The host a process runs in; None without isolation, or if it has ended."""
@@ -236,10 +232,8 @@ class Hosts:
         """The shared directory, and checkout and environment where they lie in /tmp too; outer
         ones first.
         """
-        program = {ROOT, Path(sys.prefix), Path(sys.base_prefix)}
-        return ":".join(
-            sorted({str(path) for path in (self.shared, *program) if path.is_relative_to("/tmp")})
-        )
+        kept = {self.shared, ROOT, Path(sys.prefix), Path(sys.base_prefix)}
+        return ":".join(sorted(str(path) for path in kept if path.is_relative_to("/tmp")))
 
     def _add_network(self, number: int) -> None:
         namespace, cable = f"{self._bridge}-{number}", f"{self._bridge}v{number}"
@@ -260,22 +254,36 @@ class Hosts:
             )  # or it outlives the namespace for a while
             _ip(f"netns del {self._bridge}-{number}")
 
-    def _wait_for_hosts(self, workers: int) -> None:
-        """Until head and hosts are in the cluster: a driver on a host finds it from then on."""
-        wait_while_it_goes_on(lambda: self._alive() > workers, self._alive_and_well, 0.3)
+    def _wait_for_hosts(self) -> None:
+        """Until head and hosts are in the cluster, and none that has gone: a driver finds them and
+        counts on no other from then on.
+        """
+        wanted = sorted(self.ip(number) for number in self._processes)
+        count = len(wanted)  # hosts that are nodes of one machine have its address
 
-    def _alive_and_well(self) -> tuple[int, int]:
-        """The same number, and how often a host was started; fails for one that has ended."""
+        def is_complete() -> bool:
+            alive = self._alive()
+            return alive == wanted if ISOLATED else len(alive) == count
+
+        wait_while_it_goes_on(is_complete, self._alive_and_well, 0.3)
+
+    def _alive_and_well(self) -> tuple[list[str], int]:
+        """The same, and how often a host was started; starts one again that has ended."""
         for number, process in list(self._processes.items()):
             if process.poll() is not None:
                 self._start_again(number)
         return self._alive(), self._starts.total()
 
-    def _alive(self) -> int:
-        """Nodes that the head counts as alive."""
+    def _alive(self) -> list[str]:
+        """Addresses of the nodes that the head counts as alive."""
         with contextlib.suppress(OSError):  # a head that starts again does not answer
-            return len(self.kinds())
-        return 0
+            return sorted(str(node.get("nodeManagerAddress")) for node in self._nodes())
+        return []
+
+    def _nodes(self) -> list[dict[str, object]]:
+        """What the head says of every node that it counts as alive."""
+        nodes = json.loads(self._answer("/nodes?view=summary"))["data"]["summary"]
+        return [node["raylet"] for node in nodes if node["raylet"].get("state") == "ALIVE"]
 
     def _wait_for_dashboard(self) -> None:
         def answers() -> bool:
