@@ -335,7 +335,7 @@ def test_sparse_weights_stand_beside_their_baselines() -> None:
         ("weighted", "random", "", 0.25),
         *(("weighted", kind, "", None) for kind in ("entropy", "partition", "adversarial")),
     }  # fmt: skip
-    assert all(found == [0.1, 0.3, 0.8, 2.0] for found in betas.values())
+    assert all(found == [0.025, 0.1, 0.5, 2.0] for found in betas.values())
     assert sweep.keep == "metrics"
 
 
