@@ -15,7 +15,6 @@ defaults, this project's and the released one.
 import math
 from collections.abc import Collection, Sequence
 from itertools import pairwise
-from typing import Any
 
 from frontier_settings import (
     ALWAYS,
@@ -30,9 +29,8 @@ from frontier_settings import (
     Task,
     Trial,
 )
-from world_comparison import gain_at
+from world_comparison import Record, gain_at
 
-Record = dict[str, Any]
 _STEP, _GAP, _MOST = 4.0, 3.5, 6
 # One in so many trials is HH's, once the pilot is through.
 _HH_SHARE = 4

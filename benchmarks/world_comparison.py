@@ -9,6 +9,8 @@ import numpy as np
 from scipy import stats
 from world_settings import COMPARED, settings_of
 
+from evaluation.intervals import t_interval
+
 Record = dict[str, Any]
 NAMES = [setting.name for setting in COMPARED]
 ALL = settings_of("worlds")
@@ -38,13 +40,7 @@ def is_lost(record: Record) -> bool:
 
 def interval(values: Sequence[float]) -> dict[str, float]:
     """Mean, and the bounds of a 95 % t interval over the seeds; none of one seed."""
-    found = np.asarray(values, dtype=np.float64)
-    half = math.nan
-    if len(found) > 1:
-        spread = found.std(ddof=1) / math.sqrt(len(found))
-        half = float(stats.t.ppf(0.975, len(found) - 1) * spread)
-    mean = float(found.mean())
-    return {"mean": mean, "low": mean - half, "high": mean + half, "n": len(found)}
+    return t_interval(values).as_dict()
 
 
 def over_seeds(
