@@ -1,6 +1,5 @@
 """edit as the commands see it: who improves the rejected responses that labels are made of."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from pipelines.recipe import (
     StageRecord,
     stage_settings,
 )
-from pipelines.storage import RunStore, damaged, digest, read_whole
+from pipelines.storage import RunStore, digest, read_listed
 
 _AGAIN = (
     f"remove {MANIFEST} beside it and give the same command again; what an endpoint answered is "
@@ -86,12 +85,7 @@ class Edit(Stage[EditInputs]):
         if not record.is_complete():
             return False
         for path, known in record.manifest()["outputs"].items():
-            try:
-                content = read_whole(record.store, path, _AGAIN)
-            except FileNotFoundError:
-                raise damaged(record.store, path, "it is gone", _AGAIN) from None
-            if hashlib.sha256(content).hexdigest() != known:
-                raise damaged(record.store, path, "its sha256 is not the manifest's", _AGAIN)
+            read_listed(record.store, path, known, _AGAIN)
         return True
 
     def check(self, run: Run) -> None:

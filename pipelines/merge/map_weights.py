@@ -1,13 +1,12 @@
 """The numbers of a map of the hidden state: as a module, and as a file."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipelines.storage import RunStore, damaged, read_whole
+from pipelines.storage import RunStore, read_listed
 from sparsepo.merging import WeightMap
 
 _AGAIN = "restore it, or remove its folder: the same command fits the map again"
@@ -42,11 +41,5 @@ def read_map(store: RunStore, path: str, sha256: str | None) -> dict[str, Any]:
     """
     from safetensors.torch import load
 
-    try:
-        content = read_whole(store, path, _AGAIN)
-    except FileNotFoundError:
-        raise damaged(store, path, "it is gone", _AGAIN) from None
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise damaged(store, path, "its sha256 is not the manifest's", _AGAIN)
-    found = load(content)
+    found = load(read_listed(store, path, sha256, _AGAIN))
     return {"weight": found["linear.weight"].tolist(), "bias": found["linear.bias"].tolist()}

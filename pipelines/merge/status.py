@@ -14,8 +14,16 @@ from pipelines.recipe import (
     STARTED,
     read_manifest,
     read_started,
+    row_of,
 )
-from pipelines.storage import RunStore, TaskResults, progress_text, read_record, who_works
+from pipelines.storage import (
+    RunStore,
+    TaskResults,
+    newest_note,
+    read_record,
+    told_progress,
+    whereabouts,
+)
 
 _FIELDS = {"points": list, "maps": list, "tasks": int}
 _CURE = "remove it and give the merge's command again, which draws only what is missing"
@@ -31,9 +39,8 @@ def merge_status(store: RunStore) -> list[dict[str, Any]]:
     They have the points that the last command asked for. Records are read, and nothing else.
     """
     points, maps, tasks = _asked(store)
-    working = who_works(store)
-    note = max(working, key=lambda note: note["since"], default={})
-    at_work = {key: note.get(key) for key in ("host", "pid", "since")} if note else {}
+    note = newest_note(store)
+    at_work = whereabouts(note)
     rows = [_row(store.at(MAPS, name), f"map {name}", at_work, 0) for name in maps]
     rows += [_row(store.at(POINTS, name), f"point {name}", at_work, tasks) for name in points]
     done = sum(row["state"] == "done" for row in rows[len(maps) :])
@@ -43,12 +50,10 @@ def merge_status(store: RunStore) -> list[dict[str, Any]]:
         detail = f"{done} of {len(points)} points drawn"
         if not at_work:
             detail += "; the same command goes on with it"
-        elif note.get("total"):
-            told = progress_text(note["done"], note["total"], note["unit"], note.get("rate"))
+        elif told := told_progress(note):
             detail += f"; {told}"
     state = "done" if is_done else "running" if at_work else "stopped"
-    whole = {"stage": "merge", "state": state, "detail": detail, "path": store.root}
-    return [*rows, {**whole, **at_work}]
+    return [*rows, {**row_of("merge", state, detail, store), **at_work}]
 
 
 def _asked(store: RunStore) -> tuple[list[str], list[str], int]:
@@ -60,7 +65,6 @@ def _asked(store: RunStore) -> tuple[list[str], list[str], int]:
 
 
 def _row(place: RunStore, label: str, at_work: dict[str, Any], tasks: int) -> dict[str, Any]:
-    row = {"stage": label, "state": "not started", "detail": "", "path": place.root}
     if place.exists(MANIFEST):
         counts = read_manifest(place)["counts"]
         told = (
@@ -68,12 +72,10 @@ def _row(place: RunStore, label: str, at_work: dict[str, Any], tasks: int) -> di
             if "samples" in counts
             else f"fitted on {counts.get('train_pairs')} pairs"
         )
-        return {**row, "state": "done", "detail": told}
+        return row_of(label, "done", told, place)
     if not place.exists(STARTED):
-        return row
+        return row_of(label, "not started", "", place)
     read_started(place)  # or says that it is damaged
     kept = TaskResults(place).kept()
     detail = f"{kept} of {tasks} tasks" if tasks and kept else ""
-    if at_work:
-        return {**row, "state": "running", "detail": detail, **at_work}
-    return {**row, "state": "stopped", "detail": detail}
+    return {**row_of(label, "running" if at_work else "stopped", detail, place), **at_work}

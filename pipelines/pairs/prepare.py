@@ -327,8 +327,7 @@ def _plan(data: DataSection, blocks: list[Any], start: Start) -> RowPlan:
     Raises: UserError or StageFailed of a task.
     """
     digest = start(_digest)
-    # A task is given what a reference stands for; this process asks for it.
-    waiting = [digest(value_of(block) if start is here else block, data) for block in blocks]
+    waiting = [digest(block, data) for block in blocks]
     plan = RowPlan(data)
     for number, pending in enumerate(waiting):
         outcome, spans = value_of(pending)

@@ -64,10 +64,15 @@ def elsewhere(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def here(function: Callable[..., Any]) -> Callable[..., Any]:
-    """In this process, at once: a process for it would cost more than its work."""
+    """In this process, at once: a process for it would cost more than its work.
+
+    It is given what references stand for, as a task of Ray is.
+    """
+    import ray
 
     def call(*given: Any) -> Made:
-        return Made(function(*(g.value if isinstance(g, Made) else g for g in given)))
+        references = Made, ray.ObjectRef
+        return Made(function(*(value_of(g) if isinstance(g, references) else g for g in given)))
 
     return call
 

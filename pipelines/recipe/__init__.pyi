@@ -150,4 +150,11 @@ from .section import (
     of_stage as of_stage,
     stage_settings as stage_settings,
 )
-from .stage import Action as Action, Run as Run, Say as Say, Stage as Stage, View as View
+from .stage import (
+    Action as Action,
+    Run as Run,
+    Say as Say,
+    Stage as Stage,
+    View as View,
+    row_of as row_of,
+)

@@ -13,7 +13,7 @@ from pipelines.recipe.record import StageRecord, read_manifest, read_started
 from pipelines.recipe.run_paths import MANIFEST, STARTED, RunPaths, failure_files
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.section import stage_settings
-from pipelines.storage import RunStore, progress_text, read_record, who_works
+from pipelines.storage import RunStore, newest_note, read_record, told_progress, whereabouts
 
 Say = Callable[[str], None]  # takes a line for the user
 Inputs = TypeVar("Inputs")
@@ -238,8 +238,8 @@ class Stage(ABC, Generic[Inputs]):
         begun = store.exists(STARTED)
         if begun:
             read_started(store)  # or says that it is damaged
-        if working := who_works(store):
-            return [self._at_work(paths, max(working, key=lambda note: note["since"]), begun)]
+        if note := newest_note(store):
+            return [self._at_work(paths, note, begun)]
         if begun:
             failure = _failure_of(store)
             far = self.progress(paths)
@@ -255,20 +255,17 @@ class Stage(ABC, Generic[Inputs]):
         return True
 
     def _at_work(self, paths: RunPaths, note: dict[str, Any], begun: bool) -> dict[str, Any]:
-        told = ""
-        if note.get("total"):
-            told = progress_text(note["done"], note["total"], note["unit"], note.get("rate"))
-        far = [text for text in (self.progress(paths) if begun else "", told) if text]
+        far = [self.progress(paths) if begun else "", told_progress(note)]
         is_resuming = begun and self.is_resuming(paths, note["since"])
         row = self.row(
             "resuming" if is_resuming else "running",
-            "; ".join(far) or "starting",
+            "; ".join(filter(None, far)) or "starting",
             self.folder(paths),
         )
-        return {**row, **{key: note.get(key) for key in ("host", "pid", "since")}}
+        return {**row, **whereabouts(note)}
 
     def row(self, state: str, detail: str, store: RunStore) -> dict[str, Any]:
-        return {"stage": self.name, "state": state, "detail": detail, "path": store.root}
+        return row_of(self.name, state, detail, store)
 
     def forecast(self, run: Run, known: Mapping[str, Any], tflops: float) -> dict[str, Any] | None:
         """Its part of `plan`, None for a stage that has none.
@@ -281,6 +278,11 @@ class Stage(ABC, Generic[Inputs]):
     def planned(self, forecast: Mapping[str, Any]) -> str:
         """What `plan` says of what it will make, in a few words; by its own forecast."""
         return ""
+
+
+def row_of(stage: str, state: str, detail: str, place: RunStore) -> dict[str, Any]:
+    """A row of `status`."""
+    return {"stage": stage, "state": state, "detail": detail, "path": place.root}
 
 
 def _failure_of(store: RunStore) -> str | None:

@@ -20,8 +20,11 @@ from .pace import (
     shown_seconds as shown_seconds,
 )
 from .presence import (
+    newest_note as newest_note,
     present as present,
     tell_progress as tell_progress,
+    told_progress as told_progress,
+    whereabouts as whereabouts,
     who_works as who_works,
 )
 from .read_errors import told_why as told_why
@@ -30,6 +33,7 @@ from .records import (
     damaged as damaged,
     read_lines as read_lines,
     read_list as read_list,
+    read_listed as read_listed,
     read_parquet as read_parquet,
     read_record as read_record,
     read_whole as read_whole,

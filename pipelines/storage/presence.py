@@ -9,13 +9,13 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
 
 from pipelines.errors import StageFailed, UserError
 from pipelines.storage.claims import Claims
-from pipelines.storage.pace import Pace
+from pipelines.storage.pace import Pace, progress_text
 from pipelines.storage.store import RunStore
 
 _FOLDER = "working"
@@ -100,3 +100,20 @@ def who_works(store: RunStore) -> list[dict[str, Any]]:
         return [note for note in Claims(store, folder=_FOLDER).living() if "since" in note]
     except (StageFailed, UserError, OSError):
         return []
+
+
+def newest_note(store: RunStore) -> dict[str, Any]:
+    """The note of who began last of those who work in a folder; empty if nobody does."""
+    return max(who_works(store), key=lambda note: note["since"], default={})
+
+
+def whereabouts(note: Mapping[str, Any]) -> dict[str, Any]:
+    """Where and since when the writer of a note works: host, pid, since; empty for an empty one."""
+    return {key: note.get(key) for key in ("host", "pid", "since")} if note else {}
+
+
+def told_progress(note: Mapping[str, Any]) -> str:
+    """How far the writer of a note has come, if it tells."""
+    if not note.get("total"):
+        return ""
+    return progress_text(note["done"], note["total"], note["unit"], note.get("rate"))

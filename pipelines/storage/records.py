@@ -136,11 +136,29 @@ def read_lines(
     return found
 
 
+def read_listed(store: RunStore, path: str, hash_: str | None, cure: str = AGAIN) -> bytes:
+    """The bytes of a file that a manifest lists with this sha256.
+
+    Raises: DamagedFile if it is gone, or another one than was written.
+    """
+    try:
+        content = read_whole(store, path, cure)
+    except FileNotFoundError:
+        raise damaged(store, path, "it is gone", cure) from None
+    _compare(store, path, content, hash_, cure)
+    return content
+
+
 def _compared(store: RunStore, path: str, hash_: str | None, cure: str) -> bytes:
     content = read_whole(store, path, cure)
-    if hash_ is not None and hashlib.sha256(content).hexdigest() != hash_:
-        raise damaged(store, path, "its sha256 is not the manifest's", cure)
+    if hash_ is not None:
+        _compare(store, path, content, hash_, cure)
     return content
+
+
+def _compare(store: RunStore, path: str, content: bytes, hash_: str | None, cure: str) -> None:
+    if hashlib.sha256(content).hexdigest() != hash_:
+        raise damaged(store, path, "its sha256 is not the manifest's", cure)
 
 
 def read_parquet(

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from pipelines.recipe import TRIAL, TRIALS
+from pipelines.recipe import TRIAL, TRIALS, row_of
 from pipelines.storage import RunStore
 from pipelines.sweep.extent import Extent
 from pipelines.sweep.shards import SHARDS, Shard
-from pipelines.sweep.status import is_sweep_folder, row_of, sweep_status
+from pipelines.sweep.status import is_sweep_folder, sweep_status
 
 
 def shards_below(store: RunStore) -> list[RunStore]:

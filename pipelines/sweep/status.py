@@ -12,8 +12,9 @@ from pipelines.recipe import (
     RunPaths,
     read_manifest,
     read_started,
+    row_of,
 )
-from pipelines.storage import RunStore, who_works
+from pipelines.storage import RunStore, newest_note, whereabouts
 from pipelines.sweep.extent import Extent
 from pipelines.sweep.trial_record import read_trial
 from pipelines.train import TRAIN
@@ -26,9 +27,8 @@ def is_sweep_folder(store: RunStore) -> bool:
 def sweep_status(store: RunStore) -> list[dict[str, Any]]:
     """Rows of `status`: stage, state, detail, path; of what runs host, pid and since too."""
     done = store.exists(MANIFEST) and bool(read_manifest(store))
-    working = [] if done else who_works(store)
-    note = max(working, key=lambda note: note["since"], default={})
-    at_work = {key: note.get(key) for key in ("host", "pid", "since")} if note else {}
+    note = {} if done else newest_note(store)
+    at_work = whereabouts(note)
     rows: list[dict[str, Any]] = []
     for name in store.names(TRIALS):
         place = store.at(TRIALS, name)
@@ -68,8 +68,3 @@ def trial_progress(place: RunStore) -> str:
         if paths.train.exists(STARTED):
             return TRAIN.progress(paths)
     return ""
-
-
-def row_of(stage: str, state: str, detail: str, place: RunStore) -> dict[str, Any]:
-    """A row of `status`."""
-    return {"stage": stage, "state": state, "detail": detail, "path": place.root}
