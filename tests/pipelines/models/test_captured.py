@@ -1,6 +1,7 @@
 """Captured sampling: the model's own distribution, one seed per sample, every family or none."""
 
 from collections import Counter
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from pipelines.models.captured import CapturedSampler
+from pipelines.models.captured import CapturedSampler, _apart, rounding_distance
 from pipelines.models.draw_kernel import drawn_by_kernel
 from pipelines.models.fused_norms import fused, plain_rms_norms
 from pipelines.models.generation import generate
@@ -49,6 +51,30 @@ def test_greedy_continuations_are_those_of_generate(num_rows: int) -> None:
     found = CapturedSampler(model, ends, settings, 64, num_rows)(prompts, range(40))
     assert found == generate(model, ends, prompts, settings, 0)
     assert len({len(ids) for ids in found}) > 3
+
+
+@torch.no_grad()
+def test_rounding_is_allowed_and_a_wrong_position_is_not() -> None:
+    """30 layers in bfloat16: float32's logits of the same weights are within what is allowed, those
+    of a last position that is one too high are not.
+    """
+    config = LlamaConfig(
+        vocab_size=512, hidden_size=96, intermediate_size=256, num_hidden_layers=30,
+        num_attention_heads=6, num_key_value_heads=3, initializer_range=0.06,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).eval().to(torch.bfloat16)
+    ids = torch.randint(512, (4, 40))
+    whole = deepcopy(model).float()(input_ids=ids).logits[:, -1]
+    rounded = model(input_ids=ids).logits[:, -1].float()
+    places = torch.arange(40)[None].repeat(4, 1)
+    places[:, -1] += 1
+    wrong = model(input_ids=ids, position_ids=places).logits[:, -1].float()
+    allowed = rounding_distance(torch.bfloat16, 30)
+    assert (_apart(rounded, whole) < allowed).all()
+    assert (_apart(wrong, rounded) > allowed).all()
+    assert rounding_distance(torch.float32, 30) < allowed / 100
+    assert rounding_distance(torch.bfloat16, 8) < allowed < rounding_distance(torch.bfloat16, 80)
 
 
 @pytest.mark.parametrize("family", families.matrix())
