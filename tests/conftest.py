@@ -30,6 +30,7 @@ os.environ |= {
 }
 
 from ranks import Ranks
+from ray_tables import living_actors, places
 from runs import MakeRecipe, tiny_recipe
 
 from pipelines.commands.quickstart_world import (
@@ -124,7 +125,7 @@ def ray_cluster() -> Iterator[None]:
     """One local Ray with two CPUs for all tests of the session."""
     from pipelines.cluster.session import ray_session
 
-    with ray_session(RaySection(num_cpus=2), tunes=True):
+    with ray_session(RaySection(num_cpus=2)):
         yield
 
 
@@ -165,19 +166,15 @@ def taken_away() -> list[str]:
     import ray
     from ray._raylet import PlacementGroupID
     from ray.util.placement_group import PlacementGroup, remove_placement_group
-    from ray.util.state import list_actors, list_placement_groups
 
     mine = ray.get_runtime_context().get_job_id()
-    actors = [actor for actor in list_actors(detail=True) if actor.state != "DEAD"]
-    groups = [group for group in list_placement_groups(detail=True) if group.state != "REMOVED"]
+    actors, groups = living_actors(), places()
     for actor in actors:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(actor.pid or 0, signal.SIGKILL if actor.pid else 0)
+            os.kill(actor.pid, signal.SIGKILL if actor.pid else 0)
     for group in groups:
-        remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group.placement_group_id)))
-    return [str(actor) for actor in actors if actor.job_id != mine] + [
-        str(group) for group in groups if group.creator_job_id != mine
-    ]
+        remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group)))
+    return [str(actor) for actor in actors if actor.job != mine]
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,6 @@ from .resources import Resources as Resources, Share as Share, local_cpus as loc
 from .session import (
     check_session as check_session,
     cluster_address as cluster_address,
-    has_state_api as has_state_api,
     interruptible as interruptible,
     preloads as preloads,
     ray_session as ray_session,

@@ -22,7 +22,6 @@ from pipelines.storage import spent
 
 Result = TypeVar("Result")
 _NOISE = b"Set ray log level from environment variable"
-_API_SERVER = "RAY_API_SERVER_ADDRESS"
 _PRELOADS = "RAY_preload_python_modules"  # which Ray gives to every process that it starts
 # How many processes Ray leaves alone that are idle; by default none while an actor has all CPUs.
 # A run takes about eight: helpers of Ray Data and of Ray Train, and those that work.
@@ -35,7 +34,7 @@ _ACTION_BYTES = 256  # no less than a struct sigaction has anywhere
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
 
 # What Ray puts below its directory, and how long a socket's path may be.
-_LONGEST_SOCKET = "{}/session_2000-01-01_00-00-00_000000_{}/pymp-12345678/listener-12345678"
+_LONGEST_SOCKET = "{}/session_2000-01-01_00-00-00_000000_{}/sockets/plasma_store"
 _SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
 
 
@@ -47,7 +46,6 @@ def cluster_address(config: RaySection) -> str | None:
 @contextlib.contextmanager
 def ray_session(
     config: RaySection,
-    tunes: bool = False,
     preloaded: Sequence[str] = (),
     preloaded_for_gpus: Sequence[str] = (),
 ) -> Iterator[None]:
@@ -57,8 +55,6 @@ def ray_session(
         preloaded: modules that processes of a Ray of our own import as they start, where that pays.
             None may ask which devices there are: a process's own are said to it later.
         preloaded_for_gpus: these too, on a machine with a GPU.
-        tunes: whether Ray Tune may stop a training. What that leaves is found through the
-            dashboard's state API, whose ten processes a session of our own does without else.
     Raises: UserError for a ray.address that does not answer or refuses the token, or a ray.temp_dir
         that Ray cannot use.
     """
@@ -115,20 +111,13 @@ def ray_session(
             os.environ[early.EARLY] = f"{_WAITING}:{','.join(modules)}"
             waiting = _WAITING
             os.environ.setdefault(*_KEPT)
-        # Ray Train's clean-up of placement groups asks the dashboard's state API, and finds it by
-        # itself only where no other Ray runs on this machine. Ray's processes inherit the variable.
-        port = free_port()
-        if tunes:
-            os.environ[_API_SERVER] = f"http://127.0.0.1:{port}"
         with told_of_start(config), spent("ray"), _without_noise(), _own_ending():
-            _start_local(config, port, tunes, waiting)
+            _start_local(config, waiting)
     try:
         yield
     finally:
         with spent("ray"):
             ray.shutdown()
-        if not address:
-            os.environ.pop(_API_SERVER, None)
 
 
 def preloads(machine: Resources) -> bool:
@@ -234,22 +223,15 @@ def _says_nothing_of_endings(record: logging.LogRecord) -> bool:
     return "SIGTERM" not in record.getMessage()
 
 
-def has_state_api(config: RaySection) -> bool:
-    """Whether the command's Ray has the dashboard's state API."""
-    return cluster_address(config) is not None or _API_SERVER in os.environ
-
-
-def _start_local(config: RaySection, port: int, has_dashboard: bool, waiting: int | None) -> None:
+def _start_local(config: RaySection, waiting: int | None) -> None:
     import ray
 
-    with _few_processes(config.worker_logs, has_dashboard, waiting):
+    with _few_processes(config.worker_logs, waiting):
         ray.init(
             address="local",
             num_cpus=config.num_cpus,
             num_gpus=config.num_gpus,
-            include_dashboard=has_dashboard,
-            dashboard_host="127.0.0.1",
-            dashboard_port=port,
+            include_dashboard=False,
             logging_level=logging.WARNING,
             log_to_driver=config.worker_logs,
             _temp_dir=config.temp_dir,
@@ -257,9 +239,7 @@ def _start_local(config: RaySection, port: int, has_dashboard: bool, waiting: in
 
 
 @contextlib.contextmanager
-def _few_processes(
-    shows_logs: bool, has_dashboard: bool, waiting: int | None = None
-) -> Iterator[None]:
+def _few_processes(shows_logs: bool, waiting: int | None = None) -> Iterator[None]:
     """Start a Ray of our own at once, and without processes that nobody asks for anything.
 
     One asks a cloud for machines, one reads workers' logs, which are rarely shown, and one counts
@@ -287,17 +267,12 @@ def _few_processes(
     def without(self: Any, **given: Any) -> None:
         self._webui_url = ""
 
-    def within(self: Any, **given: Any) -> None:
-        # It is killed in the end and leaves its temporary files, which belong to the session.
-        with _temporary_files_in(self.get_session_dir_path()):
-            start(self, **given)
-
     def started(command: list[str], *given: Any, **named: Any) -> Any:
         return start_process([with_waiting(part, waiting) for part in command], *given, **named)
 
     parameter.RayParams = chosen
     services.start_ray_process = started
-    node.Node.start_api_server = within if has_dashboard else without
+    node.Node.start_api_server = without
     try:
         yield
     finally:
@@ -311,20 +286,6 @@ def with_waiting(argument: str, waiting: int | None) -> str:
     if waiting is None or name != "--num_prestart_python_workers":
         return argument
     return f"{name}={min(int(value), waiting)}"
-
-
-@contextlib.contextmanager
-def _temporary_files_in(directory: str) -> Iterator[None]:
-    """Where processes that are started meanwhile put theirs."""
-    kept = os.environ.get("TMPDIR")
-    os.environ["TMPDIR"] = directory
-    try:
-        yield
-    finally:
-        if kept is None:
-            del os.environ["TMPDIR"]
-        else:
-            os.environ["TMPDIR"] = kept
 
 
 def free_port() -> int:

@@ -53,10 +53,11 @@ from pipelines.sweep.tune_state import (
     forget,
     go_on,
 )
-from pipelines.train import TRAIN, require_validation
+from pipelines.train import TRAIN, free_places_of_dead, require_validation
 from sparsepo.batching.sampling import Sampler
 
 # Settings that a check looks at.
+_FREEING_SECONDS = 1.0  # between two looks for places of the dead
 _CHECKED_OF_TRAIN = {"lora", "strategy", "layout", "gradient_checkpointing", "compile", "trackers"}
 _CHECKED_OF_MASK = {"kind", "hooks", "mapping"}
 
@@ -91,7 +92,7 @@ def run_tune(sweep: Sweep, say: Say, quiet: bool = False, resume: bool = False) 
     first = sweep.recipe_at(sweep.sample_of_points()[0], sweep.run_dir)
     check_trials(sweep)
     with contextlib.ExitStack() as works:
-        with ray_session(first.ray, tunes=True):
+        with ray_session(first.ray):
             if cluster_address(first.ray):
                 wait_for_workers(first, say)
                 check_shared(first)
@@ -244,7 +245,7 @@ def _run_trials(
             storage_path=RunStore(f"{sweep.run_dir}/{RAY}").root,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
-            callbacks=[_follower(sweep, say), JsonLoggerCallback()],
+            callbacks=[_follower(sweep, say), _freeing(), JsonLoggerCallback()],
         ),
     )
     return _trials_of(sweep, interruptible(tuner.fit))
@@ -374,6 +375,23 @@ def _follower(sweep: Sweep, say: Say) -> Any:
             )
 
     return Follower()
+
+
+def _freeing() -> Any:
+    """Frees the places of controllers that went with their trials, as long as the sweep lasts: one
+    may ask for places when Ray takes it for dead already.
+    """
+    from ray import tune
+
+    class Freeing(tune.Callback):  # type: ignore[misc]
+        looked_at = 0.0
+
+        def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+            if time.monotonic() - self.looked_at >= _FREEING_SECONDS:
+                self.looked_at = time.monotonic()
+                free_places_of_dead()
+
+    return Freeing()
 
 
 def _trial_of(sweep: Sweep, result: Any) -> Trial:

@@ -19,7 +19,6 @@ from pipelines.cluster import (
     Resources,
     cluster_address,
     failure_of,
-    has_state_api,
     interruptible,
     local_paths,
     second_choice,
@@ -57,6 +56,7 @@ from pipelines.train.metrics import (
     read_part,
 )
 from pipelines.train.model_card import CardFacts, model_card
+from pipelines.train.places import free_places_of_dead
 from pipelines.train.worker import (
     remembered_budget,
     spans_told,
@@ -204,12 +204,12 @@ def _fit(run: Run, facts: TrainingFacts, callbacks: Sequence[Any]) -> None:
             callbacks=list(callbacks),
         ),
     )
-    trainer.has_state_api = has_state_api(recipe.ray)
     try:
         with second_choice(recipe, places, _say), spent("ray"):
             tell_of_wait("training", places)
             interruptible(trainer.fit)
     except (ray.train.TrainingFailedError, RayError) as error:  # of its workers, its controller
+        free_places_of_dead()
         _raise_failure(run.paths.train)
         raise failure_of(error, "training", _LIGHTER).error() from error
     finally:

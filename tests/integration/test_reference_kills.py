@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from processes import started_as, wait_for_end, wait_while_it_goes_on
+from ray_tables import living_actors
 from runs import MakeRecipe, run_here
 from stores import files_below
 
@@ -58,8 +59,6 @@ def wait_for(recipe: Recipe, shards: int) -> None:
 
 
 def test_killed_actors_change_nothing(whole: Recipe, recipe_in: MakeRecipe, tmp_path: Path) -> None:
-    from ray.util.state import list_actors
-
     recipe = recipe_in(tmp_path / "run", *OPTIONS, paths={"pairs": f"{whole.run_dir}/pairs"})
     outcome: list[Any] = []
     thread = threading.Thread(
@@ -68,9 +67,7 @@ def test_killed_actors_change_nothing(whole: Recipe, recipe_in: MakeRecipe, tmp_
     thread.start()
     for point in (1, 9):
         wait_for(recipe, point)
-        alive = [
-            a for a in list_actors(filters=[("state", "=", "ALIVE")]) if "_Worker" in a.class_name
-        ]
+        alive = [a for a in living_actors() if "_Worker" in a.class_name and a.pid]
         assert scored(recipe) < SHARDS, "the stage is still at work"
         os.kill(alive[0].pid, signal.SIGKILL)
     wait_while_it_goes_on(lambda: not thread.is_alive(), lambda: scored(recipe))

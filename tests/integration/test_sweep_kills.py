@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from processes import kill, started, wait_for
+from ray_tables import living_actors
 from runs import MakeRecipe, trainer_of
 
 from pipelines.commands.cli import main
@@ -37,10 +38,7 @@ def steps_done(trial: str, sweep: Path) -> int:
 
 def actor_of_a_trial() -> int | None:
     """The process in which the one trial that is at work runs."""
-    from ray.util.state import list_actors
-
-    found = [a for a in list_actors(filters=[("state", "=", "ALIVE")], detail=True)
-             if a.class_name == "ImplicitFunc" and a.pid]  # fmt: skip
+    found = [a for a in living_actors() if a.class_name.endswith("ImplicitFunc") and a.pid]
     assert len(found) <= 1
     return found[0].pid if found else None
 

@@ -25,11 +25,11 @@ from pipelines.recipe.schema import RaySection
 def test_a_scratch_folder_is_as_long_as_sockets_below_it_allow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """107 bytes of a path, less what its dashboard appends; bytes, not letters. A
-    running cluster has a folder of its own.
+    """107 bytes of a path, less what Ray appends; bytes, not letters. A running cluster has a folder
+    of its own.
     """
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    below = f"/session_2026-11-26_04-49-46_008654_{os.getpid()}/pymp-3t9b0x_q/listener-wq3zk2h1"
+    below = f"/session_2026-11-26_04-49-46_008654_{os.getpid()}/sockets/plasma_store"
     longest = "/" + "x" * (106 - len(below))
     check_session(RaySection())
     check_session(RaySection(temp_dir=longest))
@@ -40,29 +40,21 @@ def test_a_scratch_folder_is_as_long_as_sockets_below_it_allow(
 
 
 def test_a_ray_of_our_own_starts_few_processes_and_waits_for_no_port(ray_cluster: None) -> None:
-    """No monitors of a cloud and of logs, a free port instead of the one that every Ray would have,
+    """No monitors of a cloud and of logs, no dashboard, a free port instead of the one that every Ray would have,
     and threads that sleep while they wait.
     """
     from ray._private import node, parameter, ray_constants
     from ray._private.worker import _global_node
 
     assert ray_constants.PROCESS_TYPE_RAYLET in _global_node.all_processes
-    assert ray_constants.PROCESS_TYPE_MONITOR not in _global_node.all_processes
+    for idle in (ray_constants.PROCESS_TYPE_MONITOR, ray_constants.PROCESS_TYPE_DASHBOARD):
+        assert idle not in _global_node.all_processes
     usual = ray_constants.DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
     assert _global_node.dashboard_agent_listen_port != usual
     assert ray_constants.PROCESS_TYPE_LOG_MONITOR not in _global_node.all_processes
     assert parameter.RayParams().dashboard_agent_listen_port == usual, "Ray is as it was"
     assert node.Node.start_api_server.__name__ == "start_api_server"
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
-
-
-def test_the_dashboard_leaves_its_temporary_files_in_the_session(ray_cluster: None) -> None:
-    """Ray kills it in the end, so that it clears nothing up: the directory of its sockets stays."""
-    from ray._private.worker import _global_node
-    from ray.util.state import list_actors
-
-    list_actors()  # its processes have started
-    assert list(Path(_global_node.get_session_dir_path()).glob("pymp-*/listener-*"))
 
 
 def test_ray_starts_as_many_processes_as_it_is_told(ray_cluster: None) -> None:

@@ -448,14 +448,14 @@ def test_the_harness_is_not_told_to_run_code() -> None:
     assert inspect.signature(simple_evaluate).parameters["confirm_run_unsafe_code"].default is False
 
 
-def test_a_local_dashboard_listens_on_loopback() -> None:
+def test_a_ray_of_a_command_has_no_dashboard() -> None:
     """Every start of Ray that joins no cluster says so."""
     starts = []
     for file in sorted((ROOT / "pipelines").rglob("*.py")):
         starts += calls(str(file.relative_to(ROOT)), "init")
-    own = [arguments for arguments in starts if "dashboard_port" in arguments]
+    own = [arguments for arguments in starts if "include_dashboard" in arguments]
     assert len(own) == 1 and sum("log_to_driver" in arguments for arguments in starts) == 2
-    assert ast.literal_eval(own[0]["dashboard_host"]) == "127.0.0.1"
+    assert ast.literal_eval(own[0]["include_dashboard"]) is False
 
 
 def test_the_users_key_is_read_by_its_user_alone(

@@ -1,0 +1,31 @@
+"""What the Ray that a test is connected to knows of actors and places, without its dashboard."""
+
+from typing import Any, NamedTuple
+
+
+class Living(NamedTuple):
+    class_name: str
+    pid: int
+    job: str
+
+
+def living_actors() -> list[Living]:
+    """Actors that are not dead; a pid of 0 is that of one which has no process yet."""
+    from ray._private.state import state
+    from ray.core.generated import gcs_pb2
+
+    table = state._connect_and_get_accessor().get_actor_table(None, None)
+    told = [gcs_pb2.ActorTableData.FromString(entry) for entry in table]
+    return [
+        Living(actor.class_name, actor.pid, actor.job_id.hex())
+        for actor in told
+        if actor.state != gcs_pb2.ActorTableData.DEAD
+    ]
+
+
+def places() -> dict[str, dict[str, Any]]:
+    """Placement groups that are not removed, by their id."""
+    from ray.util.placement_group import placement_group_table
+
+    table = placement_group_table()
+    return {group: told for group, told in table.items() if told["state"] != "REMOVED"}
