@@ -24,12 +24,18 @@ from pipelines.sweep.trial import named_metrics
 
 Load = Callable[..., Sweep]
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
-ACCURACY, MARGIN, LOSS = (
-    "validation/rewards/accuracies",
-    "validation/rewards/margins",
-    "validation/loss",
-)
+MARGIN, LOSS = "validation/rewards/margins", "validation/loss"
 KL = "validation/kl/reference_policy"
+OBJECTIVES = {  # one learns, one learns nothing, one diverges
+    "dpo": ("objective.name=dpo", "train.learning_rate=3e-3"),
+    "mapo": ("objective.name=mapo", "mask.kind=activation", "train.learning_rate=1e-12"),
+    "sparsepo": (
+        "objective.name=sparsepo",
+        "mask.kind=learned",
+        "mask.architecture=simple_last",
+        "train.learning_rate=1e30",
+    ),
+}
 SHORT = ("data.validation_fraction=0.2", "data.test_fraction=0", "train.epochs=4")
 
 
@@ -38,19 +44,11 @@ def load(tmp_path: Path, recipe_in: MakeRecipe) -> Load:
     def make(space: dict[str, object], *overrides: str, **top: object) -> Sweep:
         body = {
             "run_dir": str(tmp_path / "sweep"),
-            "recipe": str(tmp_path / "sparsepo.yaml"),
+            "recipe": str(tmp_path / "dpo.yaml"),
             "space": space,
             **top,
         }
-        for name, options in {
-            "dpo": ("objective.name=dpo",),
-            "mapo": ("objective.name=mapo", "mask.kind=activation"),
-            "sparsepo": (
-                "objective.name=sparsepo",
-                "mask.kind=learned",
-                "mask.architecture=simple_last",
-            ),
-        }.items():
+        for name, options in OBJECTIVES.items():
             (tmp_path / f"{name}.yaml").write_text(
                 write_yaml(recipe_in(tmp_path / "unused", *SHORT, *options))
             )
@@ -65,27 +63,38 @@ def rows(sweep: Sweep) -> list[dict[str, object]]:
     return found
 
 
-def test_three_objectives_one_reference_and_the_best_again(load: Load, tmp_path: Path) -> None:
-    """The suite's own sweep: DPO, MaPO and SparsePO; what best.yaml says gives its trial's
-    metrics elsewhere.
+def test_three_objectives_share_a_reference_and_end_as_they_learn(
+    load: Load, tmp_path: Path
+) -> None:
+    """DPO that learns, MaPO that learns nothing, SparsePO that diverges, one after the other under
+    ASHA; what best.yaml says gives its trial's metrics elsewhere.
+
+    Trials side by side are in test_many_hosts.py.
     """
     sweep = load(
-        {
-            "recipe": {
-                "grid": [str(tmp_path / f"{name}.yaml") for name in ("dpo", "mapo", "sparsepo")]
-            }
-        },
-        "train.max_steps=4",
+        {"recipe": {"grid": [str(tmp_path / f"{name}.yaml") for name in OBJECTIVES]}},
+        "train.max_steps=24",
+        "train.validate_every=2",
+        "train.warmup_fraction=0",
         "train.cpus_per_worker=1",
-        objectives=[{"metric": ACCURACY}, {"metric": LOSS, "mode": "min"}],
+        objectives=[{"metric": MARGIN}, {"metric": LOSS, "mode": "min"}],
+        scheduler={"name": "asha", "grace_steps": 2, "reduction_factor": 2},
+        max_concurrent_trials=1,
     )
-    best = run_tune(sweep, silent)
-    table = rows(sweep)
-    assert [row["status"] for row in table] == ["finished"] * 3
+    said: list[str] = []
+    best = run_tune(sweep, said.append)
+    dpo, mapo, sparsepo = table = rows(sweep)
+    assert [row["status"] for row in table] == ["finished", "stopped", "diverged"]
     counts = json.loads(Path(sweep.run_dir, MANIFEST).read_text())["counts"]
     assert counts["stage_runs"] == {"prepare": 1, "reference": 1}, "once for all trials"
-    assert [row[KL] is None for row in table] == [True, False, False], "DPO has no KL"
-    assert [row["state"] for row in run_status(sweep.run_dir)] == ["finished"] * 3 + ["done"]
+    assert (dpo[KL] is None, mapo[KL] is None) == (True, False), "DPO has no KL"
+    assert mapo["train/step"] < 24
+    assert MARGIN in mapo, "its last validation"
+    assert "is not finite" in str(sparsepo["message"])
+    assert any(line.startswith("trial 2: diverged") for line in said)
+    assert json.loads(Path(sweep.run_dir, "pareto.json").read_text())["front"][0]["trial"] == 0
+    states = [row["state"] for row in run_status(sweep.run_dir)]
+    assert states == ["finished", "stopped", "diverged", "done"]
 
     recipe = load_recipe(best)
     assert run_stages(recipe, (PREPARE, REFERENCE, TRAIN), silent) == dict.fromkeys(
@@ -100,31 +109,6 @@ def test_three_objectives_one_reference_and_the_best_again(load: Load, tmp_path:
     assert run_tune(sweep, silent) == best
     after = {path: path.stat().st_mtime_ns for path in trials.rglob("*")}
     assert after == before and len(before) > 10, "a finished sweep is not run again"
-
-
-def test_what_is_behind_is_stopped_and_what_diverges_is_marked(load: Load) -> None:
-    """ASHA on the held-out accuracy, one trial after the other: the good one, one that learns
-    nothing, one that diverges.
-    """
-    rates = [3e-3, 1e-12, 1e30]
-    sweep = load(
-        {"train.learning_rate": {"grid": rates}},
-        "train.max_steps=12",
-        "train.validate_every=2",
-        "train.warmup_fraction=0",
-        objectives=[{"metric": MARGIN}],
-        scheduler={"name": "asha", "grace_steps": 2, "reduction_factor": 2},
-        max_concurrent_trials=1,
-    )
-    said: list[str] = []
-    run_tune(sweep, said.append)
-    table = {row["train.learning_rate"]: row for row in rows(sweep)}
-    assert [table[rate]["status"] for rate in rates] == ["finished", "stopped", "diverged"]
-    assert table[1e-12]["train/step"] < 12
-    assert MARGIN in table[1e-12], "its last validation"
-    assert "is not finite" in str(table[1e30]["message"])
-    assert any(line.startswith("trial 2: diverged") for line in said)
-    assert json.loads(Path(sweep.run_dir, "pareto.json").read_text())["front"][0]["trial"] == 0
 
 
 def test_a_metric_that_no_trial_reports_ends_the_sweep_early_and_seeds_are_repeated(
