@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from feature_world import write_small_model
 from hosts import ISOLATED, Hosts, hosts
 from local_executor import LocalExecutor
 from object_store import ADDRESS, ObjectStore
@@ -38,7 +39,8 @@ from pipelines.storage.store import RunStore
 
 pytestmark = pytest.mark.slow
 BUCKET = "s3://bucket"
-SHARDS, STEPS = 36, 16
+SHARDS, STEPS = 36, 32
+LOOKS_SECONDS = 0.2  # between questions to the object store, which is in this process
 
 
 @pytest.fixture(scope="module")
@@ -50,18 +52,24 @@ def object_store() -> Iterator[ObjectStore]:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory, object_store: ObjectStore) -> Iterator[Hosts]:
-    """A head and three hosts of one CPU each, with tokens."""
+    """A head and two hosts of one CPU each, with tokens."""
     port = ADDRESS.rpartition(":")[2]
-    environment = {"AWS_ENDPOINT_URL": f"http://GATEWAY:{port}"}
-    with hosts(tmp_path_factory.mktemp("hosts"), 3, environment) as found:
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://GATEWAY:{port}",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody announces these deaths
+    }
+    with hosts(tmp_path_factory.mktemp("hosts"), 2, environment) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
-def inputs(model_dir: Path, object_store: ObjectStore) -> dict[str, str]:
-    """Model and pairs on the object store."""
+def inputs(
+    model_dir: Path, object_store: ObjectStore, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    """A small model and pairs on the object store."""
     store, rng = RunStore(BUCKET), random.Random(11)
-    for file in model_dir.iterdir():
+    small = write_small_model(tmp_path_factory.mktemp("small") / "model", model_dir)
+    for file in small.iterdir():
         store.write_bytes(f"model/{file.name}", file.read_bytes())
     rows = [
         {
@@ -164,8 +172,8 @@ def test_a_run_survives_hosts_and_its_driver(
     ray_cluster: None,
     ranks: Ranks,
 ) -> None:
-    """One host of three killed while scoring, then the driver; started again elsewhere as a job,
-    one host cut off while training.
+    """One host of two killed while scoring, then the driver; started again elsewhere as a job, one
+    host cut off while training. Another comes for each that goes.
 
     Reference and weights are those of the same recipe on one machine with a disk, bit for bit.
     """
@@ -188,12 +196,13 @@ def test_a_run_survives_hosts_and_its_driver(
     def shards() -> int:
         return len(store.names("reference/shards/reference_logps"))
 
-    wait_for(shards, 4, driver, log)
-    cluster.kill_host(3)
+    wait_for(shards, 4, driver, log, LOOKS_SECONDS)
+    cluster.kill_host(2)
+    cluster.start_host(3)
     killed_at = shards()
     assert killed_at < SHARDS
     object_store.fail(3)
-    wait_for(shards, killed_at + 6, driver, log)
+    wait_for(shards, killed_at + 4, driver, log, LOOKS_SECONDS)
     (inner,) = [
         p for p in psutil.Process(driver.pid).children(recursive=True) if "pipelines" in p.cmdline()
     ] or [psutil.Process(driver.pid)]
@@ -201,7 +210,7 @@ def test_a_run_survives_hosts_and_its_driver(
     driver.wait()
     done_before = len(store.names("reference/shards/reference_logps"))
     assert done_before < SHARDS, "the driver died in the middle"
-    cluster.start_host(4)
+    cluster.complete(2)
 
     command = (
         "submit",
@@ -215,16 +224,17 @@ def test_a_run_survives_hosts_and_its_driver(
     assert submitted.returncode == 0, submitted.stderr
     assert "submit: survivor on" in submitted.stdout
     assert "survivor runs already" in sparsepo(cluster, object_store, *command).stdout
-    wait_while_it_goes_on(lambda: checkpoints(store) >= 1, shards)
+    wait_while_it_goes_on(lambda: checkpoints(store) >= 1, shards, LOOKS_SECONDS)
     training = host_of(cluster, "ray::RayTrainWorker")
     if ISOLATED:
-        assert training in (1, 2, 4)
-    cluster.cut_off(training or 2)
+        assert training in (1, 3)
+    cluster.cut_off(training or 3)
+    cluster.start_host(4)
     assert not store.exists("train/manifest.json"), "training was not over"
     followed = sparsepo(
         cluster, object_store, "job", "logs", "survivor", "--follow", "--address", cluster.address
     )
-    cluster.kill_host(training or 2)
+    cluster.kill_host(training or 3)
     assert followed.returncode == 0, followed.stdout[-3000:] + followed.stderr
     assert "report: s3://bucket/run/report/index.html" in followed.stdout
     assert "survivor: succeeded" in followed.stderr
@@ -272,17 +282,17 @@ def test_a_local_path_is_refused_with_the_host_that_does_not_see_it(
     assert "Traceback" not in refused.stdout
 
 
-def test_a_sweep_on_three_hosts(
+def test_a_sweep_on_two_hosts(
     cluster: Hosts,
     object_store: ObjectStore,
     inputs: dict[str, str],
     recipe_in: MakeRecipe,
     tmp_path: Path,
 ) -> None:
-    """NSGA-II on reward and KL with an evaluation per trial, submitted: all trials end, three at
-    a time.
+    """NSGA-II on reward and KL with an evaluation per trial, submitted: all trials end, two at a
+    time.
     """
-    cluster.complete(3)
+    cluster.complete(2)
     options = (
         "objective.name=mapo",
         "mask.kind=activation",
@@ -306,7 +316,7 @@ def test_a_sweep_on_three_hosts(
         },
         "objectives": [{"metric": reward}, {"metric": kl, "mode": "min"}],
         "searcher": {"name": "nsga2", "population": 2},
-        "num_samples": 3,
+        "num_samples": 2,
     }
     file = tmp_path / "sweep.yaml"
     file.write_text(json.dumps(sweep))
@@ -314,10 +324,10 @@ def test_a_sweep_on_three_hosts(
         cluster, object_store, "submit", "--address", cluster.address, "tune", str(file), "--follow"
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
-    assert "tune: 3 trials, 3 at a time" in done.stdout
+    assert "tune: 2 trials, 2 at a time" in done.stdout
     store = RunStore(f"{BUCKET}/sweep")
     trials = store.read_json("trials.json")
-    assert [trial["status"] for trial in trials] == ["finished"] * 3
+    assert [trial["status"] for trial in trials] == ["finished"] * 2
     points = [(trial["metrics"][reward], trial["metrics"][kl]) for trial in trials]
     best = {
         i

@@ -86,6 +86,10 @@ class Hosts:
             "RAY_AUTH_TOKEN_PATH": str(self.token_file),
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
             "RAY_worker_niceness": os.environ["RAY_worker_niceness"],  # noqa: SIM112
+            # What nobody reads; a process of its own each, or a part of every process.
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_TRAIN_METRICS_ENABLED": "0",
+            "RAY_enable_metrics_collection": "0",
             # A dead host is given up after seconds instead of half a minute.
             "RAY_health_check_initial_delay_ms": "2000",
             "RAY_health_check_period_ms": "1000",

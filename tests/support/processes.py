@@ -58,7 +58,11 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def wait_for(
-    done: Callable[[], int], wanted: int, process: subprocess.Popen[bytes], log: Path
+    done: Callable[[], int],
+    wanted: int,
+    process: subprocess.Popen[bytes],
+    log: Path,
+    pause_seconds: float = 0.02,
 ) -> None:
     """Until `done()` has counted up to `wanted`, for as long as it goes on counting.
 
@@ -72,7 +76,7 @@ def wait_for(
         if ended or time.monotonic() > limit:
             how = f"exit {process.returncode}" if ended else "no progress"
             raise AssertionError(f"{how} at {now} of {wanted}:\n{log.read_text()[-2000:]}")
-        time.sleep(0.02)
+        time.sleep(pause_seconds)
 
 
 def wait_for_end(process: subprocess.Popen[bytes], done: Callable[[], object]) -> int:
