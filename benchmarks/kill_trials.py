@@ -6,7 +6,8 @@ Every trial trains SparsePO (learned masks, stored reference) on a local cluster
 through the command line, and kills by its seed: one of the workers, one of the nodes (a new one
 joins), or the driver (the same command is given again), at a random step. Trials with `resize` go
 on with another number of workers after a driver's death; `shrink` takes a node away for good from a
-run that may go on with one worker less. Prints one JSON line per trial, then all.
+run that may go on with one worker less. Prints one JSON line per trial, then all. A model and
+uninterrupted runs that an earlier call left in `--work` are taken as they are.
 
 identical:  every tensor of model and masks equals the uninterrupted run's bit for bit.
 difference: the largest of any tensor, relative to the tensor's largest value.
@@ -291,7 +292,8 @@ def main() -> None:
         )
         for i, seed in enumerate(seeds)
     ]
-    write_world(options.work)
+    if not (options.work / "model").exists():
+        write_world(options.work)
     # Another Ray on this machine may have the usual port.
     cluster = Cluster(
         initialize_head=True,

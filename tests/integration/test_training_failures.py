@@ -17,27 +17,42 @@ import pytest
 import torch
 from checkout import ROOT
 from processes import ended
+from ranks import Ranks
 from runs import MakeRecipe, run_here, trainer_of
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
 from pipelines.commands.status import run_status
+from pipelines.pairs.table import open_pairs
+from pipelines.recipe.files import load_recipe
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import Run
 from pipelines.storage.store import RunStore
+from pipelines.train.fit import finish_training
 from pipelines.train.metrics import read_metrics
 from pipelines.train.worker import note_memory
+
+sys.path.append(str(ROOT / "benchmarks"))
+
+import kill_trials
 
 pytestmark = pytest.mark.slow
 STEPS = 4
 
 
-def test_killed_workers_change_no_bit(tmp_path: Path) -> None:
+def test_killed_workers_change_no_bit(tmp_path: Path, ranks: Ranks) -> None:
     """A fixed seed of benchmarks/kill_trials.py, and a node that never comes back: one worker goes
-    on, to rounding.
+    on, to rounding. What they are compared with was trained without Ray.
 
     Hosts that die are in test_many_hosts.py, drivers in test_kill.py.
     """
+    kill_trials.write_world(tmp_path)
+    whole = load_recipe(str(kill_trials.write_recipe(tmp_path, "whole-2-ddp", 2, "ddp", 30)))
+    run_here(whole, (PREPARE, REFERENCE))
+    run = Run(whole)
+    run.record(TRAIN).begin()
+    ranks.train(whole)
+    finish_training(run, run.record(TRAIN), open_pairs(run).num_rows("train"))
     environment = {
         k: v for k, v in os.environ.items() if not k.startswith(("RAY_ADDRESS", "RAY_API_SERVER"))
     } | {"PYTHONPATH": str(ROOT)}
