@@ -148,15 +148,17 @@ def has_noted(train: Path) -> bool:
 
 def while_it_goes_on(thread: threading.Thread, train: Path) -> Iterator[None]:
     """Often, until the thread ends; fails if training publishes nothing new for long."""
-    seen, limit = -1, 0.0
+    seen, limit, next_look = -1, 0.0, 0.0
     while thread.is_alive():
-        # os.walk passes over folders that go while it looks.
-        published = sum(len(names) for _, _, names in os.walk(train))
-        if published != seen:
-            seen, limit = published, time.monotonic() + 180
+        if time.monotonic() >= next_look:
+            # os.walk passes over folders that go while it looks.
+            published = sum(len(names) for _, _, names in os.walk(train))
+            next_look = time.monotonic() + 1
+            if published != seen:
+                seen, limit = published, time.monotonic() + 180
         assert time.monotonic() < limit, "training hangs"
         yield
-        time.sleep(0.01)
+        time.sleep(0.02)
 
 
 def youngest_worker() -> psutil.Process | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 _PATIENCE_SECONDS = 180.0  # without any progress
+_LOOKS_SECONDS = 1.0  # between looks for progress, which cost CPU: files, processes, requests
 
 
 @contextlib.contextmanager
@@ -88,11 +89,15 @@ def wait_for_end(process: subprocess.Popen[bytes], done: Callable[[], object]) -
 def wait_while_it_goes_on(
     is_so: Callable[[], bool], done: Callable[[], object], pause_seconds: float = 0.05
 ) -> None:
-    """Until `is_so()`, for as long as what `done()` returns goes on changing."""
-    seen, limit = object(), 0.0
+    """Until `is_so()`, for as long as what `done()` returns goes on changing; that is asked for
+    once a second.
+    """
+    seen, limit, next_look = object(), 0.0, 0.0
     while not is_so():
-        if (now := done()) != seen:
-            seen, limit = now, time.monotonic() + _PATIENCE_SECONDS
+        if time.monotonic() >= next_look:
+            now, next_look = done(), time.monotonic() + _LOOKS_SECONDS
+            if now != seen:
+                seen, limit = now, time.monotonic() + _PATIENCE_SECONDS
         assert time.monotonic() < limit, f"no progress after {seen}"
         time.sleep(pause_seconds)
 
