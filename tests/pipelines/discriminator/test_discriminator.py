@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from processes import kill, started, wait_for, wait_for_end
+from processes import kill, started, wait_for
 from runs import CPU, MakeRecipe, run_here, silent
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from evaluation.metrics.auc import auc
+from pipelines.commands.cli import main
 from pipelines.commands.discriminator import discriminator_recipe, plan_discriminator
 from pipelines.commands.run import run_stages
 from pipelines.commands.stages import DISCRIMINATOR, PREPARE, REFERENCE
@@ -273,9 +274,11 @@ def test_an_actor_of_ray_makes_the_same_bytes(
 @pytest.mark.slow
 def test_a_killed_command_goes_on_to_the_same_bytes(
     judged: Recipe, recipe_in: MakeRecipe, liked_options: tuple[str, ...], tmp_path: Path,
-    ray_environment: dict[str, str],
+    ray_environment: dict[str, str], capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """kill -9 of the driver between two checkpoints, against steps that nobody interrupted."""
+    """kill -9 of the driver between two checkpoints, and the same command in this process, against
+    steps that nobody interrupted.
+    """
     shutil.copytree(judged.run_dir, tmp_path / "run")
     recipe = recipe_in(tmp_path / "run", *liked_options, "discriminator.epochs=100")
     head, log = head_of(recipe), tmp_path / "log"
@@ -288,9 +291,11 @@ def test_a_killed_command_goes_on_to_the_same_bytes(
         kill(process)
     assert not (head / WEIGHTS).exists(), "it was killed too late"
     kept = int(json.loads((head / "checkpoint.json").read_text())["step"])
-    with started(command, log, ray_environment) as process:
-        assert wait_for_end(process, lambda: len(list(head.glob("*")))) == 0, log.read_text()
-    assert log.read_text().splitlines()[-1] == f"discriminator: {head}"
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    assert not ended.value.code
+    assert capfd.readouterr().out.splitlines()[-1] == f"discriminator: {head}"
     steps = figures_of(recipe)["num_steps"]
     assert 0 < kept < steps == 100 * figures_of(judged)["num_steps"] / 3
     HeadTrainer(facts)(TrainHead(steps, steps))

@@ -5,6 +5,7 @@ their exit code and the webhook.
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -18,15 +19,16 @@ from typing import Any
 import pytest
 import yaml
 from by_hand import unsealed
-from processes import ended, kill, started, wait_for, wait_for_end
+from processes import kill, started, wait_for, wait_for_end
 from runs import MakeRecipe, run_here
 
+from pipelines.commands.cli import main
 from pipelines.commands.stages import EVALUATE, PREPARE, REFERENCE, TRAIN
 from pipelines.errors import UserError
 from pipelines.evaluate.history import read_history
 from pipelines.evaluate.schedule import Scheduler
 from pipelines.models.fingerprints import weights_fingerprint
-from pipelines.recipe.files import validate_recipe
+from pipelines.recipe.files import load_recipe, validate_recipe
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import Run
 from pipelines.storage.claims import Claims, ClaimTimes
@@ -120,11 +122,13 @@ def receiver() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 def test_every_checkpoint_is_evaluated_once_across_a_kill_and_two_schedulers(
     run: Path, tmp_path: Path, ray_environment: dict[str, str]
 ) -> None:
-    """One scheduler is killed in the middle of its second evaluation; then two start at the same
-    time, with a CPU each. Three checkpoints, three evaluations, three rows.
+    """One scheduler is killed in the middle of its second evaluation; then one goes on, and
+    another, in this process, looks while it evaluates. Three checkpoints, three evaluations, three
+    rows.
     """
-    given = command(run, "evaluate.benchmarks=[preference]", "ray.cpus_per_run=1", "--quiet")
-    logs = [tmp_path / name for name in ("first", "second", "third")]
+    options = ("evaluate.benchmarks=[preference]", "ray.cpus_per_run=1")
+    given = command(run, *options, "--quiet")
+    logs = [tmp_path / name for name in ("first", "second")]
 
     def begun() -> int:
         return sum(event["event"] == "started" for event in events(run))
@@ -136,28 +140,32 @@ def test_every_checkpoint_is_evaluated_once_across_a_kill_and_two_schedulers(
     assert (run / "evaluation" / "claims" / "step-00000004.json").is_file(), (
         "the dead one's claim is still there"
     )
-    with (
-        started(given, logs[1], ray_environment) as one,
-        started(given, logs[2], ray_environment) as other,
-    ):
-        codes = [wait_for_end(process, lambda: len(events(run))) for process in (one, other)]
-    assert codes == [0, 0], [log.read_text() for log in logs[1:]]
+    said: list[str] = []
+    recipe = load_recipe(str(run / "config.yaml"), options)
+    with started(given, logs[1], ray_environment) as one:
+        wait_for(begun, 3, one, logs[1])
+        other = Scheduler(Run(recipe), lambda: None, said.append, quiet=True).tick()
+        assert wait_for_end(one, lambda: len(events(run))) == 0, logs[1].read_text()
+    assert other.evaluated == [6], "the second checkpoint was being evaluated"
     assert finished(run) == {2: 1, 4: 1, 6: 1}
     assert [row["step"] for row in read_history(RunStore(str(run / "evaluation")))] == STEPS
     assert Counter(e["step"] for e in events(run) if e["event"] == "started") == {2: 1, 4: 2, 6: 1}
     assert not list((run / "evaluation" / "claims").glob("*.json"))
-    said: list[str] = []
+    said.clear()
     assert scheduler_of(run, said).tick().evaluated == [] and said == ["schedule: nothing new"]
     assert finished(run) == {2: 1, 4: 1, 6: 1}
 
 
 @pytest.mark.slow
 def test_a_planted_regression_trips_the_gate_and_the_webhook(
-    run: Path, published: Path, receiver: tuple[str, list[dict[str, Any]]]
+    run: Path,
+    published: Path,
+    receiver: tuple[str, list[dict[str, Any]]],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """A scheduled evaluation as a process with a Ray of its own. The release is this run with its
-    numbers raised; every drop beyond the allowance fails: exit code 3, one call, the address in no
-    output or file.
+    """The release is this run with its numbers raised; every drop beyond the allowance fails: exit
+    code 3, one call, the address in no output or file.
     """
     address, told = receiver
     for step in STEPS[:2]:
@@ -176,16 +184,18 @@ def test_a_planted_regression_trips_the_gate_and_the_webhook(
         f"schedule.gates={json.dumps(gates)}",
         "schedule.webhook_env=HOOK",
     ]
-    environment = {**os.environ, "HOOK": address}
-    done = ended([sys.executable, "-m", "pipelines", *command(run, *options)], environment)
-    assert done.returncode == 3, done.stderr[-3000:]
-    assert (
-        "error: preference/accuracy/implicit_reward = " in done.stderr
-        and "below the release's" in done.stderr
-    )
+    monkeypatch.setenv("HOOK", address)
+    kept = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        main(command(run, *options))
+    signal.signal(signal.SIGTERM, kept)
+    out, error = capfd.readouterr()
+    assert ended.value.code == 3, error[-3000:]
+    assert "error: preference/accuracy/implicit_reward = " in error
+    assert "below the release's" in error
     assert [body["step"] for body in told] == [6]
     assert told[0]["failures"][0]["metric"] == "preference/accuracy/implicit_reward"
-    assert "s3cret" not in done.stdout + done.stderr
+    assert "s3cret" not in out + error
     assert not [f for f in run.rglob("*.json") if "s3cret" in f.read_text()]
     assert (
         json.loads(
