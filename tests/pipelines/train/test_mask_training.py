@@ -113,7 +113,13 @@ def test_target_sparsity_is_held_saved_and_resumed(
         # is tested in test_masks.
         last = [record[f"masks/{term}_zero_fraction"] for record in log(held)[-30:]]
         assert abs(sum(last) / 30 - 0.4) < 0.05, last
-    free = recipe_in(tmp_path / "free", *base, "mask.weights=released", paths=world.paths)
+    free = recipe_in(
+        tmp_path / "free",
+        *base,
+        "mask.weights=released",
+        "train.max_steps=36",
+        paths=world.paths,
+    )
     trained(free)
     assert log(free)[-1]["masks/reward_zero_fraction"] > 0.9, (
         "the penalty alone must be strong, or this test shows nothing"
