@@ -109,37 +109,32 @@ def test_a_store_goes_on_after_its_driver_and_the_drivers_ray_have_died(
     assert files(recipe.run_dir) == files(whole.run_dir)
 
 
-@pytest.mark.parametrize(
-    ("ended", "code", "said"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
-)
 def test_an_interrupted_driver_ends_with_the_same_weights(
-    whole: Recipe,
-    recipe_in: MakeRecipe,
-    tmp_path: Path,
-    ray_environment: dict[str, str],
-    ended: signal.Signals,
-    code: int,
-    said: str,
+    whole: Recipe, recipe_in: MakeRecipe, tmp_path: Path, ray_environment: dict[str, str]
 ) -> None:
-    """Ctrl-C, or who ends jobs: the run stays resumable, and the last line says how to go on."""
+    """Ctrl-C, then who ends jobs: the run stays resumable, and the last line says how to go on."""
     paths = {"pairs": f"{whole.run_dir}/pairs", "reference": f"{whole.run_dir}/reference"}
     recipe = recipe_in(tmp_path / "run", *OPTIONS, paths=paths)
-    train, log = tmp_path / "run" / "train", tmp_path / "log"
+    train = tmp_path / "run" / "train"
 
     def newest() -> int:
         found = train.glob("checkpoints/step-*/state.json")
         return max((int(path.parent.name.removeprefix("step-")) for path in found), default=0)
 
     command = ["train", *written(recipe, tmp_path)]
-    with started(command, log, ray_environment) as process:
-        wait_for(newest, 3, process, log)
-        os.kill(process.pid, ended)
-        assert wait_for_end(process, newest) == code
-    line = f"error: {said}; go on with: {shlex.join(['sparsepo', *command])}"
-    assert log.read_text().rstrip().splitlines()[-1] == line
-    assert "SIGTERM" not in log.read_text() and "Traceback" not in log.read_text()
-    assert not (train / "manifest.json").exists()
+    for ended, code, said in (
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 143, "terminated"),
+    ):
+        log, before = tmp_path / said, newest()
+        with started(command, log, ray_environment) as process:
+            wait_for(newest, before + 3, process, log)
+            os.kill(process.pid, ended)
+            assert wait_for_end(process, newest) == code
+        line = f"error: {said}; go on with: {shlex.join(['sparsepo', *command])}"
+        assert log.read_text().rstrip().splitlines()[-1] == line
+        assert "SIGTERM" not in log.read_text() and "Traceback" not in log.read_text()
+        assert not (train / "manifest.json").exists()
     run_here(recipe, (TRAIN,))
 
     trainer_of(whole).run(lambda metrics: None)
