@@ -313,7 +313,7 @@ class Hosts:
             f"{self.address}{path}",
             headers={"Authorization": f"Bearer {self.token_file.read_text()}"},
         )
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=30) as answer:
             return answer.read()
 
     def _log(self, number: int) -> str:
