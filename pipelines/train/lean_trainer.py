@@ -7,7 +7,6 @@ of its processes have. The places of workers are named after their controller, s
 """
 
 import os
-
 from typing import Any
 
 from pipelines.models import quick_imports

@@ -24,7 +24,6 @@ def free_places_of_dead() -> list[str]:
 
     It asks Ray's own table, so that it needs no dashboard.
     """
-    import ray
     from ray._private.state import state
     from ray._raylet import PlacementGroupID
     from ray.util.placement_group import (

@@ -18,6 +18,7 @@ import torch
 from checkout import ROOT
 from processes import ended
 from ranks import Ranks
+from ray_tables import living_actors
 from runs import MakeRecipe, run_here, trainer_of
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -163,10 +164,7 @@ def while_it_goes_on(thread: threading.Thread, train: Path) -> Iterator[None]:
 
 def youngest_worker() -> psutil.Process | None:
     """Of two training workers, once both are there."""
-    from ray.util.state import list_actors
-
-    alive = list_actors(filters=[("state", "=", "ALIVE")], detail=True)
-    pids = [a.pid for a in alive if "RayTrainWorker" in a.class_name and a.pid]
+    pids = [a.pid for a in living_actors() if "RayTrainWorker" in a.class_name and a.pid]
     return psutil.Process(max(pids)) if len(pids) == 2 else None
 
 

@@ -25,8 +25,8 @@ from pipelines.recipe.schema import RaySection
 def test_a_scratch_folder_is_as_long_as_sockets_below_it_allow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """107 bytes of a path, less what Ray appends; bytes, not letters. A running cluster has a folder
-    of its own.
+    """107 bytes of a path, less what Ray appends; bytes, not letters. A running cluster has a
+    folder of its own.
     """
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     below = f"/session_2026-11-26_04-49-46_008654_{os.getpid()}/sockets/plasma_store"
@@ -40,8 +40,8 @@ def test_a_scratch_folder_is_as_long_as_sockets_below_it_allow(
 
 
 def test_a_ray_of_our_own_starts_few_processes_and_waits_for_no_port(ray_cluster: None) -> None:
-    """No monitors of a cloud and of logs, no dashboard, a free port instead of the one that every Ray would have,
-    and threads that sleep while they wait.
+    """No monitors of a cloud and of logs, no dashboard, a free port instead of the one that every
+    Ray would have, and threads that sleep while they wait.
     """
     from ray._private import node, parameter, ray_constants
     from ray._private.worker import _global_node
