@@ -67,7 +67,7 @@ def test_killed_actors_change_nothing(whole: Recipe, recipe_in: MakeRecipe, tmp_
     thread.start()
     for point in (1, 9):
         wait_for(recipe, point)
-        alive = [a for a in living_actors() if "_Worker" in a.class_name and a.pid]
+        alive = [a for a in living_actors() if "_Worker" in a.class_name and a.is_running]
         assert scored(recipe) < SHARDS, "the stage is still at work"
         os.kill(alive[0].pid, signal.SIGKILL)
     wait_while_it_goes_on(lambda: not thread.is_alive(), lambda: scored(recipe))

@@ -38,7 +38,7 @@ def steps_done(trial: str, sweep: Path) -> int:
 
 def actor_of_a_trial() -> int | None:
     """The process in which the one trial that is at work runs."""
-    found = [a for a in living_actors() if a.class_name.endswith("ImplicitFunc") and a.pid]
+    found = [a for a in living_actors() if a.class_name.endswith("ImplicitFunc") and a.is_running]
     assert len(found) <= 1
     return found[0].pid if found else None
 

@@ -164,7 +164,7 @@ def while_it_goes_on(thread: threading.Thread, train: Path) -> Iterator[None]:
 
 def youngest_worker() -> psutil.Process | None:
     """Of two training workers, once both are there."""
-    pids = [a.pid for a in living_actors() if "RayTrainWorker" in a.class_name and a.pid]
+    pids = [a.pid for a in living_actors() if "RayTrainWorker" in a.class_name and a.is_running]
     return psutil.Process(max(pids)) if len(pids) == 2 else None
 
 

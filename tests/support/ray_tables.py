@@ -1,5 +1,6 @@
 """What the Ray that a test is connected to knows of actors and places, without its dashboard."""
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 
@@ -7,17 +8,23 @@ class Living(NamedTuple):
     class_name: str
     pid: int
     job: str
+    is_running: bool  # Ray says so, and its process is there; Ray learns a moment later of a kill
 
 
 def living_actors() -> list[Living]:
-    """Actors that are not dead; a pid of 0 is that of one which has no process yet."""
+    """Actors that are not dead, also those that wait for a process or for another one."""
     from ray._private.state import state
     from ray.core.generated import gcs_pb2
 
     table = state._connect_and_get_accessor().get_actor_table(None, None)
     told = [gcs_pb2.ActorTableData.FromString(entry) for entry in table]
     return [
-        Living(actor.class_name, actor.pid, actor.job_id.hex())
+        Living(
+            actor.class_name,
+            actor.pid,
+            actor.job_id.hex(),
+            actor.state == gcs_pb2.ActorTableData.ALIVE and Path(f"/proc/{actor.pid}").exists(),
+        )
         for actor in told
         if actor.state != gcs_pb2.ActorTableData.DEAD
     ]
