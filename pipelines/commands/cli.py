@@ -31,9 +31,11 @@ from pipelines.commands.sweep_commands import merge, quickstart, tune
 from pipelines.commands.usage import usage_message
 from pipelines.errors import GateFailed, StageFailed, UserError
 
+_HELP = {"help_option_names": ["-h", "--help"]}
+
 app = typer.Typer(
     no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=_HELP,
     pretty_exceptions_enable=False,
     help="Token-masked preference optimisation on Ray: SparsePO, MaPO, TDPO, DPO.",
 )
@@ -123,7 +125,14 @@ add_stage_commands(app)
 @functools.cache
 def _commands() -> Any:
     """All commands, with options and help, as click has them."""
-    return typer.main.get_command(app)
+    program = typer.main.get_command(app)
+    groups = [program]
+    while groups:
+        for command in getattr(groups.pop(), "commands", {}).values():
+            # Each by itself: a command that is asked alone, as `submit` does, keeps its -h.
+            command.context_settings = _HELP | command.context_settings
+            groups.append(command)
+    return program
 
 
 def main(arguments: list[str] | None = None) -> None:

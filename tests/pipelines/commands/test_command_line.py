@@ -107,6 +107,17 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert sparsepo(capsys, "job", "logs", "-h") == sparsepo(capsys, "job", "logs", "--help")
 
 
+def test_a_command_that_is_asked_alone_keeps_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    """As `submit` asks the command that it submits."""
+    from pipelines.commands.cli import _commands
+
+    _commands.cache_clear()
+    for name in ("plan", "status"):
+        alone = _commands().commands[name].make_context(name, [], resilient_parsing=True)
+        assert alone.help_option_names == ["-h", "--help"]
+        assert sparsepo(capsys, name, "-h") == sparsepo(capsys, name, "--help")
+
+
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = sparsepo(capsys, "--version")
     first, second = out.splitlines()
