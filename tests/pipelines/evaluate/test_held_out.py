@@ -109,6 +109,7 @@ def test_validation_without_validation_pairs_is_refused_at_load(make_recipe: Mak
     assert make_recipe("train.validate_every=3", "data.validation_fraction=0.1")
 
 
+@pytest.mark.slow
 def test_what_benchmarks_need_besides_is_asked_first(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

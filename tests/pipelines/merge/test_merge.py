@@ -186,6 +186,7 @@ def test_another_seed_in_the_same_place_is_refused_and_draws_others_elsewhere(
     assert samples(other, "mixture-0.5-0.5") != samples(merge, "mixture-0.5-0.5")
 
 
+@pytest.mark.slow
 def test_weights_of_each_prompt(
     make_merge: MakeMerge, tmp_path: Path, rows: list[dict[str, str]]
 ) -> None:
