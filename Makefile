@@ -8,7 +8,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q 
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PACKAGES := .venv/lib/python*/site-packages
 # Large, and imported by few processes or by none: compiled by the first that does import them.
-UNUSED := tests|torch/testing|backrefs|cfnlint|databricks|graphql|lm_eval|mlflow|moto|mypy|narwhals|nltk|rllib|sklearn|sqlalchemy|transformers/models/(?!auto/|llama/)[a-z0-9_]+
+UNUSED := tests|torch/testing/_internal|backrefs|cfnlint|databricks|graphql|lm_eval|mlflow|moto|mypy|narwhals|nltk|rllib|sklearn|sqlalchemy|transformers/models/(?!auto/|llama/)[a-z0-9_]+
 # Its exit code counts files of packages in the syntax of a later Python, so it is not looked at.
 COMPILE := $(BIN)/python -m compileall -qq -x '/($(UNUSED))/'
 
