@@ -176,7 +176,10 @@ def taken_away() -> list[str]:
             os.kill(actor.pid, signal.SIGKILL if actor.pid else 0)
     for group in groups:
         remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group)))
-    return [str(actor) for actor in actors if actor.job != mine]
+    # An id of a group ends with that of its job.
+    return [str(actor) for actor in actors if actor.job != mine] + [
+        str(told) for group, told in groups.items() if not group.endswith(mine)
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -56,8 +56,8 @@ from pipelines.sweep.tune_state import (
 from pipelines.train import TRAIN, free_places_of_dead, require_validation
 from sparsepo.batching.sampling import Sampler
 
-# Settings that a check looks at.
 _FREEING_SECONDS = 1.0  # between two looks for places of the dead
+# Settings that a check looks at.
 _CHECKED_OF_TRAIN = {"lora", "strategy", "layout", "gradient_checkpointing", "compile", "trackers"}
 _CHECKED_OF_MASK = {"kind", "hooks", "mapping"}
 

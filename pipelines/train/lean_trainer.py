@@ -52,7 +52,6 @@ def _run(controller_class: type, given: dict[str, Any], **options: Any) -> Any:
     return ray.get(found.get_result.remote())
 
 
-# Under Ray's own names, which it shows.
 class WorkerGroup(worker_group.WorkerGroup):  # type: ignore[misc]
     def _create_placement_group(self, scaling_config: Any, context: Any) -> Any:
         group = placement_group(
@@ -68,6 +67,7 @@ class TrainController(controller.TrainController):  # type: ignore[misc]
     worker_group_cls = WorkerGroup
 
 
+# Under Ray's own name, which it shows.
 class RayTrainWorker(worker_group.RayTrainWorker):  # type: ignore[misc]
     """Its process imports this module first, and so what the worker needs in the quick way."""
 

@@ -14,19 +14,16 @@ class Living(NamedTuple):
 def living_actors() -> list[Living]:
     """Actors that are not dead, also those that wait for a process or for another one."""
     from ray._private.state import state
-    from ray.core.generated import gcs_pb2
 
-    table = state._connect_and_get_accessor().get_actor_table(None, None)
-    told = [gcs_pb2.ActorTableData.FromString(entry) for entry in table]
     return [
         Living(
-            actor.class_name,
-            actor.pid,
-            actor.job_id.hex(),
-            actor.state == gcs_pb2.ActorTableData.ALIVE and Path(f"/proc/{actor.pid}").exists(),
+            told["ActorClassName"],
+            told["Pid"],
+            told["JobID"],
+            told["State"] == "ALIVE" and Path(f"/proc/{told['Pid']}").exists(),
         )
-        for actor in told
-        if actor.state != gcs_pb2.ActorTableData.DEAD
+        for told in state.actor_table(None).values()
+        if told["State"] != "DEAD"
     ]
 
 
