@@ -1,18 +1,23 @@
 """Imported by each process that Ray starts for a session of our own: what it will need, early.
 
 RAY_preload_python_modules names this module, the only one whose import does something. The first
-processes are those that wait for work, and import it all. A later one is started for work that is
-there, and imports what that asks for.
+processes are those that wait for work, and import it all, as those do that `start_waiting` asks
+for. Another one is started for work that is there, and imports what that asks for.
 """
 
 import contextlib
+import ctypes
 import importlib
 import logging
 import os
+import uuid
 from pathlib import Path
+from typing import Any
 
 from pipelines.models import quick_imports
 
+_NOT_INITIALIZED = 3  # CUDA_ERROR_NOT_INITIALIZED
+_ASKED_FOR = "asked-for-"  # a file of that name is one process more
 EARLY = "SPARSEPO_EARLY"  # how many processes, and which modules: 7:torch,ray.data
 
 
@@ -24,14 +29,7 @@ def import_early(named: str, claims: Path) -> bool:
     """
     most, modules = named.split(":")
     claims.mkdir(exist_ok=True)
-    for number in range(int(most)):
-        try:
-            with (claims / str(number)).open("x") as claim:
-                claim.write(str(os.getpid()))
-        except FileExistsError:
-            continue
-        break
-    else:
+    if not (_claimed(int(most), claims) or _was_asked_for(claims)):
         return False
     with quick_imports():
         for name in modules.split(","):
@@ -42,13 +40,57 @@ def import_early(named: str, claims: Path) -> bool:
     return True
 
 
+def _claimed(most: int, claims: Path) -> bool:
+    for number in range(most):
+        with contextlib.suppress(FileExistsError), (claims / str(number)).open("x") as claim:
+            claim.write(str(os.getpid()))
+            return True
+    return False
+
+
+def _was_asked_for(claims: Path) -> bool:
+    """Takes one of the files that `ask_for` has left, if there is one."""
+    for asked in claims.glob(f"{_ASKED_FOR}*"):
+        with contextlib.suppress(FileNotFoundError):  # another process was quicker
+            asked.unlink()
+            return True
+    return False
+
+
+def ask_for(count: int, claims: Path) -> None:
+    """So many processes more are to import early."""
+    claims.mkdir(exist_ok=True)
+    for _ in range(count):
+        (claims / f"{_ASKED_FOR}{uuid.uuid4().hex}").touch()
+
+
+def claims_of(node: Any) -> Path:
+    """The folder for it of the session that this process belongs to, by Ray's node."""
+    return Path(node.get_session_dir_path()) / "early"
+
+
+def has_opened_gpus() -> bool:
+    """Whether something in this process has started the GPUs' driver.
+
+    The driver reads once which GPUs the process may use, and Ray says that later. The question
+    itself starts nothing.
+    """
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return bool(driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) != _NOT_INITIALIZED)
+
+
 def _in_this_process() -> None:
     import ray
     from ray._private.worker import global_worker
 
     if global_worker.mode == ray.WORKER_MODE and (named := os.environ.get(EARLY)):
         with contextlib.suppress(OSError):
-            import_early(named, Path(global_worker.node.get_session_dir_path()) / "early")
+            if import_early(named, claims_of(global_worker.node)) and has_opened_gpus():
+                logging.getLogger(__name__).error("an import has started the GPUs' driver")
+                os._exit(1)  # Ray starts another one, which imports when it knows its GPU
 
 
 _in_this_process()

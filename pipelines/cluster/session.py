@@ -29,6 +29,7 @@ _KEPT = "RAY_num_workers_soft_limit", "8"
 # Of them wait from the start; Ray alone would start one per CPU. Each imports for some seconds,
 # beside the others: one that nobody asks for anything keeps those from it that are asked.
 _WAITING = 7
+_WAITING_PER_GPU = 2  # more for each further one: an actor that scores and a worker that trains
 _SPARE_CPUS = 8  # with fewer they would keep the command from its work
 _ACTION_BYTES = 256  # no less than a struct sigaction has anywhere
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
@@ -81,7 +82,7 @@ def ray_session(
     if ray.is_initialized():
         yield
         return
-    address = cluster_address(config)
+    address, waiting = cluster_address(config), None
     if address:
         try:
             with spent("ray"), _without_noise(), _own_ending():
@@ -102,20 +103,21 @@ def ray_session(
         ):
             os.environ.setdefault(name, "0")
         machine = Resources.of_this_machine(config)
-        waiting = None
         if preloaded and preloads(machine):
             from pipelines.cluster import early
 
             modules = [*preloaded, *(preloaded_for_gpus if machine.total("GPU") else ())]
             os.environ.setdefault(_PRELOADS, early.__name__)
-            os.environ[early.EARLY] = f"{_WAITING}:{','.join(modules)}"
-            waiting = _WAITING
+            waiting = _WAITING + _WAITING_PER_GPU * max(0, int(machine.total("GPU")) - 1)
+            os.environ[early.EARLY] = f"{waiting}:{','.join(modules)}"
             os.environ.setdefault(*_KEPT)
         with told_of_start(config), spent("ray"), _without_noise(), _own_ending():
             _start_local(config, waiting)
     try:
         yield
     finally:
+        if waiting is not None:
+            os.environ.pop(early.EARLY, None)
         with spent("ray"):
             ray.shutdown()
 
@@ -123,10 +125,9 @@ def ray_session(
 def preloads(machine: Resources) -> bool:
     """Whether processes import what they will need before they are asked for anything.
 
-    Not where there are several GPUs. A process is told later which of them is its own, and no
-    library must have looked at them by then. None does today.
+    A process is told later which GPU is its own. One that has looked at them by then ends.
     """
-    return machine.total("CPU") >= _SPARE_CPUS and machine.total("GPU") <= 1
+    return machine.total("CPU") >= _SPARE_CPUS
 
 
 def check_session(config: RaySection) -> None:

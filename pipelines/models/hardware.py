@@ -38,7 +38,7 @@ _PEAK_TFLOPS = {
 _UNKNOWN_GPU_TFLOPS = 100.0
 _GPU_UTILISATION = 0.4  # of the peak, in a forward pass over text
 _CPU_CORE_TFLOPS = 0.025  # sustained, float32
-_LARGEST_MICRO_BATCH, _SMALLEST_MICRO_BATCH, _CPU_MICRO_BATCH = 16384, 2048, 2048  # tokens
+_LARGEST_MICRO_BATCH, _SMALLEST_MICRO_BATCH, _CPU_MICRO_BATCH = 32768, 2048, 2048  # tokens
 _ACTIVATION_SHARE = 0.35  # of a GPU's memory
 # Of compiled decoder layers: two graphs of one layer with their backwards, on a machine that has
 # compiled nothing yet; what they save of a step's arithmetic; and of the launches of a layer's

@@ -32,6 +32,7 @@ from pipelines.pairs import PREPARE, open_pairs
 from pipelines.recipe import STARTED, TRIAL, Recipe, Run, Say, Stage, StageRecord
 from pipelines.reference import REFERENCE, run_facts, usable_rows
 from pipelines.storage import RunStore, digest, present
+from pipelines.sweep.ahead import IMPORTED_EARLY, IMPORTED_EARLY_FOR_GPUS, Ahead
 from pipelines.sweep.definition import write_definition
 from pipelines.sweep.display import shown_trials
 from pipelines.sweep.results import publish_results, published_tables, read_trials
@@ -92,16 +93,18 @@ def run_tune(sweep: Sweep, say: Say, quiet: bool = False, resume: bool = False) 
     first = sweep.recipe_at(sweep.sample_of_points()[0], sweep.run_dir)
     check_trials(sweep)
     with contextlib.ExitStack() as works:
-        with ray_session(first.ray):
+        with ray_session(first.ray, IMPORTED_EARLY, IMPORTED_EARLY_FOR_GPUS):
             if cluster_address(first.ray):
                 wait_for_workers(first, say)
                 check_shared(first)
             share = share_of(sweep, Resources.now().machines)
+            ahead = Ahead(sweep.num_trials(), share.trials, first.train.num_workers)
             stores = SharedStores.of(sweep)
             record.begin()
             write_definition(sweep, store)
             works.enter_context(present(store, stage="tune", trials=sweep.num_trials()))
             started = time.monotonic()
+            ahead.first()
             runs = stores.make(say, quiet, partial(_check_kept, sweep))
             shared_seconds = time.monotonic() - started
             part = (
@@ -110,7 +113,7 @@ def run_tune(sweep: Sweep, say: Say, quiet: bool = False, resume: bool = False) 
             say(f"tune: {sweep.num_trials()} trials{part}, {share.trials} at a time")
             session = uuid.uuid4().hex[:12]
             with shown_trials(store, sweep.num_trials(), quiet):
-                trials = _run_trials(sweep, stores, share, session, say, resume)
+                trials = _run_trials(sweep, stores, share, session, say, resume, ahead)
             seconds = time.monotonic() - started
         message = missing_metric(sweep, session)
         if message is not None:
@@ -199,7 +202,13 @@ def share_of(sweep: Sweep, machines: tuple[Mapping[str, float], ...]) -> Share:
 
 
 def _run_trials(
-    sweep: Sweep, stores: SharedStores, share: Share, session: str, say: Say, resume: bool
+    sweep: Sweep,
+    stores: SharedStores,
+    share: Share,
+    session: str,
+    say: Say,
+    resume: bool,
+    ahead: Ahead,
 ) -> list[Trial]:
     from ray import tune
     from ray.tune.logger import JsonLoggerCallback
@@ -245,7 +254,7 @@ def _run_trials(
             storage_path=RunStore(f"{sweep.run_dir}/{RAY}").root,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
-            callbacks=[_follower(sweep, say), _freeing(), JsonLoggerCallback()],
+            callbacks=[_follower(sweep, say), _freeing(), ahead.callback(), JsonLoggerCallback()],
         ),
     )
     return _trials_of(sweep, interruptible(tuner.fit))

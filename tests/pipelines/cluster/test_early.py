@@ -1,11 +1,17 @@
 """What processes that wait for work import, and which of them."""
 
+import ctypes
+import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
+from processes import wait_while_it_goes_on
 
-from pipelines.cluster.early import import_early
+from pipelines.cluster.early import EARLY, ask_for, claims_of, has_opened_gpus, import_early
+from pipelines.cluster.waiting import start_waiting
 
 
 def test_the_first_processes_import_what_a_run_needs(
@@ -27,6 +33,38 @@ def test_the_first_processes_import_what_a_run_needs(
     assert outcomes == [(True, [False, True, True])] * 2 + [(False, [False] * 3)]
 
 
+def test_processes_that_are_asked_for_import_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each once, after the first ones."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "of_a_trial.py").write_text("")
+    claims = tmp_path / "early"
+    found = [import_early("1:of_a_trial", claims) for _ in range(2)]
+    ask_for(2, claims)
+    found += [import_early("1:of_a_trial", claims) for _ in range(3)]
+    assert found == [True, False, True, True, False]
+
+
+@pytest.mark.slow
+def test_ray_starts_a_process_before_there_is_work_for_it(
+    ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray._private.worker import global_worker
+
+    def processes() -> set[int]:
+        raylet = psutil.Process(global_worker.node.all_processes["raylet"][0].process.pid)
+        return {process.pid for process in raylet.children()}
+
+    before = processes()
+    start_waiting(1)
+    monkeypatch.setenv(EARLY, "0:torch")
+    start_waiting(1)
+    wait_while_it_goes_on(lambda: len(processes() - before) == 1, time.monotonic)
+    (asked,) = claims_of(global_worker.node).iterdir()
+    asked.unlink()
+
+
 def test_a_driver_that_imports_the_module_imports_nothing_else(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -38,3 +76,26 @@ def test_a_driver_that_imports_the_module_imports_nothing_else(
     monkeypatch.setenv(early.EARLY, "7:asked_of_workers_alone")
     early._in_this_process()
     assert "asked_of_workers_alone" not in sys.modules
+
+
+@pytest.mark.slow
+def test_a_process_that_has_started_the_gpus_driver_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a library of that name that answers as the driver does, compiled here."""
+    source = "int started; int cuInit(unsigned f) { started = 1; return 0; }\n" + (
+        "int cuDeviceGetCount(int *n) { *n = 2; return started ? 0 : 3; }\n"
+    )
+    (tmp_path / "driver.c").write_text(source)
+    library = tmp_path / "libcuda.so.1"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, tmp_path / "driver.c"], check=True)
+    real = ctypes.CDLL
+
+    def loaded(name: str) -> ctypes.CDLL:
+        return real(str(library) if name == library.name else name)
+
+    assert has_opened_gpus() is False, "there is no GPU here"
+    monkeypatch.setattr(ctypes, "CDLL", loaded)
+    assert has_opened_gpus() is False
+    loaded(library.name).cuInit(0)
+    assert has_opened_gpus() is True
