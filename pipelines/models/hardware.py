@@ -38,7 +38,10 @@ _PEAK_TFLOPS = {
 _UNKNOWN_GPU_TFLOPS = 100.0
 _GPU_UTILISATION = 0.4  # of the peak, in a forward pass over text
 _CPU_CORE_TFLOPS = 0.025  # sustained, float32
-_LARGEST_MICRO_BATCH, _SMALLEST_MICRO_BATCH, _CPU_MICRO_BATCH = 32768, 2048, 2048  # tokens
+_LARGEST_MICRO_BATCH, _SMALLEST_MICRO_BATCH, _CPU_MICRO_BATCH = 16384, 2048, 2048  # tokens
+# Of models so narrow that a layer's kernels end before the host has launched the next ones: twice
+# as many tokens are half as many launches. Wider ones gain nothing and take memory.
+_LARGEST_OF_NARROW, _NARROW_FEATURES = 32768, 1024
 _ACTIVATION_SHARE = 0.35  # of a GPU's memory
 # Of compiled decoder layers: two graphs of one layer with their backwards, on a machine that has
 # compiled nothing yet; what they save of a step's arithmetic; and of the launches of a layer's
@@ -138,5 +141,15 @@ def micro_batch_tokens(
         * torch.cuda.get_device_properties(device).total_memory
         * min(1.0, gpus or 1.0)
     )
+    return tokens_within(room, per_token, config.hidden_size)
+
+
+def tokens_within(room: float, per_token: int, width: int) -> int:
+    """Tokens of a micro-batch on a GPU.
+
+    Args:
+        room: bytes for what a forward keeps. per_token: bytes of that. width: features of a state.
+    """
     fitting = int(room / per_token) // 1024 * 1024
-    return max(_SMALLEST_MICRO_BATCH, min(_LARGEST_MICRO_BATCH, fitting))
+    largest = _LARGEST_OF_NARROW if width <= _NARROW_FEATURES else _LARGEST_MICRO_BATCH
+    return max(_SMALLEST_MICRO_BATCH, min(largest, fitting))
