@@ -68,6 +68,7 @@ def write_sweep(work: Path, name: str, betas: list[float], options: argparse.Nam
             "train.epochs=10000",
             f"train.max_steps={options.steps}",
             *(_TINY if tiny else ["train.precision=bfloat16"]),
+            *options.override,
             f"paths.pairs={work}/pairs",
             f"paths.reference={work}/reference",
         ],
@@ -101,6 +102,7 @@ def main() -> None:
     parser.add_argument("--model", default=None, help="directory, or a shape of shapes.py")
     parser.add_argument("--tokenizer", default="", help="directory of the tokenizer, for a shape")
     parser.add_argument("--pairs", type=Path, default=None, help="prompt, chosen, rejected")
+    parser.add_argument("--override", action="append", default=[], help="KEY=VALUE of all trials")
     parser.add_argument("--without-singles", action="store_true", help="the sweep alone")
     parser.add_argument("--work", type=Path, required=True)
     options = parser.parse_args()

@@ -23,7 +23,7 @@ def start_waiting(count: int) -> None:
     if early.EARLY not in os.environ:
         return
     with quick_imports():
-        import grpc
+        import grpc  # type: ignore[import-untyped]
         import ray
         from ray._private.grpc_utils import init_grpc_channel
         from ray._private.worker import global_worker
