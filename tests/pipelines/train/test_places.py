@@ -4,9 +4,24 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from processes import wait_while_it_goes_on
 from ray_tables import places
 
 from pipelines.train.places import free_places_of_dead, name_of_places
+
+
+def _freed(count: int) -> set[str]:
+    """So many groups, which Ray's table shows as the dead's in a moment, and as removed in another
+    one.
+    """
+    found: set[str] = set()
+
+    def has_all() -> bool:
+        found.update(free_places_of_dead())
+        return len(found) >= count
+
+    wait_while_it_goes_on(has_all, lambda: len(found))
+    return found
 
 
 @pytest.mark.slow
@@ -31,17 +46,13 @@ def test_places_of_a_dead_controller_are_free_and_others_stay(ray_cluster: None)
     assert free_places_of_dead() == []
     for controller in (dead, waiting):
         ray.kill(controller)
-    freed: list[str] = []
-    while len(freed) < 2:  # Ray's table knows of it in a moment
-        freed += free_places_of_dead()
-    assert sorted(freed) == sorted(asked)
+    assert _freed(2) == set(asked)
     names = {told["name"] for told in places().values()}
     assert {kept, "of somebody else"} <= names and not names & set(asked)
     remove_placement_group(others)
-    assert ray.get(alive.ask.remote(1)) != kept, "a controller's groups have names of their own"
+    more = ray.get(alive.ask.remote(1))
     ray.kill(alive)
-    while len(freed) < 4:
-        freed += free_places_of_dead()
+    assert _freed(2) == {kept, more}, "a controller's groups have names of their own"
 
 
 @pytest.mark.slow
