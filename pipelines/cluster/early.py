@@ -6,7 +6,6 @@ for. Another one is started for work that is there, and imports what that asks f
 """
 
 import contextlib
-import ctypes
 import importlib
 import logging
 import os
@@ -16,7 +15,6 @@ from typing import Any
 
 from pipelines.models import quick_imports
 
-_NOT_INITIALIZED = 3  # CUDA_ERROR_NOT_INITIALIZED
 _ASKED_FOR = "asked-for-"  # a file of that name is one process more
 EARLY = "SPARSEPO_EARLY"  # how many processes, and which modules: 7:torch,ray.data
 
@@ -69,28 +67,13 @@ def claims_of(node: Any) -> Path:
     return Path(node.get_session_dir_path()) / "early"
 
 
-def has_opened_gpus() -> bool:
-    """Whether something in this process has started the GPUs' driver.
-
-    The driver reads once which GPUs the process may use, and Ray says that later. The question
-    itself starts nothing.
-    """
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    return bool(driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) != _NOT_INITIALIZED)
-
-
 def _in_this_process() -> None:
     import ray
     from ray._private.worker import global_worker
 
     if global_worker.mode == ray.WORKER_MODE and (named := os.environ.get(EARLY)):
         with contextlib.suppress(OSError):
-            if import_early(named, claims_of(global_worker.node)) and has_opened_gpus():
-                logging.getLogger(__name__).error("an import has started the GPUs' driver")
-                os._exit(1)  # Ray starts another one, which imports when it knows its GPU
+            import_early(named, claims_of(global_worker.node))
 
 
 _in_this_process()

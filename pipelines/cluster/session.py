@@ -29,7 +29,6 @@ _KEPT = "RAY_num_workers_soft_limit", "8"
 # Of them wait from the start; Ray alone would start one per CPU. Each imports for some seconds,
 # beside the others: one that nobody asks for anything keeps those from it that are asked.
 _WAITING = 7
-_WAITING_PER_GPU = 2  # more for each further one: an actor that scores and a worker that trains
 _SPARE_CPUS = 8  # with fewer they would keep the command from its work
 _ACTION_BYTES = 256  # no less than a struct sigaction has anywhere
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
@@ -108,8 +107,8 @@ def ray_session(
 
             modules = [*preloaded, *(preloaded_for_gpus if machine.total("GPU") else ())]
             os.environ.setdefault(_PRELOADS, early.__name__)
-            waiting = _WAITING + _WAITING_PER_GPU * max(0, int(machine.total("GPU")) - 1)
-            os.environ[early.EARLY] = f"{waiting}:{','.join(modules)}"
+            os.environ[early.EARLY] = f"{_WAITING}:{','.join(modules)}"
+            waiting = _WAITING
             os.environ.setdefault(*_KEPT)
         with told_of_start(config), spent("ray"), _without_noise(), _own_ending():
             _start_local(config, waiting)
@@ -125,9 +124,10 @@ def ray_session(
 def preloads(machine: Resources) -> bool:
     """Whether processes import what they will need before they are asked for anything.
 
-    A process is told later which GPU is its own. One that has looked at them by then ends.
+    Not where there are several GPUs. A process is told later which of them is its own, and no
+    library must have looked at them by then. None does today.
     """
-    return machine.total("CPU") >= _SPARE_CPUS
+    return machine.total("CPU") >= _SPARE_CPUS and machine.total("GPU") <= 1
 
 
 def check_session(config: RaySection) -> None:

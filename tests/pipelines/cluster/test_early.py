@@ -1,7 +1,5 @@
 """What processes that wait for work import, and which of them."""
 
-import ctypes
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -10,7 +8,7 @@ import psutil
 import pytest
 from processes import wait_while_it_goes_on
 
-from pipelines.cluster.early import EARLY, ask_for, claims_of, has_opened_gpus, import_early
+from pipelines.cluster.early import EARLY, ask_for, claims_of, import_early
 from pipelines.cluster.waiting import start_waiting
 
 
@@ -76,26 +74,3 @@ def test_a_driver_that_imports_the_module_imports_nothing_else(
     monkeypatch.setenv(early.EARLY, "7:asked_of_workers_alone")
     early._in_this_process()
     assert "asked_of_workers_alone" not in sys.modules
-
-
-@pytest.mark.slow
-def test_a_process_that_has_started_the_gpus_driver_is_known(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With a library of that name that answers as the driver does, compiled here."""
-    source = "int started; int cuInit(unsigned f) { started = 1; return 0; }\n" + (
-        "int cuDeviceGetCount(int *n) { *n = 2; return started ? 0 : 3; }\n"
-    )
-    (tmp_path / "driver.c").write_text(source)
-    library = tmp_path / "libcuda.so.1"
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, tmp_path / "driver.c"], check=True)
-    real = ctypes.CDLL
-
-    def loaded(name: str) -> ctypes.CDLL:
-        return real(str(library) if name == library.name else name)
-
-    assert has_opened_gpus() is False, "there is no GPU here"
-    monkeypatch.setattr(ctypes, "CDLL", loaded)
-    assert has_opened_gpus() is False
-    loaded(library.name).cuInit(0)
-    assert has_opened_gpus() is True

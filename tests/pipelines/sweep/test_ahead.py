@@ -1,5 +1,7 @@
 """How many processes a sweep has started before its trials need them."""
 
+import importlib.util
+
 import pytest
 
 from pipelines.sweep.ahead import IMPORTED_EARLY, IMPORTED_EARLY_FOR_GPUS, Ahead
@@ -26,7 +28,5 @@ def test_every_trial_has_its_processes_once(
 
 
 def test_what_is_imported_early_is_there() -> None:
-    import importlib.util
-
     names = (*IMPORTED_EARLY, *IMPORTED_EARLY_FOR_GPUS)
     assert all(importlib.util.find_spec(name) is not None for name in names)
