@@ -15,8 +15,8 @@ single_seconds: the sum over the trials of `sparsepo train` of their recipes int
                 with the same pairs and reference.
 
 Both start Ray, workers and all. With --block the two sides alternate, so that a machine that slows
-down slows both; every block then pays its own start of Ray. Prints one JSON line per block, then
-the sums.
+down slows both; every block then pays its own start of Ray. Prints a JSON line per trial as it
+ends, one per block, then the sums.
 """
 
 import argparse
@@ -26,6 +26,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -40,14 +41,40 @@ from pipelines.train import read_metrics
 _TINY = ["train.cpus_per_worker=1", "ray.num_cpus=2"]
 
 
-def timed(*arguments: str) -> float:
+def timed(*arguments: str, seen: Callable[[float], None] = lambda seconds: None) -> float:
+    """Seconds of a command; `seen` is called with those so far, again and again."""
     started = time.monotonic()
-    subprocess.run(
-        [sys.executable, "-m", "pipelines", *arguments, "--quiet"],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
+    command = [sys.executable, "-m", "pipelines", *arguments, "--quiet"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            time.sleep(0.2)
+            seen(time.monotonic() - started)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
     return time.monotonic() - started
+
+
+class Trials:
+    """Prints a line for each trial of a sweep as it ends: a benchmark that is cut off has them."""
+
+    def __init__(self, sweep: Path) -> None:
+        self._sweep, self._said = sweep, set[str]()
+
+    def __call__(self, seconds: float) -> None:
+        for file in self._sweep.glob("trials/*/trial.json"):
+            if file.parent.name in self._said:
+                continue
+            self._said.add(file.parent.name)
+            told = json.loads(file.read_text())
+            metrics = told["metrics"]
+            kept = ("elapsed_seconds", "compiled_parts", "compiled_parts_found")
+            line = {
+                "trial": told["number"],
+                "ended_after": round(seconds, 1),
+                "seconds": round(told["seconds"], 1),
+                **{key: metrics[f"train/{key}"] for key in kept if f"train/{key}" in metrics},
+            }
+            print(json.dumps(line), flush=True)
 
 
 def write_sweep(work: Path, name: str, betas: list[float], options: argparse.Namespace) -> Path:
@@ -123,7 +150,7 @@ def main() -> None:
     for number, start in enumerate(range(0, len(betas), options.block)):
         block = betas[start : start + options.block]
         file = write_sweep(work, f"sweep-{number}", block, options)
-        sweep_seconds = timed("tune", str(file))
+        sweep_seconds = timed("tune", str(file), seen=Trials(work / f"sweep-{number}"))
         counts = json.loads((work / f"sweep-{number}" / "manifest.json").read_text())["counts"]
         sweep_seconds = (sweep_seconds - counts["shared_seconds"]) * options.at_once
         trials = json.loads((work / f"sweep-{number}" / "trials.json").read_text())
