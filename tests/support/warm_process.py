@@ -56,10 +56,8 @@ MODULES = (
 )
 # What no import above looks at.
 _FREE_PREFIXES = ("RAY_", "AWS_", "PYTEST_", "SPARSEPO_", "SPOT_", "MACHINES_", "AUTOSCALER_")
-_FREE_PREFIXES += ("TUNE_", "WANDB_", "MLFLOW_", "JUDGE_", "KMP_", "_TORCHINDUCTOR_")
 _FREE = {"PYTHONPATH", "PWD", "OLDPWD", "SHLVL", "_", "PATH", "SPT_NOENV", "TESTS_WARM"}
 _FREE |= {"TORCHINDUCTOR_CACHE_DIR", "PL_DISABLE_FORK"}
-_FREE |= {"HF_TOKEN", "HF_XET_HIGH_PERFORMANCE", "CRC32C_SW_MODE", "PYTHONBREAKPOINT"}
 _FREE |= {"KEPT", "HOSTS_FILE", "HOST_NAME", "HOST_DIRECTORY"}
 _MOST = 4  # warm processes, each with half a gigabyte
 _ENTERED = {"net": 0x40000000, "uts": 0x04000000, "ipc": 0x08000000, "mnt": 0x00020000}
@@ -114,8 +112,6 @@ class Listener:
             if self.is_fork:
                 raise
             self.note(f"refused: {error}")
-            with contextlib.suppress(OSError):
-                connection.sendall(b"no\n")
             connection.close()
             return None
         finally:
