@@ -31,7 +31,6 @@ os.environ |= {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
-import warm_workers
 from ranks import Ranks
 from ray_tables import living_actors, places
 from runs import MakeRecipe, tiny_recipe
@@ -45,8 +44,6 @@ from pipelines.commands.quickstart_world import (
 )
 from pipelines.recipe.files import validate_recipe
 from pipelines.recipe.schema import RaySection, Recipe
-
-warm_workers.start()
 
 # Parts of the example that test_new_objective.py puts into a copy of the packages.
 collect_ignore = ["integration/new_objective"]
@@ -94,17 +91,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     tests = Path(__file__).parent
     place = {tests / name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path, len(place)))
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Where tests start workers of Ray, what these import is imported meanwhile."""
-    if any("ray_cluster" in getattr(item, "fixturenames", ()) for item in session.items):
-        warm_workers.warm_up({**warm_workers.OF_SESSIONS, **os.environ})
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for line in warm_workers.notes():
-        terminalreporter.write_line(f"warm workers: {line}")
 
 
 @pytest.fixture(scope="session")

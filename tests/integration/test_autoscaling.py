@@ -19,7 +19,6 @@ from hosts import Hosts, hosts
 from processes import wait_while_it_goes_on
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from runs import MakeRecipe
-from warm_workers import python_path
 
 from pipelines.recipe.files import write_yaml
 
@@ -71,7 +70,7 @@ def fake_config() -> dict[str, object]:
 ENVIRONMENT = {
     "RAY_FAKE_CLUSTER": "1",
     "SPOT_MACHINES": "1",
-    "PYTHONPATH": python_path(ROOT / "tests" / "support"),
+    "PYTHONPATH": str(ROOT / "tests" / "support"),
     "AUTOSCALER_UPDATE_INTERVAL_S": "1",
     "RAY_enable_autoscaler_v2": "1",
     "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,

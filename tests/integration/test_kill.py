@@ -16,7 +16,6 @@ from processes import kill, started, wait_for, wait_for_end
 from runs import MakeRecipe, run_here, trainer_of
 from safetensors.torch import load_file
 from stores import files_below
-from warm_workers import started_as_always
 
 from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
 from pipelines.recipe.files import write_yaml
@@ -96,7 +95,7 @@ def test_a_store_goes_on_after_its_driver_and_the_drivers_ray_have_died(
     def shards() -> int:
         return len(list(reference.glob("shards/*/*.json")))
 
-    own = started_as_always({k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"})
+    own = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     with started(["reference", *written(recipe, tmp_path)], log, own) as process:
         wait_for(shards, 9, process, log)  # of two features of fifteen shards
         found = psutil.Process(process.pid).children(recursive=True)

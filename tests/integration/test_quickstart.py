@@ -15,7 +15,6 @@ import pytest
 from checkout import ROOT
 from local_executor import LocalExecutor
 from processes import said_by
-from warm_workers import started_as_always
 
 from evaluation.metrics import vader_scores
 from pipelines.cluster.actor_pool import executed_by
@@ -76,7 +75,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """(directory in which the quickstart has run, what it printed)."""
     folder = tmp_path_factory.mktemp("checkout")
     command = without_network([sys.executable, "-m", "pipelines", "quickstart", "--quiet"])
-    return folder, said_by(command, folder, started_as_always(os.environ))
+    return folder, said_by(command, folder, dict(os.environ))
 
 
 @pytest.mark.slow

@@ -21,7 +21,6 @@ from ranks import Ranks
 from ray_tables import living_actors
 from runs import MakeRecipe, run_here, trainer_of
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from warm_workers import python_path
 
 from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
 from pipelines.commands.status import run_status
@@ -57,7 +56,7 @@ def test_killed_workers_change_no_bit(tmp_path: Path, ranks: Ranks) -> None:
     finish_training(run, run.record(TRAIN), open_pairs(run).num_rows("train"))
     environment = {
         k: v for k, v in os.environ.items() if not k.startswith(("RAY_ADDRESS", "RAY_API_SERVER"))
-    } | {"PYTHONPATH": python_path(ROOT)}
+    } | {"PYTHONPATH": str(ROOT)}
     done = ended(
         [sys.executable, "benchmarks/kill_trials.py", "--seeds", "0,3",
          "--targets", "worker,shrink", "--work", str(tmp_path)],

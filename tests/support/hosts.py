@@ -19,7 +19,6 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import warm_workers
 from checkout import ROOT
 from processes import wait_while_it_goes_on
 
@@ -234,12 +233,10 @@ class Hosts:
             )
 
     def _kept(self) -> str:
-        """The shared directory, and what lies in /tmp too of checkout, environment and warm
-        processes; outer ones first.
+        """The shared directory, and checkout and environment where they lie in /tmp too; outer
+        ones first.
         """
         kept = {self.shared, ROOT, Path(sys.prefix), Path(sys.base_prefix)}
-        if warm_workers.SOCKET in os.environ:
-            kept.add(Path(os.environ[warm_workers.SOCKET]).parent)
         return ":".join(sorted(str(path) for path in kept if path.is_relative_to("/tmp")))
 
     def _add_network(self, number: int) -> None:
