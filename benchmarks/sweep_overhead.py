@@ -20,6 +20,7 @@ ends, one per block, then the sums.
 """
 
 import argparse
+import contextlib
 import json
 import shutil
 import statistics
@@ -46,12 +47,16 @@ def timed(*arguments: str, seen: Callable[[float], None] = lambda seconds: None)
     started = time.monotonic()
     command = [sys.executable, "-m", "pipelines", *arguments, "--quiet"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        while process.poll() is None:
-            time.sleep(0.2)
-            seen(time.monotonic() - started)
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.2)
+            seconds = time.monotonic() - started
+            seen(seconds)
+            if process.returncode is not None:
+                break
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
-    return time.monotonic() - started
+    return seconds
 
 
 class Trials:

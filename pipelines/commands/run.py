@@ -19,8 +19,6 @@ from pipelines.cluster import (
     wait_for_workers,
 )
 from pipelines.commands.stages import (
-    IMPORTED_EARLY,
-    IMPORTED_EARLY_FOR_GPUS,
     RUN,
     STAGES,
     asked_for,
@@ -42,6 +40,7 @@ from pipelines.recipe import (
     write_yaml_beside,
 )
 from pipelines.storage import Beside, present, spent
+from pipelines.train import IMPORTED_EARLY, IMPORTED_EARLY_FOR_GPUS
 
 
 def run_stages(

@@ -63,17 +63,6 @@ STAGES: tuple[Stage[Any], ...] = (
     SAMPLE, PREPARE, EDIT, REFERENCE, DISCRIMINATOR, TRAIN, EVALUATE, EXECUTE, REPORT,
 )  # fmt: skip
 RUN = tuple(stage for stage in STAGES if stage.in_run)
-# What their processes import first, most of their time to start. None asks for devices.
-IMPORTED_EARLY = (
-    "torch",
-    "ray.data",
-    "transformers.models.auto.modeling_auto",
-    "pipelines.reference.actor",
-    "pipelines.train.lean_trainer",
-    "pipelines.train.trainer",
-)
-# And on a GPU, where layers or attention are compiled.
-IMPORTED_EARLY_FOR_GPUS = ("torch._inductor.compile_fx",)
 
 
 def asked_for(recipe: Recipe, stages: Sequence[Stage[Any]]) -> list[Stage[Any]]:

@@ -8,19 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 from pipelines.cluster import start_waiting
+from pipelines.train import IMPORTED_EARLY
 
-# What the processes of a sweep import first. None asks for devices.
-IMPORTED_EARLY = (
-    "torch",
-    "ray.data",
-    "ray.tune",
-    "transformers.models.auto.modeling_auto",
-    "pipelines.reference.actor",
-    "pipelines.sweep.trial",
-    "pipelines.train.lean_trainer",
-    "pipelines.train.trainer",
-)
-IMPORTED_EARLY_FOR_GPUS = ("torch._inductor.compile_fx",)
+IMPORTED_BY_SWEEPS = (*IMPORTED_EARLY, "ray.tune", "pipelines.sweep.trial")
 _BESIDE_WORKERS = 2  # a trial's process of Ray Tune, and its controller
 
 

@@ -32,7 +32,7 @@ from pipelines.pairs import PREPARE, open_pairs
 from pipelines.recipe import STARTED, TRIAL, Recipe, Run, Say, Stage, StageRecord
 from pipelines.reference import REFERENCE, run_facts, usable_rows
 from pipelines.storage import RunStore, digest, present
-from pipelines.sweep.ahead import IMPORTED_EARLY, IMPORTED_EARLY_FOR_GPUS, Ahead
+from pipelines.sweep.ahead import IMPORTED_BY_SWEEPS, Ahead
 from pipelines.sweep.definition import write_definition
 from pipelines.sweep.display import shown_trials
 from pipelines.sweep.results import publish_results, published_tables, read_trials
@@ -54,7 +54,12 @@ from pipelines.sweep.tune_state import (
     forget,
     go_on,
 )
-from pipelines.train import TRAIN, free_places_of_dead, require_validation
+from pipelines.train import (
+    IMPORTED_EARLY_FOR_GPUS,
+    TRAIN,
+    free_places_of_dead,
+    require_validation,
+)
 from sparsepo.batching.sampling import Sampler
 
 _FREEING_SECONDS = 1.0  # between two looks for places of the dead
@@ -93,7 +98,7 @@ def run_tune(sweep: Sweep, say: Say, quiet: bool = False, resume: bool = False) 
     first = sweep.recipe_at(sweep.sample_of_points()[0], sweep.run_dir)
     check_trials(sweep)
     with contextlib.ExitStack() as works:
-        with ray_session(first.ray, IMPORTED_EARLY, IMPORTED_EARLY_FOR_GPUS):
+        with ray_session(first.ray, IMPORTED_BY_SWEEPS, IMPORTED_EARLY_FOR_GPUS):
             if cluster_address(first.ray):
                 wait_for_workers(first, say)
                 check_shared(first)

@@ -1,7 +1,6 @@
 """What processes that wait for work import, and which of them."""
 
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -58,7 +57,7 @@ def test_ray_starts_a_process_before_there_is_work_for_it(
     start_waiting(1)
     monkeypatch.setenv(EARLY, "0:torch")
     start_waiting(1)
-    wait_while_it_goes_on(lambda: len(processes() - before) == 1, time.monotonic)
+    wait_while_it_goes_on(lambda: len(processes() - before) == 1, processes)
     (asked,) = claims_of(global_worker.node).iterdir()
     asked.unlink()
 

@@ -17,9 +17,9 @@ from pipelines.cluster.session import (
     told_of_start,
     with_waiting,
 )
-from pipelines.commands.stages import IMPORTED_EARLY
 from pipelines.errors import StageFailed, UserError
 from pipelines.recipe.schema import RaySection
+from pipelines.train import IMPORTED_EARLY
 
 
 def test_a_scratch_folder_is_as_long_as_sockets_below_it_allow(

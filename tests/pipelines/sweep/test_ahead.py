@@ -4,7 +4,8 @@ import importlib.util
 
 import pytest
 
-from pipelines.sweep.ahead import IMPORTED_EARLY, IMPORTED_EARLY_FOR_GPUS, Ahead
+from pipelines.sweep.ahead import IMPORTED_BY_SWEEPS, Ahead
+from pipelines.train import IMPORTED_EARLY_FOR_GPUS
 
 
 @pytest.mark.parametrize(
@@ -28,5 +29,5 @@ def test_every_trial_has_its_processes_once(
 
 
 def test_what_is_imported_early_is_there() -> None:
-    names = (*IMPORTED_EARLY, *IMPORTED_EARLY_FOR_GPUS)
+    names = (*IMPORTED_BY_SWEEPS, *IMPORTED_EARLY_FOR_GPUS)
     assert all(importlib.util.find_spec(name) is not None for name in names)
