@@ -19,12 +19,12 @@ from .session import (
     check_session as check_session,
     cluster_address as cluster_address,
     interruptible as interruptible,
-    preloads as preloads,
     ray_session as ray_session,
+    starts_beside as starts_beside,
 )
 from .shared_paths import (
     check_shared as check_shared,
     local_paths as local_paths,
     require_seen as require_seen,
 )
-from .waiting import start_waiting as start_waiting
+from .warm import told_by as told_by

@@ -10,11 +10,17 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
 from pipelines.cluster.resources import Resources
+from pipelines.cluster.warm import (
+    IMPORTED,
+    IMPORTED_FOR_GPUS,
+    warm_process,
+    with_warm_workers,
+)
 from pipelines.errors import StageFailed, UserError
 from pipelines.models import TRUSTED_CODE, quick_imports
 from pipelines.recipe import RaySection
@@ -22,14 +28,11 @@ from pipelines.storage import spent
 
 Result = TypeVar("Result")
 _NOISE = b"Set ray log level from environment variable"
-_PRELOADS = "RAY_preload_python_modules"  # which Ray gives to every process that it starts
 # How many processes Ray leaves alone that are idle; by default none while an actor has all CPUs.
 # A run takes about eight: helpers of Ray Data and of Ray Train, and those that work.
 _KEPT = "RAY_num_workers_soft_limit", "8"
-# Of them wait from the start; Ray alone would start one per CPU. Each imports for some seconds,
-# beside the others: one that nobody asks for anything keeps those from it that are asked.
-_WAITING = 7
-_SPARE_CPUS = 8  # with fewer they would keep the command from its work
+_WAITING = 7  # of them from the start; Ray alone would start one per CPU
+_SPARE_CPUS = 8  # with fewer a start beside the command would keep that from its work
 _ACTION_BYTES = 256  # no less than a struct sigaction has anywhere
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
 
@@ -44,17 +47,9 @@ def cluster_address(config: RaySection) -> str | None:
 
 
 @contextlib.contextmanager
-def ray_session(
-    config: RaySection,
-    preloaded: Sequence[str] = (),
-    preloaded_for_gpus: Sequence[str] = (),
-) -> Iterator[None]:
+def ray_session(config: RaySection) -> Iterator[None]:
     """Ray for the duration of a command; leaves a session that was already there alone.
 
-    Args:
-        preloaded: modules that processes of a Ray of our own import as they start, where that pays.
-            None may ask which devices there are: a process's own are said to it later.
-        preloaded_for_gpus: these too, on a machine with a GPU.
     Raises: UserError for a ray.address that does not answer or refuses the token, or a ray.temp_dir
         that Ray cannot use.
     """
@@ -81,53 +76,44 @@ def ray_session(
     if ray.is_initialized():
         yield
         return
-    address, waiting = cluster_address(config), None
-    if address:
+    with contextlib.ExitStack() as session:
+        address = cluster_address(config)
+        if address:
+            try:
+                with spent("ray"), _without_noise(), _own_ending():
+                    ray.init(
+                        address=address,
+                        runtime_env=_environment(),
+                        logging_level=logging.WARNING,
+                        log_to_driver=config.worker_logs,
+                    )
+            except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+                said = str(error).splitlines()[0]
+                raise UserError(f"ray.address = {address!r}: {said}") from error
+        else:
+            # Nothing preempts a private cluster of one machine, and nobody scrapes it.
+            for name, value in (
+                ("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0"),
+                ("RAY_TRAIN_METRICS_ENABLED", "0"),
+                ("RAY_enable_metrics_collection", "0"),
+                _KEPT,
+            ):
+                os.environ.setdefault(name, value)
+            machine = Resources.of_this_machine(config)
+            modules = IMPORTED + (IMPORTED_FOR_GPUS if machine.total("GPU") else ())
+            warm = session.enter_context(warm_process(modules))
+            with told_of_start(config), spent("ray"), _without_noise(), _own_ending():
+                _start_local(config, warm)
         try:
-            with spent("ray"), _without_noise(), _own_ending():
-                ray.init(
-                    address=address,
-                    runtime_env=_environment(),
-                    logging_level=logging.WARNING,
-                    log_to_driver=config.worker_logs,
-                )
-        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
-            raise UserError(f"ray.address = {address!r}: {str(error).splitlines()[0]}") from error
-    else:
-        # Nothing preempts a private cluster of one machine, and nobody scrapes it.
-        for name in (
-            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER",
-            "RAY_TRAIN_METRICS_ENABLED",
-            "RAY_enable_metrics_collection",
-        ):
-            os.environ.setdefault(name, "0")
-        machine = Resources.of_this_machine(config)
-        if preloaded and preloads(machine):
-            from pipelines.cluster import early
-
-            modules = [*preloaded, *(preloaded_for_gpus if machine.total("GPU") else ())]
-            os.environ.setdefault(_PRELOADS, early.__name__)
-            os.environ[early.EARLY] = f"{_WAITING}:{','.join(modules)}"
-            waiting = _WAITING
-            os.environ.setdefault(*_KEPT)
-        with told_of_start(config), spent("ray"), _without_noise(), _own_ending():
-            _start_local(config, waiting)
-    try:
-        yield
-    finally:
-        if waiting is not None:
-            os.environ.pop(early.EARLY, None)
-        with spent("ray"):
-            ray.shutdown()
+            yield
+        finally:
+            with spent("ray"):
+                ray.shutdown()
 
 
-def preloads(machine: Resources) -> bool:
-    """Whether processes import what they will need before they are asked for anything.
-
-    Not where there are several GPUs. A process is told later which of them is its own, and no
-    library must have looked at them by then. None does today.
-    """
-    return machine.total("CPU") >= _SPARE_CPUS and machine.total("GPU") <= 1
+def starts_beside(machine: Resources) -> bool:
+    """Whether a Ray of our own starts while the command that needs it goes on."""
+    return machine.total("CPU") >= _SPARE_CPUS
 
 
 def check_session(config: RaySection) -> None:
@@ -224,10 +210,10 @@ def _says_nothing_of_endings(record: logging.LogRecord) -> bool:
     return "SIGTERM" not in record.getMessage()
 
 
-def _start_local(config: RaySection, waiting: int | None) -> None:
+def _start_local(config: RaySection, warm: str | None) -> None:
     import ray
 
-    with _few_processes(config.worker_logs, waiting):
+    with _few_processes(config.worker_logs, warm):
         ray.init(
             address="local",
             num_cpus=config.num_cpus,
@@ -240,7 +226,7 @@ def _start_local(config: RaySection, waiting: int | None) -> None:
 
 
 @contextlib.contextmanager
-def _few_processes(shows_logs: bool, waiting: int | None = None) -> Iterator[None]:
+def _few_processes(shows_logs: bool, warm: str | None = None) -> Iterator[None]:
     """Start a Ray of our own at once, and without processes that nobody asks for anything.
 
     One asks a cloud for machines, one reads workers' logs, which are rarely shown, and one counts
@@ -249,7 +235,7 @@ def _few_processes(shows_logs: bool, waiting: int | None = None) -> Iterator[Non
     option for any of it.
 
     Args:
-        waiting: how many processes wait for work from the start; one per CPU by default.
+        warm: the warm process whose forks are its workers.
     """
     from ray._private import node, parameter, services
 
@@ -269,7 +255,8 @@ def _few_processes(shows_logs: bool, waiting: int | None = None) -> Iterator[Non
         self._webui_url = ""
 
     def started(command: list[str], *given: Any, **named: Any) -> Any:
-        return start_process([with_waiting(part, waiting) for part in command], *given, **named)
+        command = [with_warm_workers(with_waiting(part, _WAITING), warm) for part in command]
+        return start_process(command, *given, **named)
 
     parameter.RayParams = chosen
     services.start_ray_process = started
@@ -281,12 +268,12 @@ def _few_processes(shows_logs: bool, waiting: int | None = None) -> Iterator[Non
         services.start_ray_process = start_process
 
 
-def with_waiting(argument: str, waiting: int | None) -> str:
+def with_waiting(argument: str, most: int) -> str:
     """An argument of the raylet's as it is, but for how many processes it starts at once."""
     name, _, value = argument.partition("=")
-    if waiting is None or name != "--num_prestart_python_workers":
+    if name != "--num_prestart_python_workers":
         return argument
-    return f"{name}={min(int(value), waiting)}"
+    return f"{name}={min(int(value), most)}"
 
 
 def free_port() -> int:

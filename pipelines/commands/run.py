@@ -14,8 +14,8 @@ from pipelines.cluster import (
     check_shared,
     cluster_address,
     known_resources,
-    preloads,
     ray_session,
+    starts_beside,
     wait_for_workers,
 )
 from pipelines.commands.stages import (
@@ -40,7 +40,6 @@ from pipelines.recipe import (
     write_yaml_beside,
 )
 from pipelines.storage import Beside, present, spent
-from pipelines.train import IMPORTED_EARLY, IMPORTED_EARLY_FOR_GPUS
 
 
 def run_stages(
@@ -230,9 +229,7 @@ class LazyRay:
 
     def __init__(self, recipe: Recipe, say: Say = print) -> None:
         self._recipe, self._say = recipe, say
-        self._session = ray_session(
-            recipe.ray, preloaded=IMPORTED_EARLY, preloaded_for_gpus=IMPORTED_EARLY_FOR_GPUS
-        )
+        self._session = ray_session(recipe.ray)
         self._started = False
         self._beside: Beside[None] | None = None
 
@@ -246,7 +243,7 @@ class LazyRay:
         what it has begun.
         """
         config = self._recipe.ray
-        if cluster_address(config) or not preloads(Resources.of_this_machine(config)):
+        if cluster_address(config) or not starts_beside(Resources.of_this_machine(config)):
             return
         with quick_imports():  # here: modules that import each other are imported by one thread
             import ray  # noqa: F401

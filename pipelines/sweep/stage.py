@@ -32,7 +32,6 @@ from pipelines.pairs import PREPARE, open_pairs
 from pipelines.recipe import STARTED, TRIAL, Recipe, Run, Say, Stage, StageRecord
 from pipelines.reference import REFERENCE, run_facts, usable_rows
 from pipelines.storage import RunStore, digest, present
-from pipelines.sweep.ahead import IMPORTED_BY_SWEEPS, Ahead
 from pipelines.sweep.definition import write_definition
 from pipelines.sweep.display import shown_trials
 from pipelines.sweep.results import publish_results, published_tables, read_trials
@@ -55,7 +54,6 @@ from pipelines.sweep.tune_state import (
     go_on,
 )
 from pipelines.train import (
-    IMPORTED_EARLY_FOR_GPUS,
     TRAIN,
     free_places_of_dead,
     require_validation,
@@ -98,18 +96,16 @@ def run_tune(sweep: Sweep, say: Say, quiet: bool = False, resume: bool = False) 
     first = sweep.recipe_at(sweep.sample_of_points()[0], sweep.run_dir)
     check_trials(sweep)
     with contextlib.ExitStack() as works:
-        with ray_session(first.ray, IMPORTED_BY_SWEEPS, IMPORTED_EARLY_FOR_GPUS):
+        with ray_session(first.ray):
             if cluster_address(first.ray):
                 wait_for_workers(first, say)
                 check_shared(first)
             share = share_of(sweep, Resources.now().machines)
-            ahead = Ahead(sweep.num_trials(), share.trials, first.train.num_workers)
             stores = SharedStores.of(sweep)
             record.begin()
             write_definition(sweep, store)
             works.enter_context(present(store, stage="tune", trials=sweep.num_trials()))
             started = time.monotonic()
-            ahead.first()
             runs = stores.make(say, quiet, partial(_check_kept, sweep))
             shared_seconds = time.monotonic() - started
             part = (
@@ -118,7 +114,7 @@ def run_tune(sweep: Sweep, say: Say, quiet: bool = False, resume: bool = False) 
             say(f"tune: {sweep.num_trials()} trials{part}, {share.trials} at a time")
             session = uuid.uuid4().hex[:12]
             with shown_trials(store, sweep.num_trials(), quiet):
-                trials = _run_trials(sweep, stores, share, session, say, resume, ahead)
+                trials = _run_trials(sweep, stores, share, session, say, resume)
             seconds = time.monotonic() - started
         message = missing_metric(sweep, session)
         if message is not None:
@@ -213,7 +209,6 @@ def _run_trials(
     session: str,
     say: Say,
     resume: bool,
-    ahead: Ahead,
 ) -> list[Trial]:
     from ray import tune
     from ray.tune.logger import JsonLoggerCallback
@@ -259,7 +254,7 @@ def _run_trials(
             storage_path=RunStore(f"{sweep.run_dir}/{RAY}").root,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
-            callbacks=[_follower(sweep, say), _freeing(), ahead.callback(), JsonLoggerCallback()],
+            callbacks=[_follower(sweep, say), _freeing(), JsonLoggerCallback()],
         ),
     )
     return _trials_of(sweep, interruptible(tuner.fit))

@@ -2,10 +2,6 @@ from .builders import build_objective as build_objective
 from .checkpoint import check_files as check_files
 from .facts import TrainingFacts as TrainingFacts
 from .follow import MetricsFollower as MetricsFollower
-from .imported_early import (
-    IMPORTED_EARLY as IMPORTED_EARLY,
-    IMPORTED_EARLY_FOR_GPUS as IMPORTED_EARLY_FOR_GPUS,
-)
 from .kept import drop_weights as drop_weights
 from .metrics import read_metrics as read_metrics
 from .model_card import CardFacts as CardFacts, model_card as model_card

@@ -1,0 +1,101 @@
+"""Workers of a Ray of our own that are forks of a warm process, which imports once what they do."""
+
+import contextlib
+import json
+import os
+import shlex
+import socket
+import struct
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.cluster.warm_process import MARK, ONE_THREAD
+
+# What workers import: most of their time to start. None imports Ray, or asks for devices.
+IMPORTED: tuple[str, ...] = (
+    "torch",
+    "torch._dynamo",
+    "pandas",
+    "pyarrow.parquet",
+    "pyarrow.dataset",
+    "pyarrow.fs",
+    "datasets",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "pipelines.reference.actor",
+    "pipelines.train.trainer",
+    "pipelines.train.worker",
+    "pipelines.evaluate.actor",
+)
+# And on a GPU, where layers or attention are compiled.
+IMPORTED_FOR_GPUS = ("torch._inductor.compile_fx",)
+_ROOM_FOR_TITLES = "a warm process; its forks become workers of Ray " + "-" * 300
+_END_SECONDS = 5.0
+_WORKERS = "--python_worker_command"
+
+
+@contextlib.contextmanager
+def warm_process(modules: Sequence[str]) -> Iterator[str | None]:
+    """A warm process for the duration of a block; gives its name, None where there is none.
+
+    Returns before it has imported anything.
+
+    Args:
+        modules: what it imports. None of them may import Ray or ask which devices there are.
+    """
+    if not modules or not sys.platform.startswith("linux"):
+        yield None
+        return
+    name = f"sparsepo-{uuid.uuid4().hex}"
+    lifeline, ours = os.pipe()
+    script = Path(__file__).with_name("warm_process.py")
+    arguments = [name, str(lifeline), ",".join(modules), _ROOM_FOR_TITLES]
+    process = subprocess.Popen(
+        [sys.executable, str(script), *arguments],
+        env={MARK: name, **os.environ, **ONE_THREAD},
+        pass_fds=(lifeline,),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    os.close(lifeline)
+    try:
+        yield name
+    finally:
+        os.close(ours)
+        try:
+            process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def with_warm_workers(argument: str, name: str | None) -> str:
+    """An argument of the raylet's as it is, but for the command that starts a Python worker."""
+    key, _, value = argument.partition("=")
+    if name is None or key != _WORKERS:
+        return argument
+    command = shlex.split(value)
+    worker = next(n for n, part in enumerate(command) if Path(part).name == "default_worker.py")
+    command[worker:worker] = [str(Path(__file__).with_name("warm_worker.py")), name]
+    return f"{key}={subprocess.list2cmdline(command)}"
+
+
+def told_by(name: str) -> dict[str, Any]:
+    """What the warm process of that name has done: forks, and refused, a count per reason.
+
+    Waits until it has imported everything.
+
+    Raises: ConnectionRefusedError if there is none.
+    """
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(f"\0{name}")
+        text = json.dumps({}).encode()
+        connection.sendall(struct.pack("!I", len(text)) + text)
+        with connection.makefile("r") as answer:
+            told: dict[str, Any] = json.load(answer)
+    return told

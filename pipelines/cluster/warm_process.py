@@ -1,0 +1,278 @@
+"""A warm process: what Ray's workers import is imported once, and each worker is a fork of it.
+
+    python warm_process.py NAME LIFELINE MODULE,MODULE,...
+
+It listens at the abstract socket NAME, which goes with it. `warm_worker.py` asks there, and gets a
+fork that has its environment, files, directory, limits and signals. All end when the other end of
+LIFELINE is closed, a descriptor.
+
+It never imports Ray: forks of a process that has would draw the same identifiers. It must have one
+thread, and must not have opened the GPUs, since Ray tells a worker later which is its own.
+"""
+
+import array
+import contextlib
+import ctypes
+import gc
+import importlib
+import json
+import os
+import random
+import resource
+import selectors
+import signal
+import socket
+import struct
+import sys
+import tempfile
+import types
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# Of a worker's environment: what no import looks at, or what Ray says to a process that runs.
+_FREE_PREFIX = "RAY_"
+_FREE = {"PWD", "OLDPWD", "SHLVL", "_", "SPT_NOENV", "CUDA_VISIBLE_DEVICES"}
+# No import may start a thread, which a fork would lack.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+# The first variable, right behind the arguments: Ray looks there for room for a process's title.
+MARK = "SPARSEPO_WARM_PROCESS"
+_NOT_INITIALIZED = 3  # CUDA_ERROR_NOT_INITIALIZED
+
+
+class Refused(Exception):
+    """Why a worker starts as always."""
+
+
+class WarmProcess:
+    """Has imported what workers import, and forks."""
+
+    def __init__(self, name: str, lifeline: int, modules: list[str]) -> None:
+        self._lifeline, self._is_fork = lifeline, False
+        self._forks: dict[int, socket.socket] = {}  # by a descriptor of the process
+        self._refused = Counter[str]()
+        self._count = 0
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.bind(f"\0{name}")
+        self._socket.listen(128)
+        self._environment = relevant(dict(os.environ))
+        self._import(modules)
+        self._drawing = [o for o in gc.get_objects() if issubclass(type(o), random.Random)]
+        gc.freeze()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._socket, selectors.EVENT_READ, self._take)
+        self._selector.register(lifeline, selectors.EVENT_READ, self._end)
+
+    def serve(self) -> Callable[[], None]:
+        """Returns in a fork: what it is to do."""
+        while True:
+            for key, _ in self._selector.select():
+                if (task := key.data()) is not None:
+                    return task  # type: ignore[no-any-return]
+
+    def _import(self, modules: list[str]) -> None:
+        gc.disable()
+        for name in modules:
+            try:
+                importlib.import_module(name)
+            except Exception as error:  # the worker that needs it says so
+                self._refused[f"cannot import {name}: {error}"] += 1
+        del sys.path[0]
+        self._unfit = unfit()
+
+    def _end(self) -> None:
+        for process in self._forks:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(process, signal.SIGKILL)
+        os._exit(0)
+
+    def _take(self) -> Callable[[], None] | None:
+        connection, _ = self._socket.accept()
+        files: list[int] = []
+        try:
+            request, files = _heard(connection)
+            if "argv" in request:
+                return self._fork(connection, request, files)
+            said = {"forks": self._count, "refused": dict(self._refused)}
+            connection.sendall(json.dumps(said).encode())
+        except (Refused, OSError, ValueError) as error:
+            if self._is_fork:
+                raise
+            self._refused[str(error)] += 1
+        finally:
+            if not self._is_fork:
+                for file in files:
+                    os.close(file)
+        connection.close()
+        return None
+
+    def _fork(
+        self, connection: socket.socket, request: dict[str, Any], files: list[int]
+    ) -> Callable[[], None] | None:
+        self._check(_peer(connection), request)
+        pid = os.fork()
+        if pid:
+            self._count += 1
+            process = os.pidfd_open(pid)
+            self._forks[process] = connection
+            self._selector.register(
+                process, selectors.EVENT_READ, lambda: self._has_ended(process, pid)
+            )
+            self._selector.register(
+                connection, selectors.EVENT_READ, lambda: self._is_forsaken(process)
+            )
+            return None
+        self._is_fork = True
+        for process, other in self._forks.items():
+            os.close(process)
+            other.close()
+        self._socket.close()
+        self._selector.close()
+        os.close(self._lifeline)
+        _become(request, files)
+        self._draw_anew()
+        connection.sendall(f"pid {os.getpid()}\n".encode())
+        connection.close()
+        return lambda: _main(request["argv"])
+
+    def _check(self, asking: int, request: dict[str, Any]) -> None:
+        if self._unfit:
+            raise Refused(self._unfit)
+        if request["executable"] != sys.executable:
+            raise Refused(f"another Python, {request['executable']}")
+        if Path("/proc/self/cgroup").read_text() != Path(f"/proc/{asking}/cgroup").read_text():
+            raise Refused("another cgroup")
+        its, own = relevant(request["environment"]), self._environment
+        if other := sorted(n for n in its.keys() | own.keys() if its.get(n) != own.get(n)):
+            raise Refused(f"another value of {', '.join(other)}")
+
+    def _is_forsaken(self, process: int) -> None:
+        """Who asked has ended: so does the fork."""
+        self._selector.unregister(self._forks[process])
+        signal.pidfd_send_signal(process, signal.SIGKILL)
+
+    def _has_ended(self, process: int, pid: int) -> None:
+        _, status = os.waitpid(pid, 0)
+        connection = self._forks.pop(process)
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(connection)
+        self._selector.unregister(process)
+        os.close(process)
+        with contextlib.suppress(OSError):
+            connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+        connection.close()
+
+    def _draw_anew(self) -> None:
+        """Random numbers of this fork's own, in all that has begun to draw some."""
+        for drawing in self._drawing:
+            drawing.seed()
+        if numpy := sys.modules.get("numpy"):
+            numpy.random.seed()
+        if torch := sys.modules.get("torch"):
+            torch.default_generator.seed()
+            if threads := os.environ.get("OMP_NUM_THREADS"):
+                torch.set_num_threads(int(threads))
+
+
+def unfit() -> str:
+    """Why no worker may be a fork of this process; empty where it may."""
+    if "ray" in sys.modules:
+        return "Ray has been imported"
+    if (threads := len(list(Path("/proc/self/task").iterdir()))) > 1:
+        return f"{threads} threads"
+    return "the GPUs have been opened" if has_opened_gpus() else ""
+
+
+def has_opened_gpus() -> bool:
+    """Whether something in this process has started the GPUs' driver.
+
+    The driver reads once which GPUs a process may use, and no fork can use what another opened. The
+    question itself starts nothing.
+    """
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return bool(driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) != _NOT_INITIALIZED)
+
+
+def relevant(environment: dict[str, str]) -> dict[str, str]:
+    """What of it an import may look at."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name not in {MARK, *_FREE, *ONE_THREAD} and not name.startswith(_FREE_PREFIX)
+    }
+
+
+def _heard(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """A question, and the files that came with it."""
+    files = array.array("i")
+    size, ancillary, _, _ = connection.recvmsg(4, socket.CMSG_LEN(4 * files.itemsize))
+    for _, kind, data in ancillary:
+        if kind == socket.SCM_RIGHTS:
+            files.frombytes(data)
+    if len(size) < 4:
+        raise ValueError("no question")
+    left, text = struct.unpack("!I", size)[0], bytearray()
+    while len(text) < left:
+        if not (more := connection.recv(left - len(text))):
+            raise ValueError("half a question")
+        text += more
+    return json.loads(text), list(files)
+
+
+def _peer(connection: socket.socket) -> int:
+    told = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, user, _ = struct.unpack("3i", told)
+    if not pid or user != os.geteuid():
+        raise Refused(f"another user, {user}")
+    return int(pid)
+
+
+def _become(request: dict[str, Any], files: list[int]) -> None:
+    """This process as the raylet would have started it, in a session of processes of its own."""
+    os.setsid()
+    for number, file in enumerate(files[:3]):
+        os.dup2(file, number)
+    os.fchdir(files[3])
+    for file in files:
+        os.close(file)
+    os.umask(request["umask"])
+    for name, limits in request["limits"].items():
+        resource.setrlimit(getattr(resource, name), limits)
+    os.setpriority(os.PRIO_PROCESS, 0, request["nice"])
+    os.sched_setaffinity(0, request["cpus"])
+    Path("/proc/self/oom_score_adj").write_text(request["oom"])
+    for number in request["ignored"]:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, request["blocked"])
+    wanted = {MARK: os.environ.get(MARK, ""), **request["environment"]}
+    for name in os.environ.keys() - wanted.keys():
+        del os.environ[name]
+    for name, value in wanted.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
+    tempfile.tempdir = None
+
+
+def _main(argv: list[str]) -> None:
+    """The script as Python would run it."""
+    importlib.invalidate_caches()
+    gc.enable()
+    sys.argv, sys.orig_argv = list(argv), [sys.executable, *argv]
+    sys.path.insert(0, str(Path(argv[0]).parent))
+    main = types.ModuleType("__main__")
+    main.__file__ = argv[0]
+    sys.modules["__main__"] = main
+    exec(compile(Path(argv[0]).read_bytes(), argv[0], "exec"), main.__dict__)
+
+
+def _serve(name: str, lifeline: str, modules: str) -> None:
+    sys.path[0] = str(Path(__file__).parents[2])  # of the packages; no worker has this folder
+    WarmProcess(name, int(lifeline), modules.split(",") if modules else []).serve()()
+
+
+if __name__ == "__main__":
+    _serve(*sys.argv[1:4])
