@@ -34,6 +34,7 @@ from pipelines.reference import REFERENCE, run_facts, usable_rows
 from pipelines.storage import RunStore, digest, present
 from pipelines.sweep.definition import write_definition
 from pipelines.sweep.display import shown_trials
+from pipelines.sweep.own_processes import in_own_processes
 from pipelines.sweep.results import publish_results, published_tables, read_trials
 from pipelines.sweep.shared_stores import SharedStores, trial_recipe
 from pipelines.sweep.space import ASHA, Sweep
@@ -114,6 +115,8 @@ def run_tune(sweep: Sweep, say: Say, quiet: bool = False, resume: bool = False) 
             say(f"tune: {sweep.num_trials()} trials{part}, {share.trials} at a time")
             session = uuid.uuid4().hex[:12]
             with shown_trials(store, sweep.num_trials(), quiet):
+                if cluster_address(first.ray) is None:
+                    works.enter_context(in_own_processes())
                 trials = _run_trials(sweep, stores, share, session, say, resume)
             seconds = time.monotonic() - started
         message = missing_metric(sweep, session)
