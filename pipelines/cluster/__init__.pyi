@@ -27,4 +27,3 @@ from .shared_paths import (
     local_paths as local_paths,
     require_seen as require_seen,
 )
-from .warm import told_by as told_by

@@ -20,7 +20,6 @@ IMPORTED: tuple[str, ...] = (
     "torch",
     "torch._dynamo",
     "pandas",
-    "pyarrow.parquet",
     "pyarrow.dataset",
     "pyarrow.fs",
     "datasets",
