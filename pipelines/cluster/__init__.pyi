@@ -27,3 +27,4 @@ from .shared_paths import (
     local_paths as local_paths,
     require_seen as require_seen,
 )
+from .waiting import start_waiting as start_waiting

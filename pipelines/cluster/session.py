@@ -15,12 +15,8 @@ from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
 from pipelines.cluster.resources import Resources
-from pipelines.cluster.warm import (
-    IMPORTED,
-    IMPORTED_FOR_GPUS,
-    warm_process,
-    with_warm_workers,
-)
+from pipelines.cluster.waiting import waits_with_imports
+from pipelines.cluster.warm import IMPORTED, warm_process, with_warm_workers
 from pipelines.errors import StageFailed, UserError
 from pipelines.models import TRUSTED_CODE, quick_imports
 from pipelines.recipe import RaySection
@@ -100,8 +96,9 @@ def ray_session(config: RaySection) -> Iterator[None]:
             ):
                 os.environ.setdefault(name, value)
             machine = Resources.of_this_machine(config)
-            modules = IMPORTED + (IMPORTED_FOR_GPUS if machine.total("GPU") else ())
-            warm = session.enter_context(warm_process(modules))
+            if starts_beside(machine):
+                waits_with_imports()
+            warm = session.enter_context(warm_process(IMPORTED))
             with told_of_start(config), spent("ray"), _without_noise(), _own_ending():
                 _start_local(config, warm)
         try:
@@ -112,7 +109,7 @@ def ray_session(config: RaySection) -> Iterator[None]:
 
 
 def starts_beside(machine: Resources) -> bool:
-    """Whether a Ray of our own starts while the command that needs it goes on."""
+    """Whether a Ray of our own, and processes of it, start beside what needs them."""
     return machine.total("CPU") >= _SPARE_CPUS
 
 

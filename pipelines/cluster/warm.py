@@ -15,8 +15,9 @@ from typing import Any
 
 from pipelines.cluster.warm_process import MARK, ONE_THREAD
 
-# What workers import: most of their time to start. None imports Ray, or asks for devices.
-IMPORTED: tuple[str, ...] = (
+# What workers import: most of their time to start. None imports Ray, or opens the GPUs as torch's
+# inductor does.
+IMPORTED = (
     "torch",
     "torch._dynamo",
     "pandas",
@@ -30,8 +31,6 @@ IMPORTED: tuple[str, ...] = (
     "pipelines.train.worker",
     "pipelines.evaluate.actor",
 )
-# And on a GPU, where layers or attention are compiled.
-IMPORTED_FOR_GPUS = ("torch._inductor.compile_fx",)
 _ROOM_FOR_TITLES = "a warm process; its forks become workers of Ray " + "-" * 300
 _END_SECONDS = 5.0
 _WORKERS = "--python_worker_command"

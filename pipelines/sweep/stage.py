@@ -32,6 +32,7 @@ from pipelines.pairs import PREPARE, open_pairs
 from pipelines.recipe import STARTED, TRIAL, Recipe, Run, Say, Stage, StageRecord
 from pipelines.reference import REFERENCE, run_facts, usable_rows
 from pipelines.storage import RunStore, digest, present
+from pipelines.sweep.ahead import Ahead
 from pipelines.sweep.definition import write_definition
 from pipelines.sweep.display import shown_trials
 from pipelines.sweep.own_processes import in_own_processes
@@ -102,11 +103,13 @@ def run_tune(sweep: Sweep, say: Say, quiet: bool = False, resume: bool = False) 
                 wait_for_workers(first, say)
                 check_shared(first)
             share = share_of(sweep, Resources.now().machines)
+            ahead = Ahead(sweep.num_trials(), share.trials, first.train.num_workers)
             stores = SharedStores.of(sweep)
             record.begin()
             write_definition(sweep, store)
             works.enter_context(present(store, stage="tune", trials=sweep.num_trials()))
             started = time.monotonic()
+            ahead.first()
             runs = stores.make(say, quiet, partial(_check_kept, sweep))
             shared_seconds = time.monotonic() - started
             part = (
@@ -117,7 +120,7 @@ def run_tune(sweep: Sweep, say: Say, quiet: bool = False, resume: bool = False) 
             with shown_trials(store, sweep.num_trials(), quiet):
                 if cluster_address(first.ray) is None:
                     works.enter_context(in_own_processes())
-                trials = _run_trials(sweep, stores, share, session, say, resume)
+                trials = _run_trials(sweep, stores, share, session, say, resume, ahead)
             seconds = time.monotonic() - started
         message = missing_metric(sweep, session)
         if message is not None:
@@ -212,6 +215,7 @@ def _run_trials(
     session: str,
     say: Say,
     resume: bool,
+    ahead: Ahead,
 ) -> list[Trial]:
     from ray import tune
     from ray.tune.logger import JsonLoggerCallback
@@ -257,7 +261,7 @@ def _run_trials(
             storage_path=RunStore(f"{sweep.run_dir}/{RAY}").root,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
-            callbacks=[_follower(sweep, say), _freeing(), JsonLoggerCallback()],
+            callbacks=[_follower(sweep, say), _freeing(), ahead.callback(), JsonLoggerCallback()],
         ),
     )
     return _trials_of(sweep, interruptible(tuner.fit))

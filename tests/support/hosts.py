@@ -199,7 +199,8 @@ class Hosts:
         self._options[number] = options
         self._starts[number] += 1
         command = [
-            str(Path(sys.executable).parent / "ray"), "start", "--block", "--disable-usage-stats",
+            sys.executable, str(Path(__file__).with_name("start_warm.py")),
+            "--block", "--disable-usage-stats",
             f"--node-ip-address={self.ip(number)}",
             f"--object-store-memory={128 * 2**20}", "--num-gpus=0",
             "--include-log-monitor=false", *options,
