@@ -9,7 +9,7 @@ import os
 
 from pipelines.models import quick_imports
 
-_PRELOADS = "RAY_preload_python_modules"  # which Ray gives to every process that it starts
+PRELOADS = "RAY_preload_python_modules"  # which Ray gives to every process that it starts
 # What a warm process may not have imported: Ray's parts that trials, controllers and workers need.
 _OF_RAY = ("ray.data", "ray.tune", "pipelines.train.lean_trainer")
 _KEPT_SECONDS = 24 * 3600  # of a process that nobody asks for anything
@@ -18,7 +18,7 @@ _ANSWER_SECONDS = 10.0
 
 def waits_with_imports() -> None:
     """Processes of the Ray that starts next import Ray's parts before they are asked for work."""
-    os.environ.setdefault(_PRELOADS, ",".join(_OF_RAY))
+    os.environ.setdefault(PRELOADS, ",".join(_OF_RAY))
 
 
 def start_waiting(count: int) -> None:
@@ -27,7 +27,7 @@ def start_waiting(count: int) -> None:
     Does nothing where none imports before it is asked for work. A Ray that does not answer starts
     them when they are needed.
     """
-    if _PRELOADS not in os.environ:
+    if PRELOADS not in os.environ:
         return
     with quick_imports():
         import grpc  # type: ignore[import-untyped]

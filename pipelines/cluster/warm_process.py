@@ -33,7 +33,8 @@ from typing import Any
 
 # Of a worker's environment: what no import looks at, or what Ray says to a process that runs.
 _FREE_PREFIX = "RAY_"
-_FREE = {"PWD", "OLDPWD", "SHLVL", "_", "SPT_NOENV", "CUDA_VISIBLE_DEVICES"}
+_FREE = {"PWD", "OLDPWD", "SHLVL", "_", "SPT_NOENV", "CUDA_VISIBLE_DEVICES", "PL_DISABLE_FORK"}
+_PATH = "PYTHONPATH"  # is looked at by itself
 # No import may start a thread, which a fork would lack.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
 # The first variable, right behind the arguments: Ray looks there for room for a process's title.
@@ -57,7 +58,11 @@ class WarmProcess:
         self._socket.bind(f"\0{name}")
         self._socket.listen(128)
         self._environment = relevant(dict(os.environ))
+        self._places = places(dict(os.environ))
         self._import(modules)
+        self._names = {name.partition(".")[0] for name in sys.modules}
+        files = (getattr(module, "__file__", None) for module in sys.modules.values())
+        self._files = [file for file in files if file]
         self._drawing = [o for o in gc.get_objects() if issubclass(type(o), random.Random)]
         gc.freeze()
         self._selector = selectors.DefaultSelector()
@@ -131,6 +136,8 @@ class WarmProcess:
         self._selector.close()
         os.close(self._lifeline)
         _become(request, files)
+        rest = [place for place in sys.path if place not in self._places]
+        sys.path[:] = [*places(request["environment"]), *rest]
         self._draw_anew()
         connection.sendall(f"pid {os.getpid()}\n".encode())
         connection.close()
@@ -146,6 +153,13 @@ class WarmProcess:
         its, own = relevant(request["environment"]), self._environment
         if other := sorted(n for n in its.keys() | own.keys() if its.get(n) != own.get(n)):
             raise Refused(f"another value of {', '.join(other)}")
+        its_places = places(request["environment"])
+        for place in its_places:
+            if place not in self._places and (hidden := self._names & names_in(place)):
+                raise Refused(f"{place} has modules of its own: {', '.join(sorted(hidden))}")
+        for place in self._places:
+            if place not in its_places and any(f.startswith(f"{place}/") for f in self._files):
+                raise Refused(f"modules of {place}, which is not on its path")
 
     def _is_forsaken(self, process: int) -> None:
         """Who asked has ended: so does the fork."""
@@ -202,8 +216,22 @@ def relevant(environment: dict[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in environment.items()
-        if name not in {MARK, *_FREE, *ONE_THREAD} and not name.startswith(_FREE_PREFIX)
+        if name not in {MARK, _PATH, *_FREE, *ONE_THREAD} and not name.startswith(_FREE_PREFIX)
     }
+
+
+def places(environment: dict[str, str]) -> list[str]:
+    """Of PYTHONPATH, as Python's `site` has them, each once."""
+    given = environment.get(_PATH, "").split(os.pathsep)
+    return list(dict.fromkeys(os.path.abspath(place) for place in given if place))  # noqa: PTH100
+
+
+def names_in(place: str) -> set[str]:
+    """What could be a module there."""
+    try:
+        return {found.name.partition(".")[0] for found in Path(place).iterdir()}
+    except OSError:  # a file, or not there
+        return set()
 
 
 def _heard(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:

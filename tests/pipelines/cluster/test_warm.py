@@ -84,6 +84,10 @@ def environment() -> dict[str, str]:
 @pytest.fixture(autouse=True)
 def _end_workers() -> Iterator[None]:
     yield
+    _end_all()
+
+
+def _end_all() -> None:
     for worker in STARTED:
         worker.ended()
     STARTED.clear()
@@ -165,6 +169,37 @@ def test_a_worker_that_an_import_could_see_is_no_fork(tmp_path: Path, name: str)
         assert other.said["pid"] == other.process.pid
         assert other.ended() == 3
     assert told_by(name)["refused"] == {"another value of PYTHONWARNINGS": 1}
+
+
+@pytest.mark.slow
+def test_a_worker_with_modules_of_its_own_is_no_fork(tmp_path: Path) -> None:
+    """By PYTHONPATH: one more module is none of its business, another one of that name or none is."""
+    for folder, module in (
+        ("more", "its_own"),
+        ("other", "imported_first"),
+        ("kept", "imported_first"),
+    ):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{module}.py").write_text("")
+    kept = str(tmp_path / "kept")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PYTHONPATH", kept)
+        with started(("numpy", "torch", "imported_first")) as found:
+            path = f"{tmp_path}/more{os.pathsep}{kept}"
+            more = Worker(tmp_path, "more.json", found, PYTHONPATH=path)
+            cold = Worker(tmp_path, "cold.json", None, PYTHONPATH=path)
+            other = Worker(tmp_path, "o.json", found, PYTHONPATH=f"{tmp_path}/other:{kept}")
+            without = Worker(tmp_path, "w.json", found, PYTHONPATH="")
+            refused = told_by(found)["refused"]
+            assert more.said["pid"] != more.process.pid and more.said["path"] == cold.said["path"]
+            assert [w.said["pid"] for w in (other, without)] == [
+                w.process.pid for w in (other, without)
+            ]
+            _end_all()
+    assert refused == {
+        f"{tmp_path}/other has modules of its own: imported_first": 1,
+        f"modules of {kept}, which is not on its path": 1,
+    }
 
 
 @pytest.mark.slow
