@@ -175,7 +175,6 @@ def test_a_worker_that_an_import_could_see_is_no_fork(tmp_path: Path, name: str)
 @pytest.mark.slow
 def test_a_worker_with_modules_of_its_own_is_no_fork(tmp_path: Path) -> None:
     """By PYTHONPATH: one more module is none of its business, another of that name or none is."""
-    ):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / f"{module}.py").write_text("")
     kept = str(tmp_path / "kept")
