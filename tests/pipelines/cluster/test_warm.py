@@ -175,6 +175,7 @@ def test_a_worker_that_an_import_could_see_is_no_fork(tmp_path: Path, name: str)
 @pytest.mark.slow
 def test_a_worker_with_modules_of_its_own_is_no_fork(tmp_path: Path) -> None:
     """By PYTHONPATH: one more module is none of its business, another of that name or none is."""
+    for folder, module in (("more", "its_own"), ("other", NAME), ("kept", NAME)):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / f"{module}.py").write_text("")
     kept = str(tmp_path / "kept")
