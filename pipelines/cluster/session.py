@@ -98,7 +98,8 @@ def ray_session(config: RaySection) -> Iterator[None]:
             machine = Resources.of_this_machine(config)
             if starts_beside(machine):
                 waits_with_imports()
-            warm = session.enter_context(warm_process(IMPORTED))
+            modules = IMPORTED if config.warm_workers else ()
+            warm = session.enter_context(warm_process(modules))
             with told_of_start(config), spent("ray"), _without_noise(), _own_ending():
                 _start_local(config, warm)
         try:

@@ -96,8 +96,10 @@ class WarmProcess:
         connection, _ = self._socket.accept()
         files: list[int] = []
         try:
+            asking = _peer(connection)
             request, files = _heard(connection)
             if "argv" in request:
+                self._check(asking, request)
                 return self._fork(connection, request, files)
             said = {"forks": self._count, "refused": dict(self._refused)}
             connection.sendall(json.dumps(said).encode())
@@ -115,7 +117,6 @@ class WarmProcess:
     def _fork(
         self, connection: socket.socket, request: dict[str, Any], files: list[int]
     ) -> Callable[[], None] | None:
-        self._check(_peer(connection), request)
         pid = os.fork()
         if pid:
             self._count += 1

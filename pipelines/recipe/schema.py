@@ -389,6 +389,8 @@ class RaySection(Section):
     are missing for fallback_after_s are asked for with it, and in turn without. num_cpus, num_gpus:
     of a local Ray, or of the machine that `plan` plans for; by default this machine's.
     fallback_after_s: seconds of missing them. temp_dir: where a local Ray keeps its files.
+    warm_workers: whether workers of a local Ray are forks of one process that has imported what
+    they need; else each imports it.
     """
 
     address: str | None = None
@@ -402,6 +404,7 @@ class RaySection(Section):
     fallback_after_s: int = Field(180, ge=1)
     temp_dir: ScratchDirectory | None = None
     worker_logs: bool = False
+    warm_workers: bool = True
 
 
 class Recipe(Section):
