@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from sparsepo.batching.layouts import TokenizedPair, packed_layout, padded_layout
@@ -181,6 +182,15 @@ def without_flex_attention(transformer: Any) -> Iterator[None]:
         transformer.set_attn_implementation("flex_attention")
 
 
+def plain_attention() -> contextlib.AbstractContextManager[Any]:
+    """Attention in torch's plain form, for a check's few tokens.
+
+    On a GPU the quick forms are loaded or built by their first call, some for every shape, in
+    hundreds of milliseconds.
+    """
+    return sdpa_kernel(SDPBackend.MATH)
+
+
 @torch.no_grad()
 def enable_packing(transformer: Any, longest: int | None = None) -> str | None:
     """Prepare a model for packed rows: FlexAttention where the model has it and sits on one GPU.
@@ -200,7 +210,7 @@ def enable_packing(transformer: Any, longest: int | None = None) -> str | None:
     pairs = _probe_pairs(transformer.config, distance)
     device = transformer.get_input_embeddings().weight.device
     states = []
-    with _short_window(transformer.config):
+    with _short_window(transformer.config), plain_attention():
         for inputs in (
             padded_layout(pairs),
             packed_layout(pairs, row_tokens=sum(pair.shared_width() for pair in pairs)),

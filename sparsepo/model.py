@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sparsepo.backbone import (
     backbone_of,
+    plain_attention,
     run_backbone,
     scored_rows,
     transformer_of,
@@ -99,8 +100,10 @@ def verify_head(causal_lm: Any) -> None:
         transformer.get_input_embeddings().weight.device
     )
     ids = rows.input_ids[:1, :4]
-    expected = transformer(input_ids=ids, use_cache=False).logits.float()
-    hidden = backbone_of(transformer)(input_ids=ids, use_cache=False).last_hidden_state
+    with plain_attention():
+        expected = transformer(input_ids=ids, use_cache=False).logits.float()
+        hidden = backbone_of(transformer)(input_ids=ids, use_cache=False).last_hidden_state
+        states = run_backbone(causal_lm, rows).last_hidden_state[:, :4]
     head = head_of(causal_lm)  # on another GPU than the inputs if the model is spread over several
     found = (
         head.logits(head_input(causal_lm, hidden).flatten(0, 1).to(head.weight.device))
@@ -117,7 +120,6 @@ def verify_head(causal_lm: Any) -> None:
             f"({', '.join(_SOFTCAPS)}) and scale ({', '.join((*_MULTIPLIED_BY, *_DIVIDED_BY))}): "
             "add its rule to head_of in sparsepo/model.py"
         )
-    states = run_backbone(causal_lm, rows).last_hidden_state[:, :4]
     # The median of a row: in low precision a token near a tie may go to another expert in another
     # batch.
     apart = (states - hidden).float().norm(dim=-1) / hidden.float().norm(dim=-1).clamp_min(1e-12)

@@ -188,6 +188,7 @@ def sampling_recipe(root: Path, seed: int, model: str) -> Recipe:
                 "seed": seed,
                 "generation": _GENERATION,
                 "batch_prompts": 120,
+                "num_actors": 2,
             },
             "ray": {"cpus_per_run": 2},
         }

@@ -43,7 +43,13 @@ def run_sample(
     prompts = first_prompts(coming, recipe.sample.seed, recipe.sample.max_prompts)
     if not prompts:
         raise coming.none()
-    pool = Pool("sample", recipe.ray, local_paths(recipe), lighter="lower sample.batch_prompts")
+    pool = Pool(
+        "sample",
+        recipe.ray,
+        local_paths(recipe),
+        recipe.sample.num_actors,
+        lighter="lower sample.num_actors or sample.batch_prompts",
+    )
     tasks = sampling_tasks(prompts, recipe.sample, pool_gpus(pool))
     record.begin()
     record.store.sweep_temporary()

@@ -233,7 +233,7 @@ class SampleSection(Section):
     """Candidates per prompt from `model.name_or_path`, scored, in the scored-candidates form.
 
     num_candidates: per prompt. max_prompts: the first ones. seed: of the samples. batch_prompts:
-    prompts per task.
+    prompts per task. num_actors: copies of the model; by default one per GPU, or per machine.
     """
 
     STAGE = "sample"
@@ -243,6 +243,7 @@ class SampleSection(Section):
     reward: RewardSection = VaderReward()
     seed: int = 0
     batch_prompts: int = of_stage(None, 64, ge=1)
+    num_actors: int | None = of_stage(None, None, ge=1)
 
 
 class Gate(Section):
