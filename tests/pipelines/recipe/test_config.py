@@ -333,7 +333,8 @@ NO_RESULT = {
     "evaluate.num_actors",
     "evaluate.code.num_runners", "evaluate.leaderboard.include_path",
     "evaluate.judge.api_key_env", "evaluate.judge.timeout_seconds", "evaluate.judge.max_tries",
-    "evaluate.judge.num_threads", "evaluate.judge.max_failed_fraction", "sample.batch_prompts", "sample.num_actors",
+    "evaluate.judge.num_threads", "evaluate.judge.max_failed_fraction", "sample.batch_prompts",
+    "sample.num_actors",
 }  # fmt: skip
 APART = ("run_dir", "model.", "schedule.", "paths.", "ray.", "sft.")
 
