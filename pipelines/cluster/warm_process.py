@@ -39,6 +39,7 @@ _PATH = "PYTHONPATH"  # is looked at by itself
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
 # The first variable, right behind the arguments: Ray looks there for room for a process's title.
 MARK = "SPARSEPO_WARM_PROCESS"
+_COULD_NOT_BEGIN = 125  # a fork's exit code
 _NOT_INITIALIZED = 3  # CUDA_ERROR_NOT_INITIALIZED
 
 
@@ -136,7 +137,10 @@ class WarmProcess:
         self._socket.close()
         self._selector.close()
         os.close(self._lifeline)
-        _become(request, files)
+        try:
+            _become(request, files)
+        except OSError:
+            os._exit(_COULD_NOT_BEGIN)
         rest = [place for place in sys.path if place not in self._places]
         sys.path[:] = [*places(request["environment"]), *rest]
         self._draw_anew()
@@ -169,6 +173,8 @@ class WarmProcess:
 
     def _has_ended(self, process: int, pid: int) -> None:
         _, status = os.waitpid(pid, 0)
+        if os.waitstatus_to_exitcode(status) == _COULD_NOT_BEGIN:
+            self._refused["a fork could not take what it was to have"] += 1
         connection = self._forks.pop(process)
         with contextlib.suppress(KeyError):
             self._selector.unregister(connection)

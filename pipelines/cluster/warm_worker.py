@@ -57,7 +57,7 @@ def wanted(argv: list[str]) -> dict[str, Any]:
             "executable": sys.executable,
             "environment": dict(os.environ),
             "umask": masked,
-            "ignored": [n for n in range(1, 65) if ignored >> (n - 1) & 1],
+            "ignored": [int(n) for n in signal.valid_signals() if ignored >> (n - 1) & 1],
             "blocked": [int(n) for n in signal.pthread_sigmask(signal.SIG_BLOCK, ())],
             "limits": {
                 name: resource.getrlimit(getattr(resource, name))
