@@ -15,7 +15,7 @@ from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
 from pipelines.cluster.resources import Resources
-from pipelines.cluster.waiting import waits_with_imports
+from pipelines.cluster.waiting import waiting_with_imports
 from pipelines.cluster.warm import IMPORTED, warm_process, with_warm_workers
 from pipelines.errors import StageFailed, UserError
 from pipelines.models import TRUSTED_CODE, quick_imports
@@ -97,7 +97,7 @@ def ray_session(config: RaySection) -> Iterator[None]:
                 os.environ.setdefault(name, value)
             machine = Resources.of_this_machine(config)
             if starts_beside(machine):
-                waits_with_imports()
+                session.enter_context(waiting_with_imports())
             modules = IMPORTED if config.warm_workers else ()
             warm = session.enter_context(warm_process(modules))
             with told_of_start(config), spent("ray"), _without_noise(), _own_ending():

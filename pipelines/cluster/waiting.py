@@ -6,6 +6,7 @@ actor needs it, which then waits for its imports.
 
 import contextlib
 import os
+from collections.abc import Iterator
 
 from pipelines.models import quick_imports
 
@@ -16,9 +17,16 @@ _KEPT_SECONDS = 24 * 3600  # of a process that nobody asks for anything
 _ANSWER_SECONDS = 10.0
 
 
-def waits_with_imports() -> None:
-    """Processes of the Ray that starts next import Ray's parts before they are asked for work."""
+@contextlib.contextmanager
+def waiting_with_imports() -> Iterator[None]:
+    """Processes of a Ray that starts in this block import Ray's parts before there is work."""
+    given = os.environ.get(PRELOADS)
     os.environ.setdefault(PRELOADS, ",".join(_OF_RAY))
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ[PRELOADS]
 
 
 def start_waiting(count: int) -> None:
