@@ -139,7 +139,7 @@ class WarmProcess:
         os.close(self._lifeline)
         try:
             _become(request, files)
-        except OSError:
+        except (OSError, ValueError):
             os._exit(_COULD_NOT_BEGIN)
         rest = [place for place in sys.path if place not in self._places]
         sys.path[:] = [*places(request["environment"]), *rest]
