@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from pipelines.cluster.resources import Resources
 from pipelines.cluster.waiting import waiting_with_imports
-from pipelines.cluster.warm import IMPORTED, warm_process, with_warm_workers
+from pipelines.cluster.warm import COMPILER, IMPORTED, warm_process, with_warm_workers
 from pipelines.errors import StageFailed, UserError
 from pipelines.models import TRUSTED_CODE, quick_imports
 from pipelines.recipe import RaySection
@@ -98,8 +98,8 @@ def ray_session(config: RaySection) -> Iterator[None]:
             machine = Resources.of_this_machine(config)
             if starts_beside(machine):
                 session.enter_context(waiting_with_imports())
-            modules = IMPORTED if config.warm_workers else ()
-            warm = session.enter_context(warm_process(modules))
+            modules = IMPORTED + COMPILER if machine.total("GPU") else IMPORTED
+            warm = session.enter_context(warm_process(modules if config.warm_workers else ()))
             with told_of_start(config), spent("ray"), _without_noise(), _own_ending():
                 _start_local(config, warm)
         try:

@@ -15,8 +15,7 @@ from typing import Any
 
 from pipelines.cluster.warm_process import MARK, ONE_THREAD
 
-# What workers import: most of their time to start. None imports Ray, or opens the GPUs as torch's
-# inductor does.
+# What workers import: most of their time to start. None imports Ray or opens the GPUs.
 IMPORTED = (
     "torch",
     "torch._dynamo",
@@ -31,6 +30,8 @@ IMPORTED = (
     "pipelines.train.worker",
     "pipelines.evaluate.actor",
 )
+# What compiled layers and FlexAttention need besides, which run on GPUs.
+COMPILER = ("pipelines.cluster.warm_compiler",)
 _ROOM_FOR_TITLES = "a warm process; its forks become workers of Ray " + "-" * 300
 _END_SECONDS = 5.0
 _WORKERS = "--python_worker_command"

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import importlib
 import json
 import os
 import platform
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from processes import wait_while_it_goes_on
 
 from pipelines.cluster import warm
@@ -296,3 +298,21 @@ def test_workers_of_a_ray_of_our_own_are_forks(ray_cluster: None) -> None:
     assert "warm_process.py" in ray.get(ray.remote(parent).remote())
     assert told_by(name)["forks"] >= max(1, before["forks"])
     assert not [why for why in told_by(name)["refused"] if "import" in why or "threads" in why]
+
+
+@pytest.mark.slow
+def test_the_compiler_is_imported_without_a_question_for_gpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Torch 2.11 asks as it is imported; whether later ones do, this shows."""
+
+    def opens() -> bool:
+        raise AssertionError("asked for GPUs, which opens their driver")
+
+    monkeypatch.setattr(torch.cuda, "is_available", opens)
+    for name in ("torch._inductor.runtime.benchmarking", *warm.COMPILER):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    for name in warm.COMPILER:
+        importlib.import_module(name)
+    assert torch.cuda.is_available is opens, "it is put back"
+    assert "torch._inductor.compile_fx" in sys.modules
