@@ -18,6 +18,7 @@ from .resources import Resources as Resources, Share as Share, local_cpus as loc
 from .session import (
     check_session as check_session,
     cluster_address as cluster_address,
+    imports_ahead as imports_ahead,
     interruptible as interruptible,
     ray_session as ray_session,
     starts_beside as starts_beside,

@@ -37,9 +37,31 @@ _LONGEST_SOCKET = "{}/session_2000-01-01_00-00-00_000000_{}/sockets/plasma_store
 _SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
 
 
+# The warm process that `imports_ahead` has started.
+_ahead: contextlib.AbstractContextManager[str | None] | None = None
+
+
 def cluster_address(config: RaySection) -> str | None:
     """Address of the running cluster that a command uses; None for its own Ray on this machine."""
     return config.address or os.environ.get("RAY_ADDRESS")
+
+
+@contextlib.contextmanager
+def imports_ahead(config: RaySection) -> Iterator[None]:
+    """What workers of a Ray of our own import is imported from here on; sessions of this block find
+    it done. For a command with work of its own before its session, and one session at a time.
+    """
+    global _ahead
+    if cluster_address(config):
+        yield
+        return
+    _set_variables()
+    with _warm_process(config) as name:
+        _ahead = contextlib.nullcontext(name)
+        try:
+            yield
+        finally:
+            _ahead = None
 
 
 @contextlib.contextmanager
@@ -49,21 +71,7 @@ def ray_session(config: RaySection) -> Iterator[None]:
     Raises: UserError for a ray.address that does not answer or refuses the token, or a ray.temp_dir
         that Ray cannot use.
     """
-    # Quieter and quicker local sessions; a user's own settings win.
-    for name, value in (
-        ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2"),
-        ("RAY_AIR_NEW_OUTPUT", "0"),
-        ("RAY_WARN_BLOCKING_GET_INSIDE_ASYNC", "0"),
-        ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1"),
-        ("TOKENIZERS_PARALLELISM", "false"),
-        ("RAY_BACKEND_LOG_LEVEL", "fatal"),
-        ("RAY_worker_maximum_startup_concurrency", "16"),
-        # Threads that wait sleep: spinning, they would keep others of this machine from working.
-        ("OMP_WAIT_POLICY", "PASSIVE"),
-        # Look for new log files twice a second instead of ten times.
-        ("RAY_LOG_MONITOR_MANY_FILES_THRESHOLD", "0"),
-    ):
-        os.environ.setdefault(name, value)
+    _set_variables()
     with quick_imports():
         import ray
 
@@ -95,11 +103,9 @@ def ray_session(config: RaySection) -> Iterator[None]:
                 _KEPT,
             ):
                 os.environ.setdefault(name, value)
-            machine = Resources.of_this_machine(config)
-            if starts_beside(machine):
+            if starts_beside(Resources.of_this_machine(config)):
                 session.enter_context(waiting_with_imports())
-            modules = IMPORTED + COMPILER if machine.total("GPU") else IMPORTED
-            warm = session.enter_context(warm_process(modules if config.warm_workers else ()))
+            warm = session.enter_context(_ahead or _warm_process(config))
             with told_of_start(config), spent("ray"), _without_noise(), _own_ending():
                 _start_local(config, warm)
         try:
@@ -107,6 +113,30 @@ def ray_session(config: RaySection) -> Iterator[None]:
         finally:
             with spent("ray"):
                 ray.shutdown()
+
+
+def _set_variables() -> None:
+    """Quieter and quicker local sessions; a user's own settings win."""
+    for name, value in (
+        ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2"),
+        ("RAY_AIR_NEW_OUTPUT", "0"),
+        ("RAY_WARN_BLOCKING_GET_INSIDE_ASYNC", "0"),
+        ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1"),
+        ("TOKENIZERS_PARALLELISM", "false"),
+        ("RAY_BACKEND_LOG_LEVEL", "fatal"),
+        ("RAY_worker_maximum_startup_concurrency", "16"),
+        # Threads that wait sleep: spinning, they would keep others of this machine from working.
+        ("OMP_WAIT_POLICY", "PASSIVE"),
+        # Look for new log files twice a second instead of ten times.
+        ("RAY_LOG_MONITOR_MANY_FILES_THRESHOLD", "0"),
+    ):
+        os.environ.setdefault(name, value)
+
+
+def _warm_process(config: RaySection) -> contextlib.AbstractContextManager[str | None]:
+    has_gpus = Resources.of_this_machine(config).total("GPU")
+    modules = IMPORTED + COMPILER if has_gpus else IMPORTED
+    return warm_process(modules if config.warm_workers else ())
 
 
 def starts_beside(machine: Resources) -> bool:

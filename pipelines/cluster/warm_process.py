@@ -61,6 +61,7 @@ class WarmProcess:
         self._environment = relevant(dict(os.environ))
         self._places = places(dict(os.environ))
         self._import(modules)
+        self._left = relevant(dict(os.environ))
         self._names = {name.partition(".")[0] for name in sys.modules}
         files = (getattr(module, "__file__", None) for module in sys.modules.values())
         self._files = [file for file in files if file]
@@ -155,8 +156,10 @@ class WarmProcess:
             raise Refused(f"another Python, {request['executable']}")
         if Path("/proc/self/cgroup").read_text() != Path(f"/proc/{asking}/cgroup").read_text():
             raise Refused("another cgroup")
-        its, own = relevant(request["environment"]), self._environment
-        if other := sorted(n for n in its.keys() | own.keys() if its.get(n) != own.get(n)):
+        its, own, left = relevant(request["environment"]), self._environment, self._left
+        # What an import sets if it is not set may be set already.
+        names = its.keys() | own.keys()
+        if other := sorted(n for n in names if its.get(n) not in (own.get(n), left.get(n))):
             raise Refused(f"another value of {', '.join(other)}")
         its_places = places(request["environment"])
         for place in its_places:

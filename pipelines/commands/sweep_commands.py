@@ -42,6 +42,10 @@ def quickstart(
     quiet: Quiet = False,
 ) -> None:
     """Every stage on a small world made on the spot: no network, no GPU, under three minutes."""
-    from pipelines.commands.quickstart import run_quickstart
+    from pipelines.cluster import imports_ahead
+    from pipelines.recipe import RaySection
 
-    print(f"report: {run_quickstart(overrides or [], saying(quiet), quiet)}")
+    with imports_ahead(RaySection(num_gpus=0)):
+        from pipelines.commands.quickstart import run_quickstart
+
+        print(f"report: {run_quickstart(overrides or [], saying(quiet), quiet)}")

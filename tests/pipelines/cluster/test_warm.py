@@ -186,16 +186,19 @@ def test_a_worker_that_an_import_could_see_is_no_fork(tmp_path: Path, name: str)
 
 @pytest.mark.slow
 def test_a_worker_with_modules_of_its_own_is_no_fork(tmp_path: Path) -> None:
-    """By PYTHONPATH: one more module is none of its business, another of that name or none is."""
+    """By PYTHONPATH: one more module is none of its business, another of that name or none is.
+
+    A variable that an import sets may be set to that.
+    """
     for folder, module in (("more", "its_own"), ("other", NAME), ("kept", NAME)):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / f"{module}.py").write_text("")
+        (tmp_path / folder / f"{module}.py").write_text("import os\nos.environ['IMPORTED'] = 'so'")
     kept = str(tmp_path / "kept")
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("PYTHONPATH", kept)
         with started(("numpy", "torch", "imported_first")) as found:
             path = f"{tmp_path}/more{os.pathsep}{kept}"
-            more = Worker(tmp_path, "more.json", found, PYTHONPATH=path)
+            more = Worker(tmp_path, "more.json", found, PYTHONPATH=path, IMPORTED="so")
             cold = Worker(tmp_path, "cold.json", None, PYTHONPATH=path)
             other = Worker(tmp_path, "o.json", found, PYTHONPATH=f"{tmp_path}/other:{kept}")
             without = Worker(tmp_path, "w.json", found, PYTHONPATH="")
