@@ -49,10 +49,13 @@ def cluster_address(config: RaySection) -> str | None:
 @contextlib.contextmanager
 def imports_ahead(config: RaySection) -> Iterator[None]:
     """What workers of a Ray of our own import is imported from here on; sessions of this block find
-    it done. For a command with work of its own before its session, and one session at a time.
+    it done. One session at a time.
+
+    For a command that is to import torch for its own work. One that has it takes no time worth it
+    before its session: there nothing is done.
     """
     global _ahead
-    if cluster_address(config):
+    if cluster_address(config) or _ahead is not None or "torch" in sys.modules:
         yield
         return
     _set_variables()

@@ -66,6 +66,7 @@ def warm_process(modules: Sequence[str]) -> Iterator[str | None]:
     try:
         yield name
     finally:
+        process.terminate()  # at once, if it still imports
         os.close(ours)
         try:
             process.wait(_END_SECONDS)

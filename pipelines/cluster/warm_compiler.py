@@ -4,6 +4,7 @@ Inductor of torch 2.11 asks whether there are GPUs as it is imported, which open
 without, by NVML, starts a thread. This module is imported where there are some, and says so.
 """
 
+import contextlib
 import importlib
 
 import torch
@@ -22,3 +23,12 @@ try:
 finally:
     torch.cuda.is_available = _asked
 importlib.import_module("torch._inductor.compile_fx")
+# What a first compilation does besides: an import, and sums of the compilers' own files.
+with contextlib.suppress(ImportError):
+    importlib.import_module("torch.distributed.tensor.experimental._attention")
+for module, name in (
+    ("torch._inductor.codecache", "torch_key"),
+    ("triton.runtime.cache", "triton_key"),
+):
+    with contextlib.suppress(ImportError, AttributeError):
+        getattr(importlib.import_module(module), name)()

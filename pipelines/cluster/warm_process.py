@@ -4,7 +4,7 @@
 
 It listens at the abstract socket NAME, which goes with it. `warm_worker.py` asks there, and gets a
 fork that has its environment, files, directory, limits and signals. All end when the other end of
-LIFELINE is closed, a descriptor.
+LIFELINE is closed, a descriptor. SIGTERM ends it as long as it imports.
 
 It never imports Ray: forks of a process that has would draw the same identifiers. It must have one
 thread, and must not have opened the GPUs, since Ray tells a worker later which is its own.
@@ -61,6 +61,7 @@ class WarmProcess:
         self._environment = relevant(dict(os.environ))
         self._places = places(dict(os.environ))
         self._import(modules)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from here on its forks end before it
         self._left = relevant(dict(os.environ))
         self._names = {name.partition(".")[0] for name in sys.modules}
         files = (getattr(module, "__file__", None) for module in sys.modules.values())
@@ -74,9 +75,10 @@ class WarmProcess:
     def serve(self) -> Callable[[], None]:
         """Returns in a fork: what it is to do."""
         while True:
-            for key, _ in self._selector.select():
-                if (task := key.data()) is not None:
-                    return task  # type: ignore[no-any-return]
+            # One event at a time: it may end what another of the same moment is about.
+            key, _ = self._selector.select()[0]
+            if (task := key.data()) is not None:
+                return task  # type: ignore[no-any-return]
 
     def _import(self, modules: list[str]) -> None:
         gc.disable()
@@ -283,6 +285,7 @@ def _become(request: dict[str, Any], files: list[int]) -> None:
     os.setpriority(os.PRIO_PROCESS, 0, request["nice"])
     os.sched_setaffinity(0, request["cpus"])
     Path("/proc/self/oom_score_adj").write_text(request["oom"])
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for number in request["ignored"]:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, request["blocked"])

@@ -5,7 +5,7 @@ It skips every stage whose output already matches.
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 from pipelines.cluster import (
@@ -13,6 +13,7 @@ from pipelines.cluster import (
     check_session,
     check_shared,
     cluster_address,
+    imports_ahead,
     known_resources,
     ray_session,
     starts_beside,
@@ -77,7 +78,7 @@ def _run_stages(
     ray = LazyRay(recipe, say)
     with ray as start_ray:
         if _has_work_for_ray(recipe, stages):
-            ray.start_beside()
+            ray.begin()
         with spent("checks"):
             run = settled(recipe, start_ray)
             check_before(run, stages)
@@ -232,18 +233,22 @@ class LazyRay:
         self._session = ray_session(recipe.ray)
         self._started = False
         self._beside: Beside[None] | None = None
+        self._ahead = ExitStack()
 
     def __enter__(self) -> Callable[[], None]:
         return self._start
 
-    def start_beside(self) -> None:
-        """Begin to start it in a thread, where it is a Ray of this machine that has CPUs to spare.
+    def begin(self) -> None:
+        """What of a Ray of this machine can begin before it is called for; the command goes on.
 
-        The command goes on meanwhile. A command that is refused then waits for the start, to end
-        what it has begun.
+        It starts in a thread where there are CPUs to spare; a command that is refused then waits
+        for the start, to end what it has begun. Elsewhere its workers' imports begin.
         """
         config = self._recipe.ray
-        if cluster_address(config) or not starts_beside(Resources.of_this_machine(config)):
+        if cluster_address(config):
+            return
+        if not starts_beside(Resources.of_this_machine(config)):
+            self._ahead.enter_context(imports_ahead(config))
             return
         with quick_imports():  # here: modules that import each other are imported by one thread
             import ray  # noqa: F401
@@ -265,10 +270,11 @@ class LazyRay:
                 check_shared(self._recipe)
 
     def __exit__(self, *error: Any) -> None:
-        if self._beside is not None:
-            self._beside.leave()
-        elif self._started:
-            self._session.__exit__(*error)
+        with self._ahead:
+            if self._beside is not None:
+                self._beside.leave()
+            elif self._started:
+                self._session.__exit__(*error)
 
 
 def _require_earlier(run: Run, stage: Stage[Any]) -> None:

@@ -3,15 +3,18 @@
 import ctypes
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipelines.cluster.resources import Resources
 from pipelines.cluster.session import (
     _own_ending,
     check_session,
+    imports_ahead,
     starts_beside,
     told_of_start,
     with_waiting,
@@ -120,3 +123,22 @@ def test_what_sigterm_does_outlives_the_start_of_ray(thread: str) -> None:
     finally:
         signal.signal(signal.SIGTERM, before)
     assert ended == [signal.SIGTERM]
+
+
+def test_workers_imports_begin_where_the_command_is_still_to_import(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once, and not beside a cluster; they end with the block, at once."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    own = psutil.Process()
+    before = set(own.children())
+    with imports_ahead(RaySection()):
+        assert set(own.children()) == before, "torch is here"
+    monkeypatch.delitem(sys.modules, "torch")
+    for config in (RaySection(address="auto"), RaySection(warm_workers=False)):
+        with imports_ahead(config):
+            assert set(own.children()) == before
+    with imports_ahead(RaySection()), imports_ahead(RaySection()):
+        (begun,) = set(own.children()) - before
+        assert "warm_process.py" in " ".join(begun.cmdline())
+    assert not begun.is_running()

@@ -169,6 +169,17 @@ def test_the_one_ends_with_the_other(tmp_path: Path, name: str) -> None:
     asked = Worker(tmp_path, "asked", name)
     asked.process.terminate()
     assert asked.process.wait(60) == 7, "it ends in its own way"
+    both = Worker(tmp_path, "both", name)
+    fork = psutil.Process(both.said["pid"])
+    parent = fork.parent()
+    assert parent is not None
+    parent.suspend()
+    fork.kill()
+    wait_while_it_goes_on(lambda: fork.status() == psutil.STATUS_ZOMBIE, lambda: None)
+    both.process.kill()
+    both.process.wait(60)
+    parent.resume()
+    assert told_by(name)["forks"], "the ends of both, seen at once, end nothing else"
 
 
 @pytest.mark.slow
@@ -319,3 +330,18 @@ def test_the_compiler_is_imported_without_a_question_for_gpus(
         importlib.import_module(name)
     assert torch.cuda.is_available is opens, "it is put back"
     assert "torch._inductor.compile_fx" in sys.modules
+
+
+def test_a_warm_process_ends_in_the_middle_of_its_imports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command that is refused does not wait for them."""
+    begun, done = tmp_path / "begun", tmp_path / "done"
+    (tmp_path / f"{NAME}.py").write_text(
+        "import pathlib, time\n"
+        f"pathlib.Path({str(begun)!r}).touch()\ntime.sleep(3)\npathlib.Path({str(done)!r}).touch()"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with warm_process((NAME,)):
+        wait_while_it_goes_on(begun.exists, time.monotonic, 0.01)
+    assert not done.exists()
