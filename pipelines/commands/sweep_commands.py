@@ -21,9 +21,15 @@ def tune(
     shard: ShardOption = None,
 ) -> None:
     """Search any config key with Ray Tune; the reference is scored once."""
-    from pipelines.sweep import load_sweep, run_tune
+    from pipelines.cluster import imports_ahead
+    from pipelines.sweep import load_sweep
 
-    print(run_tune(load_sweep(sweep, overrides or (), shard), saying(quiet), quiet, resume))
+    found = load_sweep(sweep, overrides or (), shard)
+    first = found.recipe_at(found.sample_of_points()[0], found.run_dir)
+    with imports_ahead(first.ray):
+        from pipelines.sweep import run_tune
+
+        print(run_tune(found, saying(quiet), quiet, resume))
 
 
 def merge(

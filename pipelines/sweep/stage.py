@@ -22,7 +22,6 @@ from pipelines.cluster import (
     check_shared,
     cluster_address,
     failure_of,
-    imports_ahead,
     interruptible,
     ray_session,
     wait_for_workers,
@@ -97,9 +96,8 @@ def run_tune(sweep: Sweep, say: Say, quiet: bool = False, resume: bool = False) 
                 "or choose another run_dir"
             )
     first = sweep.recipe_at(sweep.sample_of_points()[0], sweep.run_dir)
+    check_trials(sweep)
     with contextlib.ExitStack() as works:
-        works.enter_context(imports_ahead(first.ray))
-        check_trials(sweep)
         with ray_session(first.ray):
             if cluster_address(first.ray):
                 wait_for_workers(first, say)
