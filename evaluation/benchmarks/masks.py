@@ -130,12 +130,16 @@ def mask_ranks(records: Sequence[dict[str, Any]], samples: int, seed: int) -> di
     """
     result: dict[str, Any] = {}
     prompts = [r["prompt_hash"] for r in records for _ in r["token_kl"]]
+    kl = _flat(records, "token_kl")
+    known: list[tuple[Any, dict[str, Any]]] = []
     for name in MASKS:
-        weights, kl = _flat(records, name), _flat(records, "token_kl")
+        weights = _flat(records, name)
         if np.ptp(weights) and np.ptp(kl):
-            result[f"{name}/token_kl_correlation"] = rank_correlation_interval(
-                weights, kl, prompts, samples, seed
-            ).as_dict()
+            # One mask may weigh both; its thousands of draws are made once.
+            same = next((told for seen, told in known if np.array_equal(seen, weights)), None)
+            told = same or rank_correlation_interval(weights, kl, prompts, samples, seed).as_dict()
+            known.append((weights, told))
+            result[f"{name}/token_kl_correlation"] = told
     if records[0]["is_key"] is not None:
         result["auc/chance"] = 0.5
         rng = np.random.default_rng(seed)
