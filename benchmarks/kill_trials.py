@@ -14,6 +14,7 @@ difference: the largest of any tensor, relative to the tensor's largest value.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -275,6 +276,7 @@ def main() -> None:
     import ray
     from ray.cluster_utils import Cluster
 
+    from pipelines.cluster.warm import IMPORTED, warm_process, warm_raylets
     from pipelines.commands.run import run_stages
     from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
     from pipelines.recipe.files import load_recipe
@@ -294,6 +296,8 @@ def main() -> None:
     ]
     if not (options.work / "model").exists():
         write_world(options.work)
+    works = contextlib.ExitStack()
+    works.enter_context(warm_raylets(works.enter_context(warm_process(IMPORTED))))
     # Another Ray on this machine may have the usual port.
     cluster = Cluster(
         initialize_head=True,
@@ -326,6 +330,7 @@ def main() -> None:
     finally:
         ray.shutdown()
         cluster.shutdown()
+        works.close()
     print(json.dumps({"benchmark": "kill_trials", "steps": STEPS, "trials": results}))
 
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from pipelines.cluster.resources import Resources
 from pipelines.cluster.waiting import waiting_with_imports
-from pipelines.cluster.warm import COMPILER, IMPORTED, warm_process, with_warm_workers
+from pipelines.cluster.warm import COMPILER, IMPORTED, warm_process, warm_raylets
 from pipelines.errors import StageFailed, UserError
 from pipelines.models import TRUSTED_CODE, quick_imports
 from pipelines.recipe import RaySection
@@ -244,7 +244,7 @@ def _says_nothing_of_endings(record: logging.LogRecord) -> bool:
 def _start_local(config: RaySection, warm: str | None) -> None:
     import ray
 
-    with _few_processes(config.worker_logs, warm):
+    with warm_raylets(warm), _few_processes(config.worker_logs):
         ray.init(
             address="local",
             num_cpus=config.num_cpus,
@@ -257,16 +257,13 @@ def _start_local(config: RaySection, warm: str | None) -> None:
 
 
 @contextlib.contextmanager
-def _few_processes(shows_logs: bool, warm: str | None = None) -> Iterator[None]:
+def _few_processes(shows_logs: bool) -> Iterator[None]:
     """Start a Ray of our own at once, and without processes that nobody asks for anything.
 
     One asks a cloud for machines, one reads workers' logs, which are rarely shown, and one counts
     Ray's users in place of a dashboard. The agent of the node takes any free port: it would try one
     port only, for four seconds, where another Ray of this machine has that. `ray.init` has no
     option for any of it.
-
-    Args:
-        warm: the warm process whose forks are its workers.
     """
     from ray._private import node, parameter, services
 
@@ -286,8 +283,7 @@ def _few_processes(shows_logs: bool, warm: str | None = None) -> Iterator[None]:
         self._webui_url = ""
 
     def started(command: list[str], *given: Any, **named: Any) -> Any:
-        command = [with_warm_workers(with_waiting(part, _WAITING), warm) for part in command]
-        return start_process(command, *given, **named)
+        return start_process([with_waiting(part, _WAITING) for part in command], *given, **named)
 
     parameter.RayParams = chosen
     services.start_ray_process = started

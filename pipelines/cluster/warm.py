@@ -74,6 +74,27 @@ def warm_process(modules: Sequence[str]) -> Iterator[str | None]:
             process.kill()
 
 
+@contextlib.contextmanager
+def warm_raylets(name: str | None) -> Iterator[None]:
+    """Ray's raylets that this process starts in the block have workers that are forks.
+
+    Args:
+        name: of the warm process; None leaves Ray as it is.
+    """
+    from ray._private import services
+
+    start_process = services.start_ray_process
+
+    def started(command: list[str], *given: Any, **named: Any) -> Any:
+        return start_process([with_warm_workers(part, name) for part in command], *given, **named)
+
+    services.start_ray_process = started
+    try:
+        yield
+    finally:
+        services.start_ray_process = start_process
+
+
 def with_warm_workers(argument: str, name: str | None) -> str:
     """An argument of the raylet's as it is, but for the command that starts a Python worker."""
     key, _, value = argument.partition("=")

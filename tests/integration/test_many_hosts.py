@@ -39,7 +39,7 @@ from pipelines.storage.store import RunStore
 
 pytestmark = pytest.mark.slow
 BUCKET = "s3://bucket"
-SHARDS, STEPS = 36, 32
+SHARDS, STEPS = 36, 16
 LOOKS_SECONDS = 0.2  # between questions to the object store, which is in this process
 
 

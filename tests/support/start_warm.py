@@ -2,23 +2,18 @@
 
     python start_warm.py OPTION...
 
-The packages are not among what it has imported: a job may bring its own.
+The packages are not among what it has imported: a job may bring its own. A head has no CPUs, so
+that few workers start there: it does without.
 """
 
 import sys
 
-from ray._private import services
 from ray.scripts.scripts import cli
 
-from pipelines.cluster.warm import IMPORTED, warm_process, with_warm_workers
+from pipelines.cluster.warm import IMPORTED, warm_process, warm_raylets
 
 if __name__ == "__main__":
-    start_process = services.start_ray_process
-    libraries = [name for name in IMPORTED if not name.startswith("pipelines.")]
-    with warm_process(libraries) as name:
-
-        def started(command: list[str], *given: object, **named: object) -> object:
-            return start_process([with_warm_workers(p, name) for p in command], *given, **named)
-
-        services.start_ray_process = started
+    is_head = "--head" in sys.argv
+    libraries = [name for name in IMPORTED if not name.startswith("pipelines.") and not is_head]
+    with warm_process(libraries) as name, warm_raylets(name):
         cli(["start", *sys.argv[1:]])
