@@ -123,11 +123,15 @@ def pairs_file(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, st
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """One local Ray with two CPUs for all tests of the session."""
+def ray_cluster(request: pytest.FixtureRequest) -> Iterator[None]:
+    """One local Ray with two CPUs for all tests of the session.
+
+    Actors that import torch are slow tests' alone: without these it has no warm process.
+    """
     from pipelines.cluster.session import ray_session
 
-    with ray_session(RaySection(num_cpus=2)):
+    has_slow = any(item.get_closest_marker("slow") for item in request.session.items)
+    with ray_session(RaySection(num_cpus=2, warm_workers=has_slow)):
         yield
 
 
