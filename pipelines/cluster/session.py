@@ -36,9 +36,8 @@ _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted 
 _LONGEST_SOCKET = "{}/session_2000-01-01_00-00-00_000000_{}/sockets/plasma_store"
 _SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
 
-
-# The warm process that `imports_ahead` has started.
-_ahead: contextlib.AbstractContextManager[str | None] | None = None
+# The warm process of `imports_ahead`.
+_ahead: str | None = None
 
 
 def cluster_address(config: RaySection) -> str | None:
@@ -59,8 +58,7 @@ def imports_ahead(config: RaySection) -> Iterator[None]:
         yield
         return
     _set_variables()
-    with _warm_process(config) as name:
-        _ahead = contextlib.nullcontext(name)
+    with _warm_process(config) as _ahead:
         try:
             yield
         finally:
@@ -108,7 +106,7 @@ def ray_session(config: RaySection) -> Iterator[None]:
                 os.environ.setdefault(name, value)
             if starts_beside(Resources.of_this_machine(config)):
                 session.enter_context(waiting_with_imports())
-            warm = session.enter_context(_ahead or _warm_process(config))
+            warm = _ahead or session.enter_context(_warm_process(config))
             with told_of_start(config), spent("ray"), _without_noise(), _own_ending():
                 _start_local(config, warm)
         try:

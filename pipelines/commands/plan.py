@@ -92,8 +92,8 @@ def plan_sweep(sweep: Sweep, tflops: float | None = None, name: str = "sweep") -
     rate = tflops or sustained_tflops(device_kind())
     stages = RUN if sweep.evaluates() else (PREPARE, REFERENCE, TRAIN)
     points, seeds = sweep.sample_of_points(), max(1, len(sweep.seeds))
-    first = points[0]
-    resources = known_resources(sweep.recipe_at(first, sweep.run_dir))
+    first = sweep.first_recipe()
+    resources = known_resources(first)
     at_once = sweep.max_concurrent_trials or sweep.num_trials()
     cores = float(local_cpus())
     if resources is not None:
@@ -136,8 +136,7 @@ def plan_sweep(sweep: Sweep, tflops: float | None = None, name: str = "sweep") -
         "memory_gib": max(trial["memory_gib"] for trial in trials),
     }
     shared_seconds = sum(store["seconds"] for store in shared)
-    recipe = sweep.recipe_at(first, sweep.run_dir)
-    is_settled = cluster_address(recipe.ray) is None
+    is_settled = cluster_address(first.ray) is None
     return {
         "trials": sweep.num_trials(),
         "shard": sweep.shard,
@@ -162,7 +161,7 @@ def plan_sweep(sweep: Sweep, tflops: float | None = None, name: str = "sweep") -
         "trials_seconds": seconds,
         "disk_bytes_per_run": disk,
         "total": _total(
-            recipe.run_dir,
+            first.run_dir,
             {"trials": everything},
             shared_seconds + seconds,
             rate,

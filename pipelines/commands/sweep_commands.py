@@ -25,8 +25,7 @@ def tune(
     from pipelines.sweep import load_sweep
 
     found = load_sweep(sweep, overrides or (), shard)
-    first = found.recipe_at(found.sample_of_points()[0], found.run_dir)
-    with imports_ahead(first.ray):
+    with imports_ahead(found.first_recipe().ray):
         from pipelines.sweep import run_tune
 
         print(run_tune(found, saying(quiet), quiet, resume))

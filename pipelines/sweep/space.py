@@ -423,6 +423,10 @@ class Sweep(_Part):
             return Goal(metric=asha.metric, mode=asha.mode)
         return self.objectives[0]
 
+    def first_recipe(self) -> Recipe:
+        """Of the first point: what no point changes stands there too."""
+        return self.recipe_at(self.sample_of_points()[0], self.run_dir)
+
     def recipe_at(self, point: Point, run_dir: str) -> Recipe:
         """The recipe of one point of the space. UserError naming what in it contradicts."""
         base = self._mapping(str(point.get(RECIPE, self.recipe)))

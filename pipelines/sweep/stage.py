@@ -95,7 +95,7 @@ def run_tune(sweep: Sweep, say: Say, quiet: bool = False, resume: bool = False) 
                 f"{store.root} holds a sweep that was interrupted: add --resume to go on with it, "
                 "or choose another run_dir"
             )
-    first = sweep.recipe_at(sweep.sample_of_points()[0], sweep.run_dir)
+    first = sweep.first_recipe()
     check_trials(sweep)
     with contextlib.ExitStack() as works:
         with ray_session(first.ray):
