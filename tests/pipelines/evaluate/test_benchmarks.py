@@ -222,7 +222,6 @@ def test_masks_by_class_and_position_add_up(evaluated: Recipe) -> None:
 
 @pytest.mark.slow
 @pytest.mark.actors
-@pytest.mark.slow
 def test_programs_are_run_on_request_only(evaluated: Recipe) -> None:
     """Sampled, kept, not run; then run by a step of its own: an untrained model passes nothing,
     a right answer planted among the samples passes.
@@ -267,7 +266,6 @@ def test_history_has_a_row_per_evaluation(evaluated: Recipe) -> None:
 
 @pytest.mark.slow
 @pytest.mark.actors
-@pytest.mark.slow
 def test_an_unfinished_evaluation_goes_on_from_its_parts(
     evaluated: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,9 +304,9 @@ def test_an_unfinished_evaluation_goes_on_from_its_parts(
     )
     assert not evaluation.exists("parts")
     for again, before in zip(samples_of(recipe), samples_of(evaluated), strict=True):
-        # Two actors have a thread each: what text models say of a sample is the same to rounding.
-        said = {key for key in before if key.endswith(("_bert_score", "_entailment"))}
-        assert len(said) == 4
+        # Two actors have a thread each: what models say of a sample is the same to rounding.
+        said = {key for key, value in before.items() if isinstance(value, float)}
+        assert len(said) > 5
         assert [again.pop(key) for key in said] == pytest.approx([before.pop(key) for key in said])
         assert again == before, "what was sampled anew is what was sampled before"
 
