@@ -191,6 +191,34 @@ def plain_attention() -> contextlib.AbstractContextManager[Any]:
     return sdpa_kernel(SDPBackend.MATH)
 
 
+@contextlib.contextmanager
+def attention_as_trained() -> Iterator[None]:
+    """FlexAttention of passes without gradients takes the form of those that have them.
+
+    torch compiles one for each: a process that trains has the other one anyway, which computes the
+    same and keeps nothing here. Layers that are compiled whole have forms of their own.
+    """
+    from transformers import AttentionInterface
+
+    attend = AttentionInterface()["flex_attention"]
+
+    def attend_as_trained(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any
+    ) -> Any:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return attend(module, query, key, value, mask, **options)
+        with torch.enable_grad():
+            states = (state.detach().requires_grad_() for state in (query, key, value))
+            found = attend(module, *states, mask, **options)
+        return tuple(part if part is None else part.detach() for part in found)
+
+    AttentionInterface.register("flex_attention", attend_as_trained)
+    try:
+        yield
+    finally:
+        AttentionInterface.register("flex_attention", attend)
+
+
 @torch.no_grad()
 def enable_packing(transformer: Any, longest: int | None = None) -> str | None:
     """Prepare a model for packed rows: FlexAttention where the model has it and sits on one GPU.

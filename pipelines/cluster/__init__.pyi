@@ -16,12 +16,12 @@ from .machines import (
 )
 from .resources import Resources as Resources, Share as Share, local_cpus as local_cpus
 from .session import (
+    EarlySession as EarlySession,
     check_session as check_session,
     cluster_address as cluster_address,
     imports_ahead as imports_ahead,
     interruptible as interruptible,
     ray_session as ray_session,
-    starts_beside as starts_beside,
 )
 from .shared_paths import (
     check_shared as check_shared,

@@ -20,7 +20,7 @@ from pipelines.cluster.warm import COMPILER, IMPORTED, warm_process, warm_raylet
 from pipelines.errors import StageFailed, UserError
 from pipelines.models import TRUSTED_CODE, quick_imports
 from pipelines.recipe import RaySection
-from pipelines.storage import spent
+from pipelines.storage import Beside, spent
 
 Result = TypeVar("Result")
 _NOISE = b"Set ray log level from environment variable"
@@ -114,6 +114,54 @@ def ray_session(config: RaySection) -> Iterator[None]:
         finally:
             with spent("ray"):
                 ray.shutdown()
+
+
+class EarlySession:
+    """A session that can begin before the command needs it; it ends with the context.
+
+    A command that never begins nor starts one has none.
+    """
+
+    def __init__(self, config: RaySection) -> None:
+        self._config, self._session = config, ray_session(config)
+        self._is_started = False
+        self._beside: Beside[None] | None = None
+        self._imports = contextlib.ExitStack()
+
+    def __enter__(self) -> "EarlySession":
+        return self
+
+    def begin(self) -> None:
+        """What of a Ray of this machine can begin does; the command goes on.
+
+        It starts in a thread where there are CPUs to spare; a command that is refused then waits
+        for the start, to end what it has begun. Elsewhere its workers' imports begin.
+        """
+        if cluster_address(self._config):
+            return
+        if not starts_beside(Resources.of_this_machine(self._config)):
+            self._imports.enter_context(imports_ahead(self._config))
+            return
+        with quick_imports():  # here: modules that import each other are imported by one thread
+            import ray  # noqa: F401
+        self._beside = Beside(self._session)
+
+    def start(self) -> None:
+        """Returns when Ray is there. Raises: as `ray_session` does."""
+        if self._is_started:
+            return
+        if self._beside is None:
+            self._session.__enter__()
+        else:
+            self._beside.entered()
+        self._is_started = True
+
+    def __exit__(self, *error: Any) -> None:
+        with self._imports:
+            if self._beside is not None:
+                self._beside.leave()
+            elif self._is_started:
+                self._session.__exit__(*error)
 
 
 def _set_variables() -> None:

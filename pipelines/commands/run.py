@@ -5,18 +5,15 @@ It skips every stage whose output already matches.
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from pipelines.cluster import (
-    Resources,
+    EarlySession,
     check_session,
     check_shared,
     cluster_address,
-    imports_ahead,
     known_resources,
-    ray_session,
-    starts_beside,
     wait_for_workers,
 )
 from pipelines.commands.stages import (
@@ -26,7 +23,7 @@ from pipelines.commands.stages import (
 )
 from pipelines.commands.timeline import CommandTimes
 from pipelines.errors import UserError
-from pipelines.models import check_families, quick_imports
+from pipelines.models import check_families
 from pipelines.pairs import PREPARE
 from pipelines.recipe import (
     CONFIG,
@@ -40,7 +37,7 @@ from pipelines.recipe import (
     write_yaml,
     write_yaml_beside,
 )
-from pipelines.storage import Beside, present, spent
+from pipelines.storage import present, spent
 
 
 def run_stages(
@@ -230,51 +227,27 @@ class LazyRay:
 
     def __init__(self, recipe: Recipe, say: Say = print) -> None:
         self._recipe, self._say = recipe, say
-        self._session = ray_session(recipe.ray)
-        self._started = False
-        self._beside: Beside[None] | None = None
-        self._ahead = ExitStack()
+        self._session = EarlySession(recipe.ray)
+        self._sees_paths = False
 
     def __enter__(self) -> Callable[[], None]:
         return self._start
 
     def begin(self) -> None:
-        """What of a Ray of this machine can begin before it is called for; the command goes on.
-
-        It starts in a thread where there are CPUs to spare; a command that is refused then waits
-        for the start, to end what it has begun. Elsewhere its workers' imports begin.
-        """
-        config = self._recipe.ray
-        if cluster_address(config):
-            return
-        if not starts_beside(Resources.of_this_machine(config)):
-            self._ahead.enter_context(imports_ahead(config))
-            return
-        with quick_imports():  # here: modules that import each other are imported by one thread
-            import ray  # noqa: F401
-        self._beside = Beside(self._session)
+        """What can begin before it is called for."""
+        self._session.begin()
 
     def _start(self) -> None:
-        first = not self._started
-        if first:
-            if self._beside is None:
-                self._session.__enter__()
-            else:
-                self._beside.entered()
-            self._started = True
-        if cluster_address(self._recipe.ray):
-            wait_for_workers(
-                self._recipe, self._say
-            )  # idle machines may have gone since the last stage
-            if first:
-                check_shared(self._recipe)
+        self._session.start()
+        if not cluster_address(self._recipe.ray):
+            return
+        wait_for_workers(self._recipe, self._say)  # idle machines may have gone since
+        if not self._sees_paths:
+            check_shared(self._recipe)
+            self._sees_paths = True
 
     def __exit__(self, *error: Any) -> None:
-        with self._ahead:
-            if self._beside is not None:
-                self._beside.leave()
-            elif self._started:
-                self._session.__exit__(*error)
+        self._session.__exit__(*error)
 
 
 def _require_earlier(run: Run, stage: Stage[Any]) -> None:

@@ -17,13 +17,13 @@ from functools import partial
 from typing import Any
 
 from pipelines.cluster import (
+    EarlySession,
     Resources,
     Share,
     check_shared,
     cluster_address,
     failure_of,
     interruptible,
-    ray_session,
     wait_for_workers,
 )
 from pipelines.errors import StageFailed, UserError
@@ -96,9 +96,11 @@ def run_tune(sweep: Sweep, say: Say, quiet: bool = False, resume: bool = False) 
                 "or choose another run_dir"
             )
     first = sweep.first_recipe()
-    check_trials(sweep)
     with contextlib.ExitStack() as works:
-        with ray_session(first.ray):
+        with EarlySession(first.ray) as ray:
+            ray.begin()
+            check_trials(sweep)
+            ray.start()
             if cluster_address(first.ray):
                 wait_for_workers(first, say)
                 check_shared(first)

@@ -48,7 +48,7 @@ from pipelines.train.strategy import strategy_of
 from pipelines.train.throughput import Throughput
 from pipelines.train.trackers import build_trackers
 from sparsepo import ReferenceModel
-from sparsepo.backbone import has_decoder_layers, transformer_of
+from sparsepo.backbone import attention_as_trained, has_decoder_layers, transformer_of
 from sparsepo.batching.sampling import Sampler
 from sparsepo.checks import checks_read_later
 from sparsepo.falling import FallingChosenWatch
@@ -274,6 +274,7 @@ class Trainer:
         )
 
     @spent("compute")
+    @attention_as_trained()
     def run(
         self,
         report: Callable[[dict[str, Any]], None],

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import psutil
@@ -12,6 +13,7 @@ import pytest
 
 from pipelines.cluster.resources import Resources
 from pipelines.cluster.session import (
+    EarlySession,
     _own_ending,
     check_session,
     imports_ahead,
@@ -77,6 +79,39 @@ def test_ray_starts_beside_a_command_where_processors_are_to_spare(
     cpus: int, expected: bool
 ) -> None:
     assert starts_beside(Resources(({"CPU": float(cpus)},))) is expected
+
+
+@pytest.mark.parametrize("spare", [1, 1000])
+def test_a_session_that_began_early_ends_with_its_command(
+    spare: int, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its thread or without, when it was started and when the command was refused before."""
+    import ray
+
+    monkeypatch.setattr("pipelines.cluster.session._SPARE_CPUS", spare)
+    before = threading.active_count()
+
+    def run(is_refused: bool) -> None:
+        with EarlySession(RaySection(num_cpus=2)) as session:
+            session.begin()
+            assert threading.active_count() == before + (spare == 1)
+            if is_refused:
+                raise UserError("refused")
+            for _ in range(2):
+                session.start()
+                assert ray.is_initialized()
+
+    def ended() -> bool:
+        limit = time.monotonic() + 10
+        while threading.active_count() > before and time.monotonic() < limit:
+            time.sleep(0.01)
+        return threading.active_count() == before and ray.is_initialized()
+
+    run(is_refused=False)
+    assert ended(), "and the tests' own Ray, which was there before, goes on"
+    with pytest.raises(UserError):
+        run(is_refused=True)
+    assert ended()
 
 
 @pytest.mark.parametrize(

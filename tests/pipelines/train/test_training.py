@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel
 from runs import CPU, MakeRecipe, trainer_of
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.commands.plan import run_plan
 from pipelines.commands.run import run_stages
@@ -140,7 +140,9 @@ def test_layouts_accumulation_and_recomputation_change_nothing_but_rounding(
         for batch in trainer.loader.stream(trainer.loader.cuts("train", range(16)))
     ]
     assert all(rows == 1 and width % 128 == 0 for rows, width in widths)
-    trainer.run(lambda metrics: None)
+    forms = [AttentionInterface()["flex_attention"]]
+    trainer.run(lambda metrics: forms.append(AttentionInterface()["flex_attention"]))
+    assert len(forms) > 1 and forms[0] not in forms[1:], "passes without gradients have no form"
     curves["packed"] = curve(packed)
     for name, found in curves.items():
         assert distance(curves["shared"], found) < 1e-5, name

@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 import torch
 from tiny_families import CONFIGS, draw_pairs
-from transformers import AutoConfig, AutoModelForCausalLM, BloomConfig, BloomForCausalLM
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    BloomConfig,
+    BloomForCausalLM,
+)
 
 from sparsepo import (
     LearnedMasks,
@@ -21,7 +27,7 @@ from sparsepo import (
     packed_layout,
     padded_layout,
 )
-from sparsepo.backbone import attention_argument
+from sparsepo.backbone import attention_argument, attention_as_trained
 from sparsepo.records import ModelInputs
 
 # Windows shorter than the sequences, so that positions and not places in the row must be counted.
@@ -208,3 +214,48 @@ def test_one_leaking_token_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert right is not None
     assert wrong is not None
     assert float((right - wrong).abs().max()) > 1e-3
+
+
+def test_attention_without_gradients_is_that_of_training() -> None:
+    """torch compiles a form per grad mode; where there is only one, a training builds one less.
+
+    Another attention has FlexAttention's name here, which has no gradients on CPUs.
+    """
+    model = build("llama")
+    inputs = packed_layout(draw_pairs(6, seed=2), row_tokens=128)
+    model.config._attn_implementation = "sdpa"
+    mask = attention_argument(model, inputs)
+    model.config._attn_implementation = "flex_attention"
+    attend, flex = AttentionInterface()["sdpa"], AttentionInterface()["flex_attention"]
+    modes: list[bool] = []
+
+    def recorded(module: Any, query: Any, *given: Any, **options: Any) -> Any:
+        modes.append(torch.is_grad_enabled() and query.requires_grad)
+        return attend(module, query, *given, **options)
+
+    def states() -> tuple[Any, set[bool]]:
+        modes.clear()
+        found = model.model(
+            input_ids=inputs.input_ids,
+            attention_mask=mask,
+            position_ids=inputs.position_ids,
+            use_cache=False,
+        )
+        return found.last_hidden_state, set(modes)
+
+    AttentionInterface.register("flex_attention", recorded)
+    try:
+        with torch.no_grad():
+            before, modes_before = states()
+            with attention_as_trained():
+                within, modes_within = states()
+            after, modes_after = states()
+        with attention_as_trained():
+            trained, modes_trained = states()
+        assert AttentionInterface()["flex_attention"] is recorded
+    finally:
+        AttentionInterface.register("flex_attention", flex)
+    assert (modes_before, modes_within, modes_after) == ({False}, {True}, {False})
+    assert modes_trained == {True} and trained.requires_grad and not within.requires_grad
+    for other in (before, after, trained.detach()):
+        assert torch.equal(within, other)
