@@ -10,6 +10,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from typing import Any, TypeVar
@@ -29,6 +30,7 @@ _NOISE = b"Set ray log level from environment variable"
 _KEPT = "RAY_num_workers_soft_limit", "8"
 _WAITING = 7  # of them from the start; Ray alone would start one per CPU
 _SPARE_CPUS = 8  # with fewer a start beside the command would keep that from its work
+_START_SECONDS = 600.0  # of a node whose processes live
 _ACTION_BYTES = 256  # no less than a struct sigaction has anywhere
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray in the driver of a submitted job
 
@@ -308,13 +310,15 @@ def _few_processes(shows_logs: bool) -> Iterator[None]:
 
     One asks a cloud for machines, one reads workers' logs, which are rarely shown, and one counts
     Ray's users in place of a dashboard. The agent of the node takes any free port: it would try one
-    port only, for four seconds, where another Ray of this machine has that. `ray.init` has no
-    option for any of it.
+    port only, for four seconds, where another Ray of this machine has that. A node is waited for
+    while its processes live: on a busy machine it takes longer than the half minute that Ray gives
+    it. `ray.init` has no option for any of it.
     """
     from ray._private import node, parameter, services
 
     every, start = parameter.RayParams, node.Node.start_api_server
-    start_process = services.start_ray_process
+    start_process, find_node = services.start_ray_process, services.get_node
+    begun: list[Any] = []
     settings = {
         "no_monitor": True,
         "include_log_monitor": shows_logs,
@@ -329,16 +333,29 @@ def _few_processes(shows_logs: bool) -> Iterator[None]:
         self._webui_url = ""
 
     def started(command: list[str], *given: Any, **named: Any) -> Any:
-        return start_process([with_waiting(part, _WAITING) for part in command], *given, **named)
+        told = start_process([with_waiting(part, _WAITING) for part in command], *given, **named)
+        begun.append(told.process)
+        return told
+
+    def found(*given: Any) -> Any:
+        limit = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                return find_node(*given)
+            except RuntimeError:
+                has_ended = any(process.poll() is not None for process in begun)
+                if has_ended or time.monotonic() > limit:
+                    raise
+                time.sleep(0.1)
 
     parameter.RayParams = chosen
-    services.start_ray_process = started
+    services.start_ray_process, services.get_node = started, found
     node.Node.start_api_server = without
     try:
         yield
     finally:
         parameter.RayParams, node.Node.start_api_server = every, start
-        services.start_ray_process = start_process
+        services.start_ray_process, services.get_node = start_process, find_node
 
 
 def with_waiting(argument: str, most: int) -> str:

@@ -28,6 +28,7 @@ IMPORTED = (
     "transformers.generation.utils",
     "transformers.masking_utils",
     "transformers.modeling_layers",
+    "pipelines.cluster.warm_models",
     "pipelines.reference.actor",
     "pipelines.train.trainer",
     "pipelines.train.worker",

@@ -3,10 +3,13 @@
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -14,6 +17,7 @@ import pytest
 from pipelines.cluster.resources import Resources
 from pipelines.cluster.session import (
     EarlySession,
+    _few_processes,
     _own_ending,
     check_session,
     imports_ahead,
@@ -58,6 +62,36 @@ def test_a_ray_of_our_own_starts_few_processes_and_waits_for_no_port(ray_cluster
     assert parameter.RayParams().dashboard_agent_listen_port == usual, "Ray is as it was"
     assert node.Node.start_api_server.__name__ == "start_api_server"
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+def test_a_node_is_waited_for_while_its_processes_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray asks once more after half a minute, and then no more."""
+    from ray._private import services
+
+    asked: list[str] = []
+
+    def find(address: str, node: str) -> str:
+        asked.append(node)
+        if len(asked) < 3:
+            raise RuntimeError("not yet")
+        return address
+
+    def begin(command: list[str]) -> Any:
+        return SimpleNamespace(process=subprocess.Popen(command))
+
+    monkeypatch.setattr(services, "get_node", find)
+    monkeypatch.setattr(services, "start_ray_process", begin)
+    with _few_processes(shows_logs=False):
+        alive = services.start_ray_process(["sleep", "60"]).process
+        assert services.get_node("here", "node") == "here" and len(asked) == 3
+        services.start_ray_process(["true"]).process.wait()
+        asked.clear()
+        with pytest.raises(RuntimeError, match="not yet"):
+            services.get_node("here", "node")
+        assert len(asked) == 1, "it will not come"
+    alive.kill()
+    alive.wait()
+    assert services.get_node is find and services.start_ray_process is begin
 
 
 def test_ray_starts_as_many_processes_as_it_is_told(ray_cluster: None) -> None:
