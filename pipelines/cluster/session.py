@@ -6,13 +6,13 @@ import inspect
 import logging
 import os
 import signal
-import socket
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pipelines.cluster.resources import Resources
@@ -309,10 +309,9 @@ def _few_processes(shows_logs: bool) -> Iterator[None]:
     """Start a Ray of our own at once, and without processes that nobody asks for anything.
 
     One asks a cloud for machines, one reads workers' logs, which are rarely shown, and one counts
-    Ray's users in place of a dashboard. The agent of the node takes any free port: it would try one
-    port only, for four seconds, where another Ray of this machine has that. A node is waited for
-    while its processes live: on a busy machine it takes longer than the half minute that Ray gives
-    it. `ray.init` has no option for any of it.
+    Ray's users in place of a dashboard. The agent of the node has nothing to serve. A node is
+    waited for while its processes live: on a busy machine it takes longer than the half minute that
+    Ray gives it. `ray.init` has no option for any of it.
     """
     from ray._private import node, parameter, services
 
@@ -322,7 +321,6 @@ def _few_processes(shows_logs: bool) -> Iterator[None]:
     settings = {
         "no_monitor": True,
         "include_log_monitor": shows_logs,
-        "dashboard_agent_listen_port": free_port(),
     }
     known = inspect.signature(every).parameters
 
@@ -333,7 +331,8 @@ def _few_processes(shows_logs: bool) -> Iterator[None]:
         self._webui_url = ""
 
     def started(command: list[str], *given: Any, **named: Any) -> Any:
-        told = start_process([with_waiting(part, _WAITING) for part in command], *given, **named)
+        parts = [with_light_agent(with_waiting(part, _WAITING)) for part in command]
+        told = start_process(parts, *given, **named)
         begun.append(told.process)
         return told
 
@@ -366,12 +365,16 @@ def with_waiting(argument: str, most: int) -> str:
     return f"{name}={min(int(value), most)}"
 
 
-def free_port() -> int:
-    """A port of the loopback that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        found: int = probe.getsockname()[1]
-    return found
+def with_light_agent(argument: str) -> str:
+    """An argument of the raylet's as it is, but for the agent that it starts."""
+    import ray
+
+    name, separator, command = argument.partition("=")
+    own = str(Path(__file__).with_name("node_agent.py"))
+    if name != "--dashboard_agent_command" or " " in own:
+        return argument
+    agent = str(Path(ray.__file__).with_name("dashboard") / "agent.py")
+    return f"{name}{separator}{command.replace(agent, own)}"
 
 
 def interruptible(call: Callable[[], Result]) -> Result:

@@ -17,6 +17,12 @@ from pipelines.cluster.warm_process import MARK, ONE_THREAD
 
 # What workers import: most of their time to start. None imports Ray or opens the GPUs.
 IMPORTED = (
+    # What Ray imports besides its own modules.
+    "google.protobuf.text_format",
+    "click",
+    "colorful",
+    "jsonschema",
+    # What work is done with.
     "torch",
     "torch._dynamo",
     "pandas",

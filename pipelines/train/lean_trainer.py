@@ -1,15 +1,17 @@
 """Ray Train's trainer without what has nothing to do here.
 
-Two parts of Ray Train are taken in hand that it has no options for; both are small, and Ray Train
-does the rest. It leaves out actors without work, and in a Ray of our own its controller and workers
-take processes that are there already: Ray would start new ones for environment variables which all
-of its processes have. The places of workers are named after their controller, see places.py.
+Some parts of Ray Train are taken in hand that it has no options for; they are small, and Ray Train
+does the rest. It leaves out actors without work, one worker has a light one for what workers agree
+on, and in a Ray of our own its controller and workers take processes that are there already: Ray
+would start new ones for environment variables which all of its processes have. The places of
+workers are named after their controller, see places.py.
 """
 
 import os
 from typing import Any
 
 from pipelines.models import quick_imports
+from pipelines.train import alone
 from pipelines.train.places import name_of_places
 
 with quick_imports():
@@ -21,6 +23,8 @@ with quick_imports():
 
 # There are no Ray data sets to manage, and the driver frees the places of a dead controller.
 _WITHOUT_WORK = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
+_TOGETHER = worker_group.SynchronizationActor
+_ALONE = ray.remote(num_cpus=0)(alone.SynchronizationActor)
 _QUIET = "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"
 
 
@@ -53,6 +57,11 @@ def _run(controller_class: type, given: dict[str, Any], **options: Any) -> Any:
 
 
 class WorkerGroup(worker_group.WorkerGroup):  # type: ignore[misc]
+    def _start(self) -> None:
+        is_alone = self._worker_group_context.num_workers == 1
+        worker_group.SynchronizationActor = _ALONE if is_alone else _TOGETHER
+        super()._start()
+
     def _create_placement_group(self, scaling_config: Any, context: Any) -> Any:
         group = placement_group(
             bundles=[context.resources_per_worker] * context.num_workers,

@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -21,8 +22,6 @@ from pathlib import Path
 
 from checkout import ROOT
 from processes import wait_while_it_goes_on
-
-from pipelines.cluster.session import free_port
 
 ISOLATED = os.geteuid() == 0 and Path("/usr/sbin/ip").exists()
 _PORT, _DASHBOARD = 6379, 8265
@@ -53,6 +52,14 @@ hostname "$HOST_NAME"
 cd "$HOST_DIRECTORY"
 exec "$@"
 """
+
+
+def free_port() -> int:
+    """A port of the loopback that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        found: int = probe.getsockname()[1]
+    return found
 
 
 class Hosts:

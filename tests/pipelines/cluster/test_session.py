@@ -23,6 +23,7 @@ from pipelines.cluster.session import (
     imports_ahead,
     starts_beside,
     told_of_start,
+    with_light_agent,
     with_waiting,
 )
 from pipelines.errors import StageFailed, UserError
@@ -46,21 +47,24 @@ def test_a_scratch_folder_is_as_long_as_sockets_below_it_allow(
         check_session(RaySection(temp_dir=wrong, address="auto"))
 
 
-def test_a_ray_of_our_own_starts_few_processes_and_waits_for_no_port(ray_cluster: None) -> None:
-    """No monitors of a cloud and of logs, no dashboard, a free port instead of the one that every
-    Ray would have, and threads that sleep while they wait.
+def test_a_ray_of_our_own_starts_few_processes_and_a_light_agent(ray_cluster: None) -> None:
+    """No monitors of a cloud and of logs, no dashboard, an agent that serves nothing, and threads
+    that sleep while they wait.
     """
-    from ray._private import node, parameter, ray_constants
+    from ray._private import node, parameter, ray_constants, services
     from ray._private.worker import _global_node
 
     assert ray_constants.PROCESS_TYPE_RAYLET in _global_node.all_processes
     for idle in (ray_constants.PROCESS_TYPE_MONITOR, ray_constants.PROCESS_TYPE_DASHBOARD):
         assert idle not in _global_node.all_processes
-    usual = ray_constants.DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
-    assert _global_node.dashboard_agent_listen_port != usual
     assert ray_constants.PROCESS_TYPE_LOG_MONITOR not in _global_node.all_processes
-    assert parameter.RayParams().dashboard_agent_listen_port == usual, "Ray is as it was"
+    (raylet,) = _global_node.all_processes[ray_constants.PROCESS_TYPE_RAYLET]
+    children = psutil.Process(raylet.process.pid).children()
+    (agent,) = (child for child in children if "DashboardAgent" in " ".join(child.cmdline()))
+    assert not [one for one in agent.net_connections() if one.status == psutil.CONN_LISTEN]
+    assert parameter.RayParams.__name__ == "RayParams", "Ray is as it was"
     assert node.Node.start_api_server.__name__ == "start_api_server"
+    assert services.start_ray_process.__name__ == "start_ray_process"
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
@@ -102,6 +106,8 @@ def test_ray_starts_as_many_processes_as_it_is_told(ray_cluster: None) -> None:
     (raylet,) = _global_node.all_processes[ray_constants.PROCESS_TYPE_RAYLET]
     command = Path(f"/proc/{raylet.process.pid}/cmdline").read_text().split("\0")
     changed = [with_waiting(part, 1) for part in command]
+    assert [with_light_agent(part) for part in command] == command, "done already"
+    assert any("node_agent.py" in part for part in command)
     assert set(changed) - set(command) == {"--num_prestart_python_workers=1"}
     assert set(command) - set(changed) == {"--num_prestart_python_workers=2"}
     for more in (2, 7):
