@@ -19,11 +19,12 @@ with quick_imports():
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.constants import get_env_vars_to_propagate
     from ray.train.v2._internal.execution import controller, worker_group
+    from ray.train.v2._internal.execution.worker_group import worker_group as group_start
     from ray.util.placement_group import placement_group
 
 # There are no Ray data sets to manage, and the driver frees the places of a dead controller.
 _WITHOUT_WORK = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
-_TOGETHER = worker_group.SynchronizationActor
+_TOGETHER = group_start.SynchronizationActor
 _ALONE = ray.remote(num_cpus=0)(alone.SynchronizationActor)
 _QUIET = "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"
 
@@ -59,7 +60,7 @@ def _run(controller_class: type, given: dict[str, Any], **options: Any) -> Any:
 class WorkerGroup(worker_group.WorkerGroup):  # type: ignore[misc]
     def _start(self) -> None:
         is_alone = self._worker_group_context.num_workers == 1
-        worker_group.SynchronizationActor = _ALONE if is_alone else _TOGETHER
+        group_start.SynchronizationActor = _ALONE if is_alone else _TOGETHER
         super()._start()
 
     def _create_placement_group(self, scaling_config: Any, context: Any) -> Any:
