@@ -1,8 +1,7 @@
 """The agent that Ray starts beside a node, without what a dashboard or a client would ask it for.
 
 Ray starts a node only with its agent, which reports, serves logs and takes jobs: in a Ray of a
-command's own nobody asks for any of it, and its imports are half of what the start takes. This is
-the agent as Ray without its optional parts has it.
+command's own nobody asks for any of it. This is the agent as Ray without its optional parts has it.
 """
 
 import runpy
