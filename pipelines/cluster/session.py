@@ -125,10 +125,9 @@ class EarlySession:
     """
 
     def __init__(self, config: RaySection) -> None:
-        self._config, self._session = config, ray_session(config)
-        self._is_started = False
+        self._config, self._is_started = config, False
         self._beside: Beside[None] | None = None
-        self._imports = contextlib.ExitStack()
+        self._ends = contextlib.ExitStack()
 
     def __enter__(self) -> "EarlySession":
         return self
@@ -142,28 +141,25 @@ class EarlySession:
         if cluster_address(self._config):
             return
         if not starts_beside(Resources.of_this_machine(self._config)):
-            self._imports.enter_context(imports_ahead(self._config))
+            self._ends.enter_context(imports_ahead(self._config))
             return
         with quick_imports():  # here: modules that import each other are imported by one thread
             import ray  # noqa: F401
-        self._beside = Beside(self._session)
+        self._beside = Beside(ray_session(self._config))
+        self._ends.callback(self._beside.leave)
 
     def start(self) -> None:
         """Returns when Ray is there. Raises: as `ray_session` does."""
         if self._is_started:
             return
         if self._beside is None:
-            self._session.__enter__()
+            self._ends.enter_context(ray_session(self._config))
         else:
             self._beside.entered()
         self._is_started = True
 
     def __exit__(self, *error: Any) -> None:
-        with self._imports:
-            if self._beside is not None:
-                self._beside.leave()
-            elif self._is_started:
-                self._session.__exit__(*error)
+        self._ends.__exit__(*error)
 
 
 def _set_variables() -> None:
