@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from pipelines.cluster.resources import Resources
 from pipelines.cluster.waiting import waiting_with_imports
-from pipelines.cluster.warm import COMPILER, IMPORTED, warm_process, warm_raylets
+from pipelines.cluster.warm import COMPILER, IMPORTED, OF_RAY, warm_process, warm_raylets
 from pipelines.errors import StageFailed, UserError
 from pipelines.models import TRUSTED_CODE, quick_imports
 from pipelines.recipe import RaySection
@@ -183,7 +183,7 @@ def _set_variables() -> None:
 def _warm_process(config: RaySection) -> contextlib.AbstractContextManager[str | None]:
     has_gpus = Resources.of_this_machine(config).total("GPU")
     modules = IMPORTED + COMPILER if has_gpus else IMPORTED
-    return warm_process(modules if config.warm_workers else ())
+    return warm_process(modules if config.warm_workers else (), OF_RAY)
 
 
 def starts_beside(machine: Resources) -> bool:

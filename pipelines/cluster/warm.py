@@ -9,19 +9,21 @@ import struct
 import subprocess
 import sys
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipelines.cluster.warm_process import MARK, ONE_THREAD
 
-# What workers import: most of their time to start. None imports Ray or opens the GPUs.
+# What workers import before Ray: most of their time to start. None opens the GPUs.
 IMPORTED = (
     # What Ray imports besides its own modules.
     "google.protobuf.text_format",
     "click",
     "colorful",
     "jsonschema",
+    "pydantic.v1",
     # What work is done with.
     "torch",
     "torch._dynamo",
@@ -39,22 +41,36 @@ IMPORTED = (
     "pipelines.train.trainer",
     "pipelines.train.worker",
     "pipelines.evaluate.actor",
+    "pipelines.evaluate.sample",
 )
 # What compiled layers and FlexAttention need besides, which run on GPUs.
 COMPILER = ("pipelines.cluster.warm_compiler",)
+# Ray's own, for workers of the first job: imported when the first worker starts.
+OF_RAY = (
+    "ray",
+    "ray.dag",
+    "ray.data",
+    "ray.data._internal.execution.operators.actor_pool_map_operator",
+    "ray.data._internal.issue_detection",
+    "ray.train.torch",
+    "ray.tune",
+    "pipelines.cluster.actor_pool",
+    "pipelines.train.lean_trainer",
+)
 _ROOM_FOR_TITLES = "a warm process; its forks become workers of Ray " + "-" * 300
 _END_SECONDS = 5.0
 _WORKERS = "--python_worker_command"
 
 
 @contextlib.contextmanager
-def warm_process(modules: Sequence[str]) -> Iterator[str | None]:
+def warm_process(modules: Sequence[str], of_ray: Sequence[str] = ()) -> Iterator[str | None]:
     """A warm process for the duration of a block; gives its name, None where there is none.
 
     Returns before it has imported anything.
 
     Args:
         modules: what it imports. None of them may import Ray or ask which devices there are.
+        of_ray: what a fork of it imports, of which the first job's workers are forks.
     """
     if not modules or not sys.platform.startswith("linux"):
         yield None
@@ -62,7 +78,7 @@ def warm_process(modules: Sequence[str]) -> Iterator[str | None]:
     name = f"sparsepo-{uuid.uuid4().hex}"
     lifeline, ours = os.pipe()
     script = Path(__file__).with_name("warm_process.py")
-    arguments = [name, str(lifeline), ",".join(modules), _ROOM_FOR_TITLES]
+    arguments = [name, str(lifeline), ",".join(modules), ",".join(of_ray), _ROOM_FOR_TITLES]
     process = subprocess.Popen(
         [sys.executable, str(script), *arguments],
         env={MARK: name, **os.environ, **ONE_THREAD},
@@ -119,7 +135,7 @@ def with_warm_workers(argument: str, name: str | None) -> str:
 def told_by(name: str) -> dict[str, Any]:
     """What the warm process of that name has done: forks, and refused, a count per reason.
 
-    Waits until it has imported everything.
+    With what its fork that has Ray has done. Waits until both have imported everything.
 
     Raises: ConnectionRefusedError if there is none.
     """
@@ -129,4 +145,9 @@ def told_by(name: str) -> dict[str, Any]:
         connection.sendall(struct.pack("!I", len(text)) + text)
         with connection.makefile("r") as answer:
             told: dict[str, Any] = json.load(answer)
+    if other := told.pop("other"):
+        more = told_by(other)
+        told["with_ray"] = more["forks"]
+        told["forks"] += more["forks"]
+        told["refused"] = dict(Counter(told["refused"]) + Counter(more["refused"]))
     return told

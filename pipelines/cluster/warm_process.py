@@ -1,13 +1,18 @@
 """A warm process: what Ray's workers import is imported once, and each worker is a fork of it.
 
-    python warm_process.py NAME LIFELINE MODULE,MODULE,...
+    python warm_process.py NAME LIFELINE MODULE,MODULE,... MODULE,MODULE,...
 
 It listens at the abstract socket NAME, which goes with it. `warm_worker.py` asks there, and gets a
 fork that has its environment, files, directory, limits and signals. All end when the other end of
 LIFELINE is closed, a descriptor. SIGTERM ends it as long as it imports.
 
-It never imports Ray: forks of a process that has would draw the same identifiers. It must have one
-thread, and must not have opened the GPUs, since Ray tells a worker later which is its own.
+The second modules are Ray's, which looks at its variables as it is imported: the job and the raylet
+are among them. So a first fork imports them, with what the workers of the first job will have, and
+those workers are forks of it; others import Ray themselves. No fork may draw the identifiers that
+another one draws, so importing Ray must draw none.
+
+A process that forks must have one thread, and must not have opened the GPUs, since Ray tells a
+worker later which is its own.
 """
 
 import array
@@ -27,19 +32,23 @@ import sys
 import tempfile
 import types
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 # Of a worker's environment: what no import looks at, or what Ray says to a process that runs.
 _FREE_PREFIX = "RAY_"
 _FREE = {"PWD", "OLDPWD", "SHLVL", "_", "SPT_NOENV", "CUDA_VISIBLE_DEVICES", "PL_DISABLE_FORK"}
+# Of what Ray says, the job of a worker that is started for one, which the first driver has begun.
+_FIRST_JOB = {"RAY_JOB_ID": "01000000"}
+_SEEN_BY_RAY = {"CUDA_VISIBLE_DEVICES"}  # besides, as it is imported
 _PATH = "PYTHONPATH"  # is looked at by itself
 # No import may start a thread, which a fork would lack.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
 # The first variable, right behind the arguments: Ray looks there for room for a process's title.
 MARK = "SPARSEPO_WARM_PROCESS"
 _COULD_NOT_BEGIN = 125  # a fork's exit code
+_PROBES = 2  # forks that show what forks draw
 _NOT_INITIALIZED = 3  # CUDA_ERROR_NOT_INITIALIZED
 
 
@@ -50,27 +59,28 @@ class Refused(Exception):
 class WarmProcess:
     """Has imported what workers import, and forks."""
 
-    def __init__(self, name: str, lifeline: int, modules: list[str]) -> None:
-        self._lifeline, self._is_fork = lifeline, False
-        self._forks: dict[int, socket.socket] = {}  # by a descriptor of the process
-        self._refused = Counter[str]()
-        self._count = 0
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.bind(f"\0{name}")
-        self._socket.listen(128)
+    def __init__(self, name: str, lifeline: int, modules: list[str], of_ray: list[str]) -> None:
+        self._name, self._lifeline, self._of_ray = name, lifeline, of_ray
+        self._is_fork = False
+        self._told: dict[str, str] = {}  # what the one with Ray was told
+        self._before: list[str] = []  # what Ray's import set before all else on the path
+        self._begin(listening_at(name))
         self._environment = relevant(dict(os.environ))
         self._places = places(dict(os.environ))
+        gc.disable()
         self._import(modules)
+        del sys.path[0]
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from here on its forks end before it
-        self._left = relevant(dict(os.environ))
-        self._names = {name.partition(".")[0] for name in sys.modules}
-        files = (getattr(module, "__file__", None) for module in sys.modules.values())
-        self._files = [file for file in files if file]
-        self._drawing = [o for o in gc.get_objects() if issubclass(type(o), random.Random)]
-        gc.freeze()
+        self._note_imports()
+
+    def _begin(self, at: socket.socket) -> None:
+        self._socket = at
+        self._forks: dict[int, socket.socket] = {}  # by a descriptor of the process
+        self._refused = Counter[str]()
+        self._count, self._other = 0, ""  # the other: the name of the one with Ray
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._socket, selectors.EVENT_READ, self._take)
-        self._selector.register(lifeline, selectors.EVENT_READ, self._end)
+        self._selector.register(self._lifeline, selectors.EVENT_READ, self._end)
 
     def serve(self) -> Callable[[], None]:
         """Returns in a fork: what it is to do."""
@@ -81,14 +91,21 @@ class WarmProcess:
                 return task  # type: ignore[no-any-return]
 
     def _import(self, modules: list[str]) -> None:
-        gc.disable()
         for name in modules:
             try:
                 importlib.import_module(name)
             except Exception as error:  # the worker that needs it says so
                 self._refused[f"cannot import {name}: {error}"] += 1
-        del sys.path[0]
+
+    def _note_imports(self) -> None:
         self._unfit = unfit()
+        self._left = relevant(dict(os.environ))
+        self._names = {name.partition(".")[0] for name in sys.modules}
+        files = (getattr(module, "__file__", None) for module in sys.modules.values())
+        self._files = [file for file in files if file]
+        gc.unfreeze()
+        self._drawing = [o for o in gc.get_objects() if issubclass(type(o), random.Random)]
+        gc.freeze()
 
     def _end(self) -> None:
         for process in self._forks:
@@ -104,9 +121,17 @@ class WarmProcess:
             request, files = _heard(connection)
             if "argv" in request:
                 self._check(asking, request)
-                return self._fork(connection, request, files)
-            said = {"forks": self._count, "refused": dict(self._refused)}
-            connection.sendall(json.dumps(said).encode())
+                of_ray = told_ray(request["environment"])
+                if self._of_ray and (task := self._fork_with_ray(of_ray | _FIRST_JOB)):
+                    connection.close()
+                    return task
+                if self._other and of_ray == self._told and request["may_have_ray"]:
+                    connection.sendall(f"ask {self._other}\n".encode())
+                else:
+                    return self._fork(connection, request, files)
+            else:
+                said = {"forks": self._count, "refused": self._refused, "other": self._other}
+                connection.sendall(json.dumps(said).encode())
         except (Refused, OSError, ValueError) as error:
             if self._is_fork:
                 raise
@@ -134,11 +159,7 @@ class WarmProcess:
             )
             return None
         self._is_fork = True
-        for process, other in self._forks.items():
-            os.close(process)
-            other.close()
-        self._socket.close()
-        self._selector.close()
+        self._leave()
         os.close(self._lifeline)
         try:
             _become(request, files)
@@ -149,7 +170,50 @@ class WarmProcess:
         self._draw_anew()
         connection.sendall(f"pid {os.getpid()}\n".encode())
         connection.close()
-        return lambda: _main(request["argv"])
+        return lambda: _main(request["argv"], self._before)
+
+    def _fork_with_ray(self, told: dict[str, str]) -> Callable[[], None] | None:
+        """The one that has Ray, and has told it this; with the first question.
+
+        Returns: in that fork: what it is to do.
+        """
+        of_ray, self._of_ray, name = self._of_ray, [], f"{self._name}-ray"
+        at = listening_at(name)  # already: who is sent there waits while it imports
+        if pid := os.fork():
+            at.close()
+            self._told, self._other = told, name
+            process = os.pidfd_open(pid)
+            self._selector.register(
+                process, selectors.EVENT_READ, lambda: self._is_without_ray(process, pid)
+            )
+            return None
+        self._leave()
+        self._begin(at)
+        for one in told_ray(dict(os.environ)).keys() - told.keys():
+            del os.environ[one]
+        os.environ.update(told)
+        path = list(sys.path)
+        with drawing_no_identifier():
+            self._import(of_ray)
+        self._before = [place for place in sys.path if place not in path]
+        sys.path[:] = path
+        self._note_imports()
+        return lambda: self.serve()()
+
+    def _is_without_ray(self, process: int, pid: int) -> None:
+        """The one with Ray has ended: workers import Ray themselves."""
+        os.waitpid(pid, 0)
+        self._selector.unregister(process)
+        os.close(process)
+        self._other = ""
+
+    def _leave(self) -> None:
+        """In a fork: what is the other's alone."""
+        for process, connection in self._forks.items():
+            os.close(process)
+            connection.close()
+        self._socket.close()
+        self._selector.close()
 
     def _check(self, asking: int, request: dict[str, Any]) -> None:
         if self._unfit:
@@ -203,11 +267,53 @@ class WarmProcess:
 
 def unfit() -> str:
     """Why no worker may be a fork of this process; empty where it may."""
-    if "ray" in sys.modules:
-        return "Ray has been imported"
     if (threads := len(list(Path("/proc/self/task").iterdir()))) > 1:
         return f"{threads} threads"
+    if "ray" in sys.modules and len(set(drawn_by_forks())) < _PROBES:
+        return "forks draw the same identifiers"
     return "the GPUs have been opened" if has_opened_gpus() else ""
+
+
+@contextlib.contextmanager
+def drawing_no_identifier() -> Iterator[None]:
+    """Ray's classes of actors that are imported meanwhile have identifiers of the system's.
+
+    Ray's own generator, once it has begun, goes on in all forks in the same way.
+    """
+    try:
+        import ray.actor
+    except ImportError:  # whoever imports it next is told
+        yield
+        return
+    identifiers: Any = ray.actor.ActorClassID
+
+    class OfTheSystem:
+        @staticmethod
+        def from_random() -> Any:
+            return identifiers(os.urandom(identifiers.size()))
+
+    ray.actor.ActorClassID = OfTheSystem
+    try:
+        yield
+    finally:
+        ray.actor.ActorClassID = identifiers
+
+
+def drawn_by_forks() -> list[bytes]:
+    """An identifier of Ray's by each of a few forks of this process, which has one thread."""
+    found = []
+    for _ in range(_PROBES):
+        ours, its = os.pipe()
+        if not (pid := os.fork()):
+            try:
+                os.write(its, sys.modules["ray"].WorkerID.from_random().binary())
+            finally:
+                os._exit(0)
+        os.close(its)
+        found.append(os.read(ours, 1024))
+        os.close(ours)
+        os.waitpid(pid, 0)
+    return found
 
 
 def has_opened_gpus() -> bool:
@@ -230,6 +336,22 @@ def relevant(environment: dict[str, str]) -> dict[str, str]:
         for name, value in environment.items()
         if name not in {MARK, _PATH, *_FREE, *ONE_THREAD} and not name.startswith(_FREE_PREFIX)
     }
+
+
+def told_ray(environment: dict[str, str]) -> dict[str, str]:
+    """What of it Ray looks at as it is imported."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.startswith(_FREE_PREFIX) or name in _SEEN_BY_RAY
+    }
+
+
+def listening_at(name: str) -> socket.socket:
+    at = socket.socket(socket.AF_UNIX)
+    at.bind(f"\0{name}")
+    at.listen(128)
+    return at
 
 
 def places(environment: dict[str, str]) -> list[str]:
@@ -298,22 +420,23 @@ def _become(request: dict[str, Any], files: list[int]) -> None:
     tempfile.tempdir = None
 
 
-def _main(argv: list[str]) -> None:
+def _main(argv: list[str], before: list[str]) -> None:
     """The script as Python would run it."""
     importlib.invalidate_caches()
     gc.enable()
     sys.argv, sys.orig_argv = list(argv), [sys.executable, *argv]
-    sys.path.insert(0, str(Path(argv[0]).parent))
+    sys.path[:0] = [*before, str(Path(argv[0]).parent)]
     main = types.ModuleType("__main__")
     main.__file__ = argv[0]
     sys.modules["__main__"] = main
     exec(compile(Path(argv[0]).read_bytes(), argv[0], "exec"), main.__dict__)
 
 
-def _serve(name: str, lifeline: str, modules: str) -> None:
+def _serve(name: str, lifeline: str, *modules: str) -> None:
     sys.path[0] = str(Path(__file__).parents[2])  # of the packages; no worker has this folder
-    WarmProcess(name, int(lifeline), modules.split(",") if modules else []).serve()()
+    names = [names.split(",") if names else [] for names in modules]
+    WarmProcess(name, int(lifeline), *names).serve()()
 
 
 if __name__ == "__main__":
-    _serve(*sys.argv[1:4])
+    _serve(*sys.argv[1:5])

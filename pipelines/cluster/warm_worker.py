@@ -23,7 +23,7 @@ _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, sign
 _ANSWER_SECONDS = 30.0  # half of what Ray waits for a worker
 
 
-def ask(name: str, argv: list[str]) -> None:
+def ask(name: str, argv: list[str], may_have_ray: bool = True) -> None:
     """Does not return if there is a fork."""
     with contextlib.suppress(OSError, ValueError):
         connection = socket.socket(socket.AF_UNIX)
@@ -33,17 +33,21 @@ def ask(name: str, argv: list[str]) -> None:
         if struct.unpack("3i", told)[1] != os.geteuid():
             return
         folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
-        text = json.dumps(wanted(argv)).encode()
+        text = json.dumps({**wanted(argv), "may_have_ray": may_have_ray}).encode()
         files = array.array("i", [0, 1, 2, folder])
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)]
         connection.sendmsg([struct.pack("!I", len(text))], rights)
         connection.sendall(text)
         os.close(folder)
         answer = connection.makefile("r")
-        line = answer.readline()
-        if line.startswith("pid "):
+        said, _, value = answer.readline().strip().partition(" ")
+        if said == "pid":
             connection.settimeout(None)
-            _stand_for(int(line.split()[1]), answer)
+            _stand_for(int(value), answer)
+        if said == "ask":  # the one that has Ray
+            connection.close()
+            ask(value, argv)
+            ask(name, argv, may_have_ray=False)
 
 
 def wanted(argv: list[str]) -> dict[str, Any]:

@@ -28,6 +28,8 @@ WORKER = Path(warm.__file__).with_name("warm_worker.py")
 SCRIPT = """
 import json, os, random, resource, signal, sys, time
 import numpy, torch
+if "RAY_IMPORT" in os.environ:
+    import ray
 status = dict(line.split(":\\t") for line in open("/proc/self/status"))
 masked = os.umask(0)
 said = {
@@ -42,6 +44,8 @@ said = {
     "modules": len(sys.modules), "open": len(os.listdir("/proc/self/fd")),
     "drawn": [random.random(), numpy.random.rand(), torch.rand(1).item(), torch.initial_seed()],
 }
+if said["ray"]:
+    said["drawn"] += [kind.from_random().hex() for kind in (ray.WorkerID, ray.ObjectID)]
 with open(sys.argv[1] + ".new", "w") as file:
     json.dump(said, file)
 os.rename(sys.argv[1] + ".new", sys.argv[1])
@@ -54,6 +58,7 @@ OWN = {"argv", "pid", "group", "session", "modules", "drawn", "open"}
 NAME = "imported_first"
 VARIABLE = "PYTEST_CURRENT_TEST"
 STARTED: list["Worker"] = []
+_MOST_IDLE = 20  # workers of a shared cluster that are there before they are needed
 
 
 class Worker:
@@ -112,15 +117,22 @@ def name() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def started(modules: Sequence[str]) -> Iterator[str]:
+def started(modules: Sequence[str], of_ray: Sequence[str] = ()) -> Iterator[str]:
     """A warm process that has imported them, without the variable that pytest changes."""
     with contextlib.ExitStack() as session:
         with pytest.MonkeyPatch.context() as patched:
             patched.delenv(VARIABLE, raising=False)
-            found = session.enter_context(warm_process(modules))
+            found = session.enter_context(warm_process(modules, of_ray))
         assert found is not None
         wait_while_it_goes_on(lambda: is_there(found), time.monotonic, 0.1)
         yield found
+
+
+def told_of(name: str) -> dict[str, object]:
+    """What the one with Ray has done is left out, if that ends while it is asked."""
+    with contextlib.suppress(ConnectionError, json.JSONDecodeError):
+        return told_by(name)
+    return {"with_ray": 0}
 
 
 def is_there(name: str) -> bool:
@@ -156,6 +168,36 @@ def test_a_fork_has_what_a_process_of_its_own_has(tmp_path: Path, name: str) -> 
     assert all(len(set(column)) == 3 for column in zip(*drawn, strict=True))
     assert [worker.ended() for worker in (cold, warm, other)] == [3, 3, 3]
     assert told_by(name)["forks"] == before + 2
+
+
+@pytest.mark.slow
+def test_workers_of_the_first_job_have_ray(tmp_path: Path) -> None:
+    """As if they had imported it, and none draws what another one draws.
+
+    Those with other variables of Ray's import it themselves; so do all when the one with Ray ends.
+    """
+    ray = {"RAY_IMPORT": "1", "RAY_JOB": "1", "RAY_JOB_ID": "01000000"}
+    nobody = {**ray, "RAY_JOB_ID": "ffffffff"}
+    with started(("numpy", "torch"), ("ray", "ray.data")) as found:
+        idle = Worker(tmp_path, "idle", found, **nobody)
+        cold = Worker(tmp_path, "cold", None, **ray)
+        own, second = (Worker(tmp_path, name, found, **ray) for name in ("own", "second"))
+        other = Worker(tmp_path, "other", found, **{**ray, "RAY_JOB": "2"})
+        assert told_by(found) == {"forks": 4, "with_ray": 2, "refused": {}}
+        parents = [psutil.Process(w.said["pid"]).parent() for w in (idle, other, own, second)]
+        assert parents[0] == parents[1] != parents[2] == parents[3] is not None
+        assert cold.said["environment"].pop(MARK, None) != own.said["environment"].pop(MARK)
+        for key in cold.said.keys() - OWN:
+            assert own.said[key] == cold.said[key], key
+        drawn = [worker.said["drawn"] for worker in (cold, own, second, other)]
+        assert all(len(set(column)) == 4 for column in zip(*drawn, strict=True))
+        with_ray = parents[2]
+        assert with_ray is not None
+        with_ray.kill()
+        wait_while_it_goes_on(lambda: "with_ray" not in told_of(found), lambda: None)
+        late = Worker(tmp_path, "late", found, **ray)
+        assert psutil.Process(late.said["pid"]).parent() == parents[0]
+        _end_all()
 
 
 @pytest.mark.slow
@@ -243,7 +285,9 @@ def test_workers_end_with_the_warm_process(tmp_path: Path) -> None:
     [
         ("import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True)"
          ".start()\n", "2 threads"),
-        ("import sys\nsys.modules['ray'] = sys\n", "Ray has been imported"),
+        ("import sys, types\nray = sys.modules['ray'] = types.ModuleType('ray')\n"
+         "ray.WorkerID = types.SimpleNamespace(from_random=lambda: types.SimpleNamespace("
+         "binary=lambda: b'same'))\n", "forks draw the same identifiers"),
     ],
 )  # fmt: skip
 def test_a_process_that_may_not_fork_says_why(
@@ -311,7 +355,21 @@ def test_workers_of_a_ray_of_our_own_are_forks(ray_cluster: None) -> None:
     before = told_by(name)
     assert "warm_process.py" in ray.get(ray.remote(parent).remote())
     assert told_by(name)["forks"] >= max(1, before["forks"])
-    assert not [why for why in told_by(name)["refused"] if "import" in why or "threads" in why]
+
+    @ray.remote(num_cpus=0)
+    class Asked:
+        def parent(self) -> str:
+            return parent()
+
+    for _ in range(_MOST_IDLE):  # these may have begun without a job
+        asked = Asked.remote()
+        assert "warm_process.py" in ray.get(asked.parent.remote())
+        if told_by(name)["with_ray"] > before.get("with_ray", 0):
+            break
+    else:
+        raise AssertionError("no worker of this job has Ray of the warm process")
+    unfit = ("import", "threads", "identifiers", "opened")
+    assert not [why for why in told_by(name)["refused"] if any(word in why for word in unfit)]
 
 
 @pytest.mark.slow
