@@ -77,7 +77,8 @@ class WarmProcess:
         self._socket = at
         self._forks: dict[int, socket.socket] = {}  # by a descriptor of the process
         self._refused = Counter[str]()
-        self._count, self._other = 0, ""  # the other: the name of the one with Ray
+        self._count = 0
+        self._other, self._others_process = "", -1  # the one with Ray: its name, a descriptor of it
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._socket, selectors.EVENT_READ, self._take)
         self._selector.register(self._lifeline, selectors.EVENT_READ, self._end)
@@ -111,6 +112,8 @@ class WarmProcess:
         for process in self._forks:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(process, signal.SIGKILL)
+        if self._other:  # it ends its forks itself, if it does not import
+            signal.pidfd_send_signal(self._others_process, signal.SIGTERM)
         os._exit(0)
 
     def _take(self) -> Callable[[], None] | None:
@@ -181,30 +184,35 @@ class WarmProcess:
         at = listening_at(name)  # already: who is sent there waits while it imports
         if pid := os.fork():
             at.close()
-            self._told, self._other = told, name
-            process = os.pidfd_open(pid)
+            self._told, self._other, self._others_process = told, name, os.pidfd_open(pid)
             self._selector.register(
-                process, selectors.EVENT_READ, lambda: self._is_without_ray(process, pid)
+                self._others_process, selectors.EVENT_READ, lambda: self._is_without_ray(pid)
             )
             return None
         self._leave()
+        return lambda: self._serve_with_ray(told, of_ray, at)
+
+    def _serve_with_ray(self, told: dict[str, str], modules: list[str], at: socket.socket) -> None:
+        """Import it, and serve those who are sent to it."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self._begin(at)
-        for one in told_ray(dict(os.environ)).keys() - told.keys():
-            del os.environ[one]
+        for name in told_ray(dict(os.environ)).keys() - told.keys():
+            del os.environ[name]
         os.environ.update(told)
         path = list(sys.path)
         with drawing_no_identifier():
-            self._import(of_ray)
+            self._import(modules)
         self._before = [place for place in sys.path if place not in path]
         sys.path[:] = path
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         self._note_imports()
-        return lambda: self.serve()()
+        self.serve()()
 
-    def _is_without_ray(self, process: int, pid: int) -> None:
+    def _is_without_ray(self, pid: int) -> None:
         """The one with Ray has ended: workers import Ray themselves."""
         os.waitpid(pid, 0)
-        self._selector.unregister(process)
-        os.close(process)
+        self._selector.unregister(self._others_process)
+        os.close(self._others_process)
         self._other = ""
 
     def _leave(self) -> None:
@@ -212,6 +220,8 @@ class WarmProcess:
         for process, connection in self._forks.items():
             os.close(process)
             connection.close()
+        if self._other:
+            os.close(self._others_process)
         self._socket.close()
         self._selector.close()
 

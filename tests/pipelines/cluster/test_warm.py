@@ -184,6 +184,7 @@ def test_workers_of_the_first_job_have_ray(tmp_path: Path) -> None:
         own, second = (Worker(tmp_path, name, found, **ray) for name in ("own", "second"))
         other = Worker(tmp_path, "other", found, **{**ray, "RAY_JOB": "2"})
         assert told_by(found) == {"forks": 4, "with_ray": 2, "refused": {}}
+        assert max(w.said["open"] for w in (idle, other, own)) <= cold.said["open"]
         parents = [psutil.Process(w.said["pid"]).parent() for w in (idle, other, own, second)]
         assert parents[0] == parents[1] != parents[2] == parents[3] is not None
         assert cold.said["environment"].pop(MARK, None) != own.said["environment"].pop(MARK)
@@ -403,3 +404,21 @@ def test_a_warm_process_ends_in_the_middle_of_its_imports(
     with warm_process((NAME,)):
         wait_while_it_goes_on(begun.exists, time.monotonic, 0.01)
     assert not done.exists()
+
+
+def test_the_one_that_imports_ray_ends_with_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of its imports too, which the first worker does not wait for."""
+    begun = tmp_path / "begun"
+    (tmp_path / f"{NAME}.py").write_text(
+        f"import os, pathlib, time\nnew = pathlib.Path({str(begun)!r} + '.new')\n"
+        f"new.write_text(str(os.getpid()))\nnew.rename({str(begun)!r})\ntime.sleep(600)"
+    )
+    (tmp_path / "default_worker.py").write_text("print('as always')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with started(("json",), (NAME,)) as found:
+        command = [sys.executable, WORKER, found, tmp_path / "default_worker.py"]
+        assert subprocess.check_output(command, env=environment()) == b"as always\n"
+        wait_while_it_goes_on(begun.exists, time.monotonic, 0.01)
+    gone(int(begun.read_text()))
