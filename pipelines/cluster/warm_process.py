@@ -71,7 +71,7 @@ class WarmProcess:
         self._import(modules)
         del sys.path[0]
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from here on its forks end before it
-        self._note_imports()
+        self._note_imports(may_have_ray=False)
 
     def _begin(self, at: socket.socket) -> None:
         self._socket = at
@@ -98,8 +98,8 @@ class WarmProcess:
             except Exception as error:  # the worker that needs it says so
                 self._refused[f"cannot import {name}: {error}"] += 1
 
-    def _note_imports(self) -> None:
-        self._unfit = unfit()
+    def _note_imports(self, may_have_ray: bool) -> None:
+        self._unfit = unfit(may_have_ray)
         self._left = relevant(dict(os.environ))
         self._names = {name.partition(".")[0] for name in sys.modules}
         files = (getattr(module, "__file__", None) for module in sys.modules.values())
@@ -205,7 +205,7 @@ class WarmProcess:
         self._before = [place for place in sys.path if place not in path]
         sys.path[:] = path
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        self._note_imports()
+        self._note_imports(may_have_ray=True)
         self.serve()()
 
     def _is_without_ray(self, pid: int) -> None:
@@ -275,11 +275,14 @@ class WarmProcess:
                 torch.set_num_threads(int(threads))
 
 
-def unfit() -> str:
+def unfit(may_have_ray: bool) -> str:
     """Why no worker may be a fork of this process; empty where it may."""
+    has_ray = "ray" in sys.modules
+    if has_ray and not may_have_ray:  # and has told it nothing of a worker
+        return "Ray has been imported"
     if (threads := len(list(Path("/proc/self/task").iterdir()))) > 1:
         return f"{threads} threads"
-    if "ray" in sys.modules and len(set(drawn_by_forks())) < _PROBES:
+    if has_ray and len(set(drawn_by_forks())) < _PROBES:
         return "forks draw the same identifiers"
     return "the GPUs have been opened" if has_opened_gpus() else ""
 

@@ -286,9 +286,7 @@ def test_workers_end_with_the_warm_process(tmp_path: Path) -> None:
     [
         ("import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True)"
          ".start()\n", "2 threads"),
-        ("import sys, types\nray = sys.modules['ray'] = types.ModuleType('ray')\n"
-         "ray.WorkerID = types.SimpleNamespace(from_random=lambda: types.SimpleNamespace("
-         "binary=lambda: b'same'))\n", "forks draw the same identifiers"),
+        ("import sys\nsys.modules['ray'] = sys\n", "Ray has been imported"),
     ],
 )  # fmt: skip
 def test_a_process_that_may_not_fork_says_why(
@@ -304,6 +302,25 @@ def test_a_process_that_may_not_fork_says_why(
         assert said == "as always\n"
         refused = told_by(found)["refused"]
     assert refused == {"cannot import no_such_module: No module named 'no_such_module'": 1, why: 1}
+
+
+def test_forks_that_would_draw_the_same_identifiers_have_no_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first job's worker, which would be one of them, imports it itself."""
+    (tmp_path / f"{NAME}.py").write_text(
+        "import sys, types\nsys.modules['ray'] = types.SimpleNamespace(WorkerID=types.Simple"
+        "Namespace(from_random=lambda: types.SimpleNamespace(binary=lambda: b'same')))"
+    )
+    (tmp_path / "default_worker.py").write_text("print('as always')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with started(("json",), (NAME,)) as found:
+        command = [sys.executable, WORKER, found, tmp_path / "default_worker.py"]
+        own = {**environment(), "RAY_JOB_ID": "01000000"}
+        assert subprocess.check_output(command, env=own) == b"as always\n"
+        told = told_by(found)
+    refused = {"forks draw the same identifiers": 1}
+    assert told == {"forks": 1, "with_ray": 0, "refused": refused}
 
 
 @pytest.mark.slow
