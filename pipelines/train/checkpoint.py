@@ -229,10 +229,34 @@ class Checkpointer:
         self._parameters = stored_parameters(model)
         self._owners = _owners(self._parameters, strategy)
         self._host: dict[str, Tensor] = {}
+        self._room: Future[None] | None = None
         self._last: tuple[int, dict[str, Tensor]] = 0, {}  # step and copies of a run's last save
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._stopping = threading.Event()
+
+    def make_room(self, is_last: bool = False) -> None:
+        """Begin to reserve the host's memory that the next save copies a GPU's tensors to.
+
+        Pinning takes longer than copying, and holds up who gives the GPU work: so it is done while
+        layers are compiled.
+
+        Args:
+            is_last: the next save is the run's last.
+        """
+        coming = self._tensors(is_last, is_ahead=True)
+        wanted = {name: tensor for name, tensor, _ in coming if tensor.is_cuda}
+        if wanted:
+            self._room = self._pool.submit(self._reserve, wanted)
+
+    def _reserve(self, wanted: Mapping[str, Tensor]) -> None:
+        for name, tensor in wanted.items():
+            kept = self._host.get(name)
+            if kept is None or (kept.shape, kept.dtype) != (tensor.shape, tensor.dtype):
+                with torch.cuda.device(tensor.device):
+                    self._host[name] = torch.empty(
+                        tensor.shape, dtype=tensor.dtype, pin_memory=True
+                    )
 
     def save(self, step: int, state: dict[str, Any], is_last: bool = False) -> None:
         """Start writing the state after `step` optimizer steps.
@@ -287,8 +311,12 @@ class Checkpointer:
         """Stop waiting for other ranks' files: the group ends."""
         self._stopping.set()
 
-    def _tensors(self, is_last: bool) -> Iterator[tuple[str, Tensor, int]]:
-        """(name, rows that this rank writes, the first of them) of weights and optimizer state."""
+    def _tensors(self, is_last: bool, is_ahead: bool = False) -> Iterator[tuple[str, Tensor, int]]:
+        """(name, rows that this rank writes, the first of them) of weights and optimizer state.
+
+        Args:
+            is_ahead: of a state that the first step will make, something of its shape and type.
+        """
         rank = self._strategy.placement.rank
         for name, parameter in self._parameters.items():
             span = self._strategy.local_rows(parameter)
@@ -296,6 +324,8 @@ class Checkpointer:
                 continue
             start = 0 if span is None else span[0]
             moments = {} if is_last else self._optimizer.state.get(parameter, {})
+            if is_ahead and not is_last and not moments and parameter.requires_grad:
+                moments = _moments_like(parameter)
             kinds = {"weights": parameter.detach(), **moments}
             for kind, value in kinds.items():
                 local: Any = torch.as_tensor(value)
@@ -307,12 +337,11 @@ class Checkpointer:
     def _copied(self, is_last: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
         starts = {}
         found: dict[str, Tensor] = {}
+        if self._room is not None:
+            self._room.result()
         for name, tensor, start in self._tensors(is_last):
             if tensor.is_cuda:
-                if name not in self._host:
-                    self._host[name] = torch.empty(
-                        tensor.shape, dtype=tensor.dtype, pin_memory=True
-                    )
+                self._reserve({name: tensor})
                 self._host[name].copy_(tensor, non_blocking=True)
                 found[name] = self._host[name]
             else:
@@ -489,6 +518,13 @@ def _like(parameter: Any, value: Tensor, kind: str) -> Tensor:
             stride=parameter.stride(),
         )
     return value.to(parameter.device)
+
+
+def _moments_like(parameter: Tensor) -> dict[str, Tensor]:
+    """Of the shapes and types that AdamW's state of a parameter has."""
+    like = parameter.detach()
+    step = torch.zeros((), dtype=torch.float32, device=like.device)
+    return {"step": step, "exp_avg": like, "exp_avg_sq": like}
 
 
 def _owners(parameters: Mapping[str, Tensor], strategy: Strategy) -> dict[str, int]:

@@ -181,6 +181,9 @@ class Trainer:
             Retention(facts.train.keep_checkpoints, keep_best),
             facts.base,
         )
+        if self.step < self.num_steps:
+            every = facts.train.checkpoint_every
+            self.checkpoints.make_room(self.step + every - self.step % every >= self.num_steps)
         self.metrics: MetricsWriter | None = None
         if placement.rank == 0:
             trackers = build_trackers(facts, self.store, self.step)

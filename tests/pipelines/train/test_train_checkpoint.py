@@ -354,3 +354,32 @@ def test_a_rank_that_never_writes_ends_in_one_line(tmp_path: Path) -> None:
         "stage", "checkpoint of step 1: another worker did not write its part"
     )
     assert completed_steps(RunStore(str(tmp_path))) == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("is_last", [False, True])
+def test_room_made_before_the_first_step_is_filled_by_the_save(
+    is_last: bool, tmp_path: Path
+) -> None:
+    store, model = RunStore(str(tmp_path)), torch.nn.Linear(300, 200, device="cuda")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    claim(store, "a")
+    checkpoints = Checkpointer(store, "a", model, optimizer, Replicated(placement()), Retention(1))
+    checkpoints.make_room(is_last)
+    assert checkpoints._room is not None
+    checkpoints._room.result()
+    held = {name: tensor.data_ptr() for name, tensor in checkpoints._host.items()}
+    for _ in range(2):
+        model(torch.ones(1, 300, device="cuda")).sum().backward()
+        optimizer.step()
+    checkpoints.save(2, {}, is_last)
+    assert checkpoints.failure(wait=True) is None
+    (shard,) = (tmp_path / step_folder(2)).glob("shard-*")
+    now = {f"weights/{name}": value.detach() for name, value in model.named_parameters()}
+    if not is_last:
+        for name, parameter in model.named_parameters():
+            now |= {f"{kind}/{name}": each for kind, each in optimizer.state[parameter].items()}
+    found = load_file(shard)
+    assert found.keys() == now.keys()
+    assert all(torch.equal(found[key], value.cpu()) for key, value in now.items())
+    assert held == {name: tensor.data_ptr() for name, tensor in checkpoints._host.items()}
