@@ -132,15 +132,18 @@ class EarlySession:
     def __enter__(self) -> "EarlySession":
         return self
 
-    def begin(self) -> None:
+    def begin(self, is_certain: bool = False) -> None:
         """What of a Ray of this machine can begin does; the command goes on.
 
         It starts in a thread where there are CPUs to spare; a command that is refused then waits
         for the start, to end what it has begun. Elsewhere its workers' imports begin.
+
+        Args:
+            is_certain: the command will not be refused: Ray starts in a thread on any machine.
         """
         if cluster_address(self._config):
             return
-        if not starts_beside(Resources.of_this_machine(self._config)):
+        if not (is_certain or starts_beside(Resources.of_this_machine(self._config))):
             self._ends.enter_context(imports_ahead(self._config))
             return
         with quick_imports():  # here: modules that import each other are imported by one thread

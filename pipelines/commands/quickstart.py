@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.intervals import mean_of
-from pipelines.cluster import ray_session
+from pipelines.cluster import EarlySession
 from pipelines.commands.quickstart_world import write_world
 from pipelines.commands.report import run_report
 from pipelines.commands.run import run_stages
@@ -69,14 +69,17 @@ def run_quickstart(overrides: Sequence[str], say: Say, quiet: bool) -> str:
     options = _options(overrides)
     seed, root = int(options["seed"]), Path(options["dir"]).absolute()
     started = time.monotonic()
-    world = make_world(root, seed)
-    say(
-        f"world: {REVIEWS} reviews, {TRAIN_PROMPTS} training and {TEST_PROMPTS} test prompts in "
-        f"{world}"
-    )
     # Three one-CPU runs side by side, on any machine: the start-up of one overlaps the steps of
     # another.
-    with ray_session(RaySection(num_cpus=len(OBJECTIVES), num_gpus=0)):
+    with EarlySession(RaySection(num_cpus=len(OBJECTIVES), num_gpus=0)) as ray:
+        has_world(root, seed)  # or refuses before Ray starts
+        ray.begin(is_certain=True)
+        world = make_world(root, seed)
+        say(
+            f"world: {REVIEWS} reviews, {TRAIN_PROMPTS} training and {TEST_PROMPTS} test prompts "
+            f"in {world}"
+        )
+        ray.start()
         start_model = run_sft(start_recipe(root, seed), say, quiet)
         sampling = sampling_recipe(root, seed, start_model)
         run_stages(sampling, (SAMPLE,), say, quiet)
@@ -91,27 +94,39 @@ def run_quickstart(overrides: Sequence[str], say: Say, quiet: bool) -> str:
     return page
 
 
-def make_world(root: Path, seed: int) -> Path:
-    """The folder of the world, written if it is not there.
+def has_world(root: Path, seed: int) -> bool:
+    """Whether the world is there.
 
     Raises: UserError if it is another seed's; DamagedFile if it is not what was written.
     """
-    store, cure = RunStore(str(root / "world")), f"remove {root} and run quickstart again"
-    if store.exists(_MARKER):
-        told = read_record(store, _MARKER, {"seed": int}, cure)
-        if told["seed"] != seed:
-            raise UserError(
-                f"{root} holds the quickstart of seed {told['seed']}, now seed={seed}: give "
-                "another dir=PATH"
-            )
-        for name, hash_ in told.get("files", {}).items():
-            if not store.exists(name) or _sha256(store, name, cure) != hash_:
-                raise damaged(store, name, "it is not what was written", cure)
-    else:
+    store, cure = _world(root)
+    if not store.exists(_MARKER):
+        return False
+    told = read_record(store, _MARKER, {"seed": int}, cure)
+    if told["seed"] != seed:
+        raise UserError(
+            f"{root} holds the quickstart of seed {told['seed']}, now seed={seed}: give "
+            "another dir=PATH"
+        )
+    for name, hash_ in told.get("files", {}).items():
+        if not store.exists(name) or _sha256(store, name, cure) != hash_:
+            raise damaged(store, name, "it is not what was written", cure)
+    return True
+
+
+def make_world(root: Path, seed: int) -> Path:
+    """The folder of the world, written if it is not there. Raises: as `has_world` does."""
+    store, cure = _world(root)
+    if not has_world(root, seed):
         write_world(store.local_path(), seed, REVIEWS, TRAIN_PROMPTS, TEST_PROMPTS)
         files = {name: _sha256(store, name, cure) for name, _, _ in store.files()}
         write_record(store, _MARKER, {"seed": seed, "files": files})
     return store.local_path()
+
+
+def _world(root: Path) -> tuple[RunStore, str]:
+    """The world's store, and what to do if it is damaged."""
+    return RunStore(str(root / "world")), f"remove {root} and run quickstart again"
 
 
 def _sha256(store: RunStore, name: str, cure: str) -> str:
