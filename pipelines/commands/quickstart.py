@@ -85,8 +85,9 @@ def run_quickstart(overrides: Sequence[str], say: Say, quiet: bool) -> str:
         run_stages(sampling, (SAMPLE,), say, quiet)
         split_candidates(root)
         recipes = {name: preference_recipe(root, seed, start_model, name) for name in OBJECTIVES}
-        # One store serves the three runs: it holds what all of them need.
-        run_stages(recipes["mapo"], (PREPARE, REFERENCE), say, quiet)
+        # One store serves the three runs: it holds what all of them need. Nobody else works yet.
+        alone = recipes["mapo"].model_copy(update={"ray": sampling.ray})
+        run_stages(alone, (PREPARE, REFERENCE), say, quiet)
         _side_by_side(recipes, say)
     page = run_report([recipe.run_dir for recipe in recipes.values()], str(root))
     say(_verdict(recipes))
@@ -239,6 +240,7 @@ def preference_recipe(root: Path, seed: int, model: str, name: str) -> Recipe:
                 "seed": seed,
             },
             "paths": {"pairs": str(root / "pairs"), "reference": str(root / "reference")},
+            "reference": {"num_actors": 2},
             "ray": {"cpus_per_run": 1},
         }
     )
