@@ -177,8 +177,7 @@ def start_recipe(root: Path, seed: int) -> Recipe:
                 "max_response_tokens": 60,
             },
             "objective": {"name": "sft"},
-            # So small a model trains no sooner with a second thread.
-            "ray": {"cpus_per_run": 1},
+            "ray": {"cpus_per_run": 2},
             "train": {
                 "global_batch_size": 64,
                 "epochs": 2,

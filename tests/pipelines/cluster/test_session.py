@@ -67,6 +67,7 @@ def test_a_ray_of_our_own_starts_few_processes_and_a_light_agent(ray_cluster: No
     assert node.Node.start_api_server.__name__ == "start_api_server"
     assert services.start_ray_process.__name__ == "start_ray_process"
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert os.environ["GOMP_SPINCOUNT"] == "10000"
 
 
 def test_a_node_is_waited_for_while_its_processes_live(monkeypatch: pytest.MonkeyPatch) -> None:
