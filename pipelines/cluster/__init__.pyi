@@ -6,7 +6,11 @@ from .actor_pool import (
     run_tasks as run_tasks,
 )
 from .bars import Bar as Bar
-from .failures import failure_of as failure_of, told_in_a_line as told_in_a_line
+from .failures import (
+    failure_of as failure_of,
+    sendable as sendable,
+    told_in_a_line as told_in_a_line,
+)
 from .jobs import Cluster as Cluster, Job as Job, exit_code_of as exit_code_of
 from .machines import (
     known_resources as known_resources,

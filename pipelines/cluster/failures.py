@@ -39,6 +39,21 @@ def failure_of(error: BaseException, work: str, lighter: str = "", again: str = 
     return Failure("stage", f"{work} failed: {_line(raised[0])}")
 
 
+def sendable(error: Exception) -> Exception:
+    """The error itself, or one of its text where pickle cannot carry it.
+
+    Ray Train would tell of pickle's error in its place.
+    """
+    from ray import cloudpickle
+
+    try:
+        cloudpickle.loads(cloudpickle.dumps(error))
+    except Exception:  # whatever its parts raise
+        told = RuntimeError(f"{type(error).__name__}: {error}")
+        return told.with_traceback(error.__traceback__)
+    return error
+
+
 @contextlib.contextmanager
 def told_in_a_line(work: str, lighter: str = "") -> Iterator[None]:
     """Raise what Ray raises inside as one of ours.

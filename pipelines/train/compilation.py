@@ -8,24 +8,23 @@ signed with a key of the user's own, and left alone where the signature is anoth
 import hashlib
 import hmac
 import os
+import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import nn
 
-from pipelines.errors import DamagedFile, UserError
+from pipelines.errors import DamagedFile, StageFailed, UserError
 from pipelines.storage import RunStore, Span, add_spans, digest, read_whole
 
 _SIGNATURE_BYTES = 32
 # How rows of several widths are compiled: dynamic (one graph for all), automatic (one for the first
 # width, one for all others), static-N (one per width, of which there are N). For benchmarks.
 _SHAPES = "SPARSEPO_COMPILED_SHAPES"
-# `distinct` is dynamic with a symbol for every size, equal ones too: what a process traces then
-# depends on nothing that it traced before. It is measured on CPUs alone so far.
-_DYNAMIC = {"static": False, "automatic": None, "dynamic": True, "distinct": True}
+_DYNAMIC = {"static": False, "automatic": None, "dynamic": True}
 _DEFAULT = "dynamic"
 
 
@@ -55,7 +54,6 @@ class Compilation:
         self._before = _counted()
         self._since, self.seconds = 0.0, 0.0
         self._spans: list[Span] = []
-        self._is_on_cpu = device.type == "cpu"
         self._settings = ExitStack()
         on_compile_start(self._started)
         on_compile_end(self._ended)
@@ -68,11 +66,15 @@ class Compilation:
         is traced later: whatever a process does first, it finds what others have kept.
         """
         shapes = _shapes().partition("-")[0]
-        if shapes == "distinct" or (shapes == "dynamic" and self._is_on_cpu):
+        if shapes == "dynamic":
+            import torch._dynamo
             from torch.fx.experimental import _config
 
             patch = _config.patch(use_duck_shape=False)  # type: ignore[attr-defined]
             self._settings.enter_context(patch)
+            # Else the numbers of heads and their sizes, which a sharded layer has as attributes,
+            # become symbols, and FlexAttention cannot be compiled for them.
+            self._settings.enter_context(torch._dynamo.config.patch(skip_fsdp_guards=False))
         for layer in layers:
             layer.compile(dynamic=_DYNAMIC[shapes])
 
@@ -134,6 +136,25 @@ class Compilation:
         now = time.time()
         self.seconds += now - self._since
         self._spans.append(Span("compile", self._since, now))
+
+
+@contextmanager
+def told_if_not_compiled(has_compiled_layers: bool) -> Iterator[None]:
+    """Raise what torch's compiler raises inside as StageFailed, with what to set.
+
+    Args:
+        has_compiled_layers: else what is compiled is FlexAttention alone, for packed rows.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        raised = sys.modules.get("torch._dynamo.exc")
+        if raised is None or not isinstance(error, raised.TorchDynamoException):
+            raise
+        what = "the decoder layers" if has_compiled_layers else "attention for packed rows"
+        cure = "train.compile=false" if has_compiled_layers else "train.layout=padded"
+        reason = str(error).strip().splitlines()[0]
+        raise StageFailed(f"torch cannot compile {what} here: {reason}; set {cure}") from error
 
 
 def _keys(info: Any) -> set[tuple[str, str]]:

@@ -17,11 +17,14 @@ def train_worker(config: dict[str, Any]) -> None:
 
     `config`: facts (TrainingFacts), threads, paths (that this machine has to see).
     """
+    from pipelines.cluster import sendable
     from pipelines.storage import recorded
 
     with recorded() as spans:
         try:
             _train(config)
+        except Exception as error:
+            raise sendable(error) from None
         finally:
             _tell(config["facts"].root, spans)
 
@@ -113,6 +116,7 @@ def train_rank(
     with quick_imports():
         import transformers
 
+        from pipelines.train.compilation import told_if_not_compiled
         from pipelines.train.trainer import Trainer
 
     transformers.utils.logging.disable_progress_bar()
@@ -128,7 +132,8 @@ def train_rank(
         budget = remembered_budget(store) if facts.train.auto_microbatch else None
         with quick_imports():  # of the model's own code
             trainer = Trainer(facts, placement, threads, budget)
-        trainer.run(report, is_preempted)
+        with told_if_not_compiled(trainer.compilation is not None):
+            trainer.run(report, is_preempted)
     except Superseded:
         return
     except (UserError, StageFailed) as error:

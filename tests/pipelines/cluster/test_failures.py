@@ -2,16 +2,18 @@
 
 import json
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import ray.train
+from ray import cloudpickle
 from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayTaskError
 
 import pipelines
-from pipelines.cluster.failures import failure_of, told_in_a_line
+from pipelines.cluster.failures import failure_of, sendable, told_in_a_line
 from pipelines.errors import Diverged, Failure, StageFailed, Superseded, UserError
 
 TRACEBACK = "Traceback (most recent call last):\n  File x\npipelines.errors.UserError: a key"
@@ -162,3 +164,25 @@ def test_no_type_of_ours_is_lost_on_its_way() -> None:
     derived = re.compile(rf"^class \w+\((.*\b)?({'|'.join(t.__name__ for t in ours)})\b", re.M)
     folder = Path(pipelines.__path__[0])
     assert [p.name for p in folder.rglob("*.py") if derived.search(p.read_text())] == ["errors.py"]
+
+
+class OfTwoParts(Exception):
+    """Pickle makes it again from one."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} {two}")
+
+
+def test_an_error_that_pickle_cannot_carry_goes_as_its_text() -> None:
+    lock = threading.Lock()
+    for error, text in (
+        (ValueError("a layer", lock), f"ValueError: ('a layer', {lock!r})"),
+        (OfTwoParts("a", "layer"), "OfTwoParts: a layer"),
+    ):
+        try:
+            raise error
+        except Exception as raised:
+            sent = cloudpickle.loads(cloudpickle.dumps(sendable(raised)))
+        assert type(sent) is RuntimeError and str(sent) == text
+    known = UserError("as it is")
+    assert sendable(known) is known

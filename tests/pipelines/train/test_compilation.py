@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 
+from pipelines.errors import StageFailed
 from pipelines.models.hardware import compile_forecast
 from pipelines.storage import RunStore
-from pipelines.train.compilation import Compilation
+from pipelines.train.compilation import Compilation, told_if_not_compiled
 
 TRAINING, EVALUATION = True, False
 Machine = Callable[[], AbstractContextManager[None]]
@@ -68,6 +71,67 @@ class Process:
         self.compilation.close()
         names = ("compilations", "compiled_parts", "compiled_parts_found")
         return tuple(int(counts[name]) for name in names)  # type: ignore[return-value]
+
+
+class Heads(nn.Module):
+    """A number of its own is a size of what it computes, as in attention."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads, self.linear = heads, nn.Linear(16, 16)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.linear(states).unflatten(-1, (self.heads, -1)).sum(-1)
+
+
+@pytest.mark.slow
+def test_numbers_of_a_sharded_layer_are_no_symbols(
+    tmp_path: Path, another_machine: Machine
+) -> None:
+    """So layers of 2 and of 4 heads have a graph each, for rows of any width."""
+    from torch.distributed.fsdp import fully_shard
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        with another_machine(), torch.no_grad():
+            process = Process(tmp_path)
+            for heads in (2, 4):
+                layer = Heads(heads)
+                process.compilation.compile([layer])
+                fully_shard(layer, mesh=mesh)
+                for width in (40, 48):
+                    assert layer(torch.ones(1, width, 16)).shape == (1, width, heads)
+            assert process.end() == (2, 2, 0)
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_compiler_that_fails_is_one_line(tmp_path: Path, another_machine: Machine) -> None:
+    def call(shapes: str) -> None:
+        with (
+            another_machine(),
+            torch._inductor.config.patch({"cpp.cxx": ("/nowhere/c++",)}),
+            told_if_not_compiled(has_compiled_layers=shapes == "layers"),
+        ):
+            process = Process(tmp_path)
+            try:
+                process.call(16, (48, EVALUATION))
+            finally:
+                process.end()
+
+    for shapes, what, cure in (
+        ("layers", "the decoder layers", "train.compile=false"),
+        ("attention", "attention for packed rows", "train.layout=padded"),
+    ):
+        with pytest.raises(StageFailed) as caught:
+            call(shapes)
+        (line,) = str(caught.value).splitlines()
+        assert line.startswith(f"torch cannot compile {what} here: InvalidCxxCompiler")
+        assert line.endswith(f"; set {cure}")
+    with pytest.raises(RuntimeError, match="another"), told_if_not_compiled(True):
+        raise RuntimeError("another")
 
 
 @pytest.mark.slow

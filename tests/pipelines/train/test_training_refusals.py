@@ -2,23 +2,29 @@
 
 import json
 import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from by_hand import accept_files
 from feature_world import World, prepared, trained
 from ranks import Ranks
-from runs import MakeRecipe, silent, trainer_of
+from runs import CPU, MakeRecipe, silent, trainer_of
 
 from pipelines.commands.quickstart_world import write_untrained_model
 from pipelines.commands.run import run_stages
 from pipelines.commands.stages import PREPARE, TRAIN
 from pipelines.errors import Failure, StageFailed, UserError
+from pipelines.models.device import Placement
 from pipelines.recipe.run_paths import RunPaths, failure_files
 from pipelines.recipe.stage import Run
 from pipelines.storage.records import read_record
 from pipelines.train.metrics import read_metrics
+from pipelines.train.stage import training_facts
+from pipelines.train.worker import train_rank
 from sparsepo import FallingChosenWatch, RunawayWatch
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -139,6 +145,26 @@ def test_one_rank_that_fails_stops_both(
         assert [Failure(**read_record(left, name)) for name in failure_files(left)] == said
     with pytest.raises(StageFailed, match=line):
         TRAIN.run(Run(under_ray), print, True)
+
+
+@pytest.mark.slow
+def test_layers_that_cannot_be_compiled_end_a_training_in_one_line(
+    recipe_in: MakeRecipe,
+    world: World,
+    tmp_path: Path,
+    another_machine: Callable[[], AbstractContextManager[None]],
+) -> None:
+    """Here there is no C++ compiler."""
+    options = ("objective.name=dpo", "train.compile=true", "train.max_steps=2", *world.options)
+    run = Run(prepared(recipe_in(tmp_path, *options, paths=world.paths)))
+    with another_machine(), torch._inductor.config.patch({"cpp.cxx": ("/nowhere/c++",)}):
+        train_rank(
+            training_facts(run), Placement.choose("auto", CPU, 0, 1), 1, lambda metrics: None
+        )
+    (name,) = failure_files(run.paths.train)
+    failure = Failure(**read_record(run.paths.train, name))
+    assert failure.kind == "stage" and "cannot compile the decoder layers here" in failure.message
+    assert failure.message.endswith("; set train.compile=false")
 
 
 def test_a_kl_that_runs_away_is_a_warning_of_the_run_and_is_told_once(
