@@ -337,7 +337,7 @@ def on_device(number: float, like: Tensor) -> Tensor:
 def segment_sum(values: Tensor, index: Tensor, num_segments: int) -> Tensor:
     """Sum values [S] with equal index: [num_segments].
 
-    Deterministic on CPU; gradient flows to values.
+    A GPU adds in one order only under torch.use_deterministic_algorithms. Gradient flows to values.
     """
     return values.new_zeros(num_segments).index_add(0, index, values)
 

@@ -29,6 +29,7 @@ from .device import (
     LateNumbers as LateNumbers,
     Placement as Placement,
     is_out_of_memory as is_out_of_memory,
+    sum_in_one_order as sum_in_one_order,
 )
 from .directories import (
     ADAPTER_CONFIG as ADAPTER_CONFIG,

@@ -1,12 +1,14 @@
 """Device, precision and the exchange between ranks in training: decided here and nowhere else."""
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+import torch.utils.deterministic
 from torch import Tensor
 
 
@@ -110,6 +112,22 @@ class LateNumbers:
         if self._event is not None:
             self._event.synchronize()
         return [] if self._host is None else self._host.tolist()
+
+
+def sum_in_one_order(device: torch.device) -> None:
+    """From here on this process gets the same bits every time from a GPU, wherever torch can.
+
+    A GPU's threads add in the order in which they come; torch has slower ways without that, and
+    warns of what has none. torch's compiler takes the blocks of its reductions by rule, not by
+    measuring. CPUs are left as they are.
+    """
+    if device.type != "cuda":
+        return
+    # torch asks for it; an H100 has that much anyway.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    memory: Any = torch.utils.deterministic
+    memory.fill_uninitialized_memory = False  # else torch writes all new memory once more
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipelines.errors import Diverged, Failure, StageFailed, UserError
-from pipelines.models import Placement, compile_forecast, sustained_tflops
+from pipelines.models import Placement, compile_forecast, sum_in_one_order, sustained_tflops
 from pipelines.pairs import read_pairs
 from pipelines.recipe import LearnedMaskConfig
 from pipelines.reference import feature_source, load_reference, usable_rows
@@ -118,6 +118,7 @@ class Trainer:
     ) -> None:
         self.facts, self.placement = facts, placement
         self._began = time.monotonic()
+        sum_in_one_order(placement.device)
         self.is_one_pair_each = False  # in this step: no smaller budget would help
         self._launched: list[LaunchedStep] = []
         self._read_at = self._began  # when the last step's numbers were there

@@ -51,11 +51,11 @@ def silent(line: str) -> None:
     pass
 
 
-def trainer_of(recipe: Recipe) -> Trainer:
+def trainer_of(recipe: Recipe, device: torch.device = CPU) -> Trainer:
     """One rank's training in this process, ready to run; one thread."""
     torch.set_num_threads(1)
     return Trainer(
-        training_facts(Run(recipe)), Placement.choose(recipe.train.precision, CPU, 0, 1), 1
+        training_facts(Run(recipe)), Placement.choose(recipe.train.precision, device, 0, 1), 1
     )
 
 

@@ -3,6 +3,7 @@ batch is cut does not show.
 """
 
 import math
+import warnings
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,22 @@ def test_every_objective_trains_and_micro_batches_do_not_show(
     first = FIRST.get(case, math.log(2))
     if first is not None:
         assert float(losses[0][0]) == pytest.approx(first, abs=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("case", CASES)
+def test_every_objective_adds_in_one_order_on_a_gpu(
+    case: str, recipe_in: MakeRecipe, world: World, tmp_path: Path
+) -> None:
+    """Torch warns of each sum of which it knows no order."""
+    options = [f"objective.name={case.partition(' ')[0]}", *CASES[case], "train.max_steps=2"]
+    options += ["train.global_batch_size=8", "train.layout=padded", *world.options]
+    recipe = prepared(recipe_in(tmp_path, *options, *world.scorers, paths=world.paths))
+    trainer = trainer_of(recipe, torch.device("cuda", 0))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*deterministic")
+        trainer.run(lambda metrics: None)
+    trainer.close()
 
 
 @pytest.mark.parametrize("case", members(COUPLED, ("beta_dpo", "sum with a memory")))
