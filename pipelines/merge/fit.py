@@ -16,7 +16,13 @@ from evaluation.intervals import mean_interval, rate_interval
 from pipelines.errors import StageFailed, UserError
 from pipelines.merge.map_weights import numbers_of
 from pipelines.merge.schema import MapSection
-from pipelines.models import compute_device, load_causal_lm, reference_dtype, resolve_model
+from pipelines.models import (
+    compute_device,
+    load_causal_lm,
+    reference_dtype,
+    resolve_model,
+    sum_in_one_order,
+)
 from pipelines.pairs import PairTable, read_pairs
 from pipelines.storage import RunStore
 from sparsepo import LMHead, head_of, score_tokens
@@ -85,6 +91,7 @@ class MapFitter:
     def __init__(self, facts: FitFacts) -> None:
         self._facts, self._settings = facts, facts.settings
         self._device = compute_device()
+        sum_in_one_order(self._device)
         self._heads: list[LMHead] = []
         self._known: dict[str, list[_Pair]] = {}
 
