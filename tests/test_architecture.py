@@ -258,8 +258,9 @@ def test_the_decisions_page_has_a_section_for_each_room() -> None:
 WORKERS = (
     "pairs/tasks.py", "pairs/writer.py", "reference/actor.py", "reference/features.py",
     "reference/store.py", "reference/other_models.py", "train/worker.py", "train/trainer.py",
-    "train/policy.py", "train/micro_batches.py", "train/checkpoint.py", "evaluate/actor.py",
-    "evaluate/text_scorer.py", "evaluate/token_weights.py", "evaluate/facts.py", "merge/actor.py",
+    "train/policy.py", "train/micro_batches.py", "train/checkpoint.py", "train/restore.py",
+    "evaluate/actor.py", "evaluate/text_scorer.py", "evaluate/token_weights.py",
+    "evaluate/facts.py", "merge/actor.py",
     "evaluate/evaluated_models.py", "evaluate/pair_scoring.py", "evaluate/response_drawing.py",
     "merge/fit.py", "discriminator/training.py", "discriminator/checkpoint.py",
 )  # fmt: skip

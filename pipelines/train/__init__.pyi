@@ -1,5 +1,5 @@
 from .builders import build_objective as build_objective
-from .checkpoint import check_files as check_files
+from .checkpoint_contents import check_files as check_files
 from .facts import TrainingFacts as TrainingFacts
 from .follow import MetricsFollower as MetricsFollower
 from .kept import drop_weights as drop_weights

@@ -33,9 +33,9 @@ from pipelines.recipe import MASKS, MODEL, Recipe
 from pipelines.storage import RunStore
 from pipelines.train.adapters import adapted, soft_prompts, trained_rows
 from pipelines.train.builders import build_mask
-from pipelines.train.checkpoint import load_checkpoint
 from pipelines.train.compilation import Compilation, num_widths
 from pipelines.train.facts import TrainingFacts
+from pipelines.train.restore import load_checkpoint
 from pipelines.train.steps import step_folder
 from pipelines.train.strategy import Strategy, strategy_of
 from sparsepo import ReferenceModel

@@ -21,13 +21,11 @@ from pipelines.recipe import LearnedMaskConfig
 from pipelines.reference import feature_source, load_reference, usable_rows
 from pipelines.storage import RunStore, spent
 from pipelines.train.builders import build_objective
-from pipelines.train.checkpoint import (
-    Checkpointer,
-    Retention,
+from pipelines.train.checkpoint import Checkpointer, Retention
+from pipelines.train.checkpoint_contents import (
     check_files,
     claim,
     goes_on,
-    load_checkpoint,
     newest_intact,
     read_state,
 )
@@ -42,6 +40,7 @@ from pipelines.train.policy import (
     load_policy_model,
 )
 from pipelines.train.publish import Publication
+from pipelines.train.restore import load_checkpoint
 from pipelines.train.selection import Selection
 from pipelines.train.steps import completed_steps
 from pipelines.train.strategy import strategy_of

@@ -540,7 +540,8 @@ def test_a_checkpoint_cannot_name_files_elsewhere(tmp_path: Path) -> None:
     """The files of a checkpoint are those that its state names: a manipulated one is refused
     before anything is read.
     """
-    from pipelines.train.checkpoint import check_files, load_checkpoint, write_state
+    from pipelines.train.checkpoint_contents import check_files, write_state
+    from pipelines.train.restore import load_checkpoint
 
     store = RunStore(str(tmp_path / "train"))
     elsewhere = "../../../../etc/hostname"

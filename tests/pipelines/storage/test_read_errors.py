@@ -23,7 +23,8 @@ from pipelines.recipe.schema import Source
 from pipelines.storage.read_errors import told_why
 from pipelines.storage.records import read_lines, read_list, read_parquet, read_record, write_record
 from pipelines.storage.store import RunStore
-from pipelines.train.checkpoint import completed_steps, newest_intact, step_folder, write_state
+from pipelines.train.checkpoint_contents import newest_intact, write_state
+from pipelines.train.steps import completed_steps, step_folder
 
 ALONE = Placement(torch.device("cpu"), torch.float32, torch.float32, 0, 1)
 

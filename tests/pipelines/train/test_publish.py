@@ -17,7 +17,7 @@ from pipelines.errors import Superseded, UserError
 from pipelines.recipe.run_paths import ATTEMPT, PUBLISHED
 from pipelines.recipe.schema import Recipe
 from pipelines.storage.store import RunStore
-from pipelines.train.checkpoint import read_state, write_state
+from pipelines.train.checkpoint_contents import read_state, write_state
 from pipelines.train.publish import Publication
 
 SPARSE = (

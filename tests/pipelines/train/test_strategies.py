@@ -17,8 +17,9 @@ from pipelines.commands.stages import PREPARE, REFERENCE, TRAIN
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import Run
 from pipelines.storage.store import RunStore
-from pipelines.train.checkpoint import completed_steps, stored_parameters
+from pipelines.train.checkpoint_contents import stored_parameters
 from pipelines.train.metrics import read_metrics
+from pipelines.train.steps import completed_steps
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 # The frozen reference runs beside the policy, sharded like it; batches of three pairs leave ranks

@@ -11,22 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipelines.errors import Failure, UserError
+from pipelines.errors import DamagedCheckpoint, Failure, UserError
 from pipelines.models.device import Placement
 from pipelines.recipe.run_paths import ATTEMPT
 from pipelines.storage.records import read_record
 from pipelines.storage.store import RunStore
-from pipelines.train.checkpoint import (
-    Checkpointer,
-    DamagedCheckpoint,
-    Retention,
-    check_files,
-    claim,
-    completed_steps,
-    load_checkpoint,
-    newest_intact,
-    step_folder,
-)
+from pipelines.train.checkpoint import Checkpointer, Retention
+from pipelines.train.checkpoint_contents import check_files, claim, newest_intact
+from pipelines.train.restore import load_checkpoint
+from pipelines.train.steps import completed_steps, step_folder
 from pipelines.train.strategy import Replicated
 
 Build = Callable[..., tuple[torch.nn.Module, torch.optim.AdamW, Checkpointer]]
@@ -366,9 +359,10 @@ def test_room_made_before_the_first_step_is_filled_by_the_save(
     claim(store, "a")
     checkpoints = Checkpointer(store, "a", model, optimizer, Replicated(placement()), Retention(1))
     checkpoints.make_room(is_last)
-    assert checkpoints._room is not None
-    checkpoints._room.result()
-    held = {name: tensor.data_ptr() for name, tensor in checkpoints._host.items()}
+    assert checkpoints._copies._ahead is not None
+    checkpoints._copies._ahead.result()
+    pinned = checkpoints._copies._pinned
+    held = {name: tensor.data_ptr() for name, tensor in pinned.items()}
     for _ in range(2):
         model(torch.ones(1, 300, device="cuda")).sum().backward()
         optimizer.step()
@@ -382,4 +376,4 @@ def test_room_made_before_the_first_step_is_filled_by_the_save(
     found = load_file(shard)
     assert found.keys() == now.keys()
     assert all(torch.equal(found[key], value.cpu()) for key, value in now.items())
-    assert held == {name: tensor.data_ptr() for name, tensor in checkpoints._host.items()}
+    assert held == {name: tensor.data_ptr() for name, tensor in pinned.items()}

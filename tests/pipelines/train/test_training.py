@@ -26,9 +26,10 @@ from pipelines.models.device import Placement
 from pipelines.recipe.schema import Recipe
 from pipelines.recipe.stage import Run
 from pipelines.storage.store import RunStore
-from pipelines.train.checkpoint import completed_steps, read_state
+from pipelines.train.checkpoint_contents import read_state
 from pipelines.train.metrics import read_metrics
 from pipelines.train.micro_batches import MicroBatchLoader
+from pipelines.train.steps import completed_steps
 from pipelines.train.throughput import Throughput
 from pipelines.train.trainer import Trainer
 from sparsepo.batching.batch_layout import BatchLayout
