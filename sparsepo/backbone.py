@@ -7,8 +7,8 @@ BlockMask, elsewhere (and for models without FlexAttention) a dense mask.
 
 import contextlib
 import re
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import wraps
 from typing import Any
 
 import torch
@@ -112,7 +112,17 @@ def checkpoint_activations(transformer: Any) -> None:
     trains in eval mode.
     """
     for layer in decoder_layers(transformer):
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        layer.forward = _checkpointed(layer.forward)
+
+
+def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A function, since torch's compiler would leave a `partial` of checkpoint as it is."""
+
+    @wraps(forward)
+    def checkpointed(*args: Any, **options: Any) -> Any:
+        return checkpoint(forward, *args, use_reentrant=False, **options)
+
+    return checkpointed
 
 
 def run_backbone(causal_lm: Any, inputs: ModelInputs) -> Any:

@@ -10,11 +10,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipelines.errors import StageFailed
 from pipelines.models.hardware import compile_forecast
 from pipelines.storage import RunStore
 from pipelines.train.compilation import Compilation, told_if_not_compiled
+from sparsepo.backbone import checkpoint_activations, decoder_layers
 
 TRAINING, EVALUATION = True, False
 Machine = Callable[[], AbstractContextManager[None]]
@@ -105,6 +107,50 @@ def test_numbers_of_a_sharded_layer_are_no_symbols(
             assert process.end() == (2, 2, 0)
     finally:
         dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_layers_that_compute_their_activations_again_are_compiled_too(
+    tmp_path: Path, another_machine: Machine
+) -> None:
+    """With the gradients that they have uncompiled; the layer's input is all that is kept."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=256, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    ids = torch.arange(40).view(1, 40)
+    weights = {parameter.data_ptr() for parameter in model.parameters()}
+
+    def passed() -> tuple[int, list[Tensor]]:
+        """Numbers kept for the backward pass, and gradients."""
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            if tensor.data_ptr() not in weights:
+                kept[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        model.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = model(input_ids=ids, use_cache=False).logits.square().sum()
+        loss.backward()
+        return sum(kept.values()), [
+            p.grad.clone() for p in model.parameters() if p.grad is not None
+        ]
+
+    most, expected = passed()
+    checkpoint_activations(model)
+    with another_machine():
+        process = Process(tmp_path)
+        process.compilation.compile(decoder_layers(model))
+        kept, found = passed()
+        assert process.end() == (1, 2, 0)
+    assert len(found) == len(expected) == 12
+    pairs = zip(found, expected, strict=True)
+    assert all(torch.allclose(one, other, rtol=1e-4, atol=1e-5) for one, other in pairs)
+    assert kept < 0.5 * most, (kept, most)
 
 
 @pytest.mark.slow
