@@ -259,6 +259,7 @@ WORKERS = (
     "pairs/tasks.py", "pairs/writer.py", "reference/actor.py", "reference/features.py",
     "reference/store.py", "reference/other_models.py", "train/worker.py", "train/trainer.py",
     "train/policy.py", "train/micro_batches.py", "train/checkpoint.py", "train/restore.py",
+    "train/checkpoint_contents.py", "train/host_copies.py", "train/compilation.py",
     "evaluate/actor.py", "evaluate/text_scorer.py", "evaluate/token_weights.py",
     "evaluate/facts.py", "merge/actor.py",
     "evaluate/evaluated_models.py", "evaluate/pair_scoring.py", "evaluate/response_drawing.py",

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from pipelines.errors import DamagedFile, StageFailed, UserError
+from pipelines.models import is_out_of_memory
 from pipelines.storage import RunStore, Span, add_spans, digest, read_whole
 
 _SIGNATURE_BYTES = 32
@@ -67,7 +68,6 @@ class Compilation:
         """
         shapes = _shapes().partition("-")[0]
         if shapes == "dynamic":
-            import torch._dynamo
             from torch.fx.experimental import _config
 
             patch = _config.patch(use_duck_shape=False)  # type: ignore[attr-defined]
@@ -142,6 +142,8 @@ class Compilation:
 def told_if_not_compiled(has_compiled_layers: bool) -> Iterator[None]:
     """Raise what torch's compiler raises inside as StageFailed, with what to set.
 
+    Memory that ran out while it compiled is raised as that.
+
     Args:
         has_compiled_layers: else what is compiled is FlexAttention alone, for packed rows.
     """
@@ -151,6 +153,9 @@ def told_if_not_compiled(has_compiled_layers: bool) -> Iterator[None]:
         raised = sys.modules.get("torch._dynamo.exc")
         if raised is None or not isinstance(error, raised.TorchDynamoException):
             raise
+        inner = getattr(error, "inner_exception", error)
+        if is_out_of_memory(inner):
+            raise inner from error
         what = "the decoder layers" if has_compiled_layers else "attention for packed rows"
         cure = "train.compile=false" if has_compiled_layers else "train.layout=padded"
         reason = str(error).strip().splitlines()[0]

@@ -18,7 +18,7 @@ from pipelines.train.stage import training_facts
 from pipelines.train.trainer import Trainer
 
 MakeRecipe = Callable[..., Recipe]
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
 def tiny_recipe(run_dir: Path | str, model: Path, pairs: Path) -> dict[str, Any]:

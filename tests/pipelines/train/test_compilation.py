@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._inductor.exc import InductorError
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -155,11 +156,11 @@ def test_layers_that_compute_their_activations_again_are_compiled_too(
 
 @pytest.mark.slow
 def test_a_compiler_that_fails_is_one_line(tmp_path: Path, another_machine: Machine) -> None:
-    def call(shapes: str) -> None:
+    def call(compiles_layers: bool) -> None:
         with (
             another_machine(),
             torch._inductor.config.patch({"cpp.cxx": ("/nowhere/c++",)}),
-            told_if_not_compiled(has_compiled_layers=shapes == "layers"),
+            told_if_not_compiled(compiles_layers),
         ):
             process = Process(tmp_path)
             try:
@@ -167,17 +168,19 @@ def test_a_compiler_that_fails_is_one_line(tmp_path: Path, another_machine: Mach
             finally:
                 process.end()
 
-    for shapes, what, cure in (
-        ("layers", "the decoder layers", "train.compile=false"),
-        ("attention", "attention for packed rows", "train.layout=padded"),
+    for compiles_layers, what, cure in (
+        (True, "the decoder layers", "train.compile=false"),
+        (False, "attention for packed rows", "train.layout=padded"),
     ):
         with pytest.raises(StageFailed) as caught:
-            call(shapes)
+            call(compiles_layers)
         (line,) = str(caught.value).splitlines()
         assert line.startswith(f"torch cannot compile {what} here: InvalidCxxCompiler")
         assert line.endswith(f"; set {cure}")
     with pytest.raises(RuntimeError, match="another"), told_if_not_compiled(True):
         raise RuntimeError("another")
+    with pytest.raises(torch.OutOfMemoryError, match="full"), told_if_not_compiled(True):
+        raise InductorError(torch.OutOfMemoryError("full"), None)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from feature_world import COUPLED, LAST_LAYER, World, log, prepared, stop_at_a_c
 from matrices import members
 from pair_records import PLAIN
 from ranks import Ranks
-from runs import MakeRecipe, trainer_of
+from runs import CUDA, MakeRecipe, trainer_of
 
 from pipelines.recipe.schema import Recipe
 from sparsepo.masks import MASKS
@@ -87,7 +87,7 @@ def test_every_objective_adds_in_one_order_on_a_gpu(
     options = [f"objective.name={case.partition(' ')[0]}", *CASES[case], "train.max_steps=2"]
     options += ["train.global_batch_size=8", "train.layout=padded", *world.options]
     recipe = prepared(recipe_in(tmp_path, *options, *world.scorers, paths=world.paths))
-    trainer = trainer_of(recipe, torch.device("cuda", 0))
+    trainer = trainer_of(recipe, CUDA)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*deterministic")
         trainer.run(lambda metrics: None)

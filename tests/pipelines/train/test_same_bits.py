@@ -5,13 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from feature_world import World, log, prepared, stop_at_a_checkpoint
-from runs import MakeRecipe, trainer_of
+from runs import CUDA, MakeRecipe, trainer_of
 from safetensors.torch import load_file
 
 from pipelines.models.device import sum_in_one_order
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-CUDA = torch.device("cuda", 0)
 
 
 def test_a_gpu_adds_in_one_order() -> None:
