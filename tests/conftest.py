@@ -17,10 +17,12 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 # Where the tests' own object store will listen: Ray's processes inherit it, so it is settled before
-# they start.
+# they start. The port stays bound, so that nobody else gets it meanwhile; the server may have it.
 with socket.socket() as _probe:
-    _probe.bind(("127.0.0.1", 0))
+    _probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    _probe.bind(("0.0.0.0", 0))
     os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{_probe.getsockname()[1]}"
+    _HELD = _probe.dup()
 os.environ |= {
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",
