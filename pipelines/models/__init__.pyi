@@ -29,6 +29,7 @@ from .device import (
     LateNumbers as LateNumbers,
     Placement as Placement,
     is_out_of_memory as is_out_of_memory,
+    refuse_other_orders as refuse_other_orders,
     sum_in_one_order as sum_in_one_order,
 )
 from .directories import (

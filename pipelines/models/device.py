@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -119,7 +119,7 @@ def sum_in_one_order(device: torch.device) -> None:
 
     A GPU's threads add in the order in which they come; torch has slower ways without that, and
     warns of what has none. torch's compiler takes the blocks of its reductions by rule, not by
-    measuring. CPUs are left as they are.
+    measuring. CPUs are left as they are. Gradients of attention: see `refuse_other_orders`.
     """
     if device.type != "cuda":
         return
@@ -128,6 +128,27 @@ def sum_in_one_order(device: torch.device) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     memory: Any = torch.utils.deterministic
     memory.fill_uninitialized_memory = False  # else torch writes all new memory once more
+
+
+def refuse_other_orders(device: torch.device, passes: Iterable[Callable[[], None]]) -> None:
+    """After `sum_in_one_order`: gradients of scaled_dot_product_attention are summed in one order.
+
+    They are where torch refuses operations without an order; where it only warns of them, it takes
+    another form of these gradients. So it refuses, unless a model computes with such an operation.
+
+    Args:
+        passes: each takes few tokens through a model and back.
+    """
+    if device.type != "cuda":
+        return
+    torch.use_deterministic_algorithms(True)
+    try:
+        for there_and_back in passes:
+            there_and_back()
+    except RuntimeError as error:
+        if "does not have a deterministic implementation" not in str(error):
+            raise
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -64,17 +64,21 @@ class Compilation:
         """Have the layers compiled when they are called, in this thread.
 
         Sizes that are equal in the first rows get symbols of their own, as they do in a graph that
-        is traced later: whatever a process does first, it finds what others have kept.
+        is traced later, and no kernel is chosen by the rows' width: whatever a process does first,
+        it finds what others have kept.
         """
         shapes = _shapes().partition("-")[0]
         if shapes == "dynamic":
             from torch.fx.experimental import _config
 
-            patch = _config.patch(use_duck_shape=False)  # type: ignore[attr-defined]
-            self._settings.enter_context(patch)
+            duck = _config.patch(use_duck_shape=False)  # type: ignore[attr-defined]
             # Else the numbers of heads and their sizes, which a sharded layer has as attributes,
             # become symbols, and FlexAttention cannot be compiled for them.
-            self._settings.enter_context(torch._dynamo.config.patch(skip_fsdp_guards=False))
+            numbers = torch._dynamo.config.patch(skip_fsdp_guards=False)
+            # Else wide rows have a graph of their own on GPUs, where a norm's sums are one kernel.
+            sums = torch._inductor.config.patch("triton.mix_order_reduction_non_strict_mode", True)
+            for patch in (duck, numbers, sums):
+                self._settings.enter_context(patch)
         for layer in layers:
             layer.compile(dynamic=_DYNAMIC[shapes])
 

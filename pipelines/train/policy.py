@@ -43,9 +43,12 @@ from sparsepo.backbone import (
     checkpoint_activations,
     decoder_layers,
     freeze_other_parts,
+    plain_attention,
+    run_backbone,
     transformer_of,
 )
 from sparsepo.batching.batch_layout import BatchLayout
+from sparsepo.batching.layouts import TokenizedPair, padded_layout
 from sparsepo.kernels.token_scoring import LMHead
 from sparsepo.masks import LearnedMasks, TokenMasks
 from sparsepo.model import PolicyModel, cut_head, cut_vocabulary
@@ -110,6 +113,25 @@ def count_adapter_parameters(recipe: Recipe) -> int:
                 _soft_ids(control),
             )
     return sum(p.numel() for p in found.parameters() if p.requires_grad)
+
+
+def there_and_back(causal_lm: Any) -> None:
+    """Two padded sequences through a model, and gradients back to its embeddings; none are kept."""
+    embeddings = transformer_of(causal_lm).get_input_embeddings()
+    rows = padded_layout([TokenizedPair([0, 1], [2, 3], [2])]).to(embeddings.weight.device)
+    embedded: list[torch.Tensor] = []
+
+    def follow(_layer: Any, _inputs: Any, states: torch.Tensor) -> torch.Tensor:
+        embedded.append(states.detach().requires_grad_())
+        return embedded[-1].clone()  # which a model may change in place
+
+    hook = embeddings.register_forward_hook(follow)
+    try:
+        with plain_attention():
+            states = run_backbone(causal_lm, rows).last_hidden_state
+            torch.autograd.grad(states.float().sum(), embedded)
+    finally:
+        hook.remove()
 
 
 def choose_layout(

@@ -9,13 +9,20 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipelines.errors import Diverged, Failure, StageFailed, UserError
-from pipelines.models import Placement, compile_forecast, sum_in_one_order, sustained_tflops
+from pipelines.models import (
+    Placement,
+    compile_forecast,
+    refuse_other_orders,
+    sum_in_one_order,
+    sustained_tflops,
+)
 from pipelines.pairs import read_pairs
 from pipelines.recipe import LearnedMaskConfig
 from pipelines.reference import feature_source, load_reference, usable_rows
@@ -38,6 +45,7 @@ from pipelines.train.policy import (
     build_policy,
     choose_layout,
     load_policy_model,
+    there_and_back,
 )
 from pipelines.train.publish import Publication
 from pipelines.train.restore import load_checkpoint
@@ -195,12 +203,12 @@ class Trainer:
     def _build(self, micro_batch_tokens: int | None) -> None:
         facts, placement = self.facts, self.placement
         causal_lm, online = self.load_models()
+        models = [causal_lm, *([online.causal_lm] if online else [])]
+        passes = [partial(there_and_back, model) for model in models]
+        refuse_other_orders(placement.device, passes)
         self.layout = choose_layout(facts, causal_lm, online, placement, micro_batch_tokens)
         self.source = feature_source(facts.reference, self.pairs, placement.device, online)
-        counted = [
-            sum(p.numel() for p in model.parameters())
-            for model in (causal_lm, *([online.causal_lm] if online else []))
-        ]
+        counted = [sum(p.numel() for p in model.parameters()) for model in models]
         self.throughput = Throughput(
             transformer_of(causal_lm).config,
             counted[0],

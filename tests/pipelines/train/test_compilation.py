@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from runs import CPU, CUDA
 from torch import Tensor, nn
 from torch._inductor.exc import InductorError
 from torch.distributed.device_mesh import init_device_mesh
@@ -51,9 +52,9 @@ class Layer(nn.Module):
 class Process:
     """What a new process with its own Compilation compiles; torch's caches are the caller's."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, device: torch.device = CPU) -> None:
         torch._dynamo.reset()
-        self.compilation = Compilation(RunStore(str(root)), b"key", torch.device("cpu"))
+        self.compilation = Compilation(RunStore(str(root)), b"key", device)
 
     def call(self, hidden: int, *calls: tuple[int, bool]) -> "Process":
         """Rows of these widths through a layer, with gradients or without; then a checkpoint."""
@@ -237,3 +238,23 @@ def test_a_width_that_equals_another_size_is_compiled_for_any_width(
         assert found.end() == (1, 1, 0)
     with another_machine():
         assert Process(tmp_path).call(16, (40, EVALUATION), (16, EVALUATION)).end() == (1, 0, 1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("widths", [(16384, 2048), (2048, 16384)])
+def test_wide_rows_have_the_graph_of_narrow_ones_on_a_gpu(
+    widths: tuple[int, int], tmp_path: Path, another_machine: Machine
+) -> None:
+    """On both sides of the 10,240 tokens from which torch sums 512 features in another kernel."""
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=512, intermediate_size=512, num_hidden_layers=1,
+        num_attention_heads=8, num_key_value_heads=8, max_position_embeddings=16384,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).to(CUDA, torch.bfloat16).eval()
+    with another_machine():
+        process = Process(tmp_path, CUDA)
+        process.compilation.compile(decoder_layers(model))
+        for width in widths:
+            ids = torch.zeros(1, width, dtype=torch.long, device=CUDA)
+            model(input_ids=ids, use_cache=False).logits.square().sum().backward()
+        assert process.end() == (1, 2, 0)

@@ -1,18 +1,81 @@
 """On a GPU, a training that was stopped and goes on has the bits of one that was not."""
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from families import tiny_model
 from feature_world import World, log, prepared, stop_at_a_checkpoint
 from runs import CUDA, MakeRecipe, trainer_of
 from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
-from pipelines.models.device import sum_in_one_order
+from pipelines.models.device import refuse_other_orders, sum_in_one_order
+from pipelines.train.policy import there_and_back
+from sparsepo.backbone import decoder_layers
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
+@pytest.fixture(autouse=True)
+def torchs_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Are after a test what they were before it."""
+    enabled = torch.are_deterministic_algorithms_enabled()
+    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    yield
+    torch.use_deterministic_algorithms(enabled, warn_only=only_warns)
+
+
+class PutBack(torch.autograd.Function):
+    """The states; their gradient goes through an operation without an order."""
+
+    @staticmethod
+    def forward(context: Any, states: Tensor) -> Tensor:
+        return states.clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        places = torch.arange(gradient.numel(), device=gradient.device).view_as(gradient)
+        return torch.zeros_like(gradient).put_(places, gradient)
+
+
+@pytest.mark.parametrize("family", ["opt", "ctrl", "mamba2"])
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_torch_refuses_what_has_no_order_unless_the_model_needs_it(
+    family: str, is_frozen: bool
+) -> None:
+    model = tiny_model(family).requires_grad_(not is_frozen)
+    sum_in_one_order(CUDA)
+    refuse_other_orders(CUDA, [partial(there_and_back, model)])
+    assert not torch.is_deterministic_algorithms_warn_only_enabled()
+    with pytest.raises(RuntimeError, match="put_ does not have a deterministic"):
+        torch.zeros(2).put_(torch.tensor([1]), torch.ones(1))
+
+    decoder_layers(model)[1].register_forward_pre_hook(
+        lambda _layer, inputs: (PutBack.apply(inputs[0]), *inputs[1:])
+    )
+    refuse_other_orders(CUDA, [partial(there_and_back, model)])
+    with pytest.warns(UserWarning, match="put_ does not have a deterministic"):
+        there_and_back(model)
+    assert torch.are_deterministic_algorithms_enabled()
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_other_errors_of_a_pass_are_raised() -> None:
+    def fail() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access")
+
+    with pytest.raises(RuntimeError, match="illegal memory"):
+        refuse_other_orders(CUDA, [fail])
+
+
+@on_a_gpu
 def test_a_gpu_adds_in_one_order() -> None:
     """A million numbers to each of two places, again and again."""
     sum_in_one_order(CUDA)
@@ -22,6 +85,25 @@ def test_a_gpu_adds_in_one_order() -> None:
     assert all(torch.equal(one, sums[0]) for one in sums)
 
 
+@on_a_gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("is_masked", [True, False])
+def test_gradients_of_attention_have_the_same_bits(dtype: torch.dtype, is_masked: bool) -> None:
+    sum_in_one_order(CUDA)
+    refuse_other_orders(CUDA, [])
+    states = torch.randn(3, 8, 4, 700, 64, device=CUDA, dtype=dtype)
+    mask = torch.ones(700, 700, device=CUDA, dtype=torch.bool).tril() if is_masked else None
+
+    def gradients() -> Tensor:
+        leaf = states.clone().requires_grad_()
+        found = scaled_dot_product_attention(*leaf, attn_mask=mask, is_causal=mask is None)
+        return torch.autograd.grad(found.float().square().sum(), leaf)[0]
+
+    first = gradients()
+    assert all(torch.equal(gradients(), first) for _ in range(10))
+
+
+@on_a_gpu
 @pytest.mark.parametrize("compiles", ["true", "false"])
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 def test_a_resumed_training_has_the_same_bits(
