@@ -21,7 +21,7 @@ from pipelines.models import (
     load_causal_lm,
     reference_dtype,
     resolve_model,
-    sum_in_one_order,
+    sums_in_one_order,
 )
 from pipelines.pairs import PairTable, read_pairs
 from pipelines.storage import RunStore
@@ -91,12 +91,15 @@ class MapFitter:
     def __init__(self, facts: FitFacts) -> None:
         self._facts, self._settings = facts, facts.settings
         self._device = compute_device()
-        sum_in_one_order(self._device)
         self._heads: list[LMHead] = []
         self._known: dict[str, list[_Pair]] = {}
 
     def __call__(self, task: FitMap) -> dict[str, Any]:
         """The map's numbers, its loss by step, and what held-out pairs say of it."""
+        with sums_in_one_order(self._device):
+            return self._fitted(task)
+
+    def _fitted(self, task: FitMap) -> dict[str, Any]:
         if not self._known:
             self._run_models()
         train, *others = self._known.values()

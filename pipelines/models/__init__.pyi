@@ -30,7 +30,7 @@ from .device import (
     Placement as Placement,
     is_out_of_memory as is_out_of_memory,
     refuse_other_orders as refuse_other_orders,
-    sum_in_one_order as sum_in_one_order,
+    sums_in_one_order as sums_in_one_order,
 )
 from .directories import (
     ADAPTER_CONFIG as ADAPTER_CONFIG,

@@ -114,27 +114,37 @@ class LateNumbers:
         return [] if self._host is None else self._host.tolist()
 
 
-def sum_in_one_order(device: torch.device) -> None:
-    """From here on this process gets the same bits every time from a GPU, wherever torch can.
+@contextlib.contextmanager
+def sums_in_one_order(device: torch.device) -> Iterator[None]:
+    """This process gets the same bits every time from a GPU, wherever torch can.
 
     A GPU's threads add in the order in which they come; torch has slower ways without that, and
     warns of what has none. torch's compiler takes the blocks of its reductions by rule, not by
     measuring. CPUs are left as they are. Gradients of attention: see `refuse_other_orders`.
     """
     if device.type != "cuda":
+        yield
         return
     # torch asks for it; an H100 has that much anyway.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
     memory: Any = torch.utils.deterministic
+    fills = memory.fill_uninitialized_memory
+    was_on = torch.are_deterministic_algorithms_enabled()
+    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
     memory.fill_uninitialized_memory = False  # else torch writes all new memory once more
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was_on, warn_only=only_warned)
+        memory.fill_uninitialized_memory = fills
 
 
 def refuse_other_orders(device: torch.device, passes: Iterable[Callable[[], None]]) -> None:
-    """After `sum_in_one_order`: gradients of scaled_dot_product_attention are summed in one order.
+    """Within `sums_in_one_order`: gradients of scaled_dot_product_attention have one order too.
 
-    They are where torch refuses operations without an order; where it only warns of them, it takes
-    another form of these gradients. So it refuses, unless a model computes with such an operation.
+    Torch sums them so where it refuses what has no order; where it only warns of that, it takes a
+    quicker form. So it refuses, unless a model needs such an operation.
 
     Args:
         passes: each takes few tokens through a model and back.

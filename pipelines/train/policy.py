@@ -115,8 +115,12 @@ def count_adapter_parameters(recipe: Recipe) -> int:
     return sum(p.numel() for p in found.parameters() if p.requires_grad)
 
 
-def there_and_back(causal_lm: Any) -> None:
-    """Two padded sequences through a model, and gradients back to its embeddings; none are kept."""
+def there_and_back(causal_lm: Any, compute: torch.dtype) -> None:
+    """Two padded sequences through a model, and gradients back to its embeddings; none are kept.
+
+    Args:
+        compute: dtype of matrix products; adapters and masks have other weights than a frozen base.
+    """
     embeddings = transformer_of(causal_lm).get_input_embeddings()
     rows = padded_layout([TokenizedPair([0, 1], [2, 3], [2])]).to(embeddings.weight.device)
     embedded: list[torch.Tensor] = []
@@ -125,9 +129,10 @@ def there_and_back(causal_lm: Any) -> None:
         embedded.append(states.detach().requires_grad_())
         return embedded[-1].clone()  # which a model may change in place
 
+    device, casts = embeddings.weight.device.type, compute != torch.float32
     hook = embeddings.register_forward_hook(follow)
     try:
-        with plain_attention():
+        with plain_attention(), torch.autocast(device, dtype=torch.bfloat16, enabled=casts):
             states = run_backbone(causal_lm, rows).last_hidden_state
             torch.autograd.grad(states.float().sum(), embedded)
     finally:

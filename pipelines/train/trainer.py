@@ -8,6 +8,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,7 +21,7 @@ from pipelines.models import (
     Placement,
     compile_forecast,
     refuse_other_orders,
-    sum_in_one_order,
+    sums_in_one_order,
     sustained_tflops,
 )
 from pipelines.pairs import read_pairs
@@ -125,7 +126,8 @@ class Trainer:
     ) -> None:
         self.facts, self.placement = facts, placement
         self._began = time.monotonic()
-        sum_in_one_order(placement.device)
+        self._settings = ExitStack()  # torch's, of this process
+        self._settings.enter_context(sums_in_one_order(placement.device))
         self.is_one_pair_each = False  # in this step: no smaller budget would help
         self._launched: list[LaunchedStep] = []
         self._read_at = self._began  # when the last step's numbers were there
@@ -204,7 +206,7 @@ class Trainer:
         facts, placement = self.facts, self.placement
         causal_lm, online = self.load_models()
         models = [causal_lm, *([online.causal_lm] if online else [])]
-        passes = [partial(there_and_back, model) for model in models]
+        passes = [partial(there_and_back, model, placement.compute) for model in models]
         refuse_other_orders(placement.device, passes)
         self.layout = choose_layout(facts, causal_lm, online, placement, micro_batch_tokens)
         self.source = feature_source(facts.reference, self.pairs, placement.device, online)
@@ -648,10 +650,11 @@ class Trainer:
         publication.publish()
 
     def close(self) -> None:
-        """Stop the threads of a run that has ended or failed."""
+        """Stop the threads of a run that has ended or failed; torch's settings are as before it."""
         self.checkpoints.close()
         if self.compilation is not None:
             self.compilation.close()
+        self._settings.close()
 
 
 def _of_second_pass(objective: CoupledObjective, cuts: Sequence[Cut]) -> list[Cut]:

@@ -1,6 +1,7 @@
 """On a GPU, a training that was stopped and goes on has the bits of one that was not."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,22 +15,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from pipelines.models.device import refuse_other_orders, sum_in_one_order
+from pipelines.models.device import refuse_other_orders, sums_in_one_order
 from pipelines.train.policy import there_and_back
 from sparsepo.backbone import decoder_layers
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-@pytest.fixture(autouse=True)
-def torchs_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Are after a test what they were before it."""
-    enabled = torch.are_deterministic_algorithms_enabled()
-    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
-    yield
-    torch.use_deterministic_algorithms(enabled, warn_only=only_warns)
+@pytest.fixture
+def one_order() -> Iterator[None]:
+    with sums_in_one_order(CUDA):
+        yield
 
 
 class PutBack(torch.autograd.Function):
@@ -48,11 +44,11 @@ class PutBack(torch.autograd.Function):
 @pytest.mark.parametrize("family", ["opt", "ctrl", "mamba2"])
 @pytest.mark.parametrize("is_frozen", [False, True])
 def test_torch_refuses_what_has_no_order_unless_the_model_needs_it(
-    family: str, is_frozen: bool
+    family: str, is_frozen: bool, one_order: None
 ) -> None:
     model = tiny_model(family).requires_grad_(not is_frozen)
-    sum_in_one_order(CUDA)
-    refuse_other_orders(CUDA, [partial(there_and_back, model)])
+    back = partial(there_and_back, model, torch.float32)
+    refuse_other_orders(CUDA, [back])
     assert not torch.is_deterministic_algorithms_warn_only_enabled()
     with pytest.raises(RuntimeError, match="put_ does not have a deterministic"):
         torch.zeros(2).put_(torch.tensor([1]), torch.ones(1))
@@ -60,14 +56,35 @@ def test_torch_refuses_what_has_no_order_unless_the_model_needs_it(
     decoder_layers(model)[1].register_forward_pre_hook(
         lambda _layer, inputs: (PutBack.apply(inputs[0]), *inputs[1:])
     )
-    refuse_other_orders(CUDA, [partial(there_and_back, model)])
+    refuse_other_orders(CUDA, [back])
     with pytest.warns(UserWarning, match="put_ does not have a deterministic"):
-        there_and_back(model)
+        back()
     assert torch.are_deterministic_algorithms_enabled()
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_other_errors_of_a_pass_are_raised() -> None:
+def test_a_pass_takes_weights_of_two_kinds() -> None:
+    """As of adapters on a frozen base."""
+    model = tiny_model("opt").bfloat16()
+    decoder_layers(model)[0].fc1.float()
+    there_and_back(model, torch.bfloat16)
+
+
+def test_torchs_settings_are_as_before_at_the_end(one_order: None) -> None:
+    """Of a training, or of one that failed; whatever they were."""
+    deterministic = torch.utils.deterministic
+    refuse_other_orders(CUDA, [])
+    deterministic.fill_uninitialized_memory = True
+    with suppress(InterruptedError), sums_in_one_order(CUDA):
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+        assert not deterministic.fill_uninitialized_memory
+        raise InterruptedError
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.is_deterministic_algorithms_warn_only_enabled()
+    assert deterministic.fill_uninitialized_memory
+
+
+def test_other_errors_of_a_pass_are_raised(one_order: None) -> None:
     def fail() -> None:
         raise RuntimeError("CUDA error: an illegal memory access")
 
@@ -76,9 +93,8 @@ def test_other_errors_of_a_pass_are_raised() -> None:
 
 
 @on_a_gpu
-def test_a_gpu_adds_in_one_order() -> None:
+def test_a_gpu_adds_in_one_order(one_order: None) -> None:
     """A million numbers to each of two places, again and again."""
-    sum_in_one_order(CUDA)
     values = torch.randn(2_000_000, device=CUDA)
     index = torch.arange(2_000_000, device=CUDA) % 2
     sums = [torch.zeros(2, device=CUDA).index_add(0, index, values) for _ in range(20)]
@@ -88,8 +104,9 @@ def test_a_gpu_adds_in_one_order() -> None:
 @on_a_gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("is_masked", [True, False])
-def test_gradients_of_attention_have_the_same_bits(dtype: torch.dtype, is_masked: bool) -> None:
-    sum_in_one_order(CUDA)
+def test_gradients_of_attention_have_the_same_bits(
+    dtype: torch.dtype, is_masked: bool, one_order: None
+) -> None:
     refuse_other_orders(CUDA, [])
     states = torch.randn(3, 8, 4, 700, 64, device=CUDA, dtype=dtype)
     mask = torch.ones(700, 700, device=CUDA, dtype=torch.bool).tril() if is_masked else None
