@@ -144,7 +144,7 @@ def refuse_other_orders(device: torch.device, passes: Iterable[Callable[[], None
     """Within `sums_in_one_order`: gradients of scaled_dot_product_attention have one order too.
 
     Torch sums them so where it refuses what has no order; where it only warns of that, it takes a
-    quicker form. So it refuses, unless a model needs such an operation.
+    different form. So it refuses, unless a model needs such an operation.
 
     Args:
         passes: each takes few tokens through a model and back.
