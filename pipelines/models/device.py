@@ -140,7 +140,9 @@ def sums_in_one_order(device: torch.device) -> Iterator[None]:
         memory.fill_uninitialized_memory = fills
 
 
-def refuse_other_orders(device: torch.device, passes: Iterable[Callable[[], None]]) -> None:
+def refuse_other_orders(
+    device: torch.device, passes: Iterable[Callable[[], None]]
+) -> Sequence[str]:
     """Within `sums_in_one_order`: gradients of scaled_dot_product_attention have one order too.
 
     Torch sums them so where it refuses what has no order; where it only warns of that, it takes a
@@ -148,17 +150,24 @@ def refuse_other_orders(device: torch.device, passes: Iterable[Callable[[], None
 
     Args:
         passes: each takes few tokens through a model and back.
+    Returns: a warning, if one does.
     """
     if device.type != "cuda":
-        return
+        return ()
     torch.use_deterministic_algorithms(True)
     try:
         for there_and_back in passes:
             there_and_back()
     except RuntimeError as error:
-        if "does not have a deterministic implementation" not in str(error):
+        operation, without_order, _ = str(error).partition(" does not have a deterministic")
+        if not without_order:
             raise
         torch.use_deterministic_algorithms(True, warn_only=True)
+        return (
+            f"the model needs {operation}, for which torch has no order on GPUs: a killed run "
+            "that goes on may have other last bits than one that was not killed",
+        )
+    return ()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

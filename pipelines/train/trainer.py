@@ -200,14 +200,14 @@ class Trainer:
             self.metrics = MetricsWriter(
                 self.store, self.step, trackers, self.checkpoints.is_current
             )
-            self.metrics.warn(self.step, damaged)
+            self.metrics.warn(self.step, [*damaged, *self._orders])
 
     def _build(self, micro_batch_tokens: int | None) -> None:
         facts, placement = self.facts, self.placement
         causal_lm, online = self.load_models()
         models = [causal_lm, *([online.causal_lm] if online else [])]
         passes = [partial(there_and_back, model, placement.compute) for model in models]
-        refuse_other_orders(placement.device, passes)
+        self._orders = refuse_other_orders(placement.device, passes)
         self.layout = choose_layout(facts, causal_lm, online, placement, micro_batch_tokens)
         self.source = feature_source(facts.reference, self.pairs, placement.device, online)
         counted = [sum(p.numel() for p in model.parameters()) for model in models]

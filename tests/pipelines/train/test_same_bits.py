@@ -48,7 +48,7 @@ def test_torch_refuses_what_has_no_order_unless_the_model_needs_it(
 ) -> None:
     model = tiny_model(family).requires_grad_(not is_frozen)
     back = partial(there_and_back, model, torch.float32)
-    refuse_other_orders(CUDA, [back])
+    assert not refuse_other_orders(CUDA, [back])
     assert not torch.is_deterministic_algorithms_warn_only_enabled()
     with pytest.raises(RuntimeError, match="put_ does not have a deterministic"):
         torch.zeros(2).put_(torch.tensor([1]), torch.ones(1))
@@ -56,7 +56,8 @@ def test_torch_refuses_what_has_no_order_unless_the_model_needs_it(
     decoder_layers(model)[1].register_forward_pre_hook(
         lambda _layer, inputs: (PutBack.apply(inputs[0]), *inputs[1:])
     )
-    refuse_other_orders(CUDA, [back])
+    (line,) = refuse_other_orders(CUDA, [back])
+    assert line.startswith("the model needs put_, for which")
     with pytest.warns(UserWarning, match="put_ does not have a deterministic"):
         back()
     assert torch.are_deterministic_algorithms_enabled()
