@@ -86,12 +86,9 @@ def command(run: Path, *options: str) -> list[str]:
 
 
 def events(run: Path) -> list[dict[str, Any]]:
-    folder = run / "evaluation" / "schedule" / "events"
-    return (
-        [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
-        if folder.is_dir()
-        else []
-    )
+    """Those that are there; another process may be writing the next one."""
+    store = RunStore(str(run / "evaluation" / "schedule" / "events"))
+    return [json.loads(store.read_bytes(name)) for name in store.names()]
 
 
 def finished(run: Path) -> Counter[int]:
