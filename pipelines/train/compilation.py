@@ -64,11 +64,12 @@ class Compilation:
         """Have the layers compiled when they are called, in this thread.
 
         Sizes that are equal in the first rows get symbols of their own, as they do in a graph that
-        is traced later, and no kernel is chosen by the rows' width: whatever a process does first,
-        it finds what others have kept.
+        is traced later, and wide rows have no graph of their own: whatever a process does first, it
+        finds what others have kept.
         """
         shapes = _shapes().partition("-")[0]
         if shapes == "dynamic":
+            from torch._inductor import config as inductor
             from torch.fx.experimental import _config
 
             duck = _config.patch(use_duck_shape=False)  # type: ignore[attr-defined]
@@ -76,7 +77,7 @@ class Compilation:
             # become symbols, and FlexAttention cannot be compiled for them.
             numbers = torch._dynamo.config.patch(skip_fsdp_guards=False)
             # Else wide rows have a graph of their own on GPUs, where a norm's sums are one kernel.
-            sums = torch._inductor.config.patch("triton.mix_order_reduction_non_strict_mode", True)
+            sums = inductor.patch("triton.mix_order_reduction_non_strict_mode", True)
             for patch in (duck, numbers, sums):
                 self._settings.enter_context(patch)
         for layer in layers:

@@ -1,6 +1,6 @@
 """The model that is trained: loaded, adapted, laid out, compiled, spread, and written out again."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,6 @@ from pipelines.train.facts import TrainingFacts
 from pipelines.train.restore import load_checkpoint
 from pipelines.train.steps import step_folder
 from pipelines.train.strategy import Strategy, strategy_of
-from sparsepo import ReferenceModel
 from sparsepo.backbone import (
     checkpoint_activations,
     decoder_layers,
@@ -140,19 +139,14 @@ def there_and_back(causal_lm: Any, compute: torch.dtype) -> None:
 
 
 def choose_layout(
-    facts: TrainingFacts,
-    causal_lm: Any,
-    online: ReferenceModel | None,
-    placement: Placement,
-    most: int | None,
+    facts: TrainingFacts, models: Sequence[Any], placement: Placement, most: int | None
 ) -> BatchLayout:
-    """The training's layout, for which the models are prepared.
+    """The training's layout, for which the models are prepared: policy, and online reference.
 
     A micro-batch has at most `most` tokens.
 
     Raises: UserError if the models cannot take what is asked for.
     """
-    models = [causal_lm] if online is None else [causal_lm, online.causal_lm]
     wanted = micro_batch_tokens(
         facts.train, facts.model.name_or_path, facts.gpus_per_run, placement.device
     )

@@ -208,7 +208,7 @@ class Trainer:
         models = [causal_lm, *([online.causal_lm] if online else [])]
         passes = [partial(there_and_back, model, placement.compute) for model in models]
         self._orders = refuse_other_orders(placement.device, passes)
-        self.layout = choose_layout(facts, causal_lm, online, placement, micro_batch_tokens)
+        self.layout = choose_layout(facts, models, placement, micro_batch_tokens)
         self.source = feature_source(facts.reference, self.pairs, placement.device, online)
         counted = [sum(p.numel() for p in model.parameters()) for model in models]
         self.throughput = Throughput(
